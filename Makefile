@@ -1,0 +1,59 @@
+# make demo   fine-tune real weights and compare before and after
+# make test   everything that must hold
+# Each makes .venv by itself; only Python 3.11, make and a C++ compiler must be there.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format types unit test-faults test-gpu benchmark clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin
+READY := $(VENV)/requirements.lock
+SMOLLM2 := .cache/models/SmolLM2-135M-Instruct
+WORKERS ?= 2
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY) ## .venv with the pinned packages of requirements.lock
+
+# A copy of the lock inside .venv says what is installed; an interrupted installation leaves none.
+$(READY): requirements.lock
+	@if ! cmp -s $< $@; then \
+	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || { echo "Python 3.11 or newer is needed; say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	  test -x $(RUN)/python || "$(PYTHON)" -m venv $(VENV) || exit 1; \
+	  echo "Installing the pinned packages into $(VENV): once, a few minutes ..."; \
+	  $(RUN)/python -m pip install -qq --disable-pip-version-check --progress-bar off -r $< || exit 1; \
+	fi
+	@cp $< $@
+
+demo: $(READY) ## fine-tune SmolLM2-135M with LoRA, merge, compare before and after (5 minutes on 2 cores)
+	@VENV=$(VENV) bash examples/demo.sh
+
+test: lint types unit ## lint, types and all tests (under 20 minutes on 2 cores)
+
+lint: $(READY) ## ruff: rules and formatting
+	@$(RUN)/ruff check --quiet && $(RUN)/ruff format --quiet --check && echo "ruff: clean"
+
+format: $(READY) ## let ruff mend what it can
+	@$(RUN)/ruff check --fix; $(RUN)/ruff format
+
+types: $(READY) ## mypy --strict over train and eval
+	@$(RUN)/mypy --no-error-summary && echo "mypy: clean"
+
+unit: $(READY)
+	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-faults: $(READY) ## kills, signals, full disks: the whole fault suite
+	@$(RUN)/python -m pytest -q tests/faults
+
+test-gpu: $(READY) ## the equalities on CUDA; skipped with the reason where there is none
+	@$(RUN)/python -m pytest -q -m gpu
+
+benchmark: $(READY) ## side by side with TRL on this machine; makes the peer's environment by itself
+	@for file in benchmarks/*_throughput.py; do $(RUN)/python $$file || exit 1; done
+
+clean: ## remove runs and caches, keep .venv and fetched weights
+	@rm -rf runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,124 @@
+"""Users' files: which there are, their rows, their digests, and writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from eval.errors import CannotWriteError, UserError
+from eval.readers import READERS, BadRow, Row
+
+__all__ = [
+    "BadRow",
+    "Row",
+    "cannot_write",
+    "expand",
+    "nearest",
+    "read",
+    "sha256_file",
+    "sync_folder",
+    "write_atomically",
+]
+
+
+def expand(path: str) -> list[Path]:
+    """The data files that a file name, a folder (searched deeply) or a glob stands for, in the order of their names.
+
+    Raises:
+        UserError: Nothing matches, or a file is of no known kind.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        if place.suffix.lower() not in READERS:
+            raise UserError(f"{path}: files of kind `{place.suffix}` cannot be read; known are {', '.join(READERS)}")
+        return [place]
+    if place.is_dir():
+        candidates = [file for file in place.rglob("*") if not _is_hidden(file.relative_to(place))]
+    else:
+        candidates = [Path(name) for name in glob.glob(str(place), recursive=True)]  # noqa: PTH207 (absolute globs)
+    files = sorted((f for f in candidates if f.is_file() and f.suffix.lower() in READERS), key=lambda f: f.as_posix())
+    if files:
+        return files
+    if candidates or place.is_dir():
+        raise UserError(f"{path}: holds no data file; known are {', '.join(READERS)}")
+    raise UserError(f"{path}: no such file, folder or glob{nearest(place)}")
+
+
+def nearest(place: Path) -> str:
+    """`; did you mean X?` with the most similar name that does exist, or nothing."""
+    parent = place.parent
+    while not parent.is_dir() and parent != parent.parent:
+        place, parent = parent, parent.parent
+    names = [entry.name for entry in parent.iterdir()] if os.access(parent, os.R_OK) else []
+    matches = difflib.get_close_matches(place.name, names, n=1)
+    return f"; did you mean {parent / matches[0]}?" if matches else ""
+
+
+def read(path: Path, skip: int = 0) -> Iterator[Row | BadRow]:
+    """The rows of one file in order, read as they are asked for, without the first `skip` (of both kinds).
+
+    JSON arrays are held in memory whole, and so is one document of a text file.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    try:
+        yield from READERS[path.suffix.lower()](path, skip)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or leave the old one: a reader, or a run that was killed, never sees half of it.
+
+    Raises:
+        CannotWriteError: No space, no permission.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("w", encoding="utf-8", newline="") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            draft.replace(path)
+            sync_folder(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError) -> CannotWriteError:
+    """The error for `path`, with the space that is left there."""
+    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    return CannotWriteError(f"{path}: cannot be written: {error.strerror or error} ({free:,} bytes are free there)")
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)

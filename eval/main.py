@@ -1,0 +1,40 @@
+"""Evaluate and compare checkpoints: `accelerate launch eval/main.py --help`, or `python -m eval --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Run as a script, eval/ itself comes first, and the package would not be found without an installation.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.config import parse
+from eval.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 0, or that of the UserError whose message was printed."""
+    try:
+        config = parse(arguments)  # --help ends here, before anything heavy is imported
+        from eval.evaluation import evaluate
+        from eval.ranks import join
+        from eval.report import summary, write
+
+        ranks = join()
+        evaluation = evaluate(config, ranks)
+        if ranks.index == 0:
+            write(evaluation, Path(config.out))
+            print(summary(evaluation.result))
+            print(f"\nReport: {Path(config.out) / 'report.md'}")
+        ranks.close()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

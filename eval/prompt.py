@@ -1,0 +1,143 @@
+"""Text and conversations as token ids, with one checkpoint's tokenizer and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from eval.errors import UserError
+from eval.rows import Message
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids of which those from `first` on are to be scored, and the UTF-8 bytes that these stand for."""
+
+    ids: Ids
+    first: int
+    bytes: int
+
+
+class Prompter:
+    """Encodes for one checkpoint.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: A Jinja chat template; None where the checkpoint has none, and conversations are refused.
+        raw: Use no template: the messages one after another, and the end token after each answer.
+        context_tokens: The longest sequence that the model can take; None where it has no bound.
+        max_new_tokens: Length limit of generated answers.
+        window_tokens: Longest window in which a document is scored; 0 is the whole context.
+        end_ids: Tokens that end an answer by the checkpoint's own generation settings.
+        name: What messages call the checkpoint.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        raw: bool,
+        context_tokens: int | None,
+        max_new_tokens: int,
+        window_tokens: int,
+        end_ids: Sequence[int],
+        name: str,
+    ) -> None:
+        self.tokenizer, self.name = tokenizer, name
+        self.raw, self.template = raw, None if raw else template
+        self.max_new_tokens = max_new_tokens
+        self.context_tokens = context_tokens
+        sizes = [size for size in (window_tokens, context_tokens) if size]
+        self.window_tokens: int | None = min(sizes) if sizes else None
+        self._start = self._start_ids()
+        self._lead: Ids = self._start if raw else ()  # a template writes its own start token
+        self.stop_ids = self._stop_ids(end_ids)
+
+    def question(self, messages: Sequence[Message]) -> Ids:
+        """The conversation up to where the assistant answers."""
+        return self._lead + self._encode(self._asked(messages))
+
+    def answers(self, messages: Sequence[Message]) -> list[Passage]:
+        """Each turn of the assistant, given everything before it; its end-of-turn token is scored too."""
+        turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+        return [self._answer(messages[:k], messages[k]) for k in turns]
+
+    def document(self, text: str) -> Passage:
+        """A text. Its first token is scored only if the tokenizer puts a start token from which to predict it."""
+        if self._start or not self.tokenizer.is_fast:
+            ids = self._start + self._encode(text)
+            return Passage(ids, max(len(self._start), 1), len(text.encode()))
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = tuple(encoded["input_ids"])
+        begin = encoded["offset_mapping"][1][0] if len(ids) > 1 else len(text)
+        return Passage(ids, 1, len(text[begin:].encode()))
+
+    def _answer(self, history: Sequence[Message], message: Message) -> Passage:
+        asked = self.question(history)
+        return Passage(
+            asked + self._encode(self._answered(history, message)), len(asked), len(message["content"].encode())
+        )
+
+    def _asked(self, messages: Sequence[Message]) -> str:
+        if self.raw:
+            return "".join(m["content"] + self._end(m["role"]) for m in messages)
+        return self._rendered(messages, add_generation_prompt=True)
+
+    def _answered(self, history: Sequence[Message], message: Message) -> str:
+        """What the model should say: the answer and its end of turn, without the white space that follows these."""
+        if self.raw:
+            return message["content"] + self._end("assistant")
+        asked, whole = self._asked(history), self._rendered([*history, message], add_generation_prompt=False)
+        if not whole.startswith(asked):
+            raise UserError(
+                f"{self.name}: its chat template does not continue a question's prompt with the answer, so answers "
+                "cannot be scored; give another with --template FILE.jinja, or --template raw"
+            )
+        return whole[len(asked) :].rstrip()
+
+    def _end(self, role: str) -> str:
+        return self.tokenizer.eos_token or "" if role == "assistant" else ""
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        if self.template is None:
+            raise UserError(
+                f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
+                "raw (nothing between messages) or FILE.jinja, for example the other model's chat_template.jinja"
+            )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateError as error:
+            raise UserError(f"{self.name}: its chat template refuses this conversation: {error}") from error
+        return text
+
+    def _stop_ids(self, end_ids: Sequence[int]) -> Ids:
+        """The checkpoint's end tokens, and the template's end of turn: a base model's settings do not know that one."""
+        stops = {*end_ids, self.tokenizer.eos_token_id} - {None}
+        if self.template is not None:
+            stops |= {i for i in self._encode(self._end_of_turn())[:1] if i in self.tokenizer.added_tokens_decoder}
+        return tuple(sorted(stops))
+
+    def _end_of_turn(self) -> str:
+        """What the template writes after an answer."""
+        mark = "zerotune-answer"
+        whole = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], False)
+        return whole.rpartition(mark)[2]
+
+    def _encode(self, text: str) -> Ids:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _start_ids(self) -> Ids:
+        """The tokens that the tokenizer puts before every text."""
+        bare, full = self._encode("a"), tuple(self.tokenizer("a")["input_ids"])
+        starts = [k for k in range(len(full)) if full[k : k + len(bare)] == bare]
+        return full[: starts[0]] if starts else ()

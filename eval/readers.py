@@ -1,0 +1,265 @@
+"""The readers behind `eval.files.read`, one for each kind of file: rows with the line they stand on.
+
+Text must be UTF-8 (a byte order mark is taken off). A row that cannot be read is yielded with its reason, never raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DOCUMENT_END = "<|endoftext|>"  # a line with nothing else ends a document of a text file
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SPACE = re.compile(r"[ \t\r\n]*")
+ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" leaves where a byte is not UTF-8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read. line counts from 1; in a Parquet file it is the number of the row."""
+
+    file: str
+    line: int
+    value: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One row that cannot be used. What stands before the first colon of the reason is its kind."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, BadRow | None]]:
+    """Number, text and problem of each line. Lines end at line feeds alone: JSON strings may hold other separators."""
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            raw = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            try:
+                yield number, raw.decode("utf-8"), None
+            except UnicodeDecodeError as error:
+                reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+                yield number, raw.decode("utf-8", "surrogateescape"), BadRow(str(path), number, reason)
+
+
+def _read_jsonl(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    filled = (entry for entry in _lines(path) if entry[1].strip())
+    for number, text, problem in itertools.islice(filled, skip, None):
+        yield problem or _object(str(path), number, text)
+
+
+def _object(file: str, line: int, text: str) -> Row | BadRow:
+    text = text.rstrip()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadRow(file, line, _json_reason(error, text))
+    return _row(file, line, value)
+
+
+def _row(file: str, line: int, value: Any) -> Row | BadRow:
+    if isinstance(value, dict):
+        return Row(file, line, value)
+    return BadRow(file, line, f"not an object: a row must be {{...}}, this is {type_name(value)}")
+
+
+def type_name(value: Any) -> str:
+    """A value's type in the words of JSON."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    names = {str: "text", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _json_reason(error: Exception, text: str) -> str:
+    if isinstance(error, RecursionError):
+        return "not valid JSON: nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: {error}"
+    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+        return f"not valid JSON: cut off ({error.msg})"
+    return f"not valid JSON: {error.msg} (column {error.colno})"
+
+
+def _read_json(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    raw = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    try:
+        text, is_clean = raw.decode("utf-8"), True
+    except UnicodeDecodeError:
+        text, is_clean = raw.decode("utf-8", "surrogateescape"), False
+    return itertools.islice(_walk_json(str(path), text, is_clean), skip, None)
+
+
+def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[Row | BadRow]:
+    """The elements of an array, or objects one after another, each with the line it begins on."""
+    decode = json.JSONDecoder().raw_decode
+    position = _skip_space(text, 0)
+    in_array = text[position : position + 1] == "["
+    position = _skip_space(text, position + in_array)
+    if in_array and text[position : position + 1] == "]":
+        return
+    line, counted = 1, 0
+    while position < len(text):
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, end = decode(text, position)
+        except (ValueError, RecursionError) as error:
+            broken_line = line + text.count("\n", position, getattr(error, "pos", position))
+            position = _next_start(text, position)
+            if position < len(text):
+                yield BadRow(file, line, _json_reason(error, text))
+            else:
+                yield BadRow(file, broken_line, _json_reason(error, text) + "; the rest of the file is not read")
+                return
+            continue
+        escaped = None if is_clean else ESCAPED_BYTE.search(text, position, end)
+        if escaped:
+            escaped_line = line + text.count("\n", position, escaped.start())
+            yield BadRow(file, escaped_line, f"not UTF-8: byte 0x{ord(escaped.group()) - 0xDC00:02x}")
+        else:
+            yield _row(file, line, value)
+        position = _skip_space(text, end)
+        if in_array:
+            mark = text[position : position + 1]
+            if mark == "]":
+                return
+            if mark != ",":
+                last_line = line + text.count("\n", counted, end)
+                yield BadRow(
+                    file, last_line, f"not valid JSON: {'a comma is missing' if mark else 'cut off (no closing ])'}"
+                )
+            position = _skip_space(text, position + (mark == ","))
+            if mark == "," and position == len(text):
+                yield BadRow(file, line, "not valid JSON: cut off (nothing after the last comma)")
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _next_start(text: str, position: int) -> int:
+    """Where reading can go on after the broken value at `position`: at a line that opens an object as its line did."""
+    line_start = text.rfind("\n", 0, position) + 1
+    indent = text[line_start:position]
+    if indent.strip(" \t[,"):
+        return len(text)
+    found = text.find("\n" + indent.lstrip("[,") + "{", position)
+    return len(text) if found < 0 else text.index("{", found)
+
+
+def _read_csv(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 KiB
+    problems: dict[int, BadRow] = {}
+
+    def lines() -> Iterator[str]:
+        for number, text, problem in _lines(path):
+            if problem:
+                problems[number] = problem
+            yield text
+
+    reader = csv.reader(lines(), strict=True)
+    header: list[str] | None = None
+    yielded = 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            result: Row | BadRow = BadRow(str(path), line, f"not valid CSV: {_csv_reason(error)}")
+        else:
+            if not record:
+                continue
+            problem = next((problems[n] for n in range(line, reader.line_num + 1) if n in problems), None)
+            if header is None:
+                header = record
+                repeated = sorted({name for name in header if header.count(name) > 1})
+                if problem or repeated:
+                    yield problem or BadRow(str(path), line, f"not valid CSV: the header repeats {', '.join(repeated)}")
+                    return
+                continue
+            result = problem or _csv_row(str(path), line, header, record)
+        yielded += 1
+        if yielded > skip:
+            yield result
+
+
+def _csv_reason(error: csv.Error) -> str:
+    reason = str(error)
+    return "a quote is opened here and never closed" if reason == "unexpected end of data" else reason
+
+
+def _csv_row(file: str, line: int, header: list[str], record: list[str]) -> Row | BadRow:
+    if len(record) != len(header):
+        return BadRow(file, line, f"not valid CSV: {len(record)} fields where the header has {len(header)}")
+    return Row(file, line, dict(zip(header, record, strict=True)))
+
+
+def _read_parquet(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        yield BadRow(str(path), 1, f"not a Parquet file: {error}")
+        return
+    with table:
+        line = 0
+        for group in range(table.num_row_groups):
+            if line + table.metadata.row_group(group).num_rows <= skip:
+                line += table.metadata.row_group(group).num_rows
+                continue
+            for batch in table.iter_batches(batch_size=1024, row_groups=[group]):
+                for offset in range(max(0, skip - line), len(batch)):
+                    yield _parquet_row(str(path), line + offset + 1, batch, offset)
+                line += len(batch)
+
+
+def _parquet_row(file: str, line: int, batch: Any, offset: int) -> Row | BadRow:
+    try:
+        return Row(file, line, {name: batch.column(name)[offset].as_py() for name in batch.schema.names})
+    except UnicodeDecodeError as error:
+        return BadRow(file, line, f"not UTF-8: byte 0x{error.object[error.start]:02x}")
+
+
+def _read_text(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    return itertools.islice(_documents(path), skip, None)
+
+
+def _documents(path: Path) -> Iterator[Row | BadRow]:
+    """Documents between lines that hold only <|endoftext|>; without such a line the file is one document."""
+    lines: list[str] = []
+    problem: BadRow | None = None
+    start = 0
+    for number, text, bad in itertools.chain(_lines(path), [(0, DOCUMENT_END, None)]):
+        if text.strip() == DOCUMENT_END:
+            if problem or start:
+                yield problem or Row(str(path), start, {"text": "".join(lines).strip("\n")})
+            lines, start, problem = [], 0, None
+        else:
+            start = start or (number if text.strip() else 0)
+            problem = problem or bad
+            lines.append(text[:-2] + "\n" if text.endswith("\r\n") else text)
+
+
+READERS: Mapping[str, Callable[[Path, int], Iterator[Row | BadRow]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
+}

@@ -1,0 +1,127 @@
+"""What an evaluation found: result.json (docs/evaluation.md documents it) and the samples behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.protocols import Sample
+
+SCHEMA = "zerotune.evaluation"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A checkpoint. digests: sha256 of weights, tokenizer and chat template."""
+
+    name: str
+    path: str
+    precision: str
+    context_tokens: int | None
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of one model with its 95 % interval (None where one sample allows none)."""
+
+    model: str
+    value: float
+    low: float | None
+    high: float | None
+    method: str | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`model` minus the baseline on the same samples, with its 95 % interval. won: samples where `model` is better."""
+
+    model: str
+    value: float
+    low: float | None
+    high: float | None
+    method: str | None
+    won: int
+    lost: int
+    tied: int
+    verdict: str  # better, worse, no significant difference, not tested
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of one task.
+
+    level: sample (a mean over samples) or corpus (a function of all of them). is_share: the share of right samples.
+    """
+
+    name: str
+    level: str
+    higher_is_better: bool
+    is_share: bool
+    estimates: Sequence[Estimate]
+    differences: Sequence[Difference]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was not scored for any model."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task. data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering."""
+
+    name: str
+    version: int
+    data: Mapping[str, str]
+    samples: int
+    skipped: Sequence[Skipped]
+    metrics: Sequence[MetricResult]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything but the samples. The first model is the baseline."""
+
+    created: str
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    models: Sequence[ModelInfo]
+    tasks: Sequence[TaskResult]
+    schema: str = SCHEMA
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """JSON; a number that is not finite becomes null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """samples: task -> model -> its samples, in the order of the rows and the same rows for every model."""
+
+    result: Result
+    samples: Mapping[str, Mapping[str, Sequence[Sample]]]
+
+
+def sample_lines(samples: Sequence[Sample]) -> str:
+    """JSONL: id (file:line), the numbers that the metrics read, and what was asked and answered."""
+    rows = [_finite({"id": sample.id, **sample.values, **sample.shown}) for sample in samples]
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

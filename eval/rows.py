@@ -1,0 +1,126 @@
+"""Rows of a user's file as examples: a text, or a conversation. What a row is, its columns say.
+
+text                         a document
+question, answer             one question and its answer
+prompt, response             the same
+instruction, [input], output the same; input stands under the instruction
+messages                     a list of {role, content}
+conversations                the same in ShareGPT's words: {from, value}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from eval.errors import UserError
+from eval.files import BadRow, Row, expand, read
+from eval.readers import type_name
+
+SHOWN_BAD_ROWS = 10
+PAIRS = (("question", "answer"), ("prompt", "response"), ("instruction", "output"))
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+ROLES = ("system", "user", "assistant", "tool")
+KNOWN = "text; question + answer; prompt + response; instruction (+ input) + output; messages; conversations"
+
+Item = TypeVar("Item")
+Message = Mapping[str, str]  # role, content
+
+
+class BadExampleError(ValueError):
+    """A row that does not fit; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row. id: file:line. Either `text` or `messages` is set; an answer, if any, is the last message."""
+
+    id: str
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last message is the assistant's."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
+
+def load(path: str, make: Callable[[Example], Item], max_rows: int = 0) -> list[Item]:
+    """The items that `make` forms of the first `max_rows` rows (0: all) of a file, folder or glob.
+
+    Raises UserError with the first ten bad rows as file:line: reason; a row is never left out silently.
+    """
+    items: list[Item] = []
+    bad: list[str] = []
+    for file in expand(path):
+        for row in read(file):
+            if max_rows and len(items) + len(bad) >= max_rows:
+                break
+            try:
+                items.append(make(example(row)))
+            except BadExampleError as reason:
+                bad.append(f"{row.file}:{row.line}: {reason}")
+    if bad:
+        more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
+        raise UserError(f"{len(bad)} rows cannot be evaluated:\n" + "\n".join(bad[:SHOWN_BAD_ROWS]) + more)
+    if not items:
+        raise UserError(f"{path}: there are no rows in it")
+    return items
+
+
+def example(row: Row | BadRow) -> Example:
+    """The row, understood; raises BadExampleError."""
+    if isinstance(row, BadRow):
+        raise BadExampleError(row.reason)
+    place, value = f"{row.file}:{row.line}", row.value
+    messages = _conversation(value)
+    if messages:
+        if value.get("system") and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": _text(value, "system")})
+        return Example(place, messages=tuple(messages))
+    if "text" in value:
+        return Example(place, text=_text(value, "text"))
+    raise BadExampleError(f"none of the known columns ({KNOWN}), only: {', '.join(map(str, value)) or 'nothing'}")
+
+
+def _conversation(value: Mapping[str, Any]) -> list[Message]:
+    """The row's messages; none where its columns are not those of a conversation."""
+    if value.get("tools"):
+        raise BadExampleError("tools cannot be evaluated yet")
+    for column, keys in (("messages", ("role", "content")), ("conversations", ("from", "value"))):
+        if value.get(column):
+            return _messages(value[column], *keys)
+    for asked, answered in PAIRS:
+        if asked in value:
+            question = _text(value, asked)
+            if asked == "instruction" and str(value.get("input") or "").strip():
+                question += "\n" + _text(value, "input")
+            answer = [{"role": "assistant", "content": _text(value, answered)}] if answered in value else []
+            return [{"role": "user", "content": question}, *answer]
+    return []
+
+
+def _text(value: Mapping[str, Any], column: str) -> str:
+    text = value.get(column)
+    if not isinstance(text, str):
+        raise BadExampleError(f"{column} is {type_name(text) if column in value else 'missing'}, not text")
+    if not text.strip():
+        raise BadExampleError(f"{column} is empty")
+    return text
+
+
+def _messages(value: Any, role_key: str, content_key: str) -> list[Message]:
+    if not isinstance(value, (list, tuple)):
+        raise BadExampleError("the conversation is not a list of messages")
+    messages: list[Message] = []
+    for index, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise BadExampleError(f"message {index} is {type_name(message)}, not an object")
+        role = SHAREGPT_ROLES.get(message.get(role_key, ""), message.get(role_key))
+        if role not in ROLES:
+            raise BadExampleError(
+                f"message {index}: {role_key} is {role!r}; known: {', '.join((*ROLES, *SHAREGPT_ROLES))}"
+            )
+        messages.append({"role": role, "content": _text(message, content_key)})
+    return messages

@@ -1,0 +1,11 @@
+"""The tasks by name. A new task is one file with one `TASK`, and its line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.protocols import Task
+from eval.tasks import perplexity, qa, samples
+
+TASKS: Mapping[str, Task[Any]] = {task.name: task for task in (perplexity.TASK, qa.TASK, samples.TASK)}

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Workplace, Zygote
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    warm = Zygote()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("workplace"))
+
+
+@pytest.fixture(scope="session")
+def reference(zygote: Zygote, workplace: Workplace) -> Path:
+    """A run of one process that nothing disturbs."""
+    run = workplace.folder / "reference"
+    processes = zygote.run(workplace.arguments(run), workplace.folder / "reference")
+    assert processes.codes == [0], processes.output
+    return run

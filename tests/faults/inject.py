@@ -1,0 +1,65 @@
+"""A test-only plug: kills, signals or slows a training process at a named point, without a branch in `train`.
+
+$ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
+"nth": 1, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "raise", "rank": 0}. `nth` counts the calls of
+that function in the process, 0 means every call; `rank` is left out for all ranks.
+A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "ZEROTUNE_INJECT"
+
+
+def install() -> None:
+    """Put the orders of the environment into effect."""
+    for order in json.loads(os.environ.get(VARIABLE, "[]")):
+        if order.get("rank") in (None, int(os.environ.get("RANK", 0))):
+            _plug(order)
+
+
+def _plug(order: dict[str, Any]) -> None:
+    module, _, path = order["at"].partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    setattr(owner, name, _wrapped(getattr(owner, name), order))
+
+
+def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., Any]:
+    calls = 0
+
+    @functools.wraps(real)
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        due = order.get("nth", 1) in (0, calls)
+        if due and order.get("when", "before") == "before":
+            _act(order["do"])
+        result = real(*arguments, **keywords)
+        if due and order.get("when") == "after":
+            _act(order["do"])
+        return result
+
+    return wrapper
+
+
+def _act(what: str) -> None:
+    verb, _, argument = what.partition(" ")
+    if verb == "sleep":
+        time.sleep(float(argument))
+    elif verb == "touch":
+        Path(argument).touch()
+    elif verb == "raise":
+        raise RuntimeError("injected")
+    else:
+        os.kill(os.getpid(), signal.Signals[verb])

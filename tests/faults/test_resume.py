@@ -1,0 +1,44 @@
+"""F1 and F2: killed with `kill -9` in the middle of epochs, three times, with dropout: the same to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import STEPS, Workplace, Zygote, finished, leftovers, losses, status, weights
+
+KILLS = (3, 2, 4)  # each life dies before this many-th update of its own
+
+CASES = {
+    "single full": ("single", {}),
+    "single prompt": ("single", {"tuning.kind": "prompt"}),
+    "ddp lora": ("ddp", {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}),
+    "zero1 prompt": ("zero1", {"tuning.kind": "prompt"}),
+    "zero2 full": ("zero2", {}),
+    "zero3 lora": ("zero3", {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_kills_change_no_bit(case: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    kind, options = CASES[case]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    processes = zygote.run(workplace.arguments(whole, **options), tmp_path / "whole", kind)
+    assert set(processes.codes) == {0}, processes.output
+    assert sorted(losses(whole)) == list(range(1, STEPS + 1))
+
+    for life, update in enumerate(KILLS):
+        orders = [{"at": "train.engine.loop:Loop._update", "nth": update, "do": "SIGKILL"}]
+        processes = zygote.run(workplace.arguments(cut, **options), tmp_path / f"life{life}", kind, orders)
+        assert -9 in processes.codes, processes.output
+        assert finished(cut)
+    processes = zygote.run(workplace.arguments(cut, **options), tmp_path / "last", kind)
+    assert set(processes.codes) == {0}, processes.output
+    assert "resumed from" in processes.output
+
+    assert losses(cut) == losses(whole)
+    assert weights(cut) == weights(whole)
+    assert leftovers(cut) == []
+    assert status(cut)["state"] == "finished"
+    assert status(cut)["exit_code"] == 0

@@ -1,0 +1,87 @@
+"""Starting real training runs from tests: the same commands a user types, a tiny random model, and what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "examples" / "models" / "tiny-qwen2"
+BIN = Path(sys.executable).parent
+
+# Short and long rows in two languages, so that packs, ragged ends and fillers all occur.
+QUESTIONS = [
+    {
+        "question": f"What is {i} plus {i + 1}?" + " Please think about it." * (i % 5),
+        "answer": f"It is {2 * i + 1}." * (1 + i % 3),
+    }
+    for i in range(28)
+] + [{"question": f"{i}加{i}等于多少？", "answer": f"等于{2 * i}。"} for i in range(20)]
+
+
+def write_rows(folder: Path) -> Path:
+    """A small data set in `qa` format."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in QUESTIONS), encoding="utf-8")
+    return path
+
+
+def arguments(folder: Path, rows: Path, **options: object) -> list[str]:
+    """Command-line options of a short run into `folder`; `options` use __ for the dot."""
+    chosen = {
+        "run.folder": folder,
+        "run.precision": "fp32",
+        "model.path": TINY,
+        "model.init": "random",
+        "data.train": json.dumps([{"path": str(rows), "format": "qa"}]),
+        "data.validation_fraction": 0.2,
+        "data.cache_folder": rows.parent / "cache",
+        "data.max_length_tokens": 128,
+        "batch.tokens_per_step": 512,
+        "batch.tokens_per_micro_batch": 512,
+        "optim.learning_rate": 1e-3,
+        "validation.samples": 0,
+        "watch.tensorboard": "false",
+        "merge.at_end": "false",
+    }
+    chosen |= {name.replace("__", "."): value for name, value in options.items()}
+    return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Two workers on two cores: one thread each, and no hub."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **extra}
+
+
+def launch(
+    words: list[str], config: str | None = None, ranks: int = 1, timeout: float = 180, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch [--config_file accelerate_configs/CONFIG.yaml] train/main.py ...`, or plain Python without
+    a config.
+    """
+    start = [sys.executable]
+    if config is not None:
+        file = str(ROOT / "accelerate_configs" / f"{config}.yaml")
+        start = [
+            str(BIN / "accelerate"),
+            "launch",
+            "--config_file",
+            file,
+            "--num_processes",
+            str(ranks),
+            "--main_process_port",
+            "0",
+        ]
+    return subprocess.run(
+        [*start, str(ROOT / "train" / "main.py"), *words],
+        cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def metrics(folder: Path, name: str) -> dict[int, float]:
+    """step -> value of one metric of a run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}

@@ -1,0 +1,109 @@
+"""Finished runs for tests of what comes after training: made by the trainer's own code, without training.
+
+The "trained" weights are the start values plus seeded noise, large enough that every mistake shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+
+from tests.ranks import Solo
+from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
+from train.engine import commit
+from train.engine.origin import Origin
+from train.engine.whole_state import save_model
+from train.models.digest import model_digest
+from train.models.load import fit_vocabulary, load_causal_lm, load_tokenizer
+from train.recipe import to_yaml
+from train.tuning import TUNINGS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SIZES = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=256,
+)  # fmt: skip
+
+
+def tiny_tokenizer(folder: Path, size: int = 300) -> None:
+    """A byte-level BPE tokenizer with a start token and a chat template, trained on nothing."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    vocab |= {f"<unused{i}>": i for i in range(len(vocab), size - 3)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>", "<|endoftext|>")])
+    start = ("<s>", backend.token_to_id("<s>"))
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B:1", special_tokens=[start]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = "{%- for m in messages %}{{ '<s>' + m['content'] + '</s>' }}{%- endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_model(folder: Path, kind: str, dtype: str = "float32", vocabulary: int = 300) -> Path:
+    """A random model with its tokenizer: `llama` (untied embeddings) or `qwen2` (tied, biases in attention)."""
+    made = {
+        "llama": lambda: LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **SIZES),
+        "qwen2": lambda: Qwen2Config(vocab_size=vocabulary, tie_word_embeddings=True, **SIZES),
+    }[kind]()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(made)
+    with torch.no_grad():  # the usual start values leave attention and biases without a visible effect
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 or "bias" in name else 0.1))
+    model.to(DTYPES[dtype]).save_pretrained(folder)
+    tiny_tokenizer(folder)
+    return folder
+
+
+def disturb(model: torch.nn.Module, size: float = 0.05) -> None:
+    """Noise on everything that is trained."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * size)
+
+
+def finished_run(
+    folder: Path, base: Path, tuning: TuningConfig, dtype: str = "float32", tokenizer: Path | None = None, **model: str
+) -> Path:
+    """A run folder with one checkpoint of a tuned model, whole and committed."""
+    config = Config(
+        run=RunConfig(folder=str(folder), seed=3, precision="bf16" if dtype == "bfloat16" else "fp32"),
+        model=ModelConfig(path=str(base), tokenizer=str(tokenizer) if tokenizer else None, **model),
+        tuning=tuning,
+        data=DataConfig(train=[SourceConfig(path="rows.jsonl", format="qa")]),
+    )
+    chosen = TUNINGS[tuning.kind](tuning, config.run.seed, model=config.model)
+    loaded = load_causal_lm(config.model, DTYPES[dtype], options=chosen.load_options(DTYPES[dtype]), seed=3)
+    tokens = load_tokenizer(config.model)
+    fit_vocabulary(loaded, tokens, 3)
+    model_ = chosen.apply(loaded)
+    disturb(model_)
+
+    def write(draft: Path) -> None:
+        save_model(model_, draft)
+        (draft / "tuning").mkdir()
+        chosen.save({}, model_, draft / "tuning")
+
+    folder.mkdir(parents=True)
+    commit.commit(folder / "checkpoints", 7, write, {"step": 7, "best_step": None}, Origin.of(config, "single", 1), Solo())
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    facts = {"model": {"path": str(base), "digest": model_digest(base)}, "precision": config.run.precision}
+    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    tokens.save_pretrained(folder / "tokenizer")
+    return folder

@@ -1,0 +1,62 @@
+"""The learning rate as a function of the step, and which parameters decay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from train.config import OptimConfig
+from train.engine.optimizer import OPTIMIZERS, build, learning_rate
+from train.errors import UserError
+
+
+def rates(total=100, **options):
+    config = OptimConfig(learning_rate=1.0, **options)
+    return [learning_rate(step, total, config) for step in range(total)]
+
+
+def test_warmup_rises_linearly_and_never_wastes_a_step_at_zero():
+    assert rates(warmup_steps=4)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_cosine_passes_half_way_and_ends_at_its_final_share():
+    course = rates(schedule="cosine", warmup_steps=0, final_fraction=0.1)
+    assert course[50] == pytest.approx(0.55)
+    assert course[-1] == pytest.approx(0.1, abs=0.001)
+    assert course == sorted(course, reverse=True)
+
+
+def test_linear_and_constant():
+    assert rates(schedule="linear", warmup_steps=0)[25] == pytest.approx(0.75)
+    assert set(rates(schedule="constant", warmup_steps=0)) == {1.0}
+
+
+def test_warmup_fraction_is_of_all_steps():
+    assert rates(total=200, warmup_fraction=0.05)[9] == pytest.approx(1.0)
+    assert rates(total=200, warmup_fraction=0.05)[8] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_learns_and_spares_vectors_from_decay(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 1))
+    optimizer = build(model, OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.5))
+    decayed = {p.ndim for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    spared = {p.ndim for g in optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
+    assert (decayed, spared) == ({2}, {1})
+    x = torch.randn(32, 64)
+    losses = []
+    for _ in range(15):
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_nothing_to_train_is_said_at_once():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(UserError, match="no parameter is trained"):
+        build(model, OptimConfig())

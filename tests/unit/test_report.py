@@ -1,0 +1,228 @@
+"""The report of a run folder, as the board and the record leave it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.cells import cell_len
+from rich.console import Console
+
+from train.config import Config, TuningConfig, WatchConfig
+from train.engine import record
+from train.engine.board import Board
+from train.errors import UserError
+from train.protocols import Sample
+from train.report import print_table, write_report
+from train.report.__main__ import main
+from train.report.run import read_run
+from train.report.words import duration, number, question, readable, shortened
+
+PROMPT = "<|im_start|>user\n北京的首都是什么?|pipe<|im_end|>\n<|im_start|>assistant\n"
+
+
+def make_run(run: Path, steps: int = 60) -> Path:
+    """A run whose loss has its best validation at step 40."""
+    config = Config(tuning=TuningConfig(kind="lora"))
+    record.write(
+        run,
+        **record.circumstances(torch.device("cpu")),
+        config=dataclasses.asdict(config),
+        fingerprint="f" * 64,
+        parameters={"trained": 4_884_480, "total": 139_399_488},
+        lower_is_better={"loss": True, "perplexity": True, "exact_match": False},
+        world_size=2,
+        precision="bf16",
+        peak={"flops": 1e11, "source": "measured matrix product"},
+    )
+    board = Board(run, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, steps)
+    for step in range(steps + 1):
+        if step:
+            loss = 1.1 + 2 * math.exp(-step / 12) + 0.1 * math.sin(7 * step)
+            values = {
+                "loss": loss,
+                "learning_rate": 2e-4 * min(step / 5, 1 - step / steps),
+                "tokens": 1000.0 * step,
+                "gradient_norm": 3 * loss / 4,
+                "tokens_per_second": 1800 + 90 * math.sin(step),
+                "mfu": 0.41,
+                "memory_gb": 1.5 + step / 100,
+                "padding_share": 0.004,
+                "epoch": step / 20,
+                "skipped_steps": 0.0,
+            }
+            board.metrics(step, {f"train/{name}": value for name, value in values.items()})
+        if step % 20 == 0:
+            held_out = {0: 3.2, 20: 1.6, 40: 1.25}.get(step, 1.4)
+            values = {"perplexity": math.exp(held_out), "loss": held_out, "exact_match": min(step / 80, 0.6)}
+            board.metrics(step, {f"validation/{name}": value for name, value in values.items()})
+            board.samples(step, [Sample(PROMPT, f"answer <b>{step}</b>", "中国|*"), Sample("Hi", "x" * 999)])
+    board.close()
+    (run / "merged").mkdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "演示 run")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    path = write_report(run)
+    assert path == run / "report.md"
+    return path.read_text(encoding="utf-8")
+
+
+def terminal(run: Path, width: int = 80) -> str:
+    out = io.StringIO()
+    print_table(run, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_the_best_step_is_that_of_the_deciding_metric(run: Path) -> None:
+    found = read_run(run)
+    assert found.best_step == found.handed_over_step == 40
+    by_name = {change.name: change for change in found.changes()}
+    assert next(iter(by_name)) == "loss"
+    assert (by_name["loss"].before, by_name["loss"].chosen, by_name["loss"].last) == (3.2, 1.25, 1.4)
+    assert by_name["exact_match"].chosen == 0.5  # at step 40, though it rises afterwards
+    assert by_name["exact_match"].share
+    assert not by_name["loss"].share
+    assert all(change.better for change in by_name.values())
+
+
+def test_the_page_begins_with_the_answer(run: Path, page: str) -> None:
+    assert "loss 3.2 → 1.25, perplexity 24.53 → 3.49, exact match 0.0% → 50.0%" in page.split("\n\n")[1]
+    assert "| exact match | 0.0% | **50.0%** | +50.0 points | 60.0% |" in page
+    assert "| loss | 3.2 | **1.25** | -61% | 1.4 |" in page
+    assert "3.50% of the parameters (4,884,480 of 139,399,488, lora)" in page
+    assert "60,000 tokens" in page
+    assert "41.0%" in page
+    assert f"| Merged | {str(run / 'merged').replace('_', chr(92) + '_')} |" in page
+
+
+def test_what_the_model_writes_stays_in_its_cell(page: str) -> None:
+    row = next(line for line in page.splitlines() if "北京" in line)
+    assert row.count("|") == 5
+    assert "北京的首都是什么?&#124;pipe" in row
+    assert "answer &lt;b&gt;0&lt;/b&gt; | answer &lt;b&gt;40&lt;/b&gt; |" in row
+    assert "im_start" not in row
+
+
+def test_every_linked_picture_is_there_and_shows_something(run: Path, page: str) -> None:
+    links = re.findall(r"!\[[^]]+]\(([^)]+)\)", page)
+    assert links == ["report/loss.png", "report/validation.png", "report/learning.png", "report/speed.png"]
+    for link in links:
+        with Image.open(run / link) as picture:
+            assert picture.width == 1200
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20)) > 20
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_terminal_holds_80_columns(run: Path, width: int) -> None:
+    shown = terminal(run, width)
+    assert max(cell_len(line) for line in shown.splitlines()) <= min(width, 80)
+    flat = " ".join(shown.split())
+    assert "loss 3.2 → 1.25" in flat
+    assert "北京" in flat
+
+
+def test_a_run_that_made_it_worse_says_so(tmp_path: Path) -> None:
+    board = Board(tmp_path, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, 2)
+    board.metrics(0, {"validation/loss": 1.0})
+    board.metrics(2, {"validation/loss": 2.0})
+    board.close()
+    assert "loss 1 → 2 (worse)" in write_report(tmp_path).read_text(encoding="utf-8")
+    assert read_run(tmp_path).best_step == 2
+
+
+def test_merging_the_last_checkpoint_compares_with_the_last(tmp_path: Path) -> None:
+    config = dataclasses.asdict(Config())
+    config["merge"]["checkpoint"] = "last"
+    make_run(tmp_path)
+    record.write(tmp_path, config=config)
+    assert read_run(tmp_path).handed_over_step == 60
+    assert {c.name: c.chosen for c in read_run(tmp_path).changes()}["loss"] == 1.4
+
+
+def test_time_leaves_out_the_gap_before_a_resumption(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "time": 100, "start": true}\n{"step": 1, "time": 110, "train/loss": 2}\n'
+        '{"step": 1, "time": 5000, "start": true}\n{"step": 2, "time": 5007, "train/loss": 1}\n{"step": 3, "ti'
+    )
+    found = read_run(tmp_path)
+    assert (found.seconds, found.processes, found.last_step) == (17, 2, 2)
+    assert "17 s, resumed 1 time" in terminal(tmp_path)
+
+
+def test_little_is_enough(tmp_path: Path) -> None:
+    """A run that was killed before its first validation, with nothing but metrics.jsonl."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "time": 1, "start": true}\n')
+    assert "No step has been written yet." in terminal(tmp_path)
+    write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 2, "train/loss": 2.5, "train/gradient_norm": null}\n')
+    assert "Training loss 2.5 → 2.5" in " ".join(terminal(tmp_path).split())
+    assert "report/loss.png" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"no metrics\.jsonl"):
+        write_report(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
+    assert main() == 64
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_the_command(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    monkeypatch.setattr("sys.argv", ["report", str(copy)])
+    assert main() == 0
+    assert str(copy / "report.md") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "share", "text"),
+    [
+        (None, False, "-"),
+        (0.0, False, "0"),
+        (3.14159, False, "3.142"),
+        (12345.6, False, "12,346"),
+        (0.625, True, "62.5%"),
+        (1.5e-5, False, "1.5e-05"),
+        (2.0, False, "2"),
+        (1e9, False, "1e+09"),
+    ],
+)
+def test_numbers(value: float | None, share: bool, text: str) -> None:
+    assert number(value, share) == text
+
+
+def test_durations_and_samples_are_readable() -> None:
+    assert [duration(s) for s in (9.4, 252, 11100)] == ["9 s", "4 min 12 s", "3 h 05 min"]
+    assert readable("a<|im_end|>\n\n\n<s>a | b</s>") == "a\na | b"
+    assert shortened("abcdef", 4) == "abc…"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Hi,\n\nthere",
+        "<|im_start|>system\nGo.<|im_end|>\n<|im_start|>user\nHi,\nthere<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "<|start_header_id|>user<|end_header_id|>\nHi,\nthere<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n",
+        "<s>Hi,\nthere",
+    ],
+)
+def test_the_question_of_a_prompt(prompt: str) -> None:
+    assert question(prompt) == "Hi,\nthere"

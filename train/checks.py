@@ -1,0 +1,179 @@
+"""What can be wrong with a configuration before any data or model is read: ranges and contradictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from train.config import Config, flat
+
+# Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
+RANGES = {
+    "run.seed": "[0, 4294967295]",
+    "run.stop_after_minutes": "(0, inf)",
+    "run.max_skipped_steps": "[0, inf)",
+    "data.validation_fraction": "[0, 1)",
+    "data.max_length_tokens": "[2, inf)",
+    "data.streaming_window_rows": "[1, inf)",
+    "data.workers": "[0, inf)",
+    "batch.tokens_per_step": "[1, inf)",
+    "batch.tokens_per_micro_batch": "[1, inf)",
+    "tuning.lora.rank": "[1, inf)",
+    "tuning.lora.alpha": "(0, inf)",
+    "tuning.lora.dropout": "[0, 1)",
+    "tuning.prompt.virtual_tokens": "[1, inf)",
+    "optim.learning_rate": "[0, inf)",
+    "optim.weight_decay": "[0, inf)",
+    "optim.beta1": "[0, 1)",
+    "optim.beta2": "[0, 1)",
+    "optim.epsilon": "(0, inf)",
+    "optim.clip_norm": "[0, inf)",
+    "optim.warmup_steps": "[0, inf)",
+    "optim.warmup_fraction": "[0, 1]",
+    "optim.final_fraction": "[0, 1]",
+    "duration.max_epochs": "(0, inf)",
+    "duration.max_steps": "[1, inf)",
+    "duration.max_tokens": "[1, inf)",
+    "validation.every_steps": "[1, inf)",
+    "validation.patience": "[0, inf)",
+    "validation.max_rows": "[0, inf)",
+    "validation.samples": "[0, inf)",
+    "validation.exact_match_rows": "[0, inf)",
+    "validation.max_new_tokens": "[1, inf)",
+    "checkpoint.every_steps": "[1, inf)",
+    "checkpoint.keep_last": "[1, inf)",
+    "watch.every_steps": "[1, inf)",
+    "watch.peak_tflops": "(0, inf)",
+}
+SOURCE_RANGES = {"weight": "(0, inf)", "fraction": "(0, 1]"}
+
+
+def problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, message) for everything wrong; a key names the value to blame first, so that its place can be shown."""
+    values = flat(config)
+    for key, interval in RANGES.items():
+        if not _inside(values[key], interval):
+            yield key, f"{key}: must lie in {interval}, not {values[key]}"
+    for name in ("data.train", "data.validation"):
+        for index, source in enumerate(values[name]):
+            yield from _source_problems(f"{name}[{index}]", source)
+    yield from _model_problems(config)
+    yield from _data_problems(config)
+    yield from _batch_problems(config)
+    yield from _validation_problems(config)
+
+
+def _inside(value: float | None, interval: str) -> bool:
+    if value is None:
+        return True
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def _source_problems(name: str, source: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, interval in SOURCE_RANGES.items():
+        if not _inside(source[key], interval):
+            yield f"{name}.{key}", f"{name}.{key}: must lie in {interval}, not {source[key]}"
+    if not source["path"].strip():
+        yield f"{name}.path", f"{name}.path is empty: give a file, folder, glob or hub data set"
+
+
+def _model_problems(config: Config) -> Iterator[tuple[str, str]]:
+    model, tuning = config.model, config.tuning
+    if not config.run.folder.strip():
+        yield "run.folder", "run.folder is empty: give the folder that the run writes into"
+    if not model.path.strip():
+        yield "model.path", "model.path is missing: give a folder in Hugging Face layout or a hub name"
+    if model.init == "random" and tuning.quantization != "none":
+        yield "model.init", "model.init: random weights cannot be quantised; set tuning.quantization: none"
+    if tuning.quantization != "none" and tuning.kind != "lora":
+        yield (
+            "tuning.quantization",
+            (
+                f"tuning.quantization: {tuning.quantization} freezes the weights and needs tuning.kind: lora, "
+                f"not {tuning.kind}"
+            ),
+        )
+    if tuning.quantization != "none" and model.weights != "auto":
+        yield "model.weights", "model.weights: leave it at auto where tuning.quantization stores the weights"
+    if tuning.kind == "lora" and not tuning.lora.targets:
+        yield "tuning.lora.targets", "tuning.lora.targets is empty: give all-linear or a list of module names"
+    if tuning.kind == "prompt" and config.batch.layout == "packed":
+        yield (
+            "batch.layout",
+            (
+                "batch.layout: prompt tuning puts its vectors before every row, so rows cannot share a sequence; "
+                "use padded or auto"
+            ),
+        )
+
+
+def _data_problems(config: Config) -> Iterator[tuple[str, str]]:
+    data, duration = config.data, config.duration
+    if not data.train:
+        yield "data.train", "data.train is empty: give at least one source, for example [{path: my.jsonl, format: qa}]"
+    if data.validation and data.validation_fraction:
+        yield (
+            "data.validation_fraction",
+            (
+                "data.validation_fraction: validation sources are given too; keep one of data.validation and "
+                "data.validation_fraction"
+            ),
+        )
+    if data.streaming and data.validation_fraction:
+        yield (
+            "data.validation_fraction",
+            ("data.validation_fraction: a stream has no known length to take a share of; give data.validation instead"),
+        )
+    if data.streaming and duration.max_steps is None and duration.max_tokens is None:
+        yield (
+            "data.streaming",
+            ("data.streaming: a stream has no known length; set duration.max_steps or duration.max_tokens"),
+        )
+    if duration.max_epochs is None and duration.max_steps is None and duration.max_tokens is None:
+        yield (
+            "duration.max_epochs",
+            ("duration: nothing ends the run; set duration.max_epochs, duration.max_steps or duration.max_tokens"),
+        )
+
+
+def _batch_problems(config: Config) -> Iterator[tuple[str, str]]:
+    batch = config.batch
+    if batch.tokens_per_micro_batch > batch.tokens_per_step:
+        yield (
+            "batch.tokens_per_micro_batch",
+            (
+                f"batch.tokens_per_micro_batch: {batch.tokens_per_micro_batch} exceeds batch.tokens_per_step, "
+                f"{batch.tokens_per_step}; a step is made of whole micro-batches"
+            ),
+        )
+    if config.data.max_length_tokens > batch.tokens_per_micro_batch:
+        yield (
+            "data.max_length_tokens",
+            (
+                f"data.max_length_tokens: a row of {config.data.max_length_tokens} tokens does not fit into "
+                f"batch.tokens_per_micro_batch, {batch.tokens_per_micro_batch}"
+            ),
+        )
+
+
+def _validation_problems(config: Config) -> Iterator[tuple[str, str]]:
+    validation, data = config.validation, config.data
+    held_out = bool(data.validation) or data.validation_fraction > 0
+    if validation.metric == "exact_match" and not validation.exact_match_rows:
+        yield (
+            "validation.metric",
+            ("validation.metric: exact_match is only measured with validation.exact_match_rows above 0"),
+        )
+    if validation.patience and not held_out:
+        yield (
+            "validation.patience",
+            ("validation.patience: early stopping needs held-out data: data.validation or data.validation_fraction"),
+        )
+    if validation.exact_match_rows and not held_out:
+        yield (
+            "validation.exact_match_rows",
+            ("validation.exact_match_rows: needs held-out data: data.validation or data.validation_fraction"),
+        )

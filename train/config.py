@@ -1,0 +1,370 @@
+"""The recipe: one typed, frozen configuration, read by `train.recipe` from YAML files and dotted command-line options.
+
+A number carries its unit in its name. A default is what we would choose for a first run on unknown data.
+This file imports nothing heavy: `--help` must answer in under a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives and how it starts and stops.
+
+    Args:
+        folder: Everything the run writes goes in here; its last part is the run's name.
+        seed: Fixes the order of the data, dropout and new weights.
+        resume: auto continues from the newest checkpoint that verifies, if there is one; must fails without one;
+            never refuses a folder that holds checkpoints.
+        stop_after_minutes: Save and stop cleanly after this many minutes (a deadline of the machine), or never.
+        precision: Arithmetic of forward and backward. auto is bf16 where the hardware is fast at it, else fp32.
+        max_skipped_steps: Updates with a non-finite gradient skipped before the run is given up (exit code 65).
+    """
+
+    folder: str = "runs/default"
+    seed: int = 0
+    resume: Literal["auto", "must", "never"] = "auto"
+    stop_after_minutes: float | None = None
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    max_skipped_steps: int = 10
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that training starts from.
+
+    Args:
+        path: A folder in Hugging Face layout (safetensors only) or a hub name.
+        revision: The hub revision (a commit is safest).
+        init: pretrained loads the weights; random takes only the folder's config.json and starts from scratch.
+        tokenizer: Another folder or hub name for the tokenizer; by default the model's own.
+        weights: Storage of the weights. auto keeps weights that are trained in float32 and frozen ones in the
+            precision of the run.
+        attention: auto takes FlashAttention 3 or 2 where installed, else PyTorch's scaled-dot-product attention.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        trust_remote_code: Run Python code that comes with the model. Only accepted on the command line.
+    """
+
+    path: str = ""
+    revision: str | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    tokenizer: str | None = None
+    weights: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa"] = "auto"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of rows.
+
+    Args:
+        path: A JSON, JSONL, CSV, Parquet or text file, a folder or glob of them, or a hub data set.
+        format: How a row is read: text (corpus), qa (question, answer), pr (prompt, response),
+            io (instruction, input, output), chat (messages or ShareGPT conversations).
+        columns: Our field name -> the column in this source, where they differ.
+        weight: Passes over this source per epoch: 2 shows each row twice, 0.5 another half each epoch.
+        fraction: Share of the rows that is used at all (drawn with the seed).
+        split: The split of a hub data set.
+        revision: The revision of a hub data set.
+    """
+
+    path: str
+    format: Literal["text", "qa", "pr", "io", "chat"]
+    columns: dict[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    fraction: float = 1.0
+    split: str = "train"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Rows, and how they become tokens.
+
+    Args:
+        train: The sources to learn from.
+        validation: Sources held out for validation.
+        validation_fraction: Where no validation source is given: the share of training rows held out with the seed.
+        max_length_tokens: Longer instruction rows are cut at this length, longer corpus texts continue in a new row.
+        on_bad_row: error lists the first ten bad rows and stops before any training; skip counts and leaves them out.
+        on_overlap: What to do with training rows that stand in the validation data too.
+        chat_template: tokenizer (its own; a base model without one gets plain), plain, chatml, raw, or a .jinja file.
+        system_prompt: Put before conversations that have no system message of their own.
+        streaming: Tokenise window by window while training: for corpora that exceed memory, or to start at once.
+            Needs duration.max_steps or duration.max_tokens.
+        streaming_window_rows: Rows of one window; the order is shuffled inside it.
+        cache_folder: Where tokenised data is kept, by content; by default $ZEROTUNE_CACHE or ~/.cache/zerotune.
+        workers: Processes that tokenise; 0 takes one per core.
+    """
+
+    train: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
+    validation_fraction: float = 0.0
+    max_length_tokens: int = 1024
+    on_bad_row: Literal["error", "skip"] = "error"
+    on_overlap: Literal["warn", "error", "drop"] = "warn"
+    chat_template: str = "tokenizer"
+    system_prompt: str | None = None
+    streaming: bool = False
+    streaming_window_rows: int = 20_000
+    cache_folder: str | None = None
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How rows are put together; what is learned does not depend on ranks.
+
+    Args:
+        layout: packed puts whole rows one after another without padding, attention staying inside each row;
+            padded groups rows of similar length; auto packs wherever the tuning allows it.
+        tokens_per_step: Tokens of one optimizer step over all ranks together.
+        tokens_per_micro_batch: Tokens one rank computes at a time; bounds the memory, changes no result.
+        shuffle: Draw a new order every epoch.
+    """
+
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    tokens_per_step: int = 16_384
+    tokens_per_micro_batch: int = 4_096
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv:2106.09685).
+
+    Args:
+        rank: Rank of the update.
+        alpha: The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora).
+        dropout: On the adapter's input.
+        targets: all-linear, or module names such as [q_proj, v_proj].
+        bias: Which biases are trained too.
+        rslora: Rank-stabilised scaling (arXiv:2312.03732).
+        dora: Weight-decomposed adapters (arXiv:2402.09353).
+        modules_to_save: Modules trained in full beside the adapter, for example [embed_tokens, lm_head].
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+    bias: Literal["none", "all", "lora_only"] = "none"
+    rslora: bool = False
+    dora: bool = False
+    modules_to_save: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Prompt tuning (arXiv:2104.08691): learned vectors before the text.
+
+    Args:
+        virtual_tokens: How many.
+        init_text: Start from the embeddings of this text; without it, from random words of the vocabulary.
+    """
+
+    virtual_tokens: int = 8
+    init_text: str | None = None
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """Which weights move.
+
+    Args:
+        kind: full, lora or prompt.
+        quantization: Storage of the frozen base weights: nf4 (QLoRA, arXiv:2305.14314) or int8; needs lora.
+        double_quantization: Quantise the scales of nf4 too.
+    """
+
+    kind: Literal["full", "lora", "prompt"] = "full"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    double_quantization: bool = True
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule.
+
+    Args:
+        name: adamw, adamw_8bit (bitsandbytes) or adafactor.
+        learning_rate: The highest learning rate.
+        weight_decay: On matrices; biases, norms and embeddings of a prompt are left alone.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        epsilon: Added to the root of the second moment.
+        clip_norm: Largest global gradient norm; 0 never clips.
+        schedule: Course of the learning rate after the warmup.
+        warmup_steps: Steps of linear rise from 0; takes the place of warmup_fraction.
+        warmup_fraction: The same as a share of all steps.
+        final_fraction: The learning rate ends at this share of its highest value.
+    """
+
+    name: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.03
+    final_fraction: float = 0.0
+
+
+@dataclass(frozen=True)
+class DurationConfig:
+    """How long; what comes first ends the run.
+
+    Args:
+        max_epochs: Passes over the training data.
+        max_steps: Optimizer steps.
+        max_tokens: Tokens seen.
+    """
+
+    max_epochs: float | None = 1.0
+    max_steps: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Looking at held-out data while training.
+
+    Args:
+        every_steps: Validate after this many steps; without it, after each epoch.
+        at_start: Validate before the first step too: the `before` of the report.
+        metric: Chooses the best checkpoint: loss, or another name that the objective reports.
+        patience: Stop after this many validations without a better one; 0 never does.
+        max_rows: Use at most this many held-out rows; 0 means all.
+        samples: Held-out prompts that are continued and shown in TensorBoard and the report.
+        exact_match_rows: Held-out rows answered by generation and scored by exact match; 0 leaves this out.
+        max_new_tokens: Longest generated answer.
+    """
+
+    every_steps: int | None = None
+    at_start: bool = True
+    metric: str = "loss"
+    patience: int = 0
+    max_rows: int = 0
+    samples: int = 4
+    exact_match_rows: int = 0
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving, so that any interruption costs little.
+
+    Args:
+        every_steps: Save after this many steps; without it, after each epoch. The end is always saved.
+        keep_last: How many of the newest are kept; the best and the newest are never removed.
+        keep_best: Keep the best by validation.metric as well.
+        verify: What is checked before a checkpoint is loaded: sha256 of every file, or sizes alone.
+    """
+
+    every_steps: int | None = None
+    keep_last: int = 2
+    keep_best: bool = True
+    verify: Literal["sha256", "size"] = "sha256"
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is written while training.
+
+    Args:
+        every_steps: Write metrics after this many steps.
+        tensorboard: Write TensorBoard files beside metrics.jsonl.
+        peak_tflops: The device's matrix-product peak, for the model FLOPs utilisation; by default known for common
+            GPUs and measured on a CPU.
+    """
+
+    every_steps: int = 1
+    tensorboard: bool = True
+    peak_tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """The hand-over: one Hugging Face folder that needs nothing else.
+
+    Args:
+        at_end: Merge into RUN/merged when training has finished.
+        checkpoint: Which one is merged.
+        weights: Storage of the merged weights; auto is that of the base model.
+        quantized_base: Merge a QLoRA adapter into the original 16-bit weights, or into what training saw (dequantized).
+    """
+
+    at_end: bool = True
+    checkpoint: Literal["best", "last"] = "best"
+    weights: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantized_base: Literal["original", "dequantized"] = "original"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run.
+
+    Args:
+        objective: What is learned.
+    """
+
+    objective: Literal["causal_lm"] = "causal_lm"
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    duration: DurationConfig = field(default_factory=DurationConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+
+
+# Keys that may change between a run and its resumption: they alter no number that training computes.
+FREE_KEYS = (
+    "run.folder",
+    "run.resume",
+    "run.stop_after_minutes",
+    "batch.tokens_per_micro_batch",
+    "checkpoint",
+    "watch",
+    "merge",
+    "validation.samples",
+    "data.cache_folder",
+    "data.workers",
+)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every leaf of the configuration under its dotted key, as plain values; a list of sources is one leaf."""
+
+    def walk(value: Any, key: str) -> dict[str, Any]:
+        if dataclasses.is_dataclass(value):
+            inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return {k: v for name, v in inner.items() for k, v in walk(v, f"{key}.{name}" if key else name).items()}
+        if isinstance(value, list):
+            value = [dataclasses.asdict(v) if isinstance(v, SourceConfig) else v for v in value]
+        return {key: value}
+
+    return walk(config, "")
+
+
+def fingerprint(config: Config) -> str:
+    """sha256 of everything that training's numbers depend on."""
+    kept = {k: v for k, v in flat(config).items() if not any(k == f or k.startswith(f + ".") for f in FREE_KEYS)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""From files to tokens: rows (read, checked), formats, templates, encode, batch."""

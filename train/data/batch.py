@@ -1,0 +1,235 @@
+"""From tokenised rows to micro-batches: order, steps, packs.
+
+What an optimizer step learns from is a function of (seed, epoch, row lengths, tokens per step) and of nothing else.
+How a
+step is cut into micro-batches and spread over ranks is decided afterwards and changes no result, so that a run
+continues on
+another number of ranks, or with smaller micro-batches, with the same rows in the same order.
+
+Shape suffixes: n rows of a data set, b rows of a micro-batch, t positions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.protocols import Batch
+
+Indices = NDArray[np.int64]
+IGNORED = -100
+POOL_STEPS = 64  # padded layout: rows are sorted by length inside a pool of this many steps
+
+
+class Rows(Protocol):
+    """Tokenised rows, as `train.data.encode.Encoded` holds them."""
+
+    lengths_n: NDArray[np.int32]
+    learned_n: NDArray[np.int32]
+    sources_n: NDArray[np.int16]
+
+    def __len__(self) -> int: ...
+    def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
+    def row_id(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How rows become micro-batches."""
+
+    packed: bool
+    tokens_per_step: int
+    tokens_per_micro_batch: int
+    longest_row: int
+    shuffle: bool
+    pad_token_id: int
+
+
+def order(
+    sources_n: NDArray[np.int16], weights: Sequence[float], seed: int, epoch: int, shuffle: bool = True
+) -> Indices:
+    """Row indices of one epoch.
+
+    A source of weight w gives w times its rows; the part below one is another one each epoch.
+    """
+    chosen = []
+    for source, weight in enumerate(weights):
+        rows = np.flatnonzero(sources_n == source)
+        whole, part = divmod(weight, 1.0)
+        chosen += [rows] * int(whole)
+        count = round(part * len(rows))
+        if count:
+            cycle = np.random.default_rng([seed, source, 1]).permutation(rows)
+            chosen.append(cycle[(epoch * count + np.arange(count)) % len(rows)])
+    everything = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    return np.random.default_rng([seed, epoch, 0]).permutation(everything) if shuffle else everything
+
+
+def epoch_steps(rows: Rows, weights: Sequence[float], shape: Shape, seed: int, epoch: int) -> list[Indices]:
+    """The rows of each optimizer step of an epoch: near-equal token counts, every row exactly once per pass."""
+    order_n = order(rows.sources_n, weights, seed, epoch, shape.shuffle)
+    if shape.packed:
+        return _cut(order_n, rows.lengths_n, shape.tokens_per_step)
+    steps: list[Indices] = []
+    random = np.random.default_rng([seed, epoch, 2])
+    for pool_n in _cut(order_n, rows.lengths_n, shape.tokens_per_step * POOL_STEPS):
+        by_length_n = pool_n[np.argsort(rows.lengths_n[pool_n], kind="stable")]
+        cut = _cut(by_length_n, rows.lengths_n, shape.tokens_per_step)
+        steps += [cut[i] for i in random.permutation(len(cut))]
+    return steps
+
+
+def _cut(order_n: Indices, lengths_n: NDArray[np.int32], budget: int) -> list[Indices]:
+    """Consecutive parts of about `budget` tokens each."""
+    if len(order_n) == 0:
+        return []
+    ends_n = np.cumsum(lengths_n[order_n], dtype=np.int64)
+    parts = max(1, round(int(ends_n[-1]) / budget))
+    limits = ends_n[-1] * np.arange(1, parts) / parts
+    return [part for part in np.split(order_n, np.searchsorted(ends_n, limits) + 1) if len(part)]
+
+
+def micro_batches(step_n: Indices, lengths_n: NDArray[np.int32], shape: Shape, ranks: int) -> list[list[int]]:
+    """Groups of rows within the budget; a multiple of `ranks` of them.
+
+    Rank r computes groups r, r + ranks, ...; a group may be empty.
+    """
+    groups = _packs if shape.packed else _padded_groups
+    return groups([int(i) for i in step_n], lengths_n, shape.tokens_per_micro_batch, ranks)
+
+
+def _packs(step: list[int], lengths_n: NDArray[np.int32], budget: int, ranks: int) -> list[list[int]]:
+    """Longest row first into the emptiest pack: evenly filled, so that no rank waits for another."""
+    longest_first = sorted(step, key=lambda i: (-int(lengths_n[i]), i))
+    total = sum(int(lengths_n[i]) for i in step)
+    count = -(-max(-(-total // budget), 1) // ranks) * ranks
+    while True:
+        packs: list[list[int]] = [[] for _ in range(count)]
+        filled = [(0, k) for k in range(count)]
+        for row in longest_first:
+            tokens, k = heapq.heappop(filled)
+            packs[k].append(row)
+            heapq.heappush(filled, (tokens + int(lengths_n[row]), k))
+        if max(tokens for tokens, _ in filled) <= budget or count >= len(step):
+            return packs
+        count += ranks
+
+
+def _padded_groups(step: list[int], lengths_n: NDArray[np.int32], budget: int, ranks: int) -> list[list[int]]:
+    """Rows of similar length, each group within the budget with its padding counted."""
+    by_length = sorted(step, key=lambda i: (int(lengths_n[i]), i))
+    groups: list[list[int]] = [[]]
+    for row in by_length:
+        if groups[-1] and (len(groups[-1]) + 1) * int(lengths_n[row]) > budget:
+            groups.append([])
+        groups[-1].append(row)
+    while len(groups) % ranks:
+        splittable = [k for k, group in enumerate(groups) if len(group) > 1]
+        if not splittable:  # the other ranks get nothing to do
+            groups.append([])
+            continue
+        largest = max(splittable, key=lambda k: len(groups[k]) * int(lengths_n[groups[k][-1]]))
+        half = len(groups[largest]) // 2
+        groups[largest : largest + 1] = [groups[largest][:half], groups[largest][half:]]
+    return groups
+
+
+def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batch:
+    """The tensors of one micro-batch; an empty group gives the row `filler` with nothing to learn, as ranks must
+    stay in step.
+    """
+    empty = not group
+    documents = [rows.tokens(i) for i in (group or [filler])]
+    targets = [_next_labels(labels, empty) for _, labels in documents]
+    learned = sum(int((target != IGNORED).sum()) for target in targets)
+    layout = _packed if shape.packed else _padded
+    inputs, targets_bt = layout([ids for ids, _ in documents], targets, shape.pad_token_id)
+    return Batch(
+        inputs=inputs,
+        targets=targets_bt,
+        counts={"loss": float(learned)},
+        tokens=0 if empty else sum(len(ids) for ids, _ in documents),
+        slots=targets_bt.numel(),
+        row_ids=tuple(rows.row_id(i) for i in group),
+    )
+
+
+def _next_labels(labels_t: NDArray[np.int32], nothing: bool) -> NDArray[np.int32]:
+    """For each position the label of the token after it."""
+    targets_t = np.full(len(labels_t), IGNORED, np.int32)
+    if not nothing:
+        targets_t[:-1] = labels_t[1:]
+    return targets_t
+
+
+def _packed(
+    ids: list[NDArray[np.int32]], targets: list[NDArray[np.int32]], pad: int
+) -> tuple[dict[str, object], torch.Tensor]:
+    """All documents in one row, positions starting anew in each; attention reads the boundaries from cu_seq_lens."""
+    lengths = [len(x) for x in ids]
+    boundaries = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    inputs = {
+        "input_ids": _row(ids),
+        "position_ids": _row([np.arange(n, dtype=np.int32) for n in lengths]),
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "use_cache": False,
+    }
+    return inputs, _row(targets)
+
+
+def _row(parts: list[NDArray[np.int32]]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+
+
+def _padded(
+    ids: list[NDArray[np.int32]], targets: list[NDArray[np.int32]], pad: int
+) -> tuple[dict[str, object], torch.Tensor]:
+    """One document a row, padded on the right."""
+    width = max(len(x) for x in ids)
+
+    def table(parts: list[NDArray[np.int32]], fill: int) -> torch.Tensor:
+        table_bt = np.full((len(parts), width), fill, np.int64)
+        for b, part in enumerate(parts):
+            table_bt[b, : len(part)] = part
+        return torch.from_numpy(table_bt)
+
+    attention_mask_bt = table([np.ones(len(x), np.int32) for x in ids], 0)
+    return {"input_ids": table(ids, pad), "attention_mask": attention_mask_bt, "use_cache": False}, table(
+        targets, IGNORED
+    )
+
+
+def rank_batches(rows: Rows, step_n: Indices, shape: Shape, rank: int, ranks: int) -> list[Batch]:
+    """This rank's micro-batches of one step."""
+    groups = micro_batches(step_n, rows.lengths_n, shape, ranks)
+    return [collate(rows, group, shape, filler=int(step_n[0])) for group in groups[rank::ranks]]
+
+
+def padding_share(lengths_n: NDArray[np.int32], steps: Sequence[Indices], shape: Shape, ranks: int) -> float:
+    """Share of computed positions that hold no token, over `steps` (fillers count as padding)."""
+    tokens = slots = 0
+    for step_n in steps:
+        for group in micro_batches(step_n, lengths_n, shape, ranks):
+            lengths = [int(lengths_n[i]) for i in group] or [0]
+            tokens += sum(lengths)
+            slots += (
+                sum(lengths) if shape.packed and group else len(lengths) * (max(lengths) or int(lengths_n[step_n[0]]))
+            )
+    return 1.0 - tokens / slots if slots else 0.0
+
+
+def walk(
+    rows: Rows, weights: Sequence[float], shape: Shape, seed: int, epoch: int, first: int, rank: int, ranks: int
+) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of each step of an epoch, from its step `first` on."""
+    for step_n in epoch_steps(rows, weights, shape, seed, epoch)[first:]:
+        yield rank_batches(rows, step_n, shape, rank, ranks)

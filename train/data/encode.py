@@ -1,0 +1,62 @@
+"""A recipe's data as tokens: read and checked, tokenised once, split, and looked through for overlap."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from train.config import DataConfig
+from train.data.encoded import Encoded
+from train.data.overlap import split, without_overlap
+from train.data.setup import set_up
+from train.data.stream import StreamingCorpus, stream
+from train.data.tables import load
+from train.protocols import Ranks
+
+__all__ = ["Corpus", "Encoded", "StreamingCorpus", "prepare", "stream"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The data of a run.
+
+    lines: what a person should know, ready to print. digest: of both splits and the weights.
+    template_hash: sha256 of the chat template, empty where none is used. stop_ids: tokens that end an answer.
+    """
+
+    train: Encoded
+    validation: Encoded | None
+    lines: list[str]
+    digest: str
+    template_hash: str
+    stop_ids: tuple[int, ...]
+
+
+def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corpus:
+    """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
+
+    Raises:
+        UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
+    """
+    setup = set_up(config, tokenizer)
+    train, lines = load(setup.train, config, seed, ranks)
+    held, held_lines = load(setup.validation, config, seed, ranks)
+    lines += held_lines
+    if not held and config.validation_fraction:
+        train, held = split(train, config.validation_fraction, seed)
+        lines.append(f"held out for validation: {config.validation_fraction:.1%} of the rows, drawn with seed {seed}")
+    if held:
+        train, overlap_lines = without_overlap(train, held, config.on_overlap)
+        lines += overlap_lines
+    weights = ",".join(str(source.weight) for source in config.train)
+    train_rows, held_rows = Encoded(train), Encoded(held) if held else None
+    parts = [train_rows.digest, held_rows.digest if held_rows else "", weights, setup.template_hash]
+    return Corpus(
+        train=train_rows,
+        validation=held_rows,
+        lines=lines,
+        digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        template_hash=setup.template_hash,
+        stop_ids=setup.stop_ids,
+    )

@@ -1,0 +1,106 @@
+"""Which rows are held out, and which training rows stand in the validation data too.
+
+Shape suffix: n rows of tokens of all parts, one part after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.encoded import Part
+from train.data.rows import draw
+from train.errors import UserError
+
+SHOWN = 3
+
+
+def split(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], list[Part]]:
+    """(training, held out): `share` of the source rows, exactly, drawn with the seed; a row keeps all its windows.
+
+    Raises:
+        UserError: Too few rows to hold any out.
+    """
+    drawn_n = _joined([draw(seed, f"held out {part.source}", part.column("number_n")) for part in parts])
+    first_n = _joined([_is_first(part.column("number_n")) for part in parts])
+    ordered = np.sort(drawn_n[first_n])
+    count = max(1, round(share * len(ordered)))
+    if count >= len(ordered):
+        raise UserError(
+            f"data.validation_fraction: {share:g} of {len(ordered)} row(s) leaves nothing to train on or to validate"
+            " with; give data.validation a source of its own (a text file is one row, unless lines with"
+            " <|endoftext|> divide it)"
+        )
+    held_n = drawn_n < ordered[count]
+    return _only(parts, ~held_n), _only(parts, held_n)
+
+
+def _is_first(number_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where a new source row begins: the windows of one row follow one another."""
+    is_first_n: NDArray[np.bool_] = np.diff(number_n, prepend=-1) != 0
+    return is_first_n
+
+
+def _only(parts: Sequence[Part], kept_n: NDArray[np.bool_]) -> list[Part]:
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return [part.only(kept) for part, kept in zip(parts, np.split(kept_n, ends), strict=True)]
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+
+
+def without_overlap(
+    train: Sequence[Part], held: Sequence[Part], policy: Literal["warn", "error", "drop"]
+) -> tuple[list[Part], list[str]]:
+    """The training parts (without the rows found, if the policy is drop) and what to tell about the overlap.
+
+    Two rows are the same if what they say is (NFKC, case and white space make no difference); a question that is asked
+    in both, with another answer, counts too.
+
+    Raises:
+        UserError: There is overlap and the policy is error, or nothing would be left.
+    """
+    full_n, prompt_n = (_joined([part.column(name) for part in train]) for name in ("full_n", "prompt_n"))
+    is_same_n = np.isin(full_n, _joined([part.column("full_n") for part in held]))
+    is_asked_n = ~is_same_n & (prompt_n != 0) & np.isin(prompt_n, _joined([part.column("prompt_n") for part in held]))
+    first_n = _joined([_is_first(part.column("number_n")) for part in train])
+    same, asked = int((is_same_n & first_n).sum()), int((is_asked_n & first_n).sum())
+    if not same and not asked:
+        return list(train), ["overlap with the validation data: none"]
+    examples = [
+        *_examples(train, held, is_same_n & first_n, full_n, "full_n"),
+        *_examples(train, held, is_asked_n & first_n, prompt_n, "prompt_n"),
+    ]
+    text = (
+        f"overlap with the validation data: {same:,} training row(s) stand there too, and {asked:,} more ask the same"
+        f" with another answer, such as {'; '.join(examples[:SHOWN])}"
+    )
+    if policy == "error":
+        raise UserError(f"{text}. Mend the data, or set data.on_overlap to warn or drop")
+    if policy == "warn":
+        return list(train), [f"WARNING: {text} (data.on_overlap: drop leaves them out of training)"]
+    kept = _only(train, ~(is_same_n | is_asked_n))
+    if not any(map(len, kept)):
+        raise UserError(f"{text}. data.on_overlap: drop would leave no training row")
+    return kept, [f"{text}: left out of training"]
+
+
+def _examples(
+    train: Sequence[Part], held: Sequence[Part], hit_n: NDArray[np.bool_], hash_n: NDArray[np.uint64], name: str
+) -> list[str]:
+    held_n = _joined([part.column(name) for part in held])
+    rows = np.flatnonzero(hit_n)[:SHOWN]
+    return [f"{_place(train, row)} = {_place(held, int(np.argmax(held_n == hash_n[row])))}" for row in rows.tolist()]
+
+
+def _place(parts: Sequence[Part], row: int) -> str:
+    for part in parts:
+        if row < len(part):
+            file, line = part.table.place(part.where(row))
+            return f"{part.names[file]}:{line}"
+        row -= len(part)
+    raise IndexError(row)

@@ -1,0 +1,126 @@
+"""Which rows of a source are used, and what is said about those that cannot be.
+
+Shape suffix: n rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.readers import BadRow
+from train.data.formats import FORMATS
+from train.data.sources import NumberedRow, Source
+from train.errors import UserError
+
+SHOWN_BAD_ROWS = 10
+DRAWN_AT_ONCE = 4096
+
+
+def draw(seed: int, stream: str, index_n: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A random 64-bit number for each index: a function of the seed, the stream's name and the index (SplitMix64)."""
+    base = int.from_bytes(hashlib.blake2b(f"{seed} {stream}".encode(), digest_size=8).digest(), "big")
+    with np.errstate(over="ignore"):
+        z_n = np.uint64(base) + (index_n.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z_n = (z_n ^ (z_n >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z_n = (z_n ^ (z_n >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed_n: NDArray[np.uint64] = z_n ^ (z_n >> np.uint64(31))
+    return mixed_n
+
+
+def sampled(
+    rows: Iterator[NumberedRow], share: float, seed: int, stream: str, turn: float = 0.0
+) -> Iterator[NumberedRow]:
+    """The rows that a share draws: whether a row is in depends on the seed and its number alone.
+
+    turn: moves on to other rows; at `turn` = 0, 1, 2, ... times the share the draws follow one another without overlap.
+    """
+    if share >= 1:
+        yield from rows
+        return
+    base, unit_n = -1, np.empty(0)
+    for row in rows:
+        block = row.number // DRAWN_AT_ONCE
+        if block != base:
+            base = block
+            start = block * DRAWN_AT_ONCE
+            drawn_n = draw(seed, stream, np.arange(start, start + DRAWN_AT_ONCE))
+            unit_n = (drawn_n / 2.0**64 + turn) % 1.0
+        if unit_n[row.number % DRAWN_AT_ONCE] < share:
+            yield row
+
+
+@dataclass
+class Problems:
+    """The rows of one source that cannot be used. first: the first few as file number, line, reason."""
+
+    rows: int = 0  # all that were read
+    count: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    first: list[tuple[int, int, str]] = field(default_factory=list)
+    missing: int = 0  # lack a field of their format
+    columns: list[str] = field(default_factory=list)  # those of the first such row
+
+    def add(self, file: int, bad: BadRow) -> None:
+        """One more."""
+        self.count += 1
+        self.kinds[bad.reason.split(":")[0]] += 1
+        if len(self.first) < SHOWN_BAD_ROWS:
+            self.first.append((file, bad.line, bad.reason))
+
+    def listed(self, names: Sequence[str]) -> list[str]:
+        """The first few as `file:line: reason`."""
+        return [str(BadRow(names[file], line, reason)) for file, line, reason in self.first]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {"rows": self.rows, "count": self.count, "kinds": dict(self.kinds), "first": self.first}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Problems:
+        """What `to_json` gave."""
+        first = [(int(file), int(line), str(reason)) for file, line, reason in value["first"]]
+        return cls(value["rows"], value["count"], Counter(value["kinds"]), first)
+
+
+def check_columns(source: Source, problems: Problems) -> None:
+    """One message instead of thousands where every row lacks the same column.
+
+    Raises:
+        UserError: No row that was read has the fields of the format.
+    """
+    if not problems.rows or problems.missing < problems.rows:
+        return
+    form = FORMATS[source.config.format]
+    needed = " and ".join(form.required) or " or ".join(form.alternatives)
+    raise UserError(
+        f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the"
+        f" {problems.rows:,} rows has. Its columns are: {', '.join(problems.columns) or '(none)'}."
+        f" Say which is which with {source.key}.columns, or choose another format"
+    )
+
+
+def bad_rows_error(found: Sequence[tuple[Source, Problems]]) -> UserError:
+    """ONE error for the bad rows of all sources."""
+    total = sum(problems.count for _, problems in found)
+    rows = sum(problems.rows for _, problems in found)
+    listed = [line for source, problems in found for line in problems.listed(source.names)][:SHOWN_BAD_ROWS]
+    if total > len(listed):
+        listed.append(f"and {total - len(listed):,} more")
+    return UserError(
+        f"{total:,} of {rows:,} rows cannot be used:\n  "
+        + "\n  ".join(listed)
+        + "\nMend them, or leave them out with data.on_bad_row: skip"
+    )
+
+
+def skipped_line(problems: Problems, names: Sequence[str]) -> str:
+    """What was left out, and why."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in problems.kinds.most_common())
+    return f"{problems.count:,} of {problems.rows:,} rows left out: {kinds}; the first is {problems.listed(names)[0]}"

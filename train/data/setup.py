@@ -1,0 +1,126 @@
+"""What the recipe's data section and the tokenizer decide before any row is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from eval.readers import Row
+from train.config import DataConfig, SourceConfig
+from train.data.formats import FORMATS
+from train.data.sources import START, NumberedRow
+from train.data.templates import ChatTemplate, resolve, starts_with_bos
+from train.data.tokenise import Encoder, Settings
+from train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One source of the recipe. key: where it stands there. number: in its list. settings: how rows become tokens."""
+
+    config: SourceConfig
+    key: str
+    number: int
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The sources with their settings, and the chat template (None where every source is a corpus)."""
+
+    train: list[Spec]
+    validation: list[Spec]
+    template: ChatTemplate | None
+
+    @property
+    def template_hash(self) -> str:
+        """sha256 of the chat template that is learned; empty where none is."""
+        return self.template.hash if self.template else ""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The token that the model learns to end an answer, or a text, with; generation shall stop there."""
+        settings = self.train[0].settings
+        if self.template is None:
+            return () if settings.eos is None else (settings.eos,)
+        probe = replace(settings, format="pr", columns={}, system_prompt=None, max_length=1 << 30)
+        row = Row("", 1, {"prompt": "a", "response": "b"})
+        chunk = Encoder(probe).chunk([NumberedRow(0, 0, row, START)])
+        learned = chunk.ids_k[chunk.learned_k == 1]
+        return (int(learned[-1]),) if len(learned) and not chunk.endless else ()
+
+
+def set_up(config: DataConfig, tokenizer: Any) -> Setup:
+    """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
+
+    Raises:
+        UserError: A setting that cannot be meant, or a tokenizer or template that does not serve.
+    """
+    _check(config)
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "model.tokenizer: this tokenizer cannot say which characters a token covers; use one with a tokenizer.json"
+            " (AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it for most models)"
+        )
+    if tokenizer.pad_token_id is None:  # padding is never learned or attended to, so a token that exists will do
+        has_unknown = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
+    sources = [*config.train, *config.validation]
+    talks = any(source.format != "text" for source in sources)
+    template = resolve(config.chat_template, tokenizer) if talks else None
+    text = _serialised(tokenizer.backend_tokenizer)
+    marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
+    bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None
+
+    def specs(name: str, listed: list[SourceConfig]) -> list[Spec]:
+        return [
+            Spec(
+                source,
+                f"data.{name}[{number}]",
+                number,
+                Settings(
+                    tokenizer=text,
+                    marks=marks,
+                    bos=bos,
+                    eos=tokenizer.eos_token_id,
+                    template=template,
+                    format=source.format,
+                    columns=source.columns,
+                    system_prompt=config.system_prompt,
+                    max_length=config.max_length_tokens,
+                ),
+            )
+            for number, source in enumerate(listed)
+        ]
+
+    return Setup(specs("train", config.train), specs("validation", config.validation), template)
+
+
+def _serialised(backend: Tokenizer) -> str:
+    """The tokenizer as JSON, without the truncation and padding that a caller may have left on it."""
+    if backend.truncation or backend.padding:
+        backend = Tokenizer.from_str(backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+    return str(backend.to_str())
+
+
+def _check(config: DataConfig) -> None:
+    if not config.train:
+        raise UserError("data.train names no source: give at least one {path, format}")
+    if config.max_length_tokens < 2:
+        raise UserError(f"data.max_length_tokens must be at least 2, not {config.max_length_tokens}")
+    if not 0 <= config.validation_fraction < 1:
+        raise UserError(f"data.validation_fraction must lie in [0, 1), not {config.validation_fraction}")
+    if config.workers < 0:
+        raise UserError(f"data.workers must be 0 (one per core) or more, not {config.workers}")
+    for name, listed in (("train", config.train), ("validation", config.validation)):
+        for number, source in enumerate(listed):
+            if source.format not in FORMATS:
+                raise UserError(
+                    f"data.{name}[{number}].format: unknown `{source.format}`; known are {', '.join(FORMATS)}"
+                )
+            if not source.weight > 0:
+                raise UserError(f"data.{name}[{number}].weight must be above 0, not {source.weight}")

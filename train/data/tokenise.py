@@ -1,0 +1,251 @@
+"""Checked rows to token ids and a mask of what is learned. Runs in worker processes: this file must not import torch.
+
+Shape suffixes: n rows of a chunk, k tokens of all its rows one after another, t tokens of one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from eval.readers import BadRow, Row
+from train.data.formats import FORMATS, Conversation, Fields, RowError
+from train.data.sources import NumberedRow
+from train.data.templates import ChatTemplate, Span, render
+from train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides which tokens a row becomes; goes to the workers once.
+
+    tokenizer: the tokenizer's own JSON, without truncation and padding. marks: ids of added (special) tokens.
+    bos, eos: what a corpus text begins and ends with; None leaves it out.
+    """
+
+    tokenizer: str
+    marks: frozenset[int]
+    bos: int | None
+    eos: int | None
+    template: ChatTemplate | None
+    format: str
+    columns: Mapping[str, str]
+    system_prompt: str | None
+    max_length: int
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON, short; equal settings give equal tokens."""
+        corpus = self.format == "text"
+        return {
+            "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
+            "bos": self.bos if corpus else None,
+            "eos": self.eos if corpus else None,
+            "template": None if corpus or self.template is None else self.template.hash,
+            "special_tokens": None if corpus or self.template is None else dict(self.template.special_tokens),
+            "format": self.format,
+            "columns": dict(self.columns),
+            "system_prompt": None if corpus else self.system_prompt,
+            "max_length": self.max_length,
+        }
+
+
+@dataclass
+class Chunk:
+    """Some rows as tokens, in order.
+
+    full_n, prompt_n: hashes of the row's normalised content, and of what stands before its last answer (0: nothing);
+    a corpus text that was cut into windows repeats them.
+    rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
+    before tokenisation, `missing` of those lack a field, and the first of these has these `columns`.
+    cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
+    """
+
+    ids_k: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    learned_k: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    lengths_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    file_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    line_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    number_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    full_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    prompt_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    rows: int = 0
+    cut: int = 0
+    endless: int = 0
+    bad: list[tuple[int, BadRow]] = field(default_factory=list)
+    unreadable: int = 0
+    missing: int = 0
+    columns: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One row of tokens. position: of its source row in the chunk."""
+
+    position: int
+    ids_t: NDArray[np.int32]
+    learned_t: NDArray[np.uint8]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(text: str) -> Tokenizer:
+    return Tokenizer.from_str(text)
+
+
+class Encoder:
+    """Rows to chunks, by fixed settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tokenizer = _tokenizer(settings.tokenizer)
+
+    def chunk(self, rows: Sequence[NumberedRow], only_check: bool = False) -> Chunk:
+        """The rows as tokens; those that cannot be used stand in `bad`.
+
+        Raises:
+            UserError: The chat template cannot be learned from.
+        """
+        out = Chunk(rows=len(rows))
+        usable: list[tuple[NumberedRow, Row, Conversation | str]] = []
+        for row in rows:
+            if isinstance(row.item, BadRow):
+                out.bad.append((row.file, row.item))
+                continue
+            try:
+                usable.append((row, row.item, self._read(row.item)))
+            except RowError as error:
+                _refuse(out, row, row.item, error)
+        out.unreadable = len(out.bad)
+        if only_check:
+            return out
+        texts = self.settings.format == "text"
+        pieces = list(self._documents(usable, out) if texts else self._conversations(usable, out))
+        return _filled(out, usable, pieces)
+
+    def _read(self, row: Row) -> Conversation | str:
+        read = FORMATS[self.settings.format].read
+        example = read(Fields(row.value, self.settings.columns))
+        system = self.settings.system_prompt
+        if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
+            return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
+        return example
+
+    def _documents(self, usable: Sequence[tuple[NumberedRow, Row, Any]], out: Chunk) -> Iterator[_Piece]:
+        """Each text, its end, and where it is longer than the limit the rest of it in further rows.
+
+        A row repeats the last token of the one before it: what stands first in a row cannot be predicted, and so every
+        token after the first is learned exactly once.
+        """
+        settings, limit = self.settings, self.settings.max_length
+        encodings = self.tokenizer.encode_batch_fast([text for _, _, text in usable], add_special_tokens=False)
+        for position, ((row, read, _), encoding) in enumerate(zip(usable, encodings, strict=True)):
+            ids = list(encoding.ids)
+            if settings.bos is not None and ids[:1] != [settings.bos]:
+                ids.insert(0, settings.bos)
+            if settings.eos is not None and ids[-1:] != [settings.eos]:
+                ids.append(settings.eos)
+            if len(ids) < 2:
+                _refuse(out, row, read, RowError("nothing to learn: a single token"))
+                continue
+            out.cut += len(ids) > limit
+            ids_t = np.array(ids, np.int32)
+            for start in range(0, len(ids) - 1, limit - 1):
+                window_t = ids_t[start : start + limit]
+                learned_t = np.ones(len(window_t), np.uint8)
+                learned_t[0] = 0
+                yield _Piece(position, window_t, learned_t)
+
+    def _conversations(self, usable: Sequence[tuple[NumberedRow, Row, Any]], out: Chunk) -> Iterator[_Piece]:
+        limit = self.settings.max_length
+        rendered: list[tuple[int, str, list[Span]]] = []
+        for position, (row, read, conversation) in enumerate(usable):
+            assert self.settings.template is not None
+            try:
+                rendered.append((position, *render(self.settings.template, conversation)))
+            except RowError as error:
+                _refuse(out, row, read, error)
+            except UserError as error:
+                raise UserError(f"{read.file}:{read.line}: {error}") from None
+        encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
+        for (position, _, spans), encoding in zip(rendered, encodings, strict=True):
+            row, read, _ = usable[position]
+            ids_t = np.array(encoding.ids, np.int32)
+            learned_t = _overlapping(encoding.offsets, spans)
+            learned_t[:1] = 0  # nothing stands before it to predict it from
+            if not learned_t.any():
+                _refuse(out, row, read, RowError("nothing to learn: the answers are empty once rendered"))
+            elif not learned_t[:limit].any():
+                _refuse(
+                    out, row, read, RowError("nothing left to learn after truncation: " + _shortage(learned_t, limit))
+                )
+            else:
+                out.endless += int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
+                out.cut += len(ids_t) > limit
+                yield _Piece(position, ids_t[:limit], learned_t[:limit])
+
+
+def _shortage(learned_t: NDArray[np.uint8], limit: int) -> str:
+    return f"the first answer begins at token {int(np.flatnonzero(learned_t)[0]) + 1}, the limit is {limit}"
+
+
+def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
+    out.bad.append((row.file, BadRow(read.file, read.line, str(error))))
+    if error.missing:
+        out.missing += 1
+        out.columns = out.columns or list(read.value)
+
+
+def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.uint8]:
+    """1 for each token that holds a character of a span.
+
+    Tokenizers that trim offsets leave white space out of them: a token is taken to begin where the one before it ended,
+    unless it shares a character with that one (a byte-level tokenizer spreads one character over several tokens).
+    """
+    bounds = np.array(offsets, np.int64).reshape(-1, 2)
+    if not len(bounds):
+        return np.zeros(0, np.uint8)
+    end_t = bounds[:, 1]
+    start_t = np.minimum(bounds[:, 0], np.concatenate([[0], end_t[:-1]]))
+    learned_t = np.zeros(len(end_t), np.uint8)
+    for start, end in spans:
+        learned_t |= (np.maximum(start_t, start) < np.minimum(end_t, end)).astype(np.uint8)
+    return learned_t
+
+
+def _filled(
+    out: Chunk, usable: Sequence[tuple[NumberedRow, Row, Conversation | str]], pieces: Sequence[_Piece]
+) -> Chunk:
+    out.bad.sort(key=lambda entry: (entry[0], entry[1].line))
+    if not pieces:
+        return out
+    hashes = {position: _hashes(usable[position][2]) for position in {piece.position for piece in pieces}}
+    out.ids_k = np.concatenate([piece.ids_t for piece in pieces])
+    out.learned_k = np.concatenate([piece.learned_t for piece in pieces])
+    out.lengths_n = np.array([len(piece.ids_t) for piece in pieces], np.int32)
+    out.file_n = np.array([usable[piece.position][0].file for piece in pieces], np.int32)
+    out.line_n = np.array([usable[piece.position][1].line for piece in pieces], np.int64)
+    out.number_n = np.array([usable[piece.position][0].number for piece in pieces], np.int64)
+    out.full_n = np.array([hashes[piece.position][0] for piece in pieces], np.uint64)
+    out.prompt_n = np.array([hashes[piece.position][1] for piece in pieces], np.uint64)
+    return out
+
+
+def _hashes(example: Conversation | str) -> tuple[int, int]:
+    if isinstance(example, str):
+        return content_hash([example]), 0
+    said = [(message["role"], str(message["content"])) for message in example.messages if message["role"] != "system"]
+    last = max(index for index, (role, _) in enumerate(said) if role == "assistant")
+    return content_hash([text for _, text in said]), content_hash([text for _, text in said[:last]])
+
+
+def content_hash(texts: Sequence[str]) -> int:
+    """64 bits of what texts say; compatibility forms, case and white space make no difference; 0: nothing is said."""
+    normal = "".join("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
+    return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "big") if normal else 0

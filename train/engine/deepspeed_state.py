@@ -1,0 +1,121 @@
+"""Weights and optimizer under DeepSpeed: its own shards, one folder, no `latest` file, nothing executed on loading.
+
+DeepSpeed pickles its shards and reads them without restriction. Here they are read by torch's restricted unpickler,
+which builds tensors, plain containers and the few DeepSpeed classes listed below, and calls nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import Tensor
+
+from train.engine.unpickle import restricted
+from train.engine.whole_state import learned, require_same_names
+from train.errors import UserError
+
+TAG = "deepspeed"
+NAMES = "deepspeed.json"
+HARMLESS = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
+
+
+class _Files(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped; this is its own extension point
+    """How DeepSpeed's engine writes and reads one file.
+
+    A failure to write is kept until all ranks are through: DeepSpeed's ranks meet in barriers between files, and one
+    that raised there would leave the others waiting. Of the module only what training changes is written.
+    """
+
+    def __init__(self, kept: frozenset[str]) -> None:
+        super().__init__()
+        self.zipfile_serialization = True
+        self.kept = kept
+        self.failure: Exception | None = None
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        if isinstance(state_dict.get("module"), dict):
+            state_dict["module"] = {name: t for name, t in state_dict["module"].items() if name in self.kept}
+        try:
+            super().save(state_dict, path)
+        except Exception as error:
+            self.failure = self.failure or error
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with restricted(Path(path), *HARMLESS):
+            return super().load(path, map_location)
+
+
+@contextlib.contextmanager
+def _through(engine: DeepSpeedEngine) -> Iterator[_Files]:
+    """Let the engine use our file access, and keep it from putting scripts beside the shards."""
+    if engine.zero_optimization_stage() < 1:
+        raise UserError("DeepSpeed with ZeRO stage 0 is not supported: use accelerate_configs for DDP, or stage 1 to 3")
+    before = engine.checkpoint_engine
+    engine.checkpoint_engine = files = _Files(frozenset(learned(engine.module)))
+    engine._copy_recovery_script = lambda folder: None
+    try:
+        yield files
+    finally:
+        engine.checkpoint_engine = before
+        del engine._copy_recovery_script
+
+
+def _shapes(engine: DeepSpeedEngine) -> dict[str, list[int]]:
+    """The trained parameters with their whole shapes; under ZeRO-3 a parameter's own shape is that of its shard."""
+    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained}
+
+
+def save(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Write this rank's shards below folder/deepspeed; called by all ranks together."""
+    with _through(engine) as files:
+        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    if files.failure is not None:
+        raise files.failure
+    if engine.global_rank == 0:
+        (folder / NAMES).write_text(json.dumps(_shapes(engine), indent=1), encoding="utf-8")
+
+
+def load(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Put weights and optimizer back; called by all ranks together, before the first forward pass."""
+    saved, present = json.loads((folder / NAMES).read_text(encoding="utf-8")), _shapes(engine)
+    require_same_names(saved, present, folder / NAMES)
+    for name, shape in present.items():
+        if saved[name] != shape:
+            raise UserError(f"{folder / NAMES}: {name} has shape {saved[name]}, the model's is {shape}")
+    with _through(engine):
+        # Not strict: frozen weights are not in the checkpoint; the trained ones were compared above.
+        path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    if path is None:
+        raise UserError(f"{folder / TAG}: DeepSpeed found no checkpoint in it")
+
+
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained parameters (from the float32 master weights) and persistent buffers, joined from all shards."""
+    names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    with (
+        restricted(folder / TAG, *HARMLESS),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        joined = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+    require_same_names(set(joined) & set(names), names, folder / TAG)
+    aliases = _tied(joined, names)
+    return {name: tensor for name, tensor in joined.items() if name not in aliases}
+
+
+def _tied(joined: dict[str, Tensor], names: dict[str, Any]) -> set[str]:
+    """Further names of tied parameters, which share the tensor of the name they are trained under."""
+    trained = {tensor.data_ptr() for name, tensor in joined.items() if name in names}
+    return {name for name, tensor in joined.items() if name not in names and tensor.data_ptr() in trained}

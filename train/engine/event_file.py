@@ -1,0 +1,60 @@
+"""TensorBoard's event file, written where the caller stands.
+
+`SummaryWriter` writes from a thread of its own: a full disk kills that thread with a traceback, and the error comes
+back in the middle of some later call, or at exit. Here it is an OSError of the very write that failed, which costs
+microseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams, scalar, text
+
+
+class EventFile:
+    """One event file in `folder`. Every method raises OSError where the disk does not take it.
+
+    Args:
+        folder: Made if absent; a resumed run adds a file to it.
+        kept_step: What older files hold beyond this step is not shown any more.
+    """
+
+    def __init__(self, folder: Path, kept_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Read in the order of their names: a count, as a clock may jump back; and no host name.
+        number = 1 + len(list(folder.glob("events.out.tfevents.*")))
+        self._file = (folder / f"events.out.tfevents.{number:06d}").open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=kept_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._file.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One point for each metric."""
+        for name, value in metrics.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        self._file.flush()
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A page of Markdown in the tab TEXT."""
+        self._write(Event(step=step, summary=text(tag, markdown)))
+        self._file.flush()
+
+    def hyperparameters(self, values: Mapping[str, float | str]) -> None:
+        """A row in the tab HPARAMS, in the same run as the curves."""
+        for summary in hparams(dict(values), {"validation/loss": 0.0}):
+            self._write(Event(summary=summary))
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more events."""
+        self._file.close()

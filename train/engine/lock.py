@@ -1,0 +1,153 @@
+"""One run per run folder.
+
+The lock is a POSIX record lock on `RUN/.lock`: the kernel drops it when the process dies, however it dies, and children
+that outlive it do not keep it. The file's content says who holds it, for the message, and for file systems whose locks
+other hosts do not see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.errors import CannotWriteError, UserError
+from train.protocols import Ranks
+
+FILE = ".lock"
+TAKEN = (errno.EACCES, errno.EAGAIN)
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def hold(run_folder: Path, ranks: Ranks | None = None) -> Iterator[None]:
+    """Keep other runs out of `run_folder` (made if missing) while the block runs.
+
+    With `ranks`, the first rank takes the lock and all enter or raise together. Raises UserError naming host and
+    process of the holder; a lock left by a process that is gone is taken over with a WARNING.
+    """
+    lock: _Lock | None = None
+    failure: UserError | None = None
+    if ranks is None or ranks.index == 0:
+        try:
+            lock = _Lock(run_folder)
+        except UserError as error:
+            failure = error
+    if ranks is not None and ranks.sum([float(failure is not None)])[0] and failure is None:
+        failure = UserError(f"{run_folder} is in use; the first rank's message says by whom")
+    if failure is not None:
+        raise failure
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _Lock:
+    def __init__(self, run_folder: Path) -> None:
+        self.path = run_folder / FILE
+        try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CannotWriteError(f"Cannot write {self.path}: {error.strerror}") from error
+        try:
+            self._take()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _take(self) -> None:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in TAKEN:
+                raise self._refusal(self._holder(), "") from None
+            if error.errno not in UNSUPPORTED:
+                raise CannotWriteError(f"Cannot lock {self.path}: {error.strerror}") from error
+            log.warning(
+                "%s: no locks on this file system; two runs started in the same instant are not told apart", self.path
+            )
+        self._replace(self._holder())
+        content = json.dumps(_myself()).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+
+    def _replace(self, holder: Mapping[str, Any] | None) -> None:
+        """Take over from a holder that did not release; refuse where it may still be alive."""
+        if holder is None:
+            return
+        if holder["host"] != socket.gethostname() and not _earlier_start_of_this_job(holder):
+            raise self._refusal(holder, f" If that run is gone for good, remove {self.path} and start again.")
+        if holder["host"] == socket.gethostname() and _alive(holder):
+            raise self._refusal(holder, "")
+        log.warning("%s: taken over from process %s on %s, which is gone", self.path, holder["pid"], holder["host"])
+
+    def _refusal(self, holder: Mapping[str, Any] | None, cure: str) -> UserError:
+        who = f"process {holder['pid']} on host {holder['host']}" if holder else "a run that is just starting"
+        return UserError(
+            f"{self.path.parent} is in use by {who}: two runs must not write into one run folder. Stop that one first, "
+            f"or choose another run.folder.{cure}"
+        )
+
+    def _holder(self) -> Mapping[str, Any] | None:
+        try:
+            holder = json.loads(os.pread(self._descriptor, 4096, 0))
+            return {"host": str(holder["host"]), "pid": int(holder["pid"]), **holder}
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def release(self) -> None:
+        """Leave an empty file: removing it could take the lock from under somebody who has just opened it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+
+def _myself() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+    }
+
+
+def _earlier_start_of_this_job(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder is this batch job before it was requeued, perhaps from a lost node: it cannot run now."""
+    me = _myself()
+    return (
+        me["job"] is not None and holder.get("job") == me["job"] and int(holder.get("restarts") or 0) < me["restarts"]
+    )
+
+
+def _alive(holder: Mapping[str, Any]) -> bool:
+    """Whether that process of this host lives; its start time tells it from another that got its number."""
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return holder.get("started") is None or holder["started"] == _started(holder["pid"])
+
+
+def _started(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot; None where the system does not tell."""
+    try:
+        return int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+        )
+    except (OSError, ValueError, IndexError):
+        return None

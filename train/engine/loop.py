@@ -1,0 +1,240 @@
+"""The only training loop: steps, accumulation, validation, checkpoints, and the ways a run can end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.engine.optimizer import learning_rate
+from train.engine.runtime import Runtime
+from train.errors import NumericsError, UserError
+from train.protocols import Batch, Objective
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with the weights and the optimizer, all that a checkpoint holds."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped_steps: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    validations_without_better: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    state: Literal["finished", "preempted"]
+    step: int
+    reason: str
+
+
+class Watch(Protocol):
+    """Where numbers and texts go; silent on all ranks but the first."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+    def samples(self, step: int, samples: Sequence[Any]) -> None: ...
+    def progress(self, step: int, loss: float, tokens_per_second: float) -> None: ...
+
+
+@dataclass
+class Window:
+    """What has gathered since metrics were last written."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    tokens: float = 0.0
+    slots: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Join the sums of one micro-batch; they stay on the device, so that nothing waits for them."""
+        for name, value in sums.items():
+            detached = value.detach().double()
+            self.sums[name] = self.sums[name] + detached if name in self.sums else detached
+
+
+class Loop:
+    """Trains `model` on `objective` until it is finished or asked to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        objective: Objective,
+        model: nn.Module,
+        optimizer: Any,
+        watch: Watch,
+        save: Callable[[Progress], None],
+        stop_requested: Callable[[], bool],
+        model_flops_per_token: float,
+        peak_flops: float,
+    ) -> None:
+        self.config, self.runtime, self.objective = config, runtime, objective
+        self.model, self.optimizer, self.watch = model, optimizer, watch
+        self.save, self.stop_requested = save, stop_requested
+        self.model_flops_per_token, self.peak_flops = model_flops_per_token, peak_flops
+        self.window = Window()
+        self.skipped_in_a_row = 0
+        if config.validation.metric not in objective.lower_is_better:
+            known = ", ".join(objective.lower_is_better)
+            raise UserError(
+                f"validation.metric: {config.validation.metric} is unknown to this objective, which has {known}"
+            )
+
+    def fit(self, progress: Progress) -> Outcome:
+        """Run from `progress` on; it is updated in place.
+
+        Raises NumericsError when too many updates in a row had no finite gradient.
+        """
+        total = self.objective.plan.total_steps
+        saved_at = progress.step if progress.step else -1
+        if progress.step == 0 and self.config.validation.at_start:
+            self._validate(progress)
+        self.model.train()
+        for batches in self.objective.steps(self.model, progress.step) if progress.step < total else ():
+            began = time.monotonic()
+            counts, stop = self._agree(batches)
+            if stop:
+                if saved_at != progress.step:
+                    self.save(progress)
+                return Outcome("preempted", progress.step, "asked to stop")
+            norm, culprits = self._update(batches, counts, progress.step)
+            progress.step += 1
+            progress.tokens += int(counts["tokens"])
+            self.window.seconds += time.monotonic() - began
+            progress.seconds += time.monotonic() - began
+            self._guard(norm, culprits, progress)
+            self._write(progress, norm)
+            done = progress.step >= total
+            better = self._due(self.config.validation.every_steps, progress.step, done) and self._validate(progress)
+            if self._due(self.config.checkpoint.every_steps, progress.step, done) or (
+                better and self.config.checkpoint.keep_best
+            ):
+                self.save(progress)
+                saved_at = progress.step
+            patience = self.config.validation.patience
+            if patience and progress.validations_without_better >= patience and not done:
+                if saved_at != progress.step:
+                    self.save(progress)
+                return Outcome(
+                    "finished", progress.step, f"no better {self.config.validation.metric} in {patience} validations"
+                )
+            if done:
+                break
+        return Outcome("finished", progress.step, "all steps done")
+
+    def _agree(self, batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
+        """Global counts of this step, and whether any rank was asked to stop: one exchange for both."""
+        terms = self.objective.terms
+        mine = [sum(b.counts.get(term, 0.0) for b in batches) for term in terms]
+        mine += [sum(b.tokens for b in batches), sum(b.slots for b in batches), float(self.stop_requested())]
+        *joined, tokens, slots, stops = self.runtime.sum(mine)
+        if stops:
+            return {}, True
+        counts = dict(zip(terms, joined, strict=True))
+        for term, count in counts.items():
+            self.window.counts[term] = self.window.counts.get(term, 0.0) + count
+        self.window.tokens += tokens
+        self.window.slots += slots
+        return counts | {"tokens": tokens}, False
+
+    def _update(
+        self, batches: Sequence[Batch], counts: Mapping[str, float], step: int
+    ) -> tuple[float, list[tuple[Batch, Tensor]]]:
+        """One optimizer step. Returns the gradient norm, and each micro-batch with its loss for the guard."""
+        rate = learning_rate(step, self.objective.plan.total_steps, self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = []
+        for index, batch in enumerate(batches):
+            self.runtime.seed(self.config.run.seed, step, index)
+            with self.runtime.micro_step(self.model, last=index == len(batches) - 1):
+                sums = self.objective.loss(self.model, batch.to(self.runtime.device))
+                self.runtime.backward(sums, counts)
+            self.window.add(sums)
+            losses.append((batch, torch.stack([s.detach() for s in sums.values()]).sum()))
+        return self.runtime.step(self.model, self.optimizer), losses
+
+    def _guard(self, norm: float, losses: Sequence[tuple[Batch, Tensor]], progress: Progress) -> None:
+        """Count updates that were skipped for a non-finite gradient; give up after too many in a row, naming the
+        rows.
+        """
+        if math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            return
+        progress.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        self.window.sums.clear()  # the step taught nothing: keep its loss out of the curves
+        self.window.counts.clear()
+        if self.skipped_in_a_row > self.config.run.max_skipped_steps:
+            culprits = [row for batch, loss in losses if not math.isfinite(float(loss)) for row in batch.row_ids]
+            rows = self.runtime.gather(culprits)
+            where = (
+                f"non-finite loss in the micro-batches of: {', '.join(rows[:20])}" if rows else "the losses were finite"
+            )
+            raise NumericsError(
+                f"step {progress.step}: {self.skipped_in_a_row} updates in a row had no finite gradient ({where}). "
+                "Lower optim.learning_rate, look at these rows, or use run.precision bf16 or fp32"
+            )
+
+    def _write(self, progress: Progress, norm: float) -> None:
+        """Metrics of the steps since the last time."""
+        window, every = self.window, self.config.watch.every_steps
+        if progress.step % every and progress.step != self.objective.plan.total_steps:
+            return
+        terms = [term for term in self.objective.terms if window.counts.get(term)]
+        sums = self.runtime.sum([float(window.sums[term]) for term in terms])
+        means = {term: total / window.counts[term] for term, total in zip(terms, sums, strict=True)}
+        speed = window.tokens / max(window.seconds, 1e-9)
+        loss = sum(means.values()) if means else float("nan")
+        values = {f"train/{term}": mean for term, mean in means.items()}
+        values |= {
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/gradient_norm": norm,
+            "train/tokens_per_second": speed,
+            "train/mfu": speed * self.model_flops_per_token / self.peak_flops,
+            "train/padding_share": 1.0 - window.tokens / max(window.slots, 1.0),
+            "train/memory_gb": self.runtime.memory_gb(),
+            "train/epoch": self.objective.plan.epoch(progress.step),
+            "train/tokens": float(progress.tokens),
+            "train/skipped_steps": float(progress.skipped_steps),
+        }
+        if "loss" in means:
+            values["train/perplexity"] = math.exp(min(means["loss"], 700.0))
+        self.watch.metrics(progress.step, values)
+        self.watch.progress(progress.step, loss, speed)
+        self.window = Window()
+
+    def _due(self, every: int | None, step: int, done: bool) -> bool:
+        """Every so many steps, or where no number is given at the end of each epoch; and always at the end."""
+        return done or (step % every == 0 if every else step in self.objective.plan.epoch_ends)
+
+    def _validate(self, progress: Progress) -> bool:
+        """Held-out metrics and samples; whether the chosen metric is the best so far."""
+        values = self.objective.validate(self.model)
+        self.watch.metrics(progress.step, {f"validation/{name}": value for name, value in values.items()})
+        self.watch.samples(progress.step, self.objective.samples(self.model))
+        self.model.train()
+        metric = self.config.validation.metric
+        value = values.get(metric)
+        if value is None or progress.step == 0:  # before training there is nothing to keep
+            return False
+        sign = 1.0 if self.objective.lower_is_better[metric] else -1.0
+        if progress.best_value is None or sign * value < sign * progress.best_value:
+            progress.best_value, progress.best_step = value, progress.step
+            progress.validations_without_better = 0
+            return True
+        progress.validations_without_better += 1
+        return False

@@ -1,0 +1,67 @@
+"""Values of secret environment variables never reach a log or a file of the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
+
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+# Shorter values (TOKENIZERS_PARALLELISM=false) are no secrets, and masking them would tear holes into ordinary words.
+_MIN_CHARACTERS = 6
+_MASK = "***"
+
+
+def mask(text: str) -> str:
+    """`text` with the value of every environment variable named like a secret replaced by ***."""
+    values = {v for name, v in os.environ.items() if len(v) >= _MIN_CHARACTERS and _SECRET_NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):  # the longest first: one value may contain another
+        text = text.replace(value, _MASK)
+    return text
+
+
+def mask_all(value: Any) -> Any:
+    """The same for every string inside dicts, lists and tuples, keys included."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {mask_all(k): mask_all(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mask_all(v) for v in value]
+    return value
+
+
+def hide_secrets() -> None:
+    """Mask every log record of this process, whichever logger or handler it takes, and uncaught exceptions.
+
+    The record factory is the one place that all records pass: filters of the root logger see only its own records, and
+    libraries bring handlers of their own.
+    """
+    make = logging.getLogRecordFactory()
+    if getattr(make, "hides_secrets", False):
+        return
+
+    def make_masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # a wrong format string is reported by the handler
+            return record
+        if (masked := mask(message)) != message:
+            record.msg, record.args = masked, ()
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = mask("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        if record.stack_info:
+            record.stack_info = mask(record.stack_info)
+        return record
+
+    def print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+
+    make_masked.hides_secrets = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make_masked)
+    sys.excepthook = print_masked

@@ -1,0 +1,70 @@
+"""Optimizers by name, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.config import OptimConfig
+from train.errors import UserError
+
+Groups = list[dict[str, Any]]
+
+
+def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
+    )
+
+
+def _adamw_8bit(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("optim.name: adamw_8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw")
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon
+    )
+    return optimizer
+
+
+def _adafactor(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(groups, lr=config.learning_rate)
+
+
+OPTIMIZERS: Mapping[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+}
+
+
+def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over what is trained: matrices with weight decay; biases, norms and single vectors without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
+    # Under ZeRO-3 a parameter's own shape is that of its shard; ds_shape is the whole.
+    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
+    vectors = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return OPTIMIZERS[config.name]([g for g in groups if g["params"]], config)
+
+
+def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
+    """Learning rate of the update after `step` done ones: linear warmup, then the schedule down to final_fraction
+    of the top.
+    """
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_fraction * total_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(total_steps - warmup, 1)
+    shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))}
+    return config.learning_rate * (
+        config.final_fraction + (1.0 - config.final_fraction) * max(shapes[config.schedule], 0.0)
+    )

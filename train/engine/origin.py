@@ -1,0 +1,80 @@
+"""What the numbers in a checkpoint depend on: a run only continues from a checkpoint of its own origin."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from train.config import FREE_KEYS, Config, fingerprint, flat
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "safetensors", "numpy")
+WHOLE = ("single", "ddp")  # kinds whose state is whole on every rank, so that another number of ranks can read it
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin of a checkpoint or of a run.
+
+    fingerprint: of the configuration. config: the keys behind it, to name those that differ.
+    distributed: the kind of sharding by name (`single`, `ddp`, ...). world_size: processes.
+    digests: of what lies outside the configuration (chat template, data, base model), by name.
+    """
+
+    fingerprint: str
+    config: Mapping[str, Any]
+    distributed: str
+    world_size: int
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config, distributed: str, world_size: int, digests: Mapping[str, str] | None = None) -> Origin:
+        """The origin of a run with this configuration."""
+        free = tuple(f"{key}." for key in FREE_KEYS)
+        bound = {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
+        return cls(fingerprint(config), bound, distributed, world_size, dict(digests or {}))
+
+    def differences(self, manifest: Mapping[str, Any], allow_world_size_change: bool = False) -> list[str]:
+        """One line for everything that matters in which this run and the checkpoint of `manifest` differ."""
+        saved, now = manifest["config"], json.loads(json.dumps(dict(self.config)))
+        lines = [
+            f"{key}: {_shown(saved, key)} in the checkpoint, {_shown(now, key)} now"
+            for key in sorted({**saved, **now})
+            if _shown(saved, key) != _shown(now, key)
+        ]
+        if manifest["fingerprint"] != self.fingerprint and not lines:
+            lines.append("the configuration's fingerprint (written by another version of this program)")
+        names = {**manifest["digests"], **self.digests}
+        lines += [
+            f"{name}: digest {_shown(manifest['digests'], name)} in the checkpoint, {_shown(self.digests, name)} now"
+            for name in sorted(names)
+            if manifest["digests"].get(name) != self.digests.get(name)
+        ]
+        return lines + self._sharding_differences(manifest, allow_world_size_change)
+
+    def _sharding_differences(self, manifest: Mapping[str, Any], allow_world_size_change: bool) -> list[str]:
+        both_whole = manifest["distributed"] in WHOLE and self.distributed in WHOLE
+        lines = []
+        if manifest["distributed"] != self.distributed and not both_whole:
+            lines.append(f"sharding: {manifest['distributed']} in the checkpoint, {self.distributed} now")
+        if manifest["world_size"] != self.world_size and not (allow_world_size_change and both_whole):
+            lines.append(f"number of processes: {manifest['world_size']} in the checkpoint, {self.world_size} now")
+        return lines
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False, sort_keys=True) if key in values else "absent"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers may depend on, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

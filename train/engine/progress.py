@@ -1,0 +1,94 @@
+"""Loss, speed and time left, for whoever sits in front of the terminal or reads the log afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_LINE_SECONDS = 10.0  # between two lines of a log
+_WINDOW_STEPS = 50  # the time left is judged by the last so many steps
+
+
+class ProgressBar:
+    """A bar on a terminal; elsewhere a line every 10 seconds. Does nothing outside the main process.
+
+    Args:
+        stream: Where to, by default standard error.
+        clock: Seconds, rising.
+    """
+
+    def __init__(
+        self, main_process: bool, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._main_process = main_process
+        self._console = Console(file=stream or sys.stderr)
+        self._clock = clock
+        self._last_line = float("-inf")
+        self._ticks: list[float] = []
+        self._total: int | None = None
+        self._bar: tuple[Progress, TaskID] | None = None
+        self._close = contextlib.ExitStack()
+
+    def start(self, step: int, total_steps: int | None) -> None:
+        """Begin after `step`. Without a total there is no time left to tell."""
+        self._total = total_steps
+        self._ticks = []
+        if self._main_process and self._console.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            progress = Progress(*columns, console=self._console, auto_refresh=False)
+            task = progress.add_task("", total=total_steps, completed=step)
+            self._close.enter_context(progress)
+            self._close.callback(_send_logs_above_the_bar())
+            self._bar = progress, task
+
+    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """After each optimizer step."""
+        if not self._main_process:
+            return
+        self._ticks = [*self._ticks[-_WINDOW_STEPS:], self._clock()]
+        words = [f"loss {loss:.4f}", f"{tokens_per_second:,.0f} tokens/s"]
+        if self._total and len(self._ticks) > 1:
+            step_seconds = (self._ticks[-1] - self._ticks[0]) / (len(self._ticks) - 1)
+            words.append(f"{duration(step_seconds * max(self._total - step, 0))} left")
+        if self._bar:
+            progress, task = self._bar
+            progress.update(task, completed=step, description="  ".join(words), refresh=True)
+        elif step == self._total or self._ticks[-1] - self._last_line >= _LINE_SECONDS:
+            self._last_line = self._ticks[-1]
+            of = f"/{self._total}" if self._total else ""
+            self._console.file.write(f"step {step}{of}  {'  '.join(words)}\n")
+            self._console.file.flush()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._close.close()
+        self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03, 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _send_logs_above_the_bar() -> Callable[[], None]:
+    """While the bar lives, sys.stderr is rich's, which prints above it: log handlers go there. Returns the way back."""
+    moved = []
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__:
+            handler.setStream(sys.stderr)
+            moved.append(handler)
+
+    def back() -> None:
+        for handler in moved:
+            handler.setStream(sys.__stderr__)
+
+    return back

@@ -1,0 +1,191 @@
+"""How the run is spread: the one place that speaks to Accelerate. It knows distributed kinds, and no ZeRO stage.
+
+What Accelerate and its launchers do without a word on a CPU (plain single processes in place of two ranks, FSDP
+ignored) is
+refused here with a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import torch
+
+if not torch.cuda.is_available():  # DeepSpeed looks for a GPU by itself and fails without one
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from train.errors import UserError
+
+Precision = Literal["bf16", "fp16", "fp32"]
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
+
+
+def choose_precision(requested: str) -> Precision:
+    """bf16 where the hardware multiplies it at full speed, else fp32."""
+    if requested in ("bf16", "fp16", "fp32"):
+        if requested == "fp16" and not torch.cuda.is_available():
+            raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
+        return requested  # type: ignore[return-value]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    fast = (
+        getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    )
+    return "bf16" if fast else "fp32"
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
+def _clip_exactly(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """`clip_grad_norm_` with the norm summed in float64: a CPU's float32 sum over 10^5 elements is off by 10^-5."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    norm = float(torch.stack(norms).norm())
+    if norm > limit and norm != float("inf"):
+        torch._foreach_mul_(gradients, limit / norm)
+    return norm
+
+
+class Runtime:
+    """The processes of the run and what they do together. Satisfies `train.protocols.Ranks`."""
+
+    def __init__(self, precision: str, clip_norm: float) -> None:
+        cuda = torch.cuda.is_available()
+        deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
+        if _flag("ACCELERATE_USE_FSDP") and not cuda:
+            raise UserError(
+                "FSDP needs GPUs: on a CPU Accelerate ignores it without a word and the ranks would never synchronise. "
+                "Use accelerate_configs/cpu_ddp.yaml or zero2.yaml"
+            )
+        if deepspeed and not cuda and _flag("ACCELERATE_USE_CPU"):
+            raise UserError("DeepSpeed is ignored where use_cpu is true: remove `use_cpu` from the accelerate config")
+        self.precision = choose_precision(precision)
+        group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        self.accelerator = Accelerator(
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
+            cpu=not cuda and not deepspeed,
+            kwargs_handlers=[group] if "LOCAL_RANK" in os.environ else [],
+        )
+        self.clip_norm = clip_norm
+        self.index: int = self.accelerator.process_index
+        self.count: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        self.main: bool = self.accelerator.is_main_process
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != self.count:
+            raise UserError(
+                f"{launched} processes were launched but each believes to be one of {self.count}: they would train "
+                "separate models. Use one of accelerate_configs/*.yaml"
+            )
+        self.deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.deepspeed:
+            plugin = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            plugin["gradient_clipping"] = clip_norm
+            plugin["gradient_accumulation_steps"] = 1  # the loop accumulates, and says which backward is the last
+            self.accelerator.gradient_accumulation_steps = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
+
+    @property
+    def kind(self) -> str:
+        """The distributed kind by name, for records and manifests."""
+        if self.deepspeed:
+            return f"zero-{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        return {"NO": "single", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp"}[
+            self.accelerator.distributed_type.name
+        ]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all ranks, in float64."""
+        if self.count == 1:
+            return list(values)
+        joined = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(joined)
+        return [float(x) for x in joined.tolist()]
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.accelerator.wait_for_everyone()
+
+    def gather(self, items: list[str]) -> list[str]:
+        """The items of all ranks, on every rank."""
+        return list(gather_object(items)) if self.count > 1 else items
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Model and optimizer, spread over the ranks."""
+        prepared = self.accelerator.prepare(model, optimizer)
+        return prepared[0], prepared[1]
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The model inside; its weights may still be sharded."""
+        unwrapped: nn.Module = self.accelerator.unwrap_model(model)
+        return unwrapped
+
+    @contextlib.contextmanager
+    def micro_step(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Forward and backward of one micro-batch go in here; gradients are exchanged with the last one only."""
+        self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed's boundary is read from here
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            yield
+
+    def backward(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        """Backward of the sum over terms of (local sum / global count).
+
+        Ranks are averaged by every backend, hence `* self.count`.
+        """
+        self.accelerator.backward(sum(sums[name] * (self.count / counts[name]) for name in sums if counts[name] > 0))
+
+    def step(self, model: nn.Module, optimizer: Any) -> float:
+        """Clip, update, clear.
+
+        Returns the global gradient norm before clipping; where it is not finite nothing was updated.
+        """
+        if self.deepspeed:  # has clipped and stepped inside the last backward; it skips a non-finite norm by itself
+            norm = self.accelerator.clip_grad_norm_(model.parameters(), 0.0)
+            return float("nan") if norm is None else float(norm)
+        limit = self.clip_norm if self.clip_norm > 0 else float("inf")
+        clip = _clip_exactly if self.device.type == "cpu" else self.accelerator.clip_grad_norm_
+        norm = float(clip(model.parameters(), limit))
+        if norm == norm and norm != float("inf"):
+            optimizer.step()
+        elif self.accelerator.scaler is not None:
+            optimizer.step()  # the scaler skips the update and lowers its scale
+        optimizer.zero_grad()
+        return norm
+
+    def seed(self, *key: int) -> None:
+        """Start the dropout stream that belongs to `key` (seed, step, micro-batch) on this rank: a function, not a
+        state.
+        """
+        digest = hashlib.blake2b(repr((*key, self.index)).encode(), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(digest, "big"))
+
+    def memory_gb(self) -> float:
+        """Highest memory so far on this rank: the GPU's where there is one, else the process's."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def close(self) -> None:
+        """Leave the process group: what follows is each process's own."""
+        unset_hf_deepspeed_config()  # models loaded from here on are whole again, also after ZeRO-3
+        if self.count > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,96 @@
+"""One run in its folder: the lock, the status file, what is said before the first step and how the run is seen to
+end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from train.config import Config, fingerprint
+from train.engine import record
+from train.engine.lock import hold
+from train.engine.loop import Outcome, Progress
+from train.engine.masking import hide_secrets
+from train.engine.runtime import Runtime
+from train.engine.stop import Stop, write_status
+from train.errors import CannotWriteError, UserError
+from train.protocols import Objective
+
+
+class Session:
+    """What the status file knows of the run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.progress = Progress()
+
+
+@contextlib.contextmanager
+def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
+    """Hold the run folder, look for stop requests, and leave a status.json that tells how the run ended."""
+    folder = Path(config.run.folder)
+    logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
+    hide_secrets()
+    with hold(folder, runtime):
+        stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
+        this = Session(folder)
+        if runtime.main:
+            write_status(folder, "running", 0)
+        try:
+            yield this
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, UserError) else 1
+            if runtime.main:
+                with contextlib.suppress(CannotWriteError):  # the error itself is what counts
+                    write_status(folder, "failed", this.progress.step, str(error) or repr(error), code)
+            raise
+
+
+def finish(this: Session, outcome: Outcome, stop: Stop, runtime: Runtime) -> None:
+    """Say how the run ended."""
+    if not runtime.main:
+        return
+    preempted = outcome.state == "preempted"
+    write_status(this.folder, outcome.state, outcome.step, stop.reason if preempted else outcome.reason, 0)
+    if preempted:
+        stop.obeyed()
+        Console(stderr=True).print(
+            f"Stopped after step {outcome.step} ({stop.reason}); the same command continues from there."
+        )
+
+
+def describe(
+    config: Config, runtime: Runtime, objective: Objective, parameters: tuple[int, int], resumed: Progress
+) -> None:
+    """Into run.json what the run is, and onto the screen what a user would otherwise compute by hand."""
+    trained, total = parameters
+    record.write(
+        Path(config.run.folder),
+        **record.circumstances(runtime.device),
+        **objective.facts,
+        config=dataclasses.asdict(config),
+        fingerprint=fingerprint(config),
+        world_size=runtime.count,
+        sharding=runtime.kind,
+        precision=runtime.precision,
+        parameters={"trained": trained, "total": total},
+        lower_is_better=dict(objective.lower_is_better),
+        total_steps=objective.plan.total_steps,
+    )
+    ranks = f"{runtime.count} process{'es' if runtime.count > 1 else ''}"
+    start = f", continuing after step {resumed.step:,}" if resumed.step else ""
+    lines = [
+        f"{config.run.folder}: {ranks}, {runtime.kind}, {runtime.precision}, {runtime.device}{start}",
+        f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})",
+        *objective.facts["data_lines"],
+        *objective.plan.lines,
+    ]
+    console = Console(stderr=True, highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)

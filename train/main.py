@@ -1,0 +1,81 @@
+"""Train: `accelerate launch train/main.py --config recipes/NAME.yaml [--optim.learning_rate 1e-4 ...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
+
+from train.config import Config, flat
+from train.engine.stop import Stop
+from train.errors import UserError
+from train.recipe import parse, to_yaml
+
+
+def run(config: Config, stop: Stop) -> None:
+    """Build, resume, fit, report.
+
+    What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
+    """
+    from eval.files import write_atomically
+    from train.engine.board import Board
+    from train.engine.flops import model_flops_per_token, peak_flops
+    from train.engine.loop import Loop
+    from train.engine.optimizer import build
+    from train.engine.runtime import Runtime
+    from train.engine.saving import Checkpoints
+    from train.engine.session import describe, finish, session
+    from train.merge import merge
+    from train.objectives import OBJECTIVES
+    from train.report import print_table, write_report
+    from train.tuning import TUNINGS, share_trained
+
+    runtime = Runtime(config.run.precision, config.optim.clip_norm)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=runtime.precision))
+    with session(config, runtime, stop) as this:
+        tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model)
+        objective = OBJECTIVES[config.objective](config, tuning, runtime)
+        model = tuning.apply(objective.load_model())
+        trained, total = share_trained(model)
+        flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
+        model, optimizer = runtime.prepare(model, build(model, config.optim))
+        checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning, trained)
+        progress = this.progress = checkpoints.resume()
+        peak = runtime.sum([peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops).flops])[0]
+        if runtime.main:
+            write_atomically(this.folder / "config.yaml", to_yaml(config))
+            objective.save_assets(this.folder / "tokenizer")
+            describe(config, runtime, objective, (trained, total), progress)
+        board = Board(this.folder, config.watch, runtime.main)
+        board.start(progress.step, objective.plan.total_steps)
+        board.hyperparameters(flat(config))
+        loop = Loop(config, runtime, objective, model, optimizer, board, checkpoints.save, stop.requested, flops, peak)
+        outcome = loop.fit(progress)
+        board.close()
+        runtime.close()
+        if runtime.main and outcome.state == "finished":
+            if config.merge.at_end:
+                merge(this.folder, this.folder / "merged", config.merge)
+            write_report(this.folder)
+            print_table(this.folder)
+        finish(this, outcome, stop, runtime)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The whole program; returns the exit code (docs/resume.md)."""
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        with Stop() as stop:
+            run(parse(sys.argv[1:] if arguments is None else arguments), stop)
+    except UserError as error:
+        print(f"[rank {rank}] {error}" if rank else error, file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What a merge did and how well its result answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.merge.verify import Comparison
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """One merge.
+
+    checkpoint, step: what was merged. kind: the tuning. weights: storage of the merged weights. tied: whether input
+    and output embeddings are one matrix. compared_in: arithmetic of the comparison. comparison: merged against trained
+    model. divergence: for a quantised base, mean KL in nats from the model that was trained to the one merged into the
+    original and into the dequantized weights. prompt_tokens: ids that stand before every text. prompt_leak: the
+    largest probability that they take anywhere, where they are not masked. seconds: of the whole.
+    """
+
+    out: Path
+    checkpoint: Path
+    step: int
+    kind: str
+    weights: str
+    tied: bool
+    tensors: int
+    parameters: int
+    compared_in: str
+    comparison: Comparison
+    divergence: Mapping[str, float] = field(default_factory=dict)
+    quantized_base: str | None = None
+    prompt_tokens: tuple[int, ...] = ()
+    prompt_leak: float = 0.0
+    seconds: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json: plain values, without the paths of this machine."""
+        facts = dataclasses.asdict(self)
+        del facts["out"]
+        return facts | {"checkpoint": self.checkpoint.name}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        close = self.comparison
+        lines = [
+            f"{self.out}: {self.parameters:,} parameters in {self.weights}, {self.tensors} tensors, embeddings "
+            f"{'' if self.tied else 'not '}tied; from {self.checkpoint} ({self.seconds:.0f} s)",
+            f"loaded again and compared in {self.compared_in}: logits differ by {close.max_difference:.2g} at most, "
+            f"{close.relative:.2g} of their spread; KL {close.mean_kl:.2g} nats",
+        ]
+        if self.divergence:
+            shown = ", ".join(f"{name} {value:.3g} nats" for name, value in self.divergence.items())
+            lines.append(
+                f"KL from the quantised model that was trained, by base: {shown}; merged into {self.quantized_base}"
+            )
+        if self.prompt_tokens:
+            lines.append(
+                f"the prompt is {len(self.prompt_tokens)} tokens that precede every text; left unmasked they would "
+                f"take at most {self.prompt_leak:.2g} of the probability"
+            )
+        return lines

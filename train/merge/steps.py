@@ -1,0 +1,233 @@
+"""A merge from beginning to end.
+
+Shape suffixes: r rows of the probe, t positions, v vocabulary or classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.integrations import deepspeed as transformers_deepspeed
+
+from train.config import MergeConfig
+from train.merge import verify
+from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
+from train.merge.draft import draft_of, refuse_foreign
+from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
+from train.merge.reference import logits, probe, take_over_quantized, trained_model
+from train.merge.report import MergeReport
+from train.merge.source import Source, open_source, text_rows
+from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
+from train.merge.writer import ModelWriter, ShardWriter, Writer
+from train.models.folder import read_json
+from train.models.load import load_model, load_tokenizer
+from train.tuning.describe import write_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
+
+
+def merge(
+    run_or_checkpoint: Path, out: Path, settings: MergeConfig, *, base: str | None = None, code: bool = False
+) -> MergeReport:
+    """Merge into `out`, which appears only after its answers were compared with the trained model's.
+
+    Called by one process alone. An earlier merge at `out` is replaced; anything else there is refused.
+
+    Args:
+        run_or_checkpoint: A run folder, or one of its checkpoints.
+        out: The folder to make.
+        settings: The recipe's `merge`.
+        base: Where the base model lies now, if it has moved since training.
+        code: Whether code that comes with the base model may run.
+
+    Raises:
+        UserError: Something is missing, damaged or was changed since training, or the result is not right.
+        CannotWriteError: No space, no permission. In both cases nothing new is left at `out`.
+    """
+    began = time.monotonic()
+    refuse_foreign(out)
+    with _alone():
+        source = open_source(run_or_checkpoint, settings.checkpoint, base, code)
+        return _Merge(source, out, settings).run(began)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Models that are loaded in here are whole, also while a ZeRO-3 training is alive in this process."""
+    held = transformers_deepspeed._hf_deepspeed_config_weak_ref
+    transformers_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = held
+
+
+class _Merge:
+    """The steps of one merge, in the order in which they stand here."""
+
+    def __init__(self, source: Source, out: Path, settings: MergeConfig) -> None:
+        self.source, self.out, self.settings = source, out, settings
+        self.weights = DTYPES[settings.weights] if settings.weights != "auto" else _storage(source)
+        self.parameters = sum(tensor.numel() for tensor in skeleton_of(source).parameters())
+        enough = psutil.virtual_memory().available > SPARE * 4 * self.parameters
+        self.arithmetic = torch.float32 if enough else torch.bfloat16
+        self.quantized_rtv: Tensor | None = None
+        self.divergence: dict[str, float] = {}
+
+    def run(self, began: float) -> MergeReport:
+        """Write, check, put in place."""
+        tokenizer, before = self._tokenizer(), self._tokenizer()
+        ids_rt = probe(before, self.source.base_rows)
+        expected_rtv, quantized = self._expected(ids_rt)
+        base, model = self._base(quantized)
+        if self.source.tuning.kind == "prompt":
+            self._extend_vocabulary(tokenizer)
+        with draft_of(self.out, int(SPARE * self.parameters * self.weights.itemsize)) as draft:
+            digests = self._write_weights(draft, base, model)
+            self._write_rest(draft, tokenizer)
+            self.source.trained.clear()
+            del base, model, quantized  # from here on the merged model alone is in memory
+            report = self._check(draft, digests, before, ids_rt, expected_rtv)
+            report = dataclasses.replace(report, seconds=round(time.monotonic() - began, 1))
+            write_json(draft / "run.json", {**self.source.facts, "merge": report.facts()})
+        return report
+
+    def _tokenizer(self) -> Any:
+        """The run's, which has the chat template that was trained with."""
+        saved = self.source.run / "tokenizer"
+        if saved.is_dir():
+            return AutoTokenizer.from_pretrained(saved, local_files_only=True, trust_remote_code=self._code)
+        return load_tokenizer(self.source.model)
+
+    def _expected(self, ids_rt: Tensor) -> tuple[Tensor, Any]:
+        """The trained model's answers with the base that is merged into; the quantised model, where it is that base."""
+        if self.source.tuning.quantization == "none":
+            return logits(trained_model(self.source, self.arithmetic), ids_rt), None
+        quantized = trained_model(self.source, self.source.arithmetic, quantized=True)
+        self.quantized_rtv = logits(quantized, ids_rt)
+        plain = trained_model(self.source, self.arithmetic)
+        by_base = {"original": logits(plain, ids_rt)}
+        take_over_quantized(plain, quantized)
+        by_base["dequantized"] = logits(plain, ids_rt)
+        self.divergence = {name: verify.compare(self.quantized_rtv, found).mean_kl for name, found in by_base.items()}
+        chosen = self.settings.quantized_base
+        return by_base[chosen], quantized.unload() if chosen == "dequantized" else None
+
+    def _base(self, quantized: Any) -> tuple[BaseWeights | None, Any]:
+        """Where the base's weights come from; and the model to write with, where files cannot be written one by one."""
+        source = self.source
+        skeleton = skeleton_of(source)
+        if source.tuning.kind == "full":
+            return None, trained_model(source, self.weights) if converts(skeleton) else None
+        if source.model.init == "random":
+            fresh = load_model(source.model_class, source.model, torch.float32, seed=source.config.run.seed)
+            return ModelWeights(fresh), None
+        files = None if converts(skeleton) else from_files(source.base, skeleton)
+        if files is None:
+            described = copy.deepcopy(source.described)
+            described.get_text_config().vocab_size = source.base_rows
+            options = {"config": described}
+            model = load_model(source.model_class, source.model, self.weights, None, options)
+            return ModelWeights(quantized or model), model
+        self._follow_ties(files, skeleton)
+        return (ModelWeights(quantized) if quantized is not None else files), None
+
+    def _follow_ties(self, files: FileWeights, skeleton: Any) -> None:
+        if unties(files, skeleton):
+            self.source.described.tie_word_embeddings = False
+
+    def _extend_vocabulary(self, tokenizer: Any) -> None:
+        """Rows for the prompt's tokens, and an output layer of its own."""
+        ids = tuple(add_tokens(tokenizer, self.source.tuning.prompt.virtual_tokens))
+        described = self.source.described
+        described.get_text_config().vocab_size = max(text_rows(described), max(ids) + 1)
+        described.tie_word_embeddings = False
+        self.source = dataclasses.replace(self.source, prompt_ids=ids)
+
+    def _write_weights(self, draft: Path, base: BaseWeights | None, model: Any) -> dict[str, str]:
+        source, described = self.source, self.source.described
+        skeleton = skeleton_of(source)
+        merger = merger_for(source, skeleton, base)
+        if described.tie_word_embeddings and not keeps_ties(merger, skeleton):
+            described.tie_word_embeddings = False
+        writer: Writer = ShardWriter(draft) if model is None else ModelWriter(model, described, draft)
+        for name, tensor in merged(source, skeleton, merger):
+            writer.add(name, tensor.to(self.weights) if tensor.is_floating_point() else tensor)
+        writer.close()
+        return writer.digests
+
+    def _write_rest(self, draft: Path, tokenizer: Any) -> None:
+        """Config, generation settings, tokenizer with its chat template, and the model's code where it may run."""
+        source, described = self.source, self.source.described
+        described.dtype = self.weights
+        described.use_cache = True  # training may have switched it off
+        described.save_pretrained(draft)
+        settings = source.checkpoint / "tuning" / "generation_config.json"
+        generation = read_json(settings) if settings.is_file() else {}
+        if source.prompt_ids:  # in likelihoods these tokens are to be masked as well (docs/merge.md)
+            generation["suppress_tokens"] = [*(generation.get("suppress_tokens") or []), *source.prompt_ids]
+        if generation:
+            write_json(draft / "generation_config.json", generation)
+        if source.prompt_ids:
+            save_tokenizer(tokenizer, draft)
+        else:
+            tokenizer.save_pretrained(draft)
+        if self._code:
+            for file in source.base.glob("*.py"):
+                shutil.copyfile(file, draft / file.name)
+
+    def _check(
+        self, draft: Path, digests: dict[str, str], before: Any, ids_rt: Tensor, expected_rtv: Tensor
+    ) -> MergeReport:
+        source = self.source
+        tensors, parameters = verify.check_files(draft, digests)
+        if source.prompt_ids:
+            check_tokenizer(draft, before, list(source.prompt_ids))
+        model = verify.reload(draft, source.model_class, self.arithmetic, self._code)
+        found_rtv = logits(model, ids_rt, source.prompt_ids)
+        comparison = verify.check_answers(expected_rtv, found_rtv, self.weights)
+        if self.quantized_rtv is not None:  # measured on what was written, roundings and all
+            self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
+        return MergeReport(
+            out=self.out,
+            checkpoint=source.checkpoint,
+            step=source.step,
+            kind=source.tuning.kind,
+            weights=_name(self.weights),
+            tied=bool(source.described.tie_word_embeddings),
+            tensors=tensors,
+            parameters=parameters,
+            compared_in=_name(self.arithmetic),
+            comparison=comparison,
+            divergence=self.divergence,
+            quantized_base=self.settings.quantized_base if self.divergence else None,
+            prompt_tokens=source.prompt_ids,
+            prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
+        )
+
+    @property
+    def _code(self) -> bool:
+        return self.source.model.trust_remote_code
+
+
+def _storage(source: Source) -> torch.dtype:
+    """What the base is stored in; for a new model what its config asks for."""
+    if source.model.init == "pretrained" and (source.tuning.kind != "full" or Path(source.model.path).is_dir()):
+        return storage(source.base)
+    return source.described.dtype or torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

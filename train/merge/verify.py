@@ -1,0 +1,122 @@
+"""Whether a merged folder is what it should be: file by file, loaded afresh, and by its answers.
+
+Shape suffixes: r rows of the probe, t positions, v vocabulary or classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from train.errors import UserError
+from train.merge.writer import digest
+from train.models.folder import read_json, weight_files
+
+# Largest root mean square of the logits' differences, relative to their spread. Rounding the weights costs this much
+# (measured: 3e-7, 6e-3 and 5e-2 at most, docs/merge.md); a wrong tensor costs ten times more.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two models' answers are apart.
+
+    max_difference: largest absolute difference of a logit. relative: root mean square of the differences over the
+    standard deviation of the expected logits. mean_kl: mean of KL(expected || found) over positions, in nats.
+    """
+
+    max_difference: float
+    relative: float
+    mean_kl: float
+
+
+def compare(expected_rtv: Tensor, found_rtv: Tensor) -> Comparison:
+    """Of logits of the same shape."""
+    expected, found = expected_rtv.double(), found_rtv.double()
+    difference = (found - expected).abs()
+    spread = (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt()
+    log_p, log_q = F.log_softmax(expected, -1), F.log_softmax(found, -1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    relative = difference.square().mean().sqrt() / spread.clamp_min(1e-12)
+    return Comparison(float(difference.max()), float(relative), float(kl))
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> tuple[int, int]:
+    """(tensors, parameters) of the folder's weights.
+
+    Raises UserError for a tensor that is empty, not finite, or not the one that was computed (digests; empty: unknown).
+    """
+    seen: set[str] = set()
+    parameters = 0
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as handle:
+            for name in handle.keys():  # noqa: SIM118  (not a dict)
+                tensor = handle.get_tensor(name)
+                if tensor.numel() == 0:
+                    raise UserError(f"{file.name}: {name} is empty")
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise UserError(f"{file.name}: {name} holds values that are not finite")
+                if digests and digests.get(name) != digest(tensor):
+                    raise UserError(f"{file.name}: {name} is not what was written (a faulty disk, or another writer)")
+                seen.add(name)
+                parameters += tensor.numel()
+    lost = sorted(set(digests) - seen)
+    if lost:
+        raise UserError(f"{folder.name}: {lost[0]} is missing from its files ({len(lost)} tensors)")
+    return len(seen), parameters
+
+
+def reload(folder: Path, model_class: Any, dtype: torch.dtype, code: bool) -> Any:
+    """The folder's model, loaded as anybody would. Raises UserError where a key is missing, left over or misshapen."""
+    try:
+        model, found = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=code,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder.name}: cannot be loaded ({str(error).strip().splitlines()[-1]})") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in found[kind])
+        if names:
+            raise UserError(f"{folder.name}: {names[0]} ({len(names)} such) is among the {kind.replace('_', ' ')}")
+    entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
+    asked = bool(read_json(folder / "config.json").get("tie_word_embeddings"))
+    if exit_ is not None and entry is not None and asked != (entry.weight is exit_.weight):
+        raise UserError(f"{folder.name}: the embeddings are {'not ' * asked}tied, against its config.json")
+    return model
+
+
+def check_answers(expected_rtv: Tensor, found_rtv: Tensor, weights: torch.dtype) -> Comparison:
+    """Compare the merged model's answers with the expected ones; outputs that a prompt's tokens added are left aside.
+
+    weights: storage of the merged weights, which bounds how close the answers can be.
+    Raises UserError where the answers are not finite or further apart than rounding explains.
+    """
+    found_rtv = found_rtv[..., : expected_rtv.shape[-1]]
+    if found_rtv.shape != expected_rtv.shape or not torch.isfinite(found_rtv).all():
+        raise UserError("the merged model's answers have another shape than the trained model's, or are not finite")
+    comparison = compare(expected_rtv, found_rtv)
+    limit = TOLERANCE[weights]
+    if not comparison.relative <= limit:
+        raise UserError(
+            "the merged model answers differently from the trained one: logits differ by "
+            f"{comparison.max_difference:.3g} at most, {comparison.relative:.2g} of their spread "
+            f"(allowed for {str(weights)[6:]}: {limit:g})"
+        )
+    return comparison
+
+
+def leak(found_rtv: Tensor, kept: int) -> float:
+    """The largest probability that outputs beyond the first `kept` take at any position."""
+    return float(found_rtv.softmax(-1)[..., kept:].sum(-1).max())

@@ -1,0 +1,155 @@
+"""The merged model's tensors, computed one at a time: what the training changed, applied to the base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from train.errors import UserError
+from train.merge.base import BaseWeights
+from train.merge.prompt import Extended
+from train.merge.source import Source
+from train.tuning import TUNINGS
+from train.tuning.lora import ADAPTER
+
+PREFIX = "base_model.model."  # what peft puts before the names of the model's own modules
+
+
+class Merger(Protocol):
+    """How one kind of tuning becomes weights. used: the trained weights that have found their place."""
+
+    used: set[str]
+
+    def is_tied(self, target: str, origin: str) -> bool:
+        """Whether two tensors that the base ties are one matrix, written once."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the merged model, in float32."""
+        ...
+
+
+def skeleton_of(source: Source) -> Any:
+    """The model that results, without its weights."""
+    with torch.device("meta"):
+        return source.model_class._from_config(source.described, dtype=torch.float32)
+
+
+def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:
+    """base: needed unless all weights were trained."""
+    return MERGERS[source.tuning.kind](source, skeleton, base)
+
+
+def keeps_ties(merger: Merger, skeleton: Any) -> bool:
+    """Whether input and output embeddings are still one matrix, where the base has one."""
+    return all(merger.is_tied(target, origin) for target, origin in skeleton.all_tied_weights_keys.items())
+
+
+def merged(source: Source, skeleton: Any, merger: Merger) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every weight of the merged model in float32; matrices that are tied come once.
+
+    Raises UserError where a trained weight has no place in the model.
+    """
+    tied = skeleton.all_tied_weights_keys
+    for name in skeleton.state_dict():
+        if name not in tied or not merger.is_tied(name, tied[name]):
+            yield name, merger.tensor(name)
+    unused = sorted(set(source.trained) - merger.used)
+    if unused:
+        model = type(skeleton).__name__
+        raise UserError(f"{source.checkpoint}: {unused[0]} ({len(unused)} such) has no place in {model}")
+
+
+class Full:
+    """Every weight is the trained one."""
+
+    def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
+        self.source, self.used = source, set[str]()
+
+    def is_tied(self, target: str, origin: str) -> bool:
+        """Whether the two are one matrix, written once."""
+        return target not in self.source.trained
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        if name not in self.source.trained:
+            raise UserError(f"{self.source.checkpoint}: {name} is missing")
+        self.used.add(name)
+        return self.source.trained[name].float()
+
+
+class Adapter:
+    """LoRA: each adapted module is filled, merged by peft's own arithmetic in float32, read out and emptied again."""
+
+    def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
+        from peft.tuners.lora import LoraLayer
+        from peft.utils import ModulesToSaveWrapper
+
+        assert base is not None
+        self.source, self.base, self.used = source, base, set[str]()
+        self.layers: dict[str, Any] = {}
+        self.trained_as: dict[str, str] = {}
+        tuned = _tuned(source, skeleton_of(source))
+        for path, module in tuned.base_model.model.named_modules(remove_duplicate=False):
+            if isinstance(module, ModulesToSaveWrapper):
+                for leaf in module.original_module.state_dict():
+                    self.trained_as[f"{path}.{leaf}"] = f"{PREFIX}{path}.modules_to_save.{ADAPTER}.{leaf}"
+            elif isinstance(module, LoraLayer):
+                self.layers[f"{path}.weight"] = module
+                self.trained_as[f"{path}.bias"] = f"{PREFIX}{path}.base_layer.bias"
+
+    def is_tied(self, target: str, origin: str) -> bool:
+        """Unless an adapter has changed one of the two alone."""
+        return target not in self.layers and origin not in self.layers
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        if name in self.layers:
+            return self._merge(name, self.layers[name])
+        trained = self.trained_as.get(name, f"{PREFIX}{name}")
+        if trained in self.source.trained:
+            self.used.add(trained)
+            return self.source.trained[trained].float()
+        return self.base.get(name).float()
+
+    @torch.no_grad()
+    def _merge(self, name: str, layer: Any) -> Tensor:
+        start = f"{PREFIX}{name.removesuffix('weight')}"
+        own = {
+            key.removeprefix(start): value.float()
+            for key, value in self.source.trained.items()
+            if key.startswith(f"{start}lora_")
+        }
+        self.used |= {start + key for key in own}
+        if not own:
+            raise UserError(f"{self.source.checkpoint}: holds no adapter for {name.removesuffix('.weight')}")
+        empty = layer.state_dict()
+        layer.load_state_dict({**own, "base_layer.weight": self.base.get(name).float()}, strict=False, assign=True)
+        try:
+            layer.merge(safe_merge=True, adapter_names=[ADAPTER])
+        except ValueError as error:
+            raise UserError(f"{self.source.checkpoint}: merging {name} gives values that are not finite") from error
+        result: Tensor = layer.get_base_layer().weight.detach()
+        layer.load_state_dict(empty, assign=True)
+        layer.merged_adapters.clear()
+        return result
+
+
+MERGERS: Mapping[str, Callable[[Source, Any, BaseWeights | None], Merger]] = {
+    "full": Full,
+    "lora": Adapter,
+    "prompt": Extended,
+}
+
+
+def _tuned(source: Source, skeleton: Any) -> Any:
+    """Empty adapters in an empty model, by the same code that made them for training."""
+    if len(skeleton.get_input_embeddings().weight) > source.base_rows:
+        skeleton.resized_from_tokens = source.base_rows
+    plain = dataclasses.replace(source.tuning, quantization="none")
+    tuned: nn.Module = TUNINGS[plain.kind](plain, source.config.run.seed, model=source.model).apply(skeleton)
+    return tuned

@@ -1,0 +1,121 @@
+"""Weights into safetensors files of a bounded size, tensor by tensor, remembering what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SHARD_BYTES = 5_000_000_000
+
+
+class Writer(Protocol):
+    """Takes the tensors of the merged model one after another.
+
+    digests: name -> digest of what must be found in the files afterwards; empty where names change on writing.
+    """
+
+    digests: dict[str, str]
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """One more tensor."""
+        ...
+
+    def close(self) -> None:
+        """All are there."""
+        ...
+
+
+def digest(tensor: Tensor) -> str:
+    """Of kind, shape and bytes."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(flat.numpy().data).hexdigest()}"
+
+
+class ShardWriter:
+    """Holds at most one shard in memory."""
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.digests: dict[str, str] = {}
+        self.pending: dict[str, Tensor] = {}
+        self.pending_bytes = self.total_bytes = 0
+        self.shards: list[list[str]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """One more tensor; a full shard goes to disk."""
+        size = tensor.numel() * tensor.element_size()
+        if self.pending and self.pending_bytes + size > self.shard_bytes:
+            self._flush()
+        self.pending[name] = tensor.detach().contiguous()
+        self.digests[name] = digest(tensor)
+        self.pending_bytes += size
+        self.total_bytes += size
+
+    def close(self) -> None:
+        """The last shard; then the names that Hugging Face expects, and the index where there are several."""
+        self._flush()
+        count = len(self.shards)
+        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        if count == 1:
+            names = ["model.safetensors"]
+        for index, name in enumerate(names):
+            self._draft(index).rename(self.folder / name)
+        if count > 1:
+            where = {key: name for keys, name in zip(self.shards, names, strict=True) for key in keys}
+            index_file = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(where.items()))}
+            text = json.dumps(index_file, indent=2) + "\n"
+            (self.folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    def _flush(self) -> None:
+        if self.pending:
+            save_file(self.pending, self._draft(len(self.shards)), {"format": "pt"})
+            self.shards.append(list(self.pending))
+            self.pending, self.pending_bytes = {}, 0
+
+    def _draft(self, index: int) -> Path:
+        return self.folder / f"shard-{index:05d}.safetensors"
+
+
+class ModelWriter:
+    """Puts the tensors back into the model they came from, and lets transformers write it.
+
+    For models whose files name or cut their tensors otherwise than the model does (fused experts).
+    """
+
+    def __init__(self, model: Any, described: Any, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.digests: dict[str, str] = {}
+        model.config = described
+        if not described.tie_word_embeddings:
+            model.all_tied_weights_keys = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """In place of what the model held under this name."""
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        if leaf in module._buffers:
+            module._buffers[leaf] = tensor
+        else:
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+
+    def close(self) -> None:
+        """Write."""
+        self.model.tie_weights()
+        self.model.save_pretrained(self.folder, max_shard_size=SHARD_BYTES)
+
+
+def make_durable(folder: Path) -> None:
+    """Onto the disk before a rename makes it valid."""
+    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

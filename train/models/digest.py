@@ -1,0 +1,27 @@
+"""The identity of a model's weights, to notice that a base model is no longer the one that was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from eval.files import sha256_file
+from train.models.folder import resolve
+
+THREADS = 8  # hashing releases the interpreter lock; large models come in many files
+
+
+def model_digest(path: str | Path, revision: str | None = None) -> str:
+    """sha256 over names and contents of a model's safetensors files; of config.json where it has none (init: random).
+
+    Args:
+        path: A folder or a hub name.
+        revision: The hub revision.
+    """
+    folder = resolve(str(path), revision)
+    files = sorted(folder.glob("*.safetensors")) or [folder / "config.json"]
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = list(pool.map(sha256_file, files))
+    lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""Models and tokenizers, loaded or made afresh; what they start from is a function of a seed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations import deepspeed as hf_deepspeed
+
+from train.config import ModelConfig
+from train.errors import UserError
+from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, new weights are a function of `seed`; outside, the random stream goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Inside, ZeRO-3 does not shard a model while it is made: drawn shard by shard, new weights would depend on the sharding."""
+    reference = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, or the one that model.tokenizer names."""
+    key = "model.tokenizer" if config.tokenizer else "model.path"
+    revision = None if config.tokenizer else config.revision
+    folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code)
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        raw = read_json(path)
+        refuse_code(path, {"auto_map": raw.get("auto_map", {}).get("AutoTokenizer")}, config.trust_remote_code)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
+    return tokenizer
+
+
+def load_causal_lm(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A causal language model as `load_model` loads it; every weight must be in the file."""
+    return load_model(AutoModelForCausalLM, config, dtype, attention, options, seed)
+
+
+def load_model(
+    kind: Any,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    new: Sequence[str] = (),
+) -> PreTrainedModel:
+    """A model in `dtype`, pretrained or (init: random) fresh from its config.json.
+
+    Args:
+        kind: A model class of transformers or one of its Auto classes.
+        config: Which model.
+        dtype: Storage of the weights.
+        attention: Name of a registered attention function; transformers chooses one otherwise.
+        options: Further keyword arguments of `from_pretrained`: quantisation, or values of the model's config.
+        seed: New weights are a function of it.
+        new: Modules that the file need not hold (a classification head): they start from the seed.
+
+    Raises:
+        UserError: Where files are missing, damaged, hold pickles, lack weights, or ask for code to be run.
+    """
+    folder = resolve(config.path, config.revision, code=config.trust_remote_code)
+    keywords = {**(options or {}), **({"attn_implementation": attention} if attention else {})}
+    described = read_config(folder, config.trust_remote_code)
+    if config.init == "random":
+        return _fresh(kind, folder, described, config, dtype, keywords, seed)
+    weight_files(folder)
+    with seeded(seed):
+        model, found = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **keywords,
+        )
+    lacking = sorted(name for name in found["missing_keys"] if not any(f".{part}." in f".{name}" for part in new))
+    if lacking:
+        raise UserError(
+            f"{folder}: {lacking[0]} is not in its safetensors files ({len(lacking)} weights missing) and would start "
+            "from random values; is it the checkpoint of another kind of model?"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
+    """The model without weights (on the meta device), to ask what it can do before it is loaded."""
+    folder = resolve(config.path, config.revision, code=config.trust_remote_code)
+    described = read_config(folder, config.trust_remote_code)
+    with torch.device("meta"), _whole():
+        model: PreTrainedModel = kind.from_config(described, trust_remote_code=config.trust_remote_code)
+    return model
+
+
+def _fresh(
+    kind: Any, folder: Path, described: Any, config: ModelConfig, dtype: torch.dtype, options: dict[str, Any], seed: int
+) -> PreTrainedModel:
+    if "quantization_config" in options:
+        raise UserError("tuning.quantization: model.init is random, so there are no pretrained weights to quantise")
+    attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
+    for key, value in options.items():
+        setattr(described, key, value)
+    code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
+    build = getattr(kind, "from_config", None) or kind._from_config
+    with seeded(seed), _whole():
+        model: PreTrainedModel = build(described, dtype=dtype, **attention, **code)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, seed: int) -> bool:
+    """Give the embeddings a row for every token of the tokenizer; whether any had to be added.
+
+    New rows are drawn around the mean of the old ones, as a function of `seed`. They are remembered on the model, so
+    that LoRA trains and saves the embeddings: frozen new rows would stay noise, and be lost at the merge.
+    """
+    embedding = model.get_input_embeddings()
+    rows = int(getattr(embedding.weight, "ds_shape", embedding.weight.shape)[0])
+    if len(tokenizer) <= rows:
+        return False
+    with seeded(seed):
+        model.resize_token_embeddings(len(tokenizer))
+    model.resized_from_tokens = rows
+    return True

@@ -1,0 +1,216 @@
+"""The loss computed inside the model's output layer, so that no [batch, time, vocabulary] tensor ever exists.
+
+While `predicting(targets)` is active, the output layer gives the sum of -log p(target) in place of logits: it projects
+only the positions that have a target, in chunks, and takes the gradients in the same pass (decision 0003). The work
+stays inside the module's own forward, where DeepSpeed ZeRO-3 and FSDP gather its weight. Outside, it gives logits.
+
+Shape suffixes: b rows, t positions, n positions with a target, d hidden size, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from train.models.arithmetic import product_dtype
+from train.models.head_source import gives_logits_unchanged
+
+IGNORED = -100
+CHUNK_ELEMENTS = 2**25  # logits of one chunk: 128 MiB in float32, and still products large enough to run at full speed
+LARGE_VOCABULARY = 2**18  # assumed of a layer that does not tell its size
+_TARGETS: ContextVar[Tensor | None] = ContextVar("targets", default=None)
+
+
+@contextmanager
+def predicting(targets_bt: Tensor | None) -> Iterator[None]:
+    """Inside, installed output layers give the summed loss over `targets_bt` (already shifted, -100 ignored)."""
+    token = _TARGETS.set(targets_bt)
+    try:
+        yield
+    finally:
+        _TARGETS.reset(token)
+
+
+def install(model: nn.Module) -> None:
+    """Teach the model's output layer to give the loss; the layer keeps its parameters, hooks and name.
+
+    Changes nothing where it is done already, so it may be called again after an adapter has replaced the layer.
+    """
+    head = output_layer(model)
+    if not isinstance(head, LossHead):
+        head.__class__ = _with_loss(cast(Any, type(head)))
+
+
+def token_loss(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) -> Tensor:
+    """Sum of -log p over the targets that are not -100; a float32 scalar.
+
+    Args:
+        model: A transformers model with a language-model head, possibly adapted and wrapped.
+        inputs: Keyword arguments of its forward.
+        targets_bt: For each position the token that follows it. Positions that an adapter puts in front have none.
+    """
+    if not gives_logits_unchanged(causal_lm(model), output_layer(model)):
+        logits_btv: Tensor = model(**inputs).logits
+        return _loss_of_logits(logits_btv, targets_bt)
+    install(model)
+    with predicting(targets_bt):
+        loss: Tensor = model(**inputs).logits
+    if loss.ndim:
+        raise RuntimeError(f"{type(causal_lm(model)).__name__}: the output layer was not asked for its loss")
+    return loss
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP, DeepSpeed, FSDP and compile wrappers; adapters stay."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The transformers model inside wrappers and adapters."""
+    inner: Any = unwrapped(model)
+    return cast(nn.Module, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+
+
+def output_layer(model: nn.Module) -> nn.Module:
+    """The module that maps hidden states to logits; of a layer that an adapter trains as a copy, that copy."""
+    head: Any = cast(Any, causal_lm(model)).get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(causal_lm(model)).__name__} has no output layer over a vocabulary")
+    copies, active = getattr(head, "modules_to_save", None), getattr(head, "active_adapters", None)
+    return cast(nn.Module, copies[active[0]] if copies is not None and active else head)
+
+
+class LossHead(nn.Module):
+    """Mixed in front of an output layer's own class."""
+
+    def forward(self, hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits; or, while predicting, the summed loss."""
+        targets_bt = _TARGETS.get()
+        if targets_bt is None:
+            return cast(Tensor, super().forward(hidden_btd, *args, **kwargs))
+        hidden_nd, targets_n = _learned(hidden_btd, targets_bt)
+        if isinstance(self, nn.Linear) and type(self).linear_forward:  # type: ignore[attr-defined]
+            return linear_loss(hidden_nd, self.weight, self.bias, targets_n)
+
+        def project(chunk_nd: Tensor) -> Tensor:
+            with predicting(None):
+                return cast(Tensor, super(LossHead, self).forward(chunk_nd, *args, **kwargs))
+
+        vocabulary = int(getattr(self, "out_features", LARGE_VOCABULARY))
+        return _checkpointed_loss(project, hidden_nd, targets_n, vocabulary)
+
+
+@cache
+def _with_loss(layer: Any) -> type[nn.Module]:
+    # A quantised Linear is an nn.Linear too, but its weight is no matrix: only the plain forward is taken over.
+    return type(f"Loss{layer.__name__}", (LossHead, layer), {"linear_forward": layer.forward is nn.Linear.forward})
+
+
+def linear_loss(hidden_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None, targets_n: Tensor) -> Tensor:
+    """Sum of -log softmax(hidden @ weight.T + bias)[target], with its gradients taken in the forward pass."""
+    kind = hidden_nd.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_nd.dtype
+    with torch.autocast(kind, enabled=False):
+        loss: Tensor = _LinearLoss.apply(
+            hidden_nd, weight_vd, bias_v, targets_n, product_dtype(dtype, hidden_nd.device), torch.is_grad_enabled()
+        )
+    return loss
+
+
+class _LinearLoss(torch.autograd.Function):
+    """But for one factor a sum's gradients do not depend on what follows it: they are taken with the logits at hand.
+
+    The weight's gradient is summed over chunks in float32, because a half would lose a little at every chunk; it is
+    rounded once, as that of an ordinary layer is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_nd: Tensor,
+        weight_vd: Tensor,
+        bias_v: Tensor | None,
+        targets_n: Tensor,
+        dtype: torch.dtype,
+        differentiate: bool,
+    ) -> Tensor:
+        for_hidden, for_weight, for_bias = (differentiate and needed for needed in ctx.needs_input_grad[:3])
+        h_nd, w_vd = hidden_nd.to(dtype), weight_vd.to(dtype)
+        grad_nd = torch.empty_like(h_nd) if for_hidden else None
+        grad_vd = torch.zeros_like(w_vd, dtype=torch.float32) if for_weight else None
+        grad_v = w_vd.new_zeros(len(w_vd), dtype=torch.float32) if for_bias else None
+        loss = hidden_nd.new_zeros((), dtype=torch.float32)
+        size = max(CHUNK_ELEMENTS // len(w_vd), 1)
+        for start in range(0, len(targets_n), size):
+            part = slice(start, start + size)
+            chunk_nd, target_n1 = h_nd[part], targets_n[part, None]
+            logits_nv = F.linear(chunk_nd, w_vd, None if bias_v is None else bias_v.to(dtype))
+            log_p_nv = torch.log_softmax(logits_nv, -1, dtype=torch.float32)
+            del logits_nv
+            target_log_p_n1 = log_p_nv.gather(1, target_n1)
+            loss -= target_log_p_n1.sum()
+            if not (for_hidden or for_weight or for_bias):
+                continue
+            slope_nv = log_p_nv.exp_().scatter_(1, target_n1, target_log_p_n1.exp() - 1).to(dtype)
+            del log_p_nv
+            if grad_nd is not None:
+                torch.mm(slope_nv, w_vd, out=grad_nd[part])
+            if grad_vd is not None:
+                if dtype == torch.float32:
+                    grad_vd.addmm_(slope_nv.T, chunk_nd)
+                else:
+                    grad_vd += slope_nv.T @ chunk_nd
+            if grad_v is not None:
+                grad_v += slope_nv.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(
+            grad_nd if grad_nd is None else grad_nd.to(hidden_nd.dtype),
+            grad_vd if grad_vd is None else grad_vd.to(weight_vd.dtype),
+            grad_v if grad_v is None or bias_v is None else grad_v.to(bias_v.dtype),
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [grad if grad is None else grad * factors[0].to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*scaled, None, None, None)
+
+
+def _checkpointed_loss(
+    project: Callable[[Tensor], Tensor], hidden_nd: Tensor, targets_n: Tensor, vocabulary: int
+) -> Tensor:
+    """The same sum for any projection (an adapted or quantised layer): each chunk is computed again in the backward."""
+
+    def chunk_loss(chunk_nd: Tensor, chunk_targets_n: Tensor) -> Tensor:
+        return F.cross_entropy(project(chunk_nd).float(), chunk_targets_n, reduction="sum")
+
+    size = max(CHUNK_ELEMENTS // vocabulary, 1)
+    # At least one chunk, though empty: every parameter must get a gradient, or ranks would wait for it.
+    pieces = zip(hidden_nd.split(size), targets_n.split(size), strict=True)
+    losses = [checkpoint(chunk_loss, *piece, use_reentrant=False) for piece in pieces]
+    return torch.stack(losses).sum()
+
+
+def _loss_of_logits(logits_btv: Tensor, targets_bt: Tensor) -> Tensor:
+    """For models that still change the logits after the output layer."""
+    logits_nv, targets_n = _learned(logits_btv, targets_bt)
+    return _checkpointed_loss(lambda chunk_nv: chunk_nv, logits_nv, targets_n, logits_btv.shape[-1])
+
+
+def _learned(values_btd: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
+    """The values at positions that have a target, and the targets."""
+    # Prompt tuning puts virtual positions in front, which predict nothing.
+    values_btd = values_btd[:, -targets_bt.shape[1] :]
+    learned_n = (targets_bt.flatten() != IGNORED).nonzero()[:, 0]
+    return values_btd.flatten(0, 1).index_select(0, learned_n), targets_bt.flatten().index_select(0, learned_n)

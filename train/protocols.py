@@ -1,0 +1,158 @@
+"""The shapes that the rooms of `train` share. Each axis (what is learned, which weights move, how it is spread) sees
+only these.
+
+Shape suffixes: b rows of a micro-batch, t positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank.
+
+    inputs: keyword arguments of the model's forward; tensors and plain numbers.
+    targets: what each position shall give; for token objectives [b, t] with -100 where nothing is learned.
+    counts: for each term of the loss, how many items this batch adds to its global count (0 for a filler batch that
+        only
+        keeps ranks in step).
+    tokens: real tokens computed. slots: the same with padding.
+    row_ids: the rows inside, for messages about them.
+    """
+
+    inputs: Mapping[str, Any]
+    targets: Tensor
+    counts: Mapping[str, float]
+    tokens: int
+    slots: int
+    row_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in self.inputs.items()}
+        return replace(self, inputs=moved, targets=self.targets.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run, known before its first step.
+
+    epoch_ends: the number of steps after each epoch, rising; empty while unknown (streaming).
+    attention_length: positions that a token attends to, on average over tokens. head_share: share of the tokens for
+        which
+        the output head is computed. Both are for the model FLOPs utilisation only.
+    lines: what a user would otherwise compute by hand, ready to print.
+    """
+
+    total_steps: int
+    epoch_ends: tuple[int, ...]
+    tokens_per_step: float
+    rows_per_step: float
+    padding_share: float
+    attention_length: float
+    head_share: float
+    lines: tuple[str, ...]
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after `step` steps; 0.0 while epochs are unknown."""
+        start = 0
+        for index, end in enumerate(self.epoch_ends):
+            if step <= end:
+                return index + (step - start) / max(end - start, 1)
+            start = end
+        return float(len(self.epoch_ends))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with the model's continuation."""
+
+    prompt: str
+    answer: str
+    reference: str | None = None
+
+
+class Ranks(Protocol):
+    """The processes of a run, as an objective may see them.
+
+    Every method but the first two is called by all ranks together.
+    """
+
+    index: int
+    count: int
+    device: torch.device
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all ranks, in float64."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        ...
+
+
+class Objective(Protocol):
+    """What is learned.
+
+    terms: the names of the loss's terms. The loss is the sum over terms of (sum over everything) / (count over
+        everything).
+    plan: the arithmetic of the run.
+    lower_is_better: for each validation metric that can choose the best checkpoint.
+    facts: what run.json and the checkpoints record: digests of data, model and chat template, counts of rows.
+    """
+
+    terms: tuple[str, ...]
+    plan: Plan
+    lower_is_better: Mapping[str, bool]
+    facts: Mapping[str, Any]
+
+    def load_model(self) -> nn.Module:
+        """The model before tuning and sharding."""
+        ...
+
+    def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
+        """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Differentiable sum of each term over the batch; never a mean."""
+        ...
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        """Held-out metrics; sums and counts joined over ranks, then divided once."""
+        ...
+
+    def samples(self, model: nn.Module) -> Sequence[Sample]:
+        """A few held-out prompts continued, for people to read."""
+        ...
+
+    def save_assets(self, folder: Path) -> None:
+        """What a merged checkpoint needs beside the weights: the tokenizer with its chat template, names of labels."""
+        ...
+
+
+class Tuning(Protocol):
+    """Which weights move."""
+
+    can_pack: bool  # whether several rows may share one sequence
+
+    def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
+        """Extra keyword arguments of `from_pretrained` (quantisation)."""
+        ...
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Freeze, wrap or adapt; afterwards `requires_grad` says what is trained."""
+        ...
+
+    def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
+        """What the hand-over needs beside the trained weights (an adapter's config); called on the first rank."""
+        ...

@@ -1,0 +1,8 @@
+"""What a run achieved: report.md with curves, and a table for the terminal. Reads the run folder, and nothing else."""
+
+from __future__ import annotations
+
+from train.report.page import write_report
+from train.report.table import print_table
+
+__all__ = ["print_table", "write_report"]

@@ -1,0 +1,155 @@
+"""Curves as PNG files: no text from the data in them, so that no font has to know its script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from train.report.run import Curve, Run
+from train.report.words import title
+
+_BLUE, _ORANGE, _GREY = "#2b6cb0", "#d9480f", "#8a8f98"
+_MANY_POINTS = 120  # beyond, a curve is drawn faintly with its moving average over it
+_STYLE: Any = {  # matplotlib types its keys one by one
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e6ea",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#4a4f57",
+    "ytick.color": "#4a4f57",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+def draw(run: Run, folder: Path) -> list[tuple[str, Path]]:
+    """Write what the run has curves for. Returns (what it shows, file)."""
+    drawn = []
+    for name, caption, figure in (
+        ("loss", "Loss in training and on held-out rows", _loss),
+        ("validation", "Other measures on held-out rows", _validation),
+        ("learning", "Learning rate and gradient norm", _learning),
+        ("speed", "Speed", _speed),
+    ):
+        with mpl.rc_context(_STYLE):
+            made = figure(run)
+            if made is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                made.savefig(folder / f"{name}.png")
+                plt.close(made)
+                drawn.append((caption, folder / f"{name}.png"))
+    return drawn
+
+
+def _loss(run: Run) -> Figure | None:
+    train, held_out = run.curve("train/loss"), run.curve("validation/loss")
+    if not train:
+        return None
+    figure, (axes,) = _panels(1, height=4.0)
+    axes.set_title("Loss, nats per learned token")
+    _line(axes, train, _BLUE, "training")
+    if held_out:
+        axes.plot(*_points(held_out), color=_ORANGE, marker="o", markersize=5, label="held-out")
+        if run.best_step is not None and run.chosen_by == "loss":
+            best = held_out[run.best_step]
+            label = f"best: {best:.4g} at step {run.best_step}"
+            axes.plot([run.best_step], [best], "o", markersize=11, fillstyle="none", color=_ORANGE, label=label)
+    axes.legend()
+    return figure
+
+
+def _validation(run: Run) -> Figure | None:
+    changes = [change for change in run.changes() if change.name not in ("loss", "perplexity")]
+    if not changes:
+        return None
+    figure, panels = _panels(len(changes), height=1.0 + 2.0 * len(changes))
+    for axes, change in zip(panels, changes, strict=True):
+        curve = run.curve(f"validation/{change.name}")
+        axes.set_title(f"Held-out {title(change.name)}")
+        axes.plot(*_points(curve), color=_ORANGE, marker="o", markersize=5, clip_on=False)
+        if change.share:
+            axes.set_ylim(0, 1)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    return figure
+
+
+def _learning(run: Run) -> Figure | None:
+    rate, norm = run.curve("train/learning_rate"), run.curve("train/gradient_norm")
+    if not rate or not norm:
+        return None
+    figure, (upper, lower) = _panels(2, height=4.6)
+    upper.set_title("Learning rate")
+    upper.plot(*_points(rate), color=_BLUE)
+    upper.set_ylim(bottom=0)
+    upper.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
+    )
+    lower.set_title("Gradient norm before clipping")
+    _line(lower, norm, _BLUE, None)
+    lower.set_ylim(bottom=0)
+    clip = run.setting("optim.clip_norm")
+    if clip and clip < max(norm.values()):
+        lower.axhline(clip, color=_GREY, linestyle="--", linewidth=1.2)
+        lower.annotate(
+            f"clipped at {clip:g}", (0.995, clip), xycoords=("axes fraction", "data"), xytext=(0, 4),
+            textcoords="offset points", ha="right", color="#4a4f57", fontsize=9,
+        )  # fmt: skip
+    return figure
+
+
+def _speed(run: Run) -> Figure | None:
+    speed = run.curve("train/tokens_per_second")
+    if not speed:
+        return None
+    figure, (axes,) = _panels(1, height=2.8)
+    axes.set_title("Real tokens per second, all ranks together")
+    _line(axes, speed, _BLUE, None)
+    axes.set_ylim(0, 1.1 * max(speed.values()))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    return figure
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure, panels = plt.subplots(count, 1, figsize=(8, height), sharex=True, squeeze=False, layout="constrained")
+    axes = list(panels[:, 0])
+    axes[-1].set_xlabel("optimizer step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure, axes
+
+
+def _points(curve: Curve) -> tuple[list[int], list[float]]:
+    return list(curve), list(curve.values())
+
+
+def _line(axes: Axes, curve: Curve, color: str, label: str | None) -> None:
+    steps, values = _points(curve)
+    if len(steps) > _MANY_POINTS:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+        values = _moving_average(values, window=len(values) // 40)
+    axes.plot(steps, values, color=color, label=label, marker="o" if len(steps) == 1 else None)
+
+
+def _moving_average(values: list[float], window: int) -> list[float]:
+    """Over `window` values on both sides, fewer at the ends."""
+    smooth = []
+    for index in range(len(values)):
+        near = values[max(0, index - window) : index + window + 1]
+        smooth.append(sum(near) / len(near))
+    return smooth

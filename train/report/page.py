@@ -1,0 +1,80 @@
+"""report.md: the answer first, then the curves, what it cost, samples, and how to repeat it."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from eval.files import write_atomically
+from train.report import figures, words
+from train.report.run import Run, read_run
+
+_CELL_CHARACTERS = 800
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write RUN/report.md and RUN/report/*.png from what the run wrote. Returns report.md.
+
+    Raises UserError where `run_folder` is no run folder, CannotWriteError where the disk is full.
+    """
+    run = read_run(run_folder)
+    drawn = figures.draw(run, run_folder / "report")
+    parts = [
+        f"# {run_folder.resolve().name}",
+        f"**{words.headline(run)}**",
+        _before_and_after(run),
+        "\n\n".join(f"![{caption}](report/{path.name})" for caption, path in drawn),
+        _table("The run", words.facts(run)),
+        _samples(run),
+        _table("To repeat it", words.provenance(run)),
+    ]
+    path = run_folder / "report.md"
+    write_atomically(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def _before_and_after(run: Run) -> str:
+    changes = run.changes()
+    if not changes:
+        return ""
+    step = run.handed_over_step
+    head = f"| on held-out rows | before | after (step {step}) | change | at the end (step {run.last_step}) |"
+    rows = [
+        f"| {words.title(c.name)} | {words.number(c.before, c.share)} | **{words.number(c.chosen, c.share)}** "
+        f"| {words.difference(c)} | {words.number(c.last, c.share)} |"
+        for c in changes
+    ]
+    which = (
+        "the last checkpoint"
+        if run.setting("merge.checkpoint") == "last"
+        else f"the best checkpoint by {words.title(run.chosen_by)}"
+    )
+    return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", f"*after* is {which}, the one that is merged."])
+
+
+def _table(heading: str, rows: list[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    return "\n".join(
+        [f"## {heading}", "", "| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in rows)]
+    )
+
+
+def _samples(run: Run) -> str:
+    pairs = run.samples()
+    if not pairs:
+        return ""
+    head = ["## Samples", "", "| prompt | before | after | reference |", "|---|---|---|---|"]
+    rows = [
+        f"| {_cell(words.question(pair.prompt))} | {_cell(pair.before or '')} | {_cell(pair.after)} "
+        f"| {_cell(pair.reference or '')} |"
+        for pair in pairs
+    ]
+    return "\n".join([*head, *rows])
+
+
+def _cell(text: str) -> str:
+    """Whatever it holds stays text inside its cell."""
+    shown = html.escape(words.shortened(words.readable(text), _CELL_CHARACTERS), quote=False).replace("|", "&#124;")
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", shown).replace("\n", "<br>")

@@ -1,0 +1,195 @@
+"""A run folder, read back: curves, before and after, samples, facts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.errors import UserError
+
+Curve = Mapping[int, float]  # step -> value, steps rising
+
+# Of metrics that run.json says nothing about.
+_LOWER_IS_BETTER = {"loss": True, "perplexity": True}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One held-out metric before training, at the step that was handed over, and at the end.
+
+    share: the value is a share of 1, to be shown in percent.
+    """
+
+    name: str
+    before: float | None
+    chosen: float | None
+    last: float | None
+    lower_is_better: bool
+    share: bool
+
+    @property
+    def better(self) -> bool | None:
+        """Whether training helped; None without a before, or without a difference."""
+        if self.before is None or self.chosen is None or self.before == self.chosen:
+            return None
+        return (self.chosen < self.before) == self.lower_is_better
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """One prompt, continued before and after training."""
+
+    prompt: str
+    before: str | None
+    after: str
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds.
+
+    curves: by metric name, finite values only.
+    seconds: time spent in its processes from the first to the last metric, without the gaps between them.
+    processes: 1 + how often it was resumed.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    state: str | None
+    curves: Mapping[str, Curve]
+    seconds: float
+    processes: int
+    sample_steps: tuple[int, ...]
+
+    def setting(self, key: str) -> Any:
+        """A value of the recipe under its dotted key, None where run.json does not hold it."""
+        value: Any = self.facts.get("config")
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def curve(self, name: str) -> Curve:
+        """Empty where the run has no such metric."""
+        return self.curves.get(name, {})
+
+    def last(self, name: str) -> float | None:
+        """The newest value."""
+        return next(reversed(list(self.curve(name).values())), None)
+
+    def median(self, name: str) -> float | None:
+        """Over the training steps: the first ones, which compile and warm up, do not weigh."""
+        values = list(self.curve(name).values())
+        return statistics.median(values) if values else None
+
+    @property
+    def last_step(self) -> int:
+        """The newest step of any metric."""
+        return max((step for curve in self.curves.values() for step in curve), default=0)
+
+    @property
+    def validation_names(self) -> list[str]:
+        """Held-out metrics, the one that chooses the best checkpoint first."""
+        names = [name.removeprefix("validation/") for name in self.curves if name.startswith("validation/")]
+        return sorted(names, key=lambda name: name != self.chosen_by)
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric that chooses the best checkpoint."""
+        return str(self.setting("validation.metric") or "loss")
+
+    def lower_is_better(self, name: str) -> bool:
+        """As the objective said, else as one would guess from the name."""
+        told = self.facts.get("lower_is_better")
+        return bool({**_LOWER_IS_BETTER, **(told if isinstance(told, dict) else {})}.get(name, False))
+
+    @property
+    def best_step(self) -> int | None:
+        """The validation with the best value, after training began (before it there is no checkpoint)."""
+        curve = {step: value for step, value in self.curve(f"validation/{self.chosen_by}").items() if step > 0}
+        sign = 1 if self.lower_is_better(self.chosen_by) else -1
+        return min(curve, key=lambda step: sign * curve[step], default=None)
+
+    @property
+    def handed_over_step(self) -> int | None:
+        """Of the checkpoint that merging takes; None without a validation."""
+        last = max(self.curve(f"validation/{self.chosen_by}"), default=None)
+        return last if self.setting("merge.checkpoint") == "last" else self.best_step
+
+    def changes(self) -> list[Change]:
+        """Before and after of every held-out metric."""
+        found = []
+        for name in self.validation_names:
+            curve = self.curve(f"validation/{name}")
+            lower = self.lower_is_better(name)
+            chosen = curve.get(self.handed_over_step) if self.handed_over_step is not None else None
+            share = not lower and all(0 <= value <= 1 for value in curve.values())
+            found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, share))
+        return found
+
+    def samples(self) -> list[SamplePair]:
+        """The same prompts before training and at the step handed over (else at the last one that has samples)."""
+        after_steps = [step for step in self.sample_steps if step > 0]
+        if not after_steps:
+            return []
+        after = self.handed_over_step if self.handed_over_step in after_steps else after_steps[-1]
+        before = {s["prompt"]: s["answer"] for s in self._read_samples(0)} if 0 in self.sample_steps else {}
+        return [
+            SamplePair(s["prompt"], before.get(s["prompt"]), s["answer"], s.get("reference"))
+            for s in self._read_samples(after)
+        ]
+
+    def _read_samples(self, step: int) -> list[dict[str, Any]]:
+        text = (self.folder / "samples" / f"step-{step:06d}.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError where `folder` is no run folder. Parts that are missing are left out of the report."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is no run folder: it has no metrics.jsonl. Give the folder of run.folder in the recipe"
+        )
+    by_step: dict[str, dict[int, float]] = {}
+    seconds, processes, previous = 0.0, 0, None
+    for line in _json_lines(path):
+        step, time = line.pop("step", None), line.pop("time", None)
+        if not isinstance(step, int) or not isinstance(time, (int, float)):
+            continue
+        if line.pop("start", False):
+            processes += 1
+        elif previous is not None:
+            seconds += max(time - previous, 0.0)
+        previous = time
+        for name, value in line.items():
+            if isinstance(value, (int, float)):
+                by_step.setdefault(name, {})[step] = float(value)
+    curves = {name: dict(sorted(curve.items())) for name, curve in by_step.items()}
+    steps = sorted(int(found.stem.removeprefix("step-")) for found in (folder / "samples").glob("step-*.jsonl"))
+    facts, status = _json_object(folder / "run.json"), _json_object(folder / "status.json")
+    return Run(folder, facts, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the last line, torn by a kill or a full disk
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,75 @@
+"""The report for the terminal, at most 80 columns wide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train.report import words
+from train.report.run import Run, read_run
+
+_WIDTH = 80
+_SAMPLES = 3
+_SAMPLE_CHARACTERS = 220
+
+
+def print_table(run_folder: Path, console: Console | None = None) -> None:
+    """Print before and after, what it cost, and samples side by side. UserError where `run_folder` is no run folder."""
+    run = read_run(run_folder)
+    console = console or Console()
+    width = min(_WIDTH, console.width)
+    state = f" ({run.state} at step {run.last_step})" if run.state in ("preempted", "failed") else ""
+    console.print()
+    console.print(Text(f"{run_folder}{state}", style="bold"), width=width)
+    console.print(Text(words.headline(run)), width=width)
+    for table in (_before_and_after(run), _facts(run), _samples(run)):
+        if table.row_count:
+            console.print()
+            console.print(table, width=width)
+
+
+def _before_and_after(run: Run) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
+    table.add_column("held-out")
+    heads = ["before", f"after, step {run.handed_over_step}", "change"]
+    went_on = run.handed_over_step != run.last_step
+    for head in [*heads, f"end, step {run.last_step}"] if went_on else heads:
+        table.add_column(head, justify="right")
+    for change in run.changes():
+        color = {True: "green", False: "red", None: ""}[change.better]
+        cells: list[str | Text] = [
+            words.number(change.before, change.share),
+            Text(words.number(change.chosen, change.share), style="bold"),
+            Text(words.difference(change), style=color),
+            words.number(change.last, change.share),
+        ]
+        table.add_row(words.title(change.name), *cells[: 4 if went_on else 3])
+    return table
+
+
+def _facts(run: Run) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    more = []
+    if (run.folder / "report.md").is_file():
+        more.append(("Report", str(run.folder / "report.md")))
+    if (run.folder / "tensorboard").is_dir():
+        more.append(("Curves", f"tensorboard --logdir {run.folder.parent}"))
+    for name, text in words.facts(run) + more:
+        table.add_row(name, Text(text))
+    return table
+
+
+def _samples(run: Run) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), show_lines=True)
+    for head in ("prompt", "before", "after"):
+        table.add_column(head, ratio=1, overflow="fold")
+    for pair in run.samples()[:_SAMPLES]:
+        texts = (words.question(pair.prompt), words.readable(pair.before or ""), words.readable(pair.after))
+        table.add_row(*(Text(words.shortened(text, _SAMPLE_CHARACTERS)) for text in texts))
+    return table

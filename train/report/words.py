@@ -1,0 +1,174 @@
+"""Numbers and findings in words, the same in the terminal and in report.md."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from train.report.run import Change, Run
+
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
+_ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}
+
+
+def number(value: float | None, share: bool = False) -> str:
+    """Four significant digits; shares in percent."""
+    if value is None:
+        return "-"
+    if share:
+        return f"{value:.1%}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def title(name: str) -> str:
+    """A metric's name as one reads it: exact_match -> exact match."""
+    return name.replace("_", " ")
+
+
+def difference(change: Change) -> str:
+    """Percentage points for shares, else the relative change."""
+    if change.before is None or change.chosen is None:
+        return "-"
+    if change.share:
+        return f"{100 * (change.chosen - change.before):+.1f} points"
+    if change.before == 0:
+        return f"{change.chosen - change.before:+.4g}"
+    return f"{100 * (change.chosen / change.before - 1):+.0f}%"
+
+
+def headline(run: Run) -> str:
+    """The answer in one sentence."""
+    changes = [change for change in run.changes() if change.before is not None and change.chosen is not None]
+    if not changes:
+        loss = list(run.curve("train/loss").values())
+        if not loss:
+            return "No step has been written yet."
+        return f"Training loss {number(loss[0])} → {number(loss[-1])}; nothing was validated before and after."
+    told = []
+    for change in changes:
+        worse = " (worse)" if change.better is False else ""
+        before, after = number(change.before, change.share), number(change.chosen, change.share)
+        told.append(f"{title(change.name)} {before} → {after}{worse}")
+    return f"On held-out rows, before → after: {', '.join(told)}."
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What the run cost and where its result lies, as (name, text)."""
+    found = [
+        ("Trained", _parameters(run)),
+        ("Seen", _seen(run)),
+        ("Time", _time(run)),
+        ("Speed", _speed(run)),
+        ("Memory", _with_unit(max(run.curve("train/memory_gb").values(), default=None), "GB at the peak")),
+        ("Padding", _percent(run.median("train/padding_share"), "of the computed positions")),
+        ("Skipped", _skipped(run)),
+        ("Device", _where(run)),
+        ("Merged", str(run.folder / "merged") if (run.folder / "merged").is_dir() else ""),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """What one needs to repeat the run."""
+    code, versions = _mapping(run.facts.get("code")), _mapping(run.facts.get("versions"))
+    model, command = _mapping(run.facts.get("model")), run.facts.get("command")
+    found = [
+        ("Command", shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")),
+        ("Code", f"{code['commit']}{' with local changes' if code.get('dirty') else ''}" if code.get("commit") else ""),
+        ("Model", " ".join(str(word) for word in (run.setting("model.path"), model.get("digest")) if word)),
+        ("Data", str(run.facts.get("data_digest") or "")),
+        ("Chat template", str(run.facts.get("template_hash") or "")),
+        ("Recipe", f"config.yaml, fingerprint {run.facts['fingerprint']}" if run.facts.get("fingerprint") else ""),
+        ("Versions", ", ".join(f"{name} {release}" for name, release in versions.items() if release)),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def question(prompt: str) -> str:
+    """What was last said in a prompt, without the chat template's special tokens and role names."""
+    turns = [readable(turn) for turn in _SPECIAL_TOKEN.split(prompt)]
+    if len(turns) == 1:  # plain text
+        return turns[0]
+    said = ["\n".join(line for line in turn.splitlines() if line not in _ROLES) for turn in turns]
+    return next((turn for turn in reversed(said) if turn), "")
+
+
+def readable(text: str) -> str:
+    """Without special tokens and blank lines."""
+    lines = (line.strip() for line in _SPECIAL_TOKEN.sub("\n", text).splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def shortened(text: str, characters: int) -> str:
+    """Its beginning, if it is long."""
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def duration(seconds: float) -> str:
+    """3 h 05 min, 4 min 12 s, 9 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _parameters(run: Run) -> str:
+    counts = _mapping(run.facts.get("parameters"))
+    if not counts.get("total"):
+        return ""
+    kind, quantization = run.setting("tuning.kind"), run.setting("tuning.quantization")
+    how = f", {kind}" if kind else ""
+    how += f" on {quantization}" if quantization not in (None, "none") else ""
+    trained, total = counts["trained"], counts["total"]
+    return f"{trained / total:.2%} of the parameters ({trained:,} of {total:,}{how})"
+
+
+def _seen(run: Run) -> str:
+    tokens, epochs = run.last("train/tokens"), run.last("train/epoch")
+    words = [f"{run.last_step:,} steps"]
+    words += [f"{tokens:,.0f} tokens"] if tokens is not None else []
+    words += [f"{epochs:.4g} epochs"] if epochs else []
+    return ", ".join(words)
+
+
+def _time(run: Run) -> str:
+    resumed = run.processes - 1
+    return duration(run.seconds) + (f", resumed {resumed} time{'s' if resumed > 1 else ''}" if resumed else "")
+
+
+def _speed(run: Run) -> str:
+    speed, mfu = run.median("train/tokens_per_second"), run.median("train/mfu")
+    if speed is None:
+        return ""
+    source = _mapping(run.facts.get("peak")).get("source")
+    used = f", model FLOPs utilisation {mfu:.1%}" if mfu is not None else ""
+    return f"{speed:,.0f} tokens/s{used}" + (f" (peak: {source})" if used and source else "")
+
+
+def _skipped(run: Run) -> str:
+    skipped = run.last("train/skipped_steps")
+    return f"{skipped:.0f} updates for a gradient that was not finite" if skipped else ""
+
+
+def _where(run: Run) -> str:
+    ranks = run.facts.get("world_size")
+    words = [run.facts.get("device"), f"{ranks} rank{'s' if ranks != 1 else ''}" if ranks else None]
+    words += [None if run.facts.get("sharding") == "single" else run.facts.get("sharding"), run.facts.get("precision")]
+    return ", ".join(str(word) for word in words if word)
+
+
+def _percent(share: float | None, of: str) -> str:
+    return "" if share is None else f"{share:.1%} {of}"
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.2f} {unit}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,195 @@
+"""LoRA (arXiv:2106.09685) and QLoRA (arXiv:2305.14314) through peft: low-rank updates beside frozen weights."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.config import ModelConfig, TuningConfig
+from train.errors import UserError
+from train.models.load import seeded
+from train.tuning.describe import write_description
+
+if TYPE_CHECKING:
+    from peft import LoraConfig as PeftConfig
+
+ADAPTER = "default"  # peft's name for the only adapter; part of the names of the trained weights
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Lora:
+    """Adapters on the target modules are trained, and with them biases and whole modules where asked for.
+
+    Everything trained is kept in float32, whatever the storage of the base: in 16 bits small updates round to nothing.
+    Embeddings that were given new rows are trained and saved whole.
+    """
+
+    can_pack = True
+
+    def __init__(
+        self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
+    ) -> None:
+        if config.lora.rank < 1:
+            raise UserError(f"tuning.lora.rank: {config.lora.rank} is not possible; at least 1")
+        if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(f"tuning.quantization: {config.quantization} needs bitsandbytes: pip install bitsandbytes")
+        self.config, self.seed, self.task = config, seed, task
+
+    def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
+        """The quantisation of the base. dtype: arithmetic of the forward pass, and storage of what is not quantised."""
+        if self.config.quantization == "none":
+            return {}
+        from transformers import BitsAndBytesConfig  # imports bitsandbytes: only who quantises waits for it
+
+        if self.config.quantization == "int8":
+            return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=self.config.double_quantization,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        }
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The model with adapters, all else frozen. New weights are a function of the seed.
+
+        Raises UserError for a target that no module is called, naming the nearest.
+        """
+        from peft import get_peft_model  # takes seconds: only who tunes with it waits for it
+
+        base: Any = model
+        description = self._description(base)
+        base.requires_grad_(False)
+        with seeded(self.seed):
+            tuned: nn.Module = get_peft_model(base, description)
+        _train_in_float32(tuned)
+        if getattr(base, "is_gradient_checkpointing", False):  # peft leaves this out where the base is quantised
+            base.enable_input_require_grads()
+        return tuned
+
+    def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
+        """The model's config, and the adapter's as peft resolved it."""
+        write_description(model, folder)
+        adapters: Any = model
+        adapters.peft_config[ADAPTER].save_pretrained(folder)
+
+    def _description(self, model: Any) -> PeftConfig:
+        from peft import LoraConfig
+
+        lora = self.config.lora
+        saved = list(lora.modules_to_save)
+        if getattr(model, "resized_from_tokens", None) is not None:
+            embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+            saved += [name for name in map(_last_name(model), embeddings) if name and name not in saved]
+        targets = lora.targets if lora.targets == "all-linear" else _as_list(lora.targets)
+        if isinstance(targets, list):
+            _require_modules(model, "tuning.lora.targets", targets, only=(nn.Linear, nn.Embedding, nn.Conv1d))
+        _require_modules(model, "tuning.lora.modules_to_save", saved)
+        return LoraConfig(
+            task_type=self.task,
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # declared int, only ever divided
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            bias=lora.bias,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            modules_to_save=saved or None,
+            ensure_weight_tying=_ties(model, saved, targets),
+        )
+
+
+def _as_list(targets: str | Sequence[str]) -> list[str]:
+    return [targets] if isinstance(targets, str) else list(targets)
+
+
+def _last_name(model: nn.Module) -> Any:
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    return lambda module: names.get(id(module))
+
+
+def _require_modules(model: nn.Module, key: str, asked: list[str], only: tuple[type, ...] = ()) -> None:
+    """Raise UserError for a name that no module (of a kind that LoRA can adapt) has."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (*only, Conv1D) if only else ()
+    modules = {name: module for name, module in model.named_modules() if name}
+    fitting = {name.rpartition(".")[2]: None for name, m in modules.items() if not kinds or isinstance(m, kinds)}
+    for name in asked:
+        found = {path: m for path, m in modules.items() if f".{path}".endswith(f".{name}")}
+        if not found:
+            near = (
+                difflib.get_close_matches(name.rpartition(".")[2], list(fitting), n=3, cutoff=0.4) or list(fitting)[:8]
+            )
+            raise UserError(f"{key}: no module of the model is called {name}; the nearest are {', '.join(near)}")
+        unfit = [m for m in found.values() if kinds and not isinstance(m, kinds)]
+        if unfit:
+            inner = sorted({n.rpartition(".")[2] for n, m in next(iter(unfit)).named_modules() if isinstance(m, kinds)})
+            cure = f"; name the linear layers inside: {', '.join(inner)}" if inner else ""
+            raise UserError(f"{key}: {name} is a {type(unfit[0]).__name__}, which LoRA cannot adapt{cure}")
+
+
+def _ties(model: Any, saved: list[str], targets: str | list[str]) -> bool:
+    """Whether trained copies of input and output embeddings must stay one matrix."""
+    entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
+    if entry is None or exit_ is None or entry.weight is not exit_.weight:
+        return False
+    pair = {_last_name(model)(entry), _last_name(model)(exit_)}
+    copied = pair & {name.rpartition(".")[2] for name in saved}
+    adapted = pair & {name.rpartition(".")[2] for name in targets} if isinstance(targets, list) else set()
+    if copied and adapted:
+        raise UserError(
+            f"tuning.lora: {', '.join(sorted(pair))} share one matrix in this model; {', '.join(sorted(copied))} in "
+            f"modules_to_save trains it whole, so take {', '.join(sorted(adapted))} out of targets"
+        )
+    return bool(copied)
+
+
+def _train_in_float32(tuned: nn.Module) -> None:
+    """peft does this for the adapters; here for trained copies of modules and for biases. What they give goes on in the
+    dtype of the frozen model, so that its other layers notice nothing."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in list(tuned.modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            copy = module.modules_to_save[ADAPTER]
+            dtype = next((p.dtype for p in module.original_module.parameters()), torch.float32)
+            if dtype in HALF:
+                copy.float()
+                copy.register_forward_pre_hook(_to_own_dtype)
+                copy.register_forward_hook(_to_dtype(dtype))
+        elif type(module) is nn.Linear and module.weight.dtype in HALF and not module.weight.requires_grad:
+            bias = getattr(module, "bias", None)
+            if bias is not None and bias.requires_grad:
+                bias.data = bias.data.float()
+                module.__class__ = Float32BiasLinear
+
+
+class Float32BiasLinear(nn.Linear):
+    """A frozen 16-bit matrix with a trained float32 bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The bias is rounded where it is added."""
+        return F.linear(input, self.weight, self.bias.to(self.weight.dtype))
+
+
+def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(p.dtype for p in module.parameters())  # asked for each time: DeepSpeed may have cast the module since
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _to_dtype(dtype: torch.dtype) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        values = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0  # a scalar is a loss
+        return output.to(dtype) if values else output
+
+    return hook

@@ -1,0 +1,77 @@
+"""Prompt tuning (arXiv:2104.08691): learned vectors before the text, every weight of the model frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.config import ModelConfig, TuningConfig
+from train.errors import UserError
+from train.models.folder import resolve
+from train.models.load import load_tokenizer, seeded
+from train.tuning.describe import write_description
+
+
+class Prompt:
+    """`virtual_tokens` vectors are trained.
+
+    can_pack is false: the vectors stand before a sequence, and the rows of a pack would have to share them.
+    """
+
+    can_pack = False
+
+    def __init__(
+        self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
+    ) -> None:
+        if config.quantization != "none":
+            raise UserError("tuning.quantization: prompt tuning keeps the weights as they are; remove it, or use lora")
+        if config.prompt.virtual_tokens < 1:
+            raise UserError("tuning.prompt.virtual_tokens: at least one is needed")
+        if config.prompt.init_text is not None and not (model and model.path):
+            raise UserError("tuning.prompt.init_text: needs the model's tokenizer to become tokens")
+        self.config, self.seed, self.model, self.task = config.prompt, seed, model, task
+
+    def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The model with its prompt before every sequence. Start values are a function of the seed, or of init_text."""
+        from peft import PromptTuningConfig, get_peft_model  # takes seconds: only who tunes with it waits for it
+
+        added = getattr(model, "resized_from_tokens", None)
+        if added is not None:
+            raise UserError(
+                f"tuning.kind: the tokenizer has tokens beyond the model's {added}; prompt tuning would leave their "
+                "embeddings untrained. Use the model's own tokenizer, or tuning.kind lora or full"
+            )
+        options: dict[str, Any] = {"prompt_tuning_init": "SAMPLE_VOCAB"}
+        if self.config.init_text is not None:
+            options = {
+                "prompt_tuning_init": "TEXT",
+                "prompt_tuning_init_text": self.config.init_text,
+                **self._tokenizer(),
+            }
+        description = PromptTuningConfig(
+            task_type=self.task, num_virtual_tokens=self.config.virtual_tokens, inference_mode=False, **options
+        )
+        model.requires_grad_(False)
+        with seeded(self.seed):
+            tuned: nn.Module = get_peft_model(model, description)
+        return tuned
+
+    def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
+        """The model's config."""
+        write_description(model, folder)
+
+    def _tokenizer(self) -> dict[str, Any]:
+        """Where peft finds the tokenizer; loading it here first gives our messages."""
+        assert self.model is not None
+        if not load_tokenizer(self.model)(self.config.init_text or "")["input_ids"]:
+            raise UserError("tuning.prompt.init_text: it gives no token")
+        revision = None if self.model.tokenizer else self.model.revision
+        return {"tokenizer_name_or_path": str(resolve(self.model.tokenizer or self.model.path, revision))}
