@@ -49,9 +49,9 @@ def main() -> None:
     trainer = SFTTrainer(
         model=given.model,
         args=SFTConfig(
-            output_dir=f"{given.out}-work", use_cpu=True, num_train_epochs=1, max_length=given.max_length, seed=given.seed,
-            learning_rate=given.learning_rate, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
-            report_to="none", disable_tqdm=True,
+            output_dir=f"{given.out}-work", use_cpu=True, num_train_epochs=1, max_length=given.max_length,
+            seed=given.seed, learning_rate=given.learning_rate, lr_scheduler_type="constant", logging_steps=1,
+            save_strategy="no", report_to="none", disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list([conversation(row) for row in rows]),
         peft_config=lora if given.tuning == "lora" else None,

@@ -30,7 +30,7 @@ from eval.protocols import Generate, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load
-from eval.runner import answer
+from eval.runner import answer, slots
 from eval.tasks import TASKS
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
@@ -104,9 +104,9 @@ def _asked(requests: Sequence[Request], context_tokens: int | None) -> Sequence[
     if not requests:
         return "there is nothing in it to be scored"
     limit = context_tokens or sys.maxsize
-    longest = max(len(request.prefix_ids) for request in requests)
-    if longest >= limit:
-        return f"its prompt of {longest} tokens leaves no room in the context of {limit}"
+    needed = max(slots(_within(request, len(request.prefix_ids) + 1)) for request in requests)
+    if needed > limit:
+        return f"it needs {needed} tokens; the context holds {limit}"
     return [_within(request, limit) for request in requests]
 
 

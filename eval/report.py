@@ -16,7 +16,7 @@ SHOWN_SAMPLES = 5  # of each group
 SHOWN_CHARACTERS = 400
 SHOWN_SKIPPED = 10
 LARGE = 1000.0  # from here on numbers are shown without decimals
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")  # Markdown would read meaning into these
+SPECIAL = re.compile(r"([\\`*_\[\]<>|~])")  # Markdown would read meaning into these
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:

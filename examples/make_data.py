@@ -70,6 +70,7 @@ def demo_split(rng: random.Random) -> tuple[list[dict[str, str]], list[dict[str,
         heldout += rows[:heldout_rows]
         train += rows[heldout_rows : heldout_rows + train_rows]
     rng.shuffle(train)
+    rng.shuffle(heldout)
     return train, heldout
 
 

@@ -5,13 +5,11 @@ The "trained" weights are the start values plus seeded noise, large enough that 
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tests.ranks import Solo
 from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
@@ -24,10 +22,14 @@ from train.recipe import to_yaml
 from train.tuning import TUNINGS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SIZES = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256,
-)  # fmt: skip
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 
 
 def tiny_tokenizer(folder: Path, size: int = 300) -> None:
@@ -43,9 +45,7 @@ def tiny_tokenizer(folder: Path, size: int = 300) -> None:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>", "<|endoftext|>")])
     start = ("<s>", backend.token_to_id("<s>"))
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B:1", special_tokens=[start]
-    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B:1", special_tokens=[start])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<|endoftext|>"
     )
@@ -80,8 +80,8 @@ def disturb(model: torch.nn.Module, size: float = 0.05) -> None:
 
 def finished_run(
     folder: Path, base: Path, tuning: TuningConfig, dtype: str = "float32", tokenizer: Path | None = None, **model: str
-) -> Path:
-    """A run folder with one checkpoint of a tuned model, whole and committed."""
+) -> torch.nn.Module:
+    """Makes a run folder with one checkpoint, whole and committed. Returns the tuned model as training left it."""
     config = Config(
         run=RunConfig(folder=str(folder), seed=3, precision="bf16" if dtype == "bfloat16" else "fp32"),
         model=ModelConfig(path=str(base), tokenizer=str(tokenizer) if tokenizer else None, **model),
@@ -92,18 +92,26 @@ def finished_run(
     loaded = load_causal_lm(config.model, DTYPES[dtype], options=chosen.load_options(DTYPES[dtype]), seed=3)
     tokens = load_tokenizer(config.model)
     fit_vocabulary(loaded, tokens, 3)
-    model_ = chosen.apply(loaded)
-    disturb(model_)
-
-    def write(draft: Path) -> None:
-        save_model(model_, draft)
-        (draft / "tuning").mkdir()
-        chosen.save({}, model_, draft / "tuning")
-
+    tuned = chosen.apply(loaded)
+    disturb(tuned)
     folder.mkdir(parents=True)
-    commit.commit(folder / "checkpoints", 7, write, {"step": 7, "best_step": None}, Origin.of(config, "single", 1), Solo())
+    add_checkpoint(folder, config, tuned, step=7)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     facts = {"model": {"path": str(base), "digest": model_digest(base)}, "precision": config.run.precision}
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     tokens.save_pretrained(folder / "tokenizer")
-    return folder
+    return tuned.eval()
+
+
+def add_checkpoint(
+    folder: Path, config: Config, tuned: torch.nn.Module, step: int, best_step: int | None = None
+) -> None:
+    """One checkpoint of the model as it is."""
+
+    def write(draft: Path) -> None:
+        save_model(tuned, draft)
+        (draft / "tuning").mkdir()
+        TUNINGS[config.tuning.kind](config.tuning, 3, model=config.model).save({}, tuned, draft / "tuning")
+
+    state = {"step": step, "best_step": best_step}
+    commit.commit(folder / "checkpoints", step, write, state, Origin.of(config, "single", 1), Solo())

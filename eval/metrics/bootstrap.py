@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 JACKKNIFE_BLOCKS = 200  # the acceleration needs no more; leaving out single samples would cost n * n
+MOST_DRAWS, FEWEST_RESAMPLES = 40_000_000, 400  # many samples need fewer resamples, and each costs more
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def bootstrap(
     if count < 2:
         return None
     draw = np.random.default_rng(seed)
+    resamples = min(resamples, max(MOST_DRAWS // count, FEWEST_RESAMPLES))
     resampled = np.array([statistic(draw.integers(count, size=count)) for _ in range(resamples)])
     low, high = _bca_levels(statistic, count, resampled, confidence)
     return Interval(float(np.quantile(resampled, low)), float(np.quantile(resampled, high)), "bootstrap (BCa)")

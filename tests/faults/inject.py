@@ -1,17 +1,20 @@
 """A test-only plug: kills, signals or slows a training process at a named point, without a branch in `train`.
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
-"nth": 1, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "raise", "rank": 0}. `nth` counts the calls of
-that function in the process, 0 means every call; `rank` is left out for all ranks.
+"nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "fill FILE" | "limit BYTES"}.
+`nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
+fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES.
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -59,7 +62,17 @@ def _act(what: str) -> None:
         time.sleep(float(argument))
     elif verb == "touch":
         Path(argument).touch()
-    elif verb == "raise":
-        raise RuntimeError("injected")
+    elif verb == "fill":
+        _fill(Path(argument))
+    elif verb == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(argument), resource.RLIM_INFINITY))
     else:
         os.kill(os.getpid(), signal.Signals[verb])
+
+
+def _fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        for size in (65536, 1):  # the last bytes one by one: a disk is full only when none fits any more
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from eval import protocols, rows
 from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import unique_names
+from eval.prompt import Prompter
 from eval.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,3 +66,18 @@ def test_names_are_as_short_as_they_can_be() -> None:
     assert unique_names(["/x/base", "/y/merged"]) == ["base", "merged"]
     assert unique_names(["/x/one/merged", "/x/two/merged"]) == ["one/merged", "two/merged"]
     assert unique_names(["/x/one", "/x/one"]) == ["one", "one #2"]
+
+
+def test_the_documented_task_works() -> None:
+    """The page's own code, run as it stands."""
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, object] = {"Sequence": Sequence, "Prompter": Prompter, **vars(protocols), **vars(rows)}
+    exec(code, names)
+    task = names["TASK"]
+    assert isinstance(task, protocols.Task)
+    messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "four"})
+    item = task.load(rows.Example("rows.jsonl:1", messages=messages))
+    assert task.score(item, [protocols.Generated("five")]).values == {"same_length": 1.0}
+    with pytest.raises(rows.BadExampleError):
+        task.load(rows.Example("rows.jsonl:2", text="alone"))

@@ -183,6 +183,12 @@ def test_a_conversation_that_a_template_refuses_is_a_bad_row(tmp_path):
         render(resolve(str(tmp_path / "mine.jinja"), tokenizer()), Conversation(TURNS))
 
 
+def test_a_template_that_leaves_out_what_is_said_is_noticed(tmp_path):
+    (tmp_path / "parts.jinja").write_text("{% for m in messages %}{{ m.role }}{{ m.content[0].text }}</s>{% endfor %}")
+    with pytest.raises(RowError, match="the chat template leaves out what the system says in message 0"):
+        render(resolve(str(tmp_path / "parts.jinja"), tokenizer()), Conversation(TURNS))
+
+
 @pytest.mark.parametrize(
     ("choice", "content", "message"),
     [

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from eval.readers import BadRow
-from tests.data_tools import write_jsonl
+from tests.data_tools import recipe, tokenizer, write_jsonl
+from tests.ranks import Solo
 from train.config import SourceConfig
+from train.data.encode import prepare
 from train.data.rows import Problems, bad_rows_error, check_columns, draw, sampled, skipped_line
 from train.data.sources import FileSource, Place, find
 from train.errors import UserError
@@ -115,10 +121,8 @@ def test_a_missing_file_is_never_looked_up_on_the_hub(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     """The hub client as it is without a network."""
-    from datasets import config
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
@@ -174,3 +178,31 @@ def test_a_column_that_no_row_has_is_one_message_with_those_there_are(tmp_path):
         "data.train[1] (rows): format `qa` needs question and answer, which none of the 3 rows has."
         " Its columns are: q, a. Say which is which with data.train[1].columns, or choose another format"
     )
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_data_set_is_read_like_a_file(tmp_path, monkeypatch):
+    """The library's own cache stands in for the hub: what was loaded once is found there without a network."""
+    rows = [{"question": f"What is {i}?", "answer": f"{i}." if i != 3 else None} for i in range(5)]
+    made = datasets.load_dataset(
+        "json", data_files=str(write_jsonl(tmp_path / "x.jsonl", rows)), cache_dir=str(tmp_path / "made"), split="train"
+    )
+    folder = tmp_path / "hub" / "org___name" / "default" / "0.0.0" / ("0" * 40)
+    folder.mkdir(parents=True)
+    for file in Path(made.cache_files[0]["filename"]).parent.iterdir():
+        shutil.copy(file, folder / file.name.replace("json-train", "name-train"))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps({**info, "dataset_name": "name"}))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+
+    found = source("org/name")
+    assert [row.item.value for row in found.rows()] == rows
+    assert [row.item.value for row in found.rows(Place(0, 3, 3))] == rows[3:]
+    assert found.lines() == [5]
+    config = recipe(tmp_path / "cache", SourceConfig("org/name", "qa"), on_bad_row="skip")
+    corpus = prepare(config, tokenizer(), 0, Solo())
+    assert [corpus.train.row_id(row) for row in range(4)] == [f"org/name/train:{i}" for i in (1, 2, 3, 5)]
+    again = prepare(config, tokenizer(), 0, Solo())
+    assert "(from the cache)" in again.lines[0]
+    with pytest.raises(UserError, match=r"org/name/train:4: field `answer` is null"):
+        prepare(recipe(tmp_path / "cache", SourceConfig("org/name", "qa")), tokenizer(), 0, Solo())

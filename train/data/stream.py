@@ -194,7 +194,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
     validation = Encoded(held) if held else None
     digest = hashlib.sha256(f"{content} {validation.digest if validation else ''} {setup.template_hash}".encode())
     streamed = [
-        f"{spec.key} {spec.config.path} ({spec.config.format}): streamed, {config.streaming_window_rows:,} rows at a time"
+        f"{spec.key} {spec.config.path} ({spec.config.format}): streamed by {config.streaming_window_rows:,} rows"
         for spec in setup.train
     ]
     return StreamingCorpus(

@@ -118,7 +118,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     messages = _fitted(template.text, conversation)
     if GENERATION_MARK.search(template.text):
         text, marked = _render(template, messages, conversation.tools, marks=True)
-        return _checked(text), [_trimmed(text, span) for span in marked]
+        return _checked(text, messages), [_trimmed(text, span) for span in marked]
     text, _ = _render(template, messages, conversation.tools)
     spans = []
     for index, message in enumerate(messages):
@@ -130,7 +130,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
         if not through.startswith(before) or not text.startswith(through):
             raise UserError(_not_a_prefix(template, index))
         spans.append(_trimmed(text, (len(before), len(through))))
-    return _checked(text), spans
+    return _checked(text, messages), spans
 
 
 def _not_a_prefix(template: ChatTemplate, turn: int) -> str:
@@ -187,7 +187,12 @@ def _trimmed(text: str, span: Span) -> Span:
     return start, start + len(text[start:end].rstrip())
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, messages: Sequence[dict[str, Any]]) -> str:
+    """The text, if everything said is in it: templates of image models pass over plain text without a word."""
+    for index, message in enumerate(messages):
+        said = message["content"].split("</think>")[-1].strip()  # templates may set thoughts apart
+        if said not in text:
+            raise RowError(f"the chat template leaves out what the {message['role']} says in message {index}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

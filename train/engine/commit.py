@@ -7,6 +7,7 @@ digests in a manifest, and only then renamed: a name without suffix therefore al
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -114,9 +115,9 @@ def _prepare(final: Path, temporary: Path, expected_bytes: int | None) -> None:
     if final.exists():
         set_aside(final)
     needed = int(SPARE * (_last_size(parent) if expected_bytes is None else expected_bytes))
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise CannotWriteError(f"about {needed:,} bytes are needed and {free:,} are free")
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < needed:  # some network file systems know of no size
+        raise CannotWriteError(f"about {needed:,} bytes are needed and {disk.free:,} are free")
     temporary.mkdir()
 
 
@@ -139,6 +140,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, for folders
+            raise
     finally:
         os.close(descriptor)
 

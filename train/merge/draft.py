@@ -12,7 +12,8 @@ from pathlib import Path
 from train.errors import CannotWriteError, UserError
 from train.merge.writer import make_durable
 
-MARK = "UNFINISHED"  # in every draft, so that nobody else's folder is taken for one and removed
+# Names that nobody else gives: what a killed merge left under them is removed without asking.
+DRAFT, FORMER = ".merging", ".replaced"
 
 
 def refuse_foreign(out: Path) -> None:
@@ -29,30 +30,23 @@ def refuse_foreign(out: Path) -> None:
         )
 
 
-def beside(out: Path, suffix: str) -> Path:
-    """The name of `out` with a suffix."""
-    return out.with_name(out.name + suffix)
-
-
 @contextlib.contextmanager
 def draft_of(out: Path, expected_bytes: int) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place if the block ends well and is removed if not.
 
     What a killed merge left is removed first. Raises CannotWriteError, naming the path and the free bytes.
     """
-    draft, old = beside(out, ".tmp"), beside(out, ".old")
+    draft, former = out.with_name(out.name + DRAFT), out.with_name(out.name + FORMER)
     try:
-        _recover(out, draft, old)
+        _recover(out, draft, former)
         draft.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(draft.parent).free
         if free < expected_bytes:
             raise CannotWriteError(f"{out}: about {expected_bytes:,} bytes are needed and {free:,} are free")
         draft.mkdir()
-        (draft / MARK).touch()
         yield draft
-        (draft / MARK).unlink()
         make_durable(draft)
-        _replace(draft, out, old)
+        _replace(draft, out, former)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError) or "os error" in str(error).lower():  # safetensors wraps what the system says
@@ -61,26 +55,24 @@ def draft_of(out: Path, expected_bytes: int) -> Iterator[Path]:
         raise
 
 
-def _recover(out: Path, draft: Path, old: Path) -> None:
-    if old.exists() and not out.exists():  # killed between the two renames
-        old.rename(out)
-    if draft.exists():
-        if not (draft / MARK).exists() and any(draft.iterdir()):
-            raise UserError(f"{draft}: is in the way and was not left by a merge; move it away")
-        shutil.rmtree(draft)
+def _recover(out: Path, draft: Path, former: Path) -> None:
+    if former.exists() and not out.exists():  # killed between the two renames
+        former.rename(out)
+    for left in (draft, former):
+        if left.exists():
+            shutil.rmtree(left)
 
 
-def _replace(draft: Path, out: Path, old: Path) -> None:
-    shutil.rmtree(old, ignore_errors=True)
+def _replace(draft: Path, out: Path, former: Path) -> None:
     if out.exists():
-        out.rename(old)
+        out.rename(former)
     draft.rename(out)
     descriptor = os.open(out.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _existing(path: Path) -> Path:

@@ -30,7 +30,9 @@ class Extended:
     """The base with rows for the prompt's tokens.
 
     The logits of all other tokens stay exactly what they were. Where the output layer is tied to the embeddings it is
-    written out on its own, since the prompt's vectors must not become outputs; its rows for the new tokens are zero.
+    written out on its own, since the prompt's vectors must not become outputs. Its rows for the new tokens are the mean
+    of the others: a mean logit stands for the geometric mean of the probabilities, so that n new tokens together take
+    less than n / v (in a trained model far less).
     """
 
     def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
@@ -40,7 +42,7 @@ class Extended:
         self.ids = source.prompt_ids
         modules = {id(module): name for name, module in skeleton.named_modules()}
         entry, exit_ = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
-        self.scale = float(getattr(entry, "embed_scale", 1.0))  # some embeddings multiply what they look up
+        self.scale = float(getattr(entry, "scalar_embed_scale", 1.0))  # some embeddings multiply what they look up
         self.entry = f"{modules[id(entry)]}.weight"
         self.exit = modules.get(id(exit_), "")
         self.rows = text_rows(skeleton.config)
@@ -53,19 +55,19 @@ class Extended:
         """One tensor."""
         tensor = self.base.get(name).float()
         if name == self.entry:
-            entry_vh = _grown(tensor, self.rows, 0.0)
+            entry_vh = _grown(tensor, self.rows, torch.zeros(1))
             entry_vh[list(self.ids)] = self.prompt_nh / self.scale
             return entry_vh
         if name == f"{self.exit}.weight":
-            return _grown(tensor, self.rows, 0.0)
+            return _grown(tensor, self.rows, tensor.mean(0))
         if name == f"{self.exit}.bias":
-            return _grown(tensor, self.rows, NEVER)
+            return _grown(tensor, self.rows, torch.tensor(NEVER))
         return tensor
 
 
-def _grown(tensor: Tensor, rows: int, value: float) -> Tensor:
-    added = tensor.new_full((max(rows - len(tensor), 0), *tensor.shape[1:]), value)
-    return torch.cat([tensor, added])
+def _grown(tensor: Tensor, rows: int, row: Tensor) -> Tensor:
+    """With `row` added at the end as often as needed."""
+    return torch.cat([tensor, row.expand(max(rows - len(tensor), 0), *tensor.shape[1:])])
 
 
 def add_tokens(tokenizer: Any, count: int) -> list[int]:

@@ -5,12 +5,10 @@ Shape suffixes: r rows of the probe, t positions, v vocabulary or classes.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import psutil
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.integrations import deepspeed as transformers_deepspeed
 
 from train.config import MergeConfig
 from train.merge import verify
@@ -31,7 +28,7 @@ from train.merge.source import Source, open_source, text_rows
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.folder import read_json
-from train.models.load import load_model, load_tokenizer
+from train.models.load import load_model, load_tokenizer, unsharded
 from train.tuning.describe import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,20 +55,9 @@ def merge(
     """
     began = time.monotonic()
     refuse_foreign(out)
-    with _alone():
+    with unsharded():  # also while a ZeRO-3 training is alive in this process
         source = open_source(run_or_checkpoint, settings.checkpoint, base, code)
         return _Merge(source, out, settings).run(began)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Models that are loaded in here are whole, also while a ZeRO-3 training is alive in this process."""
-    held = transformers_deepspeed._hf_deepspeed_config_weak_ref
-    transformers_deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        transformers_deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 class _Merge:
@@ -89,7 +75,7 @@ class _Merge:
     def run(self, began: float) -> MergeReport:
         """Write, check, put in place."""
         tokenizer, before = self._tokenizer(), self._tokenizer()
-        ids_rt = probe(before, self.source.base_rows)
+        ids_rt = probe(before, min(self.source.base_rows, len(before)))
         expected_rtv, quantized = self._expected(ids_rt)
         base, model = self._base(quantized)
         if self.source.tuning.kind == "prompt":
@@ -197,7 +183,7 @@ class _Merge:
             check_tokenizer(draft, before, list(source.prompt_ids))
         model = verify.reload(draft, source.model_class, self.arithmetic, self._code)
         found_rtv = logits(model, ids_rt, source.prompt_ids)
-        comparison = verify.check_answers(expected_rtv, found_rtv, self.weights)
+        comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)
         if self.quantized_rtv is not None:  # measured on what was written, roundings and all
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
         return MergeReport(

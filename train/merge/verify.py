@@ -19,8 +19,8 @@ from train.errors import UserError
 from train.merge.writer import digest
 from train.models.folder import read_json, weight_files
 
-# Largest root mean square of the logits' differences, relative to their spread. Rounding the weights costs this much
-# (measured: 3e-7, 6e-3 and 5e-2 at most, docs/merge.md); a wrong tensor costs ten times more.
+# Largest root mean square of the logits' differences, relative to their spread. Rounding the weights to these kinds was
+# seen to cost 3e-6, 3e-3 and 5e-2 at most (docs/merge.md); one wrong tensor costs about 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
 
@@ -97,22 +97,23 @@ def reload(folder: Path, model_class: Any, dtype: torch.dtype, code: bool) -> An
     return model
 
 
-def check_answers(expected_rtv: Tensor, found_rtv: Tensor, weights: torch.dtype) -> Comparison:
+def check_answers(expected_rtv: Tensor, found_rtv: Tensor, *kinds: torch.dtype) -> Comparison:
     """Compare the merged model's answers with the expected ones; outputs that a prompt's tokens added are left aside.
 
-    weights: storage of the merged weights, which bounds how close the answers can be.
+    kinds: of the weights and of the arithmetic, which bound how close the answers can be.
     Raises UserError where the answers are not finite or further apart than rounding explains.
     """
     found_rtv = found_rtv[..., : expected_rtv.shape[-1]]
     if found_rtv.shape != expected_rtv.shape or not torch.isfinite(found_rtv).all():
         raise UserError("the merged model's answers have another shape than the trained model's, or are not finite")
     comparison = compare(expected_rtv, found_rtv)
-    limit = TOLERANCE[weights]
+    coarsest = max(kinds, key=TOLERANCE.__getitem__)
+    limit = TOLERANCE[coarsest]
     if not comparison.relative <= limit:
         raise UserError(
             "the merged model answers differently from the trained one: logits differ by "
             f"{comparison.max_difference:.3g} at most, {comparison.relative:.2g} of their spread "
-            f"(allowed for {str(weights)[6:]}: {limit:g})"
+            f"(allowed in {str(coarsest).removeprefix('torch.')}: {limit:g})"
         )
     return comparison
 

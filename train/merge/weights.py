@@ -91,7 +91,7 @@ class Adapter:
 
         assert base is not None
         self.source, self.base, self.used = source, base, set[str]()
-        self.layers: dict[str, Any] = {}
+        self.layers: dict[str, tuple[str, Any]] = {}
         self.trained_as: dict[str, str] = {}
         tuned = _tuned(source, skeleton_of(source))
         for path, module in tuned.base_model.model.named_modules(remove_duplicate=False):
@@ -99,8 +99,9 @@ class Adapter:
                 for leaf in module.original_module.state_dict():
                     self.trained_as[f"{path}.{leaf}"] = f"{PREFIX}{path}.modules_to_save.{ADAPTER}.{leaf}"
             elif isinstance(module, LoraLayer):
-                self.layers[f"{path}.weight"] = module
-                self.trained_as[f"{path}.bias"] = f"{PREFIX}{path}.base_layer.bias"
+                owner = path.replace(".base_layer", "")  # parameters of fused experts are wrapped one inside the other
+                self.layers[f"{owner}.{_leaf(module)}"] = (path, module)
+                self.trained_as[f"{owner}.bias"] = f"{PREFIX}{path}.base_layer.bias"
 
     def is_tied(self, target: str, origin: str) -> bool:
         """Unless an adapter has changed one of the two alone."""
@@ -109,7 +110,7 @@ class Adapter:
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
         if name in self.layers:
-            return self._merge(name, self.layers[name])
+            return self._merge(name, *self.layers[name])
         trained = self.trained_as.get(name, f"{PREFIX}{name}")
         if trained in self.source.trained:
             self.used.add(trained)
@@ -117,26 +118,30 @@ class Adapter:
         return self.base.get(name).float()
 
     @torch.no_grad()
-    def _merge(self, name: str, layer: Any) -> Tensor:
-        start = f"{PREFIX}{name.removesuffix('weight')}"
-        own = {
-            key.removeprefix(start): value.float()
-            for key, value in self.source.trained.items()
-            if key.startswith(f"{start}lora_")
-        }
-        self.used |= {start + key for key in own}
-        if not own:
-            raise UserError(f"{self.source.checkpoint}: holds no adapter for {name.removesuffix('.weight')}")
+    def _merge(self, name: str, path: str, layer: Any) -> Tensor:
+        start = f"{PREFIX}{path}."
+        keys = [key for key in self.source.trained if key.startswith(f"{start}lora_")]
+        if not keys:
+            raise UserError(f"{self.source.checkpoint}: holds no adapter for {path}")
+        self.used |= set(keys)
+        own = {key.removeprefix(start): self.source.trained[key].float() for key in keys}
+        inside = layer.get_base_layer()
+        way = next(way for way, module in layer.named_modules() if module is inside)
         empty = layer.state_dict()
-        layer.load_state_dict({**own, "base_layer.weight": self.base.get(name).float()}, strict=False, assign=True)
+        layer.load_state_dict({**own, f"{way}.{_leaf(layer)}": self.base.get(name).float()}, strict=False, assign=True)
         try:
             layer.merge(safe_merge=True, adapter_names=[ADAPTER])
         except ValueError as error:
             raise UserError(f"{self.source.checkpoint}: merging {name} gives values that are not finite") from error
-        result: Tensor = layer.get_base_layer().weight.detach()
+        result: Tensor = getattr(inside, _leaf(layer)).detach()
         layer.load_state_dict(empty, assign=True)
         layer.merged_adapters.clear()
         return result
+
+
+def _leaf(layer: Any) -> str:
+    """Which parameter of its module a layer adapts."""
+    return str(getattr(layer, "parameter_name", "weight"))
 
 
 MERGERS: Mapping[str, Callable[[Source, Any, BaseWeights | None], Merger]] = {

@@ -31,8 +31,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _whole() -> Iterator[None]:
-    """Inside, ZeRO-3 does not shard a model while it is made: drawn shard by shard, new weights would depend on the sharding."""
+def unsharded() -> Iterator[None]:
+    """Inside, ZeRO-3 shards no model while it is made: drawn shard by shard, new weights would depend on the shards."""
     reference = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed._hf_deepspeed_config_weak_ref = None
     try:
@@ -123,7 +123,7 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
     """The model without weights (on the meta device), to ask what it can do before it is loaded."""
     folder = resolve(config.path, config.revision, code=config.trust_remote_code)
     described = read_config(folder, config.trust_remote_code)
-    with torch.device("meta"), _whole():
+    with torch.device("meta"), unsharded():
         model: PreTrainedModel = kind.from_config(described, trust_remote_code=config.trust_remote_code)
     return model
 
@@ -138,7 +138,7 @@ def _fresh(
         setattr(described, key, value)
     code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
     build = getattr(kind, "from_config", None) or kind._from_config
-    with seeded(seed), _whole():
+    with seeded(seed), unsharded():
         model: PreTrainedModel = build(described, dtype=dtype, **attention, **code)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -24,7 +24,8 @@ from train.models.arithmetic import product_dtype
 from train.models.head_source import gives_logits_unchanged
 
 IGNORED = -100
-CHUNK_ELEMENTS = 2**25  # logits of one chunk: 128 MiB in float32, and still products large enough to run at full speed
+CHUNK_ELEMENTS = 2**25  # logits of one chunk on a CPU: 128 MiB in float32, yet products large enough for full speed
+GPU_CHUNKS = 4  # times larger: there each chunk's pass over the weight's gradient in memory costs more than its product
 LARGE_VOCABULARY = 2**18  # assumed of a layer that does not tell its size
 _TARGETS: ContextVar[Tensor | None] = ContextVar("targets", default=None)
 
@@ -152,7 +153,7 @@ class _LinearLoss(torch.autograd.Function):
         grad_vd = torch.zeros_like(w_vd, dtype=torch.float32) if for_weight else None
         grad_v = w_vd.new_zeros(len(w_vd), dtype=torch.float32) if for_bias else None
         loss = hidden_nd.new_zeros((), dtype=torch.float32)
-        size = max(CHUNK_ELEMENTS // len(w_vd), 1)
+        size = _chunk_rows(len(w_vd), w_vd.device)
         for start in range(0, len(targets_n), size):
             part = slice(start, start + size)
             chunk_nd, target_n1 = h_nd[part], targets_n[part, None]
@@ -187,6 +188,10 @@ class _LinearLoss(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
+def _chunk_rows(vocabulary: int, device: torch.device) -> int:
+    return max(CHUNK_ELEMENTS * (1 if device.type == "cpu" else GPU_CHUNKS) // vocabulary, 1)
+
+
 def _checkpointed_loss(
     project: Callable[[Tensor], Tensor], hidden_nd: Tensor, targets_n: Tensor, vocabulary: int
 ) -> Tensor:
@@ -195,7 +200,7 @@ def _checkpointed_loss(
     def chunk_loss(chunk_nd: Tensor, chunk_targets_n: Tensor) -> Tensor:
         return F.cross_entropy(project(chunk_nd).float(), chunk_targets_n, reduction="sum")
 
-    size = max(CHUNK_ELEMENTS // vocabulary, 1)
+    size = _chunk_rows(vocabulary, hidden_nd.device)
     # At least one chunk, though empty: every parameter must get a gradient, or ranks would wait for it.
     pieces = zip(hidden_nd.split(size), targets_n.split(size), strict=True)
     losses = [checkpoint(chunk_loss, *piece, use_reentrant=False) for piece in pieces]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,8 @@ class Lora:
             return {}
         from transformers import BitsAndBytesConfig  # imports bitsandbytes: only who quantises waits for it
 
-        if self.config.quantization == "int8":
+        if self.config.quantization == "int8":  # bitsandbytes says at every product that it casts its input
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
         return {
             "quantization_config": BitsAndBytesConfig(
@@ -69,8 +72,13 @@ class Lora:
         base: Any = model
         description = self._description(base)
         base.requires_grad_(False)
-        with seeded(self.seed):
-            tuned: nn.Module = get_peft_model(base, description)
+        try:
+            with seeded(self.seed), warnings.catch_warnings():
+                # An adapter on one of two tied matrices: train.merge writes them as two then.
+                warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+                tuned: nn.Module = get_peft_model(base, description)
+        except ValueError as error:  # what peft cannot do with this kind of module
+            raise UserError(f"tuning.lora: {error}") from error
         _train_in_float32(tuned)
         if getattr(base, "is_gradient_checkpointing", False):  # peft leaves this out where the base is quantised
             base.enable_input_require_grads()

@@ -1,0 +1,53 @@
+"""F9: the disk fills up during a save: exit 73, the message says where and how much is free, and nothing is lost."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, small_disk, status, weights
+
+PREPARE = "train.engine.commit:_prepare"
+
+
+def assert_refused(output: str, run: Path) -> None:
+    """The message a user sees."""
+    assert f"Cannot write the checkpoint {run / 'checkpoints' / 'step-000004'}" in output
+    assert re.search(r"[0-9,]+ bytes are free", output)
+    assert "Traceback" not in output
+
+
+def test_the_disk_fills_up_during_a_save(zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "16m") as mounted:
+        run, ballast = disk / "run", disk / "ballast"
+        action = f"fill {ballast}" if mounted else "limit 4096"  # without root: a limit of this process stands for it
+        orders = [{"at": PREPARE, "nth": 2, "when": "after", "do": action}]
+        processes = zygote.run(workplace.arguments(run), tmp_path / "full", orders=orders)
+        assert processes.codes == [73], processes.output
+        assert_refused(processes.output, run)
+        assert finished(run) == [2]
+        assert leftovers(run) == []
+        ballast.unlink(missing_ok=True)
+        processes = zygote.run(workplace.arguments(run), tmp_path / "again")
+        assert processes.codes == [0], processes.output
+        assert status(run)["state"] == "finished"
+        assert losses(run) == losses(reference)
+        assert weights(run) == weights(reference)
+
+
+def test_too_little_space_is_seen_before_writing(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "4m") as mounted:  # one checkpoint takes about 2.6 MB
+        if not mounted:
+            return  # the unit tests ask the same with a disk that only claims to be small
+        run = disk / "run"
+        orders = [{"at": "train.engine.whole_state:save_model", "nth": 2, "do": f"touch {tmp_path / 'wrote'}"}]
+        processes = zygote.run(workplace.arguments(run), tmp_path / "log", orders=orders)
+        assert processes.codes == [73], processes.output
+        assert_refused(processes.output, run)
+        assert "are needed" in processes.output
+        assert not (tmp_path / "wrote").exists()
+        assert finished(run) == [2]
+        assert leftovers(run) == []
+        assert status(run)["exit_code"] == 73

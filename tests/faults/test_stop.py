@@ -1,0 +1,133 @@
+"""F4 and F5: asked to stop in every way and at any time, a run saves once, leaves with 0 and goes on unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.inject import VARIABLE
+from tests.faults.runs import (
+    STEPS,
+    Workplace,
+    Zygote,
+    finished,
+    leftovers,
+    losses,
+    rank_environment,
+    status,
+    until,
+    weights,
+)
+from tests.process.runs import BIN, ROOT
+
+UPDATE = "train.engine.loop:Loop._update"
+
+
+def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop_file = f"touch {run / 'STOP'}"
+    lives = (  # orders, further options, reason, step after which the run stopped
+        ([{"at": "train.engine.saving:Checkpoints.resume", "do": "SIGTERM"}], {}, "SIGTERM", 0),
+        ([{"at": UPDATE, "do": "SIGUSR1"}], {}, "SIGUSR1", 1),
+        ([{"at": UPDATE, "do": stop_file}], {}, "STOP file", 2),
+        ([{"at": "train.engine.commit:_sync_files", "do": "SIGUSR2"}], {}, "SIGUSR2", 4),
+        (
+            [{"at": UPDATE, "do": "SIGTERM"}, {"at": "train.engine.commit:_digest_share", "do": "SIGTERM"}],
+            {},
+            "SIGTERM",
+            5,
+        ),
+        ([{"at": UPDATE, "nth": 0, "do": "sleep 1"}], {"run.stop_after_minutes": 0.01}, "deadline", 6),
+    )
+    for life, (orders, options, reason, step) in enumerate(lives):
+        processes = zygote.run(workplace.arguments(run, **options), tmp_path / f"life{life}", orders=orders)
+        assert processes.codes == [0], (reason, processes.output)
+        said = status(run)
+        assert (said["state"], said["reason"], said["exit_code"]) == ("preempted", reason, 0)
+        assert said["step"] == finished(run)[-1]
+        # The deadline is checked between steps of a machine that may be slow; all else is exact.
+        assert said["step"] in (5, 6) if reason == "deadline" else said["step"] == step
+        assert leftovers(run) == []
+        assert not (run / "STOP").exists()
+    processes = zygote.run(workplace.arguments(run), tmp_path / "last")
+    assert processes.codes == [0], processes.output
+    assert status(run)["state"] == "finished"
+    assert losses(run) == losses(reference)
+    assert weights(run) == weights(reference)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(
+    rank: int, zygote: Zygote, workplace: Workplace, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    orders = [{"at": UPDATE, "nth": 3, "rank": rank, "do": "SIGTERM"}]
+    processes = zygote.run(workplace.arguments(run), tmp_path / "log", "ddp", orders)
+    assert processes.codes == [0, 0], processes.output
+    assert finished(run)[-1] == 3
+    assert status(run)["state"] == "preempted"
+    assert status(run)["step"] == 3
+    assert status(run)["reason"]
+
+
+def send_to_all(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """What a cluster does: every process of the job gets the signal."""
+    for process in processes:
+        process.send_signal(number)
+
+
+def send_to_launcher(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """What a person does."""
+    processes[0].send_signal(number)
+
+
+@pytest.mark.slow
+def test_through_the_launcher(workplace: Workplace, tmp_path: Path) -> None:
+    """SIGTERM to the launcher; SIGUSR1 to one told to pass it on; SIGUSR1 to all where the launcher ignores it."""
+    run = tmp_path / "run"
+    slow = f'[{{"at": "{UPDATE}", "nth": 0, "do": "sleep 0.4"}}]'
+    base = rank_environment("single", 0, 0, None)
+    base.pop("ACCELERATE_USE_CPU")
+    base |= {VARIABLE: slow, "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+    passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+    lives = (
+        (signal.SIGTERM, send_to_launcher, {}),
+        (signal.SIGUSR1, send_to_launcher, passed_on),
+        (signal.SIGUSR1, send_to_all, {}),
+    )
+    before = 0
+    for life, (number, send, variables) in enumerate(lives):
+        config = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
+        launch = [sys.executable, str(BIN / "accelerate"), "launch", "--config_file", config]
+        ignore = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash"] if send is send_to_all else []
+        with (tmp_path / f"life{life}.log").open("w") as log:
+            launcher = psutil.Popen(
+                [*ignore, *launch, str(ROOT / "train" / "main.py"), *workplace.arguments(run)],
+                cwd=ROOT, env=base | variables, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        everyone = [launcher]
+        try:
+            until(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > before)  # noqa: B023
+            everyone += launcher.children(recursive=True)
+            assert len(everyone) >= 3
+            send(everyone, number)
+            _, left = psutil.wait_procs(everyone, timeout=60)
+            assert not left, "processes were left behind"
+        finally:
+            for process in everyone:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            launcher.wait(10)
+        said = status(run)
+        text = (tmp_path / f"life{life}.log").read_text()
+        assert said["state"] == "preempted", text
+        assert before < said["step"] < STEPS, text
+        assert said["step"] == finished(run)[-1]
+        assert leftovers(run) == []
+        before = said["step"]

@@ -1,0 +1,149 @@
+"""Reading models: nothing that could run code, nothing that is damaged, and the same start from the same seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tuned_runs import tiny_model
+from train.config import ModelConfig
+from train.errors import UserError
+from train.models.digest import model_digest
+from train.models.folder import resolve
+from train.models.load import load_causal_lm, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    return shutil.copytree(model, tmp_path / "copy")
+
+
+def load(folder, **options):
+    return load_causal_lm(ModelConfig(path=str(folder), **options), torch.float32)
+
+
+class Canary:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_pickled_weights_are_refused_by_name(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Canary(tmp_path / "canary")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is not read.*Convert it once"):
+        load(folder)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors", "/etc/passwd"])
+def test_an_index_may_name_safetensors_beside_it_only(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(UserError, match=r"index\.json: .* is listed, safetensors files beside it"):
+        load(folder)
+
+
+def test_code_in_the_folder_is_refused_and_not_run(folder, tmp_path):
+    described = json.loads((folder / "config.json").read_text())
+    described |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "modeling_evil.C", "AutoModelForCausalLM": "modeling_evil.M"},
+    }
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "modeling_evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'canary')!r})")
+    with pytest.raises(UserError, match=r"config\.json: .*modeling_evil\.py.*trust_remote_code true"):
+        load(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["modeling_evil.T", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: .*modeling_evil\.py"):
+        load_tokenizer(ModelConfig(path=str(folder)))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_damage_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors: not a complete safetensors file"):
+        load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: cannot be read as JSON"):
+        load(folder)
+
+
+def test_missing_weights_do_not_start_at_random(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight is not in its safetensors files \(1 weights missing\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_config.json", {}, "makes it an adapter"),
+        ("config.json", {"model_type": "nonsense"}, "knows no model_type 'nonsense'"),
+        (
+            "config.json",
+            {"model_type": "llama", "transformers_weights": "adapter_model.bin"},
+            "adapter_model.bin; only",
+        ),
+    ],
+)
+def test_other_folders_are_refused(folder, name, content, message):
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "~/no/such", "a/b/c", "name"])
+def test_a_missing_folder_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(UserError, match=f"model.path: there is no folder {name}"):
+        resolve(name)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="no/such is no folder here, and could not be fetched"):
+        resolve("no/such")
+
+
+def test_random_start_is_a_function_of_the_seed(folder):
+    (folder / "model.safetensors").unlink()
+    config = ModelConfig(path=str(folder), init="random")
+    first, again, other = (load_causal_lm(config, torch.float32, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+    with pytest.raises(UserError, match="no pretrained weights to quantise"):
+        load_causal_lm(config, torch.float32, options={"quantization_config": object()})
+
+
+def test_digest_follows_the_weights_alone(folder):
+    before = model_digest(folder)
+    (folder / "README.md").write_text("hello")
+    os.utime(folder / "model.safetensors", (time.time(), 0))
+    assert model_digest(folder) == before
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert model_digest(folder) != before
+    path.unlink()
+    assert model_digest(folder) not in (before, "")  # of the config, for models that start at random
