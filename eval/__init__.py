@@ -1,1 +1,1 @@
-"""ZeroTune's evaluation: reads a Hugging Face checkpoint folder, asks it in batches, and scores the answers. Imports nothing of `train`."""
+"""The evaluation: asks a Hugging Face checkpoint in batches and scores the answers. Imports nothing of `train`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something outside the program is wrong. `main` prints the message and exits with `exit_code` (sysexits.h numbers)."""
+    """Something outside the program is wrong. `main` prints the message and exits with `exit_code` (sysexits.h
+    numbers).
+    """
 
     exit_code = 64
 

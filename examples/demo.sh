@@ -15,7 +15,7 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then confi
 started=$SECONDS
 "$bin/accelerate" launch --config_file "$config" train/main.py --config recipes/demo.yaml "$@"
 "$bin/python" -m eval --model "$run/merged" --baseline "$base" --tasks perplexity,qa \
-  --data examples/data/demo_heldout.jsonl --out "$run/eval"
+  --data examples/data/demo_heldout.jsonl --max_new_tokens 40 --out "$run/eval"
 cat <<END
 
 Done in $((SECONDS - started)) s.

@@ -222,6 +222,7 @@ def files() -> dict[str, str]:
         "demo_train.jsonl": jsonl(train),
         "demo_heldout.jsonl": jsonl(heldout),
         "corpus.jsonl": jsonl({"text": tale} for tale in tales[:150]),
+        "corpus_heldout.jsonl": jsonl({"text": tale} for tale in tales[150:]),
         "corpus.txt": "\n\n".join(tales[150:]) + "\n",
         "qa.jsonl": jsonl(facts()),
         "pr.csv": table(prompts()),

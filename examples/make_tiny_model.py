@@ -15,6 +15,7 @@ from pathlib import Path
 VOCABULARY = 2048
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 DATA = Path(__file__).parent / "data"
+READ = "chat.jsonl corpus.jsonl corpus.txt demo_heldout.jsonl demo_train.jsonl io.json pr.csv qa.jsonl".split()
 TEMPLATE = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
@@ -76,8 +77,7 @@ def tokenizer_json() -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    files = [path for path in sorted(DATA.iterdir()) if path.suffix in (".jsonl", ".json", ".csv", ".txt")]
-    lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for name in READ for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
     tokenizer.train_from_iterator(lines, trainer)
     return str(tokenizer.to_str(pretty=False)) + "\n"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
@@ -17,7 +18,7 @@ from train.engine import commit
 from train.engine.origin import Origin
 from train.engine.whole_state import save_model
 from train.models.digest import model_digest
-from train.models.load import fit_vocabulary, load_causal_lm, load_tokenizer
+from train.models.load import fit_vocabulary, load_model, load_tokenizer
 from train.recipe import to_yaml
 from train.tuning import TUNINGS
 
@@ -79,17 +80,29 @@ def disturb(model: torch.nn.Module, size: float = 0.05) -> None:
 
 
 def finished_run(
-    folder: Path, base: Path, tuning: TuningConfig, dtype: str = "float32", tokenizer: Path | None = None, **model: str
+    folder: Path,
+    base: Path,
+    tuning: TuningConfig,
+    dtype: str = "float32",
+    tokenizer: Path | None = None,
+    head: tuple[Any, dict[str, Any], str] | None = None,
+    **model: str,
 ) -> torch.nn.Module:
-    """Makes a run folder with one checkpoint, whole and committed. Returns the tuned model as training left it."""
+    """Makes a run folder with one checkpoint, whole and committed. Returns the tuned model as training left it.
+
+    head: class to load, its options, and peft's task, where it is not a causal language model.
+    """
     config = Config(
         run=RunConfig(folder=str(folder), seed=3, precision="bf16" if dtype == "bfloat16" else "fp32"),
         model=ModelConfig(path=str(base), tokenizer=str(tokenizer) if tokenizer else None, **model),
         tuning=tuning,
         data=DataConfig(train=[SourceConfig(path="rows.jsonl", format="qa")]),
     )
-    chosen = TUNINGS[tuning.kind](tuning, config.run.seed, model=config.model)
-    loaded = load_causal_lm(config.model, DTYPES[dtype], options=chosen.load_options(DTYPES[dtype]), seed=3)
+    kind, options, task = head or (AutoModelForCausalLM, {}, "CAUSAL_LM")
+    chosen = TUNINGS[tuning.kind](tuning, config.run.seed, model=config.model, task=task)
+    options = {**options, **chosen.load_options(DTYPES[dtype])}
+    saved = tuning.lora.modules_to_save
+    loaded = load_model(kind, config.model, DTYPES[dtype], options=options, seed=3, new=saved)
     tokens = load_tokenizer(config.model)
     fit_vocabulary(loaded, tokens, 3)
     tuned = chosen.apply(loaded)

@@ -29,7 +29,7 @@ def test_three_kills_change_no_bit(case: str, zygote: Zygote, workplace: Workpla
     assert set(processes.codes) == {0}, processes.output
     assert sorted(losses(whole)) == list(range(1, STEPS + 1))
 
-    kills = KILLS[1:] if kind.startswith("zero") else KILLS
+    kills = KILLS[::2] if kind.startswith("zero") else KILLS  # two where a start costs more
     for life, update in enumerate(kills):
         orders = [{"at": "train.engine.loop:Loop._update", "nth": update, "do": "SIGKILL"}]
         processes = zygote.run(workplace.arguments(cut, **options), tmp_path / f"life{life}", kind, orders)

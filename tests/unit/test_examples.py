@@ -51,10 +51,11 @@ def test_demo_messages_are_held_out_exactly() -> None:
 
 def test_heldout_stories_are_not_in_the_corpus() -> None:
     corpus = {row["text"] for row in rows("corpus.jsonl")}
-    heldout = (EXAMPLES / "data" / "corpus.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    heldout = [row["text"] for row in rows("corpus_heldout.jsonl")]
     assert len(corpus) == 150
     assert len(heldout) == 50
     assert not corpus & set(heldout)
+    assert (EXAMPLES / "data" / "corpus.txt").read_text(encoding="utf-8") == "\n\n".join(heldout) + "\n"
 
 
 def test_the_tiny_tokenizer_reads_and_writes_both_languages(tiny_qwen2: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, Qwen3MoeConfig
 
 from tests.tuned_runs import SIZES, add_checkpoint, disturb, finished_run, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, MergeConfig, PromptConfig, TuningConfig
@@ -177,6 +179,19 @@ def test_fused_experts_are_written_as_their_files_were(tmp_path):
     torch.testing.assert_close(answers(loaded(tmp_path / "out")), expected, rtol=0, atol=1e-5)
     assert tensors(tmp_path / "out").keys() == tensors(tmp_path / "base").keys()
     assert any("experts.3.down_proj" in name for name in tensors(tmp_path / "out"))
+
+
+def test_a_classification_head_is_handed_over_with_its_labels(bases, tmp_path):
+    labels = {
+        "id2label": {0: "O", 1: "B-protein", 2: "I-protein"},
+        "label2id": {"O": 0, "B-protein": 1, "I-protein": 2},
+    }
+    head = (AutoModelForTokenClassification, labels, "TOKEN_CLS")
+    tuned = finished_run(tmp_path / "run", bases["qwen2"], lora(modules_to_save=["score"]), head=head)
+    merge(tmp_path / "run", tmp_path / "out", MergeConfig())
+    merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(answers(merged), answers(tuned), rtol=0, atol=1e-5)
+    assert merged.config.id2label == labels["id2label"]
 
 
 def test_a_model_that_started_at_random(bases, tmp_path):
@@ -365,3 +380,8 @@ def test_command_line(full_run, tmp_path, capsys):
     assert "loaded again and compared in float32" in capsys.readouterr().out
     assert main([str(tmp_path), str(tmp_path / "other")]) == 64
     assert "neither a run folder" in capsys.readouterr().err
+
+
+def test_help_waits_for_no_heavy_import():
+    code = "import sys, train.merge.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -57,9 +57,7 @@ class FixedSteps:
             begin = end
 
 
-def _plan(
-    rows: Rows, first: Sequence[Indices], ends: Sequence[int], tokens: int, shape: Shape, ranks: Ranks
-) -> Plan:
+def _plan(rows: Rows, first: Sequence[Indices], ends: Sequence[int], tokens: int, shape: Shape, ranks: Ranks) -> Plan:
     """The arithmetic of a run whose first epoch has the steps `first`."""
     lengths_n = rows.lengths_n.astype(np.float64)
     total, learned = ends[-1], int(rows.learned_n.sum())

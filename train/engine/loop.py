@@ -98,42 +98,47 @@ class Loop:
 
         Raises NumericsError when too many updates in a row had no finite gradient.
         """
-        total = self.objective.plan.total_steps
-        saved_at = progress.step if progress.step else -1
+        saved_at = progress.step or None  # a resumed run comes from a checkpoint of this step
         if progress.step == 0 and self.config.validation.at_start:
             self._validate(progress)
         self.model.train()
-        for batches in self.objective.steps(self.model, progress.step) if progress.step < total else ():
+        steps = self.objective.steps(self.model, progress.step)
+        state: Literal["finished", "preempted"] = "finished"
+        while (reason := self._over(progress)) is None:
             began = time.monotonic()
+            batches = next(steps)
             counts, stop = self._agree(batches)
             if stop:
-                if saved_at != progress.step:
-                    self.save(progress)
-                return Outcome("preempted", progress.step, "asked to stop")
-            norm, culprits = self._update(batches, counts, progress.step)
-            progress.step += 1
-            progress.tokens += int(counts["tokens"])
-            self.window.seconds += time.monotonic() - began
-            progress.seconds += time.monotonic() - began
-            self._guard(norm, culprits, progress)
-            self._write(progress, norm)
-            done = progress.step >= total
-            better = self._due(self.config.validation.every_steps, progress.step, done) and self._validate(progress)
-            if self._due(self.config.checkpoint.every_steps, progress.step, done) or (
-                better and self.config.checkpoint.keep_best
-            ):
+                state, reason = "preempted", "asked to stop"
+                break
+            self._step(batches, counts, progress, began)
+            better = self._due(self.config.validation.every_steps, progress.step) and self._validate(progress)
+            due = self._due(self.config.checkpoint.every_steps, progress.step)
+            if due or (better and self.config.checkpoint.keep_best):
                 self.save(progress)
                 saved_at = progress.step
-            patience = self.config.validation.patience
-            if patience and progress.validations_without_better >= patience and not done:
-                if saved_at != progress.step:
-                    self.save(progress)
-                return Outcome(
-                    "finished", progress.step, f"no better {self.config.validation.metric} in {patience} validations"
-                )
-            if done:
-                break
-        return Outcome("finished", progress.step, "all steps done")
+        if saved_at != progress.step:
+            self.save(progress)
+        return Outcome(state, progress.step, reason)
+
+    def _over(self, progress: Progress) -> str | None:
+        """Why there is nothing more to do, or None."""
+        patience = self.config.validation.patience
+        if progress.step >= self.objective.plan.total_steps:
+            return "all steps done"
+        if patience and progress.validations_without_better >= patience:
+            return f"no better {self.config.validation.metric} in {patience} validations"
+        return None
+
+    def _step(self, batches: Sequence[Batch], counts: Mapping[str, float], progress: Progress, began: float) -> None:
+        """One update, and what is written about it."""
+        norm, losses = self._update(batches, counts, progress.step)
+        progress.step += 1
+        progress.tokens += int(counts["tokens"])
+        self.window.seconds += time.monotonic() - began
+        progress.seconds += time.monotonic() - began
+        self._guard(norm, losses, progress)
+        self._write(progress, norm)
 
     def _agree(self, batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
         """Global counts of this step, and whether any rank was asked to stop: one exchange for both."""
@@ -217,9 +222,10 @@ class Loop:
         self.watch.progress(progress.step, loss, speed)
         self.window = Window()
 
-    def _due(self, every: int | None, step: int, done: bool) -> bool:
+    def _due(self, every: int | None, step: int) -> bool:
         """Every so many steps, or where no number is given at the end of each epoch; and always at the end."""
-        return done or (step % every == 0 if every else step in self.objective.plan.epoch_ends)
+        plan = self.objective.plan
+        return step >= plan.total_steps or (step % every == 0 if every else step in plan.epoch_ends)
 
     def _validate(self, progress: Progress) -> bool:
         """Held-out metrics and samples; whether the chosen metric is the best so far."""

@@ -56,13 +56,13 @@ def finish(this: Session, outcome: Outcome, stop: Stop, runtime: Runtime) -> Non
     """Say how the run ended."""
     if not runtime.main:
         return
-    preempted = outcome.state == "preempted"
-    write_status(this.folder, outcome.state, outcome.step, stop.reason if preempted else outcome.reason, 0)
-    if preempted:
-        stop.obeyed()
-        Console(stderr=True).print(
-            f"Stopped after step {outcome.step} ({stop.reason}); the same command continues from there."
-        )
+    stop.obeyed()  # also where the request came too late to matter: the next start must not stop at once
+    if outcome.state == "finished":
+        write_status(this.folder, "finished", outcome.step, outcome.reason, 0)
+        return
+    reason = stop.reason or "another rank was asked to stop"
+    write_status(this.folder, "preempted", outcome.step, reason, 0)
+    Console(stderr=True).print(f"Stopped after step {outcome.step} ({reason}); the same command continues from there.")
 
 
 def describe(

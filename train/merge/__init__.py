@@ -7,7 +7,19 @@ Weights are merged and written one at a time; whole models are in memory only to
 
 from __future__ import annotations
 
-from train.merge.report import MergeReport
-from train.merge.steps import merge
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.merge.report import MergeReport
+    from train.merge.steps import merge
 
 __all__ = ["MergeReport", "merge"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for: it takes seconds, and `python -m train.merge --help` must not wait for it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from train.merge import report, steps
+
+    return {"MergeReport": report.MergeReport, "merge": steps.merge}[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,8 +79,11 @@ def dequantized(module: Any, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def from_files(folder: Path, skeleton: Any) -> FileWeights | None:
-    """The base straight from its files; None where loading it takes more than to add or drop a prefix."""
+def from_files(folder: Path, skeleton: Any, new: Sequence[str]) -> FileWeights | None:
+    """The base straight from its files; None where loading it takes more than to add or drop a prefix.
+
+    new: modules that the base need not have.
+    """
     prefix = skeleton.base_model_prefix
     wanted = set(skeleton.state_dict())
     places: dict[str, tuple[Path, str]] = {}
@@ -96,7 +100,8 @@ def from_files(folder: Path, skeleton: Any) -> FileWeights | None:
             places[source] = places[target]
         elif source in places and target not in places:
             places[target] = places[source]
-    return weights if wanted <= set(places) else None
+    lacking = [name for name in wanted - set(places) if not any(f".{part}." in f".{name}" for part in new)]
+    return None if lacking else weights
 
 
 def unties(weights: FileWeights, skeleton: Any) -> bool:

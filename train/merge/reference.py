@@ -29,7 +29,7 @@ TEXT = (
 POSITIONS = 64
 
 
-def probe(tokenizer: Any, vocabulary: int, positions: int = POSITIONS) -> Tensor:
+def probe(tokenizer: Any, vocabulary: int, positions: int) -> Tensor:
     """[2, t] token ids, always the same for one tokenizer: the text (repeated to length), and tokens at random."""
     ids = [i for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i < vocabulary] if tokenizer else []
     text_t = torch.tensor((ids * positions or [0] * positions)[:positions])
@@ -62,7 +62,7 @@ def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -
 
 
 def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
-    tuning = TUNINGS[config.kind](config, source.config.run.seed, model=source.model)
+    tuning = TUNINGS[config.kind](config, source.config.run.seed, model=source.model, task=source.task)
     described = copy.deepcopy(source.described)
     rows = described.get_text_config().vocab_size
     described.get_text_config().vocab_size = source.base_rows

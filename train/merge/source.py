@@ -21,12 +21,14 @@ from train.errors import UserError
 from train.models.digest import model_digest
 from train.models.folder import read_config, resolve
 
+# peft's names for what a model is used for, by how transformers ends the names of its classes
+TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
 ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run at one of its commit.
+    """A run at one of its checkpoints.
 
     described: the model's config as the objective and the tuning left it. base_rows: rows of the base's embeddings.
     trained: the trained weights by their names in the tuned model. facts: the run's run.json. prompt_ids: the tokens
@@ -64,6 +66,12 @@ class Source:
         return ARITHMETIC.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
 
     @property
+    def task(self) -> str:
+        """peft's name for what the model is used for."""
+        name = self.described.architectures[0]
+        return next((task for ending, task in TASKS.items() if name.endswith(ending)), "CAUSAL_LM")
+
+    @property
     def model_class(self) -> Any:
         """The class of the model that was trained."""
         name = self.described.architectures[0]
@@ -80,7 +88,7 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     """The run and checkpoint at `path`, which is either of them.
 
     Args:
-        path: A run folder, or one of its commit.
+        path: A run folder, or one of its checkpoints.
         which: best or last, where `path` is a run. Without a best one (no validation), the last is taken.
         base: Where the base model lies now, if it has moved.
         code: Whether code that comes with the base model may run.
@@ -147,7 +155,10 @@ def _check_base(config: Config, facts: dict[str, Any]) -> int | None:
     if config.tuning.kind == "full":
         return None
     model = config.model
-    folder = resolve(model.path, model.revision, code=model.trust_remote_code)
+    try:
+        folder = resolve(model.path, model.revision, code=model.trust_remote_code)
+    except UserError as error:
+        raise UserError(f"{error}; if the base model has moved, name its folder with --base") from error
     recorded = facts.get("model", {}).get("digest")
     if recorded and recorded != model_digest(folder):
         raise UserError(

@@ -18,16 +18,17 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from train.config import MergeConfig
+from train.errors import UserError
 from train.merge import verify
 from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
 from train.merge.draft import draft_of, refuse_foreign
 from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
-from train.merge.reference import logits, probe, take_over_quantized, trained_model
+from train.merge.reference import POSITIONS, logits, probe, take_over_quantized, trained_model
 from train.merge.report import MergeReport
 from train.merge.source import Source, open_source, text_rows
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
-from train.models.folder import read_json
+from train.models.folder import read_config, read_json
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.tuning.describe import write_json
 
@@ -75,7 +76,7 @@ class _Merge:
     def run(self, began: float) -> MergeReport:
         """Write, check, put in place."""
         tokenizer, before = self._tokenizer(), self._tokenizer()
-        ids_rt = probe(before, min(self.source.base_rows, len(before)))
+        ids_rt = probe(before, min(self.source.base_rows, len(before)), self._positions())
         expected_rtv, quantized = self._expected(ids_rt)
         base, model = self._base(quantized)
         if self.source.tuning.kind == "prompt":
@@ -89,6 +90,12 @@ class _Merge:
             report = dataclasses.replace(report, seconds=round(time.monotonic() - began, 1))
             write_json(draft / "run.json", {**self.source.facts, "merge": report.facts()})
         return report
+
+    def _positions(self) -> int:
+        """As many as the model has, up to the usual number."""
+        longest = getattr(self.source.described.get_text_config(), "max_position_embeddings", None) or POSITIONS
+        before = self.source.tuning.prompt.virtual_tokens if self.source.tuning.kind == "prompt" else 0
+        return max(min(POSITIONS, longest - before), 1)
 
     def _tokenizer(self) -> Any:
         """The run's, which has the chat template that was trained with."""
@@ -120,13 +127,14 @@ class _Merge:
         if source.model.init == "random":
             fresh = load_model(source.model_class, source.model, torch.float32, seed=source.config.run.seed)
             return ModelWeights(fresh), None
-        files = None if converts(skeleton) else from_files(source.base, skeleton)
+        files = None if converts(skeleton) else from_files(source.base, skeleton, source.tuning.lora.modules_to_save)
         if files is None:
             described = copy.deepcopy(source.described)
             described.get_text_config().vocab_size = source.base_rows
             options = {"config": described}
-            model = load_model(source.model_class, source.model, self.weights, None, options)
-            return ModelWeights(quantized or model), model
+            new = source.tuning.lora.modules_to_save
+            model = load_model(source.model_class, source.model, self.weights, None, options, new=new)
+            return ModelWeights(model if quantized is None else quantized), model
         self._follow_ties(files, skeleton)
         return (ModelWeights(quantized) if quantized is not None else files), None
 
@@ -210,9 +218,12 @@ class _Merge:
 
 def _storage(source: Source) -> torch.dtype:
     """What the base is stored in; for a new model what its config asks for."""
-    if source.model.init == "pretrained" and (source.tuning.kind != "full" or Path(source.model.path).is_dir()):
+    try:
+        if source.model.init == "random":
+            return read_config(source.base, source.model.trust_remote_code).dtype or torch.float32
         return storage(source.base)
-    return source.described.dtype or torch.float32
+    except UserError:  # after full tuning the base may be gone
+        return source.described.dtype or torch.float32
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -156,5 +156,6 @@ def _tuned(source: Source, skeleton: Any) -> Any:
     if len(skeleton.get_input_embeddings().weight) > source.base_rows:
         skeleton.resized_from_tokens = source.base_rows
     plain = dataclasses.replace(source.tuning, quantization="none")
-    tuned: nn.Module = TUNINGS[plain.kind](plain, source.config.run.seed, model=source.model).apply(skeleton)
+    tuning = TUNINGS[plain.kind](plain, source.config.run.seed, model=source.model, task=source.task)
+    tuned: nn.Module = tuning.apply(skeleton)
     return tuned

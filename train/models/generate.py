@@ -63,7 +63,7 @@ def _generate(
         attention_mask=mask_bt,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        repetition_penalty=1.0,  # greedy, as `eval` asks; left out, it would be taken from the checkpoint's own settings
+        repetition_penalty=1.0,  # as `eval` asks; left out, the checkpoint's own settings would fill it
         temperature=None,
         top_p=None,
         top_k=None,
