@@ -22,8 +22,8 @@ from train.errors import UserError
 from train.protocols import Sample
 from train.report import print_table, write_report
 from train.report.__main__ import main
-from train.report.run import read_run
-from train.report.words import duration, number, question, readable, shortened
+from train.report.run import Change, read_run
+from train.report.words import difference, duration, number, question, readable, shortened
 
 PROMPT = "<|im_start|>user\n北京的首都是什么?|pipe<|im_end|>\n<|im_start|>assistant\n"
 
@@ -226,3 +226,10 @@ def test_durations_and_samples_are_readable() -> None:
 )
 def test_the_question_of_a_prompt(prompt: str) -> None:
     assert question(prompt) == "Hi,\nthere"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"), [(4.0, 1.0, "-75%"), (3.977, 0.0154, "-99.6%"), (2.0, 5.0, "+150%"), (0.0, 1.0, "+1")]
+)
+def test_differences(before: float, after: float, text: str) -> None:
+    assert difference(Change("loss", before, after, after, lower_is_better=True, share=False)) == text

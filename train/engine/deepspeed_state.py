@@ -30,7 +30,7 @@ NAMES = "deepspeed.json"
 HARMLESS = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
 
 
-class _Files(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped; this is its own extension point
+class _Files(TorchCheckpointEngine):  # DeepSpeed's own extension point
     """How DeepSpeed's engine writes and reads one file.
 
     A failure to write is kept until all ranks are through: DeepSpeed's ranks meet in barriers between files, and one

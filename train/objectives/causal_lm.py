@@ -88,7 +88,7 @@ class CausalLM:
         auto = torch.float32 if self.config.tuning.kind == "full" else frozen
         dtype = auto if weights == "auto" else DTYPES[weights]
         attention.register()
-        model = load_causal_lm(
+        model: Any = load_causal_lm(
             self.config.model,
             dtype=dtype,
             attention=attention.implementation(
@@ -104,7 +104,8 @@ class CausalLM:
         loss_head.install(model)
         if self.config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model
+        ready: nn.Module = model
+        return ready
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
         """Micro-batches of each optimizer step."""

@@ -66,7 +66,7 @@ def _loss(run: Run) -> Figure | None:
     axes.set_title("Loss, nats per learned token")
     _line(axes, train, _BLUE, "training")
     if held_out:
-        axes.plot(*_points(held_out), color=_ORANGE, marker="o", markersize=5, label="held-out")
+        _validations(axes, held_out, "held-out")
         if run.best_step is not None and run.chosen_by == "loss":
             best = held_out[run.best_step]
             label = f"best: {best:.4g} at step {run.best_step}"
@@ -83,7 +83,7 @@ def _validation(run: Run) -> Figure | None:
     for axes, change in zip(panels, changes, strict=True):
         curve = run.curve(f"validation/{change.name}")
         axes.set_title(f"Held-out {title(change.name)}")
-        axes.plot(*_points(curve), color=_ORANGE, marker="o", markersize=5, clip_on=False)
+        _validations(axes, curve, None)
         if change.share:
             axes.set_ylim(0, 1)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
@@ -144,6 +144,11 @@ def _line(axes: Axes, curve: Curve, color: str, label: str | None) -> None:
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
         values = _moving_average(values, window=len(values) // 40)
     axes.plot(steps, values, color=color, label=label, marker="o" if len(steps) == 1 else None)
+
+
+def _validations(axes: Axes, curve: Curve, label: str | None) -> None:
+    style = "o-" if len(curve) > 2 else "o"  # a line between two points would claim to know what lies between
+    axes.plot(*_points(curve), style, color=_ORANGE, markersize=6, label=label, clip_on=False)
 
 
 def _moving_average(values: list[float], window: int) -> list[float]:

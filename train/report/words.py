@@ -37,7 +37,8 @@ def difference(change: Change) -> str:
         return f"{100 * (change.chosen - change.before):+.1f} points"
     if change.before == 0:
         return f"{change.chosen - change.before:+.4g}"
-    return f"{100 * (change.chosen / change.before - 1):+.0f}%"
+    relative = change.chosen / change.before - 1
+    return f"{relative:+.1%}" if 0.985 < abs(relative) < 1 else f"{relative:+.0%}"  # -99.6% is not -100%
 
 
 def headline(run: Run) -> str:
@@ -132,7 +133,7 @@ def _seen(run: Run) -> str:
     tokens, epochs = run.last("train/tokens"), run.last("train/epoch")
     words = [f"{run.last_step:,} steps"]
     words += [f"{tokens:,.0f} tokens"] if tokens is not None else []
-    words += [f"{epochs:.4g} epochs"] if epochs else []
+    words += [f"{epochs:.4g} epoch{'s' * (epochs != 1)}"] if epochs else []
     return ", ".join(words)
 
 

@@ -80,7 +80,7 @@ class Lora:
         except ValueError as error:  # what peft cannot do with this kind of module
             raise UserError(f"tuning.lora: {error}") from error
         _train_in_float32(tuned)
-        if getattr(base, "is_gradient_checkpointing", False):  # peft leaves this out where the base is quantised
+        if getattr(base, "is_activation_checkpointing", False):  # peft leaves this out where the base is quantised
             base.enable_input_require_grads()
         return tuned
 
