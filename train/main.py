@@ -59,7 +59,7 @@ def run(config: Config, stop: Stop) -> None:
         runtime.close()
         if runtime.main and outcome.state == "finished":
             if config.merge.at_end:
-                merge(this.folder, this.folder / "merged", config.merge)
+                merge(this.folder, this.folder / "merged", config.merge, code=config.model.trust_remote_code)
             write_report(this.folder)
             print_table(this.folder)
         finish(this, outcome, stop, runtime)
