@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
 from train.config import Config, flat
+from train.engine.masking import mask
 from train.engine.stop import Stop
 from train.errors import UserError
 from train.recipe import parse, to_yaml
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         with Stop() as stop:
             run(parse(sys.argv[1:] if arguments is None else arguments), stop)
     except UserError as error:
-        print(f"[rank {rank}] {error}" if rank else error, file=sys.stderr, flush=True)
+        print(mask(f"[rank {rank}] {error}" if rank else str(error)), file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 

@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 from eval.files import write_atomically
+from train.engine.masking import mask
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"
@@ -90,7 +91,7 @@ def write_status(
     content = {
         "state": state,
         "step": step,
-        "reason": reason,
+        "reason": None if reason is None else mask(reason),
         "exit_code": exit_code,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **extra,
