@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -348,6 +350,11 @@ FREE_KEYS = (
     "data.cache_folder",
     "data.workers",
 )
+
+
+def cache_home(chosen: str | None = None) -> Path:
+    """Where what is made once for all runs is kept: the chosen folder, $ZEROTUNE_CACHE or ~/.cache/zerotune."""
+    return Path(chosen or os.environ.get("ZEROTUNE_CACHE") or "~/.cache/zerotune").expanduser()
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -48,6 +48,13 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)  # lists stand indented under their key
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Line breaks that only YAML knows are escaped: folded into a quoted line they would come back as spaces."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from train.config import Config, SourceConfig, fingerprint, flat
@@ -293,6 +293,8 @@ class TestKeeping:
             max_leaves=8,
         )
     )
+    @example("\x85")
+    @example(["a\u2028", {"k\u2029": " \n "}])
     def test_any_plain_value_survives_yaml(self, value: Any) -> None:
         assert parse_yaml(dump_yaml(value), "x").value == value
 

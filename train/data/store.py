@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from eval.files import cannot_write, sync_folder, write_atomically
-from train.config import DataConfig
+from train.config import DataConfig, cache_home
 from train.data.tokenise import Chunk
 
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
@@ -140,8 +140,7 @@ def _list(batch: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def cache_root(config: DataConfig) -> Path:
     """Where token tables are kept."""
-    chosen = config.cache_folder or os.environ.get("ZEROTUNE_CACHE") or "~/.cache/zerotune"
-    return Path(chosen).expanduser() / "tokens"
+    return cache_home(config.cache_folder) / "tokens"
 
 
 def folder_of(root: Path, key: str) -> Path:

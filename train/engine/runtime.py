@@ -27,6 +27,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from train.engine.native_ops import build_for_cpu
 from train.errors import UserError
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -74,6 +75,8 @@ class Runtime:
             )
         if deepspeed and not cuda and _flag("ACCELERATE_USE_CPU"):
             raise UserError("DeepSpeed is ignored where use_cpu is true: remove `use_cpu` from the accelerate config")
+        if deepspeed and not cuda:
+            build_for_cpu()
         self.precision = choose_precision(precision)
         group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.accelerator = Accelerator(

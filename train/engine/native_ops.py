@@ -1,0 +1,48 @@
+"""The operator that DeepSpeed compiles for ranks on a CPU: built once, and never waited for in vain.
+
+PyTorch guards a build with a file named `lock` and waits without end for its removal: a process killed while
+it compiled would hang every later run. Here whoever compiles holds a lock that the kernel drops with the process, in a
+folder of our own, so that a `lock` found inside is known to be left over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from train.config import cache_home
+from train.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """Where it is kept: $TORCH_EXTENSIONS_DIR, else in our cache."""
+    kind = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "native" / kind)
+
+
+def build_for_cpu() -> None:
+    """Compile and load the operator, one process of this machine at a time. Raises UserError without a compiler."""
+    place = folder()
+    place.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(place)
+    with FileLock(place / ".builder"):
+        for left_over in place.glob("*/lock"):
+            left_over.unlink()
+        if not any(place.glob("*/*.so")):
+            log.warning("compiling DeepSpeed's operator for CPU ranks into %s: once, about a minute", place)
+        from deepspeed.comm.torch import build_shm_op  # takes seconds: only who shards on a CPU waits for it
+
+        try:
+            build_shm_op()
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"DeepSpeed cannot compile its operator for CPU ranks ({str(error).strip().splitlines()[0]}). Is a C++ "
+                "compiler installed (apt-get install g++)? Without one use accelerate_configs/cpu_ddp.yaml"
+            ) from error
