@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from eval.errors import UserError
 from eval.files import sha256_file
 from eval.model import LanguageModel
 from eval.prompt import Prompter
+from eval.protocols import Head
+from eval.runner import Model
 
+ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
+    "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
+    "vision": ("ForConditionalGeneration", "ForVision2Seq"),
+    "tokens": ("ForTokenClassification",),
+    "sequence": ("ForSequenceClassification",),
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -66,7 +75,17 @@ class Checkpoint:
             digests[what] = hashlib.sha256(lines.encode()).hexdigest()
         return digests | {"chat_template": hashlib.sha256((self.chat_template or "").encode()).hexdigest()}
 
-    def load(self, precision: str, device: torch.device) -> LanguageModel:
+    def require(self, heads: Iterable[Head]) -> None:
+        """Raises UserError where the checkpoint has not the head that a task needs."""
+        names = list(self.config.architectures or ())
+        for head in heads:
+            if names and not any(name.endswith(ENDINGS[head]) for name in names):
+                raise UserError(
+                    f"{self.folder}: this is a {names[0]}; the task needs a model with a {head} head "
+                    f"({' or '.join('...' + ending for ending in ENDINGS[head])})"
+                )
+
+    def load(self, head: Head, precision: str, device: torch.device) -> Model:
         """The weights, in `precision`, on `device`. Raises UserError where they are broken or incomplete."""
         dtype = DTYPES[choose_precision(precision, device)]
         try:

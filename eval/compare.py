@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eval.metrics.bootstrap import Interval, bootstrap
 from eval.metrics.proportion import newcombe, wilson
 from eval.protocols import Columns, Metric, Sample, SampleMetric
-from eval.result import Difference, Estimate, MetricResult
+from eval.result import Difference, Estimate, GroupResult, MetricResult
 
 SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
 
@@ -18,6 +18,7 @@ SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not roun
 def compare(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) -> list[MetricResult]:
     """Every metric for every model (name -> samples of the same rows in the same order); the first is the baseline."""
     tables = {model: _columns(own) for model, own in samples.items()}
+    parts = _parts_of(next(iter(samples.values())))
     baseline, *others = tables
     return [
         MetricResult(
@@ -27,6 +28,12 @@ def compare(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) 
             is_share=_is_share(metric),
             estimates=[_estimate(metric, model, table) for model, table in tables.items()],
             differences=[_difference(metric, model, tables[baseline], tables[model]) for model in others],
+            groups=[
+                GroupResult(
+                    group, name, len(rows), [_estimate(metric, m, _take(table, rows)) for m, table in tables.items()]
+                )
+                for (group, name), rows in parts.items()
+            ],
         )
         for metric in metrics
     ]
@@ -42,6 +49,15 @@ def per_sample(metric: Metric, table: Columns) -> NDArray[np.float64]:
     if isinstance(metric, SampleMetric):
         return table[metric.name]
     return np.array([metric.of(_take(table, np.array([i]))) for i in range(_count(table))])
+
+
+def _parts_of(samples: Sequence[Sample]) -> dict[tuple[str, str], NDArray[np.int64]]:
+    """(group, name) -> rows of that part."""
+    parts: dict[tuple[str, str], list[int]] = {}
+    for row, sample in enumerate(samples):
+        for part in sample.groups.items():
+            parts.setdefault(part, []).append(row)
+    return {part: np.array(rows) for part, rows in sorted(parts.items())}
 
 
 def _columns(samples: Sequence[Sample]) -> Columns:

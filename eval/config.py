@@ -40,8 +40,9 @@ class Config:
         data: A file, folder or glob (JSON, JSONL, CSV, Parquet, text) for all tasks, or TASK=FILE for one. Repeatable.
         out: The folder for result.json, report.md and the samples.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
-        max_rows: Use only the first rows of each task's data; 0 uses all.
-        max_new_tokens: Longest generated answer.
+        max_rows: Use only so many rows of each task's data; 0 uses all.
+        sample_seed: Draw these rows at random with this seed; without it they are the first.
+        max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
         batch_tokens: Most token positions of one batch. Bounds the memory, changes no result.
         precision: Arithmetic and storage of the weights. auto is bf16 where the hardware is fast at it, else fp32.
@@ -54,7 +55,8 @@ class Config:
     out: str = "runs/evaluation"
     template: str = "tokenizer"
     max_rows: int = 0
-    max_new_tokens: int = 64
+    sample_seed: int | None = None
+    max_new_tokens: int = 0
     window_tokens: int = 0
     batch_tokens: int = 8192
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -127,9 +129,9 @@ def _check(config: Config) -> None:
     for name in config.task_names:
         if name not in TASKS:
             raise UserError(f"unknown task {name}{_suggestion(name, list(TASKS))}; there are {', '.join(TASKS)}")
-        if config.data_of(name) is None:
+        if config.data_of(name) is None and TASKS[name].source is None:
             raise UserError(f"task {name} needs data: give --data FILE (or --data {name}=FILE)")
-    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 1, "batch_tokens": 1}.items():
+    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 1}.items():
         if getattr(config, key) < least:
             raise UserError(f"--{key} {getattr(config, key)}: must be at least {least}")
     if config.window_tokens == 1:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -24,13 +25,13 @@ from eval.compare import compare
 from eval.config import Config
 from eval.errors import UserError
 from eval.files import expand, sha256_file
-from eval.model import LanguageModel
+from eval.hub import from_hub
 from eval.prompt import Prompter
-from eval.protocols import Generate, Identified, Request, Sample, Task
+from eval.protocols import Answer, Generate, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
-from eval.rows import load
-from eval.runner import answer, slots
+from eval.rows import load, local
+from eval.runner import Model, answer
 from eval.tasks import TASKS
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
@@ -42,6 +43,7 @@ class Job:
 
     task: Task[Any]
     items: Sequence[Any]
+    prompter: Prompter
     asked: Sequence[Sequence[Request] | str]
 
 
@@ -55,21 +57,24 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
     tasks = [TASKS[name] for name in config.task_names]
-    items = {task.name: load(config.data_of(task.name) or "", task.load, config.max_rows) for task in tasks}
+    for checkpoint in checkpoints:
+        checkpoint.require(task.head for task in tasks)
+    items = {task.name: read_items(task, config) for task in tasks}
     jobs = {
-        checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, config)) for task in tasks]
+        checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
         for checkpoint in checkpoints
     }
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
     seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
-    for checkpoint in checkpoints:
-        model = checkpoint.load(config.precision, ranks.device)
+    for checkpoint, head in [(c, head) for c in checkpoints for head in dict.fromkeys(task.head for task in tasks)]:
+        model = checkpoint.load(head, config.precision, ranks.device)
         for job in jobs[checkpoint.name]:
-            start = time.perf_counter()
-            task, name = job.task.name, checkpoint.name
-            samples[task][name] = _run(model, job, skipped[task], config, ranks, f"{name}: {task}")
-            seconds[task][name] = round(time.perf_counter() - start, 3)
+            if job.task.head == head:
+                start = time.perf_counter()
+                task, name = job.task.name, checkpoint.name
+                samples[task][name] = _run(model, job, skipped[task], config, ranks, f"{name}: {task}")
+                seconds[task][name] = round(time.perf_counter() - start, 3)
         del model
         gc.collect()  # before the next one is loaded: two at once may not fit
     results = [
@@ -79,9 +84,26 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
     return Evaluation(_result(config, ranks, checkpoints, results), samples)
 
 
+def read_items(task: Task[Any], config: Config) -> list[Any]:
+    """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
+    path = config.data_of(task.name)
+    if path is None and task.source is None:
+        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
+    rows = local(path) if path is not None else from_hub(task.source)
+    items = task.arrange(load(rows, task.load))
+    if not items:
+        raise UserError(f"{path or task.source}: there are no rows in it")
+    if 0 < config.max_rows < len(items):
+        if config.sample_seed is None:
+            return items[: config.max_rows]
+        shuffled = np.random.default_rng(config.sample_seed).permutation(len(items))  # as `datasets` shuffles
+        return [items[k] for k in sorted(shuffled[: config.max_rows])]
+    return items
+
+
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Every item's requests. An item that the context cannot take is not cut: it is set aside, with the reason."""
-    return Job(task, items, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
+    return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
 
 
 def unique_names(folders: Sequence[str]) -> list[str]:
@@ -96,15 +118,15 @@ def unique_names(folders: Sequence[str]) -> list[str]:
     return names
 
 
-def _prompter(checkpoint: Checkpoint, config: Config) -> Prompter:
-    return checkpoint.prompter(config.template, config.max_new_tokens, config.window_tokens)
+def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config) -> Prompter:
+    return checkpoint.prompter(config.template, config.max_new_tokens or task.max_new_tokens, config.window_tokens)
 
 
 def _asked(requests: Sequence[Request], context_tokens: int | None) -> Sequence[Request] | str:
     if not requests:
         return "there is nothing in it to be scored"
     limit = context_tokens or sys.maxsize
-    needed = max(slots(_within(request, len(request.prefix_ids) + 1)) for request in requests)
+    needed = max(_within(request, len(request.prefix_ids) + 1).slots for request in requests)
     if needed > limit:
         return f"it needs {needed} tokens; the context holds {limit}"
     return [_within(request, limit) for request in requests]
@@ -131,16 +153,31 @@ def _rows(items: Sequence[Identified], skipped: Mapping[int, str]) -> list[Skipp
     return [Skipped(items[k].id, reason) for k, reason in sorted(skipped.items())]
 
 
-def _run(
-    model: LanguageModel, job: Job, skipped: Mapping[int, str], config: Config, ranks: Ranks, title: str
-) -> list[Sample]:
+def _run(model: Model, job: Job, skipped: Mapping[int, str], config: Config, ranks: Ranks, title: str) -> list[Sample]:
     asked = {k: requests for k, requests in enumerate(job.asked) if k not in skipped and not isinstance(requests, str)}
-    requests = [request for own in asked.values() for request in own]
+    answers: dict[int, list[Answer]] = {k: [] for k in asked}
+    while asked:  # a round asks what the answers so far make possible: one round, where a task has no `follow`
+        found = iter(_answers(model, [request for own in asked.values() for request in own], config, ranks, title))
+        for k, own in asked.items():
+            answers[k] += [next(found) for _ in own]
+        asked = {k: more for k in asked if (more := _follow(job, k, answers[k]))}
+    return [job.task.score(job.items[k], own) for k, own in answers.items()]
+
+
+def _answers(model: Model, requests: Sequence[Request], config: Config, ranks: Ranks, title: str) -> Sequence[Answer]:
     shown = ranks.index == 0 and sys.stderr.isatty()
     with Progress(console=Console(stderr=True), disable=not shown, transient=True) as progress:
         bar = progress.add_task(title, total=len(requests) / ranks.count)
-        answers = iter(answer(model, requests, config.batch_tokens, ranks, lambda done: progress.advance(bar, done)))
-    return [job.task.score(job.items[k], [next(answers) for _ in own]) for k, own in asked.items()]
+        return answer(model, requests, config.batch_tokens, ranks, lambda done: progress.advance(bar, done))
+
+
+def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request]:
+    """An item's next requests; none where they would be longer than the context."""
+    if job.task.follow is None:
+        return ()
+    requests = job.task.follow(job.items[item], answers, job.prompter)
+    fitting = _asked(requests, job.prompter.context_tokens) if requests else ()
+    return () if isinstance(fitting, str) else fitting
 
 
 def _task_result(
@@ -154,12 +191,21 @@ def _task_result(
     return TaskResult(
         name=task.name,
         version=task.version,
-        data={str(file): sha256_file(file) for file in expand(config.data_of(task.name) or "")},
+        data=_data(task, config),
         samples=count,
         skipped=skipped,
         metrics=compare(task.metrics, samples),
+        tables={name: task.tables(own) for name, own in samples.items()} if task.tables else {},
         seconds=seconds,
     )
+
+
+def _data(task: Task[Any], config: Config) -> dict[str, str]:
+    path = config.data_of(task.name)
+    if path is not None:
+        return {str(file): sha256_file(file) for file in expand(path)}
+    assert task.source is not None  # read_items has refused the task otherwise
+    return {f"hub:{task.source.path}": task.source.revision or "newest"}
 
 
 def _result(config: Config, ranks: Ranks, checkpoints: Sequence[Checkpoint], tasks: Sequence[TaskResult]) -> Result:

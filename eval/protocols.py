@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from eval.prompt import Prompter
-    from eval.rows import Example
+    from eval.readers import Row
 
 
 class Identified(Protocol):
@@ -35,53 +35,122 @@ class Score:
     """How probable is `continuation_ids` after `prefix_ids`? Neither may be empty.
 
     bytes: the UTF-8 bytes that the continuation stands for, where the asker needs them back.
+    images: files that the prefix shows, in the order of their places in it.
     """
 
     prefix_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     bytes: int = 0
+    images: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        """Token positions that it occupies in the end."""
+        return len(self.prefix_ids) + len(self.continuation_ids)
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue `prefix_ids` greedily until one of `stop_ids` or `max_new_tokens`."""
+    """Continue `prefix_ids` until one of `stop_ids`, one of `stop_texts` or `max_new_tokens`.
+
+    temperature: 0 is greedy; above, tokens are drawn, each by a function of (seed, prefix, its place), so that neither
+    the batch nor the number of processes changes what is drawn. images: as in `Score`.
+    """
 
     prefix_ids: tuple[int, ...]
     max_new_tokens: int
     stop_ids: tuple[int, ...]
+    stop_texts: tuple[str, ...] = ()
+    temperature: float = 0.0
+    seed: int = 0
+    images: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        """Token positions that it occupies in the end."""
+        return len(self.prefix_ids) + self.max_new_tokens
 
 
-Request = Score | Generate
+@dataclass(frozen=True)
+class Tag:
+    """Which class has each token of `prefix_ids`? For checkpoints with a token-classification head."""
+
+    prefix_ids: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        """Token positions that it occupies."""
+        return len(self.prefix_ids)
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Which class has `prefix_ids` as a whole? For checkpoints with a sequence-classification head."""
+
+    prefix_ids: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        """Token positions that it occupies."""
+        return len(self.prefix_ids)
+
+
+Request = Score | Generate | Tag | Classify
 
 
 @dataclass(frozen=True)
 class Scored:
-    """log_prob: natural logarithm, summed over the continuation's `tokens`. bytes: as asked."""
+    """log_prob: natural logarithm, summed over the continuation's `tokens`. bytes: as asked.
+
+    greedy: whether each token of the continuation is the most probable one in its place.
+    """
 
     log_prob: float
     tokens: int
     bytes: int = 0
+    greedy: bool = False
 
 
 @dataclass(frozen=True)
 class Generated:
-    """text: without the stop token and other special tokens. finished: whether a stop token came before the limit."""
+    """text: without the stop token and other special tokens, and up to the stop text. finished: whether a stop came
+    before the limit.
+    """
 
     text: str
     tokens: int = 0
     finished: bool = True
 
 
-Answer = Scored | Generated
+@dataclass(frozen=True)
+class Tagged:
+    """The number of the most probable class of each token."""
+
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The head's outputs: a logit for each class, or the value of a head with one output."""
+
+    logits: tuple[float, ...]
+
+
+Answer = Scored | Generated | Tagged | Classified
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One item's outcome. values: numbers that metrics read. shown: what a person wants to see of it."""
+    """One item's outcome.
+
+    values: numbers that metrics read. shown: what a person wants to see of it. groups: the parts of the data it belongs
+    to (subject -> agronomy), for which metrics are shown apart.
+    """
 
     id: str
     values: Mapping[str, float]
     shown: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,18 +175,56 @@ Metric = SampleMetric | CorpusMetric
 
 
 @dataclass(frozen=True)
+class Table:
+    """What numbers alone do not say, for the report. rows: texts or numbers under the names in `head`."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[Sequence[str | float]]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a task's rows come from when the user names no file. split: one, or several separated by commas."""
+
+    path: str
+    split: str
+    name: str | None = None
+    revision: str | None = None
+
+
+Head = Literal["language", "vision", "tokens", "sequence"]
+
+
+def unchanged(items: list[Any]) -> list[Any]:
+    """Every row is asked."""
+    return items
+
+
+@dataclass(frozen=True)
 class Task(Generic[Item]):
     """One evaluation.
 
     version: raised whenever a number could change. load: a row to an item; raises `eval.rows.BadExampleError` for one
     that does not fit. ask: the requests of one item. score: its outcome, given the answers in the order of requests;
     it needs no model and no file, so training can call it for validation and as a reward.
+    arrange: the items that are asked, from those of all rows (few-shot examples are moved into the others here).
+    follow: further requests, given the answers so far (a tool's result, the next turn); none where the item is done.
+    tables: what the report shows beside the metrics, from one model's samples.
+    head: the kind of checkpoint that can answer. source: rows where the user names none. max_new_tokens: longest
+    generated answer where the user sets no other.
     """
 
     name: str
     version: int
     about: str
-    load: Callable[[Example], Item]
+    load: Callable[[Row], Item]
     ask: Callable[[Item, Prompter], Sequence[Request]]
     score: Callable[[Item, Sequence[Answer]], Sample]
     metrics: tuple[Metric, ...]
+    arrange: Callable[[list[Item]], list[Item]] = unchanged
+    follow: Callable[[Item, Sequence[Answer], Prompter], Sequence[Request]] | None = None
+    tables: Callable[[Sequence[Sample]], Sequence[Table]] | None = None
+    head: Head = "language"
+    source: Hub | None = None
+    max_new_tokens: int = 64

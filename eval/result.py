@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from eval.protocols import Sample
+from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
 SCHEMA_VERSION = 1
@@ -53,10 +53,21 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class GroupResult:
+    """The metric over one part of the samples: by `group` (subject), the part `name` (agronomy)."""
+
+    group: str
+    name: str
+    samples: int
+    estimates: Sequence[Estimate]
+
+
+@dataclass(frozen=True)
 class MetricResult:
     """One metric of one task.
 
     level: sample (a mean over samples) or corpus (a function of all of them). is_share: the share of right samples.
+    groups: the same for the parts of the data, where the task names any.
     """
 
     name: str
@@ -65,6 +76,7 @@ class MetricResult:
     is_share: bool
     estimates: Sequence[Estimate]
     differences: Sequence[Difference]
+    groups: Sequence[GroupResult] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task. data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering."""
+    """One task.
+
+    data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering. tables: model ->
+    what its samples say beside the metrics.
+    """
 
     name: str
     version: int
@@ -86,6 +102,7 @@ class TaskResult:
     skipped: Sequence[Skipped]
     metrics: Sequence[MetricResult]
     seconds: Mapping[str, float]
+    tables: Mapping[str, Sequence[Table]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ class Evaluation:
 
 def sample_lines(samples: Sequence[Sample]) -> str:
     """JSONL: id (file:line), the numbers that the metrics read, and what was asked and answered."""
-    rows = [_finite({"id": sample.id, **sample.values, **sample.shown}) for sample in samples]
+    rows = [_finite({"id": sample.id, **sample.groups, **sample.values, **sample.shown}) for sample in samples]
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 

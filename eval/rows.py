@@ -10,7 +10,7 @@ conversations                the same in ShareGPT's words: {from, value}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,33 +46,39 @@ class Example:
         return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
 
-def load(path: str, make: Callable[[Example], Item], max_rows: int = 0) -> list[Item]:
-    """The items that `make` forms of the first `max_rows` rows (0: all) of a file, folder or glob.
+def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item]:
+    """The items that `make` forms of the rows.
 
     Raises UserError with the first ten bad rows as file:line: reason; a row is never left out silently.
     """
     items: list[Item] = []
     bad: list[str] = []
-    for file in expand(path):
-        for row in read(file):
-            if max_rows and len(items) + len(bad) >= max_rows:
-                break
-            try:
-                items.append(make(example(row)))
-            except BadExampleError as reason:
-                bad.append(f"{row.file}:{row.line}: {reason}")
+    for row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise BadExampleError(row.reason)
+            items.append(make(row))
+        except BadExampleError as reason:
+            bad.append(f"{row.file}:{row.line}: {reason}")
     if bad:
         more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
         raise UserError(f"{len(bad)} rows cannot be evaluated:\n" + "\n".join(bad[:SHOWN_BAD_ROWS]) + more)
-    if not items:
-        raise UserError(f"{path}: there are no rows in it")
     return items
 
 
-def example(row: Row | BadRow) -> Example:
+def local(path: str) -> Iterator[Row | BadRow]:
+    """The rows of a file, folder or glob."""
+    for file in expand(path):
+        yield from read(file)
+
+
+def examples(check: Callable[[Example], Item]) -> Callable[[Row], Item]:
+    """A task's `load` for rows that are texts or conversations."""
+    return lambda row: check(example(row))
+
+
+def example(row: Row) -> Example:
     """The row, understood; raises BadExampleError."""
-    if isinstance(row, BadRow):
-        raise BadExampleError(row.reason)
     place, value = f"{row.file}:{row.line}", row.value
     messages = _conversation(value)
     if messages:

@@ -56,9 +56,9 @@ def answer(
     batch_tokens: most token positions of one batch, padding and tokens to be generated included.
     on_progress: told after each batch of this rank how many requests it answered.
     """
-    mine = shares([slots(request) for request in requests], group.count)[group.index]
+    mine = shares([request.slots for request in requests], group.count)[group.index]
     answers: list[tuple[int, Answer]] = []
-    waiting = sorted(mine, key=lambda i: (_kind(requests[i]), -slots(requests[i]), i))
+    waiting = sorted(mine, key=lambda i: (_kind(requests[i]), -requests[i].slots, i))
     while waiting:
         batch = next_batch([requests[i] for i in waiting], batch_tokens)
         try:
@@ -67,23 +67,14 @@ def answer(
             if not _out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise UserError(
-                    f"one request of {slots(batch[0])} tokens does not fit into memory ({error})"
-                ) from error
-            batch_tokens = slots(batch[0]) * len(batch) // 2
+                raise UserError(f"one request of {batch[0].slots} tokens does not fit into memory ({error})") from error
+            batch_tokens = batch[0].slots * len(batch) // 2
             torch.cuda.empty_cache()
             continue
         del waiting[: len(batch)]
         on_progress(len(batch))
     joined = dict(group.gather(answers))
     return [joined[i] for i in range(len(requests))]
-
-
-def slots(request: Request) -> int:
-    """Token positions that a request occupies in the end."""
-    return len(request.prefix_ids) + (
-        len(request.continuation_ids) if isinstance(request, Score) else request.max_new_tokens
-    )
 
 
 def shares(costs: Sequence[int], count: int) -> list[list[int]]:
@@ -99,14 +90,14 @@ def shares(costs: Sequence[int], count: int) -> list[list[int]]:
 
 def next_batch(waiting: Sequence[Request], batch_tokens: int) -> list[Request]:
     """The first requests, of one kind and sorted longest first, that fit the budget; at least one."""
-    rows = max(batch_tokens // slots(waiting[0]), 1)
+    rows = max(batch_tokens // waiting[0].slots, 1)
     kind = _kind(waiting[0])
     return [request for request in waiting[:rows] if _kind(request) == kind]
 
 
 def _kind(request: Request) -> tuple[int, ...]:
     """Requests of one kind can share a batch."""
-    return () if isinstance(request, Score) else (request.max_new_tokens, *request.stop_ids)
+    return (request.max_new_tokens, *request.stop_ids) if isinstance(request, Generate) else ()
 
 
 def _ask(model: Model, batch: Sequence[Request]) -> Sequence[Answer]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from eval.metrics.perplexity import bits_per_byte, perplexity, windows
 from eval.protocols import Answer, CorpusMetric, Request, Sample, Score, Scored, Task
-from eval.rows import BadExampleError, Example
+from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
@@ -47,7 +47,7 @@ TASK = Task(
     name="perplexity",
     version=1,
     about="perplexity and bits per byte of texts, or of answers given their questions",
-    load=check,
+    load=examples(check),
     ask=ask,
     score=score,
     metrics=(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eval.metrics.exact_match import exact_match
 from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Task
-from eval.rows import BadExampleError, Example
+from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
@@ -40,7 +40,7 @@ TASK = Task(
     name="qa",
     version=1,
     about="answers by generation, scored by exact match",
-    load=check,
+    load=examples(check),
     ask=ask,
     score=score,
     metrics=(SampleMetric("exact_match", higher_is_better=True, is_share=True),),

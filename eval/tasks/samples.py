@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eval.protocols import Answer, Generate, Generated, Request, Sample, Task
-from eval.rows import BadExampleError, Example, Message
+from eval.rows import BadExampleError, Example, Message, examples
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
@@ -42,7 +42,7 @@ TASK = Task(
     name="samples",
     version=1,
     about="continuations of prompts, to read side by side",
-    load=check,
+    load=examples(check),
     ask=ask,
     score=score,
     metrics=(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import protocols, rows
+from eval import protocols, readers, rows
 from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import unique_names
@@ -76,8 +76,7 @@ def test_the_documented_task_works() -> None:
     exec(code, names)
     task = names["TASK"]
     assert isinstance(task, protocols.Task)
-    messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "four"})
-    item = task.load(rows.Example("rows.jsonl:1", messages=messages))
+    item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
     assert task.score(item, [protocols.Generated("five")]).values == {"same_length": 1.0}
     with pytest.raises(rows.BadExampleError):
-        task.load(rows.Example("rows.jsonl:2", text="alone"))
+        task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))

@@ -143,7 +143,7 @@ SHAPE: dict[str, Any] = {
     "models": [{"name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict}],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict,
-        "skipped": [{"id": str, "reason": str}],
+        "skipped": [{"id": str, "reason": str}], "tables": dict,
         "metrics": [{
             "name": str, "level": str, "higher_is_better": bool, "is_share": bool,
             "estimates": [{"model": str, "value": float, "low": float, "high": float, "method": str}],
@@ -151,6 +151,7 @@ SHAPE: dict[str, Any] = {
                 "model": str, "value": float, "low": float, "high": float, "method": str,
                 "won": int, "lost": int, "tied": int, "verdict": str,
             }],
+            "groups": [{"group": str, "name": str, "samples": int, "estimates": list}],
         }],
     }],
 }  # fmt: skip

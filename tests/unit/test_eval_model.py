@@ -17,7 +17,7 @@ from eval.errors import UserError
 from eval.model import LanguageModel
 from eval.protocols import Answer, Generate, Generated, Score, Scored
 from eval.ranks import Ranks
-from eval.runner import answer, next_batch, shares, slots
+from eval.runner import answer, next_batch, shares
 from tests import eval_checkpoints
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -142,10 +142,10 @@ class SmallMemory:
         self.sizes: list[int] = []
 
     def score(self, requests: Sequence[Score]) -> list[Scored]:
-        self.sizes.append(len(requests) * max(map(slots, requests)))
+        self.sizes.append(len(requests) * max(request.slots for request in requests))
         if self.sizes[-1] > self.limit:
             raise self.error
-        return [Scored(-float(slots(request)), len(request.continuation_ids)) for request in requests]
+        return [Scored(-float(request.slots), len(request.continuation_ids)) for request in requests]
 
     def generate(self, requests: Sequence[Generate]) -> list[Generated]:
         raise NotImplementedError
@@ -157,7 +157,7 @@ class SmallMemory:
 def test_the_batch_is_halved_when_memory_runs_out(error: Exception) -> None:
     model = SmallMemory(100, error)
     answers = answer(model, SCORES, 400, ALONE)
-    assert [one.log_prob for one in answers if isinstance(one, Scored)] == [-float(slots(r)) for r in SCORES]
+    assert [one.log_prob for one in answers if isinstance(one, Scored)] == [-float(r.slots) for r in SCORES]
     first_fit = next(k for k, size in enumerate(model.sizes) if size <= 100)
     assert all(size <= 100 for size in model.sizes[first_fit:]), "the smaller budget must be kept"
 
@@ -184,9 +184,9 @@ def test_shares_are_complete_and_even(costs: list[int], count: int) -> None:
 def test_batches_keep_the_budget(sizes: list[int], batch_tokens: int) -> None:
     waiting = [Score((1,) * size, (1,)) for size in sorted(sizes, reverse=True)]
     batch = next_batch(waiting, batch_tokens)
-    assert len(batch) == 1 or len(batch) * slots(batch[0]) <= batch_tokens
+    assert len(batch) == 1 or len(batch) * batch[0].slots <= batch_tokens
     assert batch == waiting[: len(batch)]
-    assert len(batch) == len(waiting) or (len(batch) + 1) * slots(waiting[0]) > batch_tokens
+    assert len(batch) == len(waiting) or (len(batch) + 1) * waiting[0].slots > batch_tokens
 
 
 def test_requests_of_two_kinds_share_no_batch() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from eval.config import parse
 from eval.errors import UserError
+from eval.evaluation import read_items
 from eval.prompt import Prompter
 from eval.protocols import Generate, Generated, Score, Scored
-from eval.rows import load
+from eval.rows import load, local
 from eval.tasks import TASKS
 from tests import eval_checkpoints
 
@@ -52,7 +54,7 @@ def prompter(**changes: Any) -> Prompter:
     ],
 )
 def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -> None:
-    (item,) = load(write(tmp_path / "rows.jsonl", row), TASKS["qa"].load)
+    (item,) = load(local(write(tmp_path / "rows.jsonl", row)), TASKS["qa"].load)
     assert list(item.messages) == messages
     assert item.id.endswith("rows.jsonl:1")
 
@@ -78,7 +80,7 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
 def test_bad_rows_are_named(task: str, row: Any, reason: str, tmp_path: Path) -> None:
     good = {"question": "Q?", "answer": "A."}
     with pytest.raises(UserError) as refused:
-        load(write(tmp_path / "rows.jsonl", good, row), TASKS[task].load)
+        load(local(write(tmp_path / "rows.jsonl", good, row)), TASKS[task].load)
     assert "rows.jsonl:2: " in str(refused.value)
     assert reason in str(refused.value)
 
@@ -87,7 +89,7 @@ def test_broken_lines_are_named_and_ten_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"question": "Q?", "answ\n' + b'{"question": "\xff", "answer": "A."}\n' + b'{"a": 1}\n' * 12)
     with pytest.raises(UserError) as refused:
-        load(str(path), TASKS["qa"].load)
+        load(local(str(path)), TASKS["qa"].load)
     message = str(refused.value)
     assert message.startswith("14 rows cannot be evaluated")
     assert "rows.jsonl:1: " in message
@@ -96,14 +98,21 @@ def test_broken_lines_are_named_and_ten_are_shown(tmp_path: Path) -> None:
     assert message.endswith("(and 4 more)")
 
 
-def test_max_rows_takes_the_first(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", *({"question": f"Q{k}?", "answer": "A."} for k in range(5)))
-    assert [item.messages[0]["content"] for item in load(path, TASKS["qa"].load, 2)] == ["Q0?", "Q1?"]
+def taken(path: str, *options: str) -> list[str]:
+    words = ["--model", "m", "--tasks", "qa", "--data", path, "--max_rows", "2", *options]
+    return [item.messages[0]["content"] for item in read_items(TASKS["qa"], parse(words))]
+
+
+def test_max_rows_takes_the_first_or_draws_with_a_seed(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"question": f"Q{k}?", "answer": "A."} for k in range(50)))
+    assert taken(path) == ["Q0?", "Q1?"]
+    drawn = taken(path, "--sample_seed", "42")
+    assert drawn == taken(path, "--sample_seed", "42") != taken(path, "--sample_seed", "7")
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rows"):
-        load(write(tmp_path / "rows.jsonl"), TASKS["qa"].load)
+        taken(write(tmp_path / "rows.jsonl"))
 
 
 def test_answers_are_scored_with_their_end_of_turn() -> None:
@@ -173,7 +182,7 @@ def test_a_start_token_lets_the_first_token_be_scored() -> None:
 def test_tasks_ask_and_score_without_a_model(tmp_path: Path) -> None:
     """As training uses them: a reward is a task's own score."""
     path = write(tmp_path / "rows.jsonl", {"question": "Capital of France?", "answer": "Paris"})
-    (item,) = load(path, TASKS["qa"].load)
+    (item,) = load(local(path), TASKS["qa"].load)
     (request,) = TASKS["qa"].ask(item, prompter())
     assert isinstance(request, Generate)
     assert request.max_new_tokens == 16
@@ -183,7 +192,7 @@ def test_tasks_ask_and_score_without_a_model(tmp_path: Path) -> None:
 
 def test_long_texts_become_windows_that_score_every_token_once(tmp_path: Path) -> None:
     text = " ".join(eval_checkpoints.TEXT * 3)
-    (item,) = load(write(tmp_path / "rows.jsonl", {"text": text}), TASKS["perplexity"].load)
+    (item,) = load(local(write(tmp_path / "rows.jsonl", {"text": text})), TASKS["perplexity"].load)
     asked = prompter(window_tokens=32)
     requests = [request for request in TASKS["perplexity"].ask(item, asked) if isinstance(request, Score)]
     whole = asked.document(text)
