@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.runs import Zygote
 
 # Before torch or transformers is imported anywhere: two workers share two cores, and no test asks a hub.
 for name, value in {
@@ -39,6 +44,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set ZEROTUNE_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts training processes without the seconds that imports take."""
+    from tests.faults.runs import Zygote
+
+    warm = Zygote()
+    yield warm
+    warm.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
