@@ -25,6 +25,7 @@ if not torch.cuda.is_available():  # DeepSpeed looks for a GPU by itself and fai
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from train.engine.native_ops import build_for_cpu
@@ -46,6 +47,14 @@ def choose_precision(requested: str) -> Precision:
         getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     )
     return "bf16" if fast else "fp32"
+
+
+def sharded_precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """FSDP2's mixed precision: products in `dtype`, gradients summed over micro-batches and ranks in float32.
+
+    Accelerate's own would round the loss and the gradients on their way between ranks to `dtype` as well.
+    """
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
 
 def _flag(name: str) -> bool:
@@ -95,6 +104,12 @@ class Runtime:
                 f"{launched} processes were launched but each believes to be one of {self.count}: they would train "
                 "separate models. Use one of accelerate_configs/*.yaml"
             )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            fsdp = self.accelerator.state.fsdp_plugin
+            if fsdp.fsdp_version != 2:
+                raise UserError("fsdp_config.fsdp_version: only 2 is supported; see accelerate_configs/fsdp2.yaml")
+            if self.precision != "fp32":
+                fsdp.mixed_precision_policy = sharded_precision(self.dtype)
         self.deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.deepspeed:
             plugin = self.accelerator.state.deepspeed_plugin.deepspeed_config
