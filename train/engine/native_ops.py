@@ -7,6 +7,7 @@ folder of our own, so that a `lock` found inside is known to be left over.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 def folder() -> Path:
     """Where it is kept: $TORCH_EXTENSIONS_DIR, else in our cache."""
-    kind = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    installed = hashlib.sha256(f"{sys.prefix} {sys.version} {torch.__version__}".encode())  # others compile otherwise
+    kind = installed.hexdigest()[:12]
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "native" / kind)
 
 

@@ -33,6 +33,9 @@ from train.errors import UserError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
+# Groups that were left, kept until the process ends. A gloo group joins its threads when it is freed. Freed by the last
+# DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank never ended.
+_LEFT: list[Any] = []
 
 
 def choose_precision(requested: str) -> Precision:
@@ -206,4 +209,5 @@ class Runtime:
         """Leave the process group: what follows is each process's own."""
         unset_hf_deepspeed_config()  # models loaded from here on are whole again, also after ZeRO-3
         if self.count > 1 and torch.distributed.is_initialized():
+            _LEFT.append(torch.distributed.group.WORLD)
             torch.distributed.destroy_process_group()
