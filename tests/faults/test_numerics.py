@@ -13,20 +13,25 @@ from train.engine import commit
 from train.engine.state import trained_weights
 
 LOSS = "train.objectives.causal_lm:CausalLM.loss"
-STEPS, BAD = 6, 4
+STEPS = 6
+LINE, BAD = 3, 3  # the row whose loss is NaN, and the step that meets it
 
 
-def options(kind: str, **more: object) -> dict[str, object]:
-    """One micro-batch a rank and step, so that the n-th loss is that of step n; no dropout; all checkpoints kept."""
+def options(**more: object) -> dict[str, object]:
+    """Less than an epoch without dropout; every checkpoint is kept."""
     return {
         "model.path": TINY,
-        "batch.tokens_per_micro_batch": 256 // world(kind),
         "duration.max_steps": STEPS,
         "validation.every_steps": STEPS,
         "checkpoint.every_steps": 1,
         "checkpoint.keep_last": STEPS,
         **more,
     }
+
+
+def poison(workplace: Workplace) -> list[dict[str, object]]:
+    """NaN in place of the loss of whichever micro-batch holds that row: on one rank, in one step."""
+    return [{"at": LOSS, "nth": 0, "do": f"nan {workplace.rows}:{LINE}"}]
 
 
 def digest(run: Path, step: int) -> str:
@@ -42,11 +47,7 @@ def digest(run: Path, step: int) -> str:
 def alone(zygote: Zygote, workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process whose loss is NaN at step BAD."""
     run = tmp_path_factory.mktemp("numerics") / "run"
-    processes = zygote.run(
-        workplace.arguments(run, **options("single")),
-        run.parent / "log",
-        orders=[{"at": LOSS, "nth": BAD, "do": "nan"}],
-    )
+    processes = zygote.run(workplace.arguments(run, **options()), run.parent / "log", orders=poison(workplace))
     assert processes.codes == [0], processes.output
     return run
 
@@ -70,8 +71,7 @@ def test_all_ranks_skip_where_one_is_not_finite(
 ) -> None:
     """The losses after it show that the other rank's weights are the same too."""
     run = tmp_path / "run"
-    orders = [{"at": LOSS, "nth": BAD, "rank": 1, "do": "nan"}]
-    processes = zygote.run(workplace.arguments(run, **options(kind)), tmp_path / "log", kind, orders)
+    processes = zygote.run(workplace.arguments(run, **options()), tmp_path / "log", kind, poison(workplace))
     assert processes.codes == [0, 0], processes.output
     assert_skipped(run)
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
@@ -81,9 +81,8 @@ def test_all_ranks_skip_where_one_is_not_finite(
 def test_in_bf16_deepspeed_skips_too(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     """There it has no loss scale that would make it look for overflows anyway."""
     run = tmp_path / "run"
-    orders = [{"at": LOSS, "nth": BAD, "rank": 1, "do": "nan"}]
-    chosen = options(kind, **{"run.precision": "bf16", "optim.learning_rate": 1e-2})
-    processes = zygote.run(workplace.arguments(run, **chosen), tmp_path / "log", kind, orders)
+    arguments = workplace.arguments(run, **options(**{"run.precision": "bf16", "optim.learning_rate": 1e-2}))
+    processes = zygote.run(arguments, tmp_path / "log", kind, poison(workplace))
     assert processes.codes == [0, 0], processes.output
     assert_skipped(run)
 
@@ -92,7 +91,7 @@ def test_in_bf16_deepspeed_skips_too(kind: str, zygote: Zygote, workplace: Workp
 def test_it_gives_up_and_names_the_rows(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     run = tmp_path / "run"
     orders = [{"at": LOSS, "nth": 0, "rank": world(kind) - 1, "do": "nan"}]
-    arguments = workplace.arguments(run, **options(kind, **{"run.max_skipped_steps": 2}))
+    arguments = workplace.arguments(run, **options(**{"run.max_skipped_steps": 2}))
     processes = zygote.run(arguments, tmp_path / "log", kind, orders)
     assert set(processes.codes) == {65}, processes.output
     said = status(run)
