@@ -38,13 +38,22 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while th
 _LEFT: list[Any] = []
 
 
-def choose_precision(requested: str) -> Precision:
-    """bf16 where the hardware multiplies it at full speed, else fp32."""
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
+def runs_on_gpu() -> bool:
+    """Whether there is a GPU and the launch has not turned it down (`use_cpu: true`)."""
+    return torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU")
+
+
+def choose_precision(requested: str, gpu: bool) -> Precision:
+    """bf16 where the hardware multiplies it at full speed, else fp32 (fp16 on a GPU)."""
     if requested in ("bf16", "fp16", "fp32"):
-        if requested == "fp16" and not torch.cuda.is_available():
+        if requested == "fp16" and not gpu:
             raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
         return requested  # type: ignore[return-value]
-    if torch.cuda.is_available():
+    if gpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     fast = (
         getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
@@ -58,10 +67,6 @@ def sharded_precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
     Accelerate's own would round the loss and the gradients on their way between ranks to `dtype` as well.
     """
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
 def _clip_exactly(parameters: Iterable[nn.Parameter], limit: float) -> float:
@@ -78,7 +83,7 @@ class Runtime:
     """The processes of the run and what they do together. Satisfies `train.protocols.Ranks`."""
 
     def __init__(self, precision: str, clip_norm: float) -> None:
-        cuda = torch.cuda.is_available()
+        cuda = runs_on_gpu()
         deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
         if _flag("ACCELERATE_USE_FSDP") and not cuda:
             raise UserError(
@@ -89,7 +94,7 @@ class Runtime:
             raise UserError("DeepSpeed is ignored where use_cpu is true: remove `use_cpu` from the accelerate config")
         if deepspeed and not cuda:
             build_for_cpu()
-        self.precision = choose_precision(precision)
+        self.precision = choose_precision(precision, cuda)
         group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,
