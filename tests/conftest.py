@@ -46,6 +46,12 @@ def shared_data() -> Path:
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all but `pytest -m gpu`, here and in what tests start: what they find depends on no machine."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """Starts training processes without the seconds that imports take."""
@@ -65,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; this machine has none"))
+            item.add_marker(pytest.mark.skip(reason="needs `pytest -m gpu` and a CUDA device"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

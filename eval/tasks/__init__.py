@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import perplexity, qa, samples
+from eval.tasks import bleu, dialogue, perplexity, qa, rouge, samples
 
-TASKS: Mapping[str, Task[Any]] = {task.name: task for task in (perplexity.TASK, qa.TASK, samples.TASK)}
+TASKS: Mapping[str, Task[Any]] = {
+    task.name: task
+    for task in (
+        perplexity.TASK,
+        qa.TASK,
+        dialogue.TASK,
+        rouge.TASK,
+        bleu.TASK,
+        samples.TASK,
+    )
+}

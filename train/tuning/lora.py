@@ -121,7 +121,7 @@ class Lora:
         )
 
 
-def _keep_layout(quantized: nn.Module) -> None:
+def _keep_layout(quantized: Any) -> None:
     """Keep bitsandbytes from packing 4-bit weights anew in forward passes without gradients, as it does on CPUs with
     AVX512_BF16: what is packed gives no gradients any more, is dequantised to something else, and loses digits."""
     for module in quantized.modules():
