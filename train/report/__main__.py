@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
 from train.report import print_table, write_report
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or that of the UserError whose message is printed."""
-    parser = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/demo")
-    run = parser.parse_args().run
+    run = parser().parse_args(arguments).run
     try:
         path = write_report(run)
         print_table(run)
@@ -23,6 +22,13 @@ def main() -> int:
         return error.exit_code
     sys.stdout.write(f"{path}\n")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
+    made.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/demo")
+    return made
 
 
 if __name__ == "__main__":
