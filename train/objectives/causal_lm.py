@@ -114,7 +114,7 @@ class CausalLM:
         model.generation_config.eos_token_id = sorted(own | set(self.corpus.stop_ids))
         loss_head.install(model)
         if self.config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         ready: nn.Module = model
         return ready
 
