@@ -12,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.config import parse
 from eval.errors import UserError
+from eval.masking import hide_secrets, mask
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, or that of the UserError whose message was printed."""
+    hide_secrets()
     try:
         config = parse(arguments)  # --help ends here, before anything heavy is imported
         from eval.evaluation import evaluate
@@ -26,12 +28,12 @@ def main(arguments: Sequence[str]) -> int:
         evaluation = evaluate(config, ranks)
         if ranks.index == 0:
             write(evaluation, Path(config.out))
-            print(summary(evaluation.result))
+            print(mask(summary(evaluation.result)))
             print(f"\nReport: {Path(config.out) / 'report.md'}")
         ranks.close()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
+        print(mask(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}"), file=sys.stderr)
         return error.exit_code
     return 0
 

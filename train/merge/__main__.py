@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.masking import hide_secrets, mask
 from train.config import MergeConfig
 from train.errors import UserError
 
@@ -14,15 +15,16 @@ from train.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Merge, print the report, and return the exit code."""
     given = parser().parse_args(arguments)
+    hide_secrets()
     settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
         from train.merge.steps import merge  # seconds of imports, which --help does not wait for
 
         report = merge(given.source, given.out, settings, base=given.base, code=given.trust_remote_code)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(mask(f"error: {error}\n"))
         return error.exit_code
-    sys.stdout.write("\n".join(report.lines()) + "\n")
+    sys.stdout.write(mask("\n".join(report.lines()) + "\n"))
     return 0
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.masking import hide_secrets, mask
 from train.errors import UserError
 from train.report import print_table, write_report
 
@@ -14,13 +15,14 @@ from train.report import print_table, write_report
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or that of the UserError whose message is printed."""
     run = parser().parse_args(arguments).run
+    hide_secrets()
     try:
         path = write_report(run)
         print_table(run)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(mask(f"error: {error}\n"))
         return error.exit_code
-    sys.stdout.write(f"{path}\n")
+    sys.stdout.write(mask(f"{path}\n"))
     return 0
 
 
