@@ -7,7 +7,7 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,18 +21,19 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 from eval.checkpoint import Checkpoint, choose_precision, look
-from eval.compare import compare
+from eval.compare import compare, corrected, outcomes
 from eval.config import Config
+from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
 from eval.errors import UserError
-from eval.files import expand, sha256_file
+from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
 from eval.prompt import Prompter
-from eval.protocols import Answer, Generate, Identified, Request, Sample, Task
+from eval.protocols import Answer, Generate, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
 from eval.runner import Model, answer
-from eval.tasks import TASKS
+from eval.tasks.find import find, is_file
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -48,7 +49,7 @@ class Job:
 
 
 def evaluate(config: Config, ranks: Ranks) -> Evaluation:
-    """Every task for every checkpoint, compared; complete on every rank, digests on the first.
+    """Every task for every checkpoint, compared; complete on every rank; digests and contamination on the first.
 
     Raises UserError for whatever is wrong with folders, rows or templates before any weights are loaded.
     """
@@ -56,7 +57,8 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
-    tasks = [TASKS[name] for name in config.task_names]
+    tasks = config.chosen_tasks
+    training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
     items = {task.name: read_items(task, config) for task in tasks}
@@ -64,6 +66,8 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
         for checkpoint in checkpoints
     }
+    wanted = ranks.index == 0 and (training.files or training.missing)
+    overlaps = _overlaps(training, items, config) if wanted else None
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
     seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
@@ -81,24 +85,39 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         _task_result(task, config, samples[task.name], _rows(items[task.name], skipped[task.name]), seconds[task.name])
         for task in tasks
     ]
-    return Evaluation(_result(config, ranks, checkpoints, results), samples)
+    if overlaps is not None:
+        results = [
+            with_contamination(result, task.metrics, samples[task.name], overlaps)
+            for task, result in zip(tasks, results, strict=True)
+        ]
+    won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
+    return Evaluation(_result(config, ranks, checkpoints, corrected(results)), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
     """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
-    path = config.data_of(task.name)
-    if path is None and task.source is None:
-        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    rows = local(path) if path is not None else from_hub(task.source)
-    items = task.arrange(load(rows, task.load))
+    items = task.arrange(load(rows_of(task, config), task.load))
     if not items:
-        raise UserError(f"{path or task.source}: there are no rows in it")
+        raise UserError(f"{_source(task, config)}: there are no rows in it")
     if 0 < config.max_rows < len(items):
         if config.sample_seed is None:
             return items[: config.max_rows]
         shuffled = np.random.default_rng(config.sample_seed).permutation(len(items))  # as `datasets` shuffles
         return [items[k] for k in sorted(shuffled[: config.max_rows])]
     return items
+
+
+def rows_of(task: Task[Any], config: Config) -> Iterator[Row | BadRow]:
+    """The rows of the user's file, or of the task's own source."""
+    source = _source(task, config)
+    return local(source) if isinstance(source, str) else from_hub(source)
+
+
+def _source(task: Task[Any], config: Config) -> Hub | str:
+    source = config.data_of(task.name) or task.source
+    if source is None:
+        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
+    return source
 
 
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
@@ -200,12 +219,19 @@ def _task_result(
     )
 
 
+def _overlaps(training: TrainingData, items: Mapping[str, Sequence[Identified]], config: Config) -> Overlaps:
+    """The rows of each task that stand in the training data."""
+    tasks = {task.name: task for task in config.chosen_tasks}
+    texts = {name: texts_by_id(rows_of(tasks[name], config), (item.id for item in own)) for name, own in items.items()}
+    return find_overlaps(training, texts)
+
+
 def _data(task: Task[Any], config: Config) -> dict[str, str]:
-    path = config.data_of(task.name)
-    if path is not None:
-        return {str(file): sha256_file(file) for file in expand(path)}
-    assert task.source is not None  # read_items has refused the task otherwise
-    return {f"hub:{task.source.path}": task.source.revision or "newest"}
+    source = _source(task, config)
+    described = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
+    if isinstance(source, str):
+        return {str(file): sha256_file(file) for file in [*expand(source), *described]}
+    return {f"hub:{source.path}": source.revision or "newest"} | {str(file): sha256_file(file) for file in described}
 
 
 def _result(config: Config, ranks: Ranks, checkpoints: Sequence[Checkpoint], tasks: Sequence[TaskResult]) -> Result:

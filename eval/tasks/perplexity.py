@@ -51,7 +51,7 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("perplexity", higher_is_better=False, of=perplexity),
-        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte),
+        CorpusMetric("perplexity", higher_is_better=False, of=perplexity, of_sums=True),
+        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte, of_sums=True),
     ),
 )

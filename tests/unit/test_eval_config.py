@@ -70,7 +70,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
 
 def test_the_documented_task_works() -> None:
     """The page's own code, run as it stands."""
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
     names: dict[str, object] = {"Sequence": Sequence, "Prompter": Prompter, **vars(protocols), **vars(rows)}
     exec(code, names)
