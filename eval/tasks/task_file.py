@@ -122,7 +122,7 @@ class _Reader:
                 self._refuse("hub", f"{key} must be text", key)
         if "path" not in hub:
             self._refuse("hub", "path is missing")
-        return Hub(hub["path"], hub.get("split", "test"), hub.get("name"), hub.get("revision"))
+        return Hub(**{"split": "test", **hub})
 
     def _metrics(self, kind: str) -> tuple[str, ...]:
         known = self.metrics[kind]
