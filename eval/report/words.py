@@ -108,8 +108,8 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     test = f"{change_with_interval(metric, found)}, p {_equals(probability(found.p_value))}"
     if found.verdict != "no significant difference":
         return Sentence(before, found.verdict, f": {test}; {_counts(found)}")
-    if found.detectable is None:
-        return Sentence(before, found.verdict, ": the same on every row")
+    if found.detectable is None or not found.won + found.lost:
+        return Sentence(before, found.verdict, f": the same on {counted(task.samples, 'row')}")
     power = f"with {counted(task.samples, 'row')} a difference below {noticeable(metric, found)} would go unnoticed"
     return Sentence(before, found.verdict, f" ({test}); {power}")
 

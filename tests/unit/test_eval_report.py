@@ -171,7 +171,7 @@ def test_a_difference_is_said_with_its_test_and_rows(compared: Evaluation) -> No
 def test_models_that_answer_alike_have_no_test_power(compared: Evaluation) -> None:
     metric = SampleMetric("similarity", higher_is_better=True)
     assert sentence(compared, results([(0.4, 0.4)] * 12, metric), 12).endswith(
-        "no significant difference: the same on every row"
+        "no significant difference: the same on 12 rows"
     )
 
 
