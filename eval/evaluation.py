@@ -21,8 +21,9 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 from eval.checkpoint import Checkpoint, choose_precision, look
-from eval.compare import compare
+from eval.compare import compare, corrected, outcomes
 from eval.config import Config
+from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
 from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
@@ -32,7 +33,7 @@ from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
 from eval.runner import Model, answer
-from eval.tasks import TASKS
+from eval.tasks.find import find, is_file
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -48,7 +49,7 @@ class Job:
 
 
 def evaluate(config: Config, ranks: Ranks) -> Evaluation:
-    """Every task for every checkpoint, compared; complete on every rank, digests on the first.
+    """Every task for every checkpoint, compared; complete on every rank; digests and contamination on the first.
 
     Raises UserError for whatever is wrong with folders, rows or templates before any weights are loaded.
     """
@@ -56,7 +57,8 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
-    tasks = [TASKS[name] for name in config.task_names]
+    tasks = config.chosen_tasks
+    training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
     items = {task.name: read_items(task, config) for task in tasks}
@@ -64,6 +66,8 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
         for checkpoint in checkpoints
     }
+    wanted = ranks.index == 0 and (training.files or training.missing)
+    overlaps = _overlaps(training, items, config) if wanted else None
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
     seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
@@ -81,17 +85,20 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         _task_result(task, config, samples[task.name], _rows(items[task.name], skipped[task.name]), seconds[task.name])
         for task in tasks
     ]
-    return Evaluation(_result(config, ranks, checkpoints, results), samples)
+    if overlaps is not None:
+        results = [
+            with_contamination(result, task.metrics, samples[task.name], overlaps)
+            for task, result in zip(tasks, results, strict=True)
+        ]
+    won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
+    return Evaluation(_result(config, ranks, checkpoints, corrected(results)), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
     """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
-    path = config.data_of(task.name)
-    if path is None and task.source is None:
-        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    items = task.arrange(load(_rows_of(task, path), task.load))
+    items = task.arrange(load(rows_of(task, config), task.load))
     if not items:
-        raise UserError(f"{path or task.name}: there are no rows in it")
+        raise UserError(f"{config.data_of(task.name) or task.name}: there are no rows in it")
     if 0 < config.max_rows < len(items):
         if config.sample_seed is None:
             return items[: config.max_rows]
@@ -100,10 +107,19 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
     return items
 
 
-def _rows_of(task: Task[Any], path: str | None) -> Iterable[Row | BadRow]:
-    if path is not None:
-        return local(path)
-    return from_hub(task.source) if isinstance(task.source, Hub) else task.source or ()
+def rows_of(task: Task[Any], config: Config) -> Iterable[Row | BadRow]:
+    """The rows of the user's file, or of the task's own source."""
+    source = _source(task, config)
+    if isinstance(source, tuple):
+        return source
+    return local(source) if isinstance(source, str) else from_hub(source)
+
+
+def _source(task: Task[Any], config: Config) -> Hub | str | tuple[Row, ...]:
+    source = config.data_of(task.name) or task.source
+    if source is None:
+        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
+    return source
 
 
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
@@ -205,11 +221,19 @@ def _task_result(
     )
 
 
+def _overlaps(training: TrainingData, items: Mapping[str, Sequence[Identified]], config: Config) -> Overlaps:
+    """The rows of each task that stand in the training data."""
+    tasks = {task.name: task for task in config.chosen_tasks}
+    texts = {name: texts_by_id(rows_of(tasks[name], config), (item.id for item in own)) for name, own in items.items()}
+    return find_overlaps(training, texts)
+
+
 def _data(task: Task[Any], config: Config) -> dict[str, str]:
-    path = config.data_of(task.name)
-    if path is not None:
-        return {str(file): sha256_file(file) for file in expand(path)}
-    return {f"hub:{task.source.path}": task.source.revision or "newest"} if isinstance(task.source, Hub) else {}
+    source = _source(task, config)
+    described = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
+    files = [*expand(source), *described] if isinstance(source, str) else described
+    hub = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
+    return hub | {str(file): sha256_file(file) for file in files}
 
 
 def _result(config: Config, ranks: Ranks, checkpoints: Sequence[Checkpoint], tasks: Sequence[TaskResult]) -> Result:

@@ -25,9 +25,9 @@ def main(arguments: Sequence[str]) -> int:
         ranks = join()
         evaluation = evaluate(config, ranks)
         if ranks.index == 0:
-            write(evaluation, Path(config.out))
+            write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
             print(summary(evaluation.result))
-            print(f"\nReport: {Path(config.out) / 'report.md'}")
+            print(f"\nReport: {Path(config.out) / 'report.html'}")
         ranks.close()
     except UserError as error:
         rank = os.environ.get("RANK", "0")

@@ -86,9 +86,9 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("perplexity", higher_is_better=False, of=perplexity),
-        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte),
-        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word),
+        CorpusMetric("perplexity", higher_is_better=False, of=perplexity, of_sums=True),
+        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte, of_sums=True),
+        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word, of_sums=True),
         SampleMetric("sentence_perplexity", higher_is_better=False),
     ),
     tables=tables,

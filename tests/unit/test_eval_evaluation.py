@@ -116,7 +116,8 @@ def test_before_and_after(folders: dict[str, Path], rows: str, tmp_path: Path) -
     left = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
     models = ["after", "before"]
     assert left == sorted(
-        ["metrics.png", "report.md", "result.json"]
+        ["metrics.png", "report.html", "report.md", "result.json"]
+        + [f"tensorboard/{model}/events.out.tfevents.000001" for model in models]
         + [f"samples/{task}.{model}.jsonl" for task in ("perplexity", "qa", "samples") for model in models]
     )
     change = found.result.tasks[0].metrics[0].differences[0]
@@ -145,12 +146,17 @@ SHAPE: dict[str, Any] = {
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict,
+        "contamination": {
+            "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
+            "clean": int, "metrics": list,
+        },
         "metrics": [{
             "name": str, "level": str, "higher_is_better": bool, "is_share": bool,
             "estimates": [{"model": str, "value": float, "low": float, "high": float, "method": str}],
             "differences": [{
                 "model": str, "value": float, "low": float, "high": float, "method": str,
                 "won": int, "lost": int, "tied": int, "verdict": str,
+                "test": str, "p_value": float, "p_holm": float, "detectable": float,
             }],
             "groups": [{"group": str, "name": str, "samples": int, "estimates": list}],
         }],
@@ -170,8 +176,9 @@ def assert_shape(value: Any, shape: Any) -> None:
         assert isinstance(value, shape)
 
 
-def test_result_json_has_its_schema(folders: dict[str, Path], rows: str) -> None:
-    found = run("--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity,qa", "--data", rows)
+def test_result_json_has_its_schema(folders: dict[str, Path], rows: str, texts: str) -> None:
+    words = ["--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity,qa", "--data", rows]
+    found = run(*words, "--training_data", texts)
     written = json.loads(found.result.to_json())
     assert (written["schema"], written["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
     assert_shape(written, SHAPE)
@@ -204,7 +211,7 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
     assert task.samples == 2
     assert [row.id for row in task.skipped] == [f"{path}:3"]
     assert task.skipped[0].reason.endswith("tokens; the context holds 128")
-    assert "1 rows are not in these numbers" in markdown(found)
+    assert "1 row left out of these numbers" in markdown(found)
     path.write_text(json.dumps(long))
     with pytest.raises(UserError, match="no row can be asked"):
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
@@ -215,6 +222,7 @@ def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path
     path.write_text(json.dumps({"question": "# A | B\n<script>", "answer": "*x*"}))
     report = markdown(run("--model", folders["before"], "--tasks", "qa", "--data", path))
     assert r"# A \| B \<script\>" in report
+    assert r"\*x\*" in report
 
 
 def damaged(folders: dict[str, Path], tmp_path: Path) -> Path:
@@ -289,7 +297,7 @@ def test_generation_settings_of_a_checkpoint_change_no_answer(
 def test_main_prints_one_message_and_its_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--model", str(tmp_path), "--tasks", "nonsense", "--data", "x"]) == UserError.exit_code
     assert capsys.readouterr().err.splitlines() == [
-        f"error: unknown task nonsense; there are {', '.join(TASKS)}",
+        f"error: unknown task nonsense; there are {', '.join(TASKS)}, and your own: FILE.yaml",
     ]
 
 
