@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.metrics.contains import contains
 from eval.metrics.exact_match import exact_match
+from eval.metrics.rouge import rouge
+from eval.metrics.similarity import partial_match
 from eval.protocols import (
     Answer,
     Generate,
@@ -43,6 +45,8 @@ class TextMetric:
 
 TEXT_METRICS: Mapping[str, TextMetric] = {
     "exact_match": TextMetric(exact_match, is_share=True),
+    "partial_match": TextMetric(partial_match, is_share=True),
+    "rougeL": TextMetric(lambda prediction, reference: rouge(prediction, reference)["rougeL"], is_share=False),
     "contains": TextMetric(contains, is_share=True),
 }
 CHOICE_METRICS = ("accuracy", "accuracy_by_byte")
