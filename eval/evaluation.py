@@ -23,6 +23,7 @@ from transformers.utils import logging
 from eval.checkpoint import Checkpoint, choose_precision, look
 from eval.compare import compare
 from eval.config import Config
+from eval.encoder import by_meaning
 from eval.errors import UserError
 from eval.files import expand, sha256_file
 from eval.hub import from_hub
@@ -56,7 +57,7 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
-    tasks = [TASKS[name] for name in config.task_names]
+    tasks = by_meaning([TASKS[name] for name in config.task_names], config.encoder, ranks.device)
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
     items = {task.name: read_items(task, config) for task in tasks}
