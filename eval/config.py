@@ -41,10 +41,10 @@ class Config:
         out: The folder for result.json, report.md and the samples.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
         max_rows: Use only so many rows of each task's data; 0 uses all.
+        encoder: The folder of a sentence encoder (safetensors), by which qa is scored by meaning too.
         sample_seed: Draw these rows at random with this seed; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
-        encoder: The folder of a sentence encoder (safetensors), by which qa is scored by meaning too.
         batch_tokens: Most token positions of one batch. Bounds the memory, changes no result.
         precision: Arithmetic and storage of the weights. auto is bf16 where the hardware is fast at it, else fp32.
     """
@@ -56,10 +56,10 @@ class Config:
     out: str = "runs/evaluation"
     template: str = "tokenizer"
     max_rows: int = 0
+    encoder: str | None = None
     sample_seed: int | None = None
     max_new_tokens: int = 0
     window_tokens: int = 0
-    encoder: str | None = None
     batch_tokens: int = 8192
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
 
