@@ -48,6 +48,7 @@ class Config:
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
         max_rows: Use only so many rows of each task's data; 0 uses all.
+        encoder: The folder of a sentence encoder (safetensors), by which qa is scored by meaning too.
         sample_seed: Draw these rows at random with this seed; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
@@ -64,6 +65,7 @@ class Config:
     tensorboard: str | None = None
     template: str = "tokenizer"
     max_rows: int = 0
+    encoder: str | None = None
     sample_seed: int | None = None
     max_new_tokens: int = 0
     window_tokens: int = 0

@@ -24,6 +24,7 @@ from eval.checkpoint import Checkpoint, choose_precision, look
 from eval.compare import compare, corrected, outcomes
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
+from eval.encoder import by_meaning
 from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
@@ -57,7 +58,7 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
-    tasks = config.chosen_tasks
+    tasks = by_meaning(config.chosen_tasks, config.encoder, ranks.device)
     training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
