@@ -55,6 +55,7 @@ class Checkpoint:
             window_tokens=window_tokens,
             end_ids=self.end_ids,
             name=self.name,
+            labels=getattr(self.config, "id2label", None) or {},
         )
 
     @property
