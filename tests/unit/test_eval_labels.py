@@ -12,22 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn import metrics as sklearn
+from tokenizers.processors import TemplateProcessing
 
 from eval.compare import value
 from eval.config import parse
 from eval.errors import UserError
-from eval.evaluation import prepare, read_items
+from eval.evaluation import evaluate, prepare, read_items
 from eval.label_prompt import label_prompt
 from eval.metrics.entities import Counts, count_by_type, entities
 from eval.metrics.labels import UNREADABLE, first_label, macro_f1, mcc, pearson, rmse
 from eval.prompt import Prompter
 from eval.protocols import Answer, Classified, Classify, Generate, Generated, Sample, Score, Scored, Tag, Tagged
+from eval.ranks import Ranks
 from eval.readers import Row
 from eval.rows import load
 from eval.tasks import TASKS
@@ -419,3 +422,54 @@ def test_the_head_must_fit_the_task(tmp_path: Path) -> None:
 def test_bad_values_are_refused(label: Any) -> None:
     with pytest.raises(UserError, match=r"f:1: label is .*, not a (finite )?number"):
         load([Row("f", 1, {"text": "a", "label": label})], TASKS["regression"].load)
+
+
+# With special tokens around the words and between two sentences
+
+
+def framed() -> Any:
+    """As BERT's tokenizers: <|im_start|> a <|im_end|> b <|im_end|>, the second sentence numbered."""
+    made = eval_checkpoints.tokenizer()
+    start, end = ((name, made.convert_tokens_to_ids(name)) for name in ("<|im_start|>", "<|im_end|>"))
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>",
+        pair="<|im_start|> $A <|im_end|> $B:1 <|im_end|>:1",
+        special_tokens=[start, end],
+    )
+    return made
+
+
+def framed_prompter(**changes: Any) -> Prompter:
+    settings = {"template": None, "raw": False, "context_tokens": 8, "max_new_tokens": 1, "window_tokens": 0}
+    return Prompter(framed(), end_ids=(), name="tiny", **(settings | changes))
+
+
+def test_special_tokens_stand_around_every_window() -> None:
+    vocabulary = tokenizer()
+    words = framed_prompter().words(list("abcdefghij"))
+    windows = [vocabulary.convert_ids_to_tokens(window) for window in words.windows(8)]
+    assert windows == [["<|im_start|>", *part, "<|im_end|>"] for part in ("abcdef", "defghi", "efghij")]
+    assert words.places(8) == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6)]
+
+
+def test_a_pair_whose_sentences_are_numbered_is_refused() -> None:
+    made = framed_prompter()
+    assert len(made.sequence(["a"])) == 3
+    made.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    assert len(made.sequence(["a"])) == 3
+    with pytest.raises(UserError, match="numbers the two sentences of a pair"):
+        made.sequence(["a", "b"])
+
+
+def test_a_language_model_is_asked_for_labels(tmp_path: Path) -> None:
+    """From the command's options to the result, with a model's own answers."""
+    model = eval_checkpoints.save(tmp_path / "model")
+    names = "classification,classification_generation"
+    data = write(tmp_path / "a.jsonl", *MRPC, {"sentence": "Beijing", "label": "equivalent"})
+    config = parse(["--model", str(model), "--tasks", names, "--data", data, "--out", "O", "--precision", "fp32"])
+    found = evaluate(config, Ranks(0, 1, torch.device("cpu")))
+    by_likelihood, written = (found.samples[name]["model"] for name in names.split(","))
+    assert [sample.values["gold"] for sample in by_likelihood] == [1.0, 0.0, 0.0]
+    assert {sample.values["predicted"] for sample in by_likelihood} <= {0.0, 1.0}
+    assert all("written" in sample.shown for sample in written)
+    assert [table.title for table in found.result.tasks[0].tables["model"]] == ["Labels"]
