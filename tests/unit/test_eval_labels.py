@@ -20,7 +20,9 @@ from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn import metrics as sklearn
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModel
 
+from eval.checkpoint import Checkpoint
 from eval.compare import value
 from eval.config import parse
 from eval.errors import UserError
@@ -473,3 +475,17 @@ def test_a_language_model_is_asked_for_labels(tmp_path: Path) -> None:
     assert {sample.values["predicted"] for sample in by_likelihood} <= {0.0, 1.0}
     assert all("written" in sample.shown for sample in written)
     assert [table.title for table in found.result.tasks[0].tables["model"]] == ["Labels"]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "camembert", "mpnet", "bert", "llama"])
+def test_the_context_is_what_the_model_can_take(kind: str) -> None:
+    """Some families count positions from behind the pad token's number: their context is shorter than they say."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=20, pad_token_id=1, **sizes)
+    context_tokens = Checkpoint(Path("folder"), "tiny", config, None, ()).context_tokens
+    assert context_tokens == (20 if kind in ("bert", "llama") else 18)
+    model = AutoModel.from_config(config).eval()
+    model(input_ids=torch.full((1, context_tokens), 7))
+    if kind != "llama":  # rotary positions have no end
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, context_tokens + 1), 7))
