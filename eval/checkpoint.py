@@ -25,6 +25,20 @@ ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' cla
     "tokens": ("ForTokenClassification",),
     "sequence": ("ForSequenceClassification",),
 }
+# These number positions from pad_token_id + 1 on, and so take fewer tokens than they have positions.
+POSITIONS_BEHIND_PAD = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -41,7 +55,10 @@ class Checkpoint:
     @property
     def context_tokens(self) -> int | None:
         """The longest sequence that the model was made for; None where there is no bound."""
-        size = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        config = self.config.get_text_config()
+        size = getattr(config, "max_position_embeddings", None)
+        if size and config.model_type in POSITIONS_BEHIND_PAD:
+            return int(size) - int(config.pad_token_id or 0) - 1
         return int(size) if size else None
 
     def prompter(self, template: str, max_new_tokens: int, window_tokens: int) -> Prompter:
@@ -55,6 +72,7 @@ class Checkpoint:
             window_tokens=window_tokens,
             end_ids=self.end_ids,
             name=self.name,
+            labels=getattr(self.config, "id2label", None) or {},
         )
 
     @property

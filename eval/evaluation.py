@@ -125,6 +125,7 @@ def _source(task: Task[Any], config: Config) -> Hub | str | tuple[Row, ...]:
 
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Every item's requests. An item that the context cannot take is not cut: it is set aside, with the reason."""
+    items = [task.bind(item, prompter) for item in items] if task.bind else items
     return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
 
 

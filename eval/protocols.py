@@ -213,6 +213,8 @@ class Task(Generic[Item]):
     version: raised whenever a number could change. load: a row to an item; raises `eval.rows.BadExampleError` for one
     that does not fit. ask: the requests of one item. score: its outcome, given the answers in the order of requests;
     it needs no model and no file, so training can call it for validation and as a reward.
+    bind: an item as one checkpoint sees it (its classes by name, its tokens by word), before it is asked; `score` gets
+    the same. Raises UserError where the checkpoint cannot answer it.
     arrange: the items that are asked, from those of all rows (few-shot examples are moved into the others here).
     follow: further requests, given the answers so far (a tool's result, the next turn); none where the item is done.
     tables: what the report shows beside the metrics, from one model's samples.
@@ -228,6 +230,7 @@ class Task(Generic[Item]):
     score: Callable[[Item, Sequence[Answer]], Sample]
     metrics: tuple[Metric, ...]
     arrange: Callable[[list[Item]], list[Item]] = unchanged
+    bind: Callable[[Item, Prompter], Item] | None = None
     follow: Callable[[Item, Sequence[Answer], Prompter], Sequence[Request]] | None = None
     tables: Callable[[Sequence[Sample]], Sequence[Table]] | None = None
     head: Head = "language"

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import bleu, dialogue, perplexity, qa, rouge, samples
+from eval.tasks import (
+    bleu,
+    classification,
+    dialogue,
+    perplexity,
+    qa,
+    rouge,
+    samples,
+    sequence_classification,
+    token_classification,
+)
 
 TASKS: Mapping[str, Task[Any]] = {
     task.name: task
@@ -17,5 +27,10 @@ TASKS: Mapping[str, Task[Any]] = {
         rouge.TASK,
         bleu.TASK,
         samples.TASK,
+        classification.TASK,
+        classification.GENERATION,
+        token_classification.TASK,
+        sequence_classification.TASK,
+        sequence_classification.REGRESSION,
     )
 }
