@@ -21,7 +21,7 @@ from eval.slots import Slots
 
 Answers = list[tuple[int, Generated]]
 REFILL_SHARE = 4  # waiting rows enter when a quarter of the places is free: one by one they would hold up the others
-LEAST_SHARE = 2  # rows of less than half the longest one's length would waste their places beside it
+LEAST_SHARE = 2  # where places are short, rows of less than half the longest one's length would waste theirs
 
 
 def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Answers]:
@@ -29,7 +29,8 @@ def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], bud
     waiting = sorted(range(len(requests)), key=lambda k: -requests[k].slots)
     while waiting:
         longest = requests[waiting[0]].slots
-        rows = [Answering(k, requests[k], tokenizer) for k in waiting if requests[k].slots * LEAST_SHARE >= longest]
+        least = longest / LEAST_SHARE if longest * len(waiting) > budget.cached else 0
+        rows = [Answering(k, requests[k], tokenizer) for k in waiting if requests[k].slots >= least]
         session = _Session(network, rows, longest, budget)
         done: set[int] = set()
         try:
