@@ -52,7 +52,7 @@ def test_a_line_that_is_not_whole_is_passed_over(tmp_path_factory: pytest.TempPa
     path = written(folder)
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
-    lines = whole[:size].count(b"\n") + (whole[:size].endswith(b"}"))
+    lines = whole[:size].count(b"\n") + (whole[:size].endswith(b"}}"))
     known = Journal(None, 0, read(folder)).known("m", [request for request, _ in PAIRS])
     assert known == dict(PAIRS[:lines])
 
