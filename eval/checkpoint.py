@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> d
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("bitsandbytes is not installed: pip install bitsandbytes")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a cast at every layer of every batch
     if quantization == "nf4":
         bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     else:

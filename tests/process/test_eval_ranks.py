@@ -27,7 +27,8 @@ def words(tmp_path: Path) -> list[str]:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed, name in enumerate(["before", "after"]):
         eval_checkpoints.save(tmp_path / name, seed)
-    return "--baseline before --model after --tasks perplexity,qa --data rows.jsonl --max_new_tokens 5 --precision fp32".split()
+    models, tasks = "--baseline before --model after".split(), "--tasks perplexity,qa --data rows.jsonl".split()
+    return [*models, *tasks, "--max_new_tokens", "5", "--precision", "fp32"]
 
 
 def test_two_ranks_give_what_one_gives(words: list[str], tmp_path: Path) -> None:
