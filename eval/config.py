@@ -52,8 +52,11 @@ class Config:
         sample_seed: Draw these rows at random with this seed; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
-        batch_tokens: Most token positions of one batch. Bounds the memory, changes no result.
+        allow_other_template: Let --template differ from the chat template that the checkpoint was trained with.
+        batch_tokens: Most token positions of one batch; 0 is as many as free memory allows. Changes no result.
         precision: Arithmetic and storage of the weights. auto is bf16 where the hardware is fast at it, else fp32.
+        quantization: Keep the weights in 4 bits (nf4) or 8 (int8) by bitsandbytes.
+        resume: auto takes the answers that OUT/journal holds; never asks again.
     """
 
     model: list[str] = field(default_factory=list)
@@ -69,8 +72,11 @@ class Config:
     sample_seed: int | None = None
     max_new_tokens: int = 0
     window_tokens: int = 0
-    batch_tokens: int = 8192
+    allow_other_template: bool = False
+    batch_tokens: int = 0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    resume: Literal["auto", "never"] = "auto"
 
     @property
     def task_words(self) -> list[str]:
@@ -188,7 +194,7 @@ def _check(config: Config) -> None:
             raise UserError(f"two tasks are called {task.name}; give one of the files another name")
         if config.data_of(task.name) is None and task.source is None:
             raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 1}.items():
+    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 0}.items():
         if getattr(config, key) < least:
             raise UserError(f"--{key} {getattr(config, key)}: must be at least {least}")
     if config.window_tokens == 1:

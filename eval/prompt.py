@@ -38,6 +38,8 @@ class Prompter:
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
         labels: The names of its head's classes, by their numbers.
+
+    wrote_conversations: whether any prompt depended on the chat template, or on there being none.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Prompter:
         self.context_tokens = context_tokens
         sizes = [size for size in (window_tokens, context_tokens) if size]
         self.window_tokens: int | None = min(sizes) if sizes else None
+        self.wrote_conversations = False
         self._start = self._start_ids()
         self._lead: Ids = self._start if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
@@ -122,6 +125,7 @@ class Prompter:
         )
 
     def _asked(self, messages: Sequence[Message]) -> str:
+        self.wrote_conversations = True
         if self.raw:
             return "".join(m["content"] + self._end(m["role"]) for m in messages)
         return self._rendered(messages, add_generation_prompt=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from eval.config import Config, parse
 from eval.errors import CannotWriteError, UserError
@@ -311,3 +312,53 @@ def test_a_folder_that_cannot_be_written_is_an_error(folders: dict[str, Path], r
 def test_the_configuration_is_immutable() -> None:
     with pytest.raises(AttributeError):
         Config().model = []  # type: ignore[misc]
+
+
+def trained_with(folder: Path, template: str) -> None:
+    facts = {"template_hash": hashlib.sha256(template.encode()).hexdigest() if template else ""}
+    (folder / "run.json").write_text(json.dumps(facts))
+
+
+def test_another_template_than_the_one_trained_with_is_refused_unless_allowed(rows: str, tmp_path: Path) -> None:
+    folder = eval_checkpoints.save(tmp_path / "merged")
+    words = ["--model", folder, "--tasks", "qa", "--data", rows]
+    trained_with(folder, eval_checkpoints.CHATML)
+    allowed = run(*words)
+    with pytest.raises(UserError, match=r"merged: .* trained with another chat template .* --template raw \(none\)"):
+        run(*words, "--template", "raw")
+    trained_with(folder, "{{ messages }}")
+    with pytest.raises(UserError, match=r"--template tokenizer .* --allow_other_template true"):
+        run(*words)
+    assert run(*words, "--allow_other_template", "true").samples == allowed.samples
+    trained_with(folder, "")  # on texts alone
+    assert run(*words).samples == allowed.samples
+
+
+def test_texts_need_no_template(texts: str, tmp_path: Path) -> None:
+    folder = eval_checkpoints.save(tmp_path / "merged")
+    trained_with(folder, "{{ messages }}")
+    assert run("--model", folder, "--tasks", "perplexity", "--data", texts).result.tasks[0].samples == 2
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_weights_in_fewer_bits(rows: str, tmp_path: Path, quantization: str) -> None:
+    words = eval_checkpoints.tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    command = ["--model", tmp_path / "model", "--tasks", "perplexity", "--data", rows]
+    whole, fewer = (run(*command, "--quantization", bits).result.tasks[0].metrics[0] for bits in ("none", quantization))
+    assert fewer.estimates[0].value != whole.estimates[0].value
+    assert fewer.estimates[0].value == pytest.approx(whole.estimates[0].value, rel=0.1)
+
+
+def test_quantization_without_bitsandbytes_is_one_message(
+    folders: dict[str, Path], rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--quantization nf4: bitsandbytes is not installed"):
+        run("--model", folders["before"], "--tasks", "perplexity", "--data", rows, "--quantization", "nf4")
