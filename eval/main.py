@@ -12,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.config import parse
 from eval.errors import UserError
+from eval.masking import hide_secrets, mask
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, or that of the UserError whose message was printed."""
+    hide_secrets()
     try:
         config = parse(arguments)  # --help ends here, before anything heavy is imported
         from eval.evaluation import evaluate
@@ -27,12 +29,12 @@ def main(arguments: Sequence[str]) -> int:
         evaluation = evaluate(config, ranks, open_journal(config, ranks))
         if ranks.index == 0:
             write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
-            print(summary(evaluation.result))
+            print(mask(summary(evaluation.result)))
             print(f"\nReport: {Path(config.out) / 'report.html'}")
         ranks.close()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr)
+        print(mask(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}"), file=sys.stderr)
         return error.exit_code
     return 0
 

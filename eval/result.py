@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from eval.masking import mask_all
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
@@ -153,8 +154,9 @@ class Result:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """JSON; a number that is not finite becomes null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        """JSON; a number that is not finite becomes null, a secret of the environment ***."""
+        shown = _finite(mask_all(dataclasses.asdict(self)))
+        return json.dumps(shown, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
+from eval.masking import hide_secrets, mask
 from train.config import Config, flat
-from train.engine.masking import mask
 from train.engine.stop import Stop
 from train.errors import UserError
 from train.recipe import parse, to_yaml
@@ -25,7 +25,7 @@ def run(config: Config, stop: Stop) -> None:
     from eval.files import write_atomically
     from train.engine import record
     from train.engine.board import Board
-    from train.engine.flops import model_flops_per_token, peak_flops
+    from train.engine.flops import Peak, model_flops_per_token, peak_flops
     from train.engine.loop import Loop
     from train.engine.optimizer import build
     from train.engine.runtime import Runtime
@@ -47,11 +47,12 @@ def run(config: Config, stop: Stop) -> None:
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
         checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning)
         progress = this.progress = checkpoints.resume()
-        peak = runtime.sum([peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops).flops])[0]
+        device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
+        peak = runtime.sum([device.flops])[0]
         if runtime.main:
             write_atomically(this.folder / "config.yaml", to_yaml(config))
             objective.save_assets(this.folder / "tokenizer")
-            describe(config, runtime, objective, (trained, total), progress)
+            describe(config, runtime, objective, (trained, total), Peak(peak, device.source), progress)
         board = Board(this.folder, config.watch, runtime.main)
         board.start(progress.step, objective.plan.total_steps)
         board.hyperparameters(flat(config))
@@ -72,6 +73,7 @@ def run(config: Config, stop: Stop) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The whole program; returns the exit code (docs/resume.md)."""
     rank = int(os.environ.get("RANK", 0))
+    hide_secrets()
     try:
         with Stop() as stop:
             run(parse(sys.argv[1:] if arguments is None else arguments), stop)

@@ -48,6 +48,7 @@ class Plan:
 
     total_steps: for a stream the most there can be, until it knows.
     epoch_ends: the number of steps after each epoch, rising; empty while unknown (streaming).
+    last_epoch_share: how much of the last epoch there is until the run ends.
     attention_length: positions that a token attends to, on average over tokens. head_share: share of the tokens for
         which
         the output head is computed. Both are for the model FLOPs utilisation only.
@@ -62,15 +63,17 @@ class Plan:
     attention_length: float
     head_share: float
     lines: tuple[str, ...]
+    last_epoch_share: float = 1.0
 
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps; 0.0 while epochs are unknown."""
         start = 0
         for index, end in enumerate(self.epoch_ends):
             if step <= end:
-                return index + (step - start) / max(end - start, 1)
+                share = self.last_epoch_share if end == self.epoch_ends[-1] else 1.0
+                return index + share * (step - start) / max(end - start, 1)
             start = end
-        return float(len(self.epoch_ends))
+        return len(self.epoch_ends) - 1 + self.last_epoch_share if self.epoch_ends else 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-import traceback
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -46,7 +45,7 @@ def start(request: dict) -> dict:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # as the interpreter does
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

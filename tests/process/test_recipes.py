@@ -40,6 +40,8 @@ def assert_complete(run: Path) -> None:
     assert all(tensor.numel() and tensor.isfinite().all() for tensor in weights.values())
     report = (run / "report.md").read_text(encoding="utf-8")
     assert "before → after: loss " in report
+    assert "(peak: measured matrix product)" in report
+    assert "| Checked | merged answers are those of the trained model (KL " in report
     for picture in ("loss", "learning", "speed"):
         assert f"](report/{picture}.png)" in report
         assert (run / "report" / f"{picture}.png").stat().st_size > 5000
@@ -64,6 +66,7 @@ def test_qlora_over_weights_in_4_bit(zygote: Zygote, tmp_path: Path) -> None:
     assert json.loads((checkpoint / "optimizer.json").read_text())["optimizer"] == "AdamW8bit"
     moments = load_file(checkpoint / "optimizer.safetensors")
     assert any(name.endswith("/state1") and str(moment.dtype) == "torch.uint8" for name, moment in moments.items())
+    assert "KL from the quantised one, by base: original " in (run / "report.md").read_text(encoding="utf-8")
     merge = json.loads((run / "merged" / "run.json").read_text())["merge"]
     assert merge["quantized_base"] == "original"
     assert merge["divergence"]["dequantized"] < 1e-6 < merge["divergence"]["original"] < 0.1  # nats

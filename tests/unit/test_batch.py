@@ -116,6 +116,8 @@ def test_what_comes_first_ends_the_run(duration, steps):
     source = FixedSteps(rows, [1.0], shape(step=100, micro=50), 0, duration, Solo())
     assert source.plan.total_steps == steps
     assert len(list(source.walk(0))) == steps
+    assert [source.plan.epoch(step) for step in (5, steps)] == pytest.approx([0.5, steps / 10])
+    assert f", {steps / 10:g} epoch{'s' * (steps != 10)}, " in source.plan.lines[1]
 
 
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 14])

@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from eval.masking import hide_secrets, mask, mask_all
 from train.engine import record
 from train.engine.flops import known_peak, model_flops_per_token, peak_flops
-from train.engine.masking import hide_secrets, mask, mask_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +114,7 @@ def test_log_records_and_tracebacks_are_masked(secret: str, capsys: pytest.Captu
 
 
 def test_an_uncaught_exception_is_masked() -> None:
-    code = "from train.engine.masking import hide_secrets; hide_secrets(); raise RuntimeError('key is canary')"
+    code = "from eval.masking import hide_secrets; hide_secrets(); raise RuntimeError('key is canary')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={"MY_SECRET": "canary"}, capture_output=True, text=True
     )

@@ -41,7 +41,7 @@ class FixedSteps:
             kept = _kept(len(ends), ends[-1] if ends else 0, tokens + step_tokens, duration)
             tokens += int(step_tokens[kept - 1]) if kept else 0
             ends.append((ends[-1] if ends else 0) + kept)
-        self.plan = _plan(rows, first, ends, tokens, shape, ranks)
+        self.plan = _plan(rows, first, ends, kept / len(steps), tokens, shape, ranks)
 
     def _epoch(self, epoch: int) -> list[Indices]:
         return epoch_steps(self.rows, self.weights, self.shape, self.seed, epoch)
@@ -56,16 +56,27 @@ class FixedSteps:
             begin = end
 
 
-def _plan(rows: Rows, first: Sequence[Indices], ends: Sequence[int], tokens: int, shape: Shape, ranks: Ranks) -> Plan:
-    """The arithmetic of a run whose first epoch has the steps `first`."""
+def _plan(
+    rows: Rows,
+    first: Sequence[Indices],
+    ends: Sequence[int],
+    last_share: float,
+    tokens: int,
+    shape: Shape,
+    ranks: Ranks,
+) -> Plan:
+    """The arithmetic of a run whose first epoch has the steps `first`, and that ends after `last_share` of its last."""
     lengths_n = rows.lengths_n.astype(np.float64)
     total, learned = ends[-1], int(rows.learned_n.sum())
     a_step, rows_a_step = tokens / max(total, 1), sum(map(len, first)) / len(first)
+    epochs = f"{len(ends) - 1 + last_share:.4g} epoch"
+    epochs += "s" * (epochs != "1 epoch")
     waste = padding_share(rows.lengths_n, first[:SHOWN_STEPS], shape, ranks.count)
     layout = "packed" if shape.packed else "padded"
     return Plan(
         total_steps=total,
         epoch_ends=tuple(ends),
+        last_epoch_share=last_share,
         tokens_per_step=a_step,
         rows_per_step=rows_a_step,
         padding_share=waste,
@@ -73,7 +84,7 @@ def _plan(rows: Rows, first: Sequence[Indices], ends: Sequence[int], tokens: int
         head_share=float(learned / lengths_n.sum()),
         lines=(
             f"{len(rows):,} rows, {int(lengths_n.sum()):,} tokens, {learned:,} of them learned",
-            f"{total:,} steps: {len(first):,} an epoch, {len(ends)} epoch(s), {tokens:,} tokens in all",
+            f"{total:,} steps: {len(first):,} an epoch, {epochs}, {tokens:,} tokens in all",
             f"global batch: {a_step:,.0f} tokens, {rows_a_step:,.1f} rows ({layout}, padding {waste:.1%})",
         ),
     )

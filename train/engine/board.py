@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from eval.event_file import EventFile
 from eval.files import write_atomically
+from eval.masking import mask_all
 from train.config import WatchConfig
-from train.engine.masking import mask_all
 from train.engine.progress import ProgressBar
 from train.errors import CannotWriteError
 from train.protocols import Sample

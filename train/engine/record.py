@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from eval.files import write_atomically
-from train.engine.masking import mask_all
+from eval.masking import mask_all
 
 _PACKAGES = (
     "torch",

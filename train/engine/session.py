@@ -12,15 +12,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train.config import Config, fingerprint
+from eval.masking import exposed, mask
+from train.config import Config, fingerprint, flat
 from train.engine import record
+from train.engine.flops import Peak
 from train.engine.lock import hold
 from train.engine.loop import Outcome, Progress
-from train.engine.masking import hide_secrets
 from train.engine.runtime import Runtime
 from train.engine.stop import Stop, write_status
 from train.errors import CannotWriteError, UserError
 from train.protocols import Objective
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -36,7 +39,6 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
     """Hold the run folder, look for stop requests, and leave a status.json that tells how the run ended."""
     folder = Path(config.run.folder)
     logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
-    hide_secrets()
     with hold(folder, runtime):
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
         this = Session(folder)
@@ -66,7 +68,7 @@ def finish(this: Session, outcome: Outcome, stop: Stop, runtime: Runtime) -> Non
 
 
 def describe(
-    config: Config, runtime: Runtime, objective: Objective, parameters: tuple[int, int], resumed: Progress
+    config: Config, runtime: Runtime, objective: Objective, parameters: tuple[int, int], peak: Peak, resumed: Progress
 ) -> None:
     """Into run.json what the run is, and onto the screen what a user would otherwise compute by hand."""
     trained, total = parameters
@@ -80,6 +82,7 @@ def describe(
         sharding=runtime.kind,
         precision=runtime.precision,
         parameters={"trained": trained, "total": total},
+        peak=dataclasses.asdict(peak),
         lower_is_better=dict(objective.lower_is_better),
         total_steps=objective.plan.total_steps,
     )
@@ -93,4 +96,9 @@ def describe(
     ]
     console = Console(stderr=True, highlight=False)
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(mask(line), soft_wrap=True, markup=False)
+    for key, variable in exposed(flat(config)):
+        log.warning(
+            "%s holds the value of $%s. A recipe is kept as it is, in config.yaml and in checkpoints: leave secrets to "
+            "the environment", key, variable,
+        )  # fmt: skip

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 from eval.files import write_atomically
-from train.engine.masking import mask
+from eval.masking import mask
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"

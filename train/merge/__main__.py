@@ -7,29 +7,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.masking import hide_secrets, mask
 from train.config import MergeConfig
 from train.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Merge, print the report, and return the exit code."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
+    hide_secrets()
     settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
         from train.merge.steps import merge  # seconds of imports, which --help does not wait for
 
         report = merge(given.source, given.out, settings, base=given.base, code=given.trust_remote_code)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(mask(f"error: {error}\n"))
         return error.exit_code
-    sys.stdout.write("\n".join(report.lines()) + "\n")
+    sys.stdout.write(mask("\n".join(report.lines()) + "\n"))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
-    parser = argparse.ArgumentParser(prog="python -m train.merge", description=about)
-    add = parser.add_argument
+    made = argparse.ArgumentParser(prog="python -m train.merge", description=about)
+    add = made.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
     add("out", type=Path, metavar="OUT", help="the folder to make; an earlier merge there is replaced")
     add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (default: best)")
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quantized_base", choices=bases, default="original", help="for QLoRA: which base (default: original)")
     add("--base", metavar="FOLDER", help="where the base model lies now, if it has moved since training")
     add("--trust_remote_code", action="store_true", help="run code that comes with the base model")
-    return parser
+    return made
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from eval.files import write_atomically
+from eval.masking import mask
 from train.report import figures, words
 from train.report.run import Run, read_run
 
@@ -30,7 +31,7 @@ def write_report(run_folder: Path) -> Path:
         _table("To repeat it", words.provenance(run)),
     ]
     path = run_folder / "report.md"
-    write_atomically(path, "\n\n".join(part for part in parts if part) + "\n")
+    write_atomically(path, mask("\n\n".join(part for part in parts if part) + "\n"))
     return path
 
 

@@ -53,6 +53,7 @@ class SamplePair:
 class Run:
     """What a run folder holds.
 
+    facts: run.json. merge: what the run.json of its merged folder says about the merge.
     curves: by metric name, finite values only.
     seconds: time spent in its processes from the first to the last metric, without the gaps between them.
     processes: 1 + how often it was resumed.
@@ -60,6 +61,7 @@ class Run:
 
     folder: Path
     facts: Mapping[str, Any]
+    merge: Mapping[str, Any]
     state: str | None
     curves: Mapping[str, Curve]
     seconds: float
@@ -172,7 +174,8 @@ def read_run(folder: Path) -> Run:
     curves = {name: dict(sorted(curve.items())) for name, curve in by_step.items()}
     steps = sorted(int(found.stem.removeprefix("step-")) for found in (folder / "samples").glob("step-*.jsonl"))
     facts, status = _json_object(folder / "run.json"), _json_object(folder / "status.json")
-    return Run(folder, facts, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
+    merge = _json_object(folder / "merged" / "run.json").get("merge", {})
+    return Run(folder, facts, merge, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.masking import mask
 from train.report import words
 from train.report.run import Run, read_run
 
@@ -24,7 +25,7 @@ def print_table(run_folder: Path, console: Console | None = None) -> None:
     width = min(_WIDTH, console.width)
     state = f" ({run.state} at step {run.last_step})" if run.state in ("preempted", "failed") else ""
     console.print()
-    console.print(Text(f"{run_folder}{state}", style="bold"), width=width)
+    console.print(Text(mask(f"{run_folder}{state}"), style="bold"), width=width)
     console.print(Text(words.headline(run)), width=width)
     for table in (_before_and_after(run), _facts(run), _samples(run)):
         if table.row_count:
@@ -61,7 +62,7 @@ def _facts(run: Run) -> Table:
     if (run.folder / "tensorboard").is_dir():
         more.append(("Curves", f"tensorboard --logdir {run.folder.parent}"))
     for name, text in words.facts(run) + more:
-        table.add_row(name, Text(text))
+        table.add_row(name, Text(mask(text)))
     return table
 
 

@@ -69,6 +69,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Skipped", _skipped(run)),
         ("Device", _where(run)),
         ("Merged", str(run.folder / "merged") if (run.folder / "merged").is_dir() else ""),
+        ("Checked", _checked(run)),
     ]
     return [(name, text) for name, text in found if text]
 
@@ -161,6 +162,17 @@ def _where(run: Run) -> str:
     words = [run.facts.get("device"), f"{ranks} rank{'s' if ranks != 1 else ''}" if ranks else None]
     words += [None if run.facts.get("sharding") == "single" else run.facts.get("sharding"), run.facts.get("precision")]
     return ", ".join(str(word) for word in words if word)
+
+
+def _checked(run: Run) -> str:
+    comparison, by_base = _mapping(run.merge.get("comparison")), _mapping(run.merge.get("divergence"))
+    if "mean_kl" not in comparison:
+        return ""
+    equal = f"merged answers are those of the trained model (KL {comparison['mean_kl']:.2g} nats)"
+    if not by_base:
+        return equal
+    shown = ", ".join(f"{name} {value:.2g} nats" for name, value in by_base.items())
+    return f"{equal} on the {run.merge.get('quantized_base')} base; KL from the quantised one, by base: {shown}"
 
 
 def _percent(share: float | None, of: str) -> str:

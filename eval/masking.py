@@ -1,4 +1,8 @@
-"""Values of secret environment variables never reach a log or a file of the run."""
+"""Values of secret environment variables reach no terminal and no file, but where the user wrote them himself.
+
+A recipe is kept as it is (config.yaml, the checkpoints' manifests), since resuming and merging read it again: `exposed`
+finds what to warn of. Everything else is masked.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +21,14 @@ _MIN_CHARACTERS = 6
 _MASK = "***"
 
 
+def _secrets() -> dict[str, str]:
+    """value -> name of every environment variable named like a secret."""
+    return {v: name for name, v in os.environ.items() if len(v) >= _MIN_CHARACTERS and _SECRET_NAME.search(name)}
+
+
 def mask(text: str) -> str:
     """`text` with the value of every environment variable named like a secret replaced by ***."""
-    values = {v for name, v in os.environ.items() if len(v) >= _MIN_CHARACTERS and _SECRET_NAME.search(name)}
-    for value in sorted(values, key=len, reverse=True):  # the longest first: one value may contain another
+    for value in sorted(_secrets(), key=len, reverse=True):  # the longest first: one value may contain another
         text = text.replace(value, _MASK)
     return text
 
@@ -33,6 +42,12 @@ def mask_all(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [mask_all(v) for v in value]
     return value
+
+
+def exposed(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, name of the variable) wherever a value holds that of an environment variable named like a secret."""
+    secrets = _secrets()
+    return [(key, name) for key, value in values.items() for secret, name in secrets.items() if secret in str(value)]
 
 
 def hide_secrets() -> None:
