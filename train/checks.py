@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from train.config import Config, flat
+from train.config import Config, OptimConfig, flat
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
 RANGES = {
@@ -60,6 +60,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _model_problems(config)
     yield from _data_problems(config)
     yield from _batch_problems(config)
+    yield from _optim_problems(config.optim)
     yield from _validation_problems(config)
 
 
@@ -174,6 +175,13 @@ def _batch_problems(config: Config) -> Iterator[tuple[str, str]]:
                 f"batch.tokens_per_micro_batch, {batch.tokens_per_micro_batch}"
             ),
         )
+
+
+def _optim_problems(optim: OptimConfig) -> Iterator[tuple[str, str]]:
+    if optim.name == "adafactor":
+        for name in ("beta1", "beta2", "epsilon"):
+            if getattr(optim, name) != getattr(OptimConfig, name):
+                yield f"optim.{name}", f"optim.{name}: adafactor does not use it; remove it, or set optim.name: adamw"
 
 
 def _validation_problems(config: Config) -> Iterator[tuple[str, str]]:

@@ -199,7 +199,8 @@ class OptimConfig:
     """The optimizer and its schedule.
 
     Args:
-        name: adamw, adamw_8bit (bitsandbytes) or adafactor.
+        name: adamw, adamw_8bit (bitsandbytes; not with FSDP2) or adafactor (one process or DDP; it has its own rule for
+            beta1, beta2 and epsilon).
         learning_rate: The highest learning rate.
         weight_decay: On matrices; biases, norms and embeddings of a prompt are left alone.
         beta1: Decay of the first moment.

@@ -42,8 +42,8 @@ def run(config: Config, stop: Stop) -> None:
         model = tuning.apply(objective.load_model())
         trained, total = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
-        model, optimizer = runtime.prepare(model, build(model, config.optim))
-        checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning, trained)
+        model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
+        checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning)
         progress = this.progress = checkpoints.resume()
         peak = runtime.sum([peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops).flops])[0]
         if runtime.main:

@@ -19,3 +19,12 @@ def reference(zygote: Zygote, workplace: Workplace) -> Path:
     processes = zygote.run(workplace.arguments(run), workplace.folder / "reference")
     assert processes.codes == [0], processes.output
     return run
+
+
+@pytest.fixture(scope="session")
+def reference_of_two(zygote: Zygote, workplace: Workplace) -> Path:
+    """The same with two ranks, each with a dropout of its own."""
+    run = workplace.folder / "reference-of-two"
+    processes = zygote.run(workplace.arguments(run), workplace.folder / "reference-of-two", "ddp")
+    assert processes.codes == [0, 0], processes.output
+    return run

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from eval.yaml_lines import dotted, dump_yaml, parse_yaml
 from train.config import Config, SourceConfig, fingerprint, flat
 from train.errors import UserError
 from train.recipe import changed_keys, load, parse, to_yaml
 from train.value_types import fields_of, find_fault, is_section, leaf_ways
-from train.yaml_lines import dotted, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = """\
@@ -246,6 +246,7 @@ class TestContradictions:
             ("duration.max_epochs=null", "duration: nothing ends the run"),
             ("optim.learning_rate=-1", "optim.learning_rate: must lie in [0, inf), not -1.0"),
             ("optim.beta2=1", "optim.beta2: must lie in [0, 1), not 1.0"),
+            ("optim.name=adafactor optim.beta2=0.95", "optim.beta2: adafactor does not use it"),
             ("data.train.0.weight=0", "data.train[0].weight: must lie in (0, inf), not 0.0"),
             ("data.train.0.fraction=1.5", "data.train[0].fraction: must lie in (0, 1], not 1.5"),
             ("duration.max_steps=0", "duration.max_steps: must lie in [1, inf), not 0"),
