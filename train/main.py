@@ -31,9 +31,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.runtime import Runtime
     from train.engine.saving import Checkpoints
     from train.engine.session import describe, finish, session
-    from train.merge import merge
     from train.objectives import OBJECTIVES
-    from train.report import print_table, write_report
     from train.tuning import TUNINGS, share_trained
 
     runtime = Runtime(config.run.precision, config.optim.clip_norm)
@@ -63,6 +61,9 @@ def run(config: Config, stop: Stop) -> None:
         if runtime.main:
             record.write(this.folder, **objective.facts)  # a stream knows them only now
         if runtime.main and outcome.state == "finished":
+            from train.merge import merge
+            from train.report import print_table, write_report
+
             if config.merge.at_end:
                 merge(this.folder, this.folder / "merged", config.merge, code=config.model.trust_remote_code)
             write_report(this.folder)
