@@ -110,6 +110,15 @@ def test_loss_and_gradients_equal_whole_logits(family, learned):
     assert_same(model, copy.deepcopy(model), inputs, targets)
 
 
+@pytest.mark.parametrize("family", ["llama", "cohere scales"])
+def test_a_model_that_needs_all_logits_is_told_of(family, caplog):
+    with caplog.at_level("INFO", logger=loss_head.__name__):
+        loss_head.install(build(family))
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == (
+        [] if FAMILIES[family][1] else ["CohereForCausalLM changes its logits after the output layer"]
+    )
+
+
 def test_only_learned_positions_are_projected(monkeypatch):
     model = build()
     inputs, targets = batch()

@@ -9,6 +9,7 @@ Shape suffixes: b rows, t positions, n positions with a target, d hidden size, v
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from train.models.arithmetic import product_dtype
 from train.models.head_source import gives_logits_unchanged
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 CHUNK_ELEMENTS = 2**25  # logits of one chunk on a CPU: 128 MiB in float32, yet products large enough for full speed
@@ -43,10 +46,16 @@ def predicting(targets_bt: Tensor | None) -> Iterator[None]:
 def install(model: nn.Module) -> None:
     """Teach the model's output layer to give the loss; the layer keeps its parameters, hooks and name.
 
-    Changes nothing where it is done already, so it may be called again after an adapter has replaced the layer.
+    Changes nothing where it is done already, so it may be called again after an adapter has replaced the layer; and
+    nothing where the model changes its logits afterwards, so that all of them are needed.
     """
     head = output_layer(model)
-    if not isinstance(head, LossHead):
+    if not gives_logits_unchanged(causal_lm(model), head):
+        log.info(
+            "%s changes its logits after the output layer: the loss takes all of them at once, and more memory",
+            type(causal_lm(model)).__name__,
+        )
+    elif not isinstance(head, LossHead):
         head.__class__ = _with_loss(cast(Any, type(head)))
 
 
