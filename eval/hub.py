@@ -9,9 +9,8 @@ from eval.protocols import Hub
 from eval.readers import Row
 
 
-def from_hub(source: Hub | None) -> Iterator[Row]:
+def from_hub(source: Hub) -> Iterator[Row]:
     """The rows of all its splits; a row's file is `hub:NAME/SPLIT`. Raises UserError where it cannot be had."""
-    assert source is not None
     from datasets import load_dataset  # takes seconds: only who reads from the hub waits for it
 
     for split in source.split.split(","):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
+from eval.word_windows import Words
 
 Ids = tuple[int, ...]
+NO_LABELS: Mapping[int, str] = {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Prompter:
         window_tokens: Longest window in which a document is scored; 0 is the whole context.
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
+        labels: The names of its head's classes, by their numbers.
+
+    wrote_conversations: whether any prompt depended on the chat template, or on there being none.
     """
 
     def __init__(
@@ -47,13 +52,16 @@ class Prompter:
         window_tokens: int,
         end_ids: Sequence[int],
         name: str,
+        labels: Mapping[int, str] = NO_LABELS,
     ) -> None:
         self.tokenizer, self.name = tokenizer, name
+        self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
         sizes = [size for size in (window_tokens, context_tokens) if size]
         self.window_tokens: int | None = min(sizes) if sizes else None
+        self.wrote_conversations = False
         self._start = self._start_ids()
         self._lead: Ids = self._start if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
@@ -67,6 +75,26 @@ class Prompter:
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         return [self._answer(messages[:k], messages[k]) for k in turns]
 
+    def sequence(self, sentences: Sequence[str]) -> Ids:
+        """One sentence or two as a classification head reads them, with the tokenizer's special tokens."""
+        encoded = self.tokenizer(*sentences, truncation=False, verbose=False)
+        if any(encoded.get("token_type_ids") or ()):
+            raise UserError(
+                f"{self.name}: it numbers the two sentences of a pair (token_type_ids); this is not supported"
+            )
+        return tuple(encoded["input_ids"])
+
+    def words(self, words: Sequence[str]) -> Words:
+        """A sentence that is split into words already, with the tokenizer's special tokens around it."""
+        if not self.tokenizer.is_fast:
+            raise UserError(f"{self.name}: only a fast tokenizer (tokenizer.json) tells which word a token belongs to")
+        encoded = self.tokenizer(list(words), is_split_into_words=True, truncation=False, verbose=False)
+        ids, owners = tuple(encoded["input_ids"]), encoded.word_ids()
+        inside = [place for place, owner in enumerate(owners) if owner is not None]
+        begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
+        firsts = {owner: place - begin for place, owner in reversed(list(enumerate(owners))) if owner is not None}
+        return Words(ids[:begin], ids[begin:end], ids[end:], tuple(firsts.get(k) for k in range(len(words))))
+
     def document(self, text: str) -> Passage:
         """A text. Its first token is scored only if the tokenizer puts a start token from which to predict it."""
         if self._start or not self.tokenizer.is_fast:
@@ -77,6 +105,19 @@ class Prompter:
         begin = encoded["offset_mapping"][1][0] if len(ids) > 1 else len(text)
         return Passage(ids, 1, len(text[begin:].encode()))
 
+    def choices(self, context: str, continuations: Sequence[str]) -> tuple[Ids, list[Ids]]:
+        """A plain text's ids (it may not be blank), and those of each text that could continue it.
+
+        As lm-evaluation-harness encodes them, so that log-probabilities agree with its: spaces at the context's end
+        belong to the continuation, and a continuation is what the whole has beyond the context's number of tokens.
+        """
+        given = context.rstrip()
+        prefix = self._start + self._encode(given)
+        wholes = [self._start + self._encode(context + continuation) for continuation in continuations]
+        tails = [whole[len(prefix) :] for whole in wholes]
+        spaces = context[len(given) :]  # merged away where the whole is no longer than the context: encode it apart
+        return prefix, [tail or self._encode(spaces + c) for tail, c in zip(tails, continuations, strict=True)]
+
     def _answer(self, history: Sequence[Message], message: Message) -> Passage:
         asked = self.question(history)
         return Passage(
@@ -84,6 +125,7 @@ class Prompter:
         )
 
     def _asked(self, messages: Sequence[Message]) -> str:
+        self.wrote_conversations = True
         if self.raw:
             return "".join(m["content"] + self._end(m["role"]) for m in messages)
         return self._rendered(messages, add_generation_prompt=True)

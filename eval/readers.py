@@ -256,10 +256,41 @@ def _documents(path: Path) -> Iterator[Row | BadRow]:
             lines.append(text[:-2] + "\n" if text.endswith("\r\n") else text)
 
 
+def _read_conll(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    return itertools.islice(_sentences(path), skip, None)
+
+
+def _sentences(path: Path) -> Iterator[Row | BadRow]:
+    """Sentences between blank lines, each with the line it begins on; of a line's columns the first is the token and
+    the last its tag. Columns stand between tabs, or between spaces in a line without tabs. -DOCSTART- is no sentence.
+    """
+    tokens: list[str] = []
+    tags: list[str] = []
+    problem: BadRow | None = None
+    start = 0
+    for number, text, bad in itertools.chain(_lines(path), [(0, "", None)]):
+        line = text.rstrip("\r\n")
+        columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+        if any(map(str.strip, columns)):
+            start = start or number
+            reason = bad.reason if bad else f"not CoNLL: line {number} has a token and no tag"
+            if bad or len(columns) < 2:
+                problem = problem or BadRow(str(path), start, reason)
+            tokens.append(columns[0])
+            tags.append(columns[-1])
+        elif start:
+            if problem or tokens != ["-DOCSTART-"]:
+                yield problem or Row(str(path), start, {"tokens": tokens, "tags": tags})
+            tokens, tags, problem, start = [], [], None, 0
+
+
 READERS: Mapping[str, Callable[[Path, int], Iterator[Row | BadRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
     ".txt": _read_text,
+    ".conll": _read_conll,
+    ".iob": _read_conll,
+    ".iob2": _read_conll,
 }

@@ -23,6 +23,7 @@ def run(config: Config, stop: Stop) -> None:
     What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
     """
     from eval.files import write_atomically
+    from train.engine import record
     from train.engine.board import Board
     from train.engine.flops import model_flops_per_token, peak_flops
     from train.engine.loop import Loop
@@ -58,6 +59,8 @@ def run(config: Config, stop: Stop) -> None:
         outcome = loop.fit(progress)
         board.close()
         runtime.close()
+        if runtime.main:
+            record.write(this.folder, **objective.facts)  # a stream knows them only now
         if runtime.main and outcome.state == "finished":
             if config.merge.at_end:
                 merge(this.folder, this.folder / "merged", config.merge, code=config.model.trust_remote_code)

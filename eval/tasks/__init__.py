@@ -6,6 +6,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import perplexity, qa, samples
+from eval.tasks import (
+    bleu,
+    classification,
+    dialogue,
+    perplexity,
+    qa,
+    rouge,
+    samples,
+    sequence_classification,
+    token_classification,
+)
 
-TASKS: Mapping[str, Task[Any]] = {task.name: task for task in (perplexity.TASK, qa.TASK, samples.TASK)}
+TASKS: Mapping[str, Task[Any]] = {
+    task.name: task
+    for task in (
+        perplexity.TASK,
+        qa.TASK,
+        dialogue.TASK,
+        rouge.TASK,
+        bleu.TASK,
+        samples.TASK,
+        classification.TASK,
+        classification.GENERATION,
+        token_classification.TASK,
+        sequence_classification.TASK,
+        sequence_classification.REGRESSION,
+    )
+}

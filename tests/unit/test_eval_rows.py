@@ -186,8 +186,8 @@ def test_tasks_ask_and_score_without_a_model(tmp_path: Path) -> None:
     (request,) = TASKS["qa"].ask(item, prompter())
     assert isinstance(request, Generate)
     assert request.max_new_tokens == 16
-    assert TASKS["qa"].score(item, [Generated("paris.")]).values == {"exact_match": 1.0}
-    assert TASKS["qa"].score(item, [Generated("Lyon")]).values == {"exact_match": 0.0}
+    assert TASKS["qa"].score(item, [Generated("paris.")]).values["exact_match"] == 1.0
+    assert TASKS["qa"].score(item, [Generated("Lyon")]).values["exact_match"] == 0.0
 
 
 def test_long_texts_become_windows_that_score_every_token_once(tmp_path: Path) -> None:
@@ -201,4 +201,5 @@ def test_long_texts_become_windows_that_score_every_token_once(tmp_path: Path) -
     assert sum((request.continuation_ids for request in requests), ()) == whole.ids[1:]
     assert sum(request.bytes for request in requests) == whole.bytes
     sample = TASKS["perplexity"].score(item, [Scored(-2.0, len(r.continuation_ids), r.bytes) for r in requests])
-    assert sample.values == {"nll": 2.0 * len(requests), "tokens": len(whole.ids) - 1, "bytes": whole.bytes}
+    expected = {"nll": 2.0 * len(requests), "tokens": len(whole.ids) - 1, "bytes": whole.bytes}
+    assert {name: sample.values[name] for name in expected} == expected

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from tests.tuned_runs import tiny_model, tiny_tokenizer
+from tests.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
 from train.errors import UserError
 from train.merge.base import dequantized
@@ -71,7 +71,11 @@ def test_lora_trains_its_adapters_alone_and_starts_from_the_base(llama):
         assert all(any(part in name for part in ADAPTERS) for name in trained(model))
         assert len({name for name in trained(model) if "lora_A" in name}) == 14  # every linear layer but the head
         torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, rtol=0, atol=2e-5)
-        assert all(g is not None and g.abs().sum() >= 0 for g in gradients(model).values())
+        first = gradients(model)
+        assert all((g.abs().sum() > 0) == ("lora_A" not in name) for name, g in first.items())  # behind B, which is 0
+        disturb(model)
+        model.zero_grad()
+        assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients(model).values())
 
 
 def test_share_of_lora(llama):

@@ -94,6 +94,7 @@ class Loop:
         self.model, self.optimizer, self.watch = model, optimizer, watch
         self.save, self.stop_requested = save, stop_requested
         self.model_flops_per_token, self.peak_flops = model_flops_per_token, peak_flops
+        self.planned_steps = objective.plan.total_steps  # the learning rate's: a stream may turn out to be shorter
         self.window = Window()
         self.skipped_in_a_row = 0
         if config.validation.metric not in objective.lower_is_better:
@@ -115,7 +116,10 @@ class Loop:
         state: Literal["finished", "preempted"] = "finished"
         while (reason := self._over(progress)) is None:
             began = time.monotonic()
-            batches = next(steps)
+            batches = next(steps, None)
+            if batches is None:
+                reason = "all data seen"  # by the run that is resumed here
+                break
             counts, stop = self._agree(batches)
             if stop:
                 state, reason = "preempted", "asked to stop"
@@ -168,7 +172,7 @@ class Loop:
 
     def _update(self, batches: Sequence[Batch], counts: Mapping[str, float], step: int) -> tuple[float, list[Loss]]:
         """One optimizer step. Returns the gradient norm (not finite: nothing was updated) and the losses."""
-        rate = learning_rate(step, self.objective.plan.total_steps, self.config.optim)
+        rate = learning_rate(step, self.planned_steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = []

@@ -8,10 +8,12 @@ folder of our own, so that a `lock` found inside is known to be left over.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -39,10 +41,11 @@ def build_for_cpu() -> None:
             left_over.unlink()
         if not any(place.glob("*/*.so")):
             log.warning("compiling DeepSpeed's operator for CPU ranks into %s: once, about a minute", place)
-        from deepspeed.comm.torch import build_shm_op  # takes seconds: only who shards on a CPU waits for it
-
+        # Takes seconds: only who shards on a CPU waits for it.
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.print = log.debug  # it tells of each loading, on every rank
         try:
-            build_shm_op()
+            backend.build_shm_op()
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"DeepSpeed cannot compile its operator for CPU ranks ({str(error).strip().splitlines()[0]}). Is a C++ "
