@@ -51,7 +51,7 @@ def main() -> int:
     model = subprocess.run(
         [sys.executable, str(ROOT / "examples/get_smollm2.py")], check=True, stdout=subprocess.PIPE, text=True
     )
-    peer, rates = peer_python(), matmul_rates()
+    peer, rates = peer_python("trl"), matmul_rates()
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
         bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer)
         bench.write_rows(json.loads(source.read_text(encoding="utf-8")), given.steps)
