@@ -77,6 +77,23 @@ class Prompter:
         begin = encoded["offset_mapping"][1][0] if len(ids) > 1 else len(text)
         return Passage(ids, 1, len(text[begin:].encode()))
 
+    def choices(self, context: str, continuations: Sequence[str]) -> tuple[Ids, list[Ids]]:
+        """A plain text's ids (it may not be blank), and those of each text that could continue it.
+
+        As lm-evaluation-harness encodes them, so that log-probabilities agree with its: spaces at the context's end
+        belong to the continuation, and a continuation is what the whole has beyond the context's number of tokens.
+        """
+        given = context.rstrip()
+        prefix = self._start + self._encode(given)
+        wholes = [self._start + self._encode(context + continuation) for continuation in continuations]
+        tails = [whole[len(prefix) :] for whole in wholes]
+        spaces = context[len(given) :]  # merged away where the whole is no longer than the context: encode it apart
+        return prefix, [tail or self._encode(spaces + c) for tail, c in zip(tails, continuations, strict=True)]
+
+    def begun(self, messages: Sequence[Message], answer: str) -> Ids:
+        """The conversation and the beginning of the assistant's answer, to be continued."""
+        return self.question(messages) + self._encode(answer)
+
     def _answer(self, history: Sequence[Message], message: Message) -> Passage:
         asked = self.question(history)
         return Passage(

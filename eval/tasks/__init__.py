@@ -6,6 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import perplexity, qa, samples
+from eval.tasks import cmmlu, gsm8k, gsm8k_cot, perplexity, qa, samples
 
-TASKS: Mapping[str, Task[Any]] = {task.name: task for task in (perplexity.TASK, qa.TASK, samples.TASK)}
+TASKS: Mapping[str, Task[Any]] = {
+    task.name: task
+    for task in (
+        perplexity.TASK,
+        qa.TASK,
+        samples.TASK,
+        cmmlu.TASK,
+        cmmlu.ZERO_SHOT,
+        cmmlu.GENERATION,
+        gsm8k.TASK,
+        gsm8k.CALCULATOR,
+        gsm8k_cot.TASK,
+    )
+}
