@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
 from eval.errors import UserError
 from eval.files import sha256_file
+from eval.images import Images, load_images
 from eval.model import LanguageModel
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.runner import Model
+from eval.vision import VisionModel
 
 ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
@@ -55,12 +59,20 @@ class Checkpoint:
             window_tokens=window_tokens,
             end_ids=self.end_ids,
             name=self.name,
+            images=lambda: self.images,
         )
+
+    @cached_property
+    def images(self) -> Images:
+        """How it sees images. Raises UserError where it sees none."""
+        return load_images(self.folder, self.config, self.tokenizer)
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's own; of several the one called default."""
+        """The tokenizer's own; of several the one called default. An older vision model has it in a file of its own."""
         template = self.tokenizer.chat_template
+        if not template and (self.folder / "chat_template.json").is_file():
+            template = json.loads((self.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
         return template.get("default") if isinstance(template, dict) else template
 
     def digests(self) -> dict[str, str]:
@@ -89,7 +101,8 @@ class Checkpoint:
         """The weights, in `precision`, on `device`. Raises UserError where they are broken or incomplete."""
         dtype = DTYPES[choose_precision(precision, device)]
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            kind = AutoModelForImageTextToText if head == "vision" else AutoModelForCausalLM
+            model, report = kind.from_pretrained(
                 self.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -102,7 +115,8 @@ class Checkpoint:
         model.generation_config = (
             GenerationConfig()
         )  # a checkpoint's own sampling and penalties would change the answers
-        return LanguageModel(model.to(device).eval(), self.tokenizer)
+        model = model.to(device).eval()
+        return VisionModel(model, self.images) if head == "vision" else LanguageModel(model, self.tokenizer)
 
 
 def look(folder: str, name: str) -> Checkpoint:

@@ -19,7 +19,7 @@ from eval.errors import UserError
 from eval.tasks import TASKS
 
 REPEATABLE = ("model", "data")
-TASK_LINES = "\n".join(f"  {task.name:<12}{task.about}" for task in TASKS.values())
+TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
 tasks:
 {TASK_LINES}

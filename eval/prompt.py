@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
+
+if TYPE_CHECKING:
+    from eval.images import Images
 
 Ids = tuple[int, ...]
 
@@ -35,6 +38,7 @@ class Prompter:
         window_tokens: Longest window in which a document is scored; 0 is the whole context.
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
+        images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
     """
 
     def __init__(
@@ -47,8 +51,9 @@ class Prompter:
         window_tokens: int,
         end_ids: Sequence[int],
         name: str,
+        images: Callable[[], Images] | None = None,
     ) -> None:
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.name, self._images = tokenizer, name, images
         self.raw, self.template = raw, None if raw else template
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
@@ -61,6 +66,16 @@ class Prompter:
     def question(self, messages: Sequence[Message]) -> Ids:
         """The conversation up to where the assistant answers."""
         return self._lead + self._encode(self._asked(messages))
+
+    def shown(self, images: Sequence[str], text: str) -> Ids:
+        """A user's turn with images (files) and the text below them, up to where the assistant answers."""
+        if self.raw or self._images is None:
+            raise UserError(f"{self.name}: only a chat template says where images stand; --template raw has none")
+        return self._images().ids(self._shown(len(images), text), images)
+
+    def reply(self, text: str) -> Ids:
+        """The beginning of an answer to `shown`: behind a space, where the template's prompt ends in none."""
+        return self._encode(text if self._shown(0, "?")[-1:].isspace() else f" {text}")
 
     def answers(self, messages: Sequence[Message]) -> list[Passage]:
         """Each turn of the assistant, given everything before it; its end-of-turn token is scored too."""
@@ -105,6 +120,10 @@ class Prompter:
             return "".join(m["content"] + self._end(m["role"]) for m in messages)
         return self._rendered(messages, add_generation_prompt=True)
 
+    def _shown(self, images: int, text: str) -> str:
+        parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        return self._rendered([{"role": "user", "content": parts}], add_generation_prompt=True)
+
     def _answered(self, history: Sequence[Message], message: Message) -> str:
         """What the model should say: the answer and its end of turn, without the white space that follows these."""
         if self.raw:
@@ -120,7 +139,7 @@ class Prompter:
     def _end(self, role: str) -> str:
         return self.tokenizer.eos_token or "" if role == "assistant" else ""
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         if self.template is None:
             raise UserError(
                 f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
@@ -147,8 +166,14 @@ class Prompter:
     def _end_of_turn(self) -> str:
         """What the template writes after an answer."""
         mark = "zerotune-answer"
-        whole = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], False)
-        return whole.rpartition(mark)[2]
+        for content in (mark, [{"type": "text", "text": mark}]):  # a vision model's may take parts only
+            question = content if content is not mark else "?"
+            whole = self._rendered(
+                [{"role": "user", "content": question}, {"role": "assistant", "content": content}], False
+            )
+            if mark in whole:
+                return whole.rpartition(mark)[2]
+        return ""
 
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

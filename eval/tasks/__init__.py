@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import cmmlu, gsm8k, gsm8k_cot, perplexity, qa, samples
+from eval.tasks import cmmlu, gsm8k, gsm8k_cot, perplexity, qa, samples, scienceqa
 
 TASKS: Mapping[str, Task[Any]] = {
     task.name: task
@@ -20,5 +20,7 @@ TASKS: Mapping[str, Task[Any]] = {
         gsm8k.TASK,
         gsm8k.CALCULATOR,
         gsm8k_cot.TASK,
+        scienceqa.TASK,
+        scienceqa.GENERATION,
     )
 }

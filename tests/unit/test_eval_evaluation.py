@@ -20,6 +20,7 @@ from eval.main import main
 from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation
+from eval.tasks import TASKS
 from tests import eval_checkpoints
 from tests.eval_checkpoints import TEXT
 
@@ -288,7 +289,7 @@ def test_generation_settings_of_a_checkpoint_change_no_answer(
 def test_main_prints_one_message_and_its_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--model", str(tmp_path), "--tasks", "nonsense", "--data", "x"]) == UserError.exit_code
     assert capsys.readouterr().err.splitlines() == [
-        "error: unknown task nonsense; there are perplexity, qa, samples",
+        f"error: unknown task nonsense; there are {', '.join(TASKS)}",
     ]
 
 
