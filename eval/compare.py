@@ -57,7 +57,8 @@ def _parts_of(samples: Sequence[Sample]) -> dict[tuple[str, str], NDArray[np.int
     for row, sample in enumerate(samples):
         for part in sample.groups.items():
             parts.setdefault(part, []).append(row)
-    return {part: np.array(rows) for part, rows in sorted(parts.items())}
+    # A part that is the whole says nothing beyond it.
+    return {part: np.array(rows) for part, rows in sorted(parts.items()) if len(rows) < len(samples)}
 
 
 def _columns(samples: Sequence[Sample]) -> Columns:

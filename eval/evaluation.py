@@ -7,7 +7,7 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,10 +24,10 @@ from eval.checkpoint import Checkpoint, choose_precision, look
 from eval.compare import compare
 from eval.config import Config
 from eval.errors import UserError
-from eval.files import expand, sha256_file
+from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
 from eval.prompt import Prompter
-from eval.protocols import Answer, Generate, Identified, Request, Sample, Task
+from eval.protocols import Answer, Generate, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
@@ -89,16 +89,21 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
     path = config.data_of(task.name)
     if path is None and task.source is None:
         raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    rows = local(path) if path is not None else from_hub(task.source)
-    items = task.arrange(load(rows, task.load))
+    items = task.arrange(load(_rows_of(task, path), task.load))
     if not items:
-        raise UserError(f"{path or task.source}: there are no rows in it")
+        raise UserError(f"{path or task.name}: there are no rows in it")
     if 0 < config.max_rows < len(items):
         if config.sample_seed is None:
             return items[: config.max_rows]
         shuffled = np.random.default_rng(config.sample_seed).permutation(len(items))  # as `datasets` shuffles
         return [items[k] for k in sorted(shuffled[: config.max_rows])]
     return items
+
+
+def _rows_of(task: Task[Any], path: str | None) -> Iterable[Row | BadRow]:
+    if path is not None:
+        return local(path)
+    return from_hub(task.source) if isinstance(task.source, Hub) else task.source or ()
 
 
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
@@ -204,8 +209,7 @@ def _data(task: Task[Any], config: Config) -> dict[str, str]:
     path = config.data_of(task.name)
     if path is not None:
         return {str(file): sha256_file(file) for file in expand(path)}
-    assert task.source is not None  # read_items has refused the task otherwise
-    return {f"hub:{task.source.path}": task.source.revision or "newest"}
+    return {f"hub:{task.source.path}": task.source.revision or "newest"} if isinstance(task.source, Hub) else {}
 
 
 def _result(config: Config, ranks: Ranks, checkpoints: Sequence[Checkpoint], tasks: Sequence[TaskResult]) -> Result:

@@ -10,12 +10,11 @@ from eval.protocols import Hub
 from eval.readers import Row
 
 
-def from_hub(source: Hub | None) -> Iterator[Row]:
+def from_hub(source: Hub) -> Iterator[Row]:
     """The rows of all its parts and splits; a row's file is `hub:PATH/NAME/SPLIT`.
 
     Raises UserError where it cannot be had.
     """
-    assert source is not None
     for name in source.name.split(",") if source.name else [None]:
         for split in source.split.split(","):
             file = "/".join(part for part in (f"hub:{source.path}", name, split) if part)

@@ -216,8 +216,8 @@ class Task(Generic[Item]):
     arrange: the items that are asked, from those of all rows (few-shot examples are moved into the others here).
     follow: further requests, given the answers so far (a tool's result, the next turn); none where the item is done.
     tables: what the report shows beside the metrics, from one model's samples.
-    head: the kind of checkpoint that can answer. source: rows where the user names none. max_new_tokens: longest
-    generated answer where the user sets no other.
+    head: the kind of checkpoint that can answer. source: a hub data set, or rows, where the user names none.
+    max_new_tokens: longest generated answer where the user sets no other.
     """
 
     name: str
@@ -231,5 +231,5 @@ class Task(Generic[Item]):
     follow: Callable[[Item, Sequence[Answer], Prompter], Sequence[Request]] | None = None
     tables: Callable[[Sequence[Sample]], Sequence[Table]] | None = None
     head: Head = "language"
-    source: Hub | None = None
+    source: Hub | tuple[Row, ...] | None = None
     max_new_tokens: int = 64

@@ -6,6 +6,8 @@ prompt, response             the same
 instruction, [input], output the same; input stands under the instruction
 messages                     a list of {role, content}
 conversations                the same in ShareGPT's words: {from, value}
+
+A column `subset` beside them names the part of the data that a row belongs to.
 """
 
 from __future__ import annotations
@@ -34,11 +36,15 @@ class BadExampleError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One row. id: file:line. Either `text` or `messages` is set; an answer, if any, is the last message."""
+    """One row. id: file:line. Either `text` or `messages` is set; an answer, if any, is the last message.
+
+    subset: the part of the data it belongs to (factual, reasoning), from a column of that name.
+    """
 
     id: str
     text: str | None = None
     messages: tuple[Message, ...] = ()
+    subset: str = ""
 
     @property
     def answered(self) -> bool:
@@ -84,9 +90,9 @@ def example(row: Row) -> Example:
     if messages:
         if value.get("system") and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": text_in(value, "system")})
-        return Example(place, messages=tuple(messages))
+        return Example(place, messages=tuple(messages), subset=_subset(value))
     if "text" in value:
-        return Example(place, text=text_in(value, "text"))
+        return Example(place, text=text_in(value, "text"), subset=_subset(value))
     raise BadExampleError(f"none of the known columns ({KNOWN}), only: {', '.join(map(str, value)) or 'nothing'}")
 
 
@@ -105,6 +111,10 @@ def _conversation(value: Mapping[str, Any]) -> list[Message]:
             answer = [{"role": "assistant", "content": text_in(value, answered)}] if answered in value else []
             return [{"role": "user", "content": question}, *answer]
     return []
+
+
+def _subset(value: Mapping[str, Any]) -> str:
+    return text_in(value, "subset") if value.get("subset") is not None else ""
 
 
 def text_in(value: Mapping[str, Any], column: str) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.runs import Zygote
 
 # Before torch or transformers is imported anywhere: two workers share two cores, and no test asks a hub.
 for name, value in {
@@ -41,6 +46,22 @@ def shared_data() -> Path:
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all but `pytest -m gpu`, here and in what tests start: what they find depends on no machine."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts training processes without the seconds that imports take."""
+    from tests.faults.runs import Zygote
+
+    warm = Zygote()
+    yield warm
+    warm.close()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs a GPU where there is none, with the reason."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
@@ -50,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; this machine has none"))
+            item.add_marker(pytest.mark.skip(reason="needs `pytest -m gpu` and a CUDA device"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

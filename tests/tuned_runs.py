@@ -54,11 +54,11 @@ def tiny_tokenizer(folder: Path, size: int = 300) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def tiny_model(folder: Path, kind: str, dtype: str = "float32", vocabulary: int = 300) -> Path:
+def tiny_model(folder: Path, kind: str, dtype: str = "float32", vocabulary: int = 300, **sizes: int) -> Path:
     """A random model with its tokenizer: `llama` (untied embeddings) or `qwen2` (tied, biases in attention)."""
     made = {
-        "llama": lambda: LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **SIZES),
-        "qwen2": lambda: Qwen2Config(vocab_size=vocabulary, tie_word_embeddings=True, **SIZES),
+        "llama": lambda: LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **SIZES | sizes),
+        "qwen2": lambda: Qwen2Config(vocab_size=vocabulary, tie_word_embeddings=True, **SIZES | sizes),
     }[kind]()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from train.config import Config, flat
+from train.config import Config, OptimConfig, flat
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
 RANGES = {
@@ -60,6 +60,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _model_problems(config)
     yield from _data_problems(config)
     yield from _batch_problems(config)
+    yield from _optim_problems(config.optim)
     yield from _validation_problems(config)
 
 
@@ -122,21 +123,38 @@ def _data_problems(config: Config) -> Iterator[tuple[str, str]]:
                 "data.validation_fraction"
             ),
         )
-    if data.streaming and data.validation_fraction:
+    if duration.max_steps is None and duration.max_tokens is None:
+        if data.streaming:
+            yield (
+                "data.streaming",
+                "data.streaming: a stream has no known length; set duration.max_steps or duration.max_tokens",
+            )
+        elif duration.max_epochs is None:
+            yield (
+                "duration.max_epochs",
+                "duration: nothing ends the run; set duration.max_epochs, duration.max_steps or duration.max_tokens",
+            )
+    if data.streaming:
+        yield from _stream_problems(config)
+
+
+def _stream_problems(config: Config) -> Iterator[tuple[str, str]]:
+    epochs = config.duration.max_epochs
+    if config.data.validation_fraction:
         yield (
             "data.validation_fraction",
-            ("data.validation_fraction: a stream has no known length to take a share of; give data.validation instead"),
+            "data.validation_fraction: a stream has no known length to take a share of; give data.validation instead",
         )
-    if data.streaming and duration.max_steps is None and duration.max_tokens is None:
-        yield (
-            "data.streaming",
-            ("data.streaming: a stream has no known length; set duration.max_steps or duration.max_tokens"),
-        )
-    if duration.max_epochs is None and duration.max_steps is None and duration.max_tokens is None:
+    if epochs is not None and not float(epochs).is_integer():
         yield (
             "duration.max_epochs",
-            ("duration: nothing ends the run; set duration.max_epochs, duration.max_steps or duration.max_tokens"),
+            f"duration.max_epochs: a stream has no known length to take a part of; give whole passes, not {epochs}",
         )
+    unknown = "a stream has no known epochs to end; say after how many steps"
+    if config.checkpoint.every_steps is None:
+        yield "checkpoint.every_steps", f"checkpoint.every_steps: {unknown}"
+    if config.data.validation and config.validation.every_steps is None:
+        yield "validation.every_steps", f"validation.every_steps: {unknown}"
 
 
 def _batch_problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -157,6 +175,13 @@ def _batch_problems(config: Config) -> Iterator[tuple[str, str]]:
                 f"batch.tokens_per_micro_batch, {batch.tokens_per_micro_batch}"
             ),
         )
+
+
+def _optim_problems(optim: OptimConfig) -> Iterator[tuple[str, str]]:
+    if optim.name == "adafactor":
+        for name in ("beta1", "beta2", "epsilon"):
+            if getattr(optim, name) != getattr(OptimConfig, name):
+                yield f"optim.{name}", f"optim.{name}: adafactor does not use it; remove it, or set optim.name: adamw"
 
 
 def _validation_problems(config: Config) -> Iterator[tuple[str, str]]:

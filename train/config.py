@@ -101,7 +101,7 @@ class DataConfig:
         chat_template: tokenizer (its own; a base model without one gets plain), plain, chatml, raw, or a .jinja file.
         system_prompt: Put before conversations that have no system message of their own.
         streaming: Tokenise window by window while training: for corpora that exceed memory, or to start at once.
-            Needs duration.max_steps or duration.max_tokens.
+            Needs duration.max_steps or duration.max_tokens, and checkpoint.every_steps.
         streaming_window_rows: Rows of one window; the order is shuffled inside it.
         cache_folder: Where tokenised data is kept, by content; by default $ZEROTUNE_CACHE or ~/.cache/zerotune.
         workers: Processes that tokenise; 0 takes one per core.
@@ -199,7 +199,8 @@ class OptimConfig:
     """The optimizer and its schedule.
 
     Args:
-        name: adamw, adamw_8bit (bitsandbytes) or adafactor.
+        name: adamw, adamw_8bit (bitsandbytes; not with FSDP2) or adafactor (one process or DDP; it has its own rule for
+            beta1, beta2 and epsilon).
         learning_rate: The highest learning rate.
         weight_decay: On matrices; biases, norms and embeddings of a prompt are left alone.
         beta1: Decay of the first moment.
@@ -230,7 +231,7 @@ class DurationConfig:
     """How long; what comes first ends the run.
 
     Args:
-        max_epochs: Passes over the training data.
+        max_epochs: Passes over the training data; whole ones of a stream.
         max_steps: Optimizer steps.
         max_tokens: Tokens seen.
     """

@@ -23,6 +23,7 @@ def run(config: Config, stop: Stop) -> None:
     What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
     """
     from eval.files import write_atomically
+    from train.engine import record
     from train.engine.board import Board
     from train.engine.flops import model_flops_per_token, peak_flops
     from train.engine.loop import Loop
@@ -43,8 +44,8 @@ def run(config: Config, stop: Stop) -> None:
         model = tuning.apply(objective.load_model())
         trained, total = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
-        model, optimizer = runtime.prepare(model, build(model, config.optim))
-        checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning, trained)
+        model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
+        checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning)
         progress = this.progress = checkpoints.resume()
         peak = runtime.sum([peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops).flops])[0]
         if runtime.main:
@@ -58,6 +59,8 @@ def run(config: Config, stop: Stop) -> None:
         outcome = loop.fit(progress)
         board.close()
         runtime.close()
+        if runtime.main:
+            record.write(this.folder, **objective.facts)  # a stream knows them only now
         if runtime.main and outcome.state == "finished":
             if config.merge.at_end:
                 merge(this.folder, this.folder / "merged", config.merge, code=config.model.trust_remote_code)

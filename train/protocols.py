@@ -46,6 +46,7 @@ class Batch:
 class Plan:
     """The arithmetic of a run, known before its first step.
 
+    total_steps: for a stream the most there can be, until it knows.
     epoch_ends: the number of steps after each epoch, rising; empty while unknown (streaming).
     attention_length: positions that a token attends to, on average over tokens. head_share: share of the tokens for
         which
@@ -105,22 +106,32 @@ class Objective(Protocol):
 
     terms: the names of the loss's terms. The loss is the sum over terms of (sum over everything) / (count over
         everything).
-    plan: the arithmetic of the run.
     lower_is_better: for each validation metric that can choose the best checkpoint.
-    facts: what run.json and the checkpoints record: digests of data, model and chat template, counts of rows.
     """
 
     terms: tuple[str, ...]
-    plan: Plan
     lower_is_better: Mapping[str, bool]
-    facts: Mapping[str, Any]
+
+    @property
+    def plan(self) -> Plan:
+        """The arithmetic of the run. A stream that ends before the planned steps replaces it when it gives its last
+        one.
+        """
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What run.json and the checkpoints record: digests of data, model and chat template, counts of rows so far."""
+        ...
 
     def load_model(self) -> nn.Module:
         """The model before tuning and sharding."""
         ...
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
-        """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank."""
+        """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank. Ends with
+        the step that `plan` says is the last.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import cmmlu, gsm8k, gsm8k_cot, perplexity, qa, samples, scienceqa
+from eval.tasks import bleu, cmmlu, dialogue, gsm8k, gsm8k_cot, perplexity, qa, rouge, samples, scienceqa
 
 TASKS: Mapping[str, Task[Any]] = {
     task.name: task
     for task in (
         perplexity.TASK,
         qa.TASK,
+        dialogue.TASK,
+        rouge.TASK,
+        bleu.TASK,
         samples.TASK,
         cmmlu.TASK,
         cmmlu.ZERO_SHOT,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.metrics.perplexity import bits_per_byte, perplexity, windows
-from eval.protocols import Answer, CorpusMetric, Request, Sample, Score, Scored, Task
+from eval.metrics.perplexity import LARGEST_EXPONENT, bits_per_byte, perplexity, perplexity_per_word, windows
+from eval.metrics.script import words
+from eval.metrics.word_shift import divergence, frequencies, shifts
+from eval.protocols import Answer, CorpusMetric, Request, Sample, SampleMetric, Score, Scored, Table, Task
 from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
+
+SHOWN_WORDS = 20
 
 
 def check(example: Example) -> Example:
@@ -35,17 +40,47 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """Sums over the row; its own perplexity is shown beside them."""
+    """Sums over the row, and the row's own perplexity."""
     scored = [answer for answer in answers if isinstance(answer, Scored)]
     nll, tokens = -math.fsum(a.log_prob for a in scored), sum(a.tokens for a in scored)
-    values = {"nll": nll, "tokens": float(tokens), "bytes": float(sum(a.bytes for a in scored))}
-    text = example.text if example.text is not None else example.messages[-1]["content"]
-    return Sample(example.id, values, {"text": text, "perplexity": math.exp(min(nll / max(tokens, 1), 700.0))})
+    said = [example.text] if example.text is not None else _answers(example)
+    values = {
+        "nll": nll,
+        "tokens": float(tokens),
+        "words": float(sum(len(words(text)) for text in said)),
+        "bytes": float(sum(a.bytes for a in scored)),
+        "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
+    }
+    corpus = Path(example.id.rpartition(":")[0]).stem
+    return Sample(example.id, values, {"text": said[-1]}, {"corpus": corpus})
+
+
+def _answers(example: Example) -> list[str]:
+    return [message["content"] for message in example.messages if message["role"] == "assistant"]
+
+
+def tables(samples: Sequence[Sample]) -> Sequence[Table]:
+    """How the words of each further corpus differ from those of the first."""
+    texts: dict[str, list[str]] = {}
+    for sample in samples:
+        texts.setdefault(sample.groups["corpus"], []).append(str(sample.shown["text"]))
+    first, *others = texts
+    return [_shift(first, other, texts) for other in others]
+
+
+def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
+    found = shifts(frequencies(texts[first]), frequencies(texts[other]))
+    apart = f"Jensen-Shannon divergence {divergence(found):.3f} bits (0: the same words, 1: none in common)"
+    return Table(
+        f"Words of {other} against {first}: {apart}",
+        ("word", f"share in {first}", f"share in {other}", "bits"),
+        [(shift.word, shift.first, shift.second, shift.bits) for shift in found[:SHOWN_WORDS]],
+    )
 
 
 TASK = Task(
     name="perplexity",
-    version=1,
+    version=2,
     about="perplexity and bits per byte of texts, or of answers given their questions",
     load=examples(check),
     ask=ask,
@@ -53,5 +88,8 @@ TASK = Task(
     metrics=(
         CorpusMetric("perplexity", higher_is_better=False, of=perplexity),
         CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte),
+        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word),
+        SampleMetric("sentence_perplexity", higher_is_better=False),
     ),
+    tables=tables,
 )

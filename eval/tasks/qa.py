@@ -1,11 +1,12 @@
-"""Questions answered by generation, scored by exact match with the reference answer (Chinese and English)."""
+"""Questions answered by generation, scored by exact and partial match with the reference (Chinese and English)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from eval.metrics.exact_match import exact_match
+from eval.metrics.similarity import ALIKE, similarity
 from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, Example, examples
 
@@ -25,23 +26,40 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     return [Generate(prompter.question(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
 
 
-def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """1.0 or 0.0."""
+def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str, str], Mapping[str, float]]) -> Sample:
+    """The values that `measure` gives of (answer, reference), and what a person wants to see."""
     (answer,) = answers
     assert isinstance(answer, Generated)
     reference = example.messages[-1]["content"]
     shown = {"prompt": example.messages[-2]["content"], "answer": answer.text, "reference": reference}
-    return Sample(
-        example.id, {"exact_match": exact_match(answer.text, reference)}, shown | {"finished": answer.finished}
-    )
+    groups = {"subset": example.subset} if example.subset else {}
+    values = measure(answer.text, reference)
+    return Sample(example.id, values, shown | {"finished": answer.finished}, groups)
+
+
+def score(example: Example, answers: Sequence[Answer]) -> Sample:
+    """Exact match, similarity, and whether that is above 0.7."""
+    return outcome(example, answers, _matches)
+
+
+def _matches(prediction: str, reference: str) -> Mapping[str, float]:
+    alike = similarity(prediction, reference)
+    return {
+        "exact_match": exact_match(prediction, reference),
+        "partial_match": float(alike > ALIKE),
+        "similarity": alike,
+    }
 
 
 TASK = Task(
     name="qa",
-    version=1,
-    about="answers by generation, scored by exact match",
+    version=2,
+    about="answers by generation, scored by exact and partial match",
     load=examples(check),
     ask=ask,
     score=score,
-    metrics=(SampleMetric("exact_match", higher_is_better=True, is_share=True),),
+    metrics=(
+        SampleMetric("exact_match", higher_is_better=True, is_share=True),
+        SampleMetric("partial_match", higher_is_better=True, is_share=True),
+    ),
 )

@@ -1,4 +1,4 @@
-"""Continuations of given prompts, for people to read side by side; nothing is scored."""
+"""Continuations of given prompts, greedy and drawn at two temperatures, to read side by side; nothing is scored."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eval.protocols import Answer, Generate, Generated, Request, Sample, Task
+from eval.readers import Row
 from eval.rows import BadExampleError, Example, Message, examples
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
+
+TEMPERATURES = (0.0, 0.7, 1.0)
+PROMPTS = (
+    "The meaning of life is",
+    "Once upon a time, there was a little girl who",
+    "The central bank said on Tuesday that",
+    "人生的意义在于",
+    "从前有一座山，山上有",
+)
 
 
 def check(example: Example) -> Example:
@@ -20,18 +30,22 @@ def check(example: Example) -> Example:
 
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
-    """The text as it stands, or the conversation up to its last answer."""
+    """The text as it stands, or the conversation up to its last answer; once for each temperature."""
     ids = prompter.document(example.text).ids if example.text is not None else prompter.question(_history(example))
-    return [Generate(ids, prompter.max_new_tokens, prompter.stop_ids)]
+    return [
+        Generate(ids, prompter.max_new_tokens, prompter.stop_ids, temperature=temperature)
+        for temperature in TEMPERATURES
+    ]
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
     """Only what a person wants to see."""
-    (answer,) = answers
-    assert isinstance(answer, Generated)
+    said = [answer for answer in answers if isinstance(answer, Generated)]
     prompt = example.text if example.text is not None else _history(example)[-1]["content"]
     reference = {"reference": example.messages[-1]["content"]} if example.answered else {}
-    return Sample(example.id, {}, {"prompt": prompt, "answer": answer.text, **reference, "finished": answer.finished})
+    titles = ["greedy" if not temperature else f"temperature {temperature:g}" for temperature in TEMPERATURES]
+    texts = {title: answer.text for title, answer in zip(titles, said, strict=True)}
+    return Sample(example.id, {}, {"prompt": prompt, **texts, **reference})
 
 
 def _history(example: Example) -> Sequence[Message]:
@@ -40,10 +54,11 @@ def _history(example: Example) -> Sequence[Message]:
 
 TASK = Task(
     name="samples",
-    version=1,
-    about="continuations of prompts, to read side by side",
+    version=2,
+    about="continuations of prompts, greedy and drawn, to read side by side",
     load=examples(check),
     ask=ask,
     score=score,
     metrics=(),
+    source=tuple(Row("built-in prompts", k, {"text": prompt}) for k, prompt in enumerate(PROMPTS, start=1)),
 )

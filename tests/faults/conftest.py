@@ -1,18 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.runs import Workplace, Zygote
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    warm = Zygote()
-    yield warm
-    warm.close()
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +18,13 @@ def reference(zygote: Zygote, workplace: Workplace) -> Path:
     run = workplace.folder / "reference"
     processes = zygote.run(workplace.arguments(run), workplace.folder / "reference")
     assert processes.codes == [0], processes.output
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference_of_two(zygote: Zygote, workplace: Workplace) -> Path:
+    """The same with two ranks, each with a dropout of its own."""
+    run = workplace.folder / "reference-of-two"
+    processes = zygote.run(workplace.arguments(run), workplace.folder / "reference-of-two", "ddp")
+    assert processes.codes == [0, 0], processes.output
     return run

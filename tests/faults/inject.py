@@ -1,9 +1,11 @@
 """A test-only plug: kills, signals or slows a training process at a named point, without a branch in `train`.
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
-"nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "fill FILE" | "limit BYTES"}.
+"nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "fill FILE" | "limit BYTES"
+| "nan" | "nan ROW"}.
 `nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
-fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES.
+fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES. nan: the function, which
+gives the terms of a loss, gives NaN in their place (for batches with that row).
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
 """
 
@@ -46,6 +48,8 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
         nonlocal calls
         calls += 1
         due = order.get("nth", 1) in (0, calls)
+        if due and order["do"].startswith("nan"):
+            return _poisoned(real(*arguments, **keywords), order["do"][4:], arguments)
         if due and order.get("when", "before") == "before":
             _act(order["do"])
         result = real(*arguments, **keywords)
@@ -54,6 +58,11 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
         return result
 
     return wrapper
+
+
+def _poisoned(terms: Any, row: str, arguments: tuple[Any, ...]) -> Any:
+    rows = [name for argument in arguments for name in getattr(argument, "row_ids", ())]
+    return {term: value * float("nan") for term, value in terms.items()} if not row or row in rows else terms
 
 
 def _act(what: str) -> None:

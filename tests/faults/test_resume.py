@@ -11,13 +11,18 @@ from tests.process.runs import TINY
 
 KILLS = (3, 2, 4)  # each life dies before this many-th update of its own
 
+LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
+
 CASES = {
     "single full": ("single", {}),
+    "single lora": ("single", LORA),
     "single prompt": ("single", {"tuning.kind": "prompt"}),
-    "ddp lora": ("ddp", {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}),
+    "ddp full": ("ddp", {}),
+    "ddp lora": ("ddp", LORA),
     "zero1 prompt": ("zero1", {"tuning.kind": "prompt"}),
     "zero2 full": ("zero2", {}),
-    "zero3 lora": ("zero3", {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}),
+    "zero2 full 8 bit": ("zero2", {"optim.name": "adamw_8bit"}),
+    "zero3 lora": ("zero3", LORA),
 }
 
 

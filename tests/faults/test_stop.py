@@ -64,7 +64,7 @@ def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, refer
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
-    rank: int, zygote: Zygote, workplace: Workplace, tmp_path: Path
+    rank: int, zygote: Zygote, workplace: Workplace, reference_of_two: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     orders = [{"at": UPDATE, "nth": 3, "rank": rank, "do": "SIGTERM"}]
@@ -73,7 +73,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert finished(run)[-1] == 3
     assert status(run)["state"] == "preempted"
     assert status(run)["step"] == 3
-    assert status(run)["reason"]
+    assert status(run)["reason"] == ("SIGTERM" if rank == 0 else "another rank was asked to stop")
+    assert_goes_on_as(reference_of_two, run, zygote, workplace, tmp_path)
+
+
+def assert_goes_on_as(reference: Path, run: Path, zygote: Zygote, workplace: Workplace, folder: Path) -> None:
+    """The same command, on two ranks, ends where the run that nobody stopped ended: every loss and every bit."""
+    processes = zygote.run(workplace.arguments(run), folder / "last", "ddp")
+    assert processes.codes == [0, 0], processes.output
+    assert "resumed from" in processes.output
+    assert status(run)["state"] == "finished"
+    assert losses(run) == losses(reference)
+    assert weights(run) == weights(reference)
 
 
 def send_to_all(processes: list[psutil.Process], number: signal.Signals) -> None:
@@ -88,7 +99,7 @@ def send_to_launcher(processes: list[psutil.Process], number: signal.Signals) ->
 
 
 @pytest.mark.slow
-def test_through_the_launcher(workplace: Workplace, tmp_path: Path) -> None:
+def test_through_the_launcher(zygote: Zygote, workplace: Workplace, reference_of_two: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher; SIGUSR1 to one told to pass it on; SIGUSR1 to all where the launcher ignores it."""
     run = tmp_path / "run"
     slow = f'[{{"at": "{UPDATE}", "nth": 0, "do": "sleep 0.4"}}]'
@@ -131,3 +142,4 @@ def test_through_the_launcher(workplace: Workplace, tmp_path: Path) -> None:
         assert said["step"] == finished(run)[-1]
         assert leftovers(run) == []
         before = said["step"]
+    assert_goes_on_as(reference_of_two, run, zygote, workplace, tmp_path)

@@ -8,10 +8,12 @@ import copy
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from train.engine.runtime import sharded_precision
 from train.models import attention, loss_head
 
 SIZES = {
@@ -36,7 +38,7 @@ def pack(lengths, seed):
     return inputs, targets_bt
 
 
-def main(tied: bool) -> None:
+def build(tied: bool) -> nn.Module:
     torch.manual_seed(0)
     attention.register()
     config = Qwen2Config(**SIZES, tie_word_embeddings=tied)
@@ -44,12 +46,24 @@ def main(tied: bool) -> None:
         config, attn_implementation=attention.implementation("auto", True, torch.device("cpu"))
     )
     loss_head.install(whole)
-    spread = copy.deepcopy(whole)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in spread.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(spread, mesh=mesh)
+    return whole
 
+
+def spread_out(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
+    """Units as Accelerate makes them: each layer, and head, norm and (where tied) embeddings together."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    tail = [model.model.norm, model.lm_head]
+    if model.lm_head.weight is model.model.embed_tokens.weight:
+        tail = [model.model.norm, model.model.embed_tokens, model.lm_head]
+    fully_shard(tail, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def in_float32(tied: bool) -> None:
+    whole = build(tied)
+    spread = spread_out(copy.deepcopy(whole), MixedPrecisionPolicy())
     packs = [pack(lengths, seed) for seed, lengths in enumerate(DOCUMENTS)]
     count = sum(int((targets != -100).sum()) for _, targets in packs)
     loss = sum(loss_head.token_loss(whole, *one) for one in packs) / count
@@ -68,8 +82,34 @@ def main(tied: bool) -> None:
         print(f"equal tied={tied}", flush=True)
 
 
+def in_bf16(tied: bool) -> None:
+    """Weights of float32 multiplied in bf16: the loss is a float32 sum, and so are the gradients that cross ranks."""
+    exact, spread = build(tied), spread_out(build(tied), sharded_precision(torch.bfloat16))
+    packs = [pack(lengths, seed) for seed, lengths in enumerate(DOCUMENTS)]
+    loss = sum(loss_head.token_loss(exact, *one) for one in packs)
+    loss.backward()
+    for last in (False, True):  # the first backward only accumulates, as in a step of two micro-batches
+        spread.set_requires_gradient_sync(last)
+        mine = loss_head.token_loss(spread, *packs[dist.get_rank()])
+        (mine * dist.get_world_size() / 2).backward()
+    assert mine.dtype == torch.float32, mine.dtype
+    assert mine != mine.bfloat16(), "rounded on the way"
+    joined = mine.detach().clone()
+    dist.all_reduce(joined)
+    torch.testing.assert_close(joined, loss.detach(), rtol=2e-3, atol=0)
+    wanted = torch.cat([p.grad.flatten() for p in exact.parameters()])
+    found = torch.cat([p.grad.full_tensor().flatten() for p in spread.parameters()])
+    assert found.dtype == torch.float32
+    assert (found - wanted).norm() < 2e-2 * wanted.norm()
+    seen = found[found != 0]  # tokens that do not occur have none
+    assert (seen == seen.bfloat16()).float().mean() < 0.5, "gradients crossed ranks in bf16"
+    if dist.get_rank() == 0:
+        print(f"float32 sums tied={tied}", flush=True)
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for tied in (True, False):
-        main(tied)
+        in_float32(tied)
+        in_bf16(tied)
     dist.destroy_process_group()

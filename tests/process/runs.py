@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,15 @@ def metrics(folder: Path, name: str) -> dict[int, float]:
     """step -> value of one metric of a run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def pretrained_stand_in(folder: Path) -> Path:
+    """The tiny model with weights, all of them random. In 4 bit a CPU wants inputs of whole blocks of 64."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(TINY, folder)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(TINY, intermediate_size=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

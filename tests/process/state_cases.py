@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from train.engine import checkpoint, manifest
 from train.engine.origin import Origin
-from train.engine.state import load_state, save_state, trained_weights
+from train.engine.state import bytes_to_save, load_state, save_state, trained_weights
 
 SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -59,7 +59,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Case:
-    """What a name such as `zero-2 llama lora adamw bf16` says."""
+    """What a name such as `zero-2 llama lora adamw bf16` says; precision is fp32, bf16 or scaled (fp32, loss scale)."""
 
     kind: str
     model: str
@@ -118,6 +118,8 @@ class Run:
     def __init__(self, case: Case, seed: int) -> None:
         self.case = case
         self.accelerator = accelerator_of(case)
+        if case.precision == "scaled":  # what fp16 does to gradients, where a CPU has no fp16
+            self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2)
         torch.manual_seed(7 if case.lora else seed)  # a frozen base is the same at each start; what is trained is not
         model = AutoModelForCausalLM.from_config(CONFIGS[case.model])
         if case.lora:
@@ -128,8 +130,8 @@ class Run:
             for module in model.modules():
                 if type(module).__name__.endswith("DecoderLayer"):
                     fully_shard(module, mesh=mesh)
-            self.model, self.optimizer = fully_shard(model, mesh=mesh), None
-            self.optimizer = optimizer_of(case, self.model)
+            self.model = fully_shard(model, mesh=mesh)
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer_of(case, self.model), device_placement=False)
         else:
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer_of(case, model))
 
@@ -139,10 +141,7 @@ class Run:
             numbers = torch.Generator().manual_seed(1000 * step + dist.get_rank())
             ids = torch.randint(0, SIZES["vocab_size"], (2, 16), generator=numbers)
             loss = self.model(input_ids=ids, labels=ids).loss
-            if self.case.kind == "fsdp":
-                loss.backward()
-            else:
-                self.accelerator.backward(loss)
+            self.accelerator.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
             losses.append(loss.item())
@@ -173,7 +172,13 @@ class Run:
 
     def everything(self) -> dict[str, Tensor]:
         weights = {f"weight {name}": tensor for name, tensor in self.weights().items()}
-        return weights | {f"moment {name}": tensor for name, tensor in self.moments().items()}
+        moments = {f"moment {name}": tensor for name, tensor in self.moments().items()}
+        scaler = self.accelerator.scaler
+        scale = {f"scale {k}": torch.tensor(v) for k, v in scaler.state_dict().items()} if scaler else {}
+        return weights | moments | scale
+
+    def expected_bytes(self) -> int:
+        return bytes_to_save(self.accelerator, self.model, self.optimizer)
 
     def close(self) -> None:
         if self.case.zero:
@@ -199,6 +204,7 @@ def check(name: str, folder: Path) -> dict[str, Any]:
     def write(target: Path) -> None:
         save_state(run.accelerator, run.model, run.optimizer, target)
 
+    expected_bytes = ranks.sum([run.expected_bytes()])[0]
     saved = checkpoint.commit(folder, 3, write, {"step": 3}, origin, ranks)
     saving_changed = differing(saved_state, run.everything())
     losses = run.train(3, 6)
@@ -225,6 +231,7 @@ def check(name: str, folder: Path) -> dict[str, Any]:
         "consolidated_differs": differing(live, trained_weights(saved)),
         "files": {str(p.relative_to(saved)): p.stat().st_size for p in saved.rglob("*") if p.is_file()},
         "beside": sorted(p.name for p in folder.iterdir()),
+        "expected_bytes": expected_bytes,
         "disk_full": disk_full,
     }
     if case.kind in ("zero-2", "zero-3", "fsdp"):

@@ -20,11 +20,14 @@ CASES = (
     "zero-1 qwen2 full adamw fp32",
     "zero-2 qwen2 lora adamw fp32",
     "zero-2 llama full adamw bf16",
+    "zero-2 qwen2 full adamw_8bit fp32",
     "zero-3 qwen2 full adamw fp32",
     "zero-3 qwen2 lora adamw fp32",
     "zero-3 qwen2 full adamw bf16",
     "fsdp qwen2 full adamw fp32",
     "fsdp llama lora adamw fp32",
+    "ddp qwen2 full adamw scaled",
+    "fsdp qwen2 full adamw scaled",
 )
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,6 +109,13 @@ def test_frozen_weights_are_not_stored(outcomes: dict[str, list[dict[str, Any]]]
     ):
         sizes = [sum(outcomes[name][0]["files"].values()) for name in (full, lora)]
         assert sizes[1] < sizes[0] / 3
+
+
+def test_its_size_is_known_before_it_is_written(ranks: list[dict[str, Any]]) -> None:
+    """A run must neither refuse a disk with room to spare nor begin what cannot fit."""
+    for result in ranks:
+        size = sum(result["files"].values())
+        assert abs(size - result["expected_bytes"]) < 60_000  # names, shapes, what the formats add
 
 
 def test_a_full_disk_stops_all_ranks_and_leaves_nothing(case: str, ranks: list[dict[str, Any]]) -> None:

@@ -170,6 +170,45 @@ def test_half_precision_is_as_exact_as_its_rounding(dtype):
         assert float((got.detach().double() - expected).norm() / expected.norm()) < step
 
 
+def test_under_autocast_a_cpu_still_computes_attention_in_float32(monkeypatch):
+    """Float32 weights in bf16 arithmetic: rotary embeddings make float32 queries beside bf16 values."""
+    seen = []
+    inner = attention.F.scaled_dot_product_attention
+
+    def spy(*tensors, **options):
+        seen.append({x.dtype for x in tensors} | {torch.is_autocast_enabled("cpu")})
+        return inner(*tensors, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
+    model, inputs = build("llama"), pack(documents())
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**inputs).logits[0]
+    assert seen == [{torch.float32, False}] * (len(LENGTHS) * model.config.num_hidden_layers)
+    got = gradients(model, logits.float().square().sum())
+    exact = build("llama")
+    wanted = gradients(exact, exact(**inputs).logits[0].square().sum())
+    for name, gradient in wanted.items():
+        assert float((got[name] - gradient).norm() / gradient.norm()) < 3e-2, name
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "depth", "value_depth", "fits"),
+    [
+        ((8, 0), torch.bfloat16, 64, 64, True),
+        ((8, 0), torch.float32, 64, 64, False),
+        ((7, 5), torch.float16, 64, 64, False),  # T4
+        ((7, 0), torch.float16, 64, 64, False),  # V100
+        ((9, 0), torch.float16, 256, 256, True),
+        ((8, 9), torch.float16, 256, 256, False),
+        ((9, 0), torch.bfloat16, 288, 288, False),
+        ((9, 0), torch.bfloat16, 20, 20, False),
+        ((9, 0), torch.bfloat16, 192, 128, False),
+    ],
+)
+def test_where_the_variable_length_kernel_runs(capability, dtype, depth, value_depth, fits):
+    assert attention.kernel_fits(capability, dtype, depth, value_depth) is fits
+
+
 def test_dropout_is_applied_while_training_only():
     starts = torch.tensor([0, 40], dtype=torch.int32)
     q, k, v = (torch.randn(1, n, 40, 8) for n in (4, 2, 2))
@@ -207,7 +246,6 @@ def test_can_pack():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("window", [None, 5])
 def test_cuda_kernel_equals_float32_by_document(window):
     starts = torch.tensor([0, *LENGTHS]).cumsum(0, dtype=torch.int32).cuda()

@@ -7,50 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ranks import Solo
+from tests.row_tables import Table, row_ids, shape, table
 from train.config import DurationConfig
-from train.data.batch import IGNORED, Shape, collate, epoch_steps, micro_batches, order, padding_share, rank_batches
-from train.data.steps import FixedSteps, StreamedSteps
-
-
-class Table:
-    """Rows held in memory; row i starts with token i so that a test can find it again."""
-
-    def __init__(self, lengths, sources=None):
-        self.lengths_n = np.asarray(lengths, np.int32)
-        self.learned_n = np.maximum(self.lengths_n - 1, 0)
-        self.sources_n = np.asarray(sources if sources is not None else [0] * len(lengths), np.int16)
-
-    def __len__(self):
-        return len(self.lengths_n)
-
-    def tokens(self, index):
-        ids = np.full(int(self.lengths_n[index]), 7, np.int32)
-        ids[0] = 1000 + index
-        return ids, ids.copy()
-
-    def row_id(self, index):
-        return f"rows.jsonl:{index + 1}"
-
-
-class Alone:
-    index, count, device = 0, 1, None
-
-    def sum(self, values):
-        return list(values)
-
-    def barrier(self):
-        pass
-
-
-def shape(packed=True, step=400, micro=200):
-    return Shape(
-        packed=packed, tokens_per_step=step, tokens_per_micro_batch=micro, longest_row=190, shuffle=True, pad_token_id=0
-    )
-
-
-def table(rows=200, seed=0, longest=190):
-    lengths = np.random.default_rng(seed).lognormal(3.3, 0.8, rows).astype(int).clip(4, longest)
-    return Table(lengths)
+from train.data.batch import IGNORED, collate, epoch_steps, micro_batches, order, padding_share, rank_batches
+from train.data.steps import FixedSteps
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -152,32 +113,14 @@ def test_padding_waste_stays_under_its_promise(packed, limit):
 )
 def test_what_comes_first_ends_the_run(duration, steps):
     rows = Table([10] * 100)
-    source = FixedSteps(rows, [1.0], shape(step=100, micro=50), 0, duration, Alone())
+    source = FixedSteps(rows, [1.0], shape(step=100, micro=50), 0, duration, Solo())
     assert source.plan.total_steps == steps
     assert len(list(source.walk(0))) == steps
-
-
-def _row_ids(batches):
-    return [row for batch in batches for row in batch.row_ids]
 
 
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 14])
 def test_resuming_anywhere_gives_the_same_steps(start):
     rows = table(300)
-    source = FixedSteps(rows, [1.0], shape(), 5, DurationConfig(max_epochs=2), Alone())
-    whole = [_row_ids(step) for step in source.walk(0)]
-    assert [_row_ids(step) for step in source.walk(start)] == whole[start:]
-
-
-def test_a_stream_resumes_inside_a_window():
-    opened = []
-
-    def windows(epoch):
-        for seed in range(3):
-            opened.append((epoch, seed))
-            yield table(40, seed)
-
-    source = StreamedSteps(windows, shape(), 0, DurationConfig(max_steps=20), Alone())
-    whole = [_row_ids(step) for step in source.walk(0)][:20]
-    assert [_row_ids(step) for step in source.walk(6)][:14] == whole[6:]
-    assert source.plan.epoch_ends == ()
+    source = FixedSteps(rows, [1.0], shape(), 5, DurationConfig(max_epochs=2), Solo())
+    whole = [row_ids(step) for step in source.walk(0)]
+    assert [row_ids(step) for step in source.walk(start)] == whole[start:]

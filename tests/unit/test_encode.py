@@ -1,4 +1,4 @@
-"""Rows to tokens: what is learned in every format, token by token; windows, cache, split and overlap."""
+"""Rows to tokens: what is learned (test_masks.py shows it token by token); windows, cache, split and overlap."""
 
 from __future__ import annotations
 
@@ -28,14 +28,6 @@ CHAT = [
 ]
 
 
-def pieces(corpus, using, row=0):
-    """Every token of a row on its own, in brackets where it is learned."""
-    ids, labels = corpus.train.tokens(row)
-    return [
-        f"[{using.decode([i])}]" if label != -100 else using.decode([i]) for i, label in zip(ids, labels, strict=True)
-    ]
-
-
 MASKS = {
     "qa": (TURN, "### User:\nWhat is the capital of France?\n\n### Assistant:\n", ["Paris, of course.</s>"]),
     "pr": ({"prompt": "Hi", "response": "你好"}, "### User:\nHi\n\n### Assistant:\n", ["你好</s>"]),
@@ -60,18 +52,6 @@ def test_answers_and_their_end_are_learned_and_nothing_else(tmp_path, form, trim
     assert corpus.train.learned_n[0] == (labels != -100).sum()
     assert corpus.train.lengths_n[0] == len(ids)
     assert ids.dtype == labels.dtype == np.int32
-
-
-def test_the_mask_of_a_small_row_token_by_token(tmp_path):
-    using = tokenizer()
-    corpus = corpus_of(tmp_path, [{"prompt": "a b", "response": "c 中"}], "pr", using, chat_template="chatml")
-    shown = pieces(corpus, using)
-    learned_from = shown.index("[c]")
-    assert shown[0] == "<|im_start|>"
-    assert all(not piece.startswith("[") for piece in shown[:learned_from])
-    assert shown[learned_from:] == ["[c]", "[ ]", *shown[learned_from + 2 : -2], "[<|im_end|>]", "\n"]
-    assert all(piece.startswith("[") for piece in shown[learned_from:-1])
-    assert learned(corpus, using) == ["c 中<|im_end|>"]
 
 
 def test_a_corpus_learns_every_token_and_ends_with_the_end_of_text(tmp_path):

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from eval import hub
+from eval.config import parse
 from eval.errors import UserError
+from eval.evaluation import evaluate
 from eval.metrics.letters import read_letter
 from eval.prompt import Prompter
 from eval.protocols import Generate, Generated, Hub, Sample, Score, Scored
+from eval.ranks import Ranks
 from eval.rows import load, local
 from eval.tasks import cmmlu
 from eval.tasks.cmmlu_subjects import SUBJECTS
@@ -166,6 +171,34 @@ def test_the_published_folder_is_read_whole(shared_data: Path) -> None:
     assert len({question.subject for question in asked}) == 10
     assert len(asked) == 1918
     assert {path.stem for path in (shared_data / "cmmlu" / "dev").iterdir()} == set(SUBJECTS)
+
+
+def test_a_whole_evaluation(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    checkpoint = eval_checkpoints.save(tmp_path_factory.mktemp("checkpoint") / "model", context_tokens=2048)
+    tasks = "cmmlu,cmmlu_0shot,cmmlu_generation"
+    words = ["--model", str(checkpoint), "--tasks", tasks, "--data", str(folder), "--max_new_tokens", "3"]
+    found = evaluate(parse([*words, "--precision", "fp32"]), Ranks(0, 1, torch.device("cpu")))
+    five, none, generated = found.result.tasks
+    assert (five.samples, none.samples, generated.samples) == (6, 6, 6)
+    assert {(group.group, group.name) for group in five.metrics[0].groups} == {
+        ("subject", "agronomy"),
+        ("subject", "chinese_history"),
+        ("category", "other"),
+        ("category", "humanities"),
+        ("across categories", "China-specific"),
+    }
+    (question, *_) = questions(folder, shots=5)
+    sample = found.samples["cmmlu"]["model"][0]
+    network, encode = LlamaForCausalLM.from_pretrained(checkpoint).eval(), eval_checkpoints.tokenizer()
+    plain = {
+        letter: float(
+            eval_checkpoints.log_probs(network, encode(f"{question.context}{question.text} {letter}")["input_ids"])[
+                -len(encode(f" {letter}")["input_ids"]) :
+            ].sum()
+        )
+        for letter in "ABCD"
+    }
+    assert sample.shown["log_probs"] == pytest.approx(plain, abs=1e-4)
 
 
 def test_hub_rows_carry_subject_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

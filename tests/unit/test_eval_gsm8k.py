@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from eval.config import parse
 from eval.errors import UserError
+from eval.evaluation import evaluate
 from eval.prompt import Prompter
 from eval.protocols import Answer, Generate, Generated, Sample
+from eval.ranks import Ranks
 from eval.rows import load, local
 from eval.tasks import gsm8k, gsm8k_cot
 from tests import eval_checkpoints
@@ -191,6 +195,21 @@ def test_chains_of_thought_are_matched_as_in_the_harness(output: str, scores: tu
     sample = gsm8k_cot.score(gsm8k_cot.Question(PROBLEM, ""), [Generated(output)])
     assert tuple(sample.values.values()) == scores
     assert list(sample.values) == ["strict_match", "flexible_match", "accuracy", "no_mark"]
+
+
+def test_a_whole_evaluation(tmp_path: Path) -> None:
+    """A random model gives no number: three tries each, all read off one run."""
+    checkpoint = eval_checkpoints.save(tmp_path / "model", context_tokens=4096)
+    (tmp_path / "data").mkdir()
+    folder = files(tmp_path / "data", train=ROWS, test=ROWS[:2])
+    tasks = "gsm8k,gsm8k_calculator,gsm8k_cot"
+    words = ["--model", str(checkpoint), "--tasks", tasks, "--data", folder, "--max_new_tokens", "3"]
+    found = evaluate(parse([*words, "--precision", "fp32"]), Ranks(0, 1, torch.device("cpu")))
+    plain, tool, chain = found.result.tasks
+    assert (plain.samples, tool.samples, chain.samples) == (2, 2, 2)
+    assert [metric.name for metric in plain.metrics] == ["exact_match", "first_accuracy", "accuracy", "no_number"]
+    assert [row[1] for row in plain.tables["model"][0].rows] == [3, 0, 0]
+    assert len(found.samples["gsm8k"]["model"][0].shown["outputs"]) == 3
 
 
 def test_the_published_rows_are_read_whole(shared_data: Path) -> None:

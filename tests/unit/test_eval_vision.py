@@ -151,8 +151,9 @@ def test_scienceqa_whole(root: Path) -> None:
     assert [sample.groups["topic"] for sample in samples] == ["physics", "biology", "physics"]
     letters, generated = found.result.tasks
     assert {(group.group, group.name) for group in letters.metrics[0].groups} == {
-        ("subject", "natural science"), ("topic", "physics"), ("topic", "biology"),
-    }  # fmt: skip
+        ("topic", "physics"),
+        ("topic", "biology"),
+    }
     assert [metric.name for metric in generated.metrics] == ["accuracy", "no_letter", "no_json"]
     assert generated.metrics[2].estimates[0].value == 1
 

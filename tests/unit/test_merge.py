@@ -129,6 +129,16 @@ def test_quantised_base_both_ways(bases, tmp_path, quantization):
     assert any("KL from the quantised model" in line for line in reports["original"].lines())
 
 
+def test_what_a_quantised_run_rounded_besides_is_merged_as_rounded(bases, tmp_path):
+    """A base stored in float32 under bf16 training: embeddings and norms were rounded too, and training saw that."""
+    finished_run(tmp_path / "run", bases["qwen2"], lora("nf4"), dtype="bfloat16")
+    report = merge(tmp_path / "run", tmp_path / "out", MergeConfig(quantized_base="dequantized"))
+    assert (report.weights, report.compared_in) == ("float32", "float32")
+    assert report.comparison.max_difference <= 1e-5
+    embeddings = loaded(tmp_path / "out").get_input_embeddings().weight
+    assert torch.equal(embeddings, embeddings.bfloat16().float())
+
+
 @pytest.mark.parametrize("base", ["llama", "qwen2", "spare"])
 def test_prompt_becomes_tokens(bases, tmp_path, base):
     tuned = finished_run(tmp_path / "run", bases[base], PROMPT)

@@ -41,7 +41,7 @@ def test_warmup_fraction_is_of_all_steps():
 def test_every_optimizer_learns_and_spares_vectors_from_decay(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 1))
-    optimizer = build(model, OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.5))
+    optimizer = build(model, OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.5), "single")
     decayed = {p.ndim for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     spared = {p.ndim for g in optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
     assert (decayed, spared) == ({2}, {1})
@@ -59,4 +59,16 @@ def test_every_optimizer_learns_and_spares_vectors_from_decay(name):
 def test_nothing_to_train_is_said_at_once():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no parameter is trained"):
-        build(model, OptimConfig())
+        build(model, OptimConfig(), "single")
+
+
+@pytest.mark.parametrize(
+    ("name", "sharding"),
+    [("adafactor", "zero-1"), ("adafactor", "zero-3"), ("adafactor", "fsdp"), ("adamw_8bit", "fsdp")],
+)
+def test_what_fails_on_shards_is_refused(name, sharding):
+    model = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=rf"optim\.name: {name} cannot be used with {sharding}"):
+        build(model, OptimConfig(name=name), sharding)
+    build(model, OptimConfig(name=name), "ddp")
+    build(model, OptimConfig(), sharding)

@@ -223,6 +223,16 @@ class TestContradictions:
             ("batch.tokens_per_step=100 data.max_length_tokens=50", "exceeds batch.tokens_per_step, 100"),
             ("data.max_length_tokens=5000", "data.max_length_tokens: a row of 5000 tokens does not fit"),
             ("data.streaming=true", "data.streaming: a stream has no known length"),
+            ("data.streaming=true duration.max_steps=3", "checkpoint.every_steps: a stream has no known epochs"),
+            (
+                "data.streaming=true duration.max_steps=3 checkpoint.every_steps=1"
+                " data.validation=[{path: v, format: qa}]",
+                "validation.every_steps: a stream has no known epochs",
+            ),
+            (
+                "data.streaming=true duration.max_steps=3 checkpoint.every_steps=1 duration.max_epochs=1.5",
+                "duration.max_epochs: a stream has no known length to take a part of",
+            ),
             ("data.train=[]", "data.train is empty"),
             ("model.path=", "model.path is missing"),
             ("data.validation_fraction=0.1 data.validation=[{path: v, format: qa}]", "keep one of data.validation"),
@@ -236,6 +246,7 @@ class TestContradictions:
             ("duration.max_epochs=null", "duration: nothing ends the run"),
             ("optim.learning_rate=-1", "optim.learning_rate: must lie in [0, inf), not -1.0"),
             ("optim.beta2=1", "optim.beta2: must lie in [0, 1), not 1.0"),
+            ("optim.name=adafactor optim.beta2=0.95", "optim.beta2: adafactor does not use it"),
             ("data.train.0.weight=0", "data.train[0].weight: must lie in (0, inf), not 0.0"),
             ("data.train.0.fraction=1.5", "data.train[0].fraction: must lie in (0, 1], not 1.5"),
             ("duration.max_steps=0", "duration.max_steps: must lie in [1, inf), not 0"),
@@ -247,6 +258,17 @@ class TestContradictions:
         text = refusal(recipe, *(f"--{option}" for option in re.split(r" (?=[a-z_.0-9]+=)", options)))
         assert words in text
         assert text.startswith(("command line: ", "x.yaml"))
+
+    @pytest.mark.parametrize("streaming", ["false", "true"])
+    def test_a_run_without_an_end_is_one_message(self, recipe: Path, streaming: str) -> None:
+        words = ["--duration.max_epochs", "null", "--checkpoint.every_steps", "5"]
+        text = refusal(recipe, *words, "--data.streaming", streaming)
+        assert len(text.splitlines()) == 1
+        assert "duration.max_steps or duration.max_tokens" in text
+
+    def test_a_stream_needs_no_more_than_its_end_and_its_saves(self, recipe: Path) -> None:
+        words = ["--data.streaming", "true", "--duration.max_steps", "3", "--checkpoint.every_steps", "1"]
+        assert parsed(recipe, *words).data.streaming
 
     def test_a_negative_number_is_refused_everywhere(self, recipe: Path) -> None:
         """Every number of the configuration has a range."""

@@ -126,6 +126,26 @@ def test_bad_rows_stop_the_stream_at_their_window_or_are_left_out(tmp_path):
         list(streamed(tmp_path, SourceConfig(str(path), "text")).windows(0))
 
 
+def test_what_was_left_out_is_counted_and_a_window_of_bad_rows_alone_is_told_too(tmp_path):
+    values = rows("a", 30)
+    for number in (3, *range(10, 20)):
+        values[number] = {"text": ""}
+    path = write_jsonl(tmp_path / "a.jsonl", values)
+    corpus = streamed(tmp_path, SourceConfig(str(path), "text"), on_bad_row="skip")
+    told = [note for window in corpus.windows(0) for note in window.notes]
+    assert [note.split(" rows")[0] for note in told] == [
+        "window 0: data.train[0]: 1 of 10",
+        "window 1: data.train[0]: 10 of 10",
+    ]
+    assert corpus.rows_left_out == 11
+
+
+def test_a_weight_that_draws_no_row_names_its_key(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", rows("a", 4))
+    with pytest.raises(UserError, match=r"no row to learn from.*data\.train\[0\]\.weight \(0\.01\).*raise it"):
+        list(streamed(tmp_path, SourceConfig(str(path), "text", weight=0.01)).windows(0))
+
+
 def test_a_stream_without_a_usable_row_ends_with_a_message(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [])
     with pytest.raises(UserError, match="no row to learn from"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from tests.tuned_runs import tiny_model, tiny_tokenizer
+from tests.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
 from train.errors import UserError
+from train.merge.base import dequantized
+from train.merge.reference import take_over_quantized
 from train.models.load import fit_vocabulary, load_causal_lm, load_model, load_tokenizer, seeded
 from train.tuning import TUNINGS, share_trained
 
@@ -68,7 +71,11 @@ def test_lora_trains_its_adapters_alone_and_starts_from_the_base(llama):
         assert all(any(part in name for part in ADAPTERS) for name in trained(model))
         assert len({name for name in trained(model) if "lora_A" in name}) == 14  # every linear layer but the head
         torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, rtol=0, atol=2e-5)
-        assert all(g is not None and g.abs().sum() >= 0 for g in gradients(model).values())
+        first = gradients(model)
+        assert all((g.abs().sum() > 0) == ("lora_A" not in name) for name, g in first.items())  # behind B, which is 0
+        disturb(model)
+        model.zero_grad()
+        assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients(model).values())
 
 
 def test_share_of_lora(llama):
@@ -161,6 +168,35 @@ def test_quantised_base_gives_gradients_to_adapters_also_with_checkpointing(llam
     found = gradients(tuned(llama, lora(quantization), prepare=checkpointing))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [lora(), lora("nf4"), prompt()], ids=["lora", "qlora", "prompt"])
+def test_a_user_sees_no_warning_about_our_own_calls(llama, config, caplog):
+    with warnings.catch_warnings(action="error"):
+        tuned(llama, config)
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
+
+
+def test_a_forward_pass_without_gradients_leaves_the_quantised_base_as_it_is(tmp_path):
+    """On CPUs with AVX512_BF16 bitsandbytes packs 4-bit weights anew in such a pass, and nothing learns after it."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128}  # whole blocks of 64: it fails on smaller ones
+    folder = tiny_model(tmp_path, "llama", **sizes)
+    model = tuned(folder, lora("nf4"))
+    layers = [m.base_layer for m in model.modules() if hasattr(m, "base_layer")]
+    assert len(layers) == 14
+    before = [dequantized(layer, layer.weight).clone() for layer in layers]
+    expected = gradients(model)
+    model.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        answers = model(IDS).logits
+    for layer, weight in zip(layers, before, strict=True):
+        assert torch.equal(dequantized(layer, layer.weight), weight)
+    found = gradients(model)
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+    take_over_quantized(plain := tuned(folder, lora()), model)
+    torch.testing.assert_close(plain.eval()(IDS).logits, answers, rtol=1e-4, atol=1e-4)
 
 
 def test_double_quantisation_is_a_choice(llama):

@@ -75,24 +75,57 @@ def epoch_steps(rows: Rows, weights: Sequence[float], shape: Shape, seed: int, e
     """The rows of each optimizer step of an epoch: near-equal token counts, every row exactly once per pass."""
     order_n = order(rows.sources_n, weights, seed, epoch, shape.shuffle)
     if shape.packed:
-        return _cut(order_n, rows.lengths_n, shape.tokens_per_step)
+        return _cut(order_n, rows.lengths_n, _count(order_n, rows.lengths_n, shape.tokens_per_step))
     steps: list[Indices] = []
     random = np.random.default_rng([seed, epoch, 2])
-    for pool_n in _cut(order_n, rows.lengths_n, shape.tokens_per_step * POOL_STEPS):
-        by_length_n = pool_n[np.argsort(rows.lengths_n[pool_n], kind="stable")]
-        cut = _cut(by_length_n, rows.lengths_n, shape.tokens_per_step)
-        steps += [cut[i] for i in random.permutation(len(cut))]
+    for pool_n in _cut(order_n, rows.lengths_n, _count(order_n, rows.lengths_n, shape.tokens_per_step * POOL_STEPS)):
+        steps += _by_length(pool_n, rows.lengths_n, _count(pool_n, rows.lengths_n, shape.tokens_per_step), random)
     return steps
 
 
-def _cut(order_n: Indices, lengths_n: NDArray[np.int32], budget: int) -> list[Indices]:
-    """Consecutive parts of about `budget` tokens each."""
+def stream_steps(lengths_n: NDArray[np.int32], before: int, shape: Shape, seed: int) -> list[Indices]:
+    """The rows of each step that a stretch of a stream fills: step i ends with the row that brings the stream to
+    (i + 1) * tokens_per_step tokens. What is left over begins the next stretch.
+
+    lengths_n: of the rows after the last full step, in order; none is longer than a step. before: tokens of the stream
+    before them.
+    """
+    if not len(lengths_n):
+        return []
+    budget, ends_n = shape.tokens_per_step, before + np.cumsum(lengths_n, dtype=np.int64)
+    first, beyond = before // budget, int(ends_n[-1]) // budget
+    ends = np.searchsorted(ends_n, budget * np.arange(first + 1, beyond + 1)) + 1
+    rows_n = np.arange(len(lengths_n))
+    if shape.packed:
+        return np.split(rows_n, ends)[:-1]
+    steps: list[Indices] = []
+    start = 0
+    for number in range(0, len(ends), POOL_STEPS):
+        pool_ends = ends[number : number + POOL_STEPS]
+        random = np.random.default_rng([seed, first + number, 3])
+        steps += _by_length(rows_n[start : pool_ends[-1]], lengths_n, len(pool_ends), random)
+        start = int(pool_ends[-1])
+    return steps
+
+
+def _count(order_n: Indices, lengths_n: NDArray[np.int32], budget: int) -> int:
+    """How many parts of about `budget` tokens these rows make."""
+    return max(1, round(int(lengths_n[order_n].sum(dtype=np.int64)) / budget))
+
+
+def _cut(order_n: Indices, lengths_n: NDArray[np.int32], parts: int) -> list[Indices]:
+    """Consecutive parts of near-equal token counts."""
     if len(order_n) == 0:
         return []
     ends_n = np.cumsum(lengths_n[order_n], dtype=np.int64)
-    parts = max(1, round(int(ends_n[-1]) / budget))
     limits = ends_n[-1] * np.arange(1, parts) / parts
     return [part for part in np.split(order_n, np.searchsorted(ends_n, limits) + 1) if len(part)]
+
+
+def _by_length(pool_n: Indices, lengths_n: NDArray[np.int32], parts: int, random: np.random.Generator) -> list[Indices]:
+    """The rows of a pool in steps of similar lengths, themselves in random order."""
+    cut = _cut(pool_n[np.argsort(lengths_n[pool_n], kind="stable")], lengths_n, parts)
+    return [cut[i] for i in random.permutation(len(cut))]
 
 
 def micro_batches(step_n: Indices, lengths_n: NDArray[np.int32], shape: Shape, ranks: int) -> list[list[int]]:

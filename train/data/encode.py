@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.config import DataConfig
-from train.data.encoded import Encoded
+from train.data.encoded import Encoded, Part
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
 from train.data.stream import StreamingCorpus, stream
 from train.data.tables import load
+from train.errors import UserError
 from train.protocols import Ranks
 
 __all__ = ["Corpus", "Encoded", "StreamingCorpus", "prepare", "stream"]
@@ -21,13 +22,15 @@ __all__ = ["Corpus", "Encoded", "StreamingCorpus", "prepare", "stream"]
 class Corpus:
     """The data of a run.
 
-    lines: what a person should know, ready to print. digest: of both splits and the weights.
+    lines: what a person should know, ready to print. rows_left_out: bad rows of the training data.
+    digest: of both splits and the weights.
     template_hash: sha256 of the chat template, empty where none is used. stop_ids: tokens that end an answer.
     """
 
     train: Encoded
     validation: Encoded | None
     lines: list[str]
+    rows_left_out: int
     digest: str
     template_hash: str
     stop_ids: tuple[int, ...]
@@ -41,6 +44,7 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corp
     """
     setup = set_up(config, tokenizer)
     train, lines = load(setup.train, config, seed, ranks)
+    rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
     held, held_lines = load(setup.validation, config, seed, ranks)
     lines += held_lines
     if not held and config.validation_fraction:
@@ -49,6 +53,8 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corp
     if held:
         train, overlap_lines = without_overlap(train, held, config.on_overlap)
         lines += overlap_lines
+    for part in train:
+        _check_weight(part, config.train[part.source].weight)
     weights = ",".join(str(source.weight) for source in config.train)
     train_rows, held_rows = Encoded(train), Encoded(held) if held else None
     parts = [train_rows.digest, held_rows.digest if held_rows else "", weights, setup.template_hash]
@@ -56,7 +62,16 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corp
         train=train_rows,
         validation=held_rows,
         lines=lines,
+        rows_left_out=rows_left_out,
         digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         template_hash=setup.template_hash,
         stop_ids=setup.stop_ids,
     )
+
+
+def _check_weight(part: Part, weight: float) -> None:
+    if len(part) and round(weight * len(part)) < 1:
+        raise UserError(
+            f"data.train[{part.source}].weight: {weight:g} of {len(part)} row(s) is not even one row an epoch;"
+            " raise it, or leave the source out"
+        )

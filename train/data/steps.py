@@ -1,9 +1,8 @@
-"""The optimizer steps of a run, in order: all known beforehand for data at rest, window by window for a stream."""
+"""The optimizer steps of a run over data at rest, in order: all known beforehand."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ SHOWN_STEPS = 64  # padding is measured on so many steps of the first epoch
 
 
 class Steps(Protocol):
-    """Where a supervised objective's optimizer steps come from."""
+    """Where a supervised objective's optimizer steps come from: data at rest here, a stream in `streamed`."""
 
     plan: Plan
 
@@ -103,44 +102,3 @@ def _kept(
     if duration.max_tokens is not None:
         kept = min(kept, int(np.searchsorted(tokens_after, duration.max_tokens)) + 1)
     return kept
-
-
-class StreamedSteps:
-    """Steps over a stream of windows: `windows(epoch)` yields the tokenised rows of one window after another."""
-
-    def __init__(
-        self, windows: Callable[[int], Iterator[Rows]], shape: Shape, seed: int, duration: DurationConfig, ranks: Ranks
-    ) -> None:
-        self.windows, self.shape, self.seed, self.ranks = windows, shape, seed, ranks
-        limits = [duration.max_steps]
-        if duration.max_tokens is not None:
-            limits.append(math.ceil(duration.max_tokens / shape.tokens_per_step))
-        total = min(limit for limit in limits if limit is not None)
-        self.plan = Plan(
-            total_steps=total,
-            epoch_ends=(),
-            tokens_per_step=shape.tokens_per_step,
-            rows_per_step=float("nan"),
-            padding_share=float("nan"),
-            attention_length=shape.longest_row / 2,
-            head_share=1.0,
-            lines=(
-                f"{total:,} steps of about {shape.tokens_per_step:,} tokens, streamed (the epoch's length is unknown)",
-            ),
-        )
-
-    def walk(self, start: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each step, from step `start` on; windows before it are passed over, not
-        recomputed.
-        """
-        step = epoch = 0
-        while step < self.plan.total_steps:
-            for index, window in enumerate(self.windows(epoch)):
-                weights = [1.0] * (int(window.sources_n.max(initial=0)) + 1)  # mixed already while the rows were read
-                steps = epoch_steps(window, weights, self.shape, self.seed, epoch * 1_000_003 + index)
-                for step_n in steps[max(start - step, 0) :]:
-                    yield rank_batches(window, step_n, self.shape, self.ranks.index, self.ranks.count)
-                step += len(steps)
-                if step >= self.plan.total_steps:
-                    return
-            epoch += 1

@@ -28,7 +28,9 @@ from train.protocols import Ranks
 
 @dataclass
 class StreamingCorpus:
-    """A training stream, and validation data at rest. Fields as in `train.data.encode.Corpus`."""
+    """A training stream, and validation data at rest. Fields as in `train.data.encode.Corpus`; `rows_left_out` counts
+    those of the windows that were given so far.
+    """
 
     validation: Encoded | None
     lines: list[str]
@@ -41,10 +43,11 @@ class StreamingCorpus:
     ranks: Ranks = field(repr=False)
     content: str  # digest of everything that decides what the windows hold
     names: list[list[str]] = field(repr=False)  # of the files of each source
+    rows_left_out: int = 0
     _reader: _Reader | None = field(default=None, repr=False)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Encoded]:
-        """The windows of one epoch in order, from number `start` on, called by all ranks together.
+        """The windows of one epoch in order, from number `start` on, called by all ranks together; one may be empty.
 
         Each is tokenised once and kept in the cache, so a resumed run or a second epoch reads none of it again.
 
@@ -57,9 +60,9 @@ class StreamingCorpus:
                 window = self._window(epoch, number)
                 rows = together(self.ranks, partial(self._open, window, epoch, number))
                 assert rows is not None
-                if len(rows):
-                    found = True
-                    yield rows
+                found = found or len(rows) > 0
+                self.rows_left_out += window["bad"]
+                yield rows
                 if window["last"]:
                     break
                 number += 1
@@ -67,7 +70,14 @@ class StreamingCorpus:
             if self._reader:
                 self._reader.workers.close()
         if not found and not start:
-            raise UserError("data.train: there is no row to learn from in any source")
+            few = [
+                f"{spec.key}.{name} ({share:g})"
+                for spec in self.setup.train
+                for name, share in (("weight", spec.config.weight), ("fraction", spec.config.fraction))
+                if share < 1
+            ]
+            cure = f"; {' and '.join(few)} may be too small for so few rows: raise it" if few else ""
+            raise UserError(f"data.train: there is no row to learn from in any source{cure}")
 
     def _window(self, epoch: int, number: int) -> dict[str, Any]:
         is_first = self.ranks.index == 0

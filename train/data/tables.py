@@ -118,6 +118,8 @@ def encode_table(
 def _check_filled(source: Source, facts: Facts) -> None:
     if facts.problems.count == facts.problems.rows:
         left = f"; {skipped_line(facts.problems, source.names)}" if facts.problems.count else ""
+        if source.config.fraction < 1:
+            left += f"; {source.key}.fraction ({source.config.fraction:g}) may be too small for so few rows"
         raise UserError(f"{source.key} ({source.config.path}): there is no row to learn from{left}")
 
 

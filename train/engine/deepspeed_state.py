@@ -101,6 +101,16 @@ def load(engine: DeepSpeedEngine, folder: Path) -> None:
         raise UserError(f"{folder / TAG}: DeepSpeed found no checkpoint in it")
 
 
+def bytes_to_save(engine: DeepSpeedEngine) -> int:
+    """Bytes of tensors that this rank would write now: its float32 slices, their moments, and the module's own weights
+    (under ZeRO-3 empty but for a few small ones)."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    slices = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    moments = [value for part in slices for value in optimizer.optimizer.state.get(part, {}).values()]
+    module = learned(engine.module).values() if stage == 3 or engine.global_rank == 0 else ()
+    return sum(tensor.nbytes for tensor in (*slices, *moments, *module) if isinstance(tensor, Tensor))
+
+
 def trained_weights(folder: Path) -> dict[str, Tensor]:
     """The trained parameters (from the float32 master weights) and persistent buffers, joined from all shards."""
     names = json.loads((folder / NAMES).read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.distributed.tensor import DTensor
 
 from train.engine.unpickle import read_index, restricted
-from train.engine.whole_state import learned, require_same_names
+from train.engine.whole_state import learned, load_scaler, require_same_names, tensors
 
 FOLDER = "fsdp"
+SCALER = "scaler.json"  # fp16's loss scale, the same on all ranks; null in other precisions
+ARCHIVE_BYTES = 5_000  # torch writes every shard of every tensor as an archive of its own; measured
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 
 
@@ -40,17 +44,28 @@ class _Reader(FileSystemReader):
         return index
 
 
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def save(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
     """Write this rank's shards below folder/fsdp; called by all ranks together."""
     state: dict[str, Any] = {"model": _model(model)}
     if optimizer.state:  # torch would make a state by stepping, and count that step
         state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
     with _plain_errors():
         save_shards(state, checkpoint_id=folder / FOLDER)
+    if torch.distributed.get_rank() == 0:
+        scale = scaler.state_dict() if scaler is not None else None
+        (folder / FOLDER / SCALER).write_text(json.dumps(scale), encoding="utf-8")
 
 
-def load(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that this rank would write now."""
+    shards = [part.to_local() for part in tensors(model, optimizer) if isinstance(part, DTensor)]
+    return sum(shard.nbytes + ARCHIVE_BYTES for shard in shards)
+
+
+def load(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
     """Put weights and optimizer back in place; called by all ranks together; any number of ranks may have written."""
+    path = folder / FOLDER / SCALER
+    load_scaler(scaler, json.loads(path.read_text(encoding="utf-8")), path)
     index = read_index(folder / FOLDER / ".metadata").state_dict_metadata
     state: dict[str, Any] = {"model": _model(model)}
     saved = [key.removeprefix("model.") for key in index if key.startswith("model.")]

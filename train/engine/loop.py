@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from train.config import Config
@@ -48,6 +47,14 @@ class Watch(Protocol):
     def progress(self, step: int, loss: float, tokens_per_second: float) -> None: ...
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The terms of one micro-batch, summed in float64 without gradients, and the rows they come from."""
+
+    sums: Mapping[str, Tensor]
+    row_ids: tuple[str, ...]
+
+
 @dataclass
 class Window:
     """What has gathered since metrics were last written."""
@@ -58,11 +65,13 @@ class Window:
     slots: float = 0.0
     seconds: float = 0.0
 
-    def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Join the sums of one micro-batch; they stay on the device, so that nothing waits for them."""
-        for name, value in sums.items():
-            detached = value.detach().double()
-            self.sums[name] = self.sums[name] + detached if name in self.sums else detached
+    def add(self, losses: Sequence[Loss], counts: Mapping[str, float]) -> None:
+        """Join a step; the sums stay on the device, so that nothing waits for them."""
+        for loss in losses:
+            for term, value in loss.sums.items():
+                self.sums[term] = self.sums[term] + value if term in self.sums else value
+        for term in self.sums:
+            self.counts[term] = self.counts.get(term, 0.0) + counts[term]
 
 
 class Loop:
@@ -85,6 +94,7 @@ class Loop:
         self.model, self.optimizer, self.watch = model, optimizer, watch
         self.save, self.stop_requested = save, stop_requested
         self.model_flops_per_token, self.peak_flops = model_flops_per_token, peak_flops
+        self.planned_steps = objective.plan.total_steps  # the learning rate's: a stream may turn out to be shorter
         self.window = Window()
         self.skipped_in_a_row = 0
         if config.validation.metric not in objective.lower_is_better:
@@ -106,7 +116,10 @@ class Loop:
         state: Literal["finished", "preempted"] = "finished"
         while (reason := self._over(progress)) is None:
             began = time.monotonic()
-            batches = next(steps)
+            batches = next(steps, None)
+            if batches is None:
+                reason = "all data seen"  # by the run that is resumed here
+                break
             counts, stop = self._agree(batches)
             if stop:
                 state, reason = "preempted", "asked to stop"
@@ -137,7 +150,11 @@ class Loop:
         progress.tokens += int(counts["tokens"])
         self.window.seconds += time.monotonic() - began
         progress.seconds += time.monotonic() - began
-        self._guard(norm, losses, progress)
+        if math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            self.window.add(losses, counts)
+        else:  # the step taught nothing: its loss stays out of the curves
+            self._skipped(losses, progress)
         self._write(progress, norm)
 
     def _agree(self, batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
@@ -149,17 +166,13 @@ class Loop:
         if stops:
             return {}, True
         counts = dict(zip(terms, joined, strict=True))
-        for term, count in counts.items():
-            self.window.counts[term] = self.window.counts.get(term, 0.0) + count
         self.window.tokens += tokens
         self.window.slots += slots
         return counts | {"tokens": tokens}, False
 
-    def _update(
-        self, batches: Sequence[Batch], counts: Mapping[str, float], step: int
-    ) -> tuple[float, list[tuple[Batch, Tensor]]]:
-        """One optimizer step. Returns the gradient norm, and each micro-batch with its loss for the guard."""
-        rate = learning_rate(step, self.objective.plan.total_steps, self.config.optim)
+    def _update(self, batches: Sequence[Batch], counts: Mapping[str, float], step: int) -> tuple[float, list[Loss]]:
+        """One optimizer step. Returns the gradient norm (not finite: nothing was updated) and the losses."""
+        rate = learning_rate(step, self.planned_steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = []
@@ -168,31 +181,22 @@ class Loop:
             with self.runtime.micro_step(self.model, last=index == len(batches) - 1):
                 sums = self.objective.loss(self.model, batch.to(self.runtime.device))
                 self.runtime.backward(sums, counts)
-            self.window.add(sums)
-            losses.append((batch, torch.stack([s.detach() for s in sums.values()]).sum()))
+            losses.append(Loss({term: value.detach().double() for term, value in sums.items()}, batch.row_ids))
         return self.runtime.step(self.model, self.optimizer), losses
 
-    def _guard(self, norm: float, losses: Sequence[tuple[Batch, Tensor]], progress: Progress) -> None:
-        """Count updates that were skipped for a non-finite gradient; give up after too many in a row, naming the
-        rows.
-        """
-        if math.isfinite(norm):
-            self.skipped_in_a_row = 0
-            return
+    def _skipped(self, losses: Sequence[Loss], progress: Progress) -> None:
+        """Count an update that was skipped for a non-finite gradient; after too many in a row give up, naming rows."""
         progress.skipped_steps += 1
         self.skipped_in_a_row += 1
-        self.window.sums.clear()  # the step taught nothing: keep its loss out of the curves
-        self.window.counts.clear()
-        if self.skipped_in_a_row > self.config.run.max_skipped_steps:
-            culprits = [row for batch, loss in losses if not math.isfinite(float(loss)) for row in batch.row_ids]
-            rows = self.runtime.gather(culprits)
-            where = (
-                f"non-finite loss in the micro-batches of: {', '.join(rows[:20])}" if rows else "the losses were finite"
-            )
-            raise NumericsError(
-                f"step {progress.step}: {self.skipped_in_a_row} updates in a row had no finite gradient ({where}). "
-                "Lower optim.learning_rate, look at these rows, or use run.precision bf16 or fp32"
-            )
+        if self.skipped_in_a_row <= self.config.run.max_skipped_steps:
+            return
+        culprits = [loss for loss in losses if not all(math.isfinite(value) for value in loss.sums.values())]
+        rows = self.runtime.gather([row for loss in culprits for row in loss.row_ids])
+        where = f"non-finite loss in the micro-batches of: {', '.join(rows[:20])}" if rows else "the losses were finite"
+        raise NumericsError(
+            f"step {progress.step}: {self.skipped_in_a_row} updates in a row had no finite gradient ({where}). "
+            "Lower optim.learning_rate, look at these rows, or use run.precision bf16 or fp32"
+        )
 
     def _write(self, progress: Progress, norm: float) -> None:
         """Metrics of the steps since the last time."""
@@ -238,7 +242,8 @@ class Loop:
         if value is None or progress.step == 0:  # before training there is nothing to keep
             return False
         sign = 1.0 if self.objective.lower_is_better[metric] else -1.0
-        if progress.best_value is None or sign * value < sign * progress.best_value:
+        best = math.inf if progress.best_value is None else sign * progress.best_value
+        if math.isfinite(value) and sign * value < best:
             progress.best_value, progress.best_step = value, progress.step
             progress.validations_without_better = 0
             return True

@@ -7,10 +7,13 @@ folder of our own, so that a `lock` found inside is known to be left over.
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -23,7 +26,8 @@ log = logging.getLogger(__name__)
 
 def folder() -> Path:
     """Where it is kept: $TORCH_EXTENSIONS_DIR, else in our cache."""
-    kind = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    installed = hashlib.sha256(f"{sys.prefix} {sys.version} {torch.__version__}".encode())  # others compile otherwise
+    kind = installed.hexdigest()[:12]
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "native" / kind)
 
 
@@ -37,10 +41,11 @@ def build_for_cpu() -> None:
             left_over.unlink()
         if not any(place.glob("*/*.so")):
             log.warning("compiling DeepSpeed's operator for CPU ranks into %s: once, about a minute", place)
-        from deepspeed.comm.torch import build_shm_op  # takes seconds: only who shards on a CPU waits for it
-
+        # Takes seconds: only who shards on a CPU waits for it.
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.print = log.debug  # it tells of each loading, on every rank
         try:
-            build_shm_op()
+            backend.build_shm_op()
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"DeepSpeed cannot compile its operator for CPU ranks ({str(error).strip().splitlines()[0]}). Is a C++ "

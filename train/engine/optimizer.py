@@ -44,8 +44,23 @@ OPTIMIZERS: Mapping[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]]
 }
 
 
-def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over what is trained: matrices with weight decay; biases, norms and single vectors without."""
+# Kinds of sharding on which an optimizer fails, or becomes another one. ZeRO hands it flat slices of the parameters,
+# which is all the same to AdamW, and to 8-bit AdamW but for where its blocks of 256 begin.
+UNFIT = {
+    ("adafactor", "zero"): "ZeRO leaves it no rows and columns to factor, so its updates would depend on the ranks",
+    ("adafactor", "fsdp"): "it fails on the shards of FSDP2",
+    ("adamw_8bit", "fsdp"): "it fails on the shards of FSDP2",
+}
+
+
+def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.Optimizer:
+    """The optimizer over what is trained: matrices with weight decay; biases, norms and single vectors without.
+
+    sharding: `Runtime.kind`.
+    """
+    reason = UNFIT.get((config.name, sharding.partition("-")[0]))
+    if reason:
+        raise UserError(f"optim.name: {config.name} cannot be used with {sharding}: {reason}. Use adamw, or ddp")
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise UserError("tuning: no parameter is trained; check tuning.lora.targets")

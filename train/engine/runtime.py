@@ -25,6 +25,7 @@ if not torch.cuda.is_available():  # DeepSpeed looks for a GPU by itself and fai
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from train.engine.native_ops import build_for_cpu
@@ -32,15 +33,27 @@ from train.errors import UserError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
+# Groups that were left, kept until the process ends. A gloo group joins its threads when it is freed. Freed by the last
+# DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank never ended.
+_LEFT: list[Any] = []
 
 
-def choose_precision(requested: str) -> Precision:
-    """bf16 where the hardware multiplies it at full speed, else fp32."""
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
+def runs_on_gpu() -> bool:
+    """Whether there is a GPU and the launch has not turned it down (`use_cpu: true`)."""
+    return torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU")
+
+
+def choose_precision(requested: str, gpu: bool) -> Precision:
+    """bf16 where the hardware multiplies it at full speed, else fp32 (fp16 on a GPU)."""
     if requested in ("bf16", "fp16", "fp32"):
-        if requested == "fp16" and not torch.cuda.is_available():
+        if requested == "fp16" and not gpu:
             raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
         return requested  # type: ignore[return-value]
-    if torch.cuda.is_available():
+    if gpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     fast = (
         getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
@@ -48,8 +61,12 @@ def choose_precision(requested: str) -> Precision:
     return "bf16" if fast else "fp32"
 
 
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+def sharded_precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """FSDP2's mixed precision: products in `dtype`, gradients summed over micro-batches and ranks in float32.
+
+    Accelerate's own would round the loss and the gradients on their way between ranks to `dtype` as well.
+    """
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
 
 def _clip_exactly(parameters: Iterable[nn.Parameter], limit: float) -> float:
@@ -66,7 +83,7 @@ class Runtime:
     """The processes of the run and what they do together. Satisfies `train.protocols.Ranks`."""
 
     def __init__(self, precision: str, clip_norm: float) -> None:
-        cuda = torch.cuda.is_available()
+        cuda = runs_on_gpu()
         deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
         if _flag("ACCELERATE_USE_FSDP") and not cuda:
             raise UserError(
@@ -77,7 +94,7 @@ class Runtime:
             raise UserError("DeepSpeed is ignored where use_cpu is true: remove `use_cpu` from the accelerate config")
         if deepspeed and not cuda:
             build_for_cpu()
-        self.precision = choose_precision(precision)
+        self.precision = choose_precision(precision, cuda)
         group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -95,6 +112,12 @@ class Runtime:
                 f"{launched} processes were launched but each believes to be one of {self.count}: they would train "
                 "separate models. Use one of accelerate_configs/*.yaml"
             )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            fsdp = self.accelerator.state.fsdp_plugin
+            if fsdp.fsdp_version != 2:
+                raise UserError("fsdp_config.fsdp_version: only 2 is supported; see accelerate_configs/fsdp2.yaml")
+            if self.precision != "fp32":
+                fsdp.mixed_precision_policy = sharded_precision(self.dtype)
         self.deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.deepspeed:
             plugin = self.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -191,4 +214,5 @@ class Runtime:
         """Leave the process group: what follows is each process's own."""
         unset_hf_deepspeed_config()  # models loaded from here on are whole again, also after ZeRO-3
         if self.count > 1 and torch.distributed.is_initialized():
+            _LEFT.append(torch.distributed.group.WORLD)
             torch.distributed.destroy_process_group()

@@ -16,11 +16,9 @@ from train.engine import checkpoint, commit
 from train.engine.loop import Progress
 from train.engine.origin import Origin
 from train.engine.runtime import Runtime
-from train.engine.state import load_state, save_state
+from train.engine.state import bytes_to_save, load_state, save_state
 from train.errors import NoCheckpointError, UserError
 from train.protocols import Objective, Tuning
-
-BYTES_PER_TRAINED_PARAMETER = 12  # a float32 weight and two float32 moments
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +34,10 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Any,
         tuning: Tuning,
-        trained_parameters: int,
     ) -> None:
         self.config, self.runtime = config, runtime
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
         self.folder = Path(config.run.folder) / "checkpoints"
-        self.expected_bytes = trained_parameters * BYTES_PER_TRAINED_PARAMETER
         digests = {
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
@@ -59,9 +55,9 @@ class Checkpoints:
                 self.tuning.save({}, self.runtime.unwrap(self.model), folder / "tuning")
 
         state = dataclasses.asdict(progress)
-        commit.commit(
-            self.folder, progress.step, write, state, self.origin, self.runtime, expected_bytes=self.expected_bytes
-        )
+        mine = float(bytes_to_save(self.runtime.accelerator, self.model, self.optimizer))
+        needed = int(self.runtime.sum([mine])[0])
+        commit.commit(self.folder, progress.step, write, state, self.origin, self.runtime, expected_bytes=needed)
         best = progress.best_step if self.config.checkpoint.keep_best else None
         checkpoint.prune(self.folder, self.config.checkpoint.keep_last, best, self.runtime)
 

@@ -28,7 +28,7 @@ def save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
 
         deepspeed_state.save(model, folder)
     elif _is_fsdp(accelerator, model):
-        fsdp_state.save(accelerator.unwrap_model(model), _inner(optimizer), folder)
+        fsdp_state.save(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler, folder)
     elif accelerator.is_main_process:
         inner = accelerator.unwrap_model(model)
         whole_state.save_model(inner, folder)
@@ -45,11 +45,23 @@ def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
 
         deepspeed_state.load(model, folder)
     elif _is_fsdp(accelerator, model):
-        fsdp_state.load(accelerator.unwrap_model(model), _inner(optimizer), folder)
+        fsdp_state.load(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler, folder)
     else:
         inner = accelerator.unwrap_model(model)
         whole_state.load_model(inner, folder)
         whole_state.load_optimizer(inner, _inner(optimizer), accelerator.scaler, folder)
+
+
+def bytes_to_save(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> int:
+    """Bytes of tensors that this rank would write now. Summed over the ranks: a checkpoint's size, but for a little."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from train.engine import deepspeed_state
+
+        return deepspeed_state.bytes_to_save(model)
+    inner = accelerator.unwrap_model(model)
+    if _is_fsdp(accelerator, model):
+        return fsdp_state.bytes_to_save(inner, _inner(optimizer))
+    return whole_state.bytes_to_save(inner, _inner(optimizer)) if accelerator.is_main_process else 0
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:

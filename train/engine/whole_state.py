@@ -50,6 +50,17 @@ def require_same_names(saved: Iterable[str], present: Iterable[str], where: Path
         )
 
 
+def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that is written of both, what several parameters share once."""
+    states = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
+    return list({id(tensor): tensor for tensor in (*learned(model).values(), *states)}.values())
+
+
+def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of tensors that would be written now."""
+    return sum(tensor.nbytes for tensor in tensors(model, optimizer))
+
+
 def save_model(model: nn.Module, folder: Path) -> None:
     """Write what training changes to model.safetensors."""
     save_file({name: _host(tensor) for name, tensor in learned(model).items()}, folder / MODEL, {"format": "pt"})
@@ -118,8 +129,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
     rest = json.loads(path.read_text(encoding="utf-8"))
     if rest["optimizer"] != type(optimizer).__name__:
         raise UserError(f"{path}: state of {rest['optimizer']}, the run uses {type(optimizer).__name__} (optim.name)")
-    if (rest["scaler"] is None) != (scaler is None):
-        raise UserError(f"{path}: run.precision differs: fp16 on one side only")
+    load_scaler(scaler, rest["scaler"], path)
     names = _names(model, optimizer)
     parameters = {name: parameter for parameter, name in names.items()}
     present = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
@@ -143,8 +153,14 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
     for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
         for key, value in saved["options"].items():
             group[key] = _like(group.get(key), value)
+
+
+def load_scaler(scaler: Any, saved: dict[str, Any] | None, where: Path) -> None:
+    """Put fp16's loss scale back. Raises UserError where only one side has one."""
+    if (saved is None) != (scaler is None):
+        raise UserError(f"{where}: run.precision differs: fp16 on one side only")
     if scaler is not None:
-        scaler.load_state_dict(rest["scaler"])
+        scaler.load_state_dict(saved)
 
 
 def _host(tensor: Tensor) -> Tensor:

@@ -100,9 +100,10 @@ def _fill(model: Any, trained: Mapping[str, Tensor], source: Source) -> None:
 
 @torch.no_grad()
 def take_over_quantized(plain: Any, quantized: Any) -> None:
-    """Give a model the weights that its quantised twin stands for."""
+    """Give a model the weights that its quantised twin stands for; those left unquantised too, as rounded there."""
     twins = dict(quantized.named_modules())
     for name, module in plain.named_modules():
-        weight: Any = twins[name]._parameters.get("weight")  # its own: an adapter shows that of the layer inside
-        if type(weight).__name__ in ("Params4bit", "Int8Params"):
-            module.weight.copy_(dequantized(twins[name], weight))
+        for leaf, parameter in module._parameters.items():  # its own: an adapter shows the weight of the layer inside
+            seen = twins[name]._parameters.get(leaf)
+            if parameter is not None and seen is not None:
+                parameter.copy_(dequantized(twins[name], seen))

@@ -45,12 +45,17 @@ def implementation(requested: str, packed: bool, device: torch.device | str, dty
         packed: Whether micro-batches hold several documents in a row.
         dtype: Arithmetic of the forward pass where known; FlashAttention has no float32.
     """
-    usable = torch.device(device).type == "cuda" and (dtype is None or dtype in HALF)
+    usable = (
+        torch.device(device).type == "cuda"
+        and (dtype is None or dtype in HALF)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
     installed = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
     if requested in installed:
         if not (usable and installed[requested]()):
             raise UserError(
-                f"model.attention: {requested} needs its package, a CUDA GPU and bf16 or fp16; choose auto or sdpa"
+                f"model.attention: {requested} needs its package, a CUDA GPU (compute capability 8.0 or newer) and "
+                "bf16 or fp16; choose auto or sdpa"
             )
         return requested
     if requested == "auto" and usable:
@@ -139,15 +144,27 @@ def document_attention(
         raise ValueError(f"{NAME} cannot honour {', '.join(given)}: use batch.layout: padded for this model")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     window = sliding_window or None
-    if query_1htd.is_cuda and query_1htd.dtype in HALF and causal and not dropout and softcap is None:
-        return _variable_length(query_1htd, key_1ktd, value_1ktd, starts, kwargs, scaling, window), None
-    lengths = document_lengths(starts)
+    kind = query_1htd.device.type
+    # Under autocast rotary embeddings make float32 queries and keys beside values of its dtype.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query_1htd.dtype
     # On a CPU the half-precision kernel is slower than float32's (its backward several times) and less exact.
-    upcast = query_1htd.dtype in HALF and not query_1htd.is_cuda
-    q, k, v = (x.float() if upcast else x for x in (query_1htd, key_1ktd, value_1ktd))
-    documents = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True)
-    outputs = [_one_document(*document, causal, window, scaling, dropout, softcap) for document in documents]
-    return torch.cat(outputs, 2).to(query_1htd.dtype).transpose(1, 2).contiguous(), None
+    inner_dtype = torch.float32 if kind == "cpu" and dtype in HALF else dtype
+    with torch.autocast(kind, enabled=False):
+        q, k, v = (x.to(inner_dtype) for x in (query_1htd, key_1ktd, value_1ktd))
+        if q.is_cuda and causal and not dropout and softcap is None:
+            capability = torch.cuda.get_device_capability(q.device)
+            if kernel_fits(capability, inner_dtype, q.shape[-1], v.shape[-1]):
+                return _variable_length(q, k, v, starts, kwargs, scaling, window), None
+        lengths = document_lengths(starts)
+        documents = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True)
+        outputs = [_one_document(*document, causal, window, scaling, dropout, softcap) for document in documents]
+        return torch.cat(outputs, 2).to(dtype).transpose(1, 2).contiguous(), None
+
+
+def kernel_fits(capability: tuple[int, int], dtype: torch.dtype, depth: int, value_depth: int) -> bool:
+    """Whether torch's FlashAttention takes heads of this width on a GPU of this compute capability, backward too."""
+    widest = 256 if capability in ((8, 0), (9, 0)) else 192
+    return capability >= (8, 0) and dtype in HALF and depth == value_depth and depth % 8 == 0 and depth <= widest
 
 
 def document_lengths(starts: Tensor) -> list[int]:
@@ -215,7 +232,7 @@ def _variable_length(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """torch's own FlashAttention over all documents at once; CUDA and half precision only."""
+    """torch's own FlashAttention over all documents at once, where `kernel_fits`."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = kwargs.get("max_length_q") or max(document_lengths(starts))

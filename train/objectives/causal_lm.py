@@ -16,13 +16,14 @@ from eval.metrics.exact_match import exact_match
 from train.config import Config
 from train.data.batch import IGNORED, Rows, Shape, collate, micro_batches
 from train.data.encode import Corpus, StreamingCorpus, prepare, stream
-from train.data.steps import FixedSteps, Steps, StreamedSteps
+from train.data.steps import FixedSteps, Steps
+from train.data.streamed import StreamedSteps
 from train.errors import UserError
 from train.models import attention, loss_head
 from train.models.digest import model_digest
 from train.models.generate import continue_prompts
 from train.models.load import fit_vocabulary, load_causal_lm, load_tokenizer, skeleton
-from train.protocols import Batch, Ranks, Sample, Tuning
+from train.protocols import Batch, Plan, Ranks, Sample, Tuning
 
 CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,11 +51,21 @@ class CausalLM:
             self.shape = self._shape()
             weights = [source.weight for source in data.train]
             self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
-        self.plan = self.source.plan
-        self.facts: Mapping[str, Any] = {
+        self.model_digest = model_digest(config.model.path, config.model.revision)
+
+    @property
+    def plan(self) -> Plan:
+        """Of the data's steps."""
+        return self.source.plan
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Data, model and chat template."""
+        return {
             "data_digest": self.corpus.digest,
             "data_lines": list(self.corpus.lines),
-            "model": {"path": config.model.path, "digest": model_digest(config.model.path, config.model.revision)},
+            "rows_left_out": self.corpus.rows_left_out,
+            "model": {"path": self.config.model.path, "digest": self.model_digest},
             "template_hash": self.corpus.template_hash,
         }
 
@@ -103,7 +114,7 @@ class CausalLM:
         model.generation_config.eos_token_id = sorted(own | set(self.corpus.stop_ids))
         loss_head.install(model)
         if self.config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         ready: nn.Module = model
         return ready
 

@@ -43,6 +43,8 @@ class Lora:
         if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"tuning.quantization: {config.quantization} needs bitsandbytes: pip install bitsandbytes")
         self.config, self.seed, self.task = config, seed, task
+        # peft imports bitsandbytes, which then asks for a package with a kernel that is never used here (_keep_layout).
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
         """The quantisation of the base. dtype: arithmetic of the forward pass, and storage of what is not quantised."""
@@ -70,12 +72,15 @@ class Lora:
         from peft import get_peft_model  # takes seconds: only who tunes with it waits for it
 
         base: Any = model
+        if self.config.quantization == "nf4":
+            _keep_layout(base)
         description = self._description(base)
         base.requires_grad_(False)
         try:
             with seeded(self.seed), warnings.catch_warnings():
                 # An adapter on one of two tied matrices: train.merge writes them as two then.
                 warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own call
                 tuned: nn.Module = get_peft_model(base, description)
         except ValueError as error:  # what peft cannot do with this kind of module
             raise UserError(f"tuning.lora: {error}") from error
@@ -114,6 +119,14 @@ class Lora:
             modules_to_save=saved or None,
             ensure_weight_tying=_ties(model, saved, targets),
         )
+
+
+def _keep_layout(quantized: Any) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew in forward passes without gradients, as it does on CPUs with
+    AVX512_BF16: what is packed gives no gradients any more, is dequantised to something else, and loses digits."""
+    for module in quantized.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _as_list(targets: str | Sequence[str]) -> list[str]:

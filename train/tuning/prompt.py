@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class Prompt:
             task_type=self.task, num_virtual_tokens=self.config.virtual_tokens, inference_mode=False, **options
         )
         model.requires_grad_(False)
-        with seeded(self.seed):
+        with seeded(self.seed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own call
             tuned: nn.Module = get_peft_model(model, description)
         return tuned
 

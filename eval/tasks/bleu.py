@@ -1,0 +1,33 @@
+"""Answers by generation, scored by corpus BLEU and chrF against the reference answers (Chinese and English)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
+from eval.protocols import Answer, CorpusMetric, Sample, Task
+from eval.rows import Example, examples
+from eval.tasks.qa import ask, check, outcome
+
+
+def score(example: Example, answers: Sequence[Answer]) -> Sample:
+    """What the row adds to both corpus scores."""
+    return outcome(example, answers, _counts)
+
+
+def _counts(prediction: str, reference: str) -> Mapping[str, float]:
+    return {**bleu_counts(prediction, reference), **chrf_counts(prediction, reference)}
+
+
+TASK = Task(
+    name="bleu",
+    version=1,
+    about="answers by generation, scored by corpus BLEU and chrF",
+    load=examples(check),
+    ask=ask,
+    score=score,
+    metrics=(
+        CorpusMetric("bleu", higher_is_better=True, of=bleu),
+        CorpusMetric("chrf", higher_is_better=True, of=chrf),
+    ),
+)

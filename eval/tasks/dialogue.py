@@ -1,0 +1,88 @@
+"""Conversations of several turns, each answered on the model's own history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eval.metrics.similarity import ALIKE, similarity
+from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Task
+from eval.rows import BadExampleError, Example, Message, examples
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+
+REPEATED = 0.9  # an answer this similar to an earlier one says nothing new
+
+
+def check(example: Example) -> Example:
+    """Conversations with at least two turns of the assistant."""
+    if len(_turns(example)) < 2:
+        raise BadExampleError("a dialogue needs at least two turns of the assistant")
+    return example
+
+
+def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
+    """The first turn."""
+    return _next(example, [], prompter)
+
+
+def follow(example: Example, answers: Sequence[Answer], prompter: Prompter) -> Sequence[Request]:
+    """The next turn, after what the model itself has said so far."""
+    return _next(example, _texts(answers), prompter) if len(answers) < len(_turns(example)) else ()
+
+
+def score(example: Example, answers: Sequence[Answer]) -> Sample:
+    """Per turn similarity with the reference; turns that the context had no room for count as empty answers."""
+    references = [example.messages[k]["content"] for k in _turns(example)]
+    said = _texts(answers)
+    alike = [similarity(text, wanted) for text, wanted in zip(said, references, strict=False)]
+    alike += [0.0] * (len(references) - len(said))
+    repeats = [k for k, text in enumerate(said) if any(similarity(text, old) > REPEATED for old in said[:k])]
+    values = {
+        "turn_similarity": sum(alike) / len(alike),
+        "turn_match": sum(value > ALIKE for value in alike) / len(alike),
+        "consistency": 1.0 - len(repeats) / len(references),
+    }
+    questions = [example.messages[k - 1]["content"] for k in _turns(example)]
+    lines = zip(questions, said, references, alike, strict=False)
+    turns = [
+        {"asked": question, "answer": text, "reference": wanted, "similarity": round(value, 4)}
+        for question, text, wanted, value in lines
+    ]
+    return Sample(example.id, values, {"turns": turns}, {"subset": example.subset} if example.subset else {})
+
+
+def _turns(example: Example) -> list[int]:
+    """Places of the assistant's messages."""
+    return [k for k, message in enumerate(example.messages) if message["role"] == "assistant"]
+
+
+def _texts(answers: Sequence[Answer]) -> list[str]:
+    return [answer.text for answer in answers if isinstance(answer, Generated)]
+
+
+def _next(example: Example, said: Sequence[str], prompter: Prompter) -> Sequence[Request]:
+    turns = _turns(example)
+    own = dict(zip(turns, said, strict=False))
+    history: list[Message] = [
+        {"role": "assistant", "content": own[k]} if k in own else message
+        for k, message in enumerate(example.messages[: turns[len(said)]])
+    ]
+    return [Generate(prompter.question(history), prompter.max_new_tokens, prompter.stop_ids)]
+
+
+TASK = Task(
+    name="dialogue",
+    version=1,
+    about="several turns, each generated on the model's own history",
+    load=examples(check),
+    ask=ask,
+    score=score,
+    metrics=(
+        SampleMetric("turn_similarity", higher_is_better=True),
+        SampleMetric("turn_match", higher_is_better=True),
+        SampleMetric("consistency", higher_is_better=True),
+    ),
+    follow=follow,
+)

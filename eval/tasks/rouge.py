@@ -1,0 +1,26 @@
+"""Answers by generation, scored by ROUGE-1, -2 and -L against the reference answer (Chinese and English)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.metrics.rouge import NAMES, rouge
+from eval.protocols import Answer, Sample, SampleMetric, Task
+from eval.rows import Example, examples
+from eval.tasks.qa import ask, check, outcome
+
+
+def score(example: Example, answers: Sequence[Answer]) -> Sample:
+    """The three F-measures."""
+    return outcome(example, answers, rouge)
+
+
+TASK = Task(
+    name="rouge",
+    version=1,
+    about="answers by generation, scored by ROUGE-1, -2 and -L",
+    load=examples(check),
+    ask=ask,
+    score=score,
+    metrics=tuple(SampleMetric(name, higher_is_better=True) for name in NAMES),
+)

@@ -1,0 +1,69 @@
+"""Every training recipe, run to its end: the stand-ins of recipes/cpu.yaml, and everything else as it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.faults.runs import Zygote, finished, losses, status
+from tests.process.runs import ROOT, metrics, pretrained_stand_in
+
+CPU = ROOT / "recipes" / "cpu.yaml"
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path != CPU]
+STEPS = 6  # of recipes/cpu.yaml
+
+
+def run_recipe(recipe: Path, folder: Path, zygote: Zygote, **options: object) -> Path:
+    """The run folder of a run that ended well."""
+    chosen = {"run.folder": folder / "run", "data.cache_folder": folder / "cache", **options}
+    words = ["--config", str(recipe), "--config", str(CPU)]
+    words += [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+    processes = zygote.run(words, folder / "log")
+    assert processes.codes == [0], processes.output
+    return folder / "run"
+
+
+def assert_complete(run: Path) -> None:
+    """Every step, validation and checkpoint, a merged model whose weights are numbers, a report with its pictures."""
+    assert status(run)["state"] == "finished"
+    assert list(losses(run)) == list(range(1, STEPS + 1))
+    assert len(set(losses(run).values())) == STEPS
+    assert list(metrics(run, "validation/loss")) == [0, 3, 6]
+    assert finished(run)[-1] == STEPS
+    merged = run / "merged"
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "run.json"):
+        assert (merged / name).is_file(), name
+    weights = load_file(merged / "model.safetensors")
+    assert all(tensor.numel() and tensor.isfinite().all() for tensor in weights.values())
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert "before → after: loss " in report
+    for picture in ("loss", "learning", "speed"):
+        assert f"](report/{picture}.png)" in report
+        assert (run / "report" / f"{picture}.png").stat().st_size > 5000
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(RECIPES) == 7
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "qlora"], ids=lambda path: path.stem)
+def test_to_a_merged_folder_and_a_report(recipe: Path, zygote: Zygote, tmp_path: Path) -> None:
+    assert_complete(run_recipe(recipe, tmp_path, zygote))
+
+
+def test_qlora_over_weights_in_4_bit(zygote: Zygote, tmp_path: Path) -> None:
+    """recipes/cpu.yaml takes the quantisation away, since random weights cannot be quantised; here they are given."""
+    base = pretrained_stand_in(tmp_path / "base")
+    options = {"model.path": base, "model.init": "pretrained", "tuning.quantization": "nf4"}
+    run = run_recipe(ROOT / "recipes" / "qlora.yaml", tmp_path, zygote, **options)
+    assert_complete(run)
+    checkpoint = run / "checkpoints" / f"step-{STEPS:06d}"
+    assert json.loads((checkpoint / "optimizer.json").read_text())["optimizer"] == "AdamW8bit"
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    assert any(name.endswith("/state1") and str(moment.dtype) == "torch.uint8" for name, moment in moments.items())
+    merge = json.loads((run / "merged" / "run.json").read_text())["merge"]
+    assert merge["quantized_base"] == "original"
+    assert merge["divergence"]["dequantized"] < 1e-6 < merge["divergence"]["original"] < 0.1  # nats

@@ -1,0 +1,129 @@
+"""The loop's bookkeeping, with an objective and a runtime that only say what they are told."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+import torch
+
+from tests.ranks import Solo
+from train.config import CheckpointConfig, Config, ValidationConfig, WatchConfig
+from train.engine.loop import Loop, Progress
+from train.errors import NumericsError
+from train.protocols import Batch, Plan
+
+NAN = float("nan")
+
+
+class Runtime(Solo):
+    """Each update has the next of these gradient norms."""
+
+    def __init__(self, norms):
+        self.norms = iter(norms)
+
+    def seed(self, *key):
+        pass
+
+    def micro_step(self, model, last):
+        return contextlib.nullcontext()
+
+    def backward(self, sums, counts):
+        pass
+
+    def step(self, model, optimizer):
+        return next(self.norms)
+
+    def gather(self, items):
+        return items
+
+    def memory_gb(self):
+        return 0.0
+
+
+class Objective:
+    """Two micro-batches a step, of 3 tokens each, with the given loss; validation losses in order."""
+
+    terms = ("loss",)
+    lower_is_better = {"loss": True}  # noqa: RUF012
+
+    def __init__(self, losses, validations):
+        self.losses, self.validations = losses, iter(validations)
+        total = len(losses)
+        self.plan = Plan(total, (total,), 6.0, 2.0, 0.0, 1.0, 1.0, ())
+
+    def steps(self, model, start):
+        for step in range(start, len(self.losses)):
+            yield [Batch({}, torch.zeros(1), {"loss": 3.0}, 3, 3, (f"rows:{step}{part}",)) for part in "ab"]
+
+    def loss(self, model, batch):
+        step, part = int(batch.row_ids[0][5:-1]), batch.row_ids[0][-1]
+        value = self.losses[step]
+        return {"loss": torch.tensor(3.0 * value if part == "b" or math.isfinite(value) else 3.0)}
+
+    def validate(self, model):
+        return {"loss": next(self.validations)}
+
+    def samples(self, model):
+        return []
+
+
+class Watch:
+    def __init__(self):
+        self.written = {}
+
+    def metrics(self, step, values):
+        self.written.setdefault(step, {}).update(values)
+
+    def samples(self, step, samples):
+        pass
+
+    def progress(self, step, loss, speed):
+        pass
+
+
+def run(losses, norms=None, validations=(), watch_every=1, allowed=10):
+    """What was written, the progress at the end, and the steps that were saved."""
+    config = Config(
+        validation=ValidationConfig(at_start=False, every_steps=1 if validations else 10**6),
+        checkpoint=CheckpointConfig(every_steps=10**6),
+        watch=WatchConfig(every_steps=watch_every),
+    )
+    config = config.__class__(**{**vars(config), "run": config.run.__class__(max_skipped_steps=allowed)})
+    watch, saved, model = Watch(), [], torch.nn.Linear(1, 1)
+    objective = Objective(losses, validations or [1.0])
+    loop = Loop(
+        config, Runtime(norms or losses), objective, model, torch.optim.SGD(model.parameters()), watch,
+        lambda progress: saved.append(progress.step), lambda: False, 1.0, 1.0,
+    )  # fmt: skip
+    progress = Progress()
+    loop.fit(progress)
+    return watch.written, progress, saved
+
+
+def test_a_skipped_step_leaves_the_others_of_its_window():
+    written, progress, _ = run([1.0, NAN, 4.0, 2.0], watch_every=4)
+    assert written[4]["train/loss"] == pytest.approx(7 / 3)
+    assert written[4]["train/skipped_steps"] == progress.skipped_steps == 1
+
+
+def test_a_window_of_skipped_steps_has_no_loss():
+    written, _, _ = run([1.0, NAN, 2.0])
+    assert ["train/loss" in written[step] for step in (1, 2, 3)] == [True, False, True]
+
+
+def test_it_gives_up_naming_the_rows_of_the_micro_batch_to_blame():
+    with pytest.raises(NumericsError, match=r"step 3: 2 updates in a row .*micro-batches of: rows:2b\)"):
+        run([1.0, NAN, NAN, 1.0], allowed=1)
+    with pytest.raises(NumericsError, match="the losses were finite"):
+        run([1.0, 1.0, 1.0], norms=[math.inf] * 3, allowed=1)
+    run([1.0, NAN, 1.0, NAN, 1.0], allowed=1)  # not in a row
+
+
+@pytest.mark.parametrize("worthless", [NAN, math.inf])
+def test_a_validation_that_is_not_finite_is_never_the_best(worthless):
+    _, progress, saved = run([1.0] * 4, validations=[worthless, 2.0, 1.5, worthless])
+    assert (progress.best_value, progress.best_step) == (1.5, 3)
+    assert progress.validations_without_better == 1
+    assert saved == [2, 3, 4]
