@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from measure import measured
 from peer import peer_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,16 +136,9 @@ class Bench:
 
     def measured(self, command: list[str]) -> tuple[str, float]:
         """Standard output, and the peak resident memory in GB of the largest process that the command started."""
-        log = self.folder / "log.txt"
-        with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=self.folder)
-            assert process.stdout is not None
-            output = process.stdout.read()
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{' '.join(command)}\n{output[-2000:]}\n{log.read_text()[-4000:]}")
-        return output, usage.ru_maxrss * 1024 / 1e9
+        done = measured(command, self.folder)
+        assert done is not None
+        return done
 
     def held_out_loss(self, model: Path, remove: bool = False) -> float:
         command = [
