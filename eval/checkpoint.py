@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -26,10 +28,12 @@ from transformers import (
 from eval.errors import UserError
 from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
+from eval.images import Images, load_images
 from eval.model import LanguageModel
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.runner import Model
+from eval.vision import VisionModel
 
 ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
@@ -86,12 +90,20 @@ class Checkpoint:
             end_ids=self.end_ids,
             name=self.name,
             labels=getattr(self.config, "id2label", None) or {},
+            images=lambda: self.images,
         )
+
+    @cached_property
+    def images(self) -> Images:
+        """How it sees images. Raises UserError where it sees none."""
+        return load_images(self.folder, self.config, self.tokenizer)
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's own; of several the one called default."""
+        """The tokenizer's own; of several the one called default. An older vision model has it in a file of its own."""
         template = self.tokenizer.chat_template
+        if not template and (self.folder / "chat_template.json").is_file():
+            template = json.loads((self.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
         return template.get("default") if isinstance(template, dict) else template
 
     def digests(self) -> dict[str, str]:
@@ -161,6 +173,7 @@ class Checkpoint:
 # How each head is loaded: transformers' class, and what answers with its model.
 LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
     "language": (AutoModelForCausalLM, lambda model, checkpoint: LanguageModel(model, checkpoint.tokenizer)),
+    "vision": (AutoModelForImageTextToText, lambda model, checkpoint: VisionModel(model, checkpoint.images)),
     "tokens": (AutoModelForTokenClassification, lambda model, checkpoint: TokenClassifier(model)),
     "sequence": (AutoModelForSequenceClassification, lambda model, checkpoint: SequenceClassifier(model)),
 }

@@ -92,10 +92,8 @@ def _parts_of(samples: Sequence[Sample]) -> dict[tuple[str, str], NDArray[np.int
     for row, sample in enumerate(samples):
         for part in sample.groups.items():
             parts.setdefault(part, []).append(row)
-    named = [group for group, _ in parts]
-    return {  # a group with one part says nothing beyond the whole
-        part: np.array(rows) for part, rows in sorted(parts.items()) if named.count(part[0]) > 1
-    }
+    # A part that is the whole says nothing beyond it.
+    return {part: np.array(rows) for part, rows in sorted(parts.items()) if len(rows) < len(samples)}
 
 
 def _estimates(metric: Metric, tables: Tables) -> list[Estimate]:

@@ -23,7 +23,7 @@ from eval.tasks import TASKS
 from eval.tasks.find import find
 
 REPEATABLE = ("model", "data", "training_data")
-TASK_LINES = "\n".join(f"  {task.name:<12}{task.about}" for task in TASKS.values())
+TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
 tasks:
 {TASK_LINES}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
 from eval.word_windows import Words
+
+if TYPE_CHECKING:
+    from eval.images import Images
 
 Ids = tuple[int, ...]
 NO_LABELS: Mapping[int, str] = {}
@@ -38,6 +41,7 @@ class Prompter:
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
         labels: The names of its head's classes, by their numbers.
+        images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
 
     wrote_conversations: whether any prompt depended on the chat template, or on there being none.
     """
@@ -53,8 +57,9 @@ class Prompter:
         end_ids: Sequence[int],
         name: str,
         labels: Mapping[int, str] = NO_LABELS,
+        images: Callable[[], Images] | None = None,
     ) -> None:
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.name, self._images = tokenizer, name, images
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
         self.max_new_tokens = max_new_tokens
@@ -69,6 +74,16 @@ class Prompter:
     def question(self, messages: Sequence[Message]) -> Ids:
         """The conversation up to where the assistant answers."""
         return self._lead + self._encode(self._asked(messages))
+
+    def shown(self, images: Sequence[str], text: str) -> Ids:
+        """A user's turn with images (files) and the text below them, up to where the assistant answers."""
+        if self.raw or self._images is None:
+            raise UserError(f"{self.name}: only a chat template says where images stand; --template raw has none")
+        return self._images().ids(self._shown(len(images), text), images)
+
+    def reply(self, text: str) -> Ids:
+        """The beginning of an answer to `shown`: behind a space, where the template's prompt ends in none."""
+        return self._encode(text if self._shown(0, "?")[-1:].isspace() else f" {text}")
 
     def answers(self, messages: Sequence[Message]) -> list[Passage]:
         """Each turn of the assistant, given everything before it; its end-of-turn token is scored too."""
@@ -118,6 +133,10 @@ class Prompter:
         spaces = context[len(given) :]  # merged away where the whole is no longer than the context: encode it apart
         return prefix, [tail or self._encode(spaces + c) for tail, c in zip(tails, continuations, strict=True)]
 
+    def begun(self, messages: Sequence[Message], answer: str) -> Ids:
+        """The conversation and the beginning of the assistant's answer, to be continued."""
+        return self.question(messages) + self._encode(answer)
+
     def _answer(self, history: Sequence[Message], message: Message) -> Passage:
         asked = self.question(history)
         return Passage(
@@ -129,6 +148,10 @@ class Prompter:
         if self.raw:
             return "".join(m["content"] + self._end(m["role"]) for m in messages)
         return self._rendered(messages, add_generation_prompt=True)
+
+    def _shown(self, images: int, text: str) -> str:
+        parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        return self._rendered([{"role": "user", "content": parts}], add_generation_prompt=True)
 
     def _answered(self, history: Sequence[Message], message: Message) -> str:
         """What the model should say: the answer and its end of turn, without the white space that follows these."""
@@ -145,7 +168,7 @@ class Prompter:
     def _end(self, role: str) -> str:
         return self.tokenizer.eos_token or "" if role == "assistant" else ""
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         if self.template is None:
             raise UserError(
                 f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
@@ -172,8 +195,14 @@ class Prompter:
     def _end_of_turn(self) -> str:
         """What the template writes after an answer."""
         mark = "zerotune-answer"
-        whole = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], False)
-        return whole.rpartition(mark)[2]
+        for content in (mark, [{"type": "text", "text": mark}]):  # a vision model's may take parts only
+            question = content if content is not mark else "?"
+            whole = self._rendered(
+                [{"role": "user", "content": question}, {"role": "assistant", "content": content}], False
+            )
+            if mark in whole:
+                return whole.rpartition(mark)[2]
+        return ""
 
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

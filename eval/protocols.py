@@ -190,12 +190,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task's rows come from when the user names no file. split: one, or several separated by commas."""
+    """Where a task's rows come from when the user names no file.
+
+    split and name (of a part): one, or several separated by commas. files: which of the repository's files hold them,
+    with {name} and {split} in it; for data sets whose own layout `datasets` does not read.
+    """
 
     path: str
     split: str
     name: str | None = None
     revision: str | None = None
+    files: str | None = None
 
 
 Head = Literal["language", "vision", "tokens", "sequence"]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.json_table import json_table
+
 DOCUMENT_END = "<|endoftext|>"  # a line with nothing else ends a document of a text file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -102,8 +104,15 @@ def _read_json(path: Path, skip: int) -> Iterator[Row | BadRow]:
 
 
 def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[Row | BadRow]:
-    """The elements of an array, or objects one after another, each with the line it begins on."""
+    """The elements of an array, or objects one after another, each with the line it begins on.
+
+    One object that holds nothing but objects is a table: its keys become the rows' `id` where they have none.
+    """
     decode = json.JSONDecoder().raw_decode
+    table = json_table(text) if is_clean else []
+    if table:
+        yield from (Row(file, line, {"id": key, **value}) for line, key, value in table)
+        return
     position = _skip_space(text, 0)
     in_array = text[position : position + 1] == "["
     position = _skip_space(text, position + in_array)

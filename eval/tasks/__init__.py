@@ -9,11 +9,15 @@ from eval.protocols import Task
 from eval.tasks import (
     bleu,
     classification,
+    cmmlu,
     dialogue,
+    gsm8k,
+    gsm8k_cot,
     perplexity,
     qa,
     rouge,
     samples,
+    scienceqa,
     sequence_classification,
     token_classification,
 )
@@ -32,5 +36,13 @@ TASKS: Mapping[str, Task[Any]] = {
         token_classification.TASK,
         sequence_classification.TASK,
         sequence_classification.REGRESSION,
+        cmmlu.TASK,
+        cmmlu.ZERO_SHOT,
+        cmmlu.GENERATION,
+        gsm8k.TASK,
+        gsm8k.CALCULATOR,
+        gsm8k_cot.TASK,
+        scienceqa.TASK,
+        scienceqa.GENERATION,
     )
 }
