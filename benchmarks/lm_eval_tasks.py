@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DOCUMENT_CHARACTERS = (2_000, 12_000)
+DOCUMENT_CHARACTERS = (2_000, 12_000)  # least and most of a long document
 PREFIX = "rows_"  # before the names of its tasks
 
 
@@ -59,14 +59,16 @@ def gsm8k(folder: Path, data: Path, package: Path, rows: int, max_new_tokens: in
     return Job(folder, [f"{PREFIX}gsm8k"], "gsm8k_cot", folder / "ours")
 
 
-def perplexity(folder: Path, text: str, documents: int, start: str) -> Job:
-    """Stretches of the text, of 2,000 to 12,000 characters, cut between paragraphs.
+def perplexity(
+    folder: Path, text: str, documents: int, start: str, characters: tuple[int, int] = DOCUMENT_CHARACTERS
+) -> Job:
+    """Stretches of the text, of so many characters at random, cut between paragraphs.
 
     start: the token that the harness puts before a text, as text. It scores a document's first token after that one;
     our documents begin with it, so that both score the same tokens.
     """
     (folder / "ours").mkdir(parents=True)
-    values = [{"text": part} for part in _parts(text.split("\n\n"), documents)]
+    values = [{"text": part} for part in _parts(text.split("\n\n"), documents, characters)]
     files = {"test": _write(folder / "documents.jsonl", values)}
     ours = [{"text": start + value["text"]} for value in values]
     settings = {
@@ -80,14 +82,14 @@ def perplexity(folder: Path, text: str, documents: int, start: str) -> Job:
     return Job(folder, [f"{PREFIX}perplexity"], "perplexity", Path(_write(folder / "ours" / "documents.jsonl", ours)))
 
 
-def _parts(paragraphs: Sequence[str], count: int) -> list[str]:
+def _parts(paragraphs: Sequence[str], count: int, characters: tuple[int, int]) -> list[str]:
     draw, parts, part = random.Random(0), [], ""
-    size = draw.randint(*DOCUMENT_CHARACTERS)
+    size = draw.randint(*characters)
     for paragraph in paragraphs:
         part = f"{part}\n\n{paragraph}" if part else paragraph
         if len(part) >= size:
             parts.append(part)
-            part, size = "", draw.randint(*DOCUMENT_CHARACTERS)
+            part, size = "", draw.randint(*characters)
         if len(parts) == count:
             break
     return parts
