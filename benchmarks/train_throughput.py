@@ -109,7 +109,7 @@ class Bench:
         run = self.folder / f"ours-{tuning}-{seed}"
         recipe = {
             "run": {"folder": str(run), "precision": "bf16", "seed": seed},
-            "model": {"path": str(self.model), "weights": "bfloat16"},  # as SFTTrainer loads them
+            "model": {"path": str(self.model)},  # trained weights in float32 under bf16 autocast, on both sides
             "data": {"train": [{"path": str(self.train), "format": "io"}], "max_length_tokens": MAX_LENGTH,
                      "on_bad_row": "skip", "cache_folder": str(self.folder / "cache")},  # TRL drops them too
             "batch": {"tokens_per_step": self.tokens_per_step, "tokens_per_micro_batch": self.tokens_per_step},

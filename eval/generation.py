@@ -64,8 +64,9 @@ class _Session:
     def run(self) -> Iterator[Answers]:
         """The answers, as they end."""
         while self._groups or self._alone or self._live:
-            while (self._groups or self._alone) and self._slots.free * REFILL_SHARE >= self.places:
-                yield self._enter_pack(self._groups[0]) if self._groups else self._enter_batch()
+            if self._slots.free * REFILL_SHARE >= self.places:
+                while (self._groups or self._alone) and self._slots.free:
+                    yield self._enter_pack(self._groups[0]) if self._groups else self._enter_batch()
             if self._live:
                 yield self._step()
 

@@ -100,11 +100,12 @@ class Network:
         for start in range(0, len(states_pd), size):
             logits_pv = self.logits(states_pd[start : start + size])
             best_p, likeliest_p = logits_pv.max(-1)
-            log_sum_p = best_p + (logits_pv - best_p[:, None]).exp_().sum(-1).log()
             (n,) = torch.nonzero((place_n >= start) & (place_n < start + size), as_tuple=True)
-            p = place_n[n] - start
-            log_prob_n[n] = logits_pv[p, targets_n[n]] - log_sum_p[p]
-            greedy_n[n] = likeliest_p[p] == targets_n[n]
+            p, target_n = place_n[n] - start, targets_n[n]
+            wanted_n = logits_pv[p, target_n]
+            # In place: the block has done its duty, and a second one would double the memory.
+            log_sum_p = best_p + logits_pv.sub_(best_p[:, None]).exp_().sum(-1).log()
+            log_prob_n[n], greedy_n[n] = wanted_n - log_sum_p[p], likeliest_p[p] == target_n
         return log_prob_n, greedy_n
 
     def _states(self, ids_bt: Tensor, **keywords: Any) -> Tensor:

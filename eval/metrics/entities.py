@@ -21,9 +21,9 @@ Entity = tuple[str, int, int]  # type, first word, last word
 class Counts:
     """Entities that are right in type and both ends, that were predicted, and that there are."""
 
-    right: int = 0
-    predicted: int = 0
-    gold: int = 0
+    right: float = 0
+    predicted: float = 0
+    gold: float = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.right + other.right, self.predicted + other.predicted, self.gold + other.gold)
@@ -89,4 +89,4 @@ def token_accuracy(columns: Columns) -> float:
 
 def _total(columns: Columns) -> Counts:
     names = ("right_entities", "predicted_entities", "gold_entities")
-    return Counts(*(int(columns[name].sum()) for name in names))
+    return Counts(*(float(columns[name].sum()) for name in names))

@@ -27,7 +27,7 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("bleu", higher_is_better=True, of=bleu, of_sums=True),
-        CorpusMetric("chrf", higher_is_better=True, of=chrf, of_sums=True),
+        CorpusMetric("bleu", higher_is_better=True, of=bleu),
+        CorpusMetric("chrf", higher_is_better=True, of=chrf),
     ),
 )

@@ -31,6 +31,8 @@ def handed_over(place, name, config=None, ranks=1, **options):
     chosen = {"model.path": folder / "base", "model.init": "pretrained", "duration.max_steps": 3, **options}
     done = launch(arguments(folder / name, rows, **chosen), config, ranks)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "FutureWarning" not in done.stderr
+    assert "built successfully" not in done.stdout
     command = [sys.executable, "-m", "train.merge", str(folder / name), str(folder / f"{name}-merged")]
     merged = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert merged.returncode == 0, merged.stderr[-3000:]

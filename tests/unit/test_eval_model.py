@@ -113,6 +113,14 @@ def test_finished_rows_are_no_longer_computed(llama: LanguageModel, computed: li
     assert computed[1:] == [2, 1, 1, 1, 1]
 
 
+def test_all_places_are_filled_and_refilled_by_the_quarter(llama: LanguageModel, computed: list[int]) -> None:
+    answers(llama, [Generate((k, 4, 3, 5, 6, 7), 3 + (k > 11) * 4, ()) for k in range(10, 24)], 8 * 13)
+    steps = [size for size in computed if size <= 8]
+    assert steps[:2] == [8, 8]
+    assert max(steps) == 8
+    assert len(steps) < 2 * 6 + 3, "two rounds of at most six steps each, not row by row"
+
+
 def test_only_scored_positions_reach_the_head_in_blocks(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(network.LOGITS_AT_ONCE, "cpu", 0)
     monkeypatch.setattr(network, "LEAST_BLOCK", 5)

@@ -19,6 +19,7 @@ from train.engine import record
 from train.engine.flops import Peak
 from train.engine.lock import hold
 from train.engine.loop import Outcome, Progress
+from train.engine.quiet import quiet_libraries
 from train.engine.runtime import Runtime
 from train.engine.stop import Stop, write_status
 from train.errors import CannotWriteError, UserError
@@ -41,6 +42,7 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
     """Hold the run folder, look for stop requests, and leave a status.json that tells how the run ended."""
     folder = Path(config.run.folder)
     logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
+    quiet_libraries(runtime.main)
     with hold(folder, runtime):
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
         this = Session(folder)

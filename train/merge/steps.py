@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.folder import read_config, read_json
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.tuning.describe import write_json
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
@@ -58,6 +61,7 @@ def merge(
     refuse_foreign(out)
     with unsharded():  # also while a ZeRO-3 training is alive in this process
         source = open_source(run_or_checkpoint, settings.checkpoint, base, code)
+        log.info("merging %s into %s, and comparing the answers of both", source.checkpoint, out)
         return _Merge(source, out, settings).run(began)
 
 
