@@ -52,8 +52,8 @@ test-faults: $(READY) ## kills, signals, full disks: the whole fault suite
 test-gpu: $(READY) ## the equalities on CUDA; skipped with the reason where there is none
 	@$(RUN)/python -m pytest -q -m gpu
 
-benchmark: $(READY) ## side by side with TRL on this machine; makes the peer's environment by itself
-	@for file in benchmarks/*_throughput.py; do $(RUN)/python $$file || exit 1; done
+benchmark: $(READY) ## side by side with TRL and lm-evaluation-harness, and the time to the first step; makes their environments
+	@for file in benchmarks/*_throughput.py benchmarks/time_to_first_step.py; do $(RUN)/python $$file || exit 1; done
 
 clean: ## remove runs and caches, keep .venv and fetched weights
 	@rm -rf runs .mypy_cache .ruff_cache .pytest_cache

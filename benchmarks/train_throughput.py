@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from measure import measured
 from peer import peer_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ def main() -> int:
     model = subprocess.run(
         [sys.executable, str(ROOT / "examples/get_smollm2.py")], check=True, stdout=subprocess.PIPE, text=True
     )
-    peer, rates = peer_python(), matmul_rates()
+    peer, rates = peer_python("trl"), matmul_rates()
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
         bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer)
         bench.write_rows(json.loads(source.read_text(encoding="utf-8")), given.steps)
@@ -108,7 +109,7 @@ class Bench:
         run = self.folder / f"ours-{tuning}-{seed}"
         recipe = {
             "run": {"folder": str(run), "precision": "bf16", "seed": seed},
-            "model": {"path": str(self.model), "weights": "bfloat16"},  # as SFTTrainer loads them
+            "model": {"path": str(self.model)},  # trained weights in float32 under bf16 autocast, on both sides
             "data": {"train": [{"path": str(self.train), "format": "io"}], "max_length_tokens": MAX_LENGTH,
                      "on_bad_row": "skip", "cache_folder": str(self.folder / "cache")},  # TRL drops them too
             "batch": {"tokens_per_step": self.tokens_per_step, "tokens_per_micro_batch": self.tokens_per_step},
@@ -135,16 +136,9 @@ class Bench:
 
     def measured(self, command: list[str]) -> tuple[str, float]:
         """Standard output, and the peak resident memory in GB of the largest process that the command started."""
-        log = self.folder / "log.txt"
-        with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=self.folder)
-            assert process.stdout is not None
-            output = process.stdout.read()
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{' '.join(command)}\n{output[-2000:]}\n{log.read_text()[-4000:]}")
-        return output, usage.ru_maxrss * 1024 / 1e9
+        done = measured(command, self.folder)
+        assert done is not None
+        return done
 
     def held_out_loss(self, model: Path, remove: bool = False) -> float:
         command = [

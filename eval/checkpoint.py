@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 
 from eval.errors import UserError
 from eval.files import sha256_file
+from eval.heads import SequenceClassifier, TokenClassifier
+from eval.images import Images, load_images
 from eval.model import LanguageModel
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.runner import Model
+from eval.vision import VisionModel
 
 ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
@@ -25,6 +41,21 @@ ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' cla
     "tokens": ("ForTokenClassification",),
     "sequence": ("ForSequenceClassification",),
 }
+# These number positions from pad_token_id + 1 on, and so take fewer tokens than they have positions.
+POSITIONS_BEHIND_PAD = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -41,7 +72,10 @@ class Checkpoint:
     @property
     def context_tokens(self) -> int | None:
         """The longest sequence that the model was made for; None where there is no bound."""
-        size = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        config = self.config.get_text_config()
+        size = getattr(config, "max_position_embeddings", None)
+        if size and config.model_type in POSITIONS_BEHIND_PAD:
+            return int(size) - int(config.pad_token_id or 0) - 1
         return int(size) if size else None
 
     def prompter(self, template: str, max_new_tokens: int, window_tokens: int) -> Prompter:
@@ -55,25 +89,49 @@ class Checkpoint:
             window_tokens=window_tokens,
             end_ids=self.end_ids,
             name=self.name,
+            labels=getattr(self.config, "id2label", None) or {},
+            images=lambda: self.images,
         )
+
+    @cached_property
+    def images(self) -> Images:
+        """How it sees images. Raises UserError where it sees none."""
+        return load_images(self.folder, self.config, self.tokenizer)
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's own; of several the one called default."""
+        """The tokenizer's own; of several the one called default. An older vision model has it in a file of its own."""
         template = self.tokenizer.chat_template
+        if not template and (self.folder / "chat_template.json").is_file():
+            template = json.loads((self.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
         return template.get("default") if isinstance(template, dict) else template
 
     def digests(self) -> dict[str, str]:
-        """sha256 of the weights (all files in order), the tokenizer and the chat template."""
+        """sha256 of the weights (all files in order), the configuration, the tokenizer and the chat template."""
         files = {
             "weights": sorted(self.folder.glob("*.safetensors")),
-            "tokenizer": sorted(self.folder.glob("tokenizer*.json")),
+            "config": [self.folder / "config.json"],
+            "tokenizer": sorted({path for names in TOKENIZER_FILES for path in self.folder.glob(names)}),
         }
         digests = {}
         for what, paths in files.items():
             lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in paths)
             digests[what] = hashlib.sha256(lines.encode()).hexdigest()
-        return digests | {"chat_template": hashlib.sha256((self.chat_template or "").encode()).hexdigest()}
+        return digests | {"chat_template": _sha256(self.chat_template or "")}
+
+    def require_template(self, template: str | None, choice: str) -> None:
+        """Raises UserError where the checkpoint was trained with another chat template than `template`.
+
+        choice: what --template says.
+        """
+        trained = _facts(self.folder).get("template_hash")
+        if trained and trained != _sha256(template or ""):
+            used = f"sha256 {_sha256(template)[:12]}" if template else "none"
+            raise UserError(
+                f"{self.folder}: this model was trained with another chat template (sha256 {trained[:12]}, says its "
+                f"run.json) than --template {choice} ({used}), which makes its answers worse; give the one that it was "
+                "trained with, or allow the other: --allow_other_template true"
+            )
 
     def require(self, heads: Iterable[Head]) -> None:
         """Raises UserError where the checkpoint has not the head that a task needs."""
@@ -85,13 +143,20 @@ class Checkpoint:
                     f"({' or '.join('...' + ending for ending in ENDINGS[head])})"
                 )
 
-    def load(self, head: Head, precision: str, device: torch.device) -> Model:
-        """The weights, in `precision`, on `device`. Raises UserError where they are broken or incomplete."""
-        dtype = DTYPES[choose_precision(precision, device)]
+    def load(self, head: Head, precision: str, quantization: str, device: torch.device) -> Model:
+        """The weights in `precision`, or in fewer bits. Raises UserError where they are broken or incomplete."""
+        kind, answering = LOADERS[head]
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            model, report = kind.from_pretrained(
+                self.folder,
+                dtype=DTYPES[choose_precision(precision, device)],
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **_quantized(quantization, DTYPES[choose_precision(precision, device)], device),
             )
+        except ImportError as error:
+            raise UserError(f"--quantization {quantization}: {error}") from error
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{self.folder}: the weights cannot be loaded: {error}") from error
         missing = sorted(report["missing_keys"])
@@ -102,7 +167,16 @@ class Checkpoint:
         model.generation_config = (
             GenerationConfig()
         )  # a checkpoint's own sampling and penalties would change the answers
-        return LanguageModel(model.to(device).eval(), self.tokenizer)
+        return answering(model.to(device).eval() if quantization == "none" else model.eval(), self)
+
+
+# How each head is loaded: transformers' class, and what answers with its model.
+LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
+    "language": (AutoModelForCausalLM, lambda model, checkpoint: LanguageModel(model, checkpoint.tokenizer)),
+    "vision": (AutoModelForImageTextToText, lambda model, checkpoint: VisionModel(model, checkpoint.images)),
+    "tokens": (AutoModelForTokenClassification, lambda model, checkpoint: TokenClassifier(model)),
+    "sequence": (AutoModelForSequenceClassification, lambda model, checkpoint: SequenceClassifier(model)),
+}
 
 
 def look(folder: str, name: str) -> Checkpoint:
@@ -136,6 +210,33 @@ def read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
+
+
+def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What from_pretrained needs for fewer bits. Raises ImportError without bitsandbytes."""
+    if quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("bitsandbytes is not installed: pip install bitsandbytes")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a cast at every layer of every batch
+    if quantization == "nf4":
+        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    else:
+        bits = BitsAndBytesConfig(load_in_8bit=True)
+    return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What the training run left about the checkpoint; nothing for one from elsewhere."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _end_ids(path: Path, config: Any) -> tuple[int, ...]:

@@ -6,20 +6,24 @@ This file imports nothing heavy: `--help` must answer in under a second.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
+from eval.config_file import words_of
 from eval.errors import UserError
+from eval.files import nearest
+from eval.protocols import Task
+from eval.suggest import did_you_mean
 from eval.tasks import TASKS
+from eval.tasks.find import find
 
-REPEATABLE = ("model", "data")
-TASK_LINES = "\n".join(f"  {task.name:<12}{task.about}" for task in TASKS.values())
+REPEATABLE = ("model", "data", "training_data")
+TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
 tasks:
 {TASK_LINES}
@@ -36,35 +40,58 @@ class Config:
     Args:
         model: A checkpoint folder in Hugging Face layout (safetensors). Repeat the option to compare several.
         baseline: The checkpoint that the others are compared with; without it, the first --model.
-        tasks: Names of tasks, separated by commas.
+        tasks: Names of tasks, or YAML files that describe your own, separated by commas.
         data: A file, folder or glob (JSON, JSONL, CSV, Parquet, text) for all tasks, or TASK=FILE for one. Repeatable.
-        out: The folder for result.json, report.md and the samples.
+        training_data: A file, folder or glob that a model was trained on, to be looked for among the tasks' rows.
+            Repeatable. What a checkpoint's run.json names is looked at anyway.
+        out: The folder for report.html, report.md, result.json and the samples.
+        tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
         max_rows: Use only so many rows of each task's data; 0 uses all.
+        encoder: The folder of a sentence encoder (safetensors), by which qa is scored by meaning too.
         sample_seed: Draw these rows at random with this seed; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
-        batch_tokens: Most token positions of one batch. Bounds the memory, changes no result.
+        allow_other_template: Let --template differ from the chat template that the checkpoint was trained with.
+        batch_tokens: Most token positions of one batch; 0 is as many as free memory allows. Changes no result.
         precision: Arithmetic and storage of the weights. auto is bf16 where the hardware is fast at it, else fp32.
+        quantization: Keep the weights in 4 bits (nf4) or 8 (int8) by bitsandbytes.
+        resume: auto takes the answers that OUT/journal holds; never asks again.
     """
 
     model: list[str] = field(default_factory=list)
     baseline: str | None = None
     tasks: str = ""
     data: list[str] = field(default_factory=list)
+    training_data: list[str] = field(default_factory=list)
     out: str = "runs/evaluation"
+    tensorboard: str | None = None
     template: str = "tokenizer"
     max_rows: int = 0
+    encoder: str | None = None
     sample_seed: int | None = None
     max_new_tokens: int = 0
     window_tokens: int = 0
-    batch_tokens: int = 8192
+    allow_other_template: bool = False
+    batch_tokens: int = 0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    resume: Literal["auto", "never"] = "auto"
+
+    @property
+    def task_words(self) -> list[str]:
+        """Names and files of the tasks asked for, in order, each once."""
+        return list(dict.fromkeys(word.strip() for word in self.tasks.split(",") if word.strip()))
+
+    @property
+    def chosen_tasks(self) -> list[Task[Any]]:
+        """The tasks asked for. Raises UserError for one that there is not."""
+        return [find(word) for word in self.task_words]
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks asked for, in order, each once."""
-        return list(dict.fromkeys(name.strip() for name in self.tasks.split(",") if name.strip()))
+        """The names of the tasks asked for."""
+        return [task.name for task in self.chosen_tasks]
 
     @property
     def folders(self) -> list[str]:
@@ -74,23 +101,57 @@ class Config:
     def data_of(self, task: str) -> str | None:
         """The data given for this task, or else for all."""
         own = [entry.partition("=")[2] for entry in self.data if entry.startswith(f"{task}=")]
-        shared = [entry for entry in self.data if entry.partition("=")[0] not in TASKS or "=" not in entry]
+        named = {*TASKS, *self.task_names}
+        shared = [entry for entry in self.data if entry.partition("=")[0] not in named or "=" not in entry]
         return next(iter(own + shared), None)
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The configuration that command-line arguments describe.
+    """The configuration that command-line arguments describe, and the files that `--config` names.
 
-    `--help` prints and raises SystemExit(0). Raises UserError with one message for whatever cannot be meant.
+    Options win over files and later files over earlier ones. `--help` prints and raises SystemExit(0). Raises UserError
+    with one message for whatever cannot be meant.
     """
     parser = _parser()
-    try:
-        namespace = parser.parse_args(list(_known(arguments)))
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
+    known = [f.name for f in fields(Config)]
+    files, rest = _config_files(_known(arguments, known))
+    words: list[str] = []
+    for file in files:
+        own = words_of(file, known, REPEATABLE, lambda word: _parsed(parser, [word]))
+        words = _over(words, own)
+    namespace = _parsed(parser, _over(words, rest))
+    config = Config(**{name: namespace[name] for name in known})
     _check(config)
     return config
+
+
+def _parsed(parser: ArgumentParser, words: list[str]) -> Any:
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _config_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """What `--config` names, and the other words."""
+    files, rest, words = [], [], iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--config":
+            rest.append(word)
+            continue
+        path = Path(value if equals else next(words, ""))
+        if not path.is_file():
+            raise UserError(f"--config {path}: there is no such file{nearest(path)}")
+        files.append(path)
+    return files, rest
+
+
+def _over(words: list[str], later: list[str]) -> list[str]:
+    """Both, where a repeatable option that is given later replaces what was given before."""
+    given = {word.partition("=")[0] for word in later}
+    replaced = tuple(f"--{name}=" for name in REPEATABLE if f"--{name}" in given)
+    return [word for word in words if not word.startswith(replaced)] + later if replaced else words + later
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -109,37 +170,34 @@ def _parser() -> ArgumentParser:
     for name in REPEATABLE:
         parser.add_argument(f"--{name}", action="append", type=str, default=[], help=help_of[name])
     parser.add_class_arguments(Config, skip=set(REPEATABLE))
+    parser.add_argument("--config", metavar="FILE", help="A YAML file of these options (recipes/eval). Repeatable.")
     return parser
 
 
-def _known(arguments: Sequence[str]) -> Sequence[str]:
-    known = ["--" + f.name for f in fields(Config)]
+def _known(arguments: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    known = [*(f"--{name}" for name in names), "--config", "--help"]
     for word in arguments:
         option = word.partition("=")[0]
-        if option.startswith("--") and option not in (*known, "--help"):
-            raise UserError(f"unknown option {option}{_suggestion(option, known)}")
+        if option.startswith("--") and option not in known:
+            raise UserError(f"unknown option {option}{did_you_mean(option, known)}")
     return arguments
 
 
 def _check(config: Config) -> None:
     if not config.model:
         raise UserError("nothing to evaluate: give --model CHECKPOINT")
-    if not config.task_names:
-        raise UserError(f"no task: give --tasks with some of {', '.join(TASKS)}")
-    for name in config.task_names:
-        if name not in TASKS:
-            raise UserError(f"unknown task {name}{_suggestion(name, list(TASKS))}; there are {', '.join(TASKS)}")
-        if config.data_of(name) is None and TASKS[name].source is None:
-            raise UserError(f"task {name} needs data: give --data FILE (or --data {name}=FILE)")
-    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 1}.items():
+    if not config.task_words:
+        raise UserError(f"no task: give --tasks with some of {', '.join(TASKS)}, or a FILE.yaml of your own")
+    names = config.task_names
+    for task in config.chosen_tasks:
+        if names.count(task.name) > 1:
+            raise UserError(f"two tasks are called {task.name}; give one of the files another name")
+        if config.data_of(task.name) is None and task.source is None:
+            raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
+    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 0}.items():
         if getattr(config, key) < least:
             raise UserError(f"--{key} {getattr(config, key)}: must be at least {least}")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
         raise UserError(f"--template {config.template}: neither tokenizer nor raw nor a .jinja file")
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

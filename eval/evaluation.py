@@ -16,23 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from transformers.utils import logging
 
 from eval.checkpoint import Checkpoint, choose_precision, look
-from eval.compare import compare
+from eval.compare import compare, corrected, outcomes
 from eval.config import Config
+from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
+from eval.encoder import by_meaning
 from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
+from eval.journal import Journal
 from eval.prompt import Prompter
 from eval.protocols import Answer, Generate, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
-from eval.runner import Model, answer
-from eval.tasks import TASKS
+from eval.speaker import Speaker
+from eval.tasks.find import find, is_file
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -47,8 +48,10 @@ class Job:
     asked: Sequence[Sequence[Request] | str]
 
 
-def evaluate(config: Config, ranks: Ranks) -> Evaluation:
-    """Every task for every checkpoint, compared; complete on every rank, digests on the first.
+def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Evaluation:
+    """Every task for every checkpoint, compared; complete on every rank; contamination on the first.
+
+    notes: what was answered before, and where new answers are kept; without it they are asked anew and kept nowhere.
 
     Raises UserError for whatever is wrong with folders, rows or templates before any weights are loaded.
     """
@@ -56,7 +59,8 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
-    tasks = [TASKS[name] for name in config.task_names]
+    tasks = by_meaning(config.chosen_tasks, config.encoder, ranks.device)
+    training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
     items = {task.name: read_items(task, config) for task in tasks}
@@ -64,34 +68,43 @@ def evaluate(config: Config, ranks: Ranks) -> Evaluation:
         checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
         for checkpoint in checkpoints
     }
+    for checkpoint in checkpoints:
+        _check_template(checkpoint, jobs[checkpoint.name], config)
+    wanted = ranks.index == 0 and (training.files or training.missing)
+    overlaps = _overlaps(training, items, config) if wanted else None
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
+    digests = ranks.share({c.name: c.digests() for c in checkpoints} if ranks.index == 0 else {})
+    notes = notes or Journal()
     samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
     seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
     for checkpoint, head in [(c, head) for c in checkpoints for head in dict.fromkeys(task.head for task in tasks)]:
-        model = checkpoint.load(head, config.precision, ranks.device)
+        speaker = Speaker(checkpoint, head, config, ranks, notes, digests[checkpoint.name])
         for job in jobs[checkpoint.name]:
             if job.task.head == head:
                 start = time.perf_counter()
                 task, name = job.task.name, checkpoint.name
-                samples[task][name] = _run(model, job, skipped[task], config, ranks, f"{name}: {task}")
+                samples[task][name] = _run(speaker, job, skipped[task])
                 seconds[task][name] = round(time.perf_counter() - start, 3)
-        del model
+        del speaker
         gc.collect()  # before the next one is loaded: two at once may not fit
     results = [
         _task_result(task, config, samples[task.name], _rows(items[task.name], skipped[task.name]), seconds[task.name])
         for task in tasks
     ]
-    return Evaluation(_result(config, ranks, checkpoints, results), samples)
+    if overlaps is not None:
+        results = [
+            with_contamination(result, task.metrics, samples[task.name], overlaps)
+            for task, result in zip(tasks, results, strict=True)
+        ]
+    won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
+    return Evaluation(_result(config, ranks, checkpoints, digests, corrected(results)), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
     """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
-    path = config.data_of(task.name)
-    if path is None and task.source is None:
-        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    items = task.arrange(load(_rows_of(task, path), task.load))
+    items = task.arrange(load(rows_of(task, config), task.load))
     if not items:
-        raise UserError(f"{path or task.name}: there are no rows in it")
+        raise UserError(f"{config.data_of(task.name) or task.name}: there are no rows in it")
     if 0 < config.max_rows < len(items):
         if config.sample_seed is None:
             return items[: config.max_rows]
@@ -100,14 +113,24 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
     return items
 
 
-def _rows_of(task: Task[Any], path: str | None) -> Iterable[Row | BadRow]:
-    if path is not None:
-        return local(path)
-    return from_hub(task.source) if isinstance(task.source, Hub) else task.source or ()
+def rows_of(task: Task[Any], config: Config) -> Iterable[Row | BadRow]:
+    """The rows of the user's file, or of the task's own source."""
+    source = _source(task, config)
+    if isinstance(source, tuple):
+        return source
+    return local(source) if isinstance(source, str) else from_hub(source)
+
+
+def _source(task: Task[Any], config: Config) -> Hub | str | tuple[Row, ...]:
+    source = config.data_of(task.name) or task.source
+    if source is None:
+        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
+    return source
 
 
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Every item's requests. An item that the context cannot take is not cut: it is set aside, with the reason."""
+    items = [task.bind(item, prompter) for item in items] if task.bind else items
     return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
 
 
@@ -158,22 +181,21 @@ def _rows(items: Sequence[Identified], skipped: Mapping[int, str]) -> list[Skipp
     return [Skipped(items[k].id, reason) for k, reason in sorted(skipped.items())]
 
 
-def _run(model: Model, job: Job, skipped: Mapping[int, str], config: Config, ranks: Ranks, title: str) -> list[Sample]:
+def _check_template(checkpoint: Checkpoint, jobs: Sequence[Job], config: Config) -> None:
+    used = [job.prompter for job in jobs if job.prompter.wrote_conversations]
+    if used and not config.allow_other_template:
+        checkpoint.require_template(used[0].template, config.template)
+
+
+def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> list[Sample]:
     asked = {k: requests for k, requests in enumerate(job.asked) if k not in skipped and not isinstance(requests, str)}
     answers: dict[int, list[Answer]] = {k: [] for k in asked}
     while asked:  # a round asks what the answers so far make possible: one round, where a task has no `follow`
-        found = iter(_answers(model, [request for own in asked.values() for request in own], config, ranks, title))
+        found = speaker.answers([request for own in asked.values() for request in own], job.task.name)
         for k, own in asked.items():
             answers[k] += [next(found) for _ in own]
         asked = {k: more for k in asked if (more := _follow(job, k, answers[k]))}
     return [job.task.score(job.items[k], own) for k, own in answers.items()]
-
-
-def _answers(model: Model, requests: Sequence[Request], config: Config, ranks: Ranks, title: str) -> Sequence[Answer]:
-    shown = ranks.index == 0 and sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as progress:
-        bar = progress.add_task(title, total=len(requests) / ranks.count)
-        return answer(model, requests, config.batch_tokens, ranks, lambda done: progress.advance(bar, done))
 
 
 def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request]:
@@ -205,19 +227,30 @@ def _task_result(
     )
 
 
+def _overlaps(training: TrainingData, items: Mapping[str, Sequence[Identified]], config: Config) -> Overlaps:
+    """The rows of each task that stand in the training data."""
+    tasks = {task.name: task for task in config.chosen_tasks}
+    texts = {name: texts_by_id(rows_of(tasks[name], config), (item.id for item in own)) for name, own in items.items()}
+    return find_overlaps(training, texts)
+
+
 def _data(task: Task[Any], config: Config) -> dict[str, str]:
-    path = config.data_of(task.name)
-    if path is not None:
-        return {str(file): sha256_file(file) for file in expand(path)}
-    return {f"hub:{task.source.path}": task.source.revision or "newest"} if isinstance(task.source, Hub) else {}
+    source = _source(task, config)
+    described = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
+    files = [*expand(source), *described] if isinstance(source, str) else described
+    hub = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
+    return hub | {str(file): sha256_file(file) for file in files}
 
 
-def _result(config: Config, ranks: Ranks, checkpoints: Sequence[Checkpoint], tasks: Sequence[TaskResult]) -> Result:
+def _result(
+    config: Config,
+    ranks: Ranks,
+    checkpoints: Sequence[Checkpoint],
+    digests: Mapping[str, Mapping[str, str]],
+    tasks: Sequence[TaskResult],
+) -> Result:
     precision = choose_precision(config.precision, ranks.device)
-    models = [
-        ModelInfo(c.name, str(c.folder), precision, c.context_tokens, c.digests() if ranks.index == 0 else {})
-        for c in checkpoints
-    ]
+    models = [ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name]) for c in checkpoints]
     versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}

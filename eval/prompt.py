@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
+from eval.word_windows import Words
+
+if TYPE_CHECKING:
+    from eval.images import Images
 
 Ids = tuple[int, ...]
+NO_LABELS: Mapping[int, str] = {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class Prompter:
         window_tokens: Longest window in which a document is scored; 0 is the whole context.
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
+        labels: The names of its head's classes, by their numbers.
+        images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
+
+    wrote_conversations: whether any prompt depended on the chat template, or on there being none.
     """
 
     def __init__(
@@ -47,13 +56,17 @@ class Prompter:
         window_tokens: int,
         end_ids: Sequence[int],
         name: str,
+        labels: Mapping[int, str] = NO_LABELS,
+        images: Callable[[], Images] | None = None,
     ) -> None:
-        self.tokenizer, self.name = tokenizer, name
+        self.tokenizer, self.name, self._images = tokenizer, name, images
+        self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
         sizes = [size for size in (window_tokens, context_tokens) if size]
         self.window_tokens: int | None = min(sizes) if sizes else None
+        self.wrote_conversations = False
         self._start = self._start_ids()
         self._lead: Ids = self._start if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
@@ -62,10 +75,40 @@ class Prompter:
         """The conversation up to where the assistant answers."""
         return self._lead + self._encode(self._asked(messages))
 
+    def shown(self, images: Sequence[str], text: str) -> Ids:
+        """A user's turn with images (files) and the text below them, up to where the assistant answers."""
+        if self.raw or self._images is None:
+            raise UserError(f"{self.name}: only a chat template says where images stand; --template raw has none")
+        return self._images().ids(self._shown(len(images), text), images)
+
+    def reply(self, text: str) -> Ids:
+        """The beginning of an answer to `shown`: behind a space, where the template's prompt ends in none."""
+        return self._encode(text if self._shown(0, "?")[-1:].isspace() else f" {text}")
+
     def answers(self, messages: Sequence[Message]) -> list[Passage]:
         """Each turn of the assistant, given everything before it; its end-of-turn token is scored too."""
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         return [self._answer(messages[:k], messages[k]) for k in turns]
+
+    def sequence(self, sentences: Sequence[str]) -> Ids:
+        """One sentence or two as a classification head reads them, with the tokenizer's special tokens."""
+        encoded = self.tokenizer(*sentences, truncation=False, verbose=False)
+        if any(encoded.get("token_type_ids") or ()):
+            raise UserError(
+                f"{self.name}: it numbers the two sentences of a pair (token_type_ids); this is not supported"
+            )
+        return tuple(encoded["input_ids"])
+
+    def words(self, words: Sequence[str]) -> Words:
+        """A sentence that is split into words already, with the tokenizer's special tokens around it."""
+        if not self.tokenizer.is_fast:
+            raise UserError(f"{self.name}: only a fast tokenizer (tokenizer.json) tells which word a token belongs to")
+        encoded = self.tokenizer(list(words), is_split_into_words=True, truncation=False, verbose=False)
+        ids, owners = tuple(encoded["input_ids"]), encoded.word_ids()
+        inside = [place for place, owner in enumerate(owners) if owner is not None]
+        begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
+        firsts = {owner: place - begin for place, owner in reversed(list(enumerate(owners))) if owner is not None}
+        return Words(ids[:begin], ids[begin:end], ids[end:], tuple(firsts.get(k) for k in range(len(words))))
 
     def document(self, text: str) -> Passage:
         """A text. Its first token is scored only if the tokenizer puts a start token from which to predict it."""
@@ -77,6 +120,23 @@ class Prompter:
         begin = encoded["offset_mapping"][1][0] if len(ids) > 1 else len(text)
         return Passage(ids, 1, len(text[begin:].encode()))
 
+    def choices(self, context: str, continuations: Sequence[str]) -> tuple[Ids, list[Ids]]:
+        """A plain text's ids (it may not be blank), and those of each text that could continue it.
+
+        As lm-evaluation-harness encodes them, so that log-probabilities agree with its: spaces at the context's end
+        belong to the continuation, and a continuation is what the whole has beyond the context's number of tokens.
+        """
+        given = context.rstrip()
+        prefix = self._start + self._encode(given)
+        wholes = [self._start + self._encode(context + continuation) for continuation in continuations]
+        tails = [whole[len(prefix) :] for whole in wholes]
+        spaces = context[len(given) :]  # merged away where the whole is no longer than the context: encode it apart
+        return prefix, [tail or self._encode(spaces + c) for tail, c in zip(tails, continuations, strict=True)]
+
+    def begun(self, messages: Sequence[Message], answer: str) -> Ids:
+        """The conversation and the beginning of the assistant's answer, to be continued."""
+        return self.question(messages) + self._encode(answer)
+
     def _answer(self, history: Sequence[Message], message: Message) -> Passage:
         asked = self.question(history)
         return Passage(
@@ -84,9 +144,14 @@ class Prompter:
         )
 
     def _asked(self, messages: Sequence[Message]) -> str:
+        self.wrote_conversations = True
         if self.raw:
             return "".join(m["content"] + self._end(m["role"]) for m in messages)
         return self._rendered(messages, add_generation_prompt=True)
+
+    def _shown(self, images: int, text: str) -> str:
+        parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        return self._rendered([{"role": "user", "content": parts}], add_generation_prompt=True)
 
     def _answered(self, history: Sequence[Message], message: Message) -> str:
         """What the model should say: the answer and its end of turn, without the white space that follows these."""
@@ -103,7 +168,7 @@ class Prompter:
     def _end(self, role: str) -> str:
         return self.tokenizer.eos_token or "" if role == "assistant" else ""
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         if self.template is None:
             raise UserError(
                 f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
@@ -130,8 +195,14 @@ class Prompter:
     def _end_of_turn(self) -> str:
         """What the template writes after an answer."""
         mark = "zerotune-answer"
-        whole = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], False)
-        return whole.rpartition(mark)[2]
+        for content in (mark, [{"type": "text", "text": mark}]):  # a vision model's may take parts only
+            question = content if content is not mark else "?"
+            whole = self._rendered(
+                [{"role": "user", "content": question}, {"role": "assistant", "content": content}], False
+            )
+            if mark in whole:
+                return whole.rpartition(mark)[2]
+        return ""
 
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

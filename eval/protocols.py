@@ -164,11 +164,16 @@ class SampleMetric:
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A function of all samples together (perplexity, BLEU, entity F1); a mean over parts would be another number."""
+    """A function of all samples together (perplexity, BLEU, entity F1); a mean over parts would be another number.
+
+    of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker
+    and truer.
+    """
 
     name: str
     higher_is_better: bool
     of: Callable[[Columns], float]
+    of_sums: bool = False
 
 
 Metric = SampleMetric | CorpusMetric
@@ -185,12 +190,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task's rows come from when the user names no file. split: one, or several separated by commas."""
+    """Where a task's rows come from when the user names no file.
+
+    split and name (of a part): one, or several separated by commas. files: which of the repository's files hold them,
+    with {name} and {split} in it; for data sets whose own layout `datasets` does not read.
+    """
 
     path: str
     split: str
     name: str | None = None
     revision: str | None = None
+    files: str | None = None
 
 
 Head = Literal["language", "vision", "tokens", "sequence"]
@@ -208,10 +218,12 @@ class Task(Generic[Item]):
     version: raised whenever a number could change. load: a row to an item; raises `eval.rows.BadExampleError` for one
     that does not fit. ask: the requests of one item. score: its outcome, given the answers in the order of requests;
     it needs no model and no file, so training can call it for validation and as a reward.
+    bind: an item as one checkpoint sees it (its classes by name, its tokens by word), before it is asked; `score` gets
+    the same. Raises UserError where the checkpoint cannot answer it.
     arrange: the items that are asked, from those of all rows (few-shot examples are moved into the others here).
     follow: further requests, given the answers so far (a tool's result, the next turn); none where the item is done.
     tables: what the report shows beside the metrics, from one model's samples.
-    head: the kind of checkpoint that can answer. source: a hub data set, or rows, where the user names none.
+    head: the kind of checkpoint that can answer. source: a hub data set, a file, or rows, where the user names none.
     max_new_tokens: longest generated answer where the user sets no other.
     """
 
@@ -223,8 +235,9 @@ class Task(Generic[Item]):
     score: Callable[[Item, Sequence[Answer]], Sample]
     metrics: tuple[Metric, ...]
     arrange: Callable[[list[Item]], list[Item]] = unchanged
+    bind: Callable[[Item, Prompter], Item] | None = None
     follow: Callable[[Item, Sequence[Answer], Prompter], Sequence[Request]] | None = None
     tables: Callable[[Sequence[Sample]], Sequence[Table]] | None = None
     head: Head = "language"
-    source: Hub | tuple[Row, ...] | None = None
+    source: Hub | str | tuple[Row, ...] | None = None
     max_new_tokens: int = 64

@@ -35,6 +35,14 @@ class Ranks:
         distributed.all_gather_object(parts, mine)
         return [item for part in parts for item in part or []]
 
+    def share(self, value: T) -> T:
+        """The first rank's `value`, on every rank."""
+        if self.count == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
     def close(self) -> None:
         """Leave the group."""
         if self.count > 1:

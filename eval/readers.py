@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.json_table import json_table
+
 DOCUMENT_END = "<|endoftext|>"  # a line with nothing else ends a document of a text file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -102,8 +104,15 @@ def _read_json(path: Path, skip: int) -> Iterator[Row | BadRow]:
 
 
 def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[Row | BadRow]:
-    """The elements of an array, or objects one after another, each with the line it begins on."""
+    """The elements of an array, or objects one after another, each with the line it begins on.
+
+    One object that holds nothing but objects is a table: its keys become the rows' `id` where they have none.
+    """
     decode = json.JSONDecoder().raw_decode
+    table = json_table(text) if is_clean else []
+    if table:
+        yield from (Row(file, line, {"id": key, **value}) for line, key, value in table)
+        return
     position = _skip_space(text, 0)
     in_array = text[position : position + 1] == "["
     position = _skip_space(text, position + in_array)
@@ -256,10 +265,41 @@ def _documents(path: Path) -> Iterator[Row | BadRow]:
             lines.append(text[:-2] + "\n" if text.endswith("\r\n") else text)
 
 
+def _read_conll(path: Path, skip: int) -> Iterator[Row | BadRow]:
+    return itertools.islice(_sentences(path), skip, None)
+
+
+def _sentences(path: Path) -> Iterator[Row | BadRow]:
+    """Sentences between blank lines, each with the line it begins on; of a line's columns the first is the token and
+    the last its tag. Columns stand between tabs, or between spaces in a line without tabs. -DOCSTART- is no sentence.
+    """
+    tokens: list[str] = []
+    tags: list[str] = []
+    problem: BadRow | None = None
+    start = 0
+    for number, text, bad in itertools.chain(_lines(path), [(0, "", None)]):
+        line = text.rstrip("\r\n")
+        columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+        if any(map(str.strip, columns)):
+            start = start or number
+            reason = bad.reason if bad else f"not CoNLL: line {number} has a token and no tag"
+            if bad or len(columns) < 2:
+                problem = problem or BadRow(str(path), start, reason)
+            tokens.append(columns[0])
+            tags.append(columns[-1])
+        elif start:
+            if problem or tokens != ["-DOCSTART-"]:
+                yield problem or Row(str(path), start, {"tokens": tokens, "tags": tags})
+            tokens, tags, problem, start = [], [], None, 0
+
+
 READERS: Mapping[str, Callable[[Path, int], Iterator[Row | BadRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
     ".txt": _read_text,
+    ".conll": _read_conll,
+    ".iob": _read_conll,
+    ".iob2": _read_conll,
 }

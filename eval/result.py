@@ -13,7 +13,7 @@ from eval.masking import mask_all
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """`model` minus the baseline on the same samples, with its 95 % interval. won: samples where `model` is better."""
+    """`model` minus the baseline on the same samples, with its 95 % interval.
+
+    won: samples where `model` is better. test, p_value: of "there is no difference"; p_holm: corrected for all
+    comparisons of the evaluation. detectable: the smallest true difference that these samples would show 4 times of 5.
+    """
 
     model: str
     value: float
@@ -51,6 +55,10 @@ class Difference:
     lost: int
     tied: int
     verdict: str  # better, worse, no significant difference, not tested
+    test: str | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,32 @@ class MetricResult:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """A sample that stands in the training data. how: row (the same), words (the same but for case, punctuation and
+    spaces) or passage (as many words in a row as were looked for). place: file:line of the training row.
+    """
+
+    id: str
+    how: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """Samples that stand in the training data, and the metrics without them.
+
+    training: files that were compared -> rows in them. missing: training data that could not be, and why. found: at
+    most one for each sample. clean: samples that are left; metrics: over these, none where all or none are left.
+    """
+
+    training: Mapping[str, int]
+    missing: Sequence[str]
+    found: Sequence[Overlap]
+    clean: int
+    metrics: Sequence[MetricResult]
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A row that was not scored for any model."""
 
@@ -93,7 +127,7 @@ class TaskResult:
     """One task.
 
     data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering. tables: model ->
-    what its samples say beside the metrics.
+    what its samples say beside the metrics. contamination: None where there was no training data to compare with.
     """
 
     name: str
@@ -104,6 +138,7 @@ class TaskResult:
     metrics: Sequence[MetricResult]
     seconds: Mapping[str, float]
     tables: Mapping[str, Sequence[Table]] = field(default_factory=dict)
+    contamination: Contamination | None = None
 
 
 @dataclass(frozen=True)
@@ -126,10 +161,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """samples: task -> model -> its samples, in the order of the rows and the same rows for every model."""
+    """samples: task -> model -> its samples, in the order of the rows and the same rows for every model.
+
+    outcomes: task -> model but the baseline -> for each sample +1 won, -1 lost, 0 tied, by the task's first metric.
+    """
 
     result: Result
     samples: Mapping[str, Mapping[str, Sequence[Sample]]]
+    outcomes: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
 
 
 def sample_lines(samples: Sequence[Sample]) -> str:

@@ -89,10 +89,10 @@ def example(row: Row) -> Example:
     messages = _conversation(value)
     if messages:
         if value.get("system") and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": _text(value, "system")})
+            messages.insert(0, {"role": "system", "content": text_in(value, "system")})
         return Example(place, messages=tuple(messages), subset=_subset(value))
     if "text" in value:
-        return Example(place, text=_text(value, "text"), subset=_subset(value))
+        return Example(place, text=text_in(value, "text"), subset=_subset(value))
     raise BadExampleError(f"none of the known columns ({KNOWN}), only: {', '.join(map(str, value)) or 'nothing'}")
 
 
@@ -105,19 +105,20 @@ def _conversation(value: Mapping[str, Any]) -> list[Message]:
             return _messages(value[column], *keys)
     for asked, answered in PAIRS:
         if asked in value:
-            question = _text(value, asked)
+            question = text_in(value, asked)
             if asked == "instruction" and str(value.get("input") or "").strip():
-                question += "\n" + _text(value, "input")
-            answer = [{"role": "assistant", "content": _text(value, answered)}] if answered in value else []
+                question += "\n" + text_in(value, "input")
+            answer = [{"role": "assistant", "content": text_in(value, answered)}] if answered in value else []
             return [{"role": "user", "content": question}, *answer]
     return []
 
 
 def _subset(value: Mapping[str, Any]) -> str:
-    return _text(value, "subset") if value.get("subset") is not None else ""
+    return text_in(value, "subset") if value.get("subset") is not None else ""
 
 
-def _text(value: Mapping[str, Any], column: str) -> str:
+def text_in(value: Mapping[str, Any], column: str) -> str:
+    """The column's text. Raises BadExampleError where it is missing, blank or something else."""
     text = value.get(column)
     if not isinstance(text, str):
         raise BadExampleError(f"{column} is {type_name(text) if column in value else 'missing'}, not text")
@@ -138,5 +139,5 @@ def _messages(value: Any, role_key: str, content_key: str) -> list[Message]:
             raise BadExampleError(
                 f"message {index}: {role_key} is {role!r}; known: {', '.join((*ROLES, *SHAREGPT_ROLES))}"
             )
-        messages.append({"role": role, "content": _text(message, content_key)})
+        messages.append({"role": role, "content": text_in(message, content_key)})
     return messages

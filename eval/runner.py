@@ -1,28 +1,25 @@
-"""Requests in, answers out in the same order: shared out over ranks by cost, sorted, batched within a budget of tokens.
-
-Nothing here changes an answer. Where memory runs out the budget is halved and the batch tried again.
-"""
+"""Requests in, answers out in the same order: each computed once, shared out over ranks by what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Protocol
 
-import torch
-
-from eval.errors import UserError
-from eval.protocols import Answer, Generate, Generated, Request, Score, Scored
+from eval.budget import Budget
+from eval.prefixes import sorted_lines
+from eval.protocols import Answer, Generate, Request, Score
 
 
 class Model(Protocol):
-    """What answers: `eval.model.LanguageModel`."""
+    """What answers, whatever its head."""
 
-    def score(self, requests: Sequence[Score]) -> list[Scored]:
-        """See LanguageModel."""
-        ...
+    def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
+        """(index of the request, answer), as soon as there is one, in any order, each request exactly once.
 
-    def generate(self, requests: Sequence[Generate]) -> list[Generated]:
-        """See LanguageModel."""
+        Which requests are asked together, and within which budget, changes no answer. Where memory runs out the budget
+        shrinks. Raises UserError where one request alone is too much.
+        """
         ...
 
 
@@ -46,65 +43,47 @@ class Group(Protocol):
 
 def answer(
     model: Model,
+    budget: Budget,
     requests: Sequence[Request],
-    batch_tokens: int,
     group: Group,
-    on_progress: Callable[[int], None] = lambda done: None,
+    on_answer: Callable[[Request, Answer], None] = lambda request, answer: None,
 ) -> list[Answer]:
-    """The answers to `requests`, in their order, on every rank.
+    """The answers to `requests`, in their order, on every rank. Equal requests are asked once.
 
-    batch_tokens: most token positions of one batch, padding and tokens to be generated included.
-    on_progress: told after each batch of this rank how many requests it answered.
+    on_answer: told of each answer of this rank as soon as it is there.
     """
-    mine = shares([request.slots for request in requests], group.count)[group.index]
+    unique = list(dict.fromkeys(requests))
+    mine = shares(unique, group.count)[group.index]
     answers: list[tuple[int, Answer]] = []
-    waiting = sorted(mine, key=lambda i: (_kind(requests[i]), -requests[i].slots, i))
-    while waiting:
-        batch = next_batch([requests[i] for i in waiting], batch_tokens)
-        try:
-            answers += zip(waiting, _ask(model, batch), strict=False)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise UserError(f"one request of {batch[0].slots} tokens does not fit into memory ({error})") from error
-            batch_tokens = batch[0].slots * len(batch) // 2
-            torch.cuda.empty_cache()
-            continue
-        del waiting[: len(batch)]
-        on_progress(len(batch))
+    for place, found in model.answers([unique[k] for k in mine], budget):
+        answers.append((mine[place], found))
+        on_answer(unique[mine[place]], found)
     joined = dict(group.gather(answers))
-    return [joined[i] for i in range(len(requests))]
+    of = {request: joined[k] for k, request in enumerate(unique)}
+    return [of[request] for request in requests]
 
 
-def shares(costs: Sequence[int], count: int) -> list[list[int]]:
-    """Indices for each rank, so that the ranks' costs are as even as a greedy choice (largest first) makes them."""
+def shares(requests: Sequence[Request], count: int) -> list[list[int]]:
+    """Indices for each rank: stretches of the sorted requests, so that those that begin alike stay together.
+
+    Stretches cost the same but for one request, where what it has in common with the one before costs nothing.
+    """
     parts: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        least = loads.index(min(loads))
-        parts[least].append(index)
-        loads[least] += costs[index]
+    for kind in dict.fromkeys(map(type, requests)):
+        own = [k for k, request in enumerate(requests) if type(request) is kind]
+        lines = sorted_lines([(_computed(requests[k]), 0) for k in own])
+        costs = [len(line.ids) - line.common + sum(_steps(requests[own[k]]) for k in line.members) for line in lines]
+        total = sum(costs)
+        for line, end, cost in zip(lines, accumulate(costs), costs, strict=True):
+            middle = end - cost / 2  # a line belongs where its middle falls
+            parts[min(int(middle * count / max(total, 1)), count - 1)] += [own[k] for k in line.members]
     return parts
 
 
-def next_batch(waiting: Sequence[Request], batch_tokens: int) -> list[Request]:
-    """The first requests, of one kind and sorted longest first, that fit the budget; at least one."""
-    rows = max(batch_tokens // waiting[0].slots, 1)
-    kind = _kind(waiting[0])
-    return [request for request in waiting[:rows] if _kind(request) == kind]
+def _computed(request: Request) -> tuple[int, ...]:
+    """The tokens that go through the model before there is an answer."""
+    return request.prefix_ids + request.continuation_ids[:-1] if isinstance(request, Score) else request.prefix_ids
 
 
-def _kind(request: Request) -> tuple[int, ...]:
-    """Requests of one kind can share a batch."""
-    return (request.max_new_tokens, *request.stop_ids) if isinstance(request, Generate) else ()
-
-
-def _ask(model: Model, batch: Sequence[Request]) -> Sequence[Answer]:
-    scores = [request for request in batch if isinstance(request, Score)]
-    return model.score(scores) if scores else model.generate([r for r in batch if isinstance(r, Generate)])
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """On a GPU there is a class for it; on a CPU the allocator only says so in words."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+def _steps(request: Request) -> int:
+    return request.max_new_tokens if isinstance(request, Generate) else 0

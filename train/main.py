@@ -14,7 +14,7 @@ from eval.masking import hide_secrets, mask
 from train.config import Config, flat
 from train.engine.stop import Stop
 from train.errors import UserError
-from train.recipe import parse, to_yaml
+from train.recipe import parse
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -22,7 +22,6 @@ def run(config: Config, stop: Stop) -> None:
 
     What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
     """
-    from eval.files import write_atomically
     from train.engine import record
     from train.engine.board import Board
     from train.engine.flops import Peak, model_flops_per_token, peak_flops
@@ -31,9 +30,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.runtime import Runtime
     from train.engine.saving import Checkpoints
     from train.engine.session import describe, finish, session
-    from train.merge import merge
     from train.objectives import OBJECTIVES
-    from train.report import print_table, write_report
     from train.tuning import TUNINGS, share_trained
 
     runtime = Runtime(config.run.precision, config.optim.clip_norm)
@@ -42,27 +39,29 @@ def run(config: Config, stop: Stop) -> None:
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model)
         objective = OBJECTIVES[config.objective](config, tuning, runtime)
         model = tuning.apply(objective.load_model())
-        trained, total = share_trained(model)
+        parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
         checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning)
         progress = this.progress = checkpoints.resume()
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
-        peak = runtime.sum([device.flops])[0]
-        if runtime.main:
-            write_atomically(this.folder / "config.yaml", to_yaml(config))
-            objective.save_assets(this.folder / "tokenizer")
-            describe(config, runtime, objective, (trained, total), Peak(peak, device.source), progress)
+        peak = Peak(runtime.sum([device.flops])[0], device.source)
+        describe(config, runtime, objective, parameters, peak, progress)
         board = Board(this.folder, config.watch, runtime.main)
         board.start(progress.step, objective.plan.total_steps)
         board.hyperparameters(flat(config))
-        loop = Loop(config, runtime, objective, model, optimizer, board, checkpoints.save, stop.requested, flops, peak)
+        loop = Loop(
+            config, runtime, objective, model, optimizer, board, checkpoints.save, stop.requested, flops, peak.flops
+        )
         outcome = loop.fit(progress)
         board.close()
         runtime.close()
         if runtime.main:
             record.write(this.folder, **objective.facts)  # a stream knows them only now
         if runtime.main and outcome.state == "finished":
+            from train.merge import merge
+            from train.report import print_table, write_report
+
             if config.merge.at_end:
                 merge(this.folder, this.folder / "merged", config.merge, code=config.model.trust_remote_code)
             write_report(this.folder)

@@ -17,13 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.yaml_lines import Located, Way, dotted, dump_yaml, parse_yaml, read_yaml
 from train.checks import problems
 from train.config import FREE_KEYS, Config, flat
 from train.errors import UserError
 from train.options_help import build_parser, print_help
 from train.suggest import did_you_mean
 from train.value_types import accepts, find_fault, is_union, kind_at, leaf_ways, shown
-from train.yaml_lines import Located, Way, dotted, dump_yaml, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_CJK = "\u2e80-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+CJK = "\u2e80-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _NUMBER = re.compile(r"(?<![\w.])[-\u2212](?=\.?[0-9])|(?<=[0-9])[.](?=[0-9])|(?<![\w.])[.](?=[0-9])")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_SPACE_BY_CJK = re.compile(rf"(?<=[{_CJK}])\s+|\s+(?=[{_CJK}])")
+_SPACE_BY_CJK = re.compile(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])")
 
 
 def normalise(text: str) -> str:

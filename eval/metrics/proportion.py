@@ -42,3 +42,23 @@ def _correlation(before: Outcomes, after: Outcomes) -> float:
         return 0.0
     cross = both * neither - lost * won
     return (max(cross - n / 2, 0.0) if cross > 0 else cross) / math.sqrt(margins)
+
+
+def mcnemar(before: Outcomes, after: Outcomes) -> float:
+    """Two-sided exact p-value of "both are right equally often" (McNemar 1947, doi:10.1007/BF02295996): whether the
+    samples on which they differ fall evenly to both sides.
+    """
+    won, lost = int((after > before).sum()), int((after < before).sum())
+    tail, ways = 0, 1  # ways: to choose k of all that differ; each from the one before, as a factorial takes a minute
+    for k in range(min(won, lost) + 1):
+        tail += ways
+        ways = ways * (won + lost - k) // (k + 1)
+    return min(1.0, 2 * tail / (1 << (won + lost)))
+
+
+def paired_error(before: Outcomes, after: Outcomes) -> float:
+    """Standard error of `after - before`, with half a sample more on either side, so that it is never 0 (Agresti & Min
+    2005, doi:10.1002/sim.1781).
+    """
+    won, lost, n = float((after > before).sum()) + 0.5, float((after < before).sum()) + 0.5, len(before) + 2
+    return math.sqrt(won + lost - (won - lost) ** 2 / n) / n

@@ -9,12 +9,14 @@ from types import ModuleType
 
 from eval.errors import UserError
 
+LATIN_WORD = re.compile("[A-Za-z]+")
+EDGES = re.compile(r"^\W+|\W+$")  # punctuation around a word
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 
 
 def is_chinese(text: str) -> bool:
-    """Whether any character is Han."""
-    return HAN.search(text) is not None
+    """Whether there are more Han characters than Latin words: an English text may name 北京."""
+    return len(HAN.findall(text)) > len(LATIN_WORD.findall(text))
 
 
 def words(text: str) -> list[str]:

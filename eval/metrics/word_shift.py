@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.metrics.script import words
+from eval.metrics.script import EDGES, words
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Shift:
 
 
 def frequencies(texts: Iterable[str]) -> dict[str, float]:
-    """The share of each word (in lower case) among all words."""
-    counts = Counter(word.casefold() for text in texts for word in words(text))
+    """The share of each word (in lower case, without punctuation around it) among all words."""
+    bare = (EDGES.sub("", word).casefold() for text in texts for word in words(text))
+    counts = Counter(word for word in bare if word)
     total = counts.total()
     return {word: count / total for word, count in counts.items()}
 

@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
-from eval.tasks import bleu, dialogue, perplexity, qa, rouge, samples
+from eval.tasks import (
+    bleu,
+    classification,
+    cmmlu,
+    dialogue,
+    gsm8k,
+    gsm8k_cot,
+    perplexity,
+    qa,
+    rouge,
+    samples,
+    scienceqa,
+    sequence_classification,
+    token_classification,
+)
 
 TASKS: Mapping[str, Task[Any]] = {
     task.name: task
@@ -17,5 +31,18 @@ TASKS: Mapping[str, Task[Any]] = {
         rouge.TASK,
         bleu.TASK,
         samples.TASK,
+        classification.TASK,
+        classification.GENERATION,
+        token_classification.TASK,
+        sequence_classification.TASK,
+        sequence_classification.REGRESSION,
+        cmmlu.TASK,
+        cmmlu.ZERO_SHOT,
+        cmmlu.GENERATION,
+        gsm8k.TASK,
+        gsm8k.CALCULATOR,
+        gsm8k_cot.TASK,
+        scienceqa.TASK,
+        scienceqa.GENERATION,
     )
 }

@@ -38,11 +38,11 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     said = _texts(answers)
     alike = [similarity(text, wanted) for text, wanted in zip(said, references, strict=False)]
     alike += [0.0] * (len(references) - len(said))
-    repeats = [k for k, text in enumerate(said) if any(similarity(text, old) > REPEATED for old in said[:k])]
+    new = [k for k in range(len(said)) if not any(_repeats(k, j, said, references) for j in range(k))]
     values = {
         "turn_similarity": sum(alike) / len(alike),
         "turn_match": sum(value > ALIKE for value in alike) / len(alike),
-        "consistency": 1.0 - len(repeats) / len(references),
+        "consistency": len(new) / len(references),
     }
     questions = [example.messages[k - 1]["content"] for k in _turns(example)]
     lines = zip(questions, said, references, alike, strict=False)
@@ -51,6 +51,14 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         for question, text, wanted, value in lines
     ]
     return Sample(example.id, values, {"turns": turns}, {"subset": example.subset} if example.subset else {})
+
+
+def _repeats(turn: int, earlier: int, said: Sequence[str], references: Sequence[str]) -> bool:
+    """Whether a turn says an earlier one again, where the reference does not."""
+    return (
+        similarity(said[turn], said[earlier]) > REPEATED
+        and similarity(references[turn], references[earlier]) <= REPEATED
+    )
 
 
 def _turns(example: Example) -> list[int]:

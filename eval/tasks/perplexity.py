@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.metrics.perplexity import LARGEST_EXPONENT, bits_per_byte, perplexity, perplexity_per_word, windows
@@ -51,8 +50,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         "bytes": float(sum(a.bytes for a in scored)),
         "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
     }
-    corpus = Path(example.id.rpartition(":")[0]).stem
-    return Sample(example.id, values, {"text": said[-1]}, {"corpus": corpus})
+    return Sample(example.id, values, {"text": said[-1]}, {"corpus": example.id.rpartition(":")[0]})
 
 
 def _answers(example: Example) -> list[str]:
@@ -86,9 +84,9 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("perplexity", higher_is_better=False, of=perplexity),
-        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte),
-        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word),
+        CorpusMetric("perplexity", higher_is_better=False, of=perplexity, of_sums=True),
+        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte, of_sums=True),
+        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word, of_sums=True),
         SampleMetric("sentence_perplexity", higher_is_better=False),
     ),
     tables=tables,

@@ -3,47 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 from tests import eval_checkpoints
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = str(ROOT / "eval" / "main.py")
-SECONDS = 280  # on a busy machine an import of transformers alone can take a minute
-
-
-def start(command: list[str], folder: Path) -> tuple[int, str, str]:
-    """Exit code, output and errors. From another folder, uninstalled: the script finds its package by itself."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=PIPE, stderr=PIPE, text=True, cwd=folder, env=environment, start_new_session=True
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=SECONDS)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # workers too: killing the launcher alone would leave them
-            raise
-    return process.returncode, output, errors
-
-
-def on_two_ranks(folder: Path, *words: str) -> tuple[int, str, str]:
-    """`accelerate launch` as a CPU machine needs it for two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    settings = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port]
-    return start([*launch, *settings, SCRIPT, *words], folder)
+from tests.process.evaluations import alone, on_two_ranks
 
 
 def compared(value: Any) -> Any:
@@ -61,21 +27,22 @@ def words(tmp_path: Path) -> list[str]:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed, name in enumerate(["before", "after"]):
         eval_checkpoints.save(tmp_path / name, seed)
-    return "--baseline before --model after --tasks perplexity,qa --data rows.jsonl --max_new_tokens 5".split()
+    models, tasks = "--baseline before --model after".split(), "--tasks perplexity,qa --data rows.jsonl".split()
+    return [*models, *tasks, "--max_new_tokens", "5", "--precision", "fp32"]
 
 
 def test_two_ranks_give_what_one_gives(words: list[str], tmp_path: Path) -> None:
     two, two_output, two_errors = on_two_ranks(tmp_path, *words, "--out", "two")
     assert two == 0, two_errors
-    one, one_output, one_errors = start([sys.executable, SCRIPT, *words, "--out", "one"], tmp_path)
+    one, one_output, one_errors = alone(tmp_path, *words, "--out", "one")
     assert one == 0, one_errors
     assert one_output.replace("one/", "two/") in two_output
-    alone, together = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("one", "two"))
-    assert (alone["settings"]["ranks"], together["settings"]["ranks"]) == (1, 2)
-    assert compared(alone) == compared(together)
+    single, together = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("one", "two"))
+    assert (single["settings"]["ranks"], together["settings"]["ranks"]) == (1, 2)
+    assert compared(single) == compared(together)
     for path in (tmp_path / "one" / "samples").iterdir():
-        alone, together = ((tmp_path / out / "samples" / path.name).read_text() for out in ("one", "two"))
-        assert [compared(json.loads(line)) for line in alone.splitlines()] == [
+        single, together = ((tmp_path / out / "samples" / path.name).read_text() for out in ("one", "two"))
+        assert [compared(json.loads(line)) for line in single.splitlines()] == [
             compared(json.loads(line)) for line in together.splitlines()
         ]
 

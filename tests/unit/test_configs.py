@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.config import parse as evaluation
 from train.config import Config
 from train.errors import UserError
 from train.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "eval")
+EVALUATIONS = sorted((ROOT / "recipes" / "eval").rglob("*.yaml"))
 ACCELERATE = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
 DEEPSPEED = sorted((ROOT / "ds_configs").rglob("*.json"))
 CPU = ROOT / "recipes" / "cpu.yaml"
@@ -32,7 +34,7 @@ def recipe(*paths: Path) -> Config:
 
 def test_there_is_something_to_look_at() -> None:
     """A new file raises a number here; a moved folder does not pass in silence."""
-    assert (len(WHOLE), len(PARTS), len(ACCELERATE), len(DEEPSPEED)) == (7, 6, 12, 5)
+    assert (len(WHOLE), len(PARTS), len(EVALUATIONS), len(ACCELERATE), len(DEEPSPEED)) == (7, 6, 9, 12, 5)
 
 
 class TestRecipes:
@@ -79,6 +81,23 @@ class TestRecipes:
     def test_every_row_format_has_a_part(self) -> None:
         formats = {recipe(WHOLE[0], part).data.train[0].format for part in PARTS if part != CPU}
         assert formats == {"text", "qa", "pr", "io", "chat"}
+
+
+class TestEvaluations:
+    @pytest.mark.parametrize("path", EVALUATIONS, ids=name)
+    def test_it_is_understood(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its keys and tasks; the models and most data are the user's to bring."""
+        monkeypatch.chdir(ROOT)
+        config = evaluation(["--config", str(path)])
+        assert config.out == f"runs/eval/{path.stem}"
+        assert config.model
+        for task in config.chosen_tasks:
+            data = config.data_of(task.name)
+            assert data is None or not data.startswith("examples/") or (ROOT / data).is_file()
+
+    @pytest.mark.parametrize("path", EVALUATIONS, ids=name)
+    def test_the_header_shows_its_own_command(self, path: Path) -> None:
+        assert f"# python -m eval --config recipes/eval/{path.name}" in path.read_text(encoding="utf-8")
 
 
 def loaded(path: Path) -> Any:

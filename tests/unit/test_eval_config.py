@@ -55,11 +55,76 @@ def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def config_file(tmp_path: Path, text: str) -> str:
+    (tmp_path / "eval.yaml").write_text(text, encoding="utf-8")
+    return str(tmp_path / "eval.yaml")
+
+
+WHOLE = """\
+baseline: base
+model: [one, two]
+tasks: [qa, perplexity]
+data:
+  qa: own.jsonl
+  perplexity: texts.jsonl
+max_rows: 50
+sample_seed: 42
+training_data: train.jsonl
+"""
+
+
+def test_options_may_stand_in_a_file(tmp_path: Path) -> None:
+    config = parse(["--config", config_file(tmp_path, WHOLE)])
+    assert config.folders == ["base", "one", "two"]
+    assert config.task_names == ["qa", "perplexity"]
+    assert (config.data_of("qa"), config.data_of("perplexity")) == ("own.jsonl", "texts.jsonl")
+    assert (config.max_rows, config.sample_seed, config.training_data) == (50, 42, ["train.jsonl"])
+
+
+def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path: Path) -> None:
+    file = config_file(tmp_path, WHOLE)
+    config = parse(["--model=three", "--config", file, "--max_rows", "7", "--tasks=qa"])
+    assert (config.folders, config.max_rows, config.task_names) == (["base", "three"], 7, ["qa"])
+    assert config.data_of("qa") == "own.jsonl"
+    (tmp_path / "later.yaml").write_text("model: four\nout: elsewhere\nbaseline: null\n")
+    config = parse([f"--config={file}", "--config", str(tmp_path / "later.yaml")])
+    assert (config.folders, config.out, config.max_rows) == (["base", "four"], "elsewhere", 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: m\nmaks_rows: 3", "eval.yaml:2: unknown option maks_rows; did you mean max_rows?"),
+        ("model: m\nmax_rows: many", "eval.yaml:2: "),
+        ("precision: fp8", "eval.yaml:1: "),
+        ("max_rows: [1, 2]", "eval.yaml:1: max_rows: one value is expected, not a list"),
+        ("model: [[m]]", "eval.yaml:1: model: one value is expected"),
+        ("model: m\nmodel: n", "eval.yaml:2: model is given twice"),
+        ("- model", "eval.yaml:1: a configuration is a mapping"),
+        ("config: other.yaml", "eval.yaml:1: unknown option config"),
+        ("model: m\ntasks: qaa\ndata: x", "unknown task qaa; did you mean qa?"),
+    ],
+)
+def test_mistakes_in_a_file_are_told_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(["--config", config_file(tmp_path, text)])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    config_file(tmp_path, WHOLE)
+    with pytest.raises(UserError, match=r"no such file; did you mean .*/eval\.yaml\?"):
+        parse(["--config", str(tmp_path / "eval.yml")])
+    with pytest.raises(UserError, match="no such file"):
+        parse(["--config"])
+
+
 def test_help_names_every_task_and_imports_nothing_heavy() -> None:
     code = "import sys; from eval.main import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert all(name in done.stdout for name in TASKS)
-    assert not {"torch", "transformers", "numpy", "matplotlib"} & set(done.stdout.split("'"))
+    assert not {"torch", "transformers", "numpy", "matplotlib", "jinja2"} & set(done.stdout.split("'"))
 
 
 def test_names_are_as_short_as_they_can_be() -> None:
@@ -70,7 +135,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
 
 def test_the_documented_task_works() -> None:
     """The page's own code, run as it stands."""
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
     names: dict[str, object] = {"Sequence": Sequence, "Prompter": Prompter, **vars(protocols), **vars(rows)}
     exec(code, names)

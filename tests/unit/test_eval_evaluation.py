@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from eval.config import Config, parse
 from eval.errors import CannotWriteError, UserError
@@ -116,7 +117,8 @@ def test_before_and_after(folders: dict[str, Path], rows: str, tmp_path: Path) -
     left = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
     models = ["after", "before"]
     assert left == sorted(
-        ["metrics.png", "report.md", "result.json"]
+        ["metrics.png", "report.html", "report.md", "result.json"]
+        + [f"tensorboard/{model}/events.out.tfevents.000001" for model in models]
         + [f"samples/{task}.{model}.jsonl" for task in ("perplexity", "qa", "samples") for model in models]
     )
     change = found.result.tasks[0].metrics[0].differences[0]
@@ -145,12 +147,17 @@ SHAPE: dict[str, Any] = {
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict,
+        "contamination": {
+            "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
+            "clean": int, "metrics": list,
+        },
         "metrics": [{
             "name": str, "level": str, "higher_is_better": bool, "is_share": bool,
             "estimates": [{"model": str, "value": float, "low": float, "high": float, "method": str}],
             "differences": [{
                 "model": str, "value": float, "low": float, "high": float, "method": str,
                 "won": int, "lost": int, "tied": int, "verdict": str,
+                "test": str, "p_value": float, "p_holm": float, "detectable": float,
             }],
             "groups": [{"group": str, "name": str, "samples": int, "estimates": list}],
         }],
@@ -170,8 +177,9 @@ def assert_shape(value: Any, shape: Any) -> None:
         assert isinstance(value, shape)
 
 
-def test_result_json_has_its_schema(folders: dict[str, Path], rows: str) -> None:
-    found = run("--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity,qa", "--data", rows)
+def test_result_json_has_its_schema(folders: dict[str, Path], rows: str, texts: str) -> None:
+    words = ["--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity,qa", "--data", rows]
+    found = run(*words, "--training_data", texts)
     written = json.loads(found.result.to_json())
     assert (written["schema"], written["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
     assert_shape(written, SHAPE)
@@ -204,7 +212,7 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
     assert task.samples == 2
     assert [row.id for row in task.skipped] == [f"{path}:3"]
     assert task.skipped[0].reason.endswith("tokens; the context holds 128")
-    assert "1 rows are not in these numbers" in markdown(found)
+    assert "1 row left out of these numbers" in markdown(found)
     path.write_text(json.dumps(long))
     with pytest.raises(UserError, match="no row can be asked"):
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
@@ -215,6 +223,7 @@ def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path
     path.write_text(json.dumps({"question": "# A | B\n<script>", "answer": "*x*"}))
     report = markdown(run("--model", folders["before"], "--tasks", "qa", "--data", path))
     assert r"# A \| B \<script\>" in report
+    assert r"\*x\*" in report
 
 
 def damaged(folders: dict[str, Path], tmp_path: Path) -> Path:
@@ -289,7 +298,7 @@ def test_generation_settings_of_a_checkpoint_change_no_answer(
 def test_main_prints_one_message_and_its_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--model", str(tmp_path), "--tasks", "nonsense", "--data", "x"]) == UserError.exit_code
     assert capsys.readouterr().err.splitlines() == [
-        f"error: unknown task nonsense; there are {', '.join(TASKS)}",
+        f"error: unknown task nonsense; there are {', '.join(TASKS)}, and your own: FILE.yaml",
     ]
 
 
@@ -303,3 +312,53 @@ def test_a_folder_that_cannot_be_written_is_an_error(folders: dict[str, Path], r
 def test_the_configuration_is_immutable() -> None:
     with pytest.raises(AttributeError):
         Config().model = []  # type: ignore[misc]
+
+
+def trained_with(folder: Path, template: str) -> None:
+    facts = {"template_hash": hashlib.sha256(template.encode()).hexdigest() if template else ""}
+    (folder / "run.json").write_text(json.dumps(facts))
+
+
+def test_another_template_than_the_one_trained_with_is_refused_unless_allowed(rows: str, tmp_path: Path) -> None:
+    folder = eval_checkpoints.save(tmp_path / "merged")
+    words = ["--model", folder, "--tasks", "qa", "--data", rows]
+    trained_with(folder, eval_checkpoints.CHATML)
+    allowed = run(*words)
+    with pytest.raises(UserError, match=r"merged: .* trained with another chat template .* --template raw \(none\)"):
+        run(*words, "--template", "raw")
+    trained_with(folder, "{{ messages }}")
+    with pytest.raises(UserError, match=r"--template tokenizer .* --allow_other_template true"):
+        run(*words)
+    assert run(*words, "--allow_other_template", "true").samples == allowed.samples
+    trained_with(folder, "")  # on texts alone
+    assert run(*words).samples == allowed.samples
+
+
+def test_texts_need_no_template(texts: str, tmp_path: Path) -> None:
+    folder = eval_checkpoints.save(tmp_path / "merged")
+    trained_with(folder, "{{ messages }}")
+    assert run("--model", folder, "--tasks", "perplexity", "--data", texts).result.tasks[0].samples == 2
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_weights_in_fewer_bits(rows: str, tmp_path: Path, quantization: str) -> None:
+    words = eval_checkpoints.tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    command = ["--model", tmp_path / "model", "--tasks", "perplexity", "--data", rows]
+    whole, fewer = (run(*command, "--quantization", bits).result.tasks[0].metrics[0] for bits in ("none", quantization))
+    assert fewer.estimates[0].value != whole.estimates[0].value
+    assert fewer.estimates[0].value == pytest.approx(whole.estimates[0].value, rel=0.1)
+
+
+def test_quantization_without_bitsandbytes_is_one_message(
+    folders: dict[str, Path], rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--quantization nf4: bitsandbytes is not installed"):
+        run("--model", folders["before"], "--tasks", "perplexity", "--data", rows, "--quantization", "nf4")

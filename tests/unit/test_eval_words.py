@@ -135,7 +135,20 @@ def test_a_dialogue_goes_on_from_what_the_model_said() -> None:
     values = task.score(one, answers).values
     assert values["consistency"] == pytest.approx(2 / 3)
     assert values["turn_match"] == pytest.approx(1 / 3)
-    assert task.score(one, answers[:1]).values["turn_match"] == 0.0
+    cut_off = task.score(one, answers[:1]).values
+    assert cut_off["turn_match"] == 0.0
+    assert cut_off["consistency"] == pytest.approx(1 / 3)
+
+
+def test_a_turn_may_repeat_what_the_reference_repeats() -> None:
+    yes = [{**message, "content": "Yes."} if message["role"] == "assistant" else message for message in DIALOGUE]
+    one = item("dialogue", messages=yes)
+    assert TASKS["dialogue"].score(one, [Generated("Yes.")] * 3).values["consistency"] == 1.0
+
+
+def test_one_chinese_name_makes_no_chinese_text() -> None:
+    assert not is_chinese("The capital is called 北京 in Chinese")
+    assert is_chinese("我用 Python 写代码")
 
 
 def test_a_dialogue_has_two_turns() -> None:
@@ -162,12 +175,12 @@ def test_perplexity_by_token_word_and_sentence() -> None:
 
 
 def test_two_corpora_are_shown_apart_with_the_words_that_tell_them_apart() -> None:
-    finance = [perplexity_sample("finance.jsonl", "the bank raised the rate", 5.0, 5)] * 2
-    climate = [perplexity_sample("climate.jsonl", "the sea level rose", 9.0, 4)]
+    finance = [perplexity_sample("in/test.jsonl", "The bank raised the rate.", 5.0, 5)] * 2
+    climate = [perplexity_sample("out/test.jsonl", "the sea level rose", 9.0, 4)]
     task = TASKS["perplexity"]
     metric = compare(task.metrics, {"m": [*finance, *climate]})[0]
     assert {(g.name, round(g.estimates[0].value, 3)) for g in metric.groups} == {
-        ("finance", round(math.e, 3)), ("climate", round(math.exp(9 / 4), 3)),
+        ("in/test.jsonl", round(math.e, 3)), ("out/test.jsonl", round(math.exp(9 / 4), 3)),
     }  # fmt: skip
     assert task.tables is not None
     (table,) = task.tables([*finance, *climate])

@@ -88,6 +88,30 @@ def streamed(folder, *sources, window=4, **options):
     return stream(config, tokenizer(), 0, Solo())
 
 
+def test_a_streamed_mixture_keeps_weights_and_fractions_and_drops_overlap(tmp_path):
+    big = write_jsonl(tmp_path / "big.jsonl", questions("big", 200))
+    small = write_jsonl(tmp_path / "small.jsonl", questions("small", 100))
+    held = write_jsonl(tmp_path / "held.jsonl", questions("small", 8))
+    sources = [SourceConfig(str(big), "qa", fraction=0.5), SourceConfig(str(small), "qa", weight=2.0)]
+    validation = [SourceConfig(str(held), "qa")]
+    corpus = streamed(tmp_path, *sources, window=30, validation=validation, on_overlap="drop")
+    seen = Counter(row for window in corpus.windows(0) for row in ids_of(window))
+    assert {seen[f"{small}:{i + 1}"] for i in range(8)} == {0}
+    assert {seen[f"{small}:{i + 1}"] for i in range(8, 100)} == {2}
+    drawn = {row for row in seen if row.startswith(str(big))}
+    assert 80 <= len(drawn) <= 120
+    at_rest = prepare(recipe(tmp_path / "cache", sources[0]), tokenizer(), 0, Solo())
+    assert drawn == set(ids_of(at_rest.train))
+
+
+def test_a_window_of_overlap_alone_is_dropped_and_the_stream_goes_on(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", questions("a", 12))
+    held = write_jsonl(tmp_path / "held.jsonl", questions("a", 4, start=4))
+    validation = [SourceConfig(str(held), "qa")]
+    corpus = streamed(tmp_path, SourceConfig(str(path), "qa"), validation=validation, on_overlap="drop")
+    assert [len(window) for window in corpus.windows(0)] == [4, 0, 4]
+
+
 def test_text_files_are_streamed_by_document(tmp_path):
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(f"document {i}\nof a" for i in range(5)))
     (tmp_path / "b.txt").write_text("a whole file " * 40)

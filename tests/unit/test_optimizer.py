@@ -72,3 +72,9 @@ def test_what_fails_on_shards_is_refused(name, sharding):
         build(model, OptimConfig(name=name), sharding)
     build(model, OptimConfig(name=name), "ddp")
     build(model, OptimConfig(), sharding)
+
+
+def test_float16_weights_are_not_trained():
+    with pytest.raises(UserError, match=r"model\.weights: float16"):
+        build(nn.Linear(2, 2).half(), OptimConfig(), "single")
+    build(nn.Linear(2, 2).half(), OptimConfig(), "zero-2")

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from eval.yaml_lines import dotted, dump_yaml, parse_yaml
 from train.config import Config, SourceConfig, fingerprint, flat
 from train.errors import UserError
 from train.recipe import changed_keys, load, parse, to_yaml
 from train.value_types import fields_of, find_fault, is_section, leaf_ways
-from train.yaml_lines import dotted, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = """\

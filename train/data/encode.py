@@ -52,6 +52,8 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corp
         lines.append(f"held out for validation: {config.validation_fraction:.1%} of the rows, drawn with seed {seed}")
     if held:
         train, overlap_lines = without_overlap(train, held, config.on_overlap)
+        if not any(map(len, train)):
+            raise UserError(f"{overlap_lines[0]}, which would have no row (data.on_overlap: drop)")
         lines += overlap_lines
     for part in train:
         _check_weight(part, config.train[part.source].weight)

@@ -62,7 +62,7 @@ def without_overlap(
     in both, with another answer, counts too.
 
     Raises:
-        UserError: There is overlap and the policy is error, or nothing would be left.
+        UserError: There is overlap and the policy is error.
     """
     full_n, prompt_n = (_joined([part.column(name) for part in train]) for name in ("full_n", "prompt_n"))
     is_same_n = np.isin(full_n, _joined([part.column("full_n") for part in held]))
@@ -83,10 +83,7 @@ def without_overlap(
         raise UserError(f"{text}. Mend the data, or set data.on_overlap to warn or drop")
     if policy == "warn":
         return list(train), [f"WARNING: {text} (data.on_overlap: drop leaves them out of training)"]
-    kept = _only(train, ~(is_same_n | is_asked_n))
-    if not any(map(len, kept)):
-        raise UserError(f"{text}. data.on_overlap: drop would leave no training row")
-    return kept, [f"{text}: left out of training"]
+    return _only(train, ~(is_same_n | is_asked_n)), [f"{text}: left out of training"]
 
 
 def _examples(

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from eval.event_file import EventFile
 from eval.files import write_atomically
 from eval.masking import mask_all
 from train.config import WatchConfig
-from train.engine.event_file import EventFile
 from train.engine.progress import ProgressBar
 from train.errors import CannotWriteError
 from train.protocols import Sample

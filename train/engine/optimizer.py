@@ -64,6 +64,8 @@ def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.O
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
+    if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for p in trained):  # others keep float32 copies
+        raise UserError("model.weights: float16 weights cannot be trained, small updates would be lost; use auto")
     # Under ZeRO-3 a parameter's own shape is that of its shard; ds_shape is the whole.
     matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
     vectors = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) <= 1]

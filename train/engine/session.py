@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from eval.files import write_atomically
 from eval.masking import exposed, mask
 from train.config import Config, fingerprint, flat
 from train.engine import record
@@ -23,6 +24,7 @@ from train.engine.runtime import Runtime
 from train.engine.stop import Stop, write_status
 from train.errors import CannotWriteError, UserError
 from train.protocols import Objective
+from train.recipe import to_yaml
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +74,14 @@ def finish(this: Session, outcome: Outcome, stop: Stop, runtime: Runtime) -> Non
 def describe(
     config: Config, runtime: Runtime, objective: Objective, parameters: tuple[int, int], peak: Peak, resumed: Progress
 ) -> None:
-    """Into run.json what the run is, and onto the screen what a user would otherwise compute by hand."""
-    trained, total = parameters
+    """What the run is: into its folder, and onto the screen what a user would otherwise compute by hand."""
+    if not runtime.main:
+        return
+    folder, (trained, total) = Path(config.run.folder), parameters
+    write_atomically(folder / "config.yaml", to_yaml(config))
+    objective.save_assets(folder / "tokenizer")
     record.write(
-        Path(config.run.folder),
+        folder,
         **record.circumstances(runtime.device),
         **objective.facts,
         config=dataclasses.asdict(config),

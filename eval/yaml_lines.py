@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from train.errors import UserError
+from eval.errors import UserError
 
 Way = tuple[str | int, ...]  # the way to a value: ("optim", "learning_rate"), ("data", "train", 0, "path")
 

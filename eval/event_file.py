@@ -21,17 +21,18 @@ class EventFile:
 
     Args:
         folder: Made if absent; a resumed run adds a file to it.
-        kept_step: What older files hold beyond this step is not shown any more.
+        kept_step: What older files hold beyond this step is not shown any more; None keeps all.
     """
 
-    def __init__(self, folder: Path, kept_step: int) -> None:
+    def __init__(self, folder: Path, kept_step: int | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # Read in the order of their names: a count, as a clock may jump back; and no host name.
         number = 1 + len(list(folder.glob("events.out.tfevents.*")))
         self._file = (folder / f"events.out.tfevents.{number:06d}").open("xb")
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
-        self._write(Event(step=kept_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        if kept_step is not None:
+            self._write(Event(step=kept_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._file.flush()
 
     def _write(self, event: Event) -> None:

@@ -1,0 +1,121 @@
+"""Which samples a model may have been trained on: found, counted, and the metrics without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.compare import compare
+from eval.errors import UserError
+from eval.files import expand
+from eval.overlap import Fields, Index, fields
+from eval.protocols import Metric, Sample
+from eval.readers import READERS, BadRow, Row
+from eval.result import Contamination, Overlap, TaskResult
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """files: to be compared with. missing: what a checkpoint was trained on that is not here, and why."""
+
+    files: tuple[Path, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """found: task -> its samples that stand in the training data. rows: training file -> rows that were read."""
+
+    found: Mapping[str, Sequence[Overlap]]
+    rows: Mapping[str, int]
+    missing: Sequence[str]
+
+
+def training_data(named: Sequence[str], checkpoints: Sequence[Path]) -> TrainingData:
+    """The files that the user names, and those that the checkpoints' run.json name, each once.
+
+    Raises UserError where a file that the user names is not there; of the others it is only said.
+    """
+    files = {file.resolve(): file for path in named for file in expand(path)}
+    missing = []
+    for checkpoint in checkpoints:
+        for path in _trained_on(checkpoint / "run.json"):
+            try:
+                files |= {file.resolve(): file for file in expand(path)}
+            except UserError as error:
+                missing.append(str(error))
+    return TrainingData(tuple(files.values()), tuple(dict.fromkeys(missing)))
+
+
+def find_overlaps(training: TrainingData, tasks: Mapping[str, Mapping[str, Fields]]) -> Overlaps:
+    """tasks: name -> id of a sample -> its texts."""
+    index = Index([list(rows.values()) for rows in tasks.values()])
+    counts = {str(file): _look_at(index, file) for file in training.files}
+    places = index.found()
+    numbered = enumerate((task, sample) for task, rows in tasks.items() for sample in rows)
+    found: dict[str, list[Overlap]] = {task: [] for task in tasks}
+    for number, (task, sample) in numbered:
+        if number in places:
+            found[task].append(Overlap(sample, *places[number]))
+    return Overlaps(found, counts, training.missing)
+
+
+def texts_by_id(rows: Iterable[Row | BadRow], samples: Iterable[str]) -> dict[str, Fields]:
+    """id -> texts, of the rows whose ids (file:line) are among the samples', in their order."""
+    texts = {f"{row.file}:{row.line}": fields(row.value) for row in rows if isinstance(row, Row)}
+    return {sample: texts[sample] for sample in samples if sample in texts}
+
+
+def with_contamination(
+    task: TaskResult, metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]], overlaps: Overlaps
+) -> TaskResult:
+    """The result, and beside it the metrics over the samples that stand nowhere in the training data."""
+    scored = {sample.id for sample in next(iter(samples.values()))}
+    found = [overlap for overlap in overlaps.found[task.name] if overlap.id in scored]
+    dirty = {overlap.id for overlap in found}
+    clean = {
+        model: [dataclasses.replace(sample, groups={}) for sample in own if sample.id not in dirty]
+        for model, own in samples.items()
+    }
+    count = task.samples - len(dirty)
+    again = compare(metrics, clean) if dirty and count else []
+    contamination = Contamination(overlaps.rows, list(overlaps.missing), found, count, again)
+    return dataclasses.replace(task, contamination=contamination)
+
+
+def _trained_on(run: Path) -> list[str]:
+    """The paths of the training data that a run's record names; none where there is no record."""
+    try:
+        sources = json.loads(run.read_text(encoding="utf-8"))["config"]["data"]["train"]
+        return [str(source["path"]) for source in sources]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _look_at(index: Index, file: Path) -> int:
+    """Every row of a training file; how many there were. Rows that cannot be read are left out."""
+    if file.suffix.lower() in READERS and file.suffix.lower() != ".txt":
+        count = 0
+        for row in READERS[file.suffix.lower()](file, 0):
+            if isinstance(row, Row):
+                index.look_at(fields(row.value), f"{file}:{row.line}")
+                count += 1
+        return count
+    return _look_at_text(index, file)
+
+
+def _look_at_text(index: Index, file: Path) -> int:
+    """Each line is a row, and a passage may go over lines; not every published corpus is UTF-8."""
+    raw = file.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("iso-8859-1")
+    lines = [line.strip() for line in text.split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if line:
+            index.look_at([line], f"{file}:{number}", goes_on=any(lines[number : number + 1]))
+    return sum(map(bool, lines))

@@ -1,0 +1,105 @@
+"""Whether two answers mean the same, by a sentence encoder: cosine of their mean-pooled embeddings.
+
+A task's `score` stays a pure function: `with_meaning` makes another task of it, for this evaluation alone.
+
+Shape suffixes: t positions, d width of the hidden states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModel
+
+from eval.checkpoint import look
+from eval.errors import UserError
+from eval.protocols import Answer, Sample, SampleMetric, Task
+
+SAME_MEANING = 0.7  # above it an answer counts as right, as in the published evaluation
+TASK_NAMES = ("qa",)
+METRICS = (
+    SampleMetric("semantic_match", higher_is_better=True, is_share=True),
+    SampleMetric("semantic_similarity", higher_is_better=True),
+)
+Similarity = Callable[[str, str], float]
+
+
+class Encoder:
+    """A sentence encoder in a local folder (Hugging Face layout, safetensors), in fp32.
+
+    Raises UserError where the folder holds none.
+    """
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        checkpoint = look(folder, "encoder")
+        if not checkpoint.tokenizer.is_fast:
+            raise UserError(f"--encoder {folder}: it needs a fast tokenizer (tokenizer.json)")
+        try:
+            model, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"--encoder {folder}: the weights cannot be loaded: {error}") from error
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # the pooler is not used here
+        if missing:
+            raise UserError(f"--encoder {folder}: {len(missing)} weights are missing, for example {missing[0]}")
+        self._model, self._tokenizer = model.to(device).eval(), checkpoint.tokenizer
+        # RoBERTa's positions begin at 2; two tokens less are harmless for all others, as windows are pooled together
+        self._size = min(self._tokenizer.model_max_length, (checkpoint.context_tokens or 514) - 2)
+        self._known: dict[str, Tensor] = {}
+
+    def similarity(self, one: str, other: str) -> float:
+        """Cosine, in [-1, 1]; 0 where either text is blank."""
+        if not one.strip() or not other.strip():
+            return 0.0
+        return float(torch.dot(self._embedding(one), self._embedding(other)))
+
+    def _embedding(self, text: str) -> Tensor:
+        if text not in self._known:
+            self._known[text] = self._embed(text)
+        return self._known[text]
+
+    @torch.inference_mode()
+    def _embed(self, text: str) -> Tensor:
+        """The mean over all tokens, of length 1. A text longer than the encoder's context is read in windows."""
+        windows = self._tokenizer(
+            text, truncation=True, max_length=self._size, return_overflowing_tokens=True, return_attention_mask=True
+        )
+        total_d, count = torch.zeros((), dtype=torch.float64), 0
+        for ids, mask in zip(windows["input_ids"], windows["attention_mask"], strict=True):
+            given = {"input_ids": ids, "attention_mask": mask}
+            hidden_td = self._model(**{k: torch.tensor([v], device=self._model.device) for k, v in given.items()})[0][0]
+            total_d, count = total_d + hidden_td.sum(0).double().cpu(), count + len(ids)
+        return torch.nn.functional.normalize(total_d / count, dim=0)
+
+
+def with_meaning(task: Task[Any], similarity: Similarity) -> Task[Any]:
+    """The task with `semantic_match` and `semantic_similarity` beside its own numbers."""
+
+    def score(item: Any, answers: Sequence[Answer]) -> Sample:
+        sample = task.score(item, answers)
+        alike = similarity(sample.shown["answer"], sample.shown["reference"])
+        values = {"semantic_match": float(alike > SAME_MEANING), "semantic_similarity": alike}
+        return dataclasses.replace(sample, values={**sample.values, **values})
+
+    return dataclasses.replace(task, score=score, metrics=(*task.metrics, *METRICS))
+
+
+def by_meaning(tasks: Sequence[Task[Any]], folder: str | None, device: torch.device) -> list[Task[Any]]:
+    """The tasks, those of `TASK_NAMES` scored by meaning too where `folder` names an encoder.
+
+    Raises UserError where none of the tasks could be.
+    """
+    if folder is None:
+        return list(tasks)
+    if not any(task.name in TASK_NAMES for task in tasks):
+        raise UserError(
+            f"--encoder {folder}: it scores the answers of {', '.join(TASK_NAMES)}, which is not in --tasks"
+        )
+    similarity = Encoder(folder, device).similarity
+    return [with_meaning(task, similarity) if task.name in TASK_NAMES else task for task in tasks]

@@ -1,0 +1,105 @@
+"""A picture of the metrics: one panel each, one line per model with its value and 95 % interval."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from eval.report import words
+from eval.result import MetricResult, Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS, PANEL_WIDTH, LINE_HEIGHT, FRAME_HEIGHT = 2, 5.0, 0.34, 0.95  # inches
+MOST_PANELS = 24  # beyond, a picture is no help; the tables hold all
+LONGEST_NAME, TITLE_WIDTH = 26, 46  # characters
+BASELINE, OTHER, GREY = "#8a8f98", "#2b6cb0", "#c9ced6"
+# matplotlib's own font has no Chinese: the first of these that is installed stands in for what it lacks.
+FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti SC"),
+)
+
+
+def draw(result: Result, form: Literal["png", "svg"] = "png") -> bytes | None:
+    """The picture as a file's content; None where there is no metric to draw."""
+    panels = [(words.about(task, metric), metric) for task in result.tasks for metric in task.metrics][:MOST_PANELS]
+    if not panels:
+        return None
+    import matplotlib as mpl  # heavy
+    from matplotlib.figure import Figure  # needs no display this way
+
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    size = (PANEL_WIDTH * columns, lines * (FRAME_HEIGHT + LINE_HEIGHT * len(result.models)))
+    style: Any = {  # matplotlib types its keys one by one
+        "font.family": _fonts(),
+        "font.size": 10,
+        "text.parse_math": False,  # a name may hold a dollar
+        "svg.hashsalt": "zerotune",
+    }
+    picture = io.BytesIO()
+    with mpl.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        names = [_name(place, model.name) for place, model in enumerate(result.models)]
+        for panel, (title, metric) in zip(axes, panels, strict=False):
+            _draw_panel(panel, title, metric, names)
+        for unused in axes[len(panels) :]:
+            unused.set_axis_off()
+        figure.savefig(picture, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return picture.getvalue()
+
+
+def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) -> None:
+    scale = 100.0 if metric.is_share else 1.0
+    for place, found in enumerate(metric.estimates):
+        value, colour = scale * found.value, OTHER if place else BASELINE
+        if not math.isfinite(value):
+            continue
+        if found.low is not None and found.high is not None:
+            axes.plot([scale * found.low, scale * found.high], [place, place], color=colour, linewidth=2, zorder=2)
+        axes.plot([value], [place], "o", color=colour, markersize=6, zorder=3)
+        axes.annotate(
+            words.number(metric, found.value), (value, place), (0, 6), textcoords="offset points",
+            ha="center", fontsize=8, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+    axes.axvline(scale * metric.estimates[0].value, color=GREY, linewidth=1, linestyle=":", zorder=1)
+    axes.set_ylim(len(names) - 0.4, -0.75)
+    axes.set_yticks(range(len(names)), names)
+    axes.margins(x=0.12)
+    axes.locator_params(axis="x", nbins=5)
+    direction = "higher is better" if metric.higher_is_better else "lower is better"
+    axes.set_title(textwrap.fill(_drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
+    axes.set_xlabel(f"{'%, ' if metric.is_share else ''}{direction}", fontsize=8, color="#4a4f57")
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _name(place: int, name: str) -> str:
+    """Of a model; where no font has it, its number: the tables are in the same order."""
+    name = _drawable(name, f"model {place + 1}")
+    half = (LONGEST_NAME - 3) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+
+
+def _drawable(text: str, otherwise: str) -> str:
+    """The text; `otherwise` where a character is in none of the fonts."""
+    from matplotlib import font_manager
+
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in _fonts()]
+    drawable = all(any(font.get_char_index(ord(character)) for font in fonts) for character in text)
+    return text if drawable and text.isprintable() else otherwise
+
+
+@cache
+def _fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *[name for name in FONTS if name in installed][:1]]

@@ -1,0 +1,106 @@
+"""The report as one HTML file: it asks for nothing outside itself, and runs nothing that an answer might hold.
+
+Jinja escapes every text. The samples lie in the page as JSON, which the page's one script writes as text. The policy in
+the page's head names that script by its hash, so that no other would run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.protocols import Sample
+from eval.report import notes, sheets, words
+from eval.report.figure import draw
+from eval.report.text import title
+from eval.result import Evaluation, TaskResult
+
+HERE = Path(__file__).parent
+MOST_SAMPLES = 1000  # of a task; the files in samples/ hold all
+MOST_CHARACTERS = 4000  # of one text
+MOST_FOUND = 200  # rows in the training data, and rows left out
+
+
+def page(evaluation: Evaluation) -> str:
+    """The whole file."""
+    result = evaluation.result
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    figure = draw(result, "svg")
+    return environment.get_template("page.html.jinja").render(
+        title=title(result, escape=False),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        sentences=words.sentences(result),
+        multiplicity=words.multiplicity(result),
+        warnings=notes.warnings(result),
+        figure=base64.b64encode(figure).decode() if figure else None,
+        summary=[sheet for sheet in (sheets.metrics(result), sheets.comparisons(result)) if sheet.rows],
+        tasks=[_task(task, evaluation) for task in result.tasks],
+        circumstances=notes.circumstances(result),
+        most_found=MOST_FOUND,
+    )
+
+
+def _task(task: TaskResult, evaluation: Evaluation) -> dict[str, Any]:
+    clean = sheets.clean(task)
+    return {
+        "name": task.name,
+        "sheets": [*sheets.groups(task), *sheets.of_task(task)],
+        "contamination": notes.contamination(task),
+        "clean": [clean] if clean else [],
+        "found": task.contamination.found if task.contamination else [],
+        "skipped": task.skipped,
+        "samples": task.samples,
+        "browser": _browser(evaluation.samples[task.name], evaluation.outcomes.get(task.name, {})),
+    }
+
+
+def _browser(samples: Mapping[str, Sequence[Sample]], outcomes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What the script shows; of many samples first those that were won or lost."""
+    models = list(samples)
+    rows = list(zip(*samples.values(), strict=True))
+    won = list(zip(*outcomes.values(), strict=True)) or [()] * len(rows)
+    order = sorted(range(len(rows)), key=lambda k: not any(won[k]))[:MOST_SAMPLES]
+    return {
+        "models": models,
+        "compared": list(outcomes),
+        "total": len(rows),
+        "rows": [_row(rows[k], won[k]) for k in sorted(order)],
+    }
+
+
+def _row(row: Sequence[Sample], won: Sequence[int]) -> dict[str, Any]:
+    keys = dict.fromkeys(key for sample in row for key in sample.shown)
+    shown = [[key, [_text(sample.shown.get(key)) for sample in row]] for key in keys]
+    return {
+        "id": row[0].id,
+        "groups": [f"{group}: {name}" for group, name in row[0].groups.items()],
+        "won": list(won),
+        "values": {key: [_number(sample.values.get(key)) for sample in row] for key in row[0].values},
+        "shown": [[key, texts[:1] if len(set(texts)) == 1 else texts] for key, texts in shown],
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text[:MOST_CHARACTERS] + (" ..." if len(text) > MOST_CHARACTERS else "")

@@ -1,0 +1,90 @@
+"""What a reader has to know beside the numbers: rows left out, rows in the training data, and how it was measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from eval.overlap import PASSAGE
+from eval.report import words
+from eval.result import Contamination, Result, TaskResult
+
+HOW = {
+    "row": "the same row",
+    "words": "the same words",
+    "passage": f"{PASSAGE} words or characters in a row, or the whole of a shorter text",
+}
+
+
+def warnings(result: Result) -> list[str]:
+    """What changes the meaning of the answer, in a sentence each."""
+    found = [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
+    less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
+    return [*found, *(f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less)]
+
+
+def _contaminated(task: TaskResult) -> str:
+    found = task.contamination
+    assert found is not None
+    lead = f"{task.name}: {len(found.found):,} of {task.samples:,} rows stand in the training data"
+    if not found.clean:
+        return f"{lead}; no clean row is left, so these numbers say nothing about new data"
+    if not found.metrics:
+        return lead
+    metric, again = task.metrics[0], found.metrics[0]
+    values = "; ".join(
+        f"{words.named(metric)} {words.number(metric, all_rows.value)}, on the {found.clean:,} clean rows "
+        f"{words.number(metric, few.value)} ({all_rows.model})"
+        for all_rows, few in zip(metric.estimates, again.estimates, strict=True)
+    )
+    return f"{lead}. {values}"
+
+
+def contamination(task: TaskResult) -> list[str]:
+    """What was looked for, where, and what was found."""
+    found = task.contamination
+    if found is None:
+        return []
+    lines = []
+    if found.training:
+        rows = sum(found.training.values())
+        files = ", ".join(f"{file} ({count:,} rows)" for file, count in found.training.items())
+        lines.append(f"{task.samples:,} rows were compared with {rows:,} rows of training data: {files}.")
+        lines.append(_counts(found) if found.found else "None of them was found there.")
+    lines += [f"Training data that could not be compared: {reason}" for reason in found.missing]
+    return lines
+
+
+def _counts(found: Contamination) -> str:
+    counts = Counter(overlap.how for overlap in found.found)
+    parts = "; ".join(f"{text}: {counts[how]:,}" for how, text in HOW.items() if counts[how])
+    return f"{words.counted(len(found.found), 'row')} found there ({parts})."
+
+
+def circumstances(result: Result) -> list[str]:
+    """Checkpoints, data, time, methods, versions."""
+    lines = [
+        f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
+        for model in result.models
+    ]
+    for task in result.tasks:
+        times = ", ".join(f"{model} {_time(task, seconds)}" for model, seconds in task.seconds.items())
+        files = ", ".join(f"{file} ({digest[:12]})" for file, digest in task.data.items())
+        lines.append(f"{task.name} version {task.version}: {files}; {times}")
+    metrics = [metric for task in result.tasks for metric in task.metrics]
+    used = {e.method for m in metrics for e in m.estimates} | {d.method for m in metrics for d in m.differences}
+    methods = sorted(method for method in used if method)
+    if methods:
+        lines.append(f"95 % intervals: {', '.join(methods)}; differences are paired on the same rows")
+    tests = sorted({d.test for m in metrics for d in m.differences if d.test})
+    if tests:
+        lines.append(
+            f"p: {', '.join(tests)}. A difference is significant where p < 0.05 and its interval leaves out 0. "
+            "Noticeable from: true differences that 4 of 5 such evaluations would find"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    lines.append(f"{result.created}, {result.settings['device']}, {result.settings['ranks']} processes; {versions}")
+    return lines
+
+
+def _time(task: TaskResult, seconds: float) -> str:
+    return f"{seconds:.1f} s" + (f" ({task.samples / seconds:,.1f} rows/s)" if seconds > 0 else "")

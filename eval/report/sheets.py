@@ -1,0 +1,158 @@
+"""The tables of a report, for Markdown and HTML alike: cells are plain texts, still to be escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from eval.report import words
+from eval.result import MetricResult, Result, TaskResult
+
+LONGEST = 24  # rows of a table in Markdown
+ENDS = 10  # best and worst that are shown of a longer one
+
+
+@dataclass(frozen=True)
+class Cell:
+    """value: by which it is sorted, where that is a number; share: 0 to 1, where a bar helps."""
+
+    text: str
+    value: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table. ranked: the best row is the first."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    ranked: bool = False
+
+    def short(self) -> tuple[Sequence[Sequence[Cell]], Sequence[Sequence[Cell]], int]:
+        """The first rows, the last ones, and how many between them are left out."""
+        if len(self.rows) <= LONGEST:
+            return self.rows, (), 0
+        tail = self.rows[-ENDS:] if self.ranked else ()
+        head = self.rows[: ENDS if self.ranked else LONGEST]
+        return head, tail, len(self.rows) - len(head) - len(tail)
+
+
+def metrics(result: Result) -> Sheet:
+    """Every metric of every model with its interval."""
+    rows = [
+        [
+            Cell(task.name),
+            Cell(words.named(metric)),
+            _count(task.samples),
+            *(Cell(words.with_interval(metric, estimate), estimate.value) for estimate in metric.estimates),
+        ]
+        for task in result.tasks
+        for metric in task.metrics
+    ]
+    return Sheet("Metrics", ["task", "metric", "rows", *(model.name for model in result.models)], rows)
+
+
+def comparisons(result: Result) -> Sheet:
+    """Every model against the baseline."""
+    several = len(result.models) > 2
+    rows = []
+    for task in result.tasks:
+        for metric in task.metrics:
+            for found in metric.differences:
+                sure = words.probability(found.p_value)
+                rows.append(
+                    [
+                        Cell(words.about(task, metric)),
+                        *([Cell(found.model)] if several else []),
+                        Cell(words.change_with_interval(metric, found), found.value),
+                        Cell(sure, found.p_value),
+                        Cell(words.probability(found.p_holm), found.p_holm),
+                        Cell(f"{found.won} / {found.lost} / {found.tied}", float(found.won - found.lost)),
+                        Cell(words.noticeable(metric, found), found.detectable),
+                        Cell(found.verdict),
+                    ]
+                )
+    head = [
+        "",
+        *(["model"] if several else []),
+        "change",
+        "p",
+        "p (Holm)",
+        "won / lost / tied",
+        "noticeable from",
+        "verdict",
+    ]
+    return Sheet("Against the baseline", head, rows)
+
+
+def groups(task: TaskResult) -> list[Sheet]:
+    """One for each way in which the task divides its rows, the best part first by the last model."""
+    kinds = list(dict.fromkeys(part.group for metric in task.metrics for part in metric.groups))
+    return [_group(task, kind) for kind in kinds]
+
+
+def _group(task: TaskResult, kind: str) -> Sheet:
+    first = task.metrics[0]
+    last = {part.name: part.estimates[-1].value for part in first.groups if part.group == kind}
+    order = sorted(last, key=lambda name: last[name], reverse=first.higher_is_better)
+    sizes = {part.name: part.samples for part in first.groups if part.group == kind}
+    columns = [column for metric in task.metrics for column in _group_columns(metric, kind)]
+    rows = [[Cell(name), _count(sizes[name]), *(cell(name) for _, cell in columns)] for name in order]
+    return Sheet(f"By {kind.replace('_', ' ')}", [kind, "rows", *(title for title, _ in columns)], rows, ranked=True)
+
+
+def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Callable[[str], Cell]]]:
+    parts = {part.name: part for part in metric.groups if part.group == kind}
+    for place, estimate in enumerate(metric.estimates):
+
+        def cell(name: str, place: int = place) -> Cell:
+            found = parts[name].estimates[place]
+            return Cell(words.with_interval(metric, found), found.value, found.value if metric.is_share else None)
+
+        yield f"{words.named(metric)}, {estimate.model}" if len(metric.estimates) > 1 else words.named(metric), cell
+    if len(metric.estimates) == 2:  # with more, a reader picks his own pair
+
+        def gap(name: str) -> Cell:
+            before, after = (estimate.value for estimate in parts[name].estimates)
+            return Cell(words.change(metric, after - before) + words.unit(metric), after - before)
+
+        yield "change", gap
+
+
+def of_task(task: TaskResult) -> list[Sheet]:
+    """What a task itself wants to be shown, for each model."""
+    several = len(task.tables) > 1
+    return [
+        Sheet(
+            f"{table.title} ({model})" if several else table.title,
+            table.head,
+            [[_cell(value) for value in row] for row in table.rows],
+        )
+        for model, tables in task.tables.items()
+        for table in tables
+    ]
+
+
+def clean(task: TaskResult) -> Sheet | None:
+    """Every metric over all rows and over those that stand in no training data."""
+    found = task.contamination
+    if found is None or not found.metrics:
+        return None
+    rows = []
+    for metric, again in zip(task.metrics, found.metrics, strict=True):
+        verdicts = {change.model: change.verdict for change in again.differences}
+        for before, after in zip(metric.estimates, again.estimates, strict=True):
+            values = [Cell(words.with_interval(metric, estimate), estimate.value) for estimate in (before, after)]
+            rows.append([Cell(words.named(metric)), Cell(before.model), *values, Cell(verdicts.get(before.model, ""))])
+    head = ["metric", "model", f"all {task.samples:,} rows", f"{found.clean:,} clean rows", "verdict on clean rows"]
+    return Sheet("Without the rows that stand in the training data", head, rows)
+
+
+def _cell(value: str | float) -> Cell:
+    return Cell(value) if isinstance(value, str) else Cell(words.plain(value), float(value))
+
+
+def _count(samples: int) -> Cell:
+    return Cell(f"{samples:,}", float(samples))

@@ -1,0 +1,120 @@
+"""The report as Markdown, the answer first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from eval.protocols import Sample
+from eval.report import notes, sheets, words
+from eval.report.sheets import Sheet
+from eval.result import Evaluation, Result, TaskResult
+
+SHOWN_SAMPLES = 5  # of each group
+SHOWN_CHARACTERS = 400
+SHOWN_ROWS = 10  # of rows left out, and of rows in the training data
+# Markdown would read meaning into these; not into an arrow, or a _ inside a word.
+SPECIAL = re.compile(r"([\\`*\[\]|~]|<(?! )|(?<!-)>|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+INTERVAL = re.compile(
+    r"\\\[([-+0-9.,e ]+)\\\](?![(\[:])"
+)  # nor into our own intervals, which are to be read as text too
+
+
+def markdown(evaluation: Evaluation, figure: str | None = None) -> str:
+    """The whole report."""
+    result = evaluation.result
+    parts = [f"# {title(result)}", summary(result)]
+    if figure:
+        parts.append(f"![The metrics with 95 % intervals]({figure})")
+    parts += [part for task in result.tasks for part in _task(task, evaluation)]
+    parts.append("## How this was measured\n\n" + _list(notes.circumstances(result)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(result: Result, escape: bool = True) -> str:
+    """What was evaluated against what."""
+    names = [escaped(m.name) if escape else m.name for m in result.models]
+    return "Evaluation: " + (f"{', '.join(names[1:])} against " if names[1:] else "") + names[0]
+
+
+def summary(result: Result) -> str:
+    """What came out, in words and as tables; for the terminal too."""
+    found = [f"- {escaped(s.before)}**{escaped(s.verdict)}**{escaped(s.after)}" for s in words.sentences(result)]
+    parts = ["\n".join(found), escaped(words.multiplicity(result))]
+    parts.append("\n".join(f"**Note:** {escaped(warning)}\n" for warning in notes.warnings(result)).rstrip())
+    parts += [table(sheet) for sheet in (sheets.metrics(result), sheets.comparisons(result))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(sheet: Sheet) -> str:
+    """A table of at most some 24 rows: of longer ones, the best and the worst."""
+    if not sheet.rows:
+        return ""
+    first, last, hidden = sheet.short()
+    rows = [[escaped(cell.text) for cell in row] for row in first]
+    if hidden:
+        rows.append([f"... {hidden} more in report.html", *[""] * (len(sheet.head) - 1)])
+    rows += [[escaped(cell.text) for cell in row] for row in last]
+    head = [escaped(name) for name in sheet.head]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _task(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
+    yield f"## {escaped(task.name)}"
+    clean = sheets.clean(task)
+    for sheet in [*sheets.groups(task), *sheets.of_task(task)]:
+        yield f"### {escaped(sheet.title)}\n\n{table(sheet)}"
+    if task.contamination:
+        yield "### Rows in the training data\n\n" + "\n".join(escaped(line) for line in notes.contamination(task))
+        if clean:
+            yield table(clean)
+        places = [f"{found.id}: {found.how}, {found.place}" for found in task.contamination.found]
+        yield _list(places[:SHOWN_ROWS], len(places))
+    if task.skipped:
+        lines = [f"{row.id}: {row.reason}" for row in task.skipped[:SHOWN_ROWS]]
+        heading = f"### {words.counted(len(task.skipped), 'row')} left out of these numbers"
+        yield f"{heading}\n\n{_list(lines, len(task.skipped))}"
+    yield from _examples(task, evaluation)
+
+
+def _list(lines: Sequence[str], total: int = 0) -> str:
+    more = [f"- and {total - len(lines)} more in result.json"] if total > len(lines) else []
+    return "\n".join([*(f"- {escaped(line)}" for line in lines), *more])
+
+
+def _examples(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
+    """A few samples: first those that the last model won, then those that it lost, then others."""
+    samples = evaluation.samples[task.name]
+    rows = list(zip(*samples.values(), strict=True))
+    last = list(evaluation.outcomes.get(task.name, {}).values())[-1:]
+    outcomes = last[0] if last else [0] * len(rows)
+    for heading, side in (("Won", 1), ("Lost", -1), ("Tied" if last else "Samples", 0)):
+        group = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome == side]
+        if group:
+            yield f"### {heading} ({min(len(group), SHOWN_SAMPLES)} of {len(group)})"
+            yield from (_example(samples, row) for row in group[:SHOWN_SAMPLES])
+
+
+def _example(models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> str:
+    """What all models share once, what differs for each."""
+    lines = [f"**{escaped(row[0].id)}**", ""]
+    for key, value in row[0].shown.items():
+        values = [sample.shown.get(key) for sample in row]
+        if any(other != value for other in values):
+            lines += [f"- {key} ({escaped(model)}): {_shown(own)}" for model, own in zip(models, values, strict=True)]
+        else:
+            lines.append(f"- {key}: {_shown(value)}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = " ".join(str(value).split())
+    return escaped(text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else "")) or "(nothing)"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown leaves alone, on one line."""
+    return INTERVAL.sub(r"[\1]", SPECIAL.sub(r"\\\1", re.sub(r"[\r\n]+", " ", text)))

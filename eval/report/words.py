@@ -1,0 +1,148 @@
+"""Numbers and verdicts as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
+
+LARGE = 1000.0  # from here on numbers are shown without decimals
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An answer: what was compared, how it came out, and how sure that is."""
+
+    before: str
+    verdict: str
+    after: str = ""
+
+
+def named(metric: MetricResult) -> str:
+    """exact_match -> exact match."""
+    return metric.name.replace("_", " ")
+
+
+def about(task: TaskResult, metric: MetricResult) -> str:
+    """What a number is about, the task's name once."""
+    return task.name if task.name == metric.name else f"{task.name}, {named(metric)}"
+
+
+def number(metric: MetricResult, value: float | None) -> str:
+    """A value of the metric."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f} %" if metric.is_share else plain(value)
+
+
+def plain(value: float) -> str:
+    """Four digits that count, or whole and in groups of three."""
+    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.4g}"
+
+
+def with_interval(metric: MetricResult, found: Estimate) -> str:
+    """value [low, high]"""
+    if found.low is None or found.high is None:
+        return number(metric, found.value)
+    low, high = (number(metric, end).removesuffix(" %") for end in (found.low, found.high))
+    return f"{number(metric, found.value)} [{low}, {high}]"
+
+
+def change(metric: MetricResult, value: float) -> str:
+    """A difference of two values, signed; that of shares is in percentage points."""
+    return f"{100 * value:+.1f}" if metric.is_share else f"{'+' if value > 0 else ''}{plain(value)}"
+
+
+def unit(metric: MetricResult) -> str:
+    """What stands behind a difference."""
+    return " points" if metric.is_share else ""
+
+
+def change_with_interval(metric: MetricResult, found: Difference) -> str:
+    """+value [low, high] and its unit."""
+    if found.low is None or found.high is None:
+        return change(metric, found.value) + unit(metric)
+    ends = f"[{change(metric, found.low)}, {change(metric, found.high)}]"
+    return f"{change(metric, found.value)} {ends}{unit(metric)}"
+
+
+def probability(p_value: float | None) -> str:
+    """p < 0.001, or with two digits that count."""
+    if p_value is None:
+        return ""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}" if p_value < 0.995 else "1"
+
+
+def noticeable(metric: MetricResult, found: Difference) -> str:
+    """The smallest difference that would have been seen, with its unit."""
+    if found.detectable is None:
+        return ""
+    return change(metric, found.detectable).removeprefix("+") + unit(metric)
+
+
+def counted(count: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def sentences(result: Result) -> list[Sentence]:
+    """The answer: each comparison, or each number where there is nothing to compare with."""
+    found = [(task, metric) for task in result.tasks for metric in task.metrics]
+    if len(result.models) > 1:
+        several = len(result.models) > 2
+        return [_compared(task, metric, change, several) for task, metric in found for change in metric.differences]
+    return [
+        Sentence(f"{about(task, metric)}: ", with_interval(metric, estimate), f" over {counted(task.samples, 'row')}")
+        for task, metric in found
+        for estimate in metric.estimates
+    ]
+
+
+def _compared(task: TaskResult, metric: MetricResult, found: Difference, several: bool) -> Sentence:
+    after = next(estimate for estimate in metric.estimates if estimate.model == found.model)
+    values = f"{number(metric, metric.estimates[0].value)} -> {number(metric, after.value)}"
+    before = f"{about(task, metric)}: {values}{f' ({found.model})' if several else ''}, "
+    if found.p_value is None:
+        return Sentence(before, found.verdict)
+    test = f"{change_with_interval(metric, found)}, p {_equals(probability(found.p_value))}"
+    if found.verdict != "no significant difference":
+        return Sentence(before, found.verdict, f": {test}; {_counts(found)}")
+    if found.detectable is None or not found.won + found.lost:
+        return Sentence(before, found.verdict, f": the same on {counted(task.samples, 'row')}")
+    power = f"with {counted(task.samples, 'row')} a difference below {noticeable(metric, found)} would go unnoticed"
+    return Sentence(before, found.verdict, f" ({test}); {power}")
+
+
+def _equals(text: str) -> str:
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _counts(found: Difference) -> str:
+    return f"{counted(found.won, 'row')} won, {found.lost:,} lost, {found.tied:,} tied"
+
+
+def multiplicity(result: Result) -> str:
+    """What is left of the differences when all comparisons are taken together; nothing where there is one, or none."""
+    compared = list(comparisons(result))
+    significant = [c for c in compared if c[2].verdict in ("better", "worse")]
+    if len(compared) < 2 or not significant:
+        return ""
+    kept = [c for c in significant if c[2].p_holm is not None and c[2].p_holm < 0.05]
+    lead = f"{len(compared)} comparisons were made at once; corrected for that (Holm), "
+    if len(kept) == len(significant):
+        return lead + f"all {len(kept)} differences remain." if len(kept) > 1 else lead + "the difference remains."
+    if not kept:
+        return lead + "none of the differences remains."
+    several = len(result.models) > 2
+    names = [about(task, metric) + (f" ({found.model})" if several else "") for task, metric, found in kept]
+    return lead + f"these remain: {'; '.join(names)}."
+
+
+def comparisons(result: Result) -> Iterator[tuple[TaskResult, MetricResult, Difference]]:
+    """All that were tested."""
+    for task in result.tasks:
+        for metric in task.metrics:
+            for difference in metric.differences:
+                if difference.p_value is not None:
+                    yield task, metric, difference

@@ -1,0 +1,76 @@
+"""A checkpoint as a source of answers: from the journal what it has answered before, from its weights the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from eval import journal
+from eval.budget import Budget, choose
+from eval.checkpoint import DTYPES, Checkpoint, choose_precision
+from eval.config import Config
+from eval.journal import Journal
+from eval.protocols import Answer, Head, Request
+from eval.ranks import Ranks
+from eval.runner import Model, answer
+
+
+def open_journal(config: Config, ranks: Ranks) -> Journal:
+    """What the first rank reads is what all ranks know: they must agree on what is left to be asked."""
+    folder = Path(config.out) / "journal"
+    known = journal.read(folder) if ranks.index == 0 and config.resume == "auto" else {}
+    return Journal(folder, ranks.index, ranks.share(known))
+
+
+class Speaker:
+    """A checkpoint with one head, as a source of answers; its weights are loaded when something is asked anew."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        head: Head,
+        config: Config,
+        ranks: Ranks,
+        notes: Journal,
+        digests: Mapping[str, str],
+    ) -> None:
+        self._checkpoint, self._head, self._config, self._ranks, self._notes = checkpoint, head, config, ranks, notes
+        self._precision = choose_precision(config.precision, ranks.device)
+        self._identity = journal.identity(digests, [head, self._precision, config.quantization])
+        self._model: tuple[Model, Budget] | None = None
+
+    def answers(self, requests: Sequence[Request], task: str) -> Iterator[Answer]:
+        """The answers in order, on every rank."""
+        known = self._notes.known(self._identity, requests)
+        title = f"{self._checkpoint.name}: {task}"
+        console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
+        if known:
+            count = sum(request in known for request in requests)
+            console.print(f"{title}: {count} of {len(requests)} answers from the journal", markup=False)
+        left = list(dict.fromkeys(request for request in requests if request not in known))
+        if left:
+            with Progress(console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
+                bar = progress.add_task(title, total=len(left) / self._ranks.count)
+                known |= self._asked(left, lambda: progress.advance(bar))
+        return iter([known[request] for request in requests])
+
+    def _asked(self, requests: Sequence[Request], on_answer: Callable[[], None]) -> dict[Request, Answer]:
+        def note(request: Request, found: Answer) -> None:
+            self._notes.write(self._identity, request, found)
+            on_answer()
+
+        model, budget = self._loaded()
+        new = dict(zip(requests, answer(model, budget, requests, self._ranks, note), strict=True))
+        self._notes.learn(self._identity, new)
+        return new
+
+    def _loaded(self) -> tuple[Model, Budget]:
+        if self._model is None:
+            config, device = self._config, self._ranks.device
+            model = self._checkpoint.load(self._head, self._precision, config.quantization, device)
+            self._model = model, choose(config.batch_tokens, self._checkpoint.config, DTYPES[self._precision], device)
+        return self._model

@@ -1,0 +1,106 @@
+"""Labels as words of a language model: the likeliest label behind "Label:", or the one that it writes there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eval.errors import UserError
+from eval.label_prompt import label_prompt
+from eval.metrics.labels import first_label, macro_f1
+from eval.protocols import (
+    Answer,
+    CorpusMetric,
+    Generate,
+    Generated,
+    Request,
+    Sample,
+    SampleMetric,
+    Score,
+    Scored,
+    Task,
+)
+from eval.rows import BadExampleError, text_in
+from eval.tasks.labelled import by_label, outcome, sentences_in
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+    from eval.readers import Row
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """labels: all that occur in the data, sorted."""
+
+    id: str
+    sentences: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...] = ()
+
+
+def load(row: Row) -> Labelled:
+    """A sentence (or two) and a label in words."""
+    if isinstance(row.value.get("label"), int):
+        raise BadExampleError("label is a number or true or false; a language model needs the label's words")
+    return Labelled(f"{row.file}:{row.line}", sentences_in(row.value), text_in(row.value, "label").strip())
+
+
+def arrange(items: list[Labelled]) -> list[Labelled]:
+    """Every row chooses among the labels of all rows. Raises UserError where there is only one."""
+    labels = tuple(sorted({item.label for item in items}))
+    if len(labels) == 1:
+        raise UserError(f"all rows have the label {labels[0]!r}: there is nothing to choose from")
+    return [dataclasses.replace(item, labels=labels) for item in items]
+
+
+def ask(item: Labelled, prompter: Prompter) -> Sequence[Request]:
+    """One request for each label."""
+    prefix, labels = prompter.choices(label_prompt(item.sentences), item.labels)
+    return [Score(prefix, label) for label in labels]
+
+
+def score(item: Labelled, answers: Sequence[Answer]) -> Sample:
+    """The most probable label as a whole; of two that are equally probable the first."""
+    log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
+    return outcome(item.id, item.sentences, item.labels, item.labels.index(item.label), log_probs.index(max(log_probs)))
+
+
+def ask_to_write(item: Labelled, prompter: Prompter) -> Sequence[Request]:
+    """The prompt up to "Label:"; the model writes the space too, which tokenizers join to the word behind it."""
+    prefix, _ = prompter.choices(label_prompt(item.sentences), [])
+    return [Generate(prefix, prompter.max_new_tokens, prompter.stop_ids)]
+
+
+def score_written(item: Labelled, answers: Sequence[Answer]) -> Sample:
+    """The label with which the answer begins."""
+    (answer,) = answers
+    assert isinstance(answer, Generated)
+    gold = item.labels.index(item.label)
+    sample = outcome(item.id, item.sentences, item.labels, gold, first_label(answer.text, item.labels))
+    return dataclasses.replace(sample, shown={**sample.shown, "written": answer.text})
+
+
+TASK = Task(
+    name="classification",
+    version=1,
+    about="label words by their probability behind the sentence",
+    load=load,
+    arrange=arrange,
+    ask=ask,
+    score=score,
+    metrics=(
+        SampleMetric("accuracy", higher_is_better=True, is_share=True),
+        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
+    ),
+    tables=by_label,
+)
+GENERATION = dataclasses.replace(
+    TASK,
+    name="classification_generation",
+    about="label words generated behind the sentence",
+    ask=ask_to_write,
+    score=score_written,
+    max_new_tokens=10,
+)

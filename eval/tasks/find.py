@@ -1,0 +1,40 @@
+"""From the words of --tasks to tasks: names of built-in ones, and YAML files."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from eval.errors import UserError
+from eval.files import nearest
+from eval.protocols import Task
+from eval.suggest import did_you_mean
+from eval.tasks import TASKS
+
+ENDINGS = (".yaml", ".yml")
+
+
+def is_file(word: str) -> bool:
+    """Whether the word means a task's file."""
+    return word.endswith(ENDINGS)
+
+
+@cache
+def find(word: str) -> Task[Any]:
+    """The task that the word means. Raises UserError where there is none, or its file is wrong."""
+    if not is_file(word):
+        if word not in TASKS:
+            raise UserError(
+                f"unknown task {word}{did_you_mean(word, TASKS)}; there are {', '.join(TASKS)}, and your own: FILE.yaml"
+            )
+        return TASKS[word]
+    path = Path(word)
+    if not path.is_file():
+        raise UserError(f"--tasks {word}: there is no such file{nearest(path)}")
+    from eval.tasks.from_yaml import task_from_yaml  # its templates are heavy for --help
+
+    task = task_from_yaml(path)
+    if task.name in TASKS:
+        raise UserError(f"{word}: name: {task.name} is a built-in task; take another name")
+    return task

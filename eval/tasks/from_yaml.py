@@ -1,0 +1,244 @@
+"""Tasks written in YAML, as good as those written in Python. docs/own-task.md has an example of each kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.metrics.contains import contains
+from eval.metrics.exact_match import exact_match
+from eval.metrics.rouge import rouge
+from eval.metrics.similarity import partial_match
+from eval.protocols import (
+    Answer,
+    Generate,
+    Generated,
+    Metric,
+    Request,
+    Sample,
+    SampleMetric,
+    Score,
+    Scored,
+    Task,
+)
+from eval.readers import Row, type_name
+from eval.rows import BadExampleError, Example, Message
+from eval.tasks import perplexity
+from eval.tasks.task_file import Cell, TaskFile, read_task_file
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class TextMetric:
+    """A number of one generated answer and one reference; of several references the best counts."""
+
+    of: Callable[[str, str], float]
+    is_share: bool
+
+
+TEXT_METRICS: Mapping[str, TextMetric] = {
+    "exact_match": TextMetric(exact_match, is_share=True),
+    "partial_match": TextMetric(partial_match, is_share=True),
+    "rougeL": TextMetric(lambda prediction, reference: rouge(prediction, reference)["rougeL"], is_share=False),
+    "contains": TextMetric(contains, is_share=True),
+}
+CHOICE_METRICS = ("accuracy", "accuracy_by_byte")
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "generate": tuple(TEXT_METRICS),
+    "choices": CHOICE_METRICS,
+    "perplexity": tuple(metric.name for metric in perplexity.TASK.metrics),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of a task of kind generate (with references) or choices (with right, the place of the right one)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    right: int = 0
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """What is asked, without the system message."""
+        return self.messages[-1]["content"]
+
+
+def task_from_yaml(path: Path) -> Task[Any]:
+    """The task. Raises UserError with file:line for whatever cannot be meant."""
+    file = read_task_file(path, METRICS)
+    return {"generate": _generate, "choices": _choices, "perplexity": _perplexity}[file.kind](file)
+
+
+def _generate(file: TaskFile) -> Task[Question]:
+    def load(row: Row) -> Question:
+        return dataclasses.replace(_question(file, row), references=_texts(file, "reference", row))
+
+    def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
+        return [Generate(_prompt(file, item, prompter), prompter.max_new_tokens, prompter.stop_ids, file.stop)]
+
+    def score(item: Question, answers: Sequence[Answer]) -> Sample:
+        (answer,) = answers
+        assert isinstance(answer, Generated)
+        read = answer.text if file.extract is None else _extracted(file, answer.text)
+        values = {name: max(TEXT_METRICS[name].of(read, r) for r in item.references) for name in file.metrics}
+        shown = {"prompt": item.prompt, "answer": answer.text, "reference": " | ".join(item.references)}
+        if file.extract is not None:
+            shown["read"] = read
+        return Sample(item.id, values, shown | {"finished": answer.finished}, item.groups)
+
+    metrics = tuple(SampleMetric(name, True, TEXT_METRICS[name].is_share) for name in file.metrics)
+    return _task(file, load, ask, score, metrics)
+
+
+def _choices(file: TaskFile) -> Task[Question]:
+    def load(row: Row) -> Question:
+        choices = _texts(file, "choices", row)
+        if len(choices) < 2:
+            raise BadExampleError("choices: there is only one")
+        right = _place(choices, file.cells["answer"](row.value))
+        return dataclasses.replace(_question(file, row), choices=choices, right=right)
+
+    def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
+        return [_choice(file, item, choice, prompter) for choice in item.choices]
+
+    def score(item: Question, answers: Sequence[Answer]) -> Sample:
+        scored = [answer for answer in answers if isinstance(answer, Scored)]
+        chosen = {
+            "accuracy": _largest([answer.log_prob for answer in scored]),
+            "accuracy_by_byte": _largest([answer.log_prob / max(answer.bytes, 1) for answer in scored]),
+        }
+        shown = {
+            "prompt": item.prompt,
+            "answer": item.choices[chosen[file.metrics[0]]],
+            "reference": item.choices[item.right],
+            "log_probs": [round(answer.log_prob, 4) for answer in scored],
+        }
+        return Sample(item.id, {name: float(chosen[name] == item.right) for name in file.metrics}, shown, item.groups)
+
+    metrics = tuple(SampleMetric(name, True, is_share=True) for name in file.metrics)
+    return _task(file, load, ask, score, metrics)
+
+
+def _perplexity(file: TaskFile) -> Task[Any]:
+    """The built-in task on this file's texts."""
+
+    def load(row: Row) -> Example:
+        (text,) = _texts(file, "text", row)
+        return Example(f"{row.file}:{row.line}", text=text)
+
+    metrics = tuple(metric for metric in perplexity.TASK.metrics if metric.name in file.metrics)
+    return dataclasses.replace(
+        perplexity.TASK,
+        name=file.name,
+        version=file.version,
+        about=file.about,
+        load=load,
+        metrics=metrics,
+        source=file.source,
+    )
+
+
+def _task(
+    file: TaskFile,
+    load: Callable[[Row], Question],
+    ask: Callable[[Question, Prompter], Sequence[Request]],
+    score: Callable[[Question, Sequence[Answer]], Sample],
+    metrics: tuple[Metric, ...],
+) -> Task[Question]:
+    return Task(
+        name=file.name,
+        version=file.version,
+        about=file.about,
+        load=load,
+        ask=ask,
+        score=score,
+        metrics=metrics,
+        source=file.source,
+        max_new_tokens=file.max_new_tokens,
+    )
+
+
+def _question(file: TaskFile, row: Row) -> Question:
+    system = [
+        {"role": "system", "content": _text(file.cells[key], row, key)} for key in ("system",) if key in file.cells
+    ]
+    user = {"role": "user", "content": _text(file.cells["prompt"], row, "prompt")}
+    groups = {name: _text(cell, row, f"groups.{name}") for name, cell in file.groups.items()}
+    return Question(f"{row.file}:{row.line}", (*system, user), groups=groups)
+
+
+def _text(cell: Cell, row: Row, key: str) -> str:
+    return _checked(cell(row.value), key)
+
+
+def _checked(value: Any, key: str) -> str:
+    if isinstance(value, (Mapping, list, tuple)):
+        raise BadExampleError(f"{key}: the column holds {type_name(value)}, not text")
+    if not str(value).strip():
+        raise BadExampleError(f"{key}: is empty")
+    return str(value)
+
+
+def _texts(file: TaskFile, key: str, row: Row) -> tuple[str, ...]:
+    """One text or several: of a column that holds a list, or of a list of columns and templates."""
+    value = file.cells[key](row.value)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise BadExampleError(f"{key}: the list is empty")
+    return tuple(_checked(inner, key) for inner in values)
+
+
+def _place(choices: Sequence[str], answer: Any) -> int:
+    """Of the right choice: its text, its letter, or its number from 0."""
+    said = str(answer).strip()
+    texts = [choice.strip() for choice in choices]
+    if not isinstance(answer, int) and said in texts:
+        return texts.index(said)
+    letter = LETTERS.find(said.upper()) if len(said) == 1 else -1
+    place = letter if letter >= 0 else int(said) if said.isdecimal() and said.isascii() else -1
+    if not 0 <= place < len(choices):
+        raise BadExampleError(f"answer: {said!r} is no choice, and no letter or number (from 0) of one")
+    return place
+
+
+def _prompt(file: TaskFile, item: Question, prompter: Prompter) -> tuple[int, ...]:
+    return prompter.question(item.messages) if file.chat else prompter.document(_raw(item)).ids
+
+
+def _raw(item: Question) -> str:
+    return "\n\n".join(message["content"] for message in item.messages)
+
+
+def _choice(file: TaskFile, item: Question, choice: str, prompter: Prompter) -> Score:
+    if file.chat:
+        passage = prompter.answers([*item.messages, {"role": "assistant", "content": choice}])[-1]
+        return Score(passage.ids[: passage.first], passage.ids[passage.first :], passage.bytes)
+    asked = prompter.document(_raw(item)).ids
+    whole = prompter.document(_raw(item) + file.separator + choice).ids
+    first = next((k for k, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))
+    first = min(max(first, 1), len(whole) - 1)  # where tokens grow together over the seam, they are scored
+    return Score(whole[:first], whole[first:], len(choice.encode()))
+
+
+def _extracted(file: TaskFile, text: str) -> str:
+    """The last match's first group, or whole match; nothing where there is none."""
+    assert file.extract is not None
+    found = list(file.extract.finditer(text))
+    if not found:
+        return ""
+    return (found[-1].group(1) if file.extract.groups else found[-1].group()) or ""
+
+
+def _largest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)

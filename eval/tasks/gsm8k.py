@@ -1,0 +1,204 @@
+"""GSM8K (arXiv:2110.14168) in conversation: an answer as JSON, asked for again where none is read; a calculator.
+
+One run gives all scores of a prompt, since each is read off the same conversation: the first answer as a string, the
+first answer as a number, and the last one. With the calculator the prompt is another one, and so it is another task.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePath
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from eval.metrics.calculator import calculate, written
+from eval.metrics.json_answer import json_answer
+from eval.metrics.numeric import number, same_number
+from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Table, Task
+from eval.readers import Row
+from eval.rows import BadExampleError, Message, text_in
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+
+MARK = "####"  # stands before the number in the data's answers
+TRAIN_SPLIT = "train"
+MAX_TRIES, MAX_CALLS = 3, 8  # calls of the calculator in each try
+LEAST_NEW_TOKENS = 64  # for what follows a calculator's result, however long the answer is already
+CALL_END = ">>"
+OPEN_CALL = re.compile(r"<<([^<>\n]*)$")
+ASK = """Solve this math problem. Answer with one JSON object in a fenced code block and nothing after it:
+
+```json
+{{"answer": "<the number alone>", "explanation": "<one sentence>", "steps": ["<step>", "<step>"]}}
+```
+{tool}
+Problem: {question}"""
+TOOL = f"""
+Work the problem out before the JSON object, and leave every calculation to the calculator: write it in double angle
+brackets with numbers, + - * / and parentheses only, for example <<12*3{CALL_END}, and the result is filled in:
+<<12*3=36{CALL_END}.
+"""
+ASK_AGAIN = (
+    'I cannot read a number from that. Answer again with the JSON object in a fenced code block; "answer" must be a '
+    "number without words."
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row. solution: worked out, as published. answer: the number behind its mark. split: by its file's name."""
+
+    id: str
+    question: str
+    solution: str
+    answer: str
+    split: str
+
+
+@dataclass
+class Try:
+    """One of the assistant's turns. text: with the calculator's results in place. is_open: it ends in such a result."""
+
+    text: str = ""
+    tokens: int = 0
+    calls: int = 0
+    failed_calls: int = 0
+    is_open: bool = field(default=False)
+
+    @property
+    def number_text(self) -> str | None:
+        """What it gives as its answer; None where that holds no number."""
+        said = json_answer(self.text)
+        if said is None and MARK in self.text:
+            said = behind_mark(self.text)
+        return said if said is not None and number(said) is not None else None
+
+
+def behind_mark(text: str) -> str:
+    """The rest of the line behind the first mark; empty where there is none."""
+    return text.partition(MARK)[2].partition("\n")[0].strip()
+
+
+def load(row: Row) -> Problem:
+    """question, and an answer that ends in `#### NUMBER`."""
+    solution = text_in(row.value, "answer")
+    answer = behind_mark(solution)
+    if number(answer) is None:
+        raise BadExampleError(f"answer does not end in {MARK} and a number")
+    split = TRAIN_SPLIT if PurePath(row.file).name.startswith(TRAIN_SPLIT) else "test"
+    return Problem(f"{row.file}:{row.line}", text_in(row.value, "question"), solution, answer, split)
+
+
+def arrange(problems: list[Problem]) -> list[Problem]:
+    """Without the rows of train files, where there are others."""
+    return [problem for problem in problems if problem.split != TRAIN_SPLIT] or problems
+
+
+def ask(problem: Problem, prompter: Prompter, has_tool: bool) -> Sequence[Request]:
+    """The first try."""
+    return [_request(problem, [Try()], prompter, has_tool)]
+
+
+def follow(problem: Problem, answers: Sequence[Answer], prompter: Prompter, has_tool: bool) -> Sequence[Request]:
+    """What comes after a calculator's result, or the next try where nothing could be read."""
+    tries = conversation(answers, has_tool)
+    if not tries[-1].is_open:
+        if tries[-1].number_text is not None or len(tries) == MAX_TRIES:
+            return ()
+        tries.append(Try())
+    return [_request(problem, tries, prompter, has_tool)]
+
+
+def conversation(answers: Sequence[Answer], has_tool: bool) -> list[Try]:
+    """The tries that the answers so far make up."""
+    tries: list[Try] = []
+    for answer in answers:
+        assert isinstance(answer, Generated)
+        if not tries or not tries[-1].is_open:
+            tries.append(Try())
+        turn = tries[-1]
+        turn.text, turn.tokens = turn.text + answer.text, turn.tokens + answer.tokens
+        call = OPEN_CALL.search(turn.text) if has_tool and answer.finished else None
+        turn.is_open = call is not None and turn.calls < MAX_CALLS
+        if call and turn.is_open:
+            expression = call[1].partition("=")[0]  # a model may go on to the result, as the data's annotations do
+            value = calculate(expression)
+            result = "error" if value is None else written(value)
+            turn.text = f"{turn.text[: call.start()]}<<{expression}={result}{CALL_END}"
+            turn.calls, turn.failed_calls = turn.calls + 1, turn.failed_calls + (value is None)
+    return tries
+
+
+def score(problem: Problem, answers: Sequence[Answer], has_tool: bool) -> Sample:
+    """The first answer as a string and as a number, the last as a number, and whether nothing could be read at all."""
+    tries = conversation(answers, has_tool)
+    gold = number(problem.answer)
+    first, last = tries[0].number_text, tries[-1].number_text
+    values = {
+        "exact_match": float(first is not None and first.strip() == problem.answer),
+        "first_accuracy": float(first is not None and same_number(number(first), gold)),
+        "accuracy": float(last is not None and same_number(number(last), gold)),
+        "no_number": float(last is None),
+        "tries": float(len(tries)),
+        "calls": float(sum(turn.calls for turn in tries)),
+        "failed_calls": float(sum(turn.failed_calls for turn in tries)),
+    }
+    shown = {"question": problem.question, "reference": problem.answer, "answer": last}
+    return Sample(problem.id, values, shown | {"outputs": [turn.text for turn in tries]})
+
+
+def tables(samples: Sequence[Sample]) -> Sequence[Table]:
+    """How often it was asked again, and what became of the calculator."""
+    what = {
+        "tries": "tries for each row",
+        "calls": "calculator calls for each row",
+        "failed_calls": "of these without result",
+    }
+    rows = [(text, fmean(sample.values[key] for sample in samples)) for key, text in what.items()]
+    return [Table("Tries and calculator", ("what", "mean"), rows)]
+
+
+def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_tool: bool) -> Generate:
+    """The last of the tries, from where it stands."""
+    asked = ASK.format(question=problem.question, tool=TOOL if has_tool else "")
+    messages: list[Message] = [{"role": "user", "content": asked}]
+    for turn in tries[:-1]:
+        messages += [{"role": "assistant", "content": turn.text}, {"role": "user", "content": ASK_AGAIN}]
+    turn = tries[-1]
+    can_call = has_tool and turn.calls < MAX_CALLS
+    return Generate(
+        prompter.begun(messages, turn.text),
+        max(prompter.max_new_tokens - turn.tokens, LEAST_NEW_TOKENS) if turn.tokens else prompter.max_new_tokens,
+        prompter.stop_ids,
+        stop_texts=(CALL_END,) if can_call else (),
+    )
+
+
+def _task(name: str, about: str, has_tool: bool) -> Task[Problem]:
+    return Task(
+        name=name,
+        version=1,
+        about=about,
+        load=load,
+        arrange=arrange,
+        ask=partial(ask, has_tool=has_tool),
+        follow=partial(follow, has_tool=has_tool),
+        score=partial(score, has_tool=has_tool),
+        metrics=(
+            SampleMetric("exact_match", higher_is_better=True, is_share=True),
+            SampleMetric("first_accuracy", higher_is_better=True, is_share=True),
+            SampleMetric("accuracy", higher_is_better=True, is_share=True),
+            SampleMetric("no_number", higher_is_better=False, is_share=True),
+        ),
+        tables=tables,
+        source=Hub("openai/gsm8k", split="test", name="main"),
+        max_new_tokens=512,
+    )
+
+
+TASK = _task("gsm8k", "math problems, answers as JSON, up to 3 tries", has_tool=False)
+CALCULATOR = _task("gsm8k_calculator", "the same with a calculator to call", has_tool=True)

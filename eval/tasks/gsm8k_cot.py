@@ -1,0 +1,109 @@
+"""GSM8K (arXiv:2110.14168) by chain of thought: five worked examples, an answer that ends in `#### NUMBER`.
+
+Prompt and the two matches are those of lm-evaluation-harness's task `gsm8k`, with the first five training rows as
+examples for every question (its default draws others for each; `sampler: first_n` makes the prompts equal).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eval.errors import UserError
+from eval.metrics.numeric import last_number, number, same_number
+from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Task
+from eval.readers import Row
+from eval.tasks import gsm8k
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+
+SHOTS = 5
+STOP_TEXTS = ("Question:", "</s>", "<|im_end|>")
+NOTHING = "[invalid]"
+_STRICT = re.compile(r"#### (\-?[0-9.,]+)")
+_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem behind its examples."""
+
+    problem: gsm8k.Problem
+    examples: str
+
+    @property
+    def id(self) -> str:
+        """file:line."""
+        return self.problem.id
+
+
+def load(row: Row) -> Question:
+    """See gsm8k."""
+    return Question(gsm8k.load(row), "")
+
+
+def arrange(questions: list[Question]) -> list[Question]:
+    """The rows that are not of a train file, each behind the first five that are."""
+    problems = [question.problem for question in questions]
+    shots = [problem for problem in problems if problem.split == gsm8k.TRAIN_SPLIT][:SHOTS]
+    if len(shots) < SHOTS:
+        raise UserError(
+            f"gsm8k_cot: {len(shots)} of {SHOTS} example rows: name a folder or glob with a file whose name begins "
+            "with train beside the test file"
+        )
+    examples = "".join(f"Question: {shot.question}\nAnswer: {shot.solution}\n\n" for shot in shots)
+    return [Question(problem, examples) for problem in problems if problem.split != gsm8k.TRAIN_SPLIT]
+
+
+def ask(question: Question, prompter: Prompter) -> Sequence[Request]:
+    """A plain text to be continued, whatever the chat template."""
+    text = f"{question.examples}Question: {question.problem.question}\nAnswer:"
+    return [Generate(prompter.document(text).ids, prompter.max_new_tokens, prompter.stop_ids, STOP_TEXTS)]
+
+
+def score(question: Question, answers: Sequence[Answer]) -> Sample:
+    """As the harness scores (strict and flexible), and by the number behind the mark or else the last one."""
+    (answer,) = answers
+    assert isinstance(answer, Generated)
+    problem = question.problem
+    strict = next((found.strip() for found in _STRICT.findall(answer.text)), NOTHING)
+    flexible = next((found for found in reversed(_FLEXIBLE.findall(answer.text))), (NOTHING, ""))
+    marked = number(gsm8k.behind_mark(answer.text))
+    stated = last_number(answer.text) if marked is None else marked
+    values = {
+        "strict_match": _match(strict, problem.solution),
+        "flexible_match": _match(next(filter(None, flexible)).strip(), problem.solution),
+        "accuracy": float(same_number(stated, number(problem.answer))),
+        "no_mark": float(marked is None),
+    }
+    shown = {"question": problem.question, "reference": problem.answer, "output": answer.text}
+    return Sample(problem.id, values, shown | {"finished": answer.finished})
+
+
+def _match(said: str, solution: str) -> float:
+    for pattern in _IGNORED:
+        said, solution = pattern.sub("", said), pattern.sub("", solution)
+    return float(said.lower() == solution.lower())
+
+
+TASK = Task(
+    name="gsm8k_cot",
+    version=1,
+    about="math problems by chain of thought, 5 shots",
+    load=load,
+    arrange=arrange,
+    ask=ask,
+    score=score,
+    metrics=(
+        SampleMetric("strict_match", higher_is_better=True, is_share=True),
+        SampleMetric("flexible_match", higher_is_better=True, is_share=True),
+        SampleMetric("accuracy", higher_is_better=True, is_share=True),
+        SampleMetric("no_mark", higher_is_better=False, is_share=True),
+    ),
+    source=Hub("openai/gsm8k", split="train[:5],test", name="main"),
+    max_new_tokens=256,
+)

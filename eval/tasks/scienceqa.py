@@ -1,0 +1,185 @@
+"""ScienceQA (arXiv:2209.09513): multiple-choice questions with an image, by option letter's likelihood or generated.
+
+Rows: the published problems.json beside its images folder, or any file with question, choices, answer (the number of
+the right one, from 0), image and perhaps hint. Asked are the questions with an image, of the test split where rows name
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.errors import UserError
+from eval.metrics.json_answer import json_answer
+from eval.metrics.letters import read_letter
+from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Score, Scored, Task
+from eval.readers import Row
+from eval.rows import BadExampleError, text_in
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+
+LETTERS = "ABCDEFGHIJ"
+GROUPS = ("subject", "topic")
+SOURCE = Hub("derek-thomas/ScienceQA", split="test")
+ASK_LETTER = "Answer with the letter of the right option and nothing else."
+ASK_JSON = """Answer with one JSON object in a fenced code block and nothing else:
+
+```json
+{"answer": "<the letter of the right option>", "explanation": "<one sentence>"}
+```"""
+ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row. text: hint, question and options. image: a file; None where it has none. answer: the right letter."""
+
+    id: str
+    text: str
+    options: int
+    answer: str
+    image: str | None
+    split: str
+    groups: Mapping[str, str]
+
+
+def load(row: Row) -> Question:
+    """Raises BadExampleError for a row that does not fit."""
+    value = row.value
+    choices, right = value.get("choices"), value.get("answer")
+    if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
+        raise BadExampleError(f"choices is not a list of 2 to {len(LETTERS)} texts")
+    if not isinstance(right, int) or not 0 <= right < len(choices):
+        raise BadExampleError(f"answer is {right!r}, not the number of a choice from 0 to {len(choices) - 1}")
+    hint = f"Context: {value['hint']}\n" if value.get("hint") else ""
+    options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
+    return Question(
+        id=f"{row.file}:{row.line}",
+        text=f"{hint}Question: {text_in(value, 'question')}\nOptions:\n{options}",
+        options=len(choices),
+        answer=LETTERS[right],
+        image=_image(row),
+        split=str(value.get("split") or ""),
+        groups={name: str(value[name]) for name in GROUPS if value.get(name)},
+    )
+
+
+def arrange(questions: list[Question]) -> list[Question]:
+    """Those with an image; of the test split, where any row is of it. Raises UserError where files are missing."""
+    of_test = [question for question in questions if question.split == "test"] or questions
+    asked = [(question, question.image) for question in of_test if question.image]
+    missing = [f"{question.id}: {image}" for question, image in asked if not Path(image).is_file()]
+    if missing:
+        raise UserError(f"scienceqa: {len(missing)} of {len(asked)} images are not there, the first of {missing[0]}")
+    return [question for question, _ in asked]
+
+
+def ask_letters(question: Question, prompter: Prompter) -> Sequence[Request]:
+    """How probable each letter is."""
+    images = (question.image,) if question.image else ()
+    prefix = prompter.shown(images, question.text + ASK_LETTER)
+    return [Score(prefix, prompter.reply(letter), images=images) for letter in LETTERS[: question.options]]
+
+
+def score_letters(question: Question, answers: Sequence[Answer]) -> Sample:
+    """Right where the right letter is the most probable one; of equals the first counts."""
+    log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
+    chosen = LETTERS[log_probs.index(max(log_probs))]
+    shown = {"chosen": chosen, "log_probs": dict(zip(LETTERS, log_probs, strict=False))}
+    return _sample(question, {"accuracy": float(chosen == question.answer)}, shown)
+
+
+def ask_generated(question: Question, prompter: Prompter) -> Sequence[Request]:
+    """An answer as JSON."""
+    images = (question.image,) if question.image else ()
+    prompt = prompter.shown(images, question.text + ASK_JSON)
+    return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids, images=images)]
+
+
+def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
+    """Right where the JSON's answer (or else the text) names the right letter; one that names none is counted apart."""
+    (answer,) = answers
+    assert isinstance(answer, Generated)
+    stated = json_answer(answer.text)
+    chosen = read_letter(answer.text if stated is None else stated, question.options)
+    values = {
+        "accuracy": float(chosen == question.answer),
+        "no_letter": float(chosen is None),
+        "no_json": float(stated is None),
+    }
+    return _sample(question, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
+
+
+def _sample(question: Question, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
+    asked = {"question": question.text, "image": question.image, "answer": question.answer}
+    return Sample(question.id, values, {**asked, **shown}, question.groups)
+
+
+def _image(row: Row) -> str | None:
+    """The file of the row's image, whether it is there or not; None where it has none."""
+    image = row.value.get("image")
+    if not image:
+        return None
+    if not isinstance(image, str):
+        return _kept(image)
+    folder, own, split = Path(row.file).parent, str(row.value.get("id", "")), str(row.value.get("split", ""))
+    places = [folder / "images" / own / image, folder / "images" / split / own / image, folder / image]
+    return str(next((place for place in places if place.is_file()), places[0] if own else places[-1]))
+
+
+def _kept(image: Any) -> str:
+    """A file for an image that stands in the row itself: bytes (Parquet), or opened by Pillow (hub)."""
+    if isinstance(image, Mapping):
+        content = image.get("bytes")
+    else:
+        buffer = BytesIO()
+        image.save(buffer, format="PNG")
+        content = buffer.getvalue()
+    if not isinstance(content, bytes):
+        raise BadExampleError("image is neither a file's name nor an image")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zerotune" / "images"
+    file = cache / f"{hashlib.sha256(content).hexdigest()}.image"
+    if not file.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        draft.write_bytes(content)
+        draft.replace(file)
+    return str(file)
+
+
+TASK = Task(
+    name="scienceqa",
+    version=1,
+    about="questions with an image, option letter's likelihood",
+    load=load,
+    arrange=arrange,
+    ask=ask_letters,
+    score=score_letters,
+    metrics=(ACCURACY,),
+    head="vision",
+    source=SOURCE,
+)
+GENERATION = Task(
+    name="scienceqa_generation",
+    version=1,
+    about="questions with an image, answers as JSON",
+    load=load,
+    arrange=arrange,
+    ask=ask_generated,
+    score=score_generated,
+    metrics=(
+        ACCURACY,
+        SampleMetric("no_letter", higher_is_better=False, is_share=True),
+        SampleMetric("no_json", higher_is_better=False, is_share=True),
+    ),
+    head="vision",
+    source=SOURCE,
+    max_new_tokens=256,
+)

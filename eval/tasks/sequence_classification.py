@@ -1,0 +1,138 @@
+"""Checkpoints with a sequence-classification head: its classes, or the value of a head with one output (regression)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eval.errors import UserError
+from eval.metrics.labels import macro_f1, mcc, pearson, rmse
+from eval.protocols import Answer, Classified, Classify, CorpusMetric, Request, Sample, SampleMetric, Task
+from eval.rows import BadExampleError, text_in
+from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+    from eval.readers import Row
+
+
+@dataclass(frozen=True)
+class Sequenced:
+    """label: a class's name, its number, or its number as text. labels: the checkpoint's names, gold: its number among
+    them; both are the checkpoint's and set by `bind`.
+    """
+
+    id: str
+    sentences: tuple[str, ...]
+    label: str | int
+    labels: tuple[str, ...] = ()
+    gold: int = 0
+
+
+@dataclass(frozen=True)
+class Valued:
+    """A sentence (or two) and its value."""
+
+    id: str
+    sentences: tuple[str, ...]
+    value: float
+
+
+def load(row: Row) -> Sequenced:
+    """A sentence (or two) and a label: the name of a class or its number."""
+    label = row.value.get("label")
+    if isinstance(label, bool) or not isinstance(label, int):
+        label = text_in(row.value, "label").strip()
+    return Sequenced(f"{row.file}:{row.line}", sentences_in(row.value), label)
+
+
+def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
+    """The label as a class of the checkpoint."""
+    names = prompter.labels
+    if len(names) < 2:
+        raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
+    if item.label in names:
+        return dataclasses.replace(item, labels=names, gold=names.index(str(item.label)))
+    number = int(item.label) if isinstance(item.label, int) or item.label.isdecimal() else -1
+    if 0 <= number < len(names):
+        return dataclasses.replace(item, labels=names, gold=number)
+    raise UserError(
+        f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
+        f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"
+    )
+
+
+def ask(item: Sequenced | Valued, prompter: Prompter) -> Sequence[Request]:
+    """The whole at once."""
+    return [Classify(prompter.sequence(item.sentences))]
+
+
+def score(item: Sequenced, answers: Sequence[Answer]) -> Sample:
+    """The class with the highest logit."""
+    logits = _outputs(answers)
+    return outcome(item.id, item.sentences, item.labels, item.gold, logits.index(max(logits)))
+
+
+def load_value(row: Row) -> Valued:
+    """A sentence (or two) and the number `label`."""
+    value = number_in(row.value, "label")
+    if not math.isfinite(value):
+        raise BadExampleError(f"label is {value}, not a finite number")
+    return Valued(f"{row.file}:{row.line}", sentences_in(row.value), value)
+
+
+def one_output(item: Valued, prompter: Prompter) -> Valued:
+    """Unchanged, where the checkpoint answers with a value."""
+    if len(prompter.labels) != 1:
+        raise UserError(
+            f"{prompter.name}: its head has {len(prompter.labels)} classes, not one output; use sequence_classification"
+        )
+    return item
+
+
+def score_value(item: Valued, answers: Sequence[Answer]) -> Sample:
+    """Both values."""
+    (value,) = _outputs(answers)
+    shown = {"text": "\n".join(item.sentences), "answer": value, "reference": item.value}
+    return Sample(item.id, {"gold": item.value, "predicted": value}, shown)
+
+
+def _outputs(answers: Sequence[Answer]) -> tuple[float, ...]:
+    (answer,) = answers
+    assert isinstance(answer, Classified)
+    return answer.logits
+
+
+TASK = Task(
+    name="sequence_classification",
+    version=1,
+    about="the class of a text by a classification head",
+    load=load,
+    bind=bind,
+    ask=ask,
+    score=score,
+    metrics=(
+        SampleMetric("accuracy", higher_is_better=True, is_share=True),
+        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
+        CorpusMetric("mcc", higher_is_better=True, of=mcc),
+    ),
+    tables=by_label,
+    head="sequence",
+)
+REGRESSION = Task(
+    name="regression",
+    version=1,
+    about="the value of a text by a head with one output",
+    load=load_value,
+    bind=one_output,
+    ask=ask,
+    score=score_value,
+    metrics=(
+        CorpusMetric("pearson", higher_is_better=True, of=pearson),
+        CorpusMetric("rmse", higher_is_better=False, of=rmse),
+    ),
+    head="sequence",
+)

@@ -1,0 +1,215 @@
+"""A task that is written in YAML: its keys, checked, and its texts as columns or templates of a row.
+
+A text with `{{` or `{%` is a Jinja template over the row's columns; any other names a column, `answers.text` one inside
+another. Templates run in Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from eval.errors import UserError
+from eval.protocols import Hub
+from eval.rows import BadExampleError
+from eval.suggest import did_you_mean
+from eval.yaml_lines import Located, dotted, read_yaml
+
+ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined)  # takes off one line break at the end
+KINDS = {  # kind -> the keys that only it has; the first ones are needed
+    "generate": ("prompt", "reference", "system", "chat", "extract", "stop", "max_new_tokens"),
+    "choices": ("prompt", "choices", "answer", "system", "chat", "separator"),
+    "perplexity": ("text",),
+}
+NEEDED = {"generate": 2, "choices": 3, "perplexity": 1}
+COMMON = ("name", "version", "about", "kind", "data", "hub", "metrics", "groups")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+Cell = Callable[[Mapping[str, Any]], Any]  # the value of one text in one row
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a file says. cells: prompt, reference ... -> its value in a row; groups: the same for the parts."""
+
+    path: Path
+    name: str
+    version: int
+    about: str
+    kind: str
+    source: Hub | str | None
+    metrics: tuple[str, ...]
+    cells: Mapping[str, Cell]
+    groups: Mapping[str, Cell] = field(default_factory=dict)
+    chat: bool = True
+    separator: str = " "
+    extract: re.Pattern[str] | None = None
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+
+
+def read_task_file(path: Path, metrics: Mapping[str, tuple[str, ...]]) -> TaskFile:
+    """The task in `path`; metrics: kind -> names that it may use, the first by default.
+
+    Raises UserError with file:line for whatever cannot be meant.
+    """
+    located = read_yaml(path)
+    return _Reader(path, located, metrics).read()
+
+
+class _Reader:
+    """Takes the keys of one file, with the place of each for messages."""
+
+    def __init__(self, path: Path, located: Located, metrics: Mapping[str, tuple[str, ...]]) -> None:
+        self.path, self.located, self.metrics = path, located, metrics
+        if not isinstance(located.value, dict):
+            raise UserError(f"{path}:1: a task is a mapping of keys to values")
+        self.value: dict[str, Any] = located.value
+
+    def read(self) -> TaskFile:
+        kind = self._text("kind", "")
+        if kind not in KINDS:
+            self._refuse("kind", f"must be one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        known = (*COMMON, *KINDS[kind])
+        for key in self.value:
+            if key not in known:
+                self._refuse(key, f"unknown in a task of kind {kind}{did_you_mean(key, known)}")
+        for key in ("name", *KINDS[kind][: NEEDED[kind]]):
+            if self.value.get(key) is None:
+                self._refuse(key, "is missing")
+        name = self._text("name", "")
+        if not NAME.fullmatch(name):
+            self._refuse("name", f"{name!r} must be letters, digits, _ and -, a letter first")
+        return TaskFile(
+            path=self.path,
+            name=name,
+            version=self._number("version", 1),
+            about=self._text("about", f"{kind}, from {self.path.name}"),
+            kind=kind,
+            source=self._source(),
+            metrics=self._metrics(kind),
+            cells={key: self._cell((key,), self.value[key]) for key in self._cell_keys(kind)},
+            groups={key: self._cell(("groups", key), text) for key, text in self._mapping("groups").items()},
+            chat=self._flag("chat", True),
+            separator=self._text("separator", " "),
+            extract=self._pattern("extract"),
+            stop=self._texts("stop"),
+            max_new_tokens=self._number("max_new_tokens", 64),
+        )
+
+    def _cell_keys(self, kind: str) -> list[str]:
+        cells = ("prompt", "reference", "system", "choices", "answer", "text")
+        return [key for key in KINDS[kind] if key in cells and self.value.get(key) is not None]
+
+    def _source(self) -> Hub | str | None:
+        if self.value.get("data") is not None and self.value.get("hub") is not None:
+            self._refuse("hub", "stands beside data; give one of them")
+        if self.value.get("data") is not None:
+            return str(self.path.parent / self._text("data", ""))  # an absolute one stays as it is
+        hub = self._mapping("hub")
+        if not hub:
+            return None
+        for key, text in hub.items():
+            if key not in ("path", "split", "name", "revision"):
+                self._refuse("hub", f"unknown key {key}; known are path, split, name, revision", key)
+            if not isinstance(text, str):
+                self._refuse("hub", f"{key} must be text", key)
+        if "path" not in hub:
+            self._refuse("hub", "path is missing")
+        return Hub(**{"split": "test", **hub})
+
+    def _metrics(self, kind: str) -> tuple[str, ...]:
+        known = self.metrics[kind]
+        names = self._texts("metrics") or known[:1]
+        for name in names:
+            if name not in known:
+                self._refuse(
+                    "metrics", f"unknown metric {name}{did_you_mean(name, known) or '; known: ' + ', '.join(known)}"
+                )
+        return names
+
+    def _cell(self, way: tuple[str | int, ...], text: Any) -> Cell:
+        if isinstance(text, list):
+            if not text:
+                self._refuse(str(way[0]), "is an empty list")
+            cells = [self._cell((*way, place), inner) for place, inner in enumerate(text)]
+            return lambda row: [cell(row) for cell in cells]
+        if not isinstance(text, str):
+            self._refuse(str(way[0]), f"{text!r} must be a column or a template, as text", *way[1:])
+        name = dotted(way)
+        if "{{" not in text and "{%" not in text and way[0] != "system":
+            return lambda row: _column(row, text, name)
+        try:
+            template = ENVIRONMENT.from_string(text)
+        except TemplateSyntaxError as error:
+            self._refuse(str(way[0]), f"not a Jinja template: {error.message}", *way[1:])
+        return lambda row: _rendered(lambda: template.render(**row), row, name)
+
+    def _text(self, key: str, default: str) -> str:
+        value = self.value.get(key)
+        if value is not None and not isinstance(value, str):
+            self._refuse(key, f"{value!r} must be text (put it in quotes)")
+        return default if value is None else value
+
+    def _texts(self, key: str) -> tuple[str, ...]:
+        value = self.value.get(key)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(inner, str) and inner for inner in values):
+            self._refuse(key, "must be a list of texts")
+        return tuple(values)
+
+    def _number(self, key: str, default: int) -> int:
+        value = self.value.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self._refuse(key, f"{value!r} must be a whole number of at least 1")
+        return value
+
+    def _flag(self, key: str, default: bool) -> bool:
+        value = self.value.get(key, default)
+        if not isinstance(value, bool):
+            self._refuse(key, f"{value!r} must be true or false")
+        return value
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        value = self.value.get(key) or {}
+        if not isinstance(value, dict):
+            self._refuse(key, "must be a mapping of names to texts")
+        return value
+
+    def _pattern(self, key: str) -> re.Pattern[str] | None:
+        try:
+            pattern = re.compile(self._text(key, ""), re.DOTALL)
+        except re.error as error:
+            self._refuse(key, f"not a regular expression: {error}")
+        return pattern if pattern.pattern else None
+
+    def _refuse(self, key: str, reason: str, *inside: str | int) -> NoReturn:
+        place = self.located.places.get((key, *inside)) or self.located.places.get((key,), f"{self.path}:1")
+        raise UserError(f"{place}: {dotted((key, *inside))}: {reason}")
+
+
+def _column(row: Mapping[str, Any], text: str, name: str) -> Any:
+    value: Any = row
+    for part in text.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            columns = ", ".join(map(str, row))
+            raise BadExampleError(f"{name}: there is no column {text}{did_you_mean(text, map(str, row))} ({columns})")
+        value = value[part]
+    if value is None:
+        raise BadExampleError(f"{name}: column {text} is null")
+    return value
+
+
+def _rendered(render: Callable[[], str], row: Mapping[str, Any], name: str) -> str:
+    try:
+        return render()
+    except TemplateError as error:
+        raise BadExampleError(f"{name}: {error.message} (columns: {', '.join(map(str, row))})") from error
+    except Exception as error:  # a template is a program, and may fail in any way
+        raise BadExampleError(f"{name}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,129 @@
+"""Tags of words (named entities) by a token-classification head, scored as seqeval does; no gold tag is ever lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eval.errors import UserError
+from eval.metrics import entities
+from eval.metrics.entities import TAG, Counts, count_by_type
+from eval.protocols import Answer, CorpusMetric, Request, Sample, Table, Tag, Tagged, Task
+from eval.readers import type_name
+from eval.rows import BadExampleError
+from eval.word_windows import Place
+
+if TYPE_CHECKING:
+    from eval.prompt import Prompter
+    from eval.readers import Row
+
+OUTSIDE = "O"
+KNOWN_TAGS = "O, and B-, I-, E- or S- before a type (IOB1, IOB2, IOBES)"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence; `bind` adds what depends on the checkpoint.
+
+    labels: the names of its classes. windows: what it reads. places: where in its answers each word's class stands;
+    None for a word of which its tokenizer makes nothing.
+    """
+
+    id: str
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    windows: tuple[tuple[int, ...], ...] = ()
+    places: tuple[Place | None, ...] = ()
+
+
+def load(row: Row) -> Sentence:
+    """`tokens` and `tags`, one tag for each token."""
+    tokens, tags = (_texts(row.value, column) for column in ("tokens", "tags"))
+    if len(tokens) != len(tags):
+        raise BadExampleError(f"{len(tokens)} tokens and {len(tags)} tags: each token needs one tag")
+    if not tokens:
+        raise BadExampleError("the sentence is empty")
+    for place, (token, tag) in enumerate(zip(tokens, tags, strict=True)):
+        if not token.strip():
+            raise BadExampleError(f"token {place} (from 0) is empty")
+        if not TAG.fullmatch(tag):
+            raise BadExampleError(f"tag {place} (from 0) is {tag!r}; known are {KNOWN_TAGS}")
+    return Sentence(f"{row.file}:{row.line}", tokens, tags)
+
+
+def _texts(value: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    found = value.get(column)
+    if not isinstance(found, (list, tuple)):
+        raise BadExampleError(f"{column} is {type_name(found) if column in value else 'missing'}, not a list")
+    for place, text in enumerate(found):
+        if not isinstance(text, str):
+            raise BadExampleError(f"{column[:-1]} {place} (from 0) is {type_name(text)}, not text")
+    return tuple(found)
+
+
+def bind(sentence: Sentence, prompter: Prompter) -> Sentence:
+    """In the checkpoint's tokens, and with its names."""
+    for number, name in enumerate(prompter.labels):
+        if not TAG.fullmatch(name):
+            raise UserError(
+                f"{prompter.name}: its class {number} is called {name!r} (id2label in config.json); known are "
+                f"{KNOWN_TAGS}"
+            )
+    words, size = prompter.words(sentence.tokens), prompter.window_tokens
+    return dataclasses.replace(
+        sentence, labels=prompter.labels, windows=tuple(words.windows(size)), places=tuple(words.places(size))
+    )
+
+
+def ask(sentence: Sentence, prompter: Prompter) -> Sequence[Request]:
+    """One request, or one for each window of a sentence that is longer than the context."""
+    return [Tag(window) for window in sentence.windows]
+
+
+def score(sentence: Sentence, answers: Sequence[Answer]) -> Sample:
+    """A word has the class of its first sub-word; a word without one counts as outside."""
+    classes = [answer.classes for answer in answers if isinstance(answer, Tagged)]
+    said = [OUTSIDE if p is None else sentence.labels[classes[p[0]][p[1]]] for p in sentence.places]
+    counts = sum(count_by_type(sentence.tags, said).values(), Counts())
+    values = {
+        "right_entities": counts.right,
+        "predicted_entities": counts.predicted,
+        "gold_entities": counts.gold,
+        "right_tokens": sum(a == b for a, b in zip(said, sentence.tags, strict=True)),
+        "tokens": len(said),
+    }
+    shown = {"text": " ".join(sentence.tokens), "answer": " ".join(said), "reference": " ".join(sentence.tags)}
+    return Sample(sentence.id, {name: float(number) for name, number in values.items()}, shown)
+
+
+def tables(samples: Sequence[Sample]) -> list[Table]:
+    """Precision, recall and F1 of each type of entity."""
+    total: defaultdict[str, Counts] = defaultdict(Counts)
+    for sample in samples:
+        for name, counts in count_by_type(sample.shown["reference"].split(), sample.shown["answer"].split()).items():
+            total[name] += counts
+    rows = [(name, c.precision, c.recall, c.f1, c.gold, c.predicted, c.right) for name, c in sorted(total.items())]
+    return [Table("Entities", ("type", "precision", "recall", "F1", "there are", "predicted", "right"), rows)]
+
+
+TASK = Task(
+    name="token_classification",
+    version=1,
+    about="entities by a token-classification head",
+    load=load,
+    bind=bind,
+    ask=ask,
+    score=score,
+    metrics=(
+        CorpusMetric("precision", higher_is_better=True, of=entities.precision, of_sums=True),
+        CorpusMetric("recall", higher_is_better=True, of=entities.recall, of_sums=True),
+        CorpusMetric("f1", higher_is_better=True, of=entities.f1, of_sums=True),
+        CorpusMetric("token_accuracy", higher_is_better=True, of=entities.token_accuracy, of_sums=True),
+    ),
+    tables=tables,
+    head="tokens",
+)

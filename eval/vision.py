@@ -1,0 +1,98 @@
+"""A vision-language model that answers requests whose prompts show images.
+
+One prompt at a time: images of several sizes do not batch without padding of its own in each family. The
+continuations of one prompt (the letters of a question) are scored in one pass.
+
+Shape suffixes: t positions, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.errors import UserError
+from eval.images import Images
+from eval.protocols import Answer, Generate, Generated, Request, Score, Scored
+
+
+class VisionModel:
+    """Scores and continues prompts with images.
+
+    Args:
+        model: A transformers image-text-to-text model in evaluation mode.
+        images: Its images' form.
+    """
+
+    def __init__(self, model: Any, images: Images) -> None:
+        self.model, self.images = model, images
+        self.tokenizer = images.processor.tokenizer
+
+    def answers(self, requests: Sequence[Request], budget: object = None) -> Iterator[tuple[int, Answer]]:
+        """(index of the request, answer), each request once; `budget` has no say: no two prompts share a batch."""
+        scores = [k for k, request in enumerate(requests) if isinstance(request, Score)]
+        generates = [k for k, request in enumerate(requests) if isinstance(request, Generate)]
+        yield from zip(scores, self.score([r for r in requests if isinstance(r, Score)]), strict=True)
+        for k in generates:
+            yield k, self.generate([r for r in requests[k : k + 1] if isinstance(r, Generate)])[0]
+
+    def score(self, requests: Sequence[Score]) -> list[Scored]:
+        """Sum of log-probabilities of each continuation, in nats."""
+        passes: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
+        for k, request in enumerate(requests):
+            passes.setdefault((request.prefix_ids + request.continuation_ids[:-1], request.images), []).append(k)
+        answers: dict[int, Scored] = {}
+        for (ids, files), own in passes.items():
+            longest = max(len(requests[k].continuation_ids) for k in own)
+            log_probs_tv = self._log_probs(ids, files, longest)
+            answers |= {k: _scored(requests[k], log_probs_tv) for k in own}
+        return [answers[k] for k in range(len(requests))]
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Generate]) -> list[Generated]:
+        """Greedy continuations."""
+        return [self._generated(request) for request in requests]
+
+    @torch.inference_mode()
+    def _log_probs(self, ids: Sequence[int], files: Sequence[str], count: int) -> Tensor:
+        """log p of every token after each of the last `count` of `ids`, in fp32."""
+        out = self.model(**self._inputs(ids, files), use_cache=False, logits_to_keep=count)
+        logits_tv: Tensor = out.logits[0, -count:].float().cpu()
+        return logits_tv - logits_tv.logsumexp(-1, keepdim=True)
+
+    def _generated(self, request: Generate) -> Generated:
+        if request.temperature:
+            raise UserError("vision-language models answer greedily here: no temperature but 0")
+        out = self.model.generate(
+            **self._inputs(request.prefix_ids, request.images),
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(request.stop_ids) or None,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            **({"stop_strings": list(request.stop_texts), "tokenizer": self.tokenizer} if request.stop_texts else {}),
+        )
+        ids = out[0, len(request.prefix_ids) :].tolist()
+        end = next((k for k, token in enumerate(ids) if token in request.stop_ids), None)
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        cuts = [text.find(stop) for stop in request.stop_texts if stop in text]
+        return Generated(text[: min(cuts, default=None)], len(ids[:end]), finished=end is not None or bool(cuts))
+
+    def _inputs(self, ids: Sequence[int], files: Sequence[str]) -> dict[str, Tensor]:
+        inputs = self.images.inputs(ids, files)
+        moved = {name: value.to(self.model.device) for name, value in inputs.items()}
+        return {name: v.to(self.model.dtype) if v.is_floating_point() else v for name, v in moved.items()}
+
+
+def _scored(request: Score, log_probs_tv: Tensor) -> Scored:
+    ids = request.continuation_ids
+    own_tv = log_probs_tv[-len(ids) :]
+    log_prob = float(own_tv[torch.arange(len(ids)), torch.tensor(ids)].double().sum())
+    if not math.isfinite(log_prob):
+        raise UserError(
+            "the model gives probabilities that are not finite; try --precision fp32, or its weights are broken"
+        )
+    return Scored(log_prob, len(ids), request.bytes, greedy=own_tv.argmax(-1).tolist() == list(ids))

@@ -1,0 +1,87 @@
+"""F20: a killed evaluation goes on with the answers that it has, on any number of ranks, to the same numbers.
+
+(The over-long prompt of F20 is in tests/unit/test_eval_evaluation.py.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import eval_checkpoints
+from tests.faults.inject import VARIABLE
+from tests.process.evaluations import ROOT, alone, on_two_ranks
+
+ROWS = 100
+WORDS = "--model model --tasks perplexity --data rows.jsonl --precision fp32".split()
+
+
+def killed_at(answer: int, rank: int) -> dict[str, str]:
+    """The environment of a process that dies as soon as its nth answer is on disk."""
+    order = {"at": "eval.journal:Journal.write", "when": "after", "nth": answer, "rank": rank, "do": "SIGKILL"}
+    return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """100 rows behind one few-shot block."""
+    few_shot = "What is the capital of France? It is Paris. " * 2
+    rows = [{"question": f"{few_shot}Is {k} a prime?", "answer": "yes" * (1 + k % 3)} for k in range(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    eval_checkpoints.save(tmp_path / "model", context_tokens=256)
+    return tmp_path
+
+
+def written(out: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in (out / "journal").glob("*.jsonl"))
+
+
+def reused(errors: str) -> int:
+    (found,) = re.findall(r"model: perplexity: (\d+) of 100 answers from the journal", errors)
+    return int(found)
+
+
+def numbers(out: Path) -> tuple[float, list[float]]:
+    (task,) = json.loads((out / "result.json").read_text())["tasks"]
+    (metric,) = [metric for metric in task["metrics"] if metric["name"] == "perplexity"]
+    rows = (out / "samples" / "perplexity.model.jsonl").read_text().splitlines()
+    return metric["estimates"][0]["value"], [json.loads(row)["nll"] for row in rows]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (value, nll), (expected, expected_nll) = numbers(one), numbers(other)
+    assert len(nll) == ROWS
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert nll == pytest.approx(expected_nll, abs=1e-5)
+
+
+def test_killed_at_37_of_100_alone_and_again_on_two_ranks(folder: Path) -> None:
+    code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", "7", extra=killed_at(37, rank=0))
+    assert code == -signal.SIGKILL, errors
+    assert written(folder / "out") == 37
+    code, _, errors = on_two_ranks(folder, *WORDS, "--out", "out", "--batch_tokens", "1")
+    assert code == 0, errors
+    assert reused(errors) == 37
+    assert written(folder / "out") == ROWS, "nothing is asked twice"
+    code, _, errors = alone(folder, *WORDS, "--out", "whole", "--batch_tokens", "16")
+    assert code == 0, errors
+    assert_same(folder / "out", folder / "whole")
+    code, _, errors = alone(folder, *WORDS, "--out", "out")
+    assert (code, reused(errors)) == (0, ROWS)
+    assert_same(folder / "out", folder / "whole")
+
+
+def test_killed_on_two_ranks_and_again_alone(folder: Path) -> None:
+    code, _, errors = on_two_ranks(folder, *WORDS, "--out", "out", extra=killed_at(20, rank=1))
+    assert code != 0
+    before = written(folder / "out")
+    assert 20 <= before <= 20 + ROWS // 2 + 1, errors
+    code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", "1")
+    assert (code, reused(errors)) == (0, before), errors
+    code, _, errors = on_two_ranks(folder, *WORDS, "--out", "whole")
+    assert code == 0, errors
+    assert_same(folder / "out", folder / "whole")

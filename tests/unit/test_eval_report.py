@@ -1,0 +1,239 @@
+"""The report in Markdown and HTML, from made-up evaluations: what is said, and that answers stay text."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from eval.compare import compare, corrected
+from eval.protocols import Sample, SampleMetric
+from eval.report import figure, markdown, summary, words, write
+from eval.report.curves import write_curves
+from eval.report.figure import draw
+from eval.report.html import page
+from eval.report.sheets import LONGEST, groups
+from eval.result import Evaluation, MetricResult
+from tests.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
+
+
+@pytest.fixture(scope="module")
+def compared() -> Evaluation:
+    return evaluation()
+
+
+@pytest.fixture(scope="module")
+def html(compared: Evaluation) -> str:
+    return page(compared)
+
+
+class Reader(HTMLParser):
+    """What a browser would do with a page: run, fetch, show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.data: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._inside: tuple[str, dict[str, str | None]] | None = None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = (tag, dict(attrs))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self._inside or ("", {})
+        if tag == "script":
+            (self.data if attributes.get("type") == "application/json" else self.scripts).append(data)
+        elif tag != "style":
+            self.texts.append(data)
+
+
+def test_an_answer_cannot_run_in_the_page(html: str) -> None:
+    read = Reader(html)
+    assert len(read.scripts) == 1  # ours
+    assert "taken" not in read.scripts[0]
+    assert not [(tag, name) for tag, attributes in read.tags for name in attributes if name.startswith("on")]
+    assert HOSTILE in read.texts  # in a table, whole and as text
+    rows = [row for data in read.data for row in json.loads(data)["rows"]]
+    assert HOSTILE in [text for row in rows for _, texts in row["shown"] for text in texts]
+
+
+def test_the_policy_allows_this_script_and_nothing_else(html: str) -> None:
+    policy = next(a["content"] for t, a in Reader(html).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    script = Reader(html).scripts[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';")
+    assert f"script-src 'sha256-{digest}';" in policy
+
+
+def test_the_page_asks_for_nothing_outside(html: str) -> None:
+    for tag, attributes in Reader(html).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "action", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_page_holds_the_answer_first_and_all_rows_of_the_tables(html: str, compared: Evaluation) -> None:
+    text = " ".join(Reader(html).texts)
+    assert text.index("44 rows won") < text.index("Against the baseline") < text.index("By subject")
+    assert all(f"subject_{k:02}" in text for k in range(30))
+    assert CHINESE in text
+    assert "train.jsonl:171" in text  # the last of the rows found in the training data
+    assert text.index("How this was measured") > text.index("Samples")
+
+
+def test_the_page_says_how_many_samples_it_leaves_out(monkeypatch: pytest.MonkeyPatch, compared: Evaluation) -> None:
+    monkeypatch.setattr("eval.report.html.MOST_SAMPLES", 70)
+    data = json.loads(Reader(page(compared)).data[0])
+    assert (len(data["rows"]), data["total"]) == (70, 120)
+    changed = sum(any(row["won"]) for row in data["rows"])
+    assert changed == sum(outcome != 0 for outcome in compared.outcomes["quiz"]["merged"])  # these come first
+
+
+def test_markdown_shows_the_best_and_the_worst_of_long_tables(compared: Evaluation) -> None:
+    report = markdown(compared)
+    (sheet,) = groups(compared.result.tasks[0])
+    assert len(sheet.rows) > LONGEST
+    shown = re.findall(r"^\| (subject_\d\d) ", report, re.MULTILINE)
+    names = [row[0].text for row in sheet.rows]
+    assert shown == names[:10] + names[-10:]
+    assert "... 10 more in report.html" in report
+    best = [row[3].value for row in sheet.rows]
+    assert best == sorted(best, reverse=True)
+
+
+def test_markdown_keeps_answers_as_text(compared: Evaluation) -> None:
+    report = markdown(compared)
+    assert "<script" not in report.replace("\\<script", "")
+    table = next(line for line in report.splitlines() if "taken" in line and line.startswith("|"))
+    assert len(re.findall(r"(?<!\\)\|", table)) == 3
+    assert "merged\\_model" not in summary(evaluation(("base", "merged_model")).result)
+
+
+def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
+    report = markdown(compared)
+    assert "quiz: 20 of 120 rows stand in the training data. accuracy 21.7 %, on the 100 clean rows 22.0 %" in report
+    assert "the same row: 10" in report
+    assert "could not be compared: lost.jsonl" in report
+    assert "and 10 more in result.json" in report
+
+
+def results(pairs: list[tuple[float, float]], metric: SampleMetric = ACCURACY) -> MetricResult:
+    """Of rows with these values for two models."""
+    samples = {
+        model: [Sample(str(k), {metric.name: pair[place]}) for k, pair in enumerate(pairs)]
+        for place, model in enumerate(("base", "merged"))
+    }
+    return compare([metric], samples)[0]
+
+
+def sentence(compared: Evaluation, metric: MetricResult, rows: int) -> str:
+    task = dataclasses.replace(compared.result.tasks[0], metrics=[metric], samples=rows)
+    (found,) = words.sentences(dataclasses.replace(compared.result, tasks=corrected([task])))
+    return found.before + found.verdict + found.after
+
+
+def test_no_difference_is_said_in_plain_words_with_what_would_have_been_seen(compared: Evaluation) -> None:
+    pairs = [(1.0, 0.0), (0.0, 1.0)] * 10 + [(1.0, 1.0)] * 80
+    said = sentence(compared, results(pairs), 100)
+    assert said == (
+        "quiz, accuracy: 90.0 % -> 90.0 %, no significant difference (+0.0 [-9.1, +9.1] points, p = 1); "
+        "with 100 rows a difference below 12.6 points would go unnoticed"
+    )
+
+
+def test_a_difference_is_said_with_its_test_and_rows(compared: Evaluation) -> None:
+    said = sentence(compared, results([(0.0, 1.0)] * 15 + [(1.0, 0.0)] * 3 + [(1.0, 1.0)] * 22), 40)
+    assert said.startswith("quiz, accuracy: 62.5 % -> 92.5 %, better: +30.0 [")
+    assert said.endswith("] points, p = 0.0075; 15 rows won, 3 lost, 22 tied")
+
+
+def test_models_that_answer_alike_have_no_test_power(compared: Evaluation) -> None:
+    metric = SampleMetric("similarity", higher_is_better=True)
+    assert sentence(compared, results([(0.4, 0.4)] * 12, metric), 12).endswith(
+        "no significant difference: the same on 12 rows"
+    )
+
+
+def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -> None:
+    weak = results([(0.0, 1.0)] * 9 + [(1.0, 0.0)] * 1 + [(1.0, 1.0)] * 30)
+    assert weak.differences[0].verdict == "better"
+    assert 0.01 < weak.differences[0].p_value < 0.05
+    nothing = results([(1.0, 0.0), (0.0, 1.0)] * 20)
+    task = dataclasses.replace(compared.result.tasks[0], metrics=[weak, *[nothing] * 4])
+    result = dataclasses.replace(compared.result, tasks=corrected([task]))
+    assert result.tasks[0].metrics[0].differences[0].p_holm > 0.05
+    assert words.multiplicity(result).endswith("none of the differences remains.")
+
+
+def test_one_model_gets_its_numbers_as_the_answer() -> None:
+    alone = evaluation(("base",))
+    assert markdown(alone).splitlines()[2] == "- quiz, accuracy: **21.7 % [15.2, 29.9]** over 120 rows"
+    assert "Against the baseline" not in page(alone)
+
+
+def test_three_models_are_named_in_each_sentence() -> None:
+    three = evaluation(("base", "one", "two"))
+    lines = markdown(three).splitlines()
+    assert lines[0] == "# Evaluation: one, two against base"
+    assert "(one), **better**" in lines[2]
+    assert "(two), **better**" in lines[3]
+
+
+def test_the_picture_grows_with_the_metrics_and_stays_on_a_page() -> None:
+    def size(models: tuple[str, ...]) -> tuple[int, int]:
+        return Image.open(io.BytesIO(draw(evaluation(models).result) or b"")).size
+
+    few = size(("base", "merged"))
+    long = size(("base", *(f"{'long/name' * 9}-{k}" for k in range(5))))
+    assert few[0] == long[0] == 1500
+    assert few[1] < long[1]
+
+
+def test_a_name_that_no_font_has_is_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure, "_fonts", lambda: ["DejaVu Sans"])
+    svg = (draw(evaluation(("基础", "costs $5 or $6")).result, "svg") or b"").decode()
+    assert "<!-- model 1 -->" in svg
+    assert "<!-- costs $5 or $6 -->" in svg
+
+
+def test_curves_stand_at_the_step_of_the_checkpoint(compared: Evaluation, tmp_path: Path) -> None:
+    models = []
+    for model, step in zip(compared.result.models, (120, None), strict=True):
+        folder = tmp_path / model.name
+        folder.mkdir()
+        facts = {"merge": {"step": step}, "config": {"run": {"folder": "runs/demo"}}} if step else {}
+        (folder / "run.json").write_text(json.dumps(facts))
+        models.append(dataclasses.replace(model, path=str(folder)))
+    write_curves(dataclasses.replace(compared.result, models=models), tmp_path / "curves")
+    for run, step, place in (("demo", 120, 0), ("merged", 0, 1)):
+        events = EventAccumulator(str(tmp_path / "curves" / run)).Reload()
+        (point,) = events.Scalars("quiz/accuracy")
+        assert point.step == step
+        assert point.value == pytest.approx(compared.result.tasks[0].metrics[0].estimates[place].value)
+
+
+def test_every_model_has_a_file_of_its_own(tmp_path: Path) -> None:
+    write(evaluation(("模型/merged", "别的/merged", "a/b", "a-b"), rows=20), tmp_path)
+    names = sorted(path.name for path in (tmp_path / "samples").glob("quiz.*"))
+    assert names == ["quiz.a-b-4.jsonl", "quiz.a-b.jsonl", "quiz.别的-merged.jsonl", "quiz.模型-merged.jsonl"]
