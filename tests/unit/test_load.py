@@ -51,6 +51,19 @@ def test_pickled_weights_are_refused_by_name(folder, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_folder_without_weights_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no weights; fetch them"):
+        load(folder)
+
+
+def test_a_tokenizer_without_words_is_refused(tiny_qwen2, tmp_path):
+    """Where its file is missing, transformers makes an empty one for some kinds of models."""
+    shutil.copytree(tiny_qwen2, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.json"))
+    with pytest.raises(UserError, match=r"model\.path: .*knows no words; is its tokenizer\.json missing"):
+        load_tokenizer(ModelConfig(path=str(tmp_path / "model")))
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors", "/etc/passwd"])
 def test_an_index_may_name_safetensors_beside_it_only(folder, name):
     (folder / "model.safetensors").unlink()

@@ -70,11 +70,15 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / name for name in names]
     else:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        cure = (
-            f"; {pickles[0]} is not read, since such a file can run code when it is loaded. Convert it once where you "
-            "trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
+        if not pickles:
+            raise UserError(
+                f"{folder}: no model.safetensors, so it holds no weights; fetch them, or name another folder"
+            )
+        raise UserError(
+            f"{folder}: no model.safetensors; {pickles[0]} is not read, since such a file can run code when it is "
+            "loaded. Convert it once where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
         )
-        raise UserError(f"{folder}: no model.safetensors{cure if pickles else ''}")
     for file in files:
         try:
             with safe_open(file, "pt"):

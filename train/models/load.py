@@ -56,6 +56,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
+        raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
     return tokenizer
 
 
