@@ -23,7 +23,7 @@ from train.protocols import Sample
 from train.report import print_table, write_report
 from train.report.__main__ import main
 from train.report.run import Change, read_run
-from train.report.words import difference, duration, number, question, readable, shortened
+from train.report.words import answer, difference, duration, number, question, readable, shortened
 
 PROMPT = "<|im_start|>user\n北京的首都是什么?|pipe<|im_end|>\n<|im_start|>assistant\n"
 
@@ -212,6 +212,7 @@ def test_numbers(value: float | None, share: bool, text: str) -> None:
 def test_durations_and_samples_are_readable() -> None:
     assert [duration(s) for s in (9.4, 252, 11100)] == ["9 s", "4 min 12 s", "3 h 05 min"]
     assert readable("a<|im_end|>\n\n\n<s>a | b</s>") == "a\na | b"
+    assert [answer(text) for text in ("Yes.</s>", "\n\n", None)] == ["Yes.", "(blank)", "-"]
     assert shortened("abcdef", 4) == "abc…"
 
 
@@ -229,7 +230,8 @@ def test_the_question_of_a_prompt(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "text"), [(4.0, 1.0, "-75%"), (3.977, 0.0154, "-99.6%"), (2.0, 5.0, "+150%"), (0.0, 1.0, "+1")]
+    ("before", "after", "text"),
+    [(4.0, 1.0, "-75%"), (3.977, 0.0154, "-99.6%"), (7.628, 7.596, "-0.4%"), (2.0, 5.0, "+150%"), (0.0, 1.0, "+1")],
 )
 def test_differences(before: float, after: float, text: str) -> None:
     assert difference(Change("loss", before, after, after, lower_is_better=True, share=False)) == text

@@ -68,11 +68,10 @@ def _samples(run: Run) -> str:
         return ""
     head = ["## Samples", "", "| prompt | before | after | reference |", "|---|---|---|---|"]
     rows = [
-        f"| {_cell(words.question(pair.prompt))} | {_cell(pair.before or '')} | {_cell(pair.after)} "
-        f"| {_cell(pair.reference or '')} |"
+        (words.question(pair.prompt), words.answer(pair.before), words.answer(pair.after), pair.reference or "")
         for pair in pairs
     ]
-    return "\n".join([*head, *rows])
+    return "\n".join([*head, *(f"| {' | '.join(map(_cell, row))} |" for row in rows)])
 
 
 def _cell(text: str) -> str:

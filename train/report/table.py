@@ -71,6 +71,6 @@ def _samples(run: Run) -> Table:
     for head in ("prompt", "before", "after"):
         table.add_column(head, ratio=1, overflow="fold")
     for pair in run.samples()[:_SAMPLES]:
-        texts = (words.question(pair.prompt), words.readable(pair.before or ""), words.readable(pair.after))
+        texts = (words.question(pair.prompt), words.answer(pair.before), words.answer(pair.after))
         table.add_row(*(Text(words.shortened(text, _SAMPLE_CHARACTERS)) for text in texts))
     return table

@@ -38,7 +38,8 @@ def difference(change: Change) -> str:
     if change.before == 0:
         return f"{change.chosen - change.before:+.4g}"
     relative = change.chosen / change.before - 1
-    return f"{relative:+.1%}" if 0.985 < abs(relative) < 1 else f"{relative:+.0%}"  # -99.6% is not -100%
+    fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4% is not -0%, and -99.6% not -100%
+    return f"{relative:+.1%}" if fine else f"{relative:+.0%}"
 
 
 def headline(run: Run) -> str:
@@ -103,6 +104,13 @@ def readable(text: str) -> str:
     """Without special tokens and blank lines."""
     lines = (line.strip() for line in _SPECIAL_TOKEN.sub("\n", text).splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def answer(text: str | None) -> str:
+    """A sample as one reads it, also where nothing can be seen of it."""
+    if text is None:
+        return "-"
+    return readable(text) or "(blank)"
 
 
 def shortened(text: str, characters: int) -> str:
@@ -172,7 +180,8 @@ def _checked(run: Run) -> str:
     if not by_base:
         return equal
     shown = ", ".join(f"{name} {value:.2g} nats" for name, value in by_base.items())
-    return f"{equal} on the {run.merge.get('quantized_base')} base; KL from the quantised one, by base: {shown}"
+    chosen = run.merge.get("quantized_base")
+    return f"{equal}; KL from the quantised model that was trained, by base: {shown}; merged into {chosen}"
 
 
 def _percent(share: float | None, of: str) -> str:
