@@ -94,18 +94,25 @@ class Network:
         Only a block of logits exists at a time. Not by log_softmax: over 49k words that is 5e-6 too low or high for
         every token alike.
         """
-        size = max(LOGITS_AT_ONCE.get(self.device.type, 2**23) // int(self.config.vocab_size), LEAST_BLOCK)
+        size = self.block
         log_prob_n = torch.empty(len(targets_n), device=self.device)
         greedy_n = torch.empty(len(targets_n), dtype=torch.bool, device=self.device)
         for start in range(0, len(states_pd), size):
             logits_pv = self.logits(states_pd[start : start + size])
             best_p, likeliest_p = logits_pv.max(-1)
-            log_sum_p = best_p + (logits_pv - best_p[:, None]).exp_().sum(-1).log()
             (n,) = torch.nonzero((place_n >= start) & (place_n < start + size), as_tuple=True)
-            p = place_n[n] - start
-            log_prob_n[n] = logits_pv[p, targets_n[n]] - log_sum_p[p]
-            greedy_n[n] = likeliest_p[p] == targets_n[n]
+            p, target_n = place_n[n] - start, targets_n[n]
+            wanted_n = logits_pv[p, target_n]
+            log_sum_p = (
+                best_p + logits_pv.sub_(best_p[:, None]).exp_().sum(-1).log()
+            )  # in place: the block has done its duty
+            log_prob_n[n], greedy_n[n] = wanted_n - log_sum_p[p], likeliest_p[p] == target_n
         return log_prob_n, greedy_n
+
+    @property
+    def block(self) -> int:
+        """Of so many places the logits may exist at once."""
+        return max(LOGITS_AT_ONCE.get(self.device.type, 2**23) // int(self.config.vocab_size), LEAST_BLOCK)
 
     def _states(self, ids_bt: Tensor, **keywords: Any) -> Tensor:
         """Last hidden states; logits where these are not just hidden states times the output embeddings."""
