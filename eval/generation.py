@@ -17,7 +17,7 @@ from eval.budget import Budget
 from eval.network import KeyValues, Network, Prefix
 from eval.prefixes import Line, groups, next_pack, sorted_lines
 from eval.protocols import Generate, Generated
-from eval.slots import Slots
+from eval.slots import Slots, slots_of
 
 Answers = list[tuple[int, Generated]]
 REFILL_SHARE = 4  # waiting rows enter when a quarter of the places is free: one by one they would hold up the others
@@ -38,8 +38,9 @@ def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], bud
                 done |= {k for k, _ in answers}
                 yield answers
         except (RuntimeError, MemoryError) as error:
-            budget.cached = min(budget.cached, longest * session.places)
-            budget.shrink(error, longest * session.places, session.places)
+            tokens = slots_of(longest) * session.places
+            budget.cached = min(budget.cached, tokens)
+            budget.shrink(error, tokens, session.places)
         waiting = [k for k in waiting if k not in done]
 
 
@@ -48,7 +49,7 @@ class _Session:
 
     def __init__(self, network: Network, rows: Sequence[Answering], longest: int, budget: Budget) -> None:
         self._network, self._rows, self._budget = network, rows, budget
-        self.places = min(max(budget.cached // longest, 1), len(rows))
+        self.places = min(max(budget.cached // slots_of(longest), 1), len(rows))
         self._slots = Slots(self.places, longest)
         self._live: list[
             tuple[Answering, int]
@@ -102,7 +103,7 @@ class _Session:
         """Each prompt's first token; who needs more enters the slots. seen: row and keys of each prompt in `cached`."""
         rows = [self._rows[line.members[0]] for line in lines]
         ended: Answers = []
-        for row, token, (source, at_k) in zip(rows, choose(rows, self._network.logits(lasts_bd)), seen, strict=True):
+        for row, token, (source, at_k) in zip(rows, self._chosen(rows, lasts_bd), seen, strict=True):
             if row.take(token):
                 ended.append((row.index, row.generated()))
             else:
@@ -117,7 +118,7 @@ class _Session:
         cache, sees_btk, distance_tk = self._slots.step()
         states_btd = self._network.masked(ids_b[:, None], place_b[:, None], sees_btk, distance_tk, cache)
         rows = [row for row, _ in self._live]
-        tokens = choose(rows, self._network.logits(states_btd[:, 0]))
+        tokens = self._chosen(rows, states_btd[:, 0])
         self._live = list(zip(rows, tokens, strict=True))
         ended: Answers = []
         for place in reversed(range(len(rows))):
@@ -127,3 +128,11 @@ class _Session:
                 self._live[place] = self._live[-1]  # as in the slots: the last one takes its place
                 self._live.pop()
         return ended
+
+    def _chosen(self, rows: Sequence[Answering], states_bd: Tensor) -> list[int]:
+        """Each row's next token; only a block of logits exists at a time."""
+        tokens: list[int] = []
+        for start in range(0, len(rows), self._network.block):
+            block = slice(start, start + self._network.block)
+            tokens += choose(rows[block], self._network.logits(states_bd[block]))
+        return tokens

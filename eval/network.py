@@ -94,7 +94,7 @@ class Network:
         Only a block of logits exists at a time. Not by log_softmax: over 49k words that is 5e-6 too low or high for
         every token alike.
         """
-        size = max(LOGITS_AT_ONCE.get(self.device.type, 2**23) // int(self.config.vocab_size), LEAST_BLOCK)
+        size = self.block
         log_prob_n = torch.empty(len(targets_n), device=self.device)
         greedy_n = torch.empty(len(targets_n), dtype=torch.bool, device=self.device)
         for start in range(0, len(states_pd), size):
@@ -107,6 +107,11 @@ class Network:
             log_sum_p = best_p + logits_pv.sub_(best_p[:, None]).exp_().sum(-1).log()
             log_prob_n[n], greedy_n[n] = wanted_n - log_sum_p[p], likeliest_p[p] == target_n
         return log_prob_n, greedy_n
+
+    @property
+    def block(self) -> int:
+        """Of so many places the logits may exist at once."""
+        return max(LOGITS_AT_ONCE.get(self.device.type, 2**23) // int(self.config.vocab_size), LEAST_BLOCK)
 
     def _states(self, ids_bt: Tensor, **keywords: Any) -> Tensor:
         """Last hidden states; logits where these are not just hidden states times the output embeddings."""

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from eval.network import KeyValues
 
-SPARE = 64  # slots beyond what the longest row needs, so that rows are rarely moved back
+SPARE_SHARE = 4  # a quarter more slots than the longest row needs, so that rows are rarely moved back
 
 
 class Slots:
@@ -27,7 +27,7 @@ class Slots:
     """
 
     def __init__(self, places: int, longest: int) -> None:
-        self.places, self._size = places, longest + SPARE
+        self.places, self._size = places, slots_of(longest)
         self.lengths: list[int] = []
         self._longest = longest
         self._end = longest  # the slot after the last token of every row
@@ -76,6 +76,11 @@ class Slots:
         self._end += 1
         self.lengths = [length + 1 for length in self.lengths]
         return cache, sees_bk[:, None], distance_k[None]
+
+
+def slots_of(longest: int) -> int:
+    """Slots of a place for rows of at most `longest` tokens."""
+    return longest + longest // SPARE_SHARE + 1
 
 
 class _Layer(DynamicLayer):

@@ -39,7 +39,7 @@ def rows(tmp_path_factory):
 
 def run(rows, name, config="one_gpu", precision="bf16", **options):
     """(folder, what was said) of a run on as many GPUs as its configuration can use."""
-    ranks = 1 if config == "one_gpu" else torch.cuda.device_count()
+    ranks = 1 if config in ("one_gpu", "cpu") else torch.cuda.device_count()
     chosen = {
         "run__precision": precision,
         "batch__tokens_per_micro_batch": 256 if ranks > 1 else 512,

@@ -141,8 +141,8 @@ def after_launcher(words: list[str]) -> list[str]:
 
 
 def pieces() -> Iterator[tuple[str, str]]:
-    """(file:line, text) of each piece of YAML in the guides."""
-    for path in GUIDES:
+    """(file:line, text) of each piece of a recipe in the guides; own-task.md describes tasks, which have their test."""
+    for path in (guide for guide in GUIDES if guide.name != "own-task.md"):
         text = path.read_text(encoding="utf-8")
         for found in re.finditer(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             yield f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}", found[1]

@@ -70,12 +70,13 @@ def test_continuations_of_rows_that_enter_later_and_buffers_that_fill_up(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three places for many rows, and room for so few tokens that rows are moved back again and again."""
-    monkeypatch.setattr(slots, "SPARE", 2)
+    monkeypatch.setattr(slots, "SPARE_SHARE", 1000)
     requests = [*GENERATES, *(Generate((k, 5, 6), 3 + k, (0, 2)) for k in range(7, 25))]
     plain = [eval_families.plain_continuation(llama.network.model, request) for request in requests]
     longest = max(request.slots for request in requests)
-    assert [one.tokens for one in answers(llama, requests, 3 * longest)] == [len(ids) for ids in plain]
-    assert [one.text for one in answers(llama, requests, 3 * longest)] == [llama.tokenizer.decode(i) for i in plain]
+    found = answers(llama, requests, 3 * slots.slots_of(longest))
+    assert [one.tokens for one in found] == [len(ids) for ids in plain]
+    assert [one.text for one in found] == [llama.tokenizer.decode(ids) for ids in plain]
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_finished_rows_are_no_longer_computed(llama: LanguageModel, computed: li
 
 
 def test_all_places_are_filled_and_refilled_by_the_quarter(llama: LanguageModel, computed: list[int]) -> None:
-    answers(llama, [Generate((k, 4, 3, 5, 6, 7), 3 + (k > 11) * 4, ()) for k in range(10, 24)], 8 * 13)
+    answers(llama, [Generate((k, 4, 3, 5, 6, 7), 3 + (k > 11) * 4, ()) for k in range(10, 24)], 8 * slots.slots_of(13))
     steps = [size for size in computed if size <= 8]
     assert steps[:2] == [8, 8]
     assert max(steps) == 8

@@ -44,7 +44,7 @@ def checkpoint(request: pytest.FixtureRequest, root: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Checkpoint) -> VisionModel:
-    loaded = checkpoint.load("vision", "fp32", torch.device("cpu"))
+    loaded = checkpoint.load("vision", "fp32", "none", torch.device("cpu"))
     assert isinstance(loaded, VisionModel)
     return loaded
 
@@ -120,7 +120,7 @@ def test_generation_is_greedy(checkpoint: Checkpoint, model: VisionModel, files:
 
 def test_a_text_stops_generation(root: Path, files: list[str]) -> None:
     checkpoint = look(str(root / "qwen2_vl"), "qwen2_vl")
-    model = checkpoint.load("vision", "fp32", torch.device("cpu"))
+    model = checkpoint.load("vision", "fp32", "none", torch.device("cpu"))
     ids = asked(checkpoint, files[0], text="x")
     (whole,) = model.generate([Generate(ids, 20, (), images=(files[0],))])
     mark = next(text for text in whole.text[3:] if text.isascii())

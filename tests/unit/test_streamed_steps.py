@@ -149,3 +149,16 @@ def test_the_notes_of_a_window_are_said_once_by_the_first_rank(caplog):
     caplog.clear()
     list(steps_of(windows, shape(step=100), DurationConfig(1, max_steps=1000)).walk(2))
     assert [m for m in caplog.messages if "left out" in m] == ["window 2: 1 of 11 rows left out"]
+
+
+def test_a_window_without_rows_is_told_too(caplog):
+    def windows(epoch):
+        yield Window([10] * 3, "a")
+        yield Window([], "b", ["window 1: 4 of 4 rows left out"])
+        yield Window([10] * 3, "c")
+        yield Window([10] * 30, "d")
+
+    caplog.set_level(logging.INFO)
+    steps = list(steps_of(windows, shape(step=100), DurationConfig(1, max_steps=1000)).walk(0))
+    assert caplog.messages == ["window 1: 4 of 4 rows left out"]
+    assert [tokens_of(step) for step in steps] == [100, 100, 100, 60]

@@ -128,6 +128,8 @@ class StreamedSteps:
         for part in self._stretches():
             rest = Joined([*rest.parts, part])
             steps = stream_steps(rest.lengths_n, before, self.shape, self.seed)
+            if not steps:
+                continue
             yield from ((rest, step_n) for step_n in steps)
             used = sum(map(len, steps))
             before += int(rest.lengths_n[:used].sum(dtype=np.int64))
