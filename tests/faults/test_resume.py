@@ -15,6 +15,7 @@ LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
 
 CASES = {
     "single full": ("single", {}),
+    "single full adafactor": ("single", {"optim.name": "adafactor"}),
     "single lora": ("single", LORA),
     "single prompt": ("single", {"tuning.kind": "prompt"}),
     "ddp full": ("ddp", {}),

@@ -47,13 +47,25 @@ def assert_complete(run: Path) -> None:
         assert (run / "report" / f"{picture}.png").stat().st_size > 5000
 
 
+def assert_documented(run: Path) -> None:
+    """Every name in run.json, status.json and metrics.jsonl stands in the guides."""
+    said = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("watching.md", "resume.md"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    objects = [json.loads((run / name).read_text(encoding="utf-8")) for name in ("run.json", "status.json")]
+    names = {name for entry in [*objects, *lines] for name in entry}
+    assert len(names) > 30
+    assert not {name for name in names if f"`{name}`" not in said and f'"{name}"' not in said}
+
+
 def test_there_is_something_to_run() -> None:
     assert len(RECIPES) == 7
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "qlora"], ids=lambda path: path.stem)
 def test_to_a_merged_folder_and_a_report(recipe: Path, zygote: Zygote, tmp_path: Path) -> None:
-    assert_complete(run_recipe(recipe, tmp_path, zygote))
+    run = run_recipe(recipe, tmp_path, zygote)
+    assert_complete(run)
+    assert_documented(run)
 
 
 def test_qlora_over_weights_in_4_bit(zygote: Zygote, tmp_path: Path) -> None:

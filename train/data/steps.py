@@ -84,7 +84,7 @@ def _plan(
         head_share=float(learned / lengths_n.sum()),
         lines=(
             f"{len(rows):,} rows, {int(lengths_n.sum()):,} tokens, {learned:,} of them learned",
-            f"{total:,} steps: {len(first):,} an epoch, {epochs}, {tokens:,} tokens in all",
+            f"{total:,} step{'s' * (total != 1)}: {len(first):,} an epoch, {epochs}, {tokens:,} tokens in all",
             f"global batch: {a_step:,.0f} tokens, {rows_a_step:,.1f} rows ({layout}, padding {waste:.1%})",
         ),
     )

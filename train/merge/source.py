@@ -101,6 +101,8 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     elif (path / "config.yaml").is_file():
         folder, run = _choose(path, which), path
     else:
+        if not path.exists():
+            raise UserError(f"{path}: there is no such folder; give a run folder or one of its checkpoints")
         raise UserError(f"{path}: neither a run folder (no config.yaml) nor one of its checkpoints (no state.json)")
     config = recipe.load(run / "config.yaml")
     model = dataclasses.replace(config.model, path=base or config.model.path, trust_remote_code=code)

@@ -140,7 +140,7 @@ def _parameters(run: Run) -> str:
 
 def _seen(run: Run) -> str:
     tokens, epochs = run.last("train/tokens"), run.last("train/epoch")
-    words = [f"{run.last_step:,} steps"]
+    words = [f"{run.last_step:,} step{'s' * (run.last_step != 1)}"]
     words += [f"{tokens:,.0f} tokens"] if tokens is not None else []
     words += [f"{epochs:.4g} epoch{'s' * (epochs != 1)}"] if epochs else []
     return ", ".join(words)
