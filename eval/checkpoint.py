@@ -107,10 +107,10 @@ class Checkpoint:
         return template.get("default") if isinstance(template, dict) else template
 
     def digests(self) -> dict[str, str]:
-        """sha256 of the weights (all files in order), the configuration, the tokenizer and the chat template."""
+        """sha256 of the weights (all files in order), the configurations, the tokenizer and the chat template."""
         files = {
             "weights": sorted(self.folder.glob("*.safetensors")),
-            "config": [self.folder / "config.json"],
+            "config": [self.folder / "config.json", *sorted(self.folder.glob("*processor_config.json"))],
             "tokenizer": sorted({path for names in TOKENIZER_FILES for path in self.folder.glob(names)}),
         }
         digests = {}

@@ -32,7 +32,10 @@ class Images:
         """The prompt's tokens, where each image's mark has become as many tokens as the image takes."""
         start = self.processor.tokenizer.bos_token
         marked = bool(start) and prompt.startswith(start)  # a template writes its own start token, or leaves it out
-        inputs = self.processor(text=[prompt], images=_opened(files), add_special_tokens=not marked)
+        try:
+            inputs = self.processor(text=[prompt], images=_opened(files), add_special_tokens=not marked)
+        except ValueError as error:  # the question itself holds an image's mark
+            raise UserError(f"the prompt of {', '.join(files)} cannot be encoded: {error}") from error
         return tuple(int(token) for token in inputs["input_ids"][0])
 
     def inputs(self, ids: Sequence[int], files: Sequence[str]) -> dict[str, Tensor]:

@@ -150,6 +150,7 @@ class Prompter:
         return self._rendered(messages, add_generation_prompt=True)
 
     def _shown(self, images: int, text: str) -> str:
+        self.wrote_conversations = True
         parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         return self._rendered([{"role": "user", "content": parts}], add_generation_prompt=True)
 

@@ -32,32 +32,20 @@ class VisionModel:
         self.model, self.images = model, images
         self.tokenizer = images.processor.tokenizer
 
+    @torch.inference_mode()
     def answers(self, requests: Sequence[Request], budget: object = None) -> Iterator[tuple[int, Answer]]:
-        """(index of the request, answer), each request once; `budget` has no say: no two prompts share a batch."""
-        scores = [k for k, request in enumerate(requests) if isinstance(request, Score)]
-        generates = [k for k, request in enumerate(requests) if isinstance(request, Generate)]
-        yield from zip(scores, self.score([r for r in requests if isinstance(r, Score)]), strict=True)
-        for k in generates:
-            yield k, self.generate([r for r in requests[k : k + 1] if isinstance(r, Generate)])[0]
-
-    def score(self, requests: Sequence[Score]) -> list[Scored]:
-        """Sum of log-probabilities of each continuation, in nats."""
+        """(index of the request, answer) as soon as it is there; `budget` has no say: no two prompts share a batch."""
         passes: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
         for k, request in enumerate(requests):
-            passes.setdefault((request.prefix_ids + request.continuation_ids[:-1], request.images), []).append(k)
-        answers: dict[int, Scored] = {}
+            if isinstance(request, Generate):
+                yield k, self._generated(request)
+            elif isinstance(request, Score):
+                passes.setdefault((request.prefix_ids + request.continuation_ids[:-1], request.images), []).append(k)
         for (ids, files), own in passes.items():
-            longest = max(len(requests[k].continuation_ids) for k in own)
-            log_probs_tv = self._log_probs(ids, files, longest)
-            answers |= {k: _scored(requests[k], log_probs_tv) for k in own}
-        return [answers[k] for k in range(len(requests))]
+            scores = {k: request for k in own if isinstance(request := requests[k], Score)}
+            log_probs_tv = self._log_probs(ids, files, max(len(r.continuation_ids) for r in scores.values()))
+            yield from ((k, _scored(request, log_probs_tv)) for k, request in scores.items())
 
-    @torch.inference_mode()
-    def generate(self, requests: Sequence[Generate]) -> list[Generated]:
-        """Greedy continuations."""
-        return [self._generated(request) for request in requests]
-
-    @torch.inference_mode()
     def _log_probs(self, ids: Sequence[int], files: Sequence[str], count: int) -> Tensor:
         """log p of every token after each of the last `count` of `ids`, in fp32."""
         out = self.model(**self._inputs(ids, files), use_cache=False, logits_to_keep=count)

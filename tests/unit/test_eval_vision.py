@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from eval.checkpoint import Checkpoint, look
 from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import evaluate
-from eval.protocols import Generate, Generated, Score, Scored
+from eval.protocols import Generate, Generated, Request, Score, Scored
 from eval.ranks import Ranks
 from eval.result import Evaluation
 from eval.rows import load, local
@@ -52,6 +54,12 @@ def model(checkpoint: Checkpoint) -> VisionModel:
 @pytest.fixture(scope="module")
 def files(root: Path) -> list[str]:
     return [str(root / "data" / "images" / str(k) / "image.png") for k in range(3)]
+
+
+def answered(model: VisionModel, requests: Sequence[Request]) -> list[Any]:
+    """In the order of the requests."""
+    answers = dict(model.answers(requests))
+    return [answers[k] for k in range(len(requests))]
 
 
 def asked(checkpoint: Checkpoint, *files: str, text: str = "What is it?") -> tuple[int, ...]:
@@ -93,7 +101,7 @@ def test_letters_are_scored_as_in_whole_passes(checkpoint: Checkpoint, model: Vi
         for file in files
         for text in ("A", "B", "C", "Beijing")
     ]
-    scored = model.score(requests)
+    scored = answered(model, requests)
     for request, one in zip(requests, scored, strict=True):
         whole = request.prefix_ids + request.continuation_ids
         log_probs = plain_logits(model, whole, request.images).log_softmax(-1)
@@ -111,9 +119,9 @@ def test_generation_is_greedy(checkpoint: Checkpoint, model: VisionModel, files:
     for _ in range(6):
         said.append(int(plain_logits(model, (*ids, *said), (files[1],))[-1].argmax()))
     decode = model.tokenizer.decode
-    (whole,) = model.generate([Generate(ids, 6, (), images=(files[1],))])
+    (whole,) = answered(model, [Generate(ids, 6, (), images=(files[1],))])
     assert whole == Generated(decode(said, skip_special_tokens=True), 6, finished=False)
-    (stopped,) = model.generate([Generate(ids, 6, (said[3],), images=(files[1],))])
+    (stopped,) = answered(model, [Generate(ids, 6, (said[3],), images=(files[1],))])
     first = said.index(said[3])
     assert stopped == Generated(decode(said[:first], skip_special_tokens=True), first, finished=True)
 
@@ -122,24 +130,58 @@ def test_a_text_stops_generation(root: Path, files: list[str]) -> None:
     checkpoint = look(str(root / "qwen2_vl"), "qwen2_vl")
     model = checkpoint.load("vision", "fp32", "none", torch.device("cpu"))
     ids = asked(checkpoint, files[0], text="x")
-    (whole,) = model.generate([Generate(ids, 20, (), images=(files[0],))])
+    (whole,) = answered(model, [Generate(ids, 20, (), images=(files[0],))])
     mark = next(text for text in whole.text[3:] if text.isascii())
-    (stopped,) = model.generate([Generate(ids, 20, (), stop_texts=(mark,), images=(files[0],))])
+    (stopped,) = answered(model, [Generate(ids, 20, (), stop_texts=(mark,), images=(files[0],))])
     assert stopped.text == whole.text[: whole.text.index(mark)]
     assert stopped.finished
 
 
 def test_answers_come_with_their_places(checkpoint: Checkpoint, model: VisionModel, files: list[str]) -> None:
     ids = asked(checkpoint, files[0])
-    requests = [Generate(ids, 2, (), images=(files[0],)), Score(ids, (5,), images=(files[0],))]
-    answers = dict(model.answers(requests))
-    assert isinstance(answers[0], Generated)
-    assert isinstance(answers[1], Scored)
+    requests = [Generate(ids, 2, (), images=(files[0],)), Score(ids, (5,), images=(files[0],)), Score(ids, (6,))]
+    assert [type(answer) for answer in answered(model, requests)] == [Generated, Scored, Scored]
+
+
+def test_each_answer_comes_as_soon_as_it_is_there(
+    checkpoint: Checkpoint, model: VisionModel, files: list[str], tmp_path: Path
+) -> None:
+    """So that it is in the journal, whatever happens to the next."""
+    ids = asked(checkpoint, files[0])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    answers = model.answers([Score(ids, (5,), images=(files[0],)), Score(ids, (5,), images=(str(broken),))])
+    assert next(answers)[0] == 0
+    with pytest.raises(UserError, match="cannot be read"):
+        next(answers)
+
+
+def test_what_prepares_images_is_part_of_a_checkpoints_digests(root: Path, tmp_path: Path) -> None:
+    """A changed mean or size changes answers: the journal must not take the old ones."""
+    shutil.copytree(root / "llava", tmp_path / "llava")
+    before = look(str(tmp_path / "llava"), "llava").digests()
+    settings = tmp_path / "llava" / "preprocessor_config.json"
+    settings.write_text(settings.read_text().replace("0.48145466", "0.5"))
+    assert look(str(tmp_path / "llava"), "llava").digests() != before
+
+
+def test_a_template_other_than_the_one_trained_with_is_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "llava", tmp_path / "llava")
+    (tmp_path / "llava" / "run.json").write_text(json.dumps({"template_hash": "0" * 64}))
+    given = ["--model", str(tmp_path / "llava"), "--tasks", "scienceqa", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="trained with another chat template"):
+        evaluate(parse([*given, "--data", str(root / "data" / "problems.json")]), ALONE)
+
+
+def test_an_images_mark_in_a_question_is_one_clear_error(root: Path, files: list[str]) -> None:
+    with pytest.raises(UserError, match=r"image.png cannot be encoded: .*<image>"):
+        asked(look(str(root / "llava"), "llava"), files[0], text="What does <image> mean?")
 
 
 def run(root: Path, checkpoint: str, *words: str, tasks: str = "scienceqa,scienceqa_generation") -> Evaluation:
     data = str(root / "data" / "problems.json")
     given = ["--model", str(root / checkpoint), "--tasks", tasks, "--precision", "fp32", "--max_new_tokens", "4"]
+    given += ["--out", str(root / "out")]
     return evaluate(parse([*given, *(words or ("--data", data))]), ALONE)
 
 
