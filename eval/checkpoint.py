@@ -25,6 +25,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from eval import attention
 from eval.errors import UserError
 from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
@@ -167,7 +168,9 @@ class Checkpoint:
         model.generation_config = (
             GenerationConfig()
         )  # a checkpoint's own sampling and penalties would change the answers
-        return answering(model.to(device).eval() if quantization == "none" else model.eval(), self)
+        model = (model.to(device) if quantization == "none" else model).eval()
+        attention.use(model)
+        return answering(model, self)
 
 
 # How each head is loaded: transformers' class, and what answers with its model.

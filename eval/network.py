@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from eval import attention
 from eval.prefixes import Pack, Tokens, chain, next_pack, sorted_lines
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
@@ -26,7 +27,7 @@ PROBE_PREFIX = 2
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; a wrong mask or place is far from that
 CLOSE_IN_HALF = 0.1
 KINDS = {"full_attention", "sliding_attention"}
-MASKED = ("sdpa", "eager")  # implementations of attention that take a mask for each pair of tokens
+MASKED = ("sdpa", "eager", attention.NAME)  # implementations of attention that take a mask for each pair of tokens
 CHANGING_ROTATIONS = (
     "dynamic",
     "longrope",
