@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +19,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
 )
 
@@ -33,6 +30,8 @@ from eval.images import Images, load_images
 from eval.model import LanguageModel
 from eval.prompt import Prompter
 from eval.protocols import Head
+from eval.quantization import keep_layout
+from eval.quantization import load_options as quantized_options
 from eval.runner import Model
 from eval.vision import VisionModel
 
@@ -154,7 +153,7 @@ class Checkpoint:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                **_quantized(quantization, DTYPES[choose_precision(precision, device)], device),
+                **quantized_options(quantization, DTYPES[choose_precision(precision, device)], device),
             )
         except ImportError as error:
             raise UserError(f"--quantization {quantization}: {error}") from error
@@ -169,6 +168,7 @@ class Checkpoint:
             GenerationConfig()
         )  # a checkpoint's own sampling and penalties would change the answers
         model = (model.to(device) if quantization == "none" else model).eval()
+        keep_layout(model)
         attention.use(model)
         return answering(model, self)
 
@@ -213,20 +213,6 @@ def read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
-
-
-def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What from_pretrained needs for fewer bits. Raises ImportError without bitsandbytes."""
-    if quantization == "none":
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("bitsandbytes is not installed: pip install bitsandbytes")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a cast at every layer of every batch
-    if quantization == "nf4":
-        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    else:
-        bits = BitsAndBytesConfig(load_in_8bit=True)
-    return {"quantization_config": bits, "device_map": {"": device}}
 
 
 def _facts(folder: Path) -> dict[str, Any]:

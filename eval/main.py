@@ -22,14 +22,14 @@ def main(arguments: Sequence[str]) -> int:
         config = parse(arguments)  # --help ends here, before anything heavy is imported
         from eval.evaluation import evaluate
         from eval.ranks import join
-        from eval.report import summary, write
+        from eval.report import show, write
         from eval.speaker import open_journal
 
         ranks = join()
         evaluation = evaluate(config, ranks, open_journal(config, ranks))
         if ranks.index == 0:
             write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
-            print(mask(summary(evaluation.result)))
+            show(evaluation.result)
             print(f"\nReport: {Path(config.out) / 'report.html'}")
         ranks.close()
     except UserError as error:

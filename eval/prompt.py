@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
-from eval.word_windows import Words
+from eval.word_windows import Words, as_written
 
 if TYPE_CHECKING:
     from eval.images import Images
@@ -103,7 +104,8 @@ class Prompter:
         """A sentence that is split into words already, with the tokenizer's special tokens around it."""
         if not self.tokenizer.is_fast:
             raise UserError(f"{self.name}: only a fast tokenizer (tokenizer.json) tells which word a token belongs to")
-        encoded = self.tokenizer(list(words), is_split_into_words=True, truncation=False, verbose=False)
+        given = as_written(words) if self._glues_words else list(words)
+        encoded = self.tokenizer(given, is_split_into_words=True, truncation=False, verbose=False)
         ids, owners = tuple(encoded["input_ids"]), encoded.word_ids()
         inside = [place for place, owner in enumerate(owners) if owner is not None]
         begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
@@ -204,6 +206,13 @@ class Prompter:
             if mark in whole:
                 return whole.rpartition(mark)[2]
         return ""
+
+    @cached_property
+    def _glues_words(self) -> bool:
+        """Whether given words come out of the tokenizer as if nothing stood between them, as byte-level ones do it."""
+        ids = self.tokenizer(["a", "b"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+        text: str = self.tokenizer.decode(ids)
+        return text.split() == ["ab"]
 
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

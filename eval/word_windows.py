@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Place = tuple[int, int]  # window, position in it
+# Chinese and Japanese characters and their punctuation, full-width forms: written without spaces between.
+WIDE = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003134f]")
+
+
+def as_written(words: Sequence[str]) -> list[str]:
+    """Words as they stand in running text: behind a space, but for the first, and between wide characters."""
+    spaced = [
+        word if not word or (WIDE.match(before[-1:]) and WIDE.match(word)) else f" {word}"
+        for before, word in pairwise(words)
+    ]
+    return [*words[:1], *spaced]
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ class BatchConfig:
             padded groups rows of similar length; auto packs wherever the tuning allows it.
         tokens_per_step: Tokens of one optimizer step over all ranks together.
         tokens_per_micro_batch: Tokens one rank computes at a time; bounds the memory, changes no result.
-        shuffle: Draw a new order every epoch.
+        shuffle: Draw a new order every epoch; false keeps the order of the data, at the price of more padding in
+            padded batches.
     """
 
     layout: Literal["auto", "packed", "padded"] = "auto"

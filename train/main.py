@@ -33,11 +33,15 @@ def run(config: Config, stop: Stop) -> None:
     from train.objectives import OBJECTIVES
     from train.tuning import TUNINGS, share_trained
 
+    kind = OBJECTIVES[config.objective]
+    if config.validation.metric not in kind.lower_is_better:
+        known = ", ".join(kind.lower_is_better)
+        raise UserError(f"validation.metric: {config.objective} has no {config.validation.metric}; it has {known}")
     runtime = Runtime(config.run.precision, config.optim.clip_norm)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=runtime.precision))
     with session(config, runtime, stop) as this:
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model)
-        objective = OBJECTIVES[config.objective](config, tuning, runtime)
+        objective = kind(config, tuning, runtime)
         model = tuning.apply(objective.load_model())
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
@@ -57,7 +61,7 @@ def run(config: Config, stop: Stop) -> None:
         board.close()
         runtime.close()
         if runtime.main:
-            record.write(this.folder, **objective.facts)  # a stream knows them only now
+            record.write(this.folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
         if runtime.main and outcome.state == "finished":
             from train.merge import merge
             from train.report import print_table, write_report

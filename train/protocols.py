@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from train.config import Config
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -114,6 +116,8 @@ class Objective(Protocol):
 
     terms: tuple[str, ...]
     lower_is_better: Mapping[str, bool]
+
+    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 
     @property
     def plan(self) -> Plan:

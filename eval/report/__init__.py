@@ -10,10 +10,11 @@ from eval.files import cannot_write, write_atomically
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
+from eval.report.terminal import show
 from eval.report.text import markdown, summary
 from eval.result import Evaluation, sample_lines
 
-__all__ = ["markdown", "summary", "write"]
+__all__ = ["markdown", "show", "summary", "write"]
 
 
 def write(evaluation: Evaluation, folder: Path, tensorboard: Path | None = None) -> None:

@@ -39,7 +39,7 @@ def title(result: Result, escape: bool = True) -> str:
 
 
 def summary(result: Result) -> str:
-    """What came out, in words and as tables; for the terminal too."""
+    """What came out, in words and as tables."""
     found = [f"- {escaped(s.before)}**{escaped(s.verdict)}**{escaped(s.after)}" for s in words.sentences(result)]
     parts = ["\n".join(found), escaped(words.multiplicity(result))]
     parts.append("\n".join(f"**Note:** {escaped(warning)}\n" for warning in notes.warnings(result)).rstrip())

@@ -111,6 +111,8 @@ def test_patience_ends_the_run_and_the_best_checkpoint_is_kept(place: Place) -> 
     """With a learning rate of 0 no validation is better than the first."""
     options = {"validation__every_steps": 2, "validation__patience": 3, "checkpoint__every_steps": 2}
     run = place.run("patient", optim__learning_rate=0.0, duration__max_steps=40, checkpoint__keep_last=1, **options)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["ended"] == "no better loss in 3 validations"
+    assert "| Ended | no better loss in 3 validations |" in (run / "report.md").read_text(encoding="utf-8")
     assert list(metrics(run, "validation/loss")) == [0, 2, 4, 6, 8]
     assert finished(run) == [2, 8]
     said = status(run)

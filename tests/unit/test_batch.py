@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +43,15 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert np.array_equal(first, order(rows.sources_n, [1.0], seed=1, epoch=0))
     assert not np.array_equal(first, order(rows.sources_n, [1.0], seed=1, epoch=1))
     assert not np.array_equal(first, order(rows.sources_n, [1.0], seed=2, epoch=0))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_without_shuffling_steps_follow_the_order_of_the_data(packed):
+    rows, still = table(), replace(shape(packed), shuffle=False)
+    for epoch in (0, 1):
+        steps = epoch_steps(rows, [1.0], still, seed=3, epoch=epoch)
+        assert len(steps) > 3
+        assert np.concatenate(steps).tolist() == list(range(len(rows)))
 
 
 def test_weights_are_passes_over_a_source():

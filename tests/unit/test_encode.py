@@ -174,7 +174,7 @@ def test_long_conversations_are_cut_and_counted_and_those_with_nothing_left_are_
     corpus = corpus_of(tmp_path, rows, "qa", using, on_bad_row="skip")
     assert corpus.train.lengths_n.tolist()[1] == 64
     assert len(corpus.train) == 2
-    assert "data.train[0]: 1 rows are cut at data.max_length_tokens (64)" in corpus.lines
+    assert "data.train[0]: 1 row is cut at data.max_length_tokens (64)" in corpus.lines
     assert any(
         "1 of 3 rows left out: 1 nothing left to learn after truncation; the first is" in x for x in corpus.lines
     )

@@ -37,7 +37,7 @@ from eval.readers import Row
 from eval.rows import load
 from eval.tasks import TASKS
 from eval.tasks.token_classification import Sentence
-from eval.word_windows import Words
+from eval.word_windows import Words, as_written
 from tests import eval_checkpoints
 
 TYPES = ("protein", "DNA", "cell-line")
@@ -192,14 +192,34 @@ def test_the_label_with_which_an_answer_begins(text: str, label: int) -> None:
 # Words and windows
 
 
+@pytest.fixture
+def letters_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the space before a word, which is a token of its own in this small vocabulary."""
+    monkeypatch.setattr(Prompter, "_glues_words", False)
+
+
 def test_words_become_their_sub_words() -> None:
     """A word's class is that of its first sub-word."""
     words = prompter().words(["Beijing", "is", "big"])
     pieces = tokenizer().convert_ids_to_tokens(words.ids)
-    assert "".join(pieces) == "Beijingisbig"
+    assert "".join(pieces) == "BeijingĠisĠbig"  # a byte-level tokenizer would glue them together
     assert len(pieces) > 3
     starts = [len("".join(pieces[:place])) for place in words.firsts]
-    assert starts == [0, 7, 9]
+    assert starts == [0, 7, 10]
+
+
+def test_words_stand_as_they_are_written() -> None:
+    assert as_written(["He", "said", "北", "京", "。", "OK", "", "x"]) == [
+        "He",
+        " said",
+        " 北",
+        "京",
+        "。",
+        " OK",
+        "",
+        " x",
+    ]
+    assert as_written([]) == []
 
 
 def test_a_word_of_which_the_tokenizer_makes_nothing_keeps_its_gold_tag() -> None:
@@ -241,7 +261,7 @@ def context(window: tuple[int, ...], first: int, total: int) -> float:
     return min(before, shown[-1] - first if shown[-1] < total - 1 else math.inf)
 
 
-def test_a_long_sentence_is_answered_from_all_its_windows() -> None:
+def test_a_long_sentence_is_answered_from_all_its_windows(letters_are_tokens: None) -> None:
     """Every word is one token that names its tag: whatever the windows are, the tags come back."""
     task, vocabulary = TASKS["token_classification"], tokenizer()
     words = [chr(ord("a") + k % 26) for k in range(50)]
@@ -446,7 +466,7 @@ def framed_prompter(**changes: Any) -> Prompter:
     return Prompter(framed(), end_ids=(), name="tiny", **(settings | changes))
 
 
-def test_special_tokens_stand_around_every_window() -> None:
+def test_special_tokens_stand_around_every_window(letters_are_tokens: None) -> None:
     vocabulary = tokenizer()
     words = framed_prompter().words(list("abcdefghij"))
     windows = [vocabulary.convert_ids_to_tokens(window) for window in words.windows(8)]

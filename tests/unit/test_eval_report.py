@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.cells import cell_len
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eval.compare import compare, corrected
 from eval.protocols import Sample, SampleMetric
-from eval.report import figure, markdown, summary, words, write
+from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
@@ -128,6 +130,16 @@ def test_markdown_keeps_answers_as_text(compared: Evaluation) -> None:
     table = next(line for line in report.splitlines() if "taken" in line and line.startswith("|"))
     assert len(re.findall(r"(?<!\\)\|", table)) == 3
     assert "merged\\_model" not in summary(evaluation(("base", "merged_model")).result)
+
+
+def test_the_terminal_shows_the_answer_first_in_80_columns(compared: Evaluation) -> None:
+    written = io.StringIO()
+    show(compared.result, Console(file=written, width=80))
+    said = written.getvalue()
+    assert max(map(cell_len, said.splitlines())) <= 80
+    assert said.index("44 rows won") < said.index("Metrics")
+    assert re.search(r"21\.7 % \[\d", " ".join(said.split()))  # an interval is no markup
+    assert "**" not in said
 
 
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from train.engine import record
 from train.engine.flops import known_peak, model_flops_per_token, peak_flops
 
 ROOT = Path(__file__).parents[2]
+SAY_COMMAND = "from train.engine.record import command; print('COMMAND', command())"
 
 
 @pytest.fixture
@@ -196,3 +198,24 @@ def test_peak_of_this_machine_and_as_configured() -> None:
     assert 1e9 < measured.flops < 1e15
     assert measured.source == "measured matrix product"
     assert peak_flops(torch.device("cpu"), torch.bfloat16, peak_tflops=1.5).flops == 1.5e12
+
+
+def test_the_command_is_the_launcher_s(tmp_path: Path) -> None:
+    script = tmp_path / "say.py"
+    script.write_text(SAY_COMMAND, encoding="utf-8")
+    arguments = [
+        "launch",
+        "--config_file",
+        str(ROOT / "accelerate_configs/cpu.yaml"),
+        str(script),
+        "--note",
+        "two words",
+    ]
+    for start, expected in (
+        ([str(Path(sys.executable).parent / "accelerate"), *arguments], ["accelerate", *arguments]),
+        ([sys.executable, str(script)], [Path(sys.executable).name, str(script)]),
+    ):
+        done = subprocess.run(
+            start, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+        )
+        assert f"COMMAND {expected}" in done.stdout

@@ -74,7 +74,7 @@ def order(
 def epoch_steps(rows: Rows, weights: Sequence[float], shape: Shape, seed: int, epoch: int) -> list[Indices]:
     """The rows of each optimizer step of an epoch: near-equal token counts, every row exactly once per pass."""
     order_n = order(rows.sources_n, weights, seed, epoch, shape.shuffle)
-    if shape.packed:
+    if shape.packed or not shape.shuffle:  # only micro-batches are of similar lengths then
         return _cut(order_n, rows.lengths_n, _count(order_n, rows.lengths_n, shape.tokens_per_step))
     steps: list[Indices] = []
     random = np.random.default_rng([seed, epoch, 2])
@@ -96,7 +96,7 @@ def stream_steps(lengths_n: NDArray[np.int32], before: int, shape: Shape, seed: 
     first, beyond = before // budget, int(ends_n[-1]) // budget
     ends = np.searchsorted(ends_n, budget * np.arange(first + 1, beyond + 1)) + 1
     rows_n = np.arange(len(lengths_n))
-    if shape.packed:
+    if shape.packed or not shape.shuffle:
         return np.split(rows_n, ends)[:-1]
     steps: list[Indices] = []
     start = 0

@@ -155,7 +155,9 @@ def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
     if facts.problems.count:
         said.append(skipped_line(facts.problems, names))
     if facts.cut:
-        what = "texts go on in further rows" if spec.config.format == "text" else "rows are cut"
+        one = facts.cut == 1
+        goes_on = "text goes on in further rows" if one else "texts go on in further rows"
+        what = goes_on if spec.config.format == "text" else "row is cut" if one else "rows are cut"
         said.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
     if facts.endless:
         said.append(

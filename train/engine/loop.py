@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from train.config import Config
 from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
-from train.errors import NumericsError, UserError
+from train.errors import NumericsError
 from train.protocols import Batch, Objective
+
+ROWS_NAMED = 10  # in a message
 
 
 @dataclass
@@ -97,11 +99,6 @@ class Loop:
         self.planned_steps = objective.plan.total_steps  # the learning rate's: a stream may turn out to be shorter
         self.window = Window()
         self.skipped_in_a_row = 0
-        if config.validation.metric not in objective.lower_is_better:
-            known = ", ".join(objective.lower_is_better)
-            raise UserError(
-                f"validation.metric: {config.validation.metric} is unknown to this objective, which has {known}"
-            )
 
     def fit(self, progress: Progress) -> Outcome:
         """Run from `progress` on; it is updated in place.
@@ -192,7 +189,9 @@ class Loop:
             return
         culprits = [loss for loss in losses if not all(math.isfinite(value) for value in loss.sums.values())]
         rows = self.runtime.gather([row for loss in culprits for row in loss.row_ids])
-        where = f"non-finite loss in the micro-batches of: {', '.join(rows[:20])}" if rows else "the losses were finite"
+        more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+        named = f"non-finite loss in the micro-batches of: {', '.join(rows[:ROWS_NAMED])}{more}"
+        where = named if rows else "the losses were finite"
         raise NumericsError(
             f"step {progress.step}: {self.skipped_in_a_row} updates in a row had no finite gradient ({where}). "
             "Lower optim.learning_rate, look at these rows, or use run.precision bf16 or fp32"

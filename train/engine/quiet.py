@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
@@ -11,11 +12,14 @@ _LIBRARIES = r"(accelerate|bitsandbytes|deepspeed|peft|torch|transformers)(\.|$)
 
 
 def quiet_libraries(main_process: bool) -> None:
-    """Leave out what will be deprecated in libraries, and bars of loading but those of the first process.
+    """Leave out what will be deprecated in libraries, and bars of loading but on the first process's terminal.
 
     `python -W` and $PYTHONWARNINGS win.
     """
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning, module=_LIBRARIES)
-    if not main_process:
+        warnings.filterwarnings("ignore", "Position ids are not supported", module="peft")  # right after a prompt
+    # Whenever peft imports it, it asks for a package with a kernel that is never used (eval.quantization.keep_layout).
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if not main_process or not sys.stderr.isatty():  # in a file a bar is a line of a thousand pieces
         transformers_logging.disable_progress_bar()

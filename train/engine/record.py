@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from eval.files import write_atomically
@@ -27,6 +28,7 @@ _PACKAGES = (
     "safetensors",
     "flash-attn",
 )
+LAUNCHERS = ("accelerate", "torchrun", "deepspeed")
 
 
 def write(run_folder: Path, **facts: Any) -> None:
@@ -57,11 +59,25 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
     return {
         "started": now(),
-        "command": [Path(sys.executable).name, *sys.argv],
+        "command": command(),
         "versions": versions(),
         "code": code_state(Path(__file__).parent),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
+
+
+def command() -> list[str]:
+    """What started this run: its own arguments, or those of the launcher that started this process with them."""
+    own = [Path(sys.executable).name, *sys.argv]
+    try:
+        above = psutil.Process().parent()
+        parts = above.cmdline() if above else []
+    except psutil.Error:
+        return own
+    launcher = next((place for place, part in enumerate(parts) if Path(part).name in LAUNCHERS), None)
+    if launcher is None or parts[len(parts) - len(sys.argv[1:]) :] != sys.argv[1:]:
+        return own
+    return [Path(parts[launcher]).name, *parts[launcher + 1 :]]
 
 
 def now() -> str:

@@ -18,8 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hide_secrets()
     settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
-        from train.merge.steps import merge  # seconds of imports, which --help does not wait for
+        from train.engine.quiet import quiet_libraries  # seconds of imports, which --help does not wait for
+        from train.merge.steps import merge
 
+        quiet_libraries(main_process=True)
         report = merge(given.source, given.out, settings, base=given.base, code=given.trust_remote_code)
     except UserError as error:
         sys.stderr.write(mask(f"error: {error}\n"))

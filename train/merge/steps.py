@@ -35,6 +35,8 @@ from train.tuning.describe import write_json
 
 log = logging.getLogger(__name__)
 
+NOTABLE_KL = 0.1  # nats: from there on perplexities of both differ by about a tenth
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
 
@@ -198,6 +200,7 @@ class _Merge:
         comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)
         if self.quantized_rtv is not None:  # measured on what was written, roundings and all
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
+            self._warn_of_divergence()
         return MergeReport(
             out=self.out,
             checkpoint=source.checkpoint,
@@ -214,6 +217,16 @@ class _Merge:
             prompt_tokens=source.prompt_ids,
             prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
         )
+
+    def _warn_of_divergence(self) -> None:
+        chosen, by_base = self.settings.quantized_base, self.divergence
+        if by_base[chosen] > NOTABLE_KL and min(by_base, key=by_base.__getitem__) != chosen:
+            log.warning(
+                "the merged model differs from the quantised one that was trained by KL %.2g nats (%s base), so its "
+                "scores may differ too; the dequantized base is nearer (%.2g nats): --quantized_base dequantized, or "
+                "merge.quantized_base in the recipe",
+                by_base[chosen], chosen, by_base["dequantized"],
+            )  # fmt: skip
 
     @property
     def _code(self) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from train.config import Config
 from train.objectives.causal_lm import CausalLM
-from train.protocols import Objective, Ranks, Tuning
+from train.protocols import Objective
 
-OBJECTIVES: Mapping[str, Callable[[Config, Tuning, Ranks], Objective]] = {"causal_lm": CausalLM}
+OBJECTIVES: Mapping[str, type[Objective]] = {"causal_lm": CausalLM}

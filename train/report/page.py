@@ -51,7 +51,10 @@ def _before_and_after(run: Run) -> str:
         if run.setting("merge.checkpoint") == "last"
         else f"the best checkpoint by {words.title(run.chosen_by)}"
     )
-    return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", f"*after* is {which}, the one that is merged."])
+    note = f"*after* is {which}, the one that is merged."
+    if run.setting("tuning.quantization") not in (None, "none"):
+        note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
+    return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", note])
 
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:

@@ -64,6 +64,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Trained", _parameters(run)),
         ("Seen", _seen(run)),
         ("Time", _time(run)),
+        ("Ended", str(run.facts.get("ended") or "")),
         ("Speed", _speed(run)),
         ("Memory", _with_unit(max(run.curve("train/memory_gb").values(), default=None), "GB at the peak")),
         ("Padding", _percent(run.median("train/padding_share"), "of the computed positions")),
@@ -176,12 +177,15 @@ def _checked(run: Run) -> str:
     comparison, by_base = _mapping(run.merge.get("comparison")), _mapping(run.merge.get("divergence"))
     if "mean_kl" not in comparison:
         return ""
-    equal = f"merged answers are those of the trained model (KL {comparison['mean_kl']:.2g} nats)"
+    kl = f"KL {comparison['mean_kl']:.2g} nats"
     if not by_base:
-        return equal
+        return f"merged answers are those of the trained model ({kl})"
     shown = ", ".join(f"{name} {value:.2g} nats" for name, value in by_base.items())
     chosen = run.merge.get("quantized_base")
-    return f"{equal}; KL from the quantised model that was trained, by base: {shown}; merged into {chosen}"
+    return (
+        f"merged answers are those of the {chosen} base with the adapter ({kl}); "
+        f"KL from the quantised model that was trained and measured above, by base: {shown}"
+    )
 
 
 def _percent(share: float | None, of: str) -> str:

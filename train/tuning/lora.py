@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eval.quantization import keep_layout
 from train.config import ModelConfig, TuningConfig
 from train.errors import UserError
 from train.models.load import seeded
@@ -43,8 +44,6 @@ class Lora:
         if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"tuning.quantization: {config.quantization} needs bitsandbytes: pip install bitsandbytes")
         self.config, self.seed, self.task = config, seed, task
-        # peft imports bitsandbytes, which then asks for a package with a kernel that is never used here (_keep_layout).
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
         """The quantisation of the base. dtype: arithmetic of the forward pass, and storage of what is not quantised."""
@@ -73,7 +72,7 @@ class Lora:
 
         base: Any = model
         if self.config.quantization == "nf4":
-            _keep_layout(base)
+            keep_layout(base)
         description = self._description(base)
         base.requires_grad_(False)
         try:
@@ -119,14 +118,6 @@ class Lora:
             modules_to_save=saved or None,
             ensure_weight_tying=_ties(model, saved, targets),
         )
-
-
-def _keep_layout(quantized: Any) -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew in forward passes without gradients, as it does on CPUs with
-    AVX512_BF16: what is packed gives no gradients any more, is dequantised to something else, and loses digits."""
-    for module in quantized.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _as_list(targets: str | Sequence[str]) -> list[str]:
