@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from eval.errors import UserError
 from eval.files import cannot_write, sha256_file
+from eval.masking import mask_all
 from eval.protocols import Answer, Classified, Generated, Request, Scored, Tagged
 
 NOTHING: Mapping[str, Answer] = {}
@@ -50,9 +51,10 @@ class Journal:
 
     def write(self, model: str, request: Request, answer: Answer) -> None:
         """Append an answer; after a kill it is there. Raises CannotWriteError."""
-        if self._path is None:
+        said = dataclasses.asdict(answer)
+        if self._path is None or mask_all(said) != said:  # an answer with a secret in it is asked again instead
             return
-        line = {"key": _key(model, request), "kind": type(answer).__name__, "answer": dataclasses.asdict(answer)}
+        line = {"key": _key(model, request), "kind": type(answer).__name__, "answer": said}
         try:
             if self._handle is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         if ranks.index == 0:
             write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
             show(evaluation.result)
-            print(f"\nReport: {Path(config.out) / 'report.html'}")
+            print(mask(f"\nReport: {Path(config.out) / 'report.html'}"))
         ranks.close()
     except UserError as error:
         rank = os.environ.get("RANK", "0")

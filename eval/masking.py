@@ -6,12 +6,13 @@ finds what to warn of. Everything else is masked.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -28,19 +29,33 @@ def _secrets() -> dict[str, str]:
 
 def mask(text: str) -> str:
     """`text` with the value of every environment variable named like a secret replaced by ***."""
-    for value in sorted(_secrets(), key=len, reverse=True):  # the longest first: one value may contain another
-        text = text.replace(value, _MASK)
-    return text
+    masked: str = _replaced(text, _longest_first())
+    return masked
 
 
 def mask_all(value: Any) -> Any:
-    """The same for every string inside dicts, lists and tuples, keys included."""
+    """The same for every string inside dicts (keys included), lists, tuples and dataclasses."""
+    secrets = _longest_first()
+    return _replaced(value, secrets) if secrets else value
+
+
+def _longest_first() -> list[str]:
+    """The secrets in an order in which one may contain another."""
+    return sorted(_secrets(), key=len, reverse=True)
+
+
+def _replaced(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, dict):
-        return {mask_all(k): mask_all(v) for k, v in value.items()}
+        for secret in secrets:
+            value = value.replace(secret, _MASK)
+        return value
+    if isinstance(value, Mapping):
+        return {_replaced(k, secrets): _replaced(v, secrets) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [mask_all(v) for v in value]
+        return type(value)(_replaced(v, secrets) for v in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(value, **_replaced(found, secrets))
     return value
 
 

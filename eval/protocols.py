@@ -181,11 +181,15 @@ Metric = SampleMetric | CorpusMetric
 
 @dataclass(frozen=True)
 class Table:
-    """What numbers alone do not say, for the report. rows: texts or numbers under the names in `head`."""
+    """What numbers alone do not say, for the report.
+
+    rows: texts or numbers under the names in `head`. pairs: whether columns 1 and 2 are shares to be drawn as bars.
+    """
 
     title: str
     head: tuple[str, ...]
     rows: Sequence[Sequence[str | float]]
+    pairs: bool = False
 
 
 @dataclass(frozen=True)

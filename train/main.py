@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from train.config import Config, flat
 from train.engine.stop import Stop
 from train.errors import UserError
 from train.recipe import parse
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -59,6 +62,8 @@ def run(config: Config, stop: Stop) -> None:
         )
         outcome = loop.fit(progress)
         board.close()
+        if outcome.state == "finished":
+            log.info("finished after step %d: %s", outcome.step, outcome.reason)
         runtime.close()
         if runtime.main:
             record.write(this.folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.files import cannot_write, write_atomically
+from eval.masking import mask_all
+from eval.report import sheets
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
+from eval.report.pairs_figure import draw_pairs
 from eval.report.terminal import show
 from eval.report.text import markdown, summary
 from eval.result import Evaluation, sample_lines
@@ -18,18 +21,25 @@ __all__ = ["markdown", "show", "summary", "write"]
 
 
 def write(evaluation: Evaluation, folder: Path, tensorboard: Path | None = None) -> None:
-    """report.html, report.md, metrics.png, result.json, samples/TASK.MODEL.jsonl, and TensorBoard's curves (in
-    `folder`/tensorboard where no other is named). Raises CannotWriteError.
+    """report.html, report.md, metrics.png, words-N.png (of tables of pairs), result.json, samples/TASK.MODEL.jsonl, and
+    TensorBoard's curves (in `folder`/tensorboard where no other is named), all without secrets of the environment.
+
+    Raises CannotWriteError.
     """
+    evaluation = mask_all(evaluation)
     for task, models in evaluation.samples.items():
         for name, samples in zip(_file_names(list(models)), models.values(), strict=True):
             write_atomically(folder / "samples" / f"{task}.{name}.jsonl", sample_lines(samples))
     picture = draw(evaluation.result)
     if picture is not None:
         _write_picture(folder / "metrics.png", picture)
+    drawn = [sheet for task in evaluation.result.tasks for sheet in sheets.of_task(task) if sheet.pairs and sheet.rows]
+    pictures = {sheet.title: f"words-{k}.png" for k, sheet in enumerate(drawn, start=1)}
+    for sheet in drawn:
+        _write_picture(folder / pictures[sheet.title], draw_pairs(sheet))
     write_curves(evaluation.result, tensorboard or folder / "tensorboard")
     write_atomically(folder / "report.html", page(evaluation))
-    write_atomically(folder / "report.md", markdown(evaluation, "metrics.png" if picture else None))
+    write_atomically(folder / "report.md", markdown(evaluation, "metrics.png" if picture else None, pictures))
     write_atomically(folder / "result.json", evaluation.result.to_json())  # last: where it stands, all is there
 
 

@@ -37,7 +37,7 @@ def draw(result: Result, form: Literal["png", "svg"] = "png") -> bytes | None:
     lines = math.ceil(len(panels) / columns)
     size = (PANEL_WIDTH * columns, lines * (FRAME_HEIGHT + LINE_HEIGHT * len(result.models)))
     style: Any = {  # matplotlib types its keys one by one
-        "font.family": _fonts(),
+        "font.family": fonts(),
         "font.size": 10,
         "text.parse_math": False,  # a name may hold a dollar
         "svg.hashsalt": "zerotune",
@@ -74,7 +74,7 @@ def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) 
     axes.margins(x=0.12)
     axes.locator_params(axis="x", nbins=5)
     direction = "higher is better" if metric.higher_is_better else "lower is better"
-    axes.set_title(textwrap.fill(_drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
+    axes.set_title(textwrap.fill(drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
     axes.set_xlabel(f"{'%, ' if metric.is_share else ''}{direction}", fontsize=8, color="#4a4f57")
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -83,22 +83,23 @@ def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) 
 
 def _name(place: int, name: str) -> str:
     """Of a model; where no font has it, its number: the tables are in the same order."""
-    name = _drawable(name, f"model {place + 1}")
+    name = drawable(name, f"model {place + 1}")
     half = (LONGEST_NAME - 3) // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
 
 
-def _drawable(text: str, otherwise: str) -> str:
-    """The text; `otherwise` where a character is in none of the fonts."""
+def drawable(text: str, otherwise: str) -> str:
+    """A text for a picture; `otherwise` where a character is in none of the fonts."""
     from matplotlib import font_manager
 
-    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in _fonts()]
-    drawable = all(any(font.get_char_index(ord(character)) for font in fonts) for character in text)
-    return text if drawable and text.isprintable() else otherwise
+    found = [font_manager.get_font(font_manager.findfont(name)) for name in fonts()]
+    known = all(any(font.get_char_index(ord(character)) for font in found) for character in text)
+    return text if known and text.isprintable() else otherwise
 
 
 @cache
-def _fonts() -> list[str]:
+def fonts() -> list[str]:
+    """matplotlib's own font, and one for what it lacks where one is installed."""
     from matplotlib import font_manager
 
     installed = set(font_manager.get_font_names())

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from eval.protocols import Sample
 from eval.report import notes, sheets, words
 from eval.report.figure import draw
+from eval.report.pairs_figure import embedded
 from eval.report.text import title
 from eval.result import Evaluation, TaskResult
 
@@ -57,7 +58,7 @@ def _task(task: TaskResult, evaluation: Evaluation) -> dict[str, Any]:
     clean = sheets.clean(task)
     return {
         "name": task.name,
-        "sheets": [*sheets.groups(task), *sheets.of_task(task)],
+        "sheets": [(sheet, embedded(sheet)) for sheet in [*sheets.groups(task), *sheets.of_task(task)]],
         "contamination": notes.contamination(task),
         "clean": [clean] if clean else [],
         "found": task.contamination.found if task.contamination else [],

@@ -23,12 +23,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table. ranked: the best row is the first."""
+    """A table. ranked: the best row is the first. pairs: columns 1 and 2 are shares to be drawn as bars."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     ranked: bool = False
+    pairs: bool = False
 
     def short(self) -> tuple[Sequence[Sequence[Cell]], Sequence[Sequence[Cell]], int]:
         """The first rows, the last ones, and how many between them are left out."""
@@ -129,6 +130,7 @@ def of_task(task: TaskResult) -> list[Sheet]:
             f"{table.title} ({model})" if several else table.title,
             table.head,
             [[_cell(value) for value in row] for row in table.rows],
+            pairs=table.pairs,
         )
         for model, tables in task.tables.items()
         for table in tables

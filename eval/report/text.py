@@ -21,13 +21,13 @@ INTERVAL = re.compile(
 )  # nor into our own intervals, which are to be read as text too
 
 
-def markdown(evaluation: Evaluation, figure: str | None = None) -> str:
-    """The whole report."""
+def markdown(evaluation: Evaluation, figure: str | None = None, pictures: Mapping[str, str] | None = None) -> str:
+    """The whole report. figure: the picture of the metrics; pictures: title of a table -> file of its picture."""
     result = evaluation.result
     parts = [f"# {title(result)}", summary(result)]
     if figure:
         parts.append(f"![The metrics with 95 % intervals]({figure})")
-    parts += [part for task in result.tasks for part in _task(task, evaluation)]
+    parts += [part for task in result.tasks for part in _task(task, evaluation, pictures or {})]
     parts.append("## How this was measured\n\n" + _list(notes.circumstances(result)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -60,11 +60,13 @@ def table(sheet: Sheet) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
-def _task(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
+def _task(task: TaskResult, evaluation: Evaluation, pictures: Mapping[str, str]) -> Iterator[str]:
     yield f"## {escaped(task.name)}"
     clean = sheets.clean(task)
     for sheet in [*sheets.groups(task), *sheets.of_task(task)]:
-        yield f"### {escaped(sheet.title)}\n\n{table(sheet)}"
+        picture = pictures.get(sheet.title)
+        shown = f"![The same as bars]({picture})\n\n" if picture else ""
+        yield f"### {escaped(sheet.title)}\n\n{shown}{table(sheet)}"
     if task.contamination:
         yield "### Rows in the training data\n\n" + "\n".join(escaped(line) for line in notes.contamination(task))
         if clean:

@@ -73,6 +73,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
         f"Words of {other} against {first}: {apart}",
         ("word", f"share in {first}", f"share in {other}", "bits"),
         [(shift.word, shift.first, shift.second, shift.bits) for shift in found[:SHOWN_WORDS]],
+        pairs=True,
     )
 
 

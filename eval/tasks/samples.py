@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.protocols import Answer, Generate, Generated, Request, Sample, Task
+from eval.protocols import Answer, Generate, Generated, Request, Sample, Table, Task
 from eval.readers import Row
 from eval.rows import BadExampleError, Example, Message, examples
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eval.prompt import Prompter
 
 TEMPERATURES = (0.0, 0.7, 1.0)
+SHOWN_CHARACTERS = 300  # of a cell of the table; the samples hold all
 PROMPTS = (
     "The meaning of life is",
     "Once upon a time, there was a little girl who",
@@ -43,9 +44,19 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     said = [answer for answer in answers if isinstance(answer, Generated)]
     prompt = example.text if example.text is not None else _history(example)[-1]["content"]
     reference = {"reference": example.messages[-1]["content"]} if example.answered else {}
-    titles = ["greedy" if not temperature else f"temperature {temperature:g}" for temperature in TEMPERATURES]
-    texts = {title: answer.text for title, answer in zip(titles, said, strict=True)}
+    texts = {_title(t): answer.text for t, answer in zip(TEMPERATURES, said, strict=True)}
     return Sample(example.id, {}, {"prompt": prompt, **texts, **reference})
+
+
+def tables(samples: Sequence[Sample]) -> list[Table]:
+    """Every prompt with what was said at each temperature."""
+    heads = ("prompt", *map(_title, TEMPERATURES))
+    rows = [tuple(str(sample.shown[head])[:SHOWN_CHARACTERS] for head in heads) for sample in samples]
+    return [Table("Continuations", heads, rows)]
+
+
+def _title(temperature: float) -> str:
+    return f"temperature {temperature:g}" if temperature else "greedy"
 
 
 def _history(example: Example) -> Sequence[Message]:
@@ -60,5 +71,6 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(),
+    tables=tables,
     source=tuple(Row("built-in prompts", k, {"text": prompt}) for k, prompt in enumerate(PROMPTS, start=1)),
 )

@@ -73,10 +73,22 @@ def bind(sentence: Sentence, prompter: Prompter) -> Sentence:
                 f"{prompter.name}: its class {number} is called {name!r} (id2label in config.json); known are "
                 f"{KNOWN_TAGS}"
             )
+    _require_types(sentence, prompter)
     words, size = prompter.words(sentence.tokens), prompter.window_tokens
     return dataclasses.replace(
         sentence, labels=prompter.labels, windows=tuple(words.windows(size)), places=tuple(words.places(size))
     )
+
+
+def _require_types(sentence: Sentence, prompter: Prompter) -> None:
+    """By type, not by tag: what the data writes as I- may be B- or S- to the checkpoint (IOB1, IOB2, IOBES)."""
+    known = {name.partition("-")[2] for name in prompter.labels}
+    for place, tag in enumerate(sentence.tags):
+        if tag != OUTSIDE and tag.partition("-")[2] not in known:
+            raise UserError(
+                f"{sentence.id}: tag {place} (from 0) is {tag!r}, a type that {prompter.name} has no class for; it has "
+                f"{', '.join(sorted(known - {''})) or 'none'} (id2label in config.json)"
+            )
 
 
 def ask(sentence: Sentence, prompter: Prompter) -> Sequence[Request]:
@@ -112,7 +124,7 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
 
 TASK = Task(
     name="token_classification",
-    version=1,
+    version=2,
     about="entities by a token-classification head",
     load=load,
     bind=bind,

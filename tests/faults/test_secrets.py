@@ -4,11 +4,13 @@ well or not; but where the user wrote it into the recipe itself, which is kept a
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from eval.main import main as evaluate
+from tests import eval_checkpoints
 from tests.faults.runs import Zygote
 from tests.process.runs import arguments, write_rows
 from train.merge.__main__ import main as merge
@@ -71,6 +73,24 @@ def test_a_recipe_that_holds_the_secret_is_warned_about_and_kept(zygote: Zygote,
     assert "data.cache_folder holds the value of $HF_TOKEN" in processes.output
     assert CANARY not in processes.output
     assert holding(run) == AS_GIVEN
+
+
+def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The secret in a question, in a reference, and in the names of the folders of model and data."""
+    folder, out = tmp_path / CANARY, tmp_path / "out"
+    eval_checkpoints.save(folder / "model")
+    rows = folder / "rows.jsonl"
+    question = {"question": f"What is {CANARY}?", "answer": f"It is {CANARY}."}
+    rows.write_text(json.dumps(question) + "\n", encoding="utf-8")
+    words = ["--model", str(folder / "model"), "--tasks", "qa,perplexity,samples", "--data", f"qa={rows}"]
+    words += ["--data", f"perplexity={rows}", "--out", str(out), "--max_new_tokens", "2", "--training_data", str(rows)]
+    assert evaluate(words) == 0
+    said = capsys.readouterr()
+    assert CANARY not in said.out + said.err
+    assert {"report.html", "report.md", "result.json", "metrics.png"} <= {path.name for path in out.rglob("*")}
+    assert "***" in (out / "report.html").read_text(encoding="utf-8")
+    assert not holding(out)
+    assert not [path for path in out.rglob("*") if CANARY in path.name]
 
 
 PROGRAMS = {

@@ -230,6 +230,15 @@ def test_a_word_of_which_the_tokenizer_makes_nothing_keeps_its_gold_tag() -> Non
     assert (sample.values["tokens"], sample.values["gold_entities"]) == (3, 1)
 
 
+def test_a_type_that_the_checkpoint_has_not_is_refused() -> None:
+    task = TASKS["token_classification"]
+    (item,) = load([Row("f", 7, {"tokens": ["a", "b"], "tags": ["B-DNA", "S-RNA"]})], task.load)
+    with pytest.raises(UserError, match=r"f:7: tag 1 \(from 0\) is 'S-RNA', .* it has DNA, protein"):
+        task.bind(item, prompter(NAMES))
+    (other,) = load([Row("f", 8, {"tokens": ["a", "b"], "tags": ["S-DNA", "O"]})], task.load)
+    assert task.bind(other, prompter(NAMES)).tags == ("S-DNA", "O")  # another scheme, the same type
+
+
 @given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=40),
     before=st.integers(0, 1),

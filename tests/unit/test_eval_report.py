@@ -18,7 +18,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eval.compare import compare, corrected
-from eval.protocols import Sample, SampleMetric
+from eval.protocols import Sample, SampleMetric, Table
 from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
@@ -142,6 +142,17 @@ def test_the_terminal_shows_the_answer_first_in_80_columns(compared: Evaluation)
     assert "**" not in said
 
 
+def test_words_of_two_corpora_are_drawn(compared: Evaluation, tmp_path: Path) -> None:
+    table = Table("Words of b against a", ("word", "share in a", "share in b", "bits"), [("利率", 0.4, 0.0, 0.2)], True)
+    task = dataclasses.replace(compared.result.tasks[0], tables={"base": [table]})
+    write(dataclasses.replace(compared, result=dataclasses.replace(compared.result, tasks=[task])), tmp_path)
+    with Image.open(tmp_path / "words-1.png") as picture:
+        assert picture.width > 500
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+    assert "![The same as bars](words-1.png)" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert 'alt="The same as bars, the first rows" src="data:image/svg' in (tmp_path / "report.html").read_text("utf-8")
+
+
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     report = markdown(compared)
     assert "quiz: 20 of 120 rows stand in the training data. accuracy 21.7 %, on the 100 clean rows 22.0 %" in report
@@ -223,7 +234,7 @@ def test_the_picture_grows_with_the_metrics_and_stays_on_a_page() -> None:
 
 
 def test_a_name_that_no_font_has_is_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure, "_fonts", lambda: ["DejaVu Sans"])
+    monkeypatch.setattr(figure, "fonts", lambda: ["DejaVu Sans"])
     svg = (draw(evaluation(("基础", "costs $5 or $6")).result, "svg") or b"").decode()
     assert "<!-- model 1 -->" in svg
     assert "<!-- costs $5 or $6 -->" in svg

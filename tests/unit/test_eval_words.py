@@ -201,6 +201,9 @@ def test_prompts_are_continued_greedily_and_by_temperature() -> None:
     assert [r.temperature for r in (request, warm, hot) if isinstance(r, Generate)] == [0.0, 0.7, 1.0]
     sample = task.score(item("samples", text="x"), [Generated("a"), Generated("b"), Generated("c")])
     assert sample.shown == {"prompt": "x", "greedy": "a", "temperature 0.7": "b", "temperature 1": "c"}
+    (table,) = task.tables([sample])
+    assert table.head == ("prompt", "greedy", "temperature 0.7", "temperature 1")
+    assert table.rows == [("x", "a", "b", "c")]
 
 
 def test_samples_need_no_data() -> None:

@@ -65,7 +65,6 @@ def finish(this: Session, outcome: Outcome, stop: Stop, runtime: Runtime) -> Non
     stop.obeyed()  # also where the request came too late to matter: the next start must not stop at once
     if outcome.state == "finished":
         write_status(this.folder, "finished", outcome.step, outcome.reason, 0)
-        Console(stderr=True).print(f"Finished after step {outcome.step} ({outcome.reason}).")
         return
     reason = stop.reason or "another rank was asked to stop"
     write_status(this.folder, "preempted", outcome.step, reason, 0)

@@ -1,0 +1,45 @@
+"""A picture of a table of pairs of shares: two bars for each row, as for words in two corpora."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from typing import Any, Literal
+
+from eval.report.figure import BASELINE, OTHER, TITLE_WIDTH, drawable, fonts
+from eval.report.sheets import Sheet
+
+MOST_ROWS = 15
+WIDTH, ROW_HEIGHT, FRAME_HEIGHT, BAR = 7.0, 0.3, 1.3, 0.38  # inches; BAR in rows
+
+
+def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
+    """Columns 1 and 2 of the first rows (shares from 0 to 1), under the names in column 0."""
+    import matplotlib as mpl  # heavy
+    from matplotlib.figure import Figure
+
+    rows = sheet.rows[:MOST_ROWS]
+    style: Any = {"font.family": fonts(), "font.size": 10, "text.parse_math": False, "svg.hashsalt": "zerotune"}
+    picture = io.BytesIO()
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(WIDTH, FRAME_HEIGHT + ROW_HEIGHT * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for column, colour, shift in ((1, BASELINE, -BAR / 2), (2, OTHER, BAR / 2)):
+            places = [place + shift for place in range(len(rows))]
+            shares = [100 * (row[column].value or 0.0) for row in rows]
+            axes.barh(places, shares, height=BAR, color=colour, label=drawable(sheet.head[column], f"corpus {column}"))
+        axes.set_yticks(range(len(rows)), [drawable(row[0].text, f"word {k + 1}") for k, row in enumerate(rows)])
+        axes.invert_yaxis()
+        axes.set_xlabel("% of all words", fontsize=8, color="#4a4f57")
+        axes.set_title(textwrap.fill(drawable(sheet.title, ""), 2 * TITLE_WIDTH), fontsize=10, loc="left")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        figure.savefig(picture, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return picture.getvalue()
+
+
+def embedded(sheet: Sheet) -> str | None:
+    """The picture for a page, base64; None where the table has none."""
+    return base64.b64encode(draw_pairs(sheet, "svg")).decode() if sheet.pairs and sheet.rows else None
