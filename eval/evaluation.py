@@ -77,18 +77,24 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     notes = notes or Journal()
     samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
     seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
+    cut_short: dict[str, dict[str, list[str]]] = {task.name: {} for task in tasks}
     for checkpoint, head in [(c, head) for c in checkpoints for head in dict.fromkeys(task.head for task in tasks)]:
         speaker = Speaker(checkpoint, head, config, ranks, notes, digests[checkpoint.name])
         for job in jobs[checkpoint.name]:
             if job.task.head == head:
                 start = time.perf_counter()
                 task, name = job.task.name, checkpoint.name
-                samples[task][name] = _run(speaker, job, skipped[task])
+                samples[task][name], cut_short[task][name] = _run(speaker, job, skipped[task])
                 seconds[task][name] = round(time.perf_counter() - start, 3)
         del speaker
         gc.collect()  # before the next one is loaded: two at once may not fit
     results = [
-        _task_result(task, config, samples[task.name], _rows(items[task.name], skipped[task.name]), seconds[task.name])
+        dataclasses.replace(
+            _task_result(
+                task, config, samples[task.name], _rows(items[task.name], skipped[task.name]), seconds[task.name]
+            ),
+            cut_short={name: ids for name, ids in cut_short[task.name].items() if ids},
+        )
         for task in tasks
     ]
     if overlaps is not None:
@@ -187,24 +193,28 @@ def _check_template(checkpoint: Checkpoint, jobs: Sequence[Job], config: Config)
         checkpoint.require_template(used[0].template, config.template)
 
 
-def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> list[Sample]:
+def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[list[Sample], list[str]]:
+    """The samples, and the ids of rows that would have gone on, had the context had room."""
     asked = {k: requests for k, requests in enumerate(job.asked) if k not in skipped and not isinstance(requests, str)}
     answers: dict[int, list[Answer]] = {k: [] for k in asked}
+    cut_short: list[str] = []
     while asked:  # a round asks what the answers so far make possible: one round, where a task has no `follow`
         found = speaker.answers([request for own in asked.values() for request in own], job.task.name)
         for k, own in asked.items():
             answers[k] += [next(found) for _ in own]
-        asked = {k: more for k in asked if (more := _follow(job, k, answers[k]))}
-    return [job.task.score(job.items[k], own) for k, own in answers.items()]
+        more = {k: _follow(job, k, answers[k]) for k in asked}
+        cut_short += [job.items[k].id for k, requests in more.items() if requests is None]
+        asked = {k: requests for k, requests in more.items() if requests}
+    return [job.task.score(job.items[k], own) for k, own in answers.items()], cut_short
 
 
-def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request]:
-    """An item's next requests; none where they would be longer than the context."""
+def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request] | None:
+    """An item's next requests; None where they would be longer than the context."""
     if job.task.follow is None:
         return ()
     requests = job.task.follow(job.items[item], answers, job.prompter)
     fitting = _asked(requests, job.prompter.context_tokens) if requests else ()
-    return () if isinstance(fitting, str) else fitting
+    return None if isinstance(fitting, str) else fitting
 
 
 def _task_result(

@@ -128,6 +128,7 @@ class TaskResult:
 
     data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering. tables: model ->
     what its samples say beside the metrics. contamination: None where there was no training data to compare with.
+    cut_short: model -> ids of rows whose next turn, try or tool call the context had no room for.
     """
 
     name: str
@@ -139,6 +140,7 @@ class TaskResult:
     seconds: Mapping[str, float]
     tables: Mapping[str, Sequence[Table]] = field(default_factory=dict)
     contamination: Contamination | None = None
+    cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

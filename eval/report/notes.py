@@ -19,7 +19,13 @@ def warnings(result: Result) -> list[str]:
     """What changes the meaning of the answer, in a sentence each."""
     found = [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
-    return [*found, *(f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less)]
+    found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
+    return found + [
+        f"{task.name}, {model}: the context had no room for the next turn, try or tool call of "
+        f"{words.counted(len(ids), 'row')}"
+        for task in result.tasks
+        for model, ids in task.cut_short.items()
+    ]
 
 
 def _contaminated(task: TaskResult) -> str:

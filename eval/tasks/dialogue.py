@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 from eval.metrics.similarity import ALIKE, similarity
-from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Task
+from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Table, Task
 from eval.rows import BadExampleError, Example, Message, examples
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
 
+NO_ROOM = "(not asked: the context has no room for this turn)"
 REPEATED = 0.9  # an answer this similar to an earlier one says nothing new
 
 
@@ -45,12 +47,32 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         "consistency": len(new) / len(references),
     }
     questions = [example.messages[k - 1]["content"] for k in _turns(example)]
-    lines = zip(questions, said, references, alike, strict=False)
+    shown = [*said, *[NO_ROOM] * (len(references) - len(said))]
+    lines = zip(questions, shown, references, alike, strict=True)
     turns = [
         {"asked": question, "answer": text, "reference": wanted, "similarity": round(value, 4)}
         for question, text, wanted, value in lines
     ]
     return Sample(example.id, values, {"turns": turns}, {"subset": example.subset} if example.subset else {})
+
+
+def tables(samples: Sequence[Sample]) -> list[Table]:
+    """How well the first, the second ... turn is answered: whether a model loses the thread."""
+    turns: dict[int, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        for number, turn in enumerate(sample.shown["turns"], start=1):
+            turns.setdefault(number, []).append(turn)
+    rows = [
+        (
+            number,
+            len(found),
+            mean(turn["similarity"] for turn in found),
+            mean(float(turn["similarity"] > ALIKE) for turn in found),
+            sum(turn["answer"] == NO_ROOM for turn in found),
+        )
+        for number, found in sorted(turns.items())
+    ]
+    return [Table("By turn", ("turn", "dialogues", "similarity", f"share above {ALIKE}", "no room for it"), rows)]
 
 
 def _repeats(turn: int, earlier: int, said: Sequence[str], references: Sequence[str]) -> bool:
@@ -93,4 +115,5 @@ TASK = Task(
         SampleMetric("consistency", higher_is_better=True),
     ),
     follow=follow,
+    tables=tables,
 )

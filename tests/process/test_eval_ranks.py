@@ -19,13 +19,13 @@ def wording(text: str) -> str:
 
 
 def compared(value: Any, nearly: bool = False) -> Any:
-    """Without what differs by right; nearly: equal to what differs in fp32's last digits."""
+    """Without what differs by right; nearly: to 1e-5."""
     if isinstance(value, dict):
         kept = {k: inner for k, inner in value.items() if k not in ("seconds", "created", "ranks", "out")}
         return {k: compared(inner, nearly) for k, inner in kept.items()}
     if isinstance(value, list):
         return [compared(inner, nearly) for inner in value]
-    return pytest.approx(value, rel=1e-3, abs=1e-6) if nearly and isinstance(value, float) else value
+    return pytest.approx(value, rel=1e-5, abs=1e-5) if nearly and isinstance(value, float) else value
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ SHAPE: dict[str, Any] = {
     "models": [{"name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict}],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict,
-        "skipped": [{"id": str, "reason": str}], "tables": dict,
+        "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
             "clean": int, "metrics": list,
@@ -216,6 +216,20 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
     path.write_text(json.dumps(long))
     with pytest.raises(UserError, match="no row can be asked"):
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
+
+
+def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    short = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}] * 2
+    long = [*short[:2], {"role": "user", "content": " ".join(TEXT * 4)}, short[1]]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (short, long)))
+    found = run("--model", folders["before"], "--tasks", "dialogue", "--data", path, "--max_new_tokens", "2")
+    (task,) = found.result.tasks
+    assert (task.samples, task.skipped) == (2, [])
+    assert task.cut_short == {"before": [f"{path}:2"]}
+    assert "the context had no room for the next turn, try or tool call of 1 row" in markdown(found)
+    (turns,) = task.tables["before"]
+    assert [row[-1] for row in turns.rows] == [0, 1]
 
 
 def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path) -> None:

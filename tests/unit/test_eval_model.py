@@ -57,6 +57,30 @@ def test_scores_equal_the_plain_way_within_any_budget(family: tuple[str, Languag
         assert [(one.tokens, one.bytes) for one in scored] == [(len(r.continuation_ids), r.bytes) for r in SCORES]
 
 
+@pytest.mark.parametrize("shared", [0, 30], ids=["rows that share nothing", "rows that begin alike"])
+def test_cost_grows_linearly_with_rows(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, shared: int) -> None:
+    """Counted in token positions that go through the model; time would tell of the machine."""
+    run, positions = network.Network._states, 0
+
+    def counted(self: network.Network, ids_bt: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        nonlocal positions
+        positions += ids_bt.numel()
+        return run(self, ids_bt, **keywords)
+
+    monkeypatch.setattr(network.Network, "_states", counted)
+    draw = torch.Generator().manual_seed(0)
+    beginning = tuple(range(5, 5 + shared))
+    rows = torch.randint(5, VOCABULARY, (160, 20), generator=draw).tolist()
+    costs = {}
+    for count in (40, 80, 160):
+        positions = 0
+        answers(llama, [Score(beginning + tuple(row[:18]), tuple(row[18:]), 2) for row in rows[:count]], 512)
+        costs[count] = positions
+    assert costs[80] <= 2.1 * costs[40]
+    assert costs[160] <= 2.1 * costs[80]
+    assert costs[160] <= 160 * 20 * 1.3 + shared  # a beginning is computed once, not for each row
+
+
 def test_continuations_equal_greedy_search_by_hand_within_any_budget(family: tuple[str, LanguageModel]) -> None:
     _, model = family
     plain = [eval_families.plain_continuation(model.network.model, request) for request in GENERATES]

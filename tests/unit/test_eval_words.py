@@ -138,6 +138,12 @@ def test_a_dialogue_goes_on_from_what_the_model_said() -> None:
     cut_off = task.score(one, answers[:1]).values
     assert cut_off["turn_match"] == 0.0
     assert cut_off["consistency"] == pytest.approx(1 / 3)
+    assert task.tables is not None
+    (table,) = task.tables([task.score(one, answers), task.score(one, answers[:1])])
+    assert [row[0] for row in table.rows] == [1, 2, 3]
+    assert [row[1] for row in table.rows] == [2, 2, 2]
+    assert table.rows[2][3] == 0.5  # said once, and once there was no room
+    assert [row[4] for row in table.rows] == [0, 1, 1]
 
 
 def test_a_turn_may_repeat_what_the_reference_repeats() -> None:
