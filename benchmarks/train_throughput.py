@@ -128,17 +128,9 @@ class Bench:
         steps = [line for line in lines if "train/tokens" in line]
         speed = (steps[-1]["train/tokens"] - steps[0]["train/tokens"]) / (steps[-1]["time"] - steps[0]["time"])
         merged = self.folder / f"merged-{run.name}"
-        merge = [
-            sys.executable,
-            "-m",
-            "train.merge",
-            str(run),
-            str(merged),
-            "--checkpoint",
-            "last",
-            "--weights",
-            "float32",
-        ]
+        # Stored as TRL stores its own: bf16 would round small updates away.
+        merge = [sys.executable, "-m", "train.merge", str(run), str(merged), "--checkpoint", "last",
+                 "--weights", "float32"]  # fmt: skip
         subprocess.run(merge, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(run)
         loss = self.held_out_loss(merged, remove=True)

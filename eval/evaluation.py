@@ -89,11 +89,13 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
         del speaker
         gc.collect()  # before the next one is loaded: two at once may not fit
     results = [
-        dataclasses.replace(
-            _task_result(
-                task, config, samples[task.name], _rows(items[task.name], skipped[task.name]), seconds[task.name]
-            ),
-            cut_short={name: ids for name, ids in cut_short[task.name].items() if ids},
+        _task_result(
+            task,
+            config,
+            samples[task.name],
+            _rows(items[task.name], skipped[task.name]),
+            seconds[task.name],
+            cut_short[task.name],
         )
         for task in tasks
     ]
@@ -223,6 +225,7 @@ def _task_result(
     samples: Mapping[str, Sequence[Sample]],
     skipped: Sequence[Skipped],
     seconds: Mapping[str, float],
+    cut_short: Mapping[str, Sequence[str]],
 ) -> TaskResult:
     count = len(next(iter(samples.values())))
     return TaskResult(
@@ -234,6 +237,7 @@ def _task_result(
         metrics=compare(task.metrics, samples),
         tables={name: task.tables(own) for name, own in samples.items()} if task.tables else {},
         seconds=seconds,
+        cut_short={name: ids for name, ids in cut_short.items() if ids},
     )
 
 

@@ -13,6 +13,7 @@ from eval.result import MetricResult, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS, PANEL_WIDTH, LINE_HEIGHT, FRAME_HEIGHT = 2, 5.0, 0.34, 0.95  # inches
 MOST_PANELS = 24  # beyond, a picture is no help; the tables hold all
@@ -36,14 +37,7 @@ def draw(result: Result, form: Literal["png", "svg"] = "png") -> bytes | None:
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     size = (PANEL_WIDTH * columns, lines * (FRAME_HEIGHT + LINE_HEIGHT * len(result.models)))
-    style: Any = {  # matplotlib types its keys one by one
-        "font.family": fonts(),
-        "font.size": 10,
-        "text.parse_math": False,  # a name may hold a dollar
-        "svg.hashsalt": "zerotune",
-    }
-    picture = io.BytesIO()
-    with mpl.rc_context(style):
+    with mpl.rc_context(style()):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         names = [_name(place, model.name) for place, model in enumerate(result.models)]
@@ -51,7 +45,23 @@ def draw(result: Result, form: Literal["png", "svg"] = "png") -> bytes | None:
             _draw_panel(panel, title, metric, names)
         for unused in axes[len(panels) :]:
             unused.set_axis_off()
-        figure.savefig(picture, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+        return saved(figure, form)
+
+
+def style() -> Any:
+    """matplotlib's settings for every picture of a report."""
+    return {
+        "font.family": fonts(),
+        "font.size": 10,
+        "text.parse_math": False,  # a name may hold a dollar
+        "svg.hashsalt": "zerotune",
+    }
+
+
+def saved(figure: Figure, form: Literal["png", "svg"]) -> bytes:
+    """A drawn figure as a file's content, the same for the same figure."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
     return picture.getvalue()
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 import textwrap
-from typing import Any, Literal
+from typing import Literal
 
-from eval.report.figure import BASELINE, OTHER, TITLE_WIDTH, drawable, fonts
+from eval.report.figure import BASELINE, OTHER, TITLE_WIDTH, drawable, saved, style
 from eval.report.sheets import Sheet
 
 MOST_ROWS = 15
@@ -20,9 +19,7 @@ def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
     from matplotlib.figure import Figure
 
     rows = sheet.rows[:MOST_ROWS]
-    style: Any = {"font.family": fonts(), "font.size": 10, "text.parse_math": False, "svg.hashsalt": "zerotune"}
-    picture = io.BytesIO()
-    with mpl.rc_context(style):
+    with mpl.rc_context(style()):
         figure = Figure(figsize=(WIDTH, FRAME_HEIGHT + ROW_HEIGHT * len(rows)), layout="constrained")
         axes = figure.subplots()
         for column, colour, shift in ((1, BASELINE, -BAR / 2), (2, OTHER, BAR / 2)):
@@ -36,8 +33,7 @@ def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-        figure.savefig(picture, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
-    return picture.getvalue()
+        return saved(figure, form)
 
 
 def embedded(sheet: Sheet) -> str | None:

@@ -7,22 +7,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.masking import mask
+from eval.masking import mask_all
 from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Result
 
 
 def show(result: Result, console: Console | None = None) -> None:
-    """Print verdicts, warnings, and every metric with its interval."""
+    """Print verdicts, warnings, and every metric with its interval; no secret of the environment."""
+    result = mask_all(result)
     console = console or Console()
     for sentence in words.sentences(result):
-        before, verdict, after = (mask(part) for part in (sentence.before, sentence.verdict, sentence.after))
-        console.print(Text.assemble("- ", before, (verdict, "bold"), after))
+        console.print(Text.assemble("- ", sentence.before, (sentence.verdict, "bold"), sentence.after))
     if several := words.multiplicity(result):
-        console.print(Text(mask(several), style="dim"))
+        console.print(Text(several, style="dim"))
     for warning in notes.warnings(result):
-        console.print(Text.assemble(("Note: ", "bold"), mask(warning)))
+        console.print(Text.assemble(("Note: ", "bold"), warning))
     for sheet in (sheets.metrics(result), sheets.comparisons(result)):
         if sheet.rows:
             console.print(_table(sheet))
@@ -33,9 +33,9 @@ def _table(sheet: Sheet) -> Table:
     first, last, hidden = sheet.short()
     for place, name in enumerate(sheet.head):
         numbers = any(row[place].value is not None for row in sheet.rows)
-        table.add_column(Text(mask(name)), justify="right" if numbers else "left")
+        table.add_column(Text(name), justify="right" if numbers else "left")
     more = [[f"... {hidden} more in report.html"]] if hidden else []
     rows = [[cell.text for cell in row] for row in first] + more + [[cell.text for cell in row] for row in last]
     for row in rows:
-        table.add_row(*(Text(mask(text)) for text in row))
+        table.add_row(*(Text(text) for text in row))
     return table

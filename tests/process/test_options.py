@@ -120,6 +120,14 @@ def test_patience_ends_the_run_and_the_best_checkpoint_is_kept(place: Place) -> 
     assert said["reason"] == "no better loss in 3 validations"
 
 
+def test_an_unknown_metric_is_refused_before_anything_is_made(zygote: Zygote, tmp_path: Path) -> None:
+    words = arguments(tmp_path / "run", write_rows(tmp_path), validation__metric="f1")
+    processes = zygote.run(words, tmp_path / "log")
+    assert processes.codes == [64], processes.output
+    assert "validation.metric: causal_lm has no f1; it has loss, perplexity, exact_match" in processes.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_keep_best_only_the_last_are_kept(place: Place) -> None:
     options = {"validation__every_steps": 2, "checkpoint__every_steps": 2, "checkpoint__keep_last": 2}
     run = place.run("last", optim__learning_rate=0.0, checkpoint__keep_best="false", **options)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from eval.checkpoint import look
 from eval.config import Config, parse
 from eval.errors import CannotWriteError, UserError
 from eval.evaluation import evaluate
@@ -368,6 +369,9 @@ def test_weights_in_fewer_bits(rows: str, tmp_path: Path, quantization: str) -> 
     whole, fewer = (run(*command, "--quantization", bits).result.tasks[0].metrics[0] for bits in ("none", quantization))
     assert fewer.estimates[0].value != whole.estimates[0].value
     assert fewer.estimates[0].value == pytest.approx(whole.estimates[0].value, rel=0.1)
+    loaded: Any = look(str(tmp_path / "model"), "m").load("language", "fp32", quantization, torch.device("cpu"))
+    packs = [getattr(part, "support_avx512bf16_for_cpu", False) for part in loaded.network.model.modules()]
+    assert not any(packs)  # bitsandbytes would pack 4-bit weights anew there, and lose digits
 
 
 def test_quantization_without_bitsandbytes_is_one_message(

@@ -112,11 +112,15 @@ def test_new_tokens_keep_their_embeddings(bases, tmp_path, base):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantised_base_both_ways(bases, tmp_path, quantization):
+def test_quantised_base_both_ways(bases, tmp_path, quantization, monkeypatch, caplog):
+    monkeypatch.setattr("train.merge.steps.NOTABLE_KL", 0.0)
     trained = answers(finished_run(tmp_path / "run", bases["qwen2"], lora(quantization)))
     reports = {}
     for base in ("original", "dequantized"):
         reports[base] = merge(tmp_path / "run", tmp_path / base, MergeConfig(quantized_base=base))
+        warned = "--quantized_base dequantized" in caplog.text
+        assert warned == (base == "original")  # where it is the further one
+        caplog.clear()
         assert reports[base].comparison.max_difference <= 1e-4
         assert set(reports[base].divergence) == {"original", "dequantized"}
         assert "quantization_config" not in json.loads((tmp_path / base / "config.json").read_text())
