@@ -33,7 +33,7 @@ def _table(sheet: Sheet) -> Table:
     first, last, hidden = sheet.short()
     for place, name in enumerate(sheet.head):
         numbers = any(row[place].value is not None for row in sheet.rows)
-        table.add_column(Text(name), justify="right" if numbers else "left")
+        table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
     more = [[f"... {hidden} more in report.html"]] if hidden else []
     rows = [[cell.text for cell in row] for row in first] + more + [[cell.text for cell in row] for row in last]
     for row in rows:

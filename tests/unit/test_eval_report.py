@@ -140,6 +140,7 @@ def test_the_terminal_shows_the_answer_first_in_80_columns(compared: Evaluation)
     assert said.index("44 rows won") < said.index("Metrics")
     assert re.search(r"21\.7 % \[\d", " ".join(said.split()))  # an interval is no markup
     assert "**" not in said
+    assert "…" not in said  # long names go on in the next line
 
 
 def test_words_of_two_corpora_are_drawn(compared: Evaluation, tmp_path: Path) -> None:
