@@ -11,9 +11,11 @@ from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
-from eval.word_windows import Words, as_written
+from eval.word_windows import Words, glues_words, untruncated
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from eval.images import Images
 
 Ids = tuple[int, ...]
@@ -104,13 +106,7 @@ class Prompter:
         """A sentence that is split into words already, with the tokenizer's special tokens around it."""
         if not self.tokenizer.is_fast:
             raise UserError(f"{self.name}: only a fast tokenizer (tokenizer.json) tells which word a token belongs to")
-        given = as_written(words) if self._glues_words else list(words)
-        encoded = self.tokenizer(given, is_split_into_words=True, truncation=False, verbose=False)
-        ids, owners = tuple(encoded["input_ids"]), encoded.word_ids()
-        inside = [place for place, owner in enumerate(owners) if owner is not None]
-        begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
-        firsts = {owner: place - begin for place, owner in reversed(list(enumerate(owners))) if owner is not None}
-        return Words(ids[:begin], ids[begin:end], ids[end:], tuple(firsts.get(k) for k in range(len(words))))
+        return Words.encoded(self._plain_tokenizer, words, self._glues_words)
 
     def document(self, text: str) -> Passage:
         """A text. Its first token is scored only if the tokenizer puts a start token from which to predict it."""
@@ -208,11 +204,12 @@ class Prompter:
         return ""
 
     @cached_property
+    def _plain_tokenizer(self) -> Tokenizer:
+        return untruncated(self.tokenizer.backend_tokenizer)
+
+    @cached_property
     def _glues_words(self) -> bool:
-        """Whether given words come out of the tokenizer as if nothing stood between them, as byte-level ones do it."""
-        ids = self.tokenizer(["a", "b"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-        text: str = self.tokenizer.decode(ids)
-        return text.split() == ["ab"]
+        return glues_words(self._plain_tokenizer)
 
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

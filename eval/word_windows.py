@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Place = tuple[int, int]  # window, position in it
 # Chinese and Japanese characters and their punctuation, full-width forms: written without spaces between.
@@ -26,13 +30,30 @@ def as_written(words: Sequence[str]) -> list[str]:
 class Words:
     """before + ids + after is what a model reads; before and after are special tokens.
 
-    firsts: for each word the place in `ids` of its first sub-word; None where the tokenizer makes nothing of it.
+    owners: for each of `ids` the number of its word. count: of the words.
     """
 
     before: tuple[int, ...]
     ids: tuple[int, ...]
     after: tuple[int, ...]
-    firsts: tuple[int | None, ...]
+    owners: tuple[int, ...]
+    count: int
+
+    @property
+    def firsts(self) -> tuple[int | None, ...]:
+        """For each word the place in `ids` of its first sub-word; None where the tokenizer makes nothing of it."""
+        found = {owner: place for place, owner in reversed(list(enumerate(self.owners)))}
+        return tuple(found.get(word) for word in range(self.count))
+
+    @classmethod
+    def encoded(cls, tokenizer: Tokenizer, words: Sequence[str], glues: bool) -> Words:
+        """Given words as the tokenizer, with neither truncation nor padding, writes them. glues: see `glues_words`."""
+        encoding = tokenizer.encode(as_written(words) if glues else list(words), is_pretokenized=True)
+        ids, owners = tuple(encoding.ids), encoding.word_ids
+        inside = [place for place, owner in enumerate(owners) if owner is not None]
+        begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
+        known = tuple(-1 if owner is None else owner for owner in owners[begin:end])
+        return cls(ids[:begin], ids[begin:end], ids[end:], known, len(words))
 
     def windows(self, size: int | None) -> list[tuple[int, ...]]:
         """What the model reads, at most `size` tokens at a time; windows overlap by half."""
@@ -59,6 +80,10 @@ class Words:
 
         return [None if first is None else place(first) for first in self.firsts]
 
+    def starts(self, size: int | None) -> list[int]:
+        """The place in `ids` where each window begins."""
+        return self._starts(self._room(size))
+
     def _room(self, size: int | None) -> int:
         whole = max(len(self.ids), 1)
         return whole if size is None else min(whole, max(size - len(self.before) - len(self.after), 1))
@@ -66,3 +91,20 @@ class Words:
     def _starts(self, room: int) -> list[int]:
         last = len(self.ids) - room
         return [*range(0, last, max(room // 2, 1)), last] if last > 0 else [0] if self.ids else []
+
+
+def glues_words(tokenizer: Tokenizer) -> bool:
+    """Whether given words come out as if nothing stood between them, as byte-level tokenizers do it."""
+    ids = tokenizer.encode(["a", "b"], is_pretokenized=True, add_special_tokens=False).ids
+    text: str = tokenizer.decode(ids)
+    return text.split() == ["ab"]
+
+
+def untruncated(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer without the truncation and padding that a file or a caller may have left on it."""
+    if not (tokenizer.truncation or tokenizer.padding):
+        return tokenizer
+    plain: Tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return plain

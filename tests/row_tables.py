@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from train.data.batch import Shape
+from train.data.document import Document
 
 
 class Table:
@@ -22,6 +23,9 @@ class Table:
         ids = np.full(int(self.lengths_n[index]), 7, np.int32)
         ids[0] = 1000 + index
         return ids, ids.copy()
+
+    def documents(self, index):
+        return [Document.to_predict(*self.tokens(index))]
 
     def row_id(self, index):
         return f"rows.jsonl:{index + 1}"

@@ -70,7 +70,8 @@ class SourceConfig:
     Args:
         path: A JSON, JSONL, CSV, Parquet or text file, a folder or glob of them, or a hub data set.
         format: How a row is read: text (corpus), qa (question, answer), pr (prompt, response),
-            io (instruction, input, output), chat (messages or ShareGPT conversations).
+            io (instruction, input, output), chat (messages or ShareGPT conversations), labelled (sentence or text, or
+            sentence1 and sentence2, and label), tagged (tokens, tags), preference (prompt, chosen, rejected).
         columns: Our field name -> the column in this source, where they differ.
         weight: Passes over this source per epoch: 2 shows each row twice, 0.5 another half each epoch.
         fraction: Share of the rows that is used at all (drawn with the seed).
@@ -79,7 +80,7 @@ class SourceConfig:
     """
 
     path: str
-    format: Literal["text", "qa", "pr", "io", "chat"]
+    format: Literal["text", "qa", "pr", "io", "chat", "labelled", "tagged", "preference"]
     columns: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
     fraction: float = 1.0
@@ -119,6 +120,21 @@ class DataConfig:
     streaming_window_rows: int = 20_000
     cache_folder: str | None = None
     workers: int = 0
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The classes that are learned: by a head on the model, or as words (objective causal_lm, format labelled).
+
+    Args:
+        labels: Their names in the order of their numbers; by default all that the training data have, sorted, O first.
+        class_weights: balanced makes all classes count the same in the loss, however rare they are.
+        sub_words: Whether a word's class is learned at its first token, or at all of them. Read is always the first.
+    """
+
+    labels: list[str] = field(default_factory=list)
+    class_weights: Literal["none", "balanced"] = "none"
+    sub_words: Literal["first", "all"] = "first"
 
 
 @dataclass(frozen=True)
@@ -249,7 +265,8 @@ class ValidationConfig:
     Args:
         every_steps: Validate after this many steps; without it, after each epoch.
         at_start: Validate before the first step too: the `before` of the report.
-        metric: Chooses the best checkpoint: loss, or another name that the objective reports.
+        metric: Chooses the best checkpoint: loss, or another name that the objective reports. auto is the loss of
+            causal_lm, else f1, accuracy or pearson.
         patience: Stop after this many validations without a better one; 0 never does.
         max_rows: Use at most this many held-out rows; 0 means all.
         samples: Held-out prompts that are continued and shown in TensorBoard and the report.
@@ -259,7 +276,7 @@ class ValidationConfig:
 
     every_steps: int | None = None
     at_start: bool = True
-    metric: str = "loss"
+    metric: str = "auto"
     patience: int = 0
     max_rows: int = 0
     samples: int = 4
@@ -322,13 +339,17 @@ class Config:
     """A whole training run.
 
     Args:
-        objective: What is learned.
+        objective: What is learned: the next token; the class of each token, or of a sequence; a value (regression);
+            which of two answers is preferred (reward_model).
     """
 
-    objective: Literal["causal_lm"] = "causal_lm"
+    objective: Literal["causal_lm", "token_classification", "sequence_classification", "regression", "reward_model"] = (
+        "causal_lm"
+    )
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -37,13 +37,18 @@ def run(config: Config, stop: Stop) -> None:
     from train.tuning import TUNINGS, share_trained
 
     kind = OBJECTIVES[config.objective]
-    if config.validation.metric not in kind.lower_is_better:
+    metric = kind.judged_by if config.validation.metric == "auto" else config.validation.metric
+    if metric not in kind.lower_is_better:
         known = ", ".join(kind.lower_is_better)
-        raise UserError(f"validation.metric: {config.objective} has no {config.validation.metric}; it has {known}")
+        raise UserError(f"validation.metric: {config.objective} has no {metric}; it has {known}")
     runtime = Runtime(config.run.precision, config.optim.clip_norm)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=runtime.precision))
+    config = dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, precision=runtime.precision),
+        validation=dataclasses.replace(config.validation, metric=metric),
+    )
     with session(config, runtime, stop) as this:
-        tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model)
+        tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
         objective = kind(config, tuning, runtime)
         model = tuning.apply(objective.load_model())
         parameters = share_trained(model)

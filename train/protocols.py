@@ -111,11 +111,15 @@ class Objective(Protocol):
 
     terms: the names of the loss's terms. The loss is the sum over terms of (sum over everything) / (count over
         everything).
-    lower_is_better: for each validation metric that can choose the best checkpoint.
+    lower_is_better: for each validation metric that can choose the best checkpoint. judged_by: the one that does by
+        default.
+    model_use: peft's name for what the model is used for.
     """
 
     terms: tuple[str, ...]
     lower_is_better: Mapping[str, bool]
+    judged_by: str
+    model_use: str
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.ranks import Solo
 from tests.row_tables import Table, row_ids, shape, table
 from train.config import DurationConfig
-from train.data.batch import IGNORED, collate, epoch_steps, micro_batches, order, padding_share, rank_batches
+from train.data.batch import collate, epoch_steps, micro_batches, order, padding_share, rank_batches
+from train.data.document import IGNORED
 from train.data.steps import FixedSteps
 
 

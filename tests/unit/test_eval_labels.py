@@ -252,7 +252,8 @@ def test_windows_lose_no_word_and_give_each_the_most_context(
     ends = list(itertools.accumulate(lengths))
     firsts = tuple(None if n == 0 else end - n for end, n in zip(ends, lengths, strict=True))
     total = ends[-1]
-    words = Words((-1,) * before, tuple(range(total)), (-2,) * after, firsts)
+    owners = tuple(word for word, n in enumerate(lengths) for _ in range(n))
+    words = Words((-1,) * before, tuple(range(total)), (-2,) * after, owners, len(lengths))
     windows, places = words.windows(size), words.places(size)
     assert all(len(window) <= (size or math.inf) for window in windows)
     for first, place in zip(firsts, places, strict=True):

@@ -8,7 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.data_tools import shared_data, tokenizer
-from train.data.formats import FORMATS, Conversation, Fields, RowError
+from train.data.conversations import Conversation
+from train.data.fields import Fields, RowError
+from train.data.formats import FORMATS
 from train.data.templates import NAMED, render, resolve
 from train.errors import UserError
 

@@ -175,9 +175,10 @@ class TestRefusals:
         recipe.write_text("data:\n  train:\n    - path: a\n      format: qa\n    - path: b\n      fromat: qa\n")
         assert refusal(recipe) == "x.yaml:6: unknown key data.train[1].fromat; did you mean data.train[1].format?"
         recipe.write_text("data:\n  train:\n    - path: a\n")
-        assert refusal(recipe) == "x.yaml:3: data.train[0].format is missing: one of text, qa, pr, io, chat."
+        known = "text, qa, pr, io, chat, labelled, tagged, preference"
+        assert refusal(recipe) == f"x.yaml:3: data.train[0].format is missing: one of {known}."
         recipe.write_text("data:\n  train:\n    - {path: a, format: qb}\n")
-        message = "x.yaml:3: data.train[0].format: expected one of text, qa, pr, io, chat, got 'qb'."
+        message = f"x.yaml:3: data.train[0].format: expected one of {known}, got 'qb'."
         assert refusal(recipe) == message
 
     def test_files(self, recipe: Path, tmp_path: Path) -> None:
@@ -199,7 +200,8 @@ class TestRefusals:
             (["--run.seed"], "--run.seed needs a value."),
             (["x.jsonl"], "unexpected 'x.jsonl'; every value follows an option: --config FILE."),
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
-            (["--data.train.1.path", "b"], "data.train[1].format is missing: one of text, qa, pr, io, chat."),
+            (["--data.train.1.path", "b"], "data.train[1].format is missing: one of text, qa, pr, io, chat, "
+            "labelled, tagged, preference."),
         ],
     )
     def test_command_line(self, recipe: Path, options: list[str], message: str) -> None:

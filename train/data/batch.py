@@ -14,16 +14,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.data.document import Document, nothing
 from train.protocols import Batch
 
 Indices = NDArray[np.int64]
-IGNORED = -100
 POOL_STEPS = 64  # padded layout: rows are sorted by length inside a pool of this many steps
 
 
@@ -35,7 +35,7 @@ class Rows(Protocol):
     sources_n: NDArray[np.int16]
 
     def __len__(self) -> int: ...
-    def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
+    def documents(self, index: int) -> list[Document]: ...
     def row_id(self, index: int) -> str: ...
 
 
@@ -178,37 +178,26 @@ def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batc
     stay in step.
     """
     empty = not group
-    documents = [rows.tokens(i) for i in (group or [filler])]
-    targets = [_next_labels(labels, empty) for _, labels in documents]
-    learned = sum(int((target != IGNORED).sum()) for target in targets)
-    layout = _packed if shape.packed else _padded
-    inputs, targets_bt = layout([ids for ids, _ in documents], targets, shape.pad_token_id)
+    documents = [document for i in (group or [filler]) for document in rows.documents(i)]
+    if empty:
+        documents = [document.without_targets() for document in documents]
+    inputs, targets_bt = _packed(documents) if shape.packed else _padded(documents, shape.pad_token_id)
     return Batch(
         inputs=inputs,
         targets=targets_bt,
-        counts={"loss": float(learned)},
-        tokens=0 if empty else sum(len(ids) for ids, _ in documents),
+        counts={"loss": float(sum(document.learned for document in documents))},
+        tokens=0 if empty else sum(len(document.ids_t) for document in documents),
         slots=targets_bt.numel(),
         row_ids=tuple(rows.row_id(i) for i in group),
     )
 
 
-def _next_labels(labels_t: NDArray[np.int32], nothing: bool) -> NDArray[np.int32]:
-    """For each position the label of the token after it."""
-    targets_t = np.full(len(labels_t), IGNORED, np.int32)
-    if not nothing:
-        targets_t[:-1] = labels_t[1:]
-    return targets_t
-
-
-def _packed(
-    ids: list[NDArray[np.int32]], targets: list[NDArray[np.int32]], pad: int
-) -> tuple[dict[str, object], torch.Tensor]:
+def _packed(documents: Sequence[Document]) -> tuple[dict[str, object], torch.Tensor]:
     """All documents in one row, positions starting anew in each; attention reads the boundaries from cu_seq_lens."""
-    lengths = [len(x) for x in ids]
+    lengths = [len(document.ids_t) for document in documents]
     boundaries = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     inputs = {
-        "input_ids": _row(ids),
+        "input_ids": _row([document.ids_t for document in documents]),
         "position_ids": _row([np.arange(n, dtype=np.int32) for n in lengths]),
         "cu_seq_lens_q": boundaries,
         "cu_seq_lens_k": boundaries,
@@ -216,29 +205,41 @@ def _packed(
         "max_length_k": max(lengths),
         "use_cache": False,
     }
-    return inputs, _row(targets)
+    if any(document.second for document in documents):
+        inputs["token_type_ids"] = _row([_sentence_numbers(document) for document in documents])
+    return inputs, _row([document.targets_t for document in documents])
 
 
-def _row(parts: list[NDArray[np.int32]]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+def _row(parts: Sequence[NDArray[Any]]) -> torch.Tensor:
+    joined = np.concatenate(parts)
+    return torch.from_numpy(joined if joined.dtype.kind == "f" else joined.astype(np.int64))[None]
 
 
-def _padded(
-    ids: list[NDArray[np.int32]], targets: list[NDArray[np.int32]], pad: int
-) -> tuple[dict[str, object], torch.Tensor]:
+def _padded(documents: Sequence[Document], pad: int) -> tuple[dict[str, object], torch.Tensor]:
     """One document a row, padded on the right."""
-    width = max(len(x) for x in ids)
+    width = max(len(document.ids_t) for document in documents)
 
-    def table(parts: list[NDArray[np.int32]], fill: int) -> torch.Tensor:
-        table_bt = np.full((len(parts), width), fill, np.int64)
+    def table(parts: Sequence[NDArray[Any]], fill: float) -> torch.Tensor:
+        table_bt = np.full((len(parts), width), fill, np.float64 if parts[0].dtype.kind == "f" else np.int64)
         for b, part in enumerate(parts):
             table_bt[b, : len(part)] = part
         return torch.from_numpy(table_bt)
 
-    attention_mask_bt = table([np.ones(len(x), np.int32) for x in ids], 0)
-    return {"input_ids": table(ids, pad), "attention_mask": attention_mask_bt, "use_cache": False}, table(
-        targets, IGNORED
-    )
+    targets = [document.targets_t for document in documents]
+    inputs = {
+        "input_ids": table([document.ids_t for document in documents], pad),
+        "attention_mask": table([np.ones(len(document.ids_t), np.int32) for document in documents], 0),
+        "use_cache": False,
+    }
+    if any(document.second for document in documents):
+        inputs["token_type_ids"] = table([_sentence_numbers(document) for document in documents], 0)
+    return inputs, table(targets, nothing(targets[0]))
+
+
+def _sentence_numbers(document: Document) -> NDArray[np.int32]:
+    """0 for the tokens of the first sentence, 1 for those of the second."""
+    is_second_t = np.arange(len(document.ids_t)) >= (document.second or len(document.ids_t))
+    return is_second_t.astype(np.int32)
 
 
 def rank_batches(rows: Rows, step_n: Indices, shape: Shape, rank: int, ranks: int) -> list[Batch]:

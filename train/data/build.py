@@ -34,6 +34,7 @@ class Facts:
     problems: Problems = field(default_factory=Problems)
     cut: int = 0
     endless: int = 0
+    loose: int = 0
     unreadable: int = 0
 
     def add(self, chunk: Chunk) -> None:
@@ -46,15 +47,16 @@ class Facts:
         self.unreadable += chunk.unreadable
         self.cut += chunk.cut
         self.endless += chunk.endless
+        self.loose += chunk.loose
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"problems": self.problems.to_json(), "cut": self.cut, "endless": self.endless}
+        return {"problems": self.problems.to_json(), "cut": self.cut, "endless": self.endless, "loose": self.loose}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
         """What `to_json` gave."""
-        return cls(Problems.from_json(value["problems"]), value["cut"], value["endless"])
+        return cls(Problems.from_json(value["problems"]), value["cut"], value["endless"], value["loose"])
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from train.config import DataConfig
-from train.data.encoded import Encoded, Part
+from train.data.encoded import Encoded, GoldRows, Part
+from train.data.gold import TO_PREDICT, Reading
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
 from train.data.stream import StreamingCorpus, stream
@@ -15,7 +18,7 @@ from train.data.tables import load
 from train.errors import UserError
 from train.protocols import Ranks
 
-__all__ = ["Corpus", "Encoded", "StreamingCorpus", "prepare", "stream"]
+__all__ = ["Corpus", "Encoded", "GoldRows", "Reading", "StreamingCorpus", "prepare", "stream"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,13 @@ class Corpus:
     stop_ids: tuple[int, ...]
 
 
-def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corpus:
+def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading: Reading = TO_PREDICT) -> Corpus:
     """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
 
     Raises:
         UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
     """
-    setup = set_up(config, tokenizer)
+    setup = set_up(config, tokenizer, reading)
     train, lines = load(setup.train, config, seed, ranks)
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
     held, held_lines = load(setup.validation, config, seed, ranks)
@@ -58,7 +61,8 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corp
     for part in train:
         _check_weight(part, config.train[part.source].weight)
     weights = ",".join(str(source.weight) for source in config.train)
-    train_rows, held_rows = Encoded(train), Encoded(held) if held else None
+    form = partial(GoldRows, reading=reading, labels=_labels(train, reading)) if reading.has_gold else Encoded
+    train_rows, held_rows = form(train), form(held) if held else None
     parts = [train_rows.digest, held_rows.digest if held_rows else "", weights, setup.template_hash]
     return Corpus(
         train=train_rows,
@@ -69,6 +73,16 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Corp
         template_hash=setup.template_hash,
         stop_ids=setup.stop_ids,
     )
+
+
+def _labels(parts: Sequence[Part], reading: Reading) -> tuple[str, ...]:
+    """The classes of the recipe, or all that the training data have: O first, numbers in their order."""
+    if reading.labels_as == "values":
+        return ()
+    if reading.labels:
+        return reading.labels
+    found = {name for part in parts for name in part.table.manifest["labels"]}
+    return tuple(sorted(found, key=lambda name: (name != "O", int(name) if name.isdecimal() else -1, name)))
 
 
 def _check_weight(part: Part, weight: float) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.document import IGNORED, Document
+from train.data.gold import Reading
 from train.data.store import TokenTable
-
-IGNORED = -100
+from train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,76 @@ class Encoded:
         """(input_ids_t, labels_t) of a row: labels unshifted, -100 where nothing is learned, as at the first token."""
         part, place = self._find(row)
         ids_t, learned_t = part.table.tokens(place)
-        return ids_t, np.where(learned_t, ids_t, np.int32(IGNORED))
+        return ids_t, np.where(learned_t != 0, ids_t, np.int32(IGNORED))
+
+    def documents(self, row: int) -> list[Document]:
+        """The row, with the next token to be said at each."""
+        ids_t, labels_t = self.tokens(row)
+        return [Document.to_predict(ids_t, labels_t)]
 
     def row_id(self, row: int) -> str:
         """`file:line` where a row comes from."""
         part, place = self._find(row)
         file, line = part.table.place(place)
         return f"{part.names[file]}:{line}"
+
+
+class GoldRows(Encoded):
+    """Rows whose marked tokens have gold answers.
+
+    labels: the names of the classes by their numbers; empty where gold answers are values.
+
+    Raises:
+        UserError: A row has a label that is not one of `labels`.
+    """
+
+    def __init__(self, parts: Sequence[Part], labels: Sequence[str], reading: Reading) -> None:
+        super().__init__(parts)
+        self.second_n: NDArray[np.int32] = self._joined("second_n", np.int32)
+        self.labels, self.reading = tuple(labels), reading
+        numbers = {name: float(number) for number, name in enumerate(self.labels)}
+        self.numbers = [
+            np.array([numbers.get(name, np.nan) for name in part.table.manifest["labels"]]) for part in self.parts
+        ]
+        for part, known in zip(self.parts, self.numbers, strict=True):
+            if np.isnan(known).any():
+                _refuse_unknown(part, known, self.labels)
+
+    def gold(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """(mark of each mark, gold answer of each) of a row: class numbers, or values."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        part, place = self._find(row)
+        gold_g = part.table.gold(place)
+        marks_t = part.table.tokens(place)[1]
+        return marks_t[marks_t != 0], self.numbers[number][gold_g.astype(np.int64)] if self.labels else gold_g
+
+    def documents(self, row: int) -> list[Document]:
+        """The row's tokens, with its gold answers at the marked ones."""
+        part, place = self._find(row)
+        ids_t, marks_t = part.table.tokens(place)
+        targets_t = np.full(len(ids_t), np.nan)
+        targets_t[marks_t != 0] = self.gold(row)[1]
+        second = int(self.second_n[row])
+        if not self.reading.is_of_pairs:
+            return [Document(ids_t, targets_t, second)]
+        ends = np.flatnonzero(marks_t)[:-1] + 1
+        pieces = zip(np.split(ids_t, ends), np.split(targets_t, ends), strict=True)
+        return [Document(ids, targets, second) for ids, targets in pieces]
+
+    def where(self, row: int) -> tuple[int, int, int]:
+        """(part, file, line) that a row comes from; the windows of one sentence have the same."""
+        part, place = self._find(row)
+        return (self.parts.index(part), *part.table.place(place))
+
+
+def _refuse_unknown(part: Part, known: NDArray[np.float64], labels: Sequence[str]) -> None:
+    """Name the first row with a label that is none of `labels`, if one of the part's rows has it."""
+    for row in range(len(part)):
+        place = part.where(row)
+        for number in part.table.gold(place).astype(np.int64):
+            if np.isnan(known[number]):
+                file, line = part.table.place(place)
+                raise UserError(
+                    f"{part.names[file]}:{line}: label {part.table.manifest['labels'][number]!r} is in no row of the "
+                    f"training data, which has {', '.join(labels)}; list all of them in head.labels"
+                )

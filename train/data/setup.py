@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from eval.readers import Row
+from eval.word_windows import untruncated
 from train.config import DataConfig, SourceConfig
-from train.data.formats import FORMATS
+from train.data.gold import TO_PREDICT, Reading
 from train.data.sources import START, NumberedRow
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
 from train.data.tokenise import Encoder, Settings
 from train.errors import UserError
+
+SILENT = ("text", "labelled", "tagged")  # formats that no chat template writes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Setup:
-    """The sources with their settings, and the chat template (None where every source is a corpus)."""
+    """The sources with their settings, and the chat template (None where no source is a conversation)."""
 
     train: list[Spec]
     validation: list[Spec]
@@ -52,13 +53,13 @@ class Setup:
         return (int(learned[-1]),) if len(learned) and not chunk.endless else ()
 
 
-def set_up(config: DataConfig, tokenizer: Any) -> Setup:
+def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) -> Setup:
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
 
     Raises:
         UserError: A setting that cannot be meant, or a tokenizer or template that does not serve.
     """
-    _check(config)
+    _check(config, reading)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "model.tokenizer: this tokenizer cannot say which characters a token covers; use one with a tokenizer.json"
@@ -68,9 +69,9 @@ def set_up(config: DataConfig, tokenizer: Any) -> Setup:
         has_unknown = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
-    talks = any(source.format != "text" for source in sources)
+    talks = any(source.format not in SILENT for source in sources)
     template = resolve(config.chat_template, tokenizer) if talks else None
-    text = _serialised(tokenizer.backend_tokenizer)
+    text = str(untruncated(tokenizer.backend_tokenizer).to_str())
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None
 
@@ -90,6 +91,8 @@ def set_up(config: DataConfig, tokenizer: Any) -> Setup:
                     columns=source.columns,
                     system_prompt=config.system_prompt,
                     max_length=config.max_length_tokens,
+                    reading=reading,
+                    numbers_pairs="token_type_ids" in tokenizer.model_input_names,
                 ),
             )
             for number, source in enumerate(listed)
@@ -98,16 +101,7 @@ def set_up(config: DataConfig, tokenizer: Any) -> Setup:
     return Setup(specs("train", config.train), specs("validation", config.validation), template)
 
 
-def _serialised(backend: Tokenizer) -> str:
-    """The tokenizer as JSON, without the truncation and padding that a caller may have left on it."""
-    if backend.truncation or backend.padding:
-        backend = Tokenizer.from_str(backend.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-    return str(backend.to_str())
-
-
-def _check(config: DataConfig) -> None:
+def _check(config: DataConfig, reading: Reading) -> None:
     if not config.train:
         raise UserError("data.train names no source: give at least one {path, format}")
     if config.max_length_tokens < 2:
@@ -118,9 +112,10 @@ def _check(config: DataConfig) -> None:
         raise UserError(f"data.workers must be 0 (one per core) or more, not {config.workers}")
     for name, listed in (("train", config.train), ("validation", config.validation)):
         for number, source in enumerate(listed):
-            if source.format not in FORMATS:
+            if source.format not in reading.formats:
                 raise UserError(
-                    f"data.{name}[{number}].format: unknown `{source.format}`; known are {', '.join(FORMATS)}"
+                    f"data.{name}[{number}].format: this objective learns from {', '.join(reading.formats)}, not from"
+                    f" `{source.format}`"
                 )
             if not source.weight > 0:
                 raise UserError(f"data.{name}[{number}].weight must be above 0, not {source.weight}")

@@ -28,16 +28,18 @@ from train.data.tokenise import Chunk
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 8192, 4_000_000  # of one record batch
 PATIENCE_SECONDS = 5.0  # with a lock, before a line says what is waited for
-COLUMNS = ("file_n", "line_n", "number_n", "full_n", "prompt_n")
+COLUMNS = ("file_n", "line_n", "number_n", "full_n", "prompt_n", "second_n")
 SCHEMA = pa.schema(
     [
         ("ids", pa.large_list(pa.int32())),
         ("learned", pa.large_list(pa.uint8())),
+        ("gold", pa.large_list(pa.float64())),
         ("file_n", pa.int32()),
         ("line_n", pa.int64()),
         ("number_n", pa.int64()),
         ("full_n", pa.uint64()),
         ("prompt_n", pa.uint64()),
+        ("second_n", pa.int32()),
         ("learned_n", pa.int32()),
     ]
 )
@@ -51,11 +53,15 @@ class TableWriter:
         self.sink = pa.OSFile(str(self.path), "wb")
         self.writer = pa.ipc.new_file(self.sink, SCHEMA)
         self.waiting: list[Chunk] = []
-        self.hashes = [hashlib.sha256() for _ in range(3)]
+        self.hashes = [hashlib.sha256() for _ in range(5)]
+        self.labels: dict[str, int] = {}
         self.rows = self.tokens = self.learned = 0
 
     def append(self, chunk: Chunk) -> None:
         """The rows of one chunk after those before."""
+        if chunk.labels:
+            numbers = np.array([self.labels.setdefault(name, len(self.labels)) for name in chunk.labels], np.float64)
+            chunk.gold_g = numbers[chunk.gold_g.astype(np.int64)]
         self.waiting.append(chunk)
         rows = sum(len(c.lengths_n) for c in self.waiting)
         if rows >= ROWS_AT_ONCE or sum(len(c.ids_k) for c in self.waiting) >= TOKENS_AT_ONCE:
@@ -68,16 +74,22 @@ class TableWriter:
         ids_k = np.concatenate([c.ids_k for c in chunks])
         learned_k = np.concatenate([c.learned_k for c in chunks])
         lengths_n = np.concatenate([c.lengths_n for c in chunks])
+        gold_g = np.concatenate([c.gold_g for c in chunks])
+        golds_n = np.concatenate([c.golds_n for c in chunks])
         offsets = np.concatenate([[0], np.cumsum(lengths_n, dtype=np.int64)])
-        learned_n = np.add.reduceat(learned_k, offsets[:-1], dtype=np.int32)
-        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n), strict=True):
+        gold_offsets = np.concatenate([[0], np.cumsum(golds_n, dtype=np.int64)])
+        learned_n = np.add.reduceat(learned_k != 0, offsets[:-1], dtype=np.int32)
+        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n, gold_g, golds_n), strict=True):
             digest.update(array.tobytes())
         plain = [pa.array(np.concatenate([getattr(c, name) for c in chunks])) for name in COLUMNS]
-        lists = [pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (ids_k, learned_k)]
+        lists = [
+            pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
+            for ends, values in ((offsets, ids_k), (offsets, learned_k), (gold_offsets, gold_g))
+        ]
         self.writer.write_batch(pa.record_batch([*lists, *plain, pa.array(learned_n)], schema=SCHEMA))
         self.rows += len(lengths_n)
         self.tokens += len(ids_k)
-        self.learned += int(learned_k.sum(dtype=np.int64))
+        self.learned += int(learned_n.sum(dtype=np.int64))
 
     def close(self) -> dict[str, Any]:
         """Finish the file; what its manifest says about it. digest: sha256 over the tokens and what is learned."""
@@ -86,11 +98,13 @@ class TableWriter:
         self.sink.close()
         with self.path.open("rb") as handle:
             os.fsync(handle.fileno())
-        digest = hashlib.sha256(b"".join(part.digest() for part in self.hashes)).hexdigest()
+        names = json.dumps(list(self.labels), ensure_ascii=False).encode()
+        digest = hashlib.sha256(b"".join([*(part.digest() for part in self.hashes), names])).hexdigest()
         return {
             "table_rows": self.rows,
             "tokens": self.tokens,
             "learned": self.learned,
+            "labels": list(self.labels),
             "digest": digest,
             "size": self.path.stat().st_size,
             "crc32": _crc32(self.path),
@@ -106,6 +120,7 @@ class TokenTable:
         self.batches: Sequence[Any] = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self.starts_b = np.cumsum([0, *(len(batch) for batch in self.batches)], dtype=np.int64)
         self.lists = [(_list(batch, "ids"), _list(batch, "learned")[1]) for batch in self.batches]
+        self.golds = [_list(batch, "gold") for batch in self.batches]
 
     def __len__(self) -> int:
         return int(self.starts_b[-1])
@@ -119,17 +134,25 @@ class TokenTable:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """Token ids of row `index`, and 1 for each that is learned."""
-        batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1
+        """Token ids of row `index`, and for each how it is learned: 0 not at all."""
+        batch, row = self._find(index)
         (offsets, ids_k), learned_k = self.lists[batch]
-        row = index - int(self.starts_b[batch])
         start, end = int(offsets[row]), int(offsets[row + 1])
         return ids_k[start:end], learned_k[start:end]
 
+    def gold(self, index: int) -> NDArray[np.float64]:
+        """What is to be said at the marked tokens of row `index`; empty where a token is learned by the next one."""
+        batch, row = self._find(index)
+        offsets, gold_g = self.golds[batch]
+        return gold_g[int(offsets[row]) : int(offsets[row + 1])]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1
+        return batch, index - int(self.starts_b[batch])
+
     def place(self, index: int) -> tuple[int, int]:
         """Number of the file and the line that row `index` comes from."""
-        batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1
-        row = index - int(self.starts_b[batch])
+        batch, row = self._find(index)
         return self.batches[batch].column("file_n")[row].as_py(), self.batches[batch].column("line_n")[row].as_py()
 
 
@@ -140,7 +163,7 @@ def _list(batch: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _values(array: Any) -> NDArray[Any]:
     """As `array.to_numpy()`, which would import pandas: a third of a second before the first step."""
-    kind = np.dtype(str(array.type))
+    kind = np.dtype(array.type.to_pandas_dtype())
     start = array.offset * kind.itemsize
     return np.frombuffer(memoryview(array.buffers()[1])[start : start + len(array) * kind.itemsize], kind)
 

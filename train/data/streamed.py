@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from train.config import DurationConfig
 from train.data.batch import Indices, Rows, Shape, order, rank_batches, stream_steps
+from train.data.document import Document
 from train.protocols import Batch, Plan, Ranks
 
 log = logging.getLogger(__name__)
@@ -51,10 +52,10 @@ class Joined:
         rows, chosen_n = self.parts[part]
         return rows, int(chosen_n[index - self.starts[part]])
 
-    def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def documents(self, index: int) -> list[Document]:
         """As `Rows`."""
         rows, row = self._find(index)
-        return rows.tokens(row)
+        return rows.documents(row)
 
     def row_id(self, index: int) -> str:
         """As `Rows`."""

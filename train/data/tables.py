@@ -22,7 +22,7 @@ from train.data.together import share, together
 from train.errors import UserError
 from train.protocols import Ranks
 
-ENCODER_VERSION = 1  # raise it when the same rows and settings become other tokens
+ENCODER_VERSION = 2  # raise it when the same rows and settings become other tokens
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,16 @@ def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
         said.append(skipped_line(facts.problems, names))
     if facts.cut:
         one = facts.cut == 1
-        goes_on = "text goes on in further rows" if one else "texts go on in further rows"
-        what = goes_on if spec.config.format == "text" else "row is cut" if one else "rows are cut"
+        goes_on = "goes on in further rows" if one else "go on in further rows"
+        is_cut = "row is cut" if one else "rows are cut"
+        long = {"text": f"text{'s' * (not one)} {goes_on}", "tagged": f"sentence{'s' * (not one)} {goes_on}"}
+        what = long.get(spec.config.format, is_cut)
         said.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
+    if facts.loose:
+        said.append(
+            f"{facts.loose:,} entities begin with I- or E- (IOB1, or broken IOB2): the tags are learned as they stand,"
+            " and each of these begins an entity, as conlleval and seqeval have it"
+        )
     if facts.endless:
         said.append(
             f"WARNING: {facts.endless:,} answers do not end with a special token, so the model does not learn to stop:"

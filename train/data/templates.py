@@ -13,7 +13,8 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
-from train.data.formats import Conversation, RowError, tool_calls
+from train.data.conversations import Conversation, tool_calls
+from train.data.fields import RowError
 from train.errors import UserError
 
 FOLDER = Path(__file__).with_name("chat_templates")

@@ -9,7 +9,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from eval.readers import BadRow, Row
-from train.data.formats import FORMATS, Conversation, Fields, RowError
+from train.data.conversations import Conversation
+from train.data.fields import Fields, RowError
+from train.data.formats import FORMATS, Example
+from train.data.gold import TO_PREDICT, GoldEncoder, Reading
+from train.data.labelled import Labelled, Tagged
+from train.data.preference import Preference
 from train.data.sources import NumberedRow
 from train.data.templates import ChatTemplate, Span, render
 from train.errors import UserError
@@ -29,6 +34,7 @@ class Settings:
 
     tokenizer: the tokenizer's own JSON, without truncation and padding. marks: ids of added (special) tokens.
     bos, eos: what a corpus text begins and ends with; None leaves it out.
+    numbers_pairs: whether the tokenizer tells the second of two sentences from the first (token_type_ids).
     """
 
     tokenizer: str
@@ -40,20 +46,24 @@ class Settings:
     columns: Mapping[str, str]
     system_prompt: str | None
     max_length: int
+    reading: Reading = TO_PREDICT
+    numbers_pairs: bool = False
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON, short; equal settings give equal tokens."""
         corpus = self.format == "text"
+        golden = {**vars(self.reading), "numbers_pairs": self.numbers_pairs} if self.format in GOLDEN else None
         return {
             "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
-            "bos": self.bos if corpus else None,
-            "eos": self.eos if corpus else None,
+            "bos": self.bos if corpus or golden else None,
+            "eos": self.eos if corpus or golden else None,
             "template": None if corpus or self.template is None else self.template.hash,
             "special_tokens": None if corpus or self.template is None else dict(self.template.special_tokens),
             "format": self.format,
             "columns": dict(self.columns),
             "system_prompt": None if corpus else self.system_prompt,
             "max_length": self.max_length,
+            "golden": golden,
         }
 
 
@@ -66,6 +76,9 @@ class Chunk:
     rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
     before tokenisation, `missing` of those lack a field, and the first of these has these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
+    gold_g, golds_n: what is to be said at the marked tokens of the rows, one after another, and how many of each row;
+    the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
+    loose: entities that begin with I- or E-.
     """
 
     ids_k: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -76,9 +89,14 @@ class Chunk:
     number_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     full_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     prompt_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    gold_g: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    golds_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    second_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    labels: list[str] = field(default_factory=list)
     rows: int = 0
     cut: int = 0
     endless: int = 0
+    loose: int = 0
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
     unreadable: int = 0
     missing: int = 0
@@ -92,6 +110,12 @@ class _Piece:
     position: int
     ids_t: NDArray[np.int32]
     learned_t: NDArray[np.uint8]
+    gold: tuple[str | float, ...] = ()
+    second: int = 0
+
+
+GOLDEN = ("labelled", "tagged", "preference")  # formats whose rows hold what is to be said of them
+Usable = tuple[NumberedRow, Row, Example]
 
 
 @lru_cache(maxsize=1)
@@ -106,6 +130,10 @@ class Encoder:
         self.settings = settings
         self.tokenizer = _tokenizer(settings.tokenizer)
 
+    @cached_property
+    def _encode_golden(self) -> GoldEncoder:
+        return GoldEncoder(self.tokenizer, self.settings)
+
     def chunk(self, rows: Sequence[NumberedRow], only_check: bool = False) -> Chunk:
         """The rows as tokens; those that cannot be used stand in `bad`.
 
@@ -113,7 +141,7 @@ class Encoder:
             UserError: The chat template cannot be learned from.
         """
         out = Chunk(rows=len(rows))
-        usable: list[tuple[NumberedRow, Row, Conversation | str]] = []
+        usable: list[Usable] = []
         for row in rows:
             if isinstance(row.item, BadRow):
                 out.bad.append((row.file, row.item))
@@ -125,11 +153,14 @@ class Encoder:
         out.unreadable = len(out.bad)
         if only_check:
             return out
-        texts = self.settings.format == "text"
-        pieces = list(self._documents(usable, out) if texts else self._conversations(usable, out))
+        if self.settings.format in GOLDEN:
+            pieces = list(self._golden(usable, out))
+        else:
+            texts = self.settings.format == "text"
+            pieces = list(self._documents(usable, out) if texts else self._conversations(usable, out))
         return _filled(out, usable, pieces)
 
-    def _read(self, row: Row) -> Conversation | str:
+    def _read(self, row: Row) -> Example:
         read = FORMATS[self.settings.format].read
         example = read(Fields(row.value, self.settings.columns))
         system = self.settings.system_prompt
@@ -137,14 +168,14 @@ class Encoder:
             return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
         return example
 
-    def _documents(self, usable: Sequence[tuple[NumberedRow, Row, Any]], out: Chunk) -> Iterator[_Piece]:
+    def _documents(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         """Each text, its end, and where it is longer than the limit the rest of it in further rows.
 
         A row repeats the last token of the one before it: what stands first in a row cannot be predicted, and so every
         token after the first is learned exactly once.
         """
         settings, limit = self.settings, self.settings.max_length
-        encodings = self.tokenizer.encode_batch_fast([text for _, _, text in usable], add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast([str(text) for _, _, text in usable], add_special_tokens=False)
         for position, ((row, read, _), encoding) in enumerate(zip(usable, encodings, strict=True)):
             ids = list(encoding.ids)
             if settings.bos is not None and ids[:1] != [settings.bos]:
@@ -162,11 +193,12 @@ class Encoder:
                 learned_t[0] = 0
                 yield _Piece(position, window_t, learned_t)
 
-    def _conversations(self, usable: Sequence[tuple[NumberedRow, Row, Any]], out: Chunk) -> Iterator[_Piece]:
+    def _conversations(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         limit = self.settings.max_length
         rendered: list[tuple[int, str, list[Span]]] = []
         for position, (row, read, conversation) in enumerate(usable):
             assert self.settings.template is not None
+            assert isinstance(conversation, Conversation)
             try:
                 rendered.append((position, *render(self.settings.template, conversation)))
             except RowError as error:
@@ -189,6 +221,21 @@ class Encoder:
                 out.endless += int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
                 out.cut += len(ids_t) > limit
                 yield _Piece(position, ids_t[:limit], learned_t[:limit])
+
+    def _golden(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
+        for position, (row, read, example) in enumerate(usable):
+            assert isinstance(example, (Labelled, Tagged, Preference))
+            try:
+                golden = self._encode_golden(example)
+            except RowError as error:
+                _refuse(out, row, read, error)
+                continue
+            except UserError as error:
+                raise UserError(f"{read.file}:{read.line}: {error}") from None
+            out.cut += golden.cut
+            out.loose += example.loose if isinstance(example, Tagged) else 0
+            for ids_t, marks_t, gold in golden.windows:
+                yield _Piece(position, ids_t, marks_t, gold, golden.second)
 
 
 def _shortage(learned_t: NDArray[np.uint8], limit: int) -> str:
@@ -219,9 +266,7 @@ def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.u
     return learned_t
 
 
-def _filled(
-    out: Chunk, usable: Sequence[tuple[NumberedRow, Row, Conversation | str]], pieces: Sequence[_Piece]
-) -> Chunk:
+def _filled(out: Chunk, usable: Sequence[Usable], pieces: Sequence[_Piece]) -> Chunk:
     out.bad.sort(key=lambda entry: (entry[0], entry[1].line))
     if not pieces:
         return out
@@ -234,12 +279,25 @@ def _filled(
     out.number_n = np.array([usable[piece.position][0].number for piece in pieces], np.int64)
     out.full_n = np.array([hashes[piece.position][0] for piece in pieces], np.uint64)
     out.prompt_n = np.array([hashes[piece.position][1] for piece in pieces], np.uint64)
+    out.second_n = np.array([piece.second for piece in pieces], np.int32)
+    out.golds_n = np.array([len(piece.gold) for piece in pieces], np.int32)
+    gold = [value for piece in pieces for value in piece.gold]
+    out.labels = list(dict.fromkeys(value for value in gold if isinstance(value, str)))
+    numbers = {name: float(number) for number, name in enumerate(out.labels)}
+    out.gold_g = np.array([numbers[value] if isinstance(value, str) else value for value in gold], np.float64)
     return out
 
 
-def _hashes(example: Conversation | str) -> tuple[int, int]:
+def _hashes(example: Example) -> tuple[int, int]:
+    """Of all that a row says, and of what is asked in it."""
     if isinstance(example, str):
         return content_hash([example]), 0
+    if isinstance(example, Labelled):
+        return content_hash([*example.sentences, str(example.label)]), content_hash(example.sentences)
+    if isinstance(example, Tagged):
+        return content_hash([*example.words, *map(str, example.tags)]), content_hash(example.words)
+    if isinstance(example, Preference):
+        return content_hash([str(example.chosen), str(example.rejected)]), 0
     said = [(message["role"], str(message["content"])) for message in example.messages if message["role"] != "system"]
     last = max(index for index, (role, _) in enumerate(said) if role == "assistant")
     return content_hash([text for _, text in said]), content_hash([text for _, text in said[:last]])

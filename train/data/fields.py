@@ -1,0 +1,58 @@
+"""The fields of a row under our names, checked as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.readers import type_name
+
+
+class RowError(Exception):
+    """Why a row cannot be used. What stands before the first colon is the kind of the reason.
+
+    missing: the row lacks a field that its format requires.
+    """
+
+    def __init__(self, reason: str, missing: bool = False) -> None:
+        super().__init__(reason)
+        self.missing = missing
+
+
+class Fields:
+    """The fields of one row under our names, checked as they are asked for; every error is a RowError."""
+
+    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+        self.value, self.columns = value, columns
+
+    def has(self, name: str) -> bool:
+        """Whether an optional field is there and says something."""
+        value = self.value.get(self.columns.get(name, name))
+        return value is not None and value != "" and value != []
+
+    def get(self, name: str) -> Any:
+        """A required field, never null."""
+        column = self.columns.get(name, name)
+        if column not in self.value:
+            raise RowError(f"field `{column}` is missing", missing=True)
+        if self.value[column] is None:
+            raise RowError(f"field `{column}` is null")
+        return self.value[column]
+
+    def text(self, name: str) -> str:
+        """A required field that is text and not only white space."""
+        return checked_text(self.get(name), f"field `{self.columns.get(name, name)}`")
+
+
+def checked_text(value: Any, name: str) -> str:
+    """`value` if it is text with something in it that UTF-8 can carry."""
+    if not isinstance(value, str):
+        raise RowError(f"{name} is not text: it is {type_name(value)}")
+    if not value or value.isspace():
+        raise RowError(f"{name} is empty")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(f"{name} holds half a surrogate pair: \\u{ord(value[error.start]):04x}") from None
+    return value

@@ -1,0 +1,57 @@
+"""Pairs of answers of which one was preferred, as TRL and LLaMA-Factory write them.
+
+chosen, rejected      texts behind `prompt` (a text), or behind nothing
+                      lists of messages behind `prompt` (a list of messages), or whole conversations
+                      one message each behind `conversations`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eval.readers import type_name
+from train.data.conversations import Conversation, message_in
+from train.data.fields import Fields, RowError, checked_text
+
+Side = str | Conversation
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Both answers with what stands before them."""
+
+    chosen: Side
+    rejected: Side
+
+
+def read_preference(fields: Fields) -> Preference:
+    """Two different sides of the same kind."""
+    chosen, rejected = (_side(fields, name) for name in ("chosen", "rejected"))
+    if type(chosen) is not type(rejected):
+        raise RowError("chosen and rejected differ in kind: one is text, the other messages")
+    if chosen == rejected:
+        raise RowError("nothing to learn: chosen and rejected are the same")
+    return Preference(chosen, rejected)
+
+
+def _side(fields: Fields, name: str) -> Side:
+    value = fields.get(name)
+    if isinstance(value, str):
+        prompt = fields.text("prompt") if fields.has("prompt") else ""
+        return prompt + checked_text(value, f"field `{name}`")
+    said = [value] if isinstance(value, Mapping) else value
+    before = "conversations" if fields.has("conversations") else "prompt"
+    messages = _messages(fields.get(before) if fields.has(before) else [], before) + _messages(said, name)
+    if messages[-1]["role"] != "assistant":
+        raise RowError(f"field `{name}` does not end with a turn of the assistant")
+    if fields.has("system") and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": fields.text("system")})
+    return Conversation(messages)
+
+
+def _messages(value: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)):
+        raise RowError(f"field `{name}` is neither text nor messages: it is {type_name(value)}")
+    return [message_in(entry, f"{name}[{index}]") for index, entry in enumerate(value)]

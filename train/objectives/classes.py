@@ -1,0 +1,40 @@
+"""The loss of classes, and weights that let rare classes count.
+
+Shape suffixes: n marks, c classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from train.config import HeadConfig
+    from train.data.encode import GoldRows
+
+
+class ClassLoss:
+    """Cross entropy, summed; each mark counts by the weight of its gold class."""
+
+    def __init__(self, config: HeadConfig, rows: GoldRows) -> None:
+        count_c = torch.from_numpy(_counts(rows)) if config.class_weights == "balanced" else None
+        balanced_c = None if count_c is None else count_c.sum() / (len(count_c) * count_c.clamp(min=1))
+        self.weight_c: Tensor | None = None if balanced_c is None else balanced_c.float()
+
+    def __call__(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
+        """-sum of weight[gold] * log softmax(outputs)[gold]."""
+        weight_c = None if self.weight_c is None else self.weight_c.to(outputs_nc.device)
+        return F.cross_entropy(outputs_nc, gold_n.long(), weight_c, reduction="sum")
+
+    def weight(self, gold_n: Tensor) -> float:
+        """Sum of weight[gold]."""
+        return float(len(gold_n)) if self.weight_c is None else float(self.weight_c[gold_n.long().cpu()].double().sum())
+
+
+def _counts(rows: GoldRows) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    gold = np.concatenate([rows.gold(row)[1] for row in range(len(rows))]).astype(np.int64)
+    return np.bincount(gold, minlength=len(rows.labels)).astype(np.float64)

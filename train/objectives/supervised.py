@@ -1,0 +1,135 @@
+"""What all objectives that learn from rows have in common: the data, the steps, and how the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from train.config import Config
+from train.data.batch import Rows, Shape, collate, micro_batches
+from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
+from train.data.steps import FixedSteps, Steps
+from train.data.streamed import StreamedSteps
+from train.errors import UserError
+from train.models import attention
+from train.models.digest import model_digest
+from train.models.load import fit_vocabulary, load_model, load_tokenizer, skeleton
+from train.protocols import Batch, Plan, Ranks, Tuning
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Supervised:
+    """Steps through rows.
+
+    model_class: the Auto class of transformers that loads the model.
+    """
+
+    model_class: ClassVar[Any]
+    terms: tuple[str, ...] = ("loss",)
+
+    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, reading: Reading) -> None:
+        self.config, self.tuning, self.ranks, self.reading = config, tuning, ranks, reading
+        self.tokenizer: Any = load_tokenizer(config.model)
+        data, seed = config.data, config.run.seed
+        self.corpus: Corpus | StreamingCorpus
+        self.source: Steps
+        if data.streaming:
+            self.corpus = stream(data, self.tokenizer, seed, ranks)
+            self.shape = self._shape()
+            self.source = StreamedSteps(self.corpus.windows, self.shape, seed, config.duration, ranks)
+        else:
+            self.corpus = prepare(data, self.tokenizer, seed, ranks, reading)
+            self.shape = self._shape()
+            weights = [source.weight for source in data.train]
+            self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
+        self.model_digest = model_digest(config.model.path, config.model.revision)
+
+    @property
+    def plan(self) -> Plan:
+        """Of the data's steps."""
+        return self.source.plan
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Data, model and chat template."""
+        return {
+            "data_digest": self.corpus.digest,
+            "data_lines": list(self.corpus.lines),
+            "rows_left_out": self.corpus.rows_left_out,
+            "model": {"path": self.config.model.path, "digest": self.model_digest},
+            "template_hash": self.corpus.template_hash,
+        }
+
+    @property
+    def held_out(self) -> Rows | None:
+        """The validation rows."""
+        rows: Rows | None = self.corpus.validation
+        return rows
+
+    def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
+        """Micro-batches of each optimizer step."""
+        return self.source.walk(start_step)
+
+    def save_assets(self, folder: Path) -> None:
+        """The tokenizer with the chat template in use."""
+        self.tokenizer.save_pretrained(folder)
+
+    def can_pack(self, model: nn.Module) -> bool:
+        """Whether rows may share one sequence in this model (on the meta device)."""
+        return attention.can_pack(model)
+
+    def load(self, options: Mapping[str, Any], new: Sequence[str] = ()) -> Any:
+        """The pretrained (or new) model with a row for every token; see `train.models.load.load_model`."""
+        config, frozen = self.config.model, FROZEN[self.config.run.precision]
+        auto = torch.float32 if self.config.tuning.kind == "full" else frozen
+        attention.register()
+        model: Any = load_model(
+            self.model_class,
+            config,
+            dtype=auto if config.weights == "auto" else DTYPES[config.weights],
+            attention=attention.implementation(config.attention, self.shape.packed, self.ranks.device, frozen),
+            options={**self.tuning.load_options(frozen), **options},
+            seed=self.config.run.seed,
+            new=new,
+        )
+        fit_vocabulary(model, self.tokenizer, self.config.run.seed)
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def held_out_batches(self, rows: Rows, limit: int) -> Iterator[tuple[list[int], Batch]]:
+        """This rank's share of the first `limit` rows (0: all), as (rows, micro-batch); equally many on every rank."""
+        indices = np.arange(min(len(rows), limit or len(rows)))
+        groups = micro_batches(indices, rows.lengths_n, self.shape, self.ranks.count)
+        for group in groups[self.ranks.index :: self.ranks.count]:
+            yield group, collate(rows, group, self.shape, filler=0).to(self.ranks.device)
+
+    def _packed(self) -> bool:
+        """Whether several rows share one sequence: where asked for, or where tuning and model allow it."""
+        layout = self.config.batch.layout
+        if layout == "padded" or not self.tuning.can_pack:
+            return False
+        possible = self.can_pack(skeleton(self.model_class, self.config.model))
+        if layout == "packed" and not possible:
+            raise UserError(
+                "batch.layout: rows packed into one sequence would see each other in this model; use padded"
+            )
+        return possible
+
+    def _shape(self) -> Shape:
+        batch, pad = self.config.batch, self.tokenizer.pad_token_id
+        return Shape(
+            packed=self._packed(),
+            tokens_per_step=batch.tokens_per_step,
+            tokens_per_micro_batch=batch.tokens_per_micro_batch,
+            longest_row=self.config.data.max_length_tokens,
+            shuffle=batch.shuffle,
+            pad_token_id=0 if pad is None else int(pad),
+        )
