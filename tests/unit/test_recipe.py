@@ -200,8 +200,10 @@ class TestRefusals:
             (["--run.seed"], "--run.seed needs a value."),
             (["x.jsonl"], "unexpected 'x.jsonl'; every value follows an option: --config FILE."),
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
-            (["--data.train.1.path", "b"], "data.train[1].format is missing: one of text, qa, pr, io, chat, "
-            "labelled, tagged, preference."),
+            (
+                ["--data.train.1.path", "b"],
+                "data.train[1].format is missing: one of text, qa, pr, io, chat, labelled, tagged, preference.",
+            ),
         ],
     )
     def test_command_line(self, recipe: Path, options: list[str], message: str) -> None:

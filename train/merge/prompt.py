@@ -37,7 +37,7 @@ class Extended:
 
     def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
         assert base is not None
-        self.base, self.used = base, {VECTORS}
+        self.base, self.used, self.trained = base, {VECTORS}, source.trained
         self.prompt_nh = source.trained[VECTORS].float()
         self.ids = source.prompt_ids
         modules = {id(module): name for name, module in skeleton.named_modules()}
@@ -53,6 +53,12 @@ class Extended:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
+        module, _, leaf = name.rpartition(".")
+        part, dot, inside = module.partition(".")
+        saved = f"base_model.{part}.modules_to_save.default.{inside}{dot}{leaf}"  # a head, trained in full
+        if saved in self.trained:
+            self.used.add(saved)
+            return self.trained[saved].float()
         tensor = self.base.get(name).float()
         if name == self.entry:
             entry_vh = _grown(tensor, self.rows, torch.zeros(1))
@@ -100,6 +106,7 @@ def _with_start(old: Any, names: list[str], ids: list[int]) -> Any:
     if old is not None:
         described = json.loads(old.__getstate__())
     steps: list[dict[str, Any]] = described["processors"] if described["type"] == "Sequence" else [described]
+    steps[:] = [template_of(step) if step["type"] == "BertProcessing" else step for step in steps]
     if any(step["type"] not in ("ByteLevel", "TemplateProcessing") for step in steps):
         raise UserError(f"merge: a prompt cannot be put before the texts of a tokenizer with {described['type']}")
     template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
@@ -113,6 +120,20 @@ def _with_start(old: Any, names: list[str], ids: list[int]) -> Any:
     joined = processors.Sequence([])
     joined.__setstate__(json.dumps({"type": "Sequence", "processors": steps}).encode())
     return joined
+
+
+def template_of(step: dict[str, Any]) -> dict[str, Any]:
+    """BertProcessing as the template that it stands for."""
+    from tokenizers import processors
+
+    (sep, sep_id), (start, start_id) = step["sep"], step["cls"]
+    made = processors.TemplateProcessing(
+        single=f"{start} $A {sep}",
+        pair=f"{start} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(start, start_id), (sep, sep_id)],
+    )
+    described: dict[str, Any] = json.loads(made.__getstate__())
+    return described
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

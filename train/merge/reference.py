@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 from train.config import TuningConfig
 from train.errors import UserError
 from train.merge.base import dequantized
-from train.merge.source import Source
+from train.merge.source import Source, new_parts
 from train.models.load import load_model
 from train.tuning import TUNINGS
 
@@ -68,7 +68,7 @@ def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
     described.get_text_config().vocab_size = source.base_rows
     options = {**tuning.load_options(dtype), "config": described} if source.model.init == "pretrained" else {}
     model: Any = load_model(
-        source.model_class, source.model, dtype, None, options, source.config.run.seed, config.lora.modules_to_save
+        source.model_class, source.model, dtype, None, options, source.config.run.seed, new_parts(source)
     )
     if rows > source.base_rows:
         model.resize_token_embeddings(rows, mean_resizing=False)  # the new rows are replaced

@@ -20,6 +20,7 @@ from train.engine.state import trained_weights
 from train.errors import UserError
 from train.models.digest import model_digest
 from train.models.folder import read_config, resolve
+from train.models.load import head_parts
 
 # peft's names for what a model is used for, by how transformers ends the names of its classes
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
@@ -123,6 +124,15 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
         described.tie_word_embeddings = described.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
     return Source(run, folder, step, config, described, rows or text_rows(described), trained, facts)
+
+
+def new_parts(source: Source) -> list[str]:
+    """Modules that the base's files need not hold: those that training made anew, and saved."""
+    if source.task == "CAUSAL_LM":
+        return source.tuning.lora.modules_to_save
+    with torch.device("meta"):
+        empty = source.model_class._from_config(source.described, dtype=torch.float32)
+    return [*source.tuning.lora.modules_to_save, *head_parts(empty)]
 
 
 def text_rows(config: Any) -> int:

@@ -26,7 +26,7 @@ from train.merge.draft import draft_of, refuse_foreign
 from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
 from train.merge.reference import POSITIONS, logits, probe, take_over_quantized, trained_model
 from train.merge.report import MergeReport
-from train.merge.source import Source, open_source, text_rows
+from train.merge.source import Source, new_parts, open_source, text_rows
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.folder import read_config, read_json
@@ -133,12 +133,12 @@ class _Merge:
         if source.model.init == "random":
             fresh = load_model(source.model_class, source.model, torch.float32, seed=source.config.run.seed)
             return ModelWeights(fresh), None
-        files = None if converts(skeleton) else from_files(source.base, skeleton, source.tuning.lora.modules_to_save)
+        new = new_parts(source)
+        files = None if converts(skeleton) else from_files(source.base, skeleton, new)
         if files is None:
             described = copy.deepcopy(source.described)
             described.get_text_config().vocab_size = source.base_rows
             options = {"config": described}
-            new = source.tuning.lora.modules_to_save
             model = load_model(source.model_class, source.model, self.weights, None, options, new=new)
             return ModelWeights(model if quantized is None else quantized), model
         self._follow_ties(files, skeleton)

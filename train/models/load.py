@@ -130,6 +130,12 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
     return model
 
 
+def head_parts(model: PreTrainedModel) -> list[str]:
+    """The parts with weights that a model has beside its body: of a classifier, its head."""
+    parts = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+    return [name for name, part in parts.items() if next(part.parameters(), None) is not None]
+
+
 def _fresh(
     kind: Any, folder: Path, described: Any, config: ModelConfig, dtype: torch.dtype, options: dict[str, Any], seed: int
 ) -> PreTrainedModel:

@@ -20,11 +20,11 @@ from train.data.batch import collate
 from train.data.encode import Corpus, GoldRows, Reading
 from train.errors import UserError
 from train.models import class_head
-from train.models.load import skeleton
+from train.models.load import head_parts, skeleton
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
 
-ALWAYS_NEW = ("pooler",)  # of an encoder's body: a checkpoint of a masked language model has none
+POOLER = "pooler"  # of an encoder's body: a checkpoint of a masked language model may have none
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ class Head(Supervised):
         options: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
         if self.problem:
             options["problem_type"] = self.problem
-        model = self.load(options, new=(*_own_parts(self.model_class, self.config), *ALWAYS_NEW))
+        new = head_parts(skeleton(self.model_class, self.config.model))
+        if self.config.tuning.kind == "full":
+            new.append(POOLER)
+        model = self.load(options, new)
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         model.config.pad_token_id = self.tokenizer.pad_token_id
         class_head.install(model)
@@ -186,9 +189,3 @@ class SequenceHead(Head):
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Once for each document."""
         return class_head.sequence_outputs(model, batch.inputs, batch.targets)
-
-
-def _own_parts(model_class: Any, config: Config) -> list[str]:
-    """The parts of the model that are not its body: the head's modules."""
-    empty = skeleton(model_class, config.model)
-    return [name for name, _ in empty.named_children() if name != empty.base_model_prefix]

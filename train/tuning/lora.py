@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from eval.quantization import keep_layout
 from train.config import ModelConfig, TuningConfig
 from train.errors import UserError
-from train.models.load import seeded
+from train.models.load import head_parts, seeded
 from train.tuning.describe import write_description
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Lora:
 
         lora = self.config.lora
         saved = list(lora.modules_to_save)
+        head = head_parts(model) if self.task != "CAUSAL_LM" else []
+        saved += [name for name in head if name not in saved]
         if getattr(model, "resized_from_tokens", None) is not None:
             embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
             saved += [name for name in map(_last_name(model), embeddings) if name and name not in saved]
@@ -112,6 +114,7 @@ class Lora:
             lora_alpha=lora.alpha,  # declared int, only ever divided
             lora_dropout=lora.dropout,
             target_modules=targets,
+            exclude_modules=head or None,
             bias=lora.bias,
             use_rslora=lora.rslora,
             use_dora=lora.dora,
