@@ -5,7 +5,7 @@ Shape suffixes: b rows, t positions, c classes, d width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,9 @@ class TokenClassifier:
         """See eval.runner.Model."""
         return _in_batches(requests, Tag, budget, self._tagged)
 
-    def _tagged(self, rows: Sequence[Sequence[int]]) -> list[Answer]:
-        ids_bt, mask_bt = _padded(self._model, rows)
-        classes_bt = self._model(input_ids=ids_bt, attention_mask=mask_bt).logits.argmax(-1).tolist()
-        return [Tagged(tuple(own[: len(row)])) for own, row in zip(classes_bt, rows, strict=True)]
+    def _tagged(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+        classes_bt = self._model(**_padded(self._model, rows)).logits.argmax(-1).tolist()
+        return [Tagged(tuple(own[: row.slots])) for own, row in zip(classes_bt, rows, strict=True)]
 
 
 class SequenceClassifier:
@@ -41,18 +40,18 @@ class SequenceClassifier:
         """See eval.runner.Model."""
         return _in_batches(requests, Classify, budget, self._classified)
 
-    def _classified(self, rows: Sequence[Sequence[int]]) -> list[Answer]:
-        ids_bt, mask_bt = _padded(self._model, rows)
+    def _classified(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+        inputs = _padded(self._model, rows)
         if _pad_id(self._model) is None and hasattr(self._model, "score"):
-            logits_bc = self._last(ids_bt, mask_bt)
+            logits_bc = self._last(inputs)
         else:
-            logits_bc = self._model(input_ids=ids_bt, attention_mask=mask_bt).logits
+            logits_bc = self._model(**inputs).logits
         return [Classified(tuple(own)) for own in logits_bc.double().tolist()]
 
-    def _last(self, ids_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    def _last(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """What a causal model says after the last token; without a pad token transformers' heads take only one row."""
-        states_btd = self._model.base_model(input_ids=ids_bt, attention_mask=mask_bt).last_hidden_state
-        last_b = mask_bt.sum(-1) - 1
+        states_btd = self._model.base_model(**inputs).last_hidden_state
+        last_b = inputs["attention_mask"].sum(-1) - 1
         logits_bc: Tensor = self._model.score(states_btd[torch.arange(len(last_b), device=last_b.device), last_b])
         return logits_bc
 
@@ -61,24 +60,32 @@ def _in_batches(
     requests: Sequence[Request],
     kind: type[Tag] | type[Classify],
     budget: Budget,
-    answer: Callable[[Sequence[Sequence[int]]], list[Answer]],
+    answer: Callable[[Sequence[Tag | Classify]], list[Answer]],
 ) -> Iterator[tuple[int, Answer]]:
-    asked = [(k, request.prefix_ids) for k, request in enumerate(requests) if isinstance(request, kind)]
+    asked = [(k, request) for k, request in enumerate(requests) if isinstance(request, kind)]
 
     @torch.inference_mode()
-    def run(batch: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, Answer]]:
-        return list(zip([k for k, _ in batch], answer([ids for _, ids in batch]), strict=True))
+    def run(batch: list[tuple[int, Tag | Classify]]) -> list[tuple[int, Answer]]:
+        return list(zip([k for k, _ in batch], answer([request for _, request in batch]), strict=True))
 
-    for answered in in_batches(asked, lambda row: len(row[1]), budget, run):
+    for answered in in_batches(asked, lambda row: row[1].slots, budget, run):
         yield from answered
 
 
-def _padded(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Tokens and their mask."""
-    width, pad = max(map(len, rows)), _pad_id(model) or 0
-    ids = [[*row, *[pad] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+def _padded(model: Any, rows: Sequence[Tag | Classify]) -> dict[str, Tensor]:
+    """Tokens and their mask; which tokens are of a second sentence, where a row says where it begins."""
+    width, pad = max(row.slots for row in rows), _pad_id(model) or 0
+    seconds = [row.second if isinstance(row, Classify) else 0 for row in rows]
+    columns = {
+        "input_ids": [[*row.prefix_ids, *[pad] * (width - row.slots)] for row in rows],
+        "attention_mask": [[1] * row.slots + [0] * (width - row.slots) for row in rows],
+    }
+    if any(seconds):
+        columns["token_type_ids"] = [
+            [int(0 < second <= place < row.slots) for place in range(width)]
+            for row, second in zip(rows, seconds, strict=True)
+        ]
+    return {name: torch.tensor(column, device=model.device) for name, column in columns.items()}
 
 
 def _pad_id(model: Any) -> int | None:

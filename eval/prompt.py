@@ -93,14 +93,13 @@ class Prompter:
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         return [self._answer(messages[:k], messages[k]) for k in turns]
 
-    def sequence(self, sentences: Sequence[str]) -> Ids:
-        """One sentence or two as a classification head reads them, with the tokenizer's special tokens."""
+    def sequence(self, sentences: Sequence[str]) -> tuple[Ids, int]:
+        """One sentence or two as a classification head reads them, with the tokenizer's special tokens; and where the
+        second begins, if the tokenizer numbers them (token_type_ids), else 0.
+        """
         encoded = self.tokenizer(*sentences, truncation=False, verbose=False)
-        if any(encoded.get("token_type_ids") or ()):
-            raise UserError(
-                f"{self.name}: it numbers the two sentences of a pair (token_type_ids); this is not supported"
-            )
-        return tuple(encoded["input_ids"])
+        numbers = list(encoded.get("token_type_ids") or ())
+        return tuple(encoded["input_ids"]), numbers.index(1) if 1 in numbers else 0
 
     def words(self, words: Sequence[str]) -> Words:
         """A sentence that is split into words already, with the tokenizer's special tokens around it."""

@@ -85,9 +85,13 @@ class Tag:
 
 @dataclass(frozen=True)
 class Classify:
-    """Which class has `prefix_ids` as a whole? For checkpoints with a sequence-classification head."""
+    """Which class has `prefix_ids` as a whole? For checkpoints with a sequence-classification head.
+
+    second: where the second of two sentences begins, for models that want to know (token_type_ids); 0: nowhere.
+    """
 
     prefix_ids: tuple[int, ...]
+    second: int = 0
 
     @property
     def slots(self) -> int:

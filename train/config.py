@@ -130,11 +130,13 @@ class HeadConfig:
         labels: Their names in the order of their numbers; by default all that the training data have, sorted, O first.
         class_weights: balanced makes all classes count the same in the loss, however rare they are.
         sub_words: Whether a word's class is learned at its first token, or at all of them. Read is always the first.
+        dropout: Before the head; by default what the model's own config says, often 0.1.
     """
 
     labels: list[str] = field(default_factory=list)
     class_weights: Literal["none", "balanced"] = "none"
     sub_words: Literal["first", "all"] = "first"
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
 
 def ask(item: Sequenced | Valued, prompter: Prompter) -> Sequence[Request]:
     """The whole at once."""
-    return [Classify(prompter.sequence(item.sentences))]
+    return [Classify(*prompter.sequence(item.sentences))]
 
 
 def score(item: Sequenced, answers: Sequence[Answer]) -> Sample:

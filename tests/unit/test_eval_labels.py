@@ -22,11 +22,13 @@ from sklearn import metrics as sklearn
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModel
 
+from eval.budget import Budget
 from eval.checkpoint import Checkpoint
 from eval.compare import value
 from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import evaluate, prepare, read_items
+from eval.heads import SequenceClassifier
 from eval.label_prompt import label_prompt
 from eval.metrics.entities import Counts, count_by_type, entities
 from eval.metrics.labels import UNREADABLE, first_label, macro_f1, mcc, pearson, rmse
@@ -484,13 +486,33 @@ def test_special_tokens_stand_around_every_window(letters_are_tokens: None) -> N
     assert words.places(8) == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6)]
 
 
-def test_a_pair_whose_sentences_are_numbered_is_refused() -> None:
+def test_where_the_second_sentence_begins_is_told_to_models_that_number_them() -> None:
     made = framed_prompter()
-    assert len(made.sequence(["a"])) == 3
+    assert len(made.sequence(["a"])[0]) == 3
+    ids, second = made.sequence(["a", "b"])
+    assert second == 0
     made.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    assert len(made.sequence(["a"])) == 3
-    with pytest.raises(UserError, match="numbers the two sentences of a pair"):
-        made.sequence(["a", "b"])
+    assert made.sequence(["a"])[1] == 0
+    again, second = made.sequence(["a", "b"])
+    assert again == ids
+    assert made.tokenizer.decode(ids[second]) == "b"
+
+
+def test_a_model_that_numbers_sentences_gets_the_numbers_whatever_the_batch() -> None:
+    """Equal to transformers' own tokenizer call for each pair alone."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForSequenceClassification(BertConfig(vocab_size=50, initializer_range=1.0, **sizes)).eval()
+    rows = [((5, 6, 7, 8, 9, 10), 3), ((11, 12, 13), 1), ((14, 15, 16, 17), 0)]
+    asked = [Classify(ids, second) for ids, second in rows]
+    found = dict(SequenceClassifier(model).answers(asked, Budget(100, 100, 100)))
+    for k, (ids, second) in enumerate(rows):
+        numbers = torch.tensor([[int(0 < second <= place) for place in range(len(ids))]])
+        alone = model(input_ids=torch.tensor([ids]), token_type_ids=numbers).logits[0]
+        assert found[k].logits == pytest.approx(alone.tolist(), abs=1e-6)
+        assert second == 0 or not torch.allclose(alone, model(input_ids=torch.tensor([ids])).logits[0], atol=1e-4)
 
 
 def test_a_language_model_is_asked_for_labels(tmp_path: Path) -> None:

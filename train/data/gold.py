@@ -80,6 +80,8 @@ class Settings(Protocol):
     @property
     def eos(self) -> int | None: ...
     @property
+    def pad(self) -> int | None: ...
+    @property
     def template(self) -> ChatTemplate | None: ...
     @property
     def max_length(self) -> int: ...
@@ -131,7 +133,7 @@ class GoldEncoder:
         """A sentence, or two, with the tokenizer's special tokens; the last token is marked."""
         first, second_text = (*row.sentences, None)[:2]
         encoding = self._truncating.encode(first, second_text)
-        ids_t = np.array(encoding.ids, np.int32)
+        ids_t = np.array(self._unpadded(encoding.ids), np.int32)
         if not len(ids_t):
             raise RowError("nothing to learn: the tokenizer makes nothing of this text")
         marks_t = np.zeros(len(ids_t), np.uint8)
@@ -180,12 +182,21 @@ class GoldEncoder:
 
     def _side(self, side: Side) -> list[int]:
         if isinstance(side, str):
-            start = [] if self.settings.bos is None else [self.settings.bos]
-            return [*start, *self._plain(side), *([] if self.settings.eos is None else [self.settings.eos])]
+            ids = list(self.tokenizer.encode(side).ids)
+            end = self.settings.eos
+            return self._unpadded(ids if end is None or ids[-1:] == [end] else [*ids, end])
         if self.settings.template is None:
             raise RowError("messages need a chat template: set data.chat_template")
         text, _ = render(self.settings.template, side)
-        return self._plain(text)
+        return self._unpadded(self._plain(text))
+
+    def _unpadded(self, ids: list[int]) -> list[int]:
+        """Without padding tokens at the end. Many models pad with their end token, and transformers' heads read at the
+        last token that is no padding: there it must be learned.
+        """
+        while ids and ids[-1] == self.settings.pad:
+            ids = ids[:-1]
+        return ids
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -92,6 +92,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) ->
                     system_prompt=config.system_prompt,
                     max_length=config.max_length_tokens,
                     reading=reading,
+                    pad=tokenizer.pad_token_id,
                     numbers_pairs="token_type_ids" in tokenizer.model_input_names,
                 ),
             )

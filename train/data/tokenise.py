@@ -48,11 +48,16 @@ class Settings:
     max_length: int
     reading: Reading = TO_PREDICT
     numbers_pairs: bool = False
+    pad: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON, short; equal settings give equal tokens."""
         corpus = self.format == "text"
-        golden = {**vars(self.reading), "numbers_pairs": self.numbers_pairs} if self.format in GOLDEN else None
+        golden = (
+            {**vars(self.reading), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
+            if self.format in GOLDEN
+            else None
+        )
         return {
             "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
             "bos": self.bos if corpus or golden else None,

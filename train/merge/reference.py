@@ -66,7 +66,8 @@ def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
     described = copy.deepcopy(source.described)
     rows = described.get_text_config().vocab_size
     described.get_text_config().vocab_size = source.base_rows
-    options = {**tuning.load_options(dtype), "config": described} if source.model.init == "pretrained" else {}
+    given = {**tuning.load_options(dtype), "config": described}
+    options = given if source.model.init == "pretrained" else source.head_options
     model: Any = load_model(
         source.model_class, source.model, dtype, None, options, source.config.run.seed, new_parts(source)
     )

@@ -73,6 +73,12 @@ class Source:
         return next((task for ending, task in TASKS.items() if name.endswith(ending)), "CAUSAL_LM")
 
     @property
+    def head_options(self) -> dict[str, Any]:
+        """What a new model's config must be told of the head that training put on it."""
+        names = ("id2label", "label2id") if self.task != "CAUSAL_LM" else ()
+        return {name: getattr(self.described, name) for name in names}
+
+    @property
     def model_class(self) -> Any:
         """The class of the model that was trained."""
         name = self.described.architectures[0]

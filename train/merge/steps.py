@@ -131,15 +131,15 @@ class _Merge:
         if source.tuning.kind == "full":
             return None, trained_model(source, self.weights) if converts(skeleton) else None
         if source.model.init == "random":
-            fresh = load_model(source.model_class, source.model, torch.float32, seed=source.config.run.seed)
+            seed, options = source.config.run.seed, source.head_options
+            fresh = load_model(source.model_class, source.model, torch.float32, None, options, seed)
             return ModelWeights(fresh), None
         new = new_parts(source)
         files = None if converts(skeleton) else from_files(source.base, skeleton, new)
         if files is None:
             described = copy.deepcopy(source.described)
             described.get_text_config().vocab_size = source.base_rows
-            options = {"config": described}
-            model = load_model(source.model_class, source.model, self.weights, None, options, new=new)
+            model = load_model(source.model_class, source.model, self.weights, None, {"config": described}, new=new)
             return ModelWeights(model if quantized is None else quantized), model
         self._follow_ties(files, skeleton)
         return (ModelWeights(quantized) if quantized is not None else files), None

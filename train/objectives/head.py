@@ -82,6 +82,8 @@ class Head(Supervised):
         """The pretrained body with a head whose outputs have names; it starts from the seed."""
         names = dict(enumerate(self.output_names()))
         options: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        if self.config.head.dropout is not None:
+            options["classifier_dropout"] = self.config.head.dropout
         if self.problem:
             options["problem_type"] = self.problem
         new = head_parts(skeleton(self.model_class, self.config.model))
