@@ -198,6 +198,104 @@ def _sharegpt(turns: Iterable[tuple[str, str]]) -> dict[str, list[dict[str, str]
     return {"conversations": [message for pair in said for message in pair]}
 
 
+# Entities by kind, and sentences with places for them.
+ENTITIES = {
+    "en": {
+        "protein": ["NF-kappa B", "IL-2", "CD28", "interleukin 4", "c-Fos"],
+        "cell_type": ["T cells", "human monocytes", "B lymphocytes", "macrophages"],
+        "DNA": ["IL-2 promoter", "c-myc gene", "kappa B site"],
+    },
+    "zh": {"protein": ["白 介素 2", "干扰素"], "cell_type": ["T 细胞", "巨噬细胞"], "DNA": ["启动子", "癌 基因"]},
+}
+FINDINGS = {
+    "en": [
+        "{protein} binds to the {DNA} in {cell_type} .",
+        "Expression of the {DNA} depends on {protein} and {protein} .",
+        "We found no {protein} in resting {cell_type} .",
+        "In {cell_type} , {protein} was induced within two hours .",
+        "These results were seen twice .",
+    ],
+    "zh": ["{protein} 在 {cell_type} 中 结合 {DNA} 。", "{cell_type} 表达 {protein} 。", "结果 如 下 。"],
+}
+
+
+def tagged(rng: random.Random, language: str, count: int) -> list[list[tuple[str, str]]]:
+    """Sentences as (word, IOB2 tag)."""
+    sentences = []
+    for _ in range(count):
+        words: list[tuple[str, str]] = []
+        for part in rng.choice(FINDINGS[language]).split():
+            kind = part.strip("{}")
+            if kind == part:
+                words.append((part, "O"))
+                continue
+            entity = rng.choice(ENTITIES[language][kind]).split()
+            words += [(word, f"{'I' if place else 'B'}-{kind}") for place, word in enumerate(entity)]
+        sentences.append(words)
+    return sentences
+
+
+def iob2(sentences: Iterable[list[tuple[str, str]]]) -> str:
+    """A word and its tag a line, a blank line after each sentence."""
+    return "".join("".join(f"{word}\t{tag}\n" for word, tag in words) + "\n" for words in sentences)
+
+
+NEWS = {
+    "positive": [
+        "Sales of {} rose by {} percent.",
+        "{} doubled its profit to {} million euros.",
+        "{}的利润增长了百分之{}。",
+    ],
+    "negative": ["Sales of {} fell by {} percent.", "{} will cut {} jobs.", "{}的订单减少了百分之{}。"],
+    "neutral": ["{} has {} offices.", "The annual meeting of {} begins on day {}.", "{}有{}名员工。"],
+}
+COMPANIES = ["Northmill", "Alder and Sons", "Bluewater", "南山机械", "东湖食品"]
+
+
+def sentiments() -> list[dict[str, str]]:
+    """Every headline with its sentiment."""
+    return [
+        {"sentence": text.format(company, number), "label": label}
+        for label, texts in NEWS.items()
+        for text, company, number in itertools.product(texts, COMPANIES, (3, 12, 40))
+    ]
+
+
+ALIKE = [
+    ("{0} opened a shop in {1}.", "In {1}, {0} opened a shop."),
+    ("{0} moved to {1} last year.", "Last year {0} went to live in {1}."),
+    ("{0} was born in {1}.", "{1} is where {0} was born."),
+    ("{0}去年搬到了{1}。", "去年，{0}搬去{1}住了。"),
+]
+
+
+def paraphrases(rng: random.Random) -> list[dict[str, str]]:
+    """Pairs of sentences that say the same, or almost."""
+    rows = []
+    for (one, other), name in itertools.product(ALIKE, ["Ben", "Mia", "Anna", "Tom", "小明"]):
+        place, elsewhere = rng.sample(["Lisbon", "Oslo", "Kyoto", "上海"], 2)
+        for same in (True, False):
+            second = other.format(name, place if same else elsewhere)
+            label = "equivalent" if same else "not equivalent"
+            rows.append({"sentence1": one.format(name, place), "sentence2": second, "label": label})
+    return rows
+
+
+def preferences() -> list[dict[str, object]]:
+    """Two answers to a question, the kinder one chosen."""
+    kind = ["Of course. {} is easy once you have seen it; let us begin.", "With pleasure! First a word on {}."]
+    rude = ["Look up {} yourself.", "{}? I do not care."]
+    topics = ["long division", "baking bread", "the tides", "chess openings", "tying knots", "水循环", "二次方程"]
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"Can you explain {topic} to me?"}],
+            "chosen": [{"role": "assistant", "content": good.format(topic)}],
+            "rejected": [{"role": "assistant", "content": bad.format(topic)}],
+        }
+        for topic, good, bad in itertools.product(topics, kind, rude)
+    ]
+
+
 def jsonl(rows: Iterable[object]) -> str:
     """One JSON object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -210,6 +308,11 @@ def table(rows: list[dict[str, str]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def shuffled(rng: random.Random, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same rows in another order."""
+    return rng.sample(rows, len(rows))
 
 
 def files() -> dict[str, str]:
@@ -228,6 +331,10 @@ def files() -> dict[str, str]:
         "pr.csv": table(prompts()),
         "io.json": json.dumps(instructions(rng), ensure_ascii=False, indent=1) + "\n",
         "chat.jsonl": jsonl(conversations(rng)),
+        "entities.iob2": iob2(tagged(rng, "en", 90) + tagged(rng, "zh", 30)),
+        "sentiment.csv": table(shuffled(rng, sentiments())),
+        "paraphrase.jsonl": jsonl(shuffled(rng, paraphrases(rng))),
+        "preferences.jsonl": jsonl(preferences()),
     }
 
 

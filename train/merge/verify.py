@@ -29,7 +29,8 @@ class Comparison:
     """How far two models' answers are apart.
 
     max_difference: largest absolute difference of a logit. relative: root mean square of the differences over the
-    standard deviation of the expected logits. mean_kl: mean of KL(expected || found) over positions, in nats.
+    standard deviation of the expected logits (or the root mean square of a single output). mean_kl: mean of
+    KL(expected || found) over positions, in nats.
     """
 
     max_difference: float
@@ -41,7 +42,9 @@ def compare(expected_rtv: Tensor, found_rtv: Tensor) -> Comparison:
     """Of logits of the same shape."""
     expected, found = expected_rtv.double(), found_rtv.double()
     difference = (found - expected).abs()
-    spread = (expected - expected.mean(-1, keepdim=True)).square().mean().sqrt()
+    # Logits count by what sets them apart from each other; the one output of a regression counts as it is.
+    centre = expected.mean(-1, keepdim=True) if expected.shape[-1] > 1 else 0.0
+    spread = (expected - centre).square().mean().sqrt()
     log_p, log_q = F.log_softmax(expected, -1), F.log_softmax(found, -1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     relative = difference.square().mean().sqrt() / spread.clamp_min(1e-12)

@@ -12,6 +12,7 @@ from train.report import figures, words
 from train.report.run import Run, read_run
 
 _CELL_CHARACTERS = 800
+_EPOCH_ROWS = 50
 
 
 def write_report(run_folder: Path) -> Path:
@@ -25,6 +26,7 @@ def write_report(run_folder: Path) -> Path:
         f"# {run_folder.resolve().name}",
         f"**{words.headline(run)}**",
         _before_and_after(run),
+        _over_epochs(run),
         "\n\n".join(f"![{caption}](report/{path.name})" for caption, path in drawn),
         _table("The run", words.facts(run)),
         _samples(run),
@@ -55,6 +57,17 @@ def _before_and_after(run: Run) -> str:
     if run.setting("tuning.quantization") not in (None, "none"):
         note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
     return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", note])
+
+
+def _over_epochs(run: Run) -> str:
+    heads, rows = words.over_epochs(run, _EPOCH_ROWS)
+    if not rows:
+        return ""
+    share = words.trained_share(run)
+    note = f"\\* the checkpoint that is merged{'; ' * bool(share)}{share}."
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    marked = [line.replace(" * |", " \\* |") for line in table]
+    return "\n".join(["## Over epochs", "", f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|", *marked, "", note])
 
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:

@@ -15,6 +15,8 @@ Curve = Mapping[int, float]  # step -> value, steps rising
 
 # Of metrics that run.json says nothing about.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
+# From -1 to 1, or without bounds: no shares of anything.
+_NO_SHARES = ("mcc", "pearson", "margin")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Run:
     @property
     def chosen_by(self) -> str:
         """The metric that chooses the best checkpoint."""
-        return str(self.setting("validation.metric") or "loss")
+        named = self.setting("validation.metric")
+        return "loss" if named in (None, "auto") else str(named)
 
     def lower_is_better(self, name: str) -> bool:
         """As the objective said, else as one would guess from the name."""
@@ -129,9 +132,19 @@ class Run:
             curve = self.curve(f"validation/{name}")
             lower = self.lower_is_better(name)
             chosen = curve.get(self.handed_over_step) if self.handed_over_step is not None else None
-            share = not lower and all(0 <= value <= 1 for value in curve.values())
+            share = not lower and name not in _NO_SHARES and all(0 <= value <= 1 for value in curve.values())
             found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, share))
         return found
+
+    def validations(self) -> list[tuple[float, int, dict[str, float]]]:
+        """(epochs done, step, metrics by name) of every look at the held-out rows, in order."""
+        epochs = self.curve("train/epoch")
+        curves = {name: self.curve(f"validation/{name}") for name in self.validation_names}
+        steps = sorted({step for curve in curves.values() for step in curve})
+        return [
+            (epochs.get(step, 0.0), step, {name: curve[step] for name, curve in curves.items() if step in curve})
+            for step in steps
+        ]
 
     def samples(self) -> list[SamplePair]:
         """The same prompts before training and at the step handed over (else at the last one that has samples)."""

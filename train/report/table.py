@@ -15,6 +15,7 @@ from train.report.run import Run, read_run
 
 _WIDTH = 80
 _SAMPLES = 3
+_EPOCH_ROWS = 12
 _SAMPLE_CHARACTERS = 220
 
 
@@ -27,7 +28,7 @@ def print_table(run_folder: Path, console: Console | None = None) -> None:
     console.print()
     console.print(Text(mask(f"{run_folder}{state}"), style="bold"), width=width)
     console.print(Text(words.headline(run)), width=width)
-    for table in (_before_and_after(run), _facts(run), _samples(run)):
+    for table in (_before_and_after(run), _over_epochs(run), _facts(run), _samples(run)):
         if table.row_count:
             console.print()
             console.print(table, width=width)
@@ -49,6 +50,17 @@ def _before_and_after(run: Run) -> Table:
             words.number(change.last, change.share),
         ]
         table.add_row(words.title(change.name), *cells[: 4 if went_on else 3])
+    return table
+
+
+def _over_epochs(run: Run) -> Table:
+    heads, rows = words.over_epochs(run, _EPOCH_ROWS)
+    caption = "; ".join(text for text in ("* merged", words.trained_share(run)) if text)
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), caption=caption)
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

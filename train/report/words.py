@@ -35,7 +35,7 @@ def difference(change: Change) -> str:
         return "-"
     if change.share:
         return f"{100 * (change.chosen - change.before):+.1f} points"
-    if change.before == 0:
+    if change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
         return f"{change.chosen - change.before:+.4g}"
     relative = change.chosen / change.before - 1
     fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4% is not -0%, and -99.6% not -100%
@@ -56,6 +56,32 @@ def headline(run: Run) -> str:
         before, after = number(change.before, change.share), number(change.chosen, change.share)
         told.append(f"{title(change.name)} {before} → {after}{worse}")
     return f"On held-out rows, before → after: {', '.join(told)}."
+
+
+def over_epochs(run: Run, most: int) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of validations; of more than `most`, evenly spread ones with first, best and last."""
+    shares = {change.name: change.share for change in run.changes()}
+    looks = run.validations()
+    if len(looks) < 3:  # before and after say it all
+        return [], []
+    count = min(most, len(looks))
+    kept = {round(k * (len(looks) - 1) / (count - 1)) for k in range(count)}
+    rows = [
+        [
+            f"{epoch:.4g}" if step else "before",
+            f"{step:,}{' *' * (step == run.handed_over_step)}",
+            *(number(values.get(name), share) for name, share in shares.items()),
+        ]
+        for place, (epoch, step, values) in enumerate(looks)
+        if place in kept or step == run.handed_over_step
+    ]
+    return ["epoch", "step", *map(title, shares)], rows
+
+
+def trained_share(run: Run) -> str:
+    """Of the parameters; empty where it is not known."""
+    counts = _mapping(run.facts.get("parameters"))
+    return f"{counts['trained'] / counts['total']:.2%} of the parameters trained" if counts.get("total") else ""
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
