@@ -18,7 +18,7 @@ from train.config import TuningConfig
 from train.errors import UserError
 from train.merge.base import dequantized
 from train.merge.source import Source, new_parts
-from train.models.load import load_model
+from train.models.load import load_model, unquantized
 from train.tuning import TUNINGS
 
 # A little of what models meet: English, Chinese, digits, code. Enough to tell right from wrong, short enough for a CPU.
@@ -66,7 +66,8 @@ def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
     described = copy.deepcopy(source.described)
     rows = described.get_text_config().vocab_size
     described.get_text_config().vocab_size = source.base_rows
-    given = {**tuning.load_options(dtype), "config": described}
+    head = [] if source.task == "CAUSAL_LM" else new_parts(source)
+    given = {**unquantized(tuning.load_options(dtype), head), "config": described}
     options = given if source.model.init == "pretrained" else source.head_options
     model: Any = load_model(
         source.model_class, source.model, dtype, None, options, source.config.run.seed, new_parts(source)

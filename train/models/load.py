@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.utils import logging as transformers_logging
 
 from train.config import ModelConfig
 from train.errors import UserError
 from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -101,7 +105,7 @@ def load_model(
     if config.init == "random":
         return _fresh(kind, folder, described, config, dtype, keywords, seed)
     weight_files(folder)
-    with seeded(seed):
+    with seeded(seed), _own_report(bool(new)):
         model, found = kind.from_pretrained(
             folder,
             dtype=dtype,
@@ -117,8 +121,23 @@ def load_model(
             f"{folder}: {lacking[0]} is not in its safetensors files ({len(lacking)} weights missing) and would start "
             "from random values; is it the checkpoint of another kind of model?"
         )
+    fresh = dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"])
+    if fresh:
+        log.info("not in the checkpoint, and new from the seed: %s", ", ".join(fresh))
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextlib.contextmanager
+def _own_report(is_ours: bool) -> Iterator[None]:
+    """Inside, transformers prints no table of the weights that a new head lacks: we tell in one line."""
+    before = transformers_logging.get_verbosity()
+    if is_ours:
+        transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
@@ -128,6 +147,13 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
     with torch.device("meta"), unsharded():
         model: PreTrainedModel = kind.from_config(described, trust_remote_code=config.trust_remote_code)
     return model
+
+
+def unquantized(options: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """Options of `load_model` by which new parts, which are trained themselves, are not quantised."""
+    if parts and "quantization_config" in options:
+        options["quantization_config"].llm_int8_skip_modules = list(parts)  # of 4 bit too, whatever its name says
+    return dict(options)
 
 
 def head_parts(model: PreTrainedModel) -> list[str]:

@@ -18,7 +18,7 @@ from train.data.streamed import StreamedSteps
 from train.errors import UserError
 from train.models import attention
 from train.models.digest import model_digest
-from train.models.load import fit_vocabulary, load_model, load_tokenizer, skeleton
+from train.models.load import fit_vocabulary, load_model, load_tokenizer, skeleton, unquantized
 from train.protocols import Batch, Plan, Ranks, Tuning
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +95,7 @@ class Supervised:
             config,
             dtype=auto if config.weights == "auto" else DTYPES[config.weights],
             attention=attention.implementation(config.attention, self.shape.packed, self.ranks.device, frozen),
-            options={**self.tuning.load_options(frozen), **options},
+            options={**unquantized(self.tuning.load_options(frozen), new), **options},
             seed=self.config.run.seed,
             new=new,
         )
