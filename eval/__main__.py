@@ -2,6 +2,7 @@
 
 import sys
 
+from eval.leave import leave
 from eval.main import main
 
-sys.exit(main(sys.argv[1:]))
+leave(main(sys.argv[1:]))

@@ -28,6 +28,7 @@ from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
 from eval.images import Images, load_images
 from eval.model import LanguageModel
+from eval.origin import facts_of
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.quantization import keep_layout
@@ -124,7 +125,7 @@ class Checkpoint:
 
         choice: what --template says.
         """
-        trained = _facts(self.folder).get("template_hash")
+        trained = facts_of(self.folder).get("template_hash")
         if trained and trained != _sha256(template or ""):
             used = f"sha256 {_sha256(template)[:12]}" if template else "none"
             raise UserError(
@@ -213,15 +214,6 @@ def read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What the training run left about the checkpoint; nothing for one from elsewhere."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _sha256(text: str) -> str:

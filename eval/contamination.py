@@ -11,6 +11,7 @@ from pathlib import Path
 from eval.compare import compare
 from eval.errors import UserError
 from eval.files import expand
+from eval.labelled_lines import decoded
 from eval.overlap import Fields, Index, fields
 from eval.protocols import Metric, Sample
 from eval.readers import READERS, BadRow, Row
@@ -109,12 +110,7 @@ def _look_at(index: Index, file: Path) -> int:
 
 def _look_at_text(index: Index, file: Path) -> int:
     """Each line is a row, and a passage may go over lines; not every published corpus is UTF-8."""
-    raw = file.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("iso-8859-1")
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in decoded(file.read_bytes()).split("\n")]
     for number, line in enumerate(lines, start=1):
         if line:
             index.look_at([line], f"{file}:{number}", goes_on=any(lines[number : number + 1]))

@@ -27,6 +27,7 @@ from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
 from eval.journal import Journal
+from eval.origin import origin_of
 from eval.prompt import Prompter
 from eval.protocols import Answer, Generate, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
@@ -264,7 +265,10 @@ def _result(
     tasks: Sequence[TaskResult],
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
-    models = [ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name]) for c in checkpoints]
+    models = [
+        ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name], origin_of(c.folder))
+        for c in checkpoints
+    ]
     versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}

@@ -1,6 +1,7 @@
 """The readers behind `eval.files.read`, one for each kind of file: rows with the line they stand on.
 
-Text must be UTF-8 (a byte order mark is taken off). A row that cannot be read is yielded with its reason, never raised.
+Text must be UTF-8 (a byte order mark is taken off), that of `sentence@label` lines may be ISO-8859-1. A row that cannot
+be read is yielded with its reason, never raised.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.json_table import json_table
+from eval.labelled_lines import is_labelled, labelled_lines
 
 DOCUMENT_END = "<|endoftext|>"  # a line with nothing else ends a document of a text file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -246,7 +248,17 @@ def _parquet_row(file: str, line: int, batch: Any, offset: int) -> Row | BadRow:
 
 
 def _read_text(path: Path, skip: int) -> Iterator[Row | BadRow]:
-    return itertools.islice(_documents(path), skip, None)
+    return itertools.islice(_labelled(path) if is_labelled(path) else _documents(path), skip, None)
+
+
+def _labelled(path: Path) -> Iterator[Row | BadRow]:
+    """A row for each line; its sentence is its `text`, so that corpora may be read from such a file too."""
+    for number, sentence, label in labelled_lines(path):
+        if label:
+            yield Row(str(path), number, {"text": sentence, "label": label})
+        else:
+            reason = "not sentence@label, which the lines at the beginning of this file are"
+            yield BadRow(str(path), number, reason)
 
 
 def _documents(path: Path) -> Iterator[Row | BadRow]:

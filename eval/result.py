@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.masking import mask_all
+from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
@@ -18,13 +19,14 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A checkpoint. digests: sha256 of weights, tokenizer and chat template."""
+    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None where no run made it."""
 
     name: str
     path: str
     precision: str
     context_tokens: int | None
     digests: Mapping[str, str]
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,34 @@ def facts() -> list[dict[str, str]]:
     return rows
 
 
+KNOWN_ZH = {
+    "一周有几天？": "一周有七天。",
+    "一年有几个月？": "一年有十二个月。",
+    "一天有多少小时？": "一天有二十四小时。",
+    "一小时有多少分钟？": "一小时有六十分钟。",
+    "中国的首都是哪里？": "中国的首都是北京。",
+    "法国的首都是哪里？": "法国的首都是巴黎。",
+    "太阳从哪边升起？": "太阳从东边升起。",
+    "水结冰以后是什么？": "水结冰以后是冰。",
+    "一米有多少厘米？": "一米有一百厘米。",
+    "猫有几条腿？": "猫有四条腿。",
+}
+
+
+def heldout_facts() -> list[dict[str, str]]:
+    """Other questions than those of `facts`: what has to be known, and what has to be worked out, in turn."""
+    asked = [
+        (f"{a}加{b}等于多少？", f"{a}加{b}等于{a + b}。") for a, b in itertools.product(range(2, 9, 2), range(1, 8, 3))
+    ]
+    days = WEEKDAYS["zh"]
+    for today, yesterday in zip(days, days[-1:] + days[:-1], strict=True):
+        asked.append((f"{today}的前一天是星期几？", f"{today}的前一天是{yesterday}。"))
+    factual = [{"question": q, "answer": a, "subset": "factual"} for q, a in KNOWN_ZH.items()]
+    reasoning = [{"question": q, "answer": a, "subset": "reasoning"} for q, a in asked]
+    turns = itertools.zip_longest(factual, reasoning[::2], reasoning[1::2])
+    return [row for turn in turns for row in turn if row]
+
+
 def prompts() -> list[dict[str, str]]:
     """Prompts with responses: opposites."""
     rows = []
@@ -328,6 +356,7 @@ def files() -> dict[str, str]:
         "corpus_heldout.jsonl": jsonl({"text": tale} for tale in tales[150:]),
         "corpus.txt": "\n\n".join(tales[150:]) + "\n",
         "qa.jsonl": jsonl(facts()),
+        "qa_heldout.jsonl": jsonl(heldout_facts()),
         "pr.csv": table(prompts()),
         "io.json": json.dumps(instructions(rng), ensure_ascii=False, indent=1) + "\n",
         "chat.jsonl": jsonl(conversations(rng)),

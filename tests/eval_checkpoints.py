@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -37,10 +44,9 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return made
 
 
-def model(vocabulary: int, seed: int = 0, context_tokens: int = 128) -> Any:
-    """A random Llama with large weights, so that its predictions differ clearly."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+def config(vocabulary: int, context_tokens: int = 128, **changes: Any) -> LlamaConfig:
+    """Of a tiny Llama with large weights, so that its predictions differ clearly."""
+    return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
@@ -52,8 +58,14 @@ def model(vocabulary: int, seed: int = 0, context_tokens: int = 128) -> Any:
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
+        **changes,
     )
-    return LlamaForCausalLM(config).eval()
+
+
+def model(vocabulary: int, seed: int = 0, context_tokens: int = 128) -> Any:
+    """A random Llama."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config(vocabulary, context_tokens)).eval()
 
 
 def save(folder: Path, seed: int = 0, template: str | None = CHATML, context_tokens: int = 128) -> Path:
@@ -61,6 +73,41 @@ def save(folder: Path, seed: int = 0, template: str | None = CHATML, context_tok
     words = tokenizer(template)
     model(len(words), seed, context_tokens).save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
+
+
+def save_tagger(folder: Path, seed: int, tags: list[str]) -> Path:
+    """A checkpoint folder with a token-classification head; its classes are `tags`."""
+    words = tokenizer()
+    torch.manual_seed(seed)
+    LlamaForTokenClassification(config(len(words), id2label=dict(enumerate(tags)))).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+ENCODER_WORDS = "[PAD] [UNK] [CLS] [SEP] paris lyon the city of is a big cat 北京".split()
+ENCODER_CONTEXT = 12
+
+
+def save_encoder(folder: Path) -> Path:
+    """A tiny random BERT without a pooler, as many sentence encoders are saved."""
+    core = Tokenizer(models.WordLevel({word: k for k, word in enumerate(ENCODER_WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    torch.manual_seed(0)
+    sizes = BertConfig(
+        vocab_size=len(ENCODER_WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=ENCODER_CONTEXT,
+        initializer_range=0.5,
+    )
+    BertModel(sizes, add_pooling_layer=False).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]").save_pretrained(folder)
     return folder
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from eval.event_file import EventFile
 from eval.files import cannot_write
-from eval.result import ModelInfo, Result
+from eval.result import Result
 
 
 def write_curves(result: Result, folder: Path) -> None:
@@ -21,7 +18,7 @@ def write_curves(result: Result, folder: Path) -> None:
     A checkpoint of a known run is written under the run's name, any other under its own. Raises CannotWriteError.
     """
     for model in result.models:
-        run, step = origin(model)
+        run, step = (model.origin.run, model.origin.step) if model.origin else (model.name, 0)
         scalars = {
             f"{task.name}/{metric.name}": estimate.value
             for task in result.tasks
@@ -35,23 +32,3 @@ def write_curves(result: Result, folder: Path) -> None:
                 events.scalars(step, scalars)
         except OSError as error:
             raise cannot_write(place, error) from error
-
-
-def origin(model: ModelInfo) -> tuple[str, int]:
-    """The training run's name and the step that the checkpoint stands at, as its run.json says."""
-    facts = _facts(Path(model.path) / "run.json")
-    merge, config = facts.get("merge"), facts.get("config")
-    step = merge.get("step") if isinstance(merge, Mapping) else None
-    run = config.get("run") if isinstance(config, Mapping) else None
-    folder = run.get("folder") if isinstance(run, Mapping) else None
-    if not isinstance(step, int) or not isinstance(folder, str):
-        return model.name, 0
-    return Path(folder).name or model.name, step
-
-
-def _facts(path: Path) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}

@@ -47,7 +47,7 @@ def page(evaluation: Evaluation) -> str:
         multiplicity=words.multiplicity(result),
         warnings=notes.warnings(result),
         figure=base64.b64encode(figure).decode() if figure else None,
-        summary=[sheet for sheet in (sheets.metrics(result), sheets.comparisons(result)) if sheet.rows],
+        summary=sheets.summary(result),
         tasks=[_task(task, evaluation) for task in result.tasks],
         circumstances=notes.circumstances(result),
         most_found=MOST_FOUND,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from eval.origin import Origin
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
 
@@ -38,6 +39,32 @@ class Sheet:
         tail = self.rows[-ENDS:] if self.ranked else ()
         head = self.rows[: ENDS if self.ranked else LONGEST]
         return head, tail, len(self.rows) - len(head) - len(tail)
+
+
+def summary(result: Result) -> list[Sheet]:
+    """What stands first: how the models were trained, where that is known, their metrics, and the comparisons."""
+    return [sheet for sheet in (training(result), metrics(result), comparisons(result)) if sheet.rows]
+
+
+def training(result: Result) -> Sheet:
+    """The models' trained parameters, steps, epochs and data; no rows where no run made any of them."""
+    head = ["model", "trained parameters", "share", "step", "epochs", "of the data"]
+    known = any(model.origin for model in result.models)
+    return Sheet("Training", head, [[Cell(m.name), *_training(m.origin)] for m in result.models] if known else [])
+
+
+def _training(origin: Origin | None) -> list[Cell]:
+    if origin is None:
+        return [Cell("")] * 5
+    trained = f"{origin.trained:,} of {origin.total:,}" if origin.trained is not None else ""
+    share = origin.trained / origin.total if origin.trained is not None and origin.total else None
+    return [
+        Cell(trained, None if origin.trained is None else float(origin.trained)),
+        Cell("" if share is None else words.percent(share), share),
+        Cell(f"{origin.step:,}", float(origin.step)),
+        Cell("" if origin.epochs is None else words.plain(origin.epochs), origin.epochs),
+        Cell("" if origin.data_share is None else words.percent(origin.data_share), origin.data_share),
+    ]
 
 
 def metrics(result: Result) -> Sheet:

@@ -23,9 +23,8 @@ def show(result: Result, console: Console | None = None) -> None:
         console.print(Text(several, style="dim"))
     for warning in notes.warnings(result):
         console.print(Text.assemble(("Note: ", "bold"), warning))
-    for sheet in (sheets.metrics(result), sheets.comparisons(result)):
-        if sheet.rows:
-            console.print(_table(sheet))
+    for sheet in sheets.summary(result):
+        console.print(_table(sheet))
 
 
 def _table(sheet: Sheet) -> Table:

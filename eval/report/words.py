@@ -41,6 +41,11 @@ def plain(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.4g}"
 
 
+def percent(share: float) -> str:
+    """Three digits that count: 0.00126 %, 0.521 %, 90 %, 100 %."""
+    return f"{100 * share:.3g} %"
+
+
 def with_interval(metric: MetricResult, found: Estimate) -> str:
     """value [low, high]"""
     if found.low is None or found.high is None:

@@ -1,6 +1,7 @@
 """F20: a killed evaluation goes on with the answers that it has, on any number of ranks, to the same numbers.
 
-(The over-long prompt of F20 is in tests/unit/test_eval_evaluation.py.)
+(The over-long prompt of F20 is in tests/unit/test_eval_evaluation.py, batches of 1, 7 and 16 requests are in
+tests/unit/test_eval_model.py.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.faults.inject import VARIABLE
 from tests.process.evaluations import ROOT, alone, on_two_ranks
 
 ROWS = 100
+SEVEN, MANY = "182", "4096"  # batch_tokens: a request is about 26 tokens behind the block that all share
 WORDS = "--model model --tasks perplexity --data rows.jsonl --precision fp32".split()
 
 
@@ -60,14 +62,14 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def test_killed_at_37_of_100_alone_and_again_on_two_ranks(folder: Path) -> None:
-    code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", "7", extra=killed_at(37, rank=0))
+    code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", SEVEN, extra=killed_at(37, rank=0))
     assert code == -signal.SIGKILL, errors
     assert written(folder / "out") == 37
     code, _, errors = on_two_ranks(folder, *WORDS, "--out", "out", "--batch_tokens", "1")
     assert code == 0, errors
     assert reused(errors) == 37
     assert written(folder / "out") == ROWS, "nothing is asked twice"
-    code, _, errors = alone(folder, *WORDS, "--out", "whole", "--batch_tokens", "16")
+    code, _, errors = alone(folder, *WORDS, "--out", "whole", "--batch_tokens", MANY)
     assert code == 0, errors
     assert_same(folder / "out", folder / "whole")
     code, _, errors = alone(folder, *WORDS, "--out", "out")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from eval.origin import origin_of
 from tests.faults.runs import Zygote, finished, losses, status
 from tests.process.runs import ROOT, metrics, pretrained_stand_in
 
@@ -38,6 +39,10 @@ def assert_complete(run: Path) -> None:
         assert (merged / name).is_file(), name
     weights = load_file(merged / "model.safetensors")
     assert all(tensor.numel() and tensor.isfinite().all() for tensor in weights.values())
+    origin, parameters = origin_of(merged), json.loads((run / "run.json").read_text())["parameters"]
+    assert origin is not None, "an evaluation says how the model was trained"
+    assert (origin.trained, origin.total) == (parameters["trained"], parameters["total"])
+    assert origin.step in (3, STEPS)
     report = (run / "report.md").read_text(encoding="utf-8")
     assert "before → after: " in report
     assert "loss " in report.partition("before → after: ")[2].partition("**")[0]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertModel
 
 from eval.config import parse
 from eval.encoder import Encoder, by_meaning, with_meaning
@@ -21,34 +20,14 @@ from eval.ranks import Ranks
 from eval.readers import Row
 from eval.tasks import TASKS
 from tests import eval_checkpoints
+from tests.eval_checkpoints import ENCODER_CONTEXT, ENCODER_WORDS
 
 CPU = torch.device("cpu")
-WORDS = "[PAD] [UNK] [CLS] [SEP] paris lyon the city of is a big cat 北京".split()
-CONTEXT = 12
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BERT without a pooler, as many sentence encoders are saved."""
-    core = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.5,
-    )
-    place = tmp_path_factory.mktemp("encoder")
-    BertModel(config, add_pooling_layer=False).save_pretrained(place)
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]").save_pretrained(place)
-    return place
+    return eval_checkpoints.save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +40,7 @@ def pooled(folder: Path, *windows: str) -> torch.Tensor:
     model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
     hidden = []
     for window in windows:
-        ids = [2, *(WORDS.index(word) for word in window.split()), 3]
+        ids = [2, *(ENCODER_WORDS.index(word) for word in window.split()), 3]
         with torch.no_grad():
             hidden.append(model(input_ids=torch.tensor([ids])).last_hidden_state[0])
     return torch.cat(hidden).mean(0)
@@ -80,7 +59,7 @@ def test_similarity_is_the_cosine_of_mean_pooled_tokens(folder: Path, encoder: E
 
 
 def test_a_long_text_is_read_in_windows_and_not_cut(folder: Path, encoder: Encoder) -> None:
-    room = CONTEXT - 2 - 2  # two positions kept free, and the special tokens
+    room = ENCODER_CONTEXT - 2 - 2  # two positions kept free, and the special tokens
     words = ["paris", "the", "city", "of", "a", "big", "cat", "lyon", "is"] * 2
     parts = [" ".join(words[k : k + room]) for k in range(0, len(words), room)]
     assert len(parts) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from eval.config import Config, parse
 from eval.errors import CannotWriteError, UserError
 from eval.evaluation import evaluate
 from eval.main import main
+from eval.origin import Origin
 from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation
@@ -144,7 +146,9 @@ def test_a_checkpoint_against_itself_is_a_tie(folders: dict[str, Path], rows: st
 
 SHAPE: dict[str, Any] = {
     "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict,
-    "models": [{"name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict}],
+    "models": [{
+        "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
+    }],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
@@ -190,7 +194,7 @@ def test_result_json_has_its_schema(folders: dict[str, Path], rows: str, texts: 
 
 def test_the_documentation_names_every_field_of_result_json() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    fields = set(re.findall(r"'(\w+)':", str(SHAPE)))
+    fields = {*re.findall(r"'(\w+)':", str(SHAPE)), *(field.name for field in dataclasses.fields(Origin))}
     assert len(fields) > 20
     assert not [field for field in fields if f"`{field}`" not in text]
 

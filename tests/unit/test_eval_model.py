@@ -11,6 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from eval import generation, network, plain_generation, slots
 from eval.answering import Answering, choose
+from eval.budget import Budget
 from eval.errors import UserError
 from eval.model import LanguageModel
 from eval.protocols import Answer, Generate, Generated, Request, Score, Scored
@@ -55,6 +56,55 @@ def test_scores_equal_the_plain_way_within_any_budget(family: tuple[str, Languag
         assert [one.log_prob for one in scored] == pytest.approx([total for total, _ in plain], rel=1e-6, abs=1e-5)
         assert [one.greedy for one in scored] == [greedy for _, greedy in plain]
         assert [(one.tokens, one.bytes) for one in scored] == [(len(r.continuation_ids), r.bytes) for r in SCORES]
+
+
+class TestBatchSizes:
+    """F20: batches of really 1, 7 and 16 requests, counted where rows enter the model, of two lengths each."""
+
+    SIZES = (1, 7, 16)
+    COUNT = 48
+    LONGEST = 36  # token positions of a request; those of the others are one fewer, which changes no batch's size
+
+    @pytest.fixture
+    def passes(self, family: tuple[str, LanguageModel]) -> Iterator[list[tuple[int, int]]]:
+        """(rows, tokens) of each pass through the model that begins with prompts: a step of generation is a token."""
+        seen: list[tuple[int, int]] = []
+        hook = (
+            family[1]
+            .network.model.get_input_embeddings()
+            .register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0].shape[0], inputs[0].shape[1])))
+        )
+        yield seen
+        hook.remove()
+
+    def rows(self) -> list[tuple[int, ...]]:
+        """No two begin alike, so that each is a row of its own."""
+        draw = torch.Generator().manual_seed(2)
+        return [(3 + k, *eval_families.tokens(self.LONGEST - 1 - k % 2, draw)) for k in range(self.COUNT)]
+
+    def answers(self, model: LanguageModel, requests: Sequence[Request], size: int, passes: Any) -> list[Any]:
+        """Those of batches of `size` requests."""
+        passes.clear()
+        cached = size * slots.slots_of(self.LONGEST)
+        found = dict(model.answers(requests, Budget(size * self.LONGEST, cached, size * self.LONGEST)))
+        begun = [rows for rows, tokens in passes if tokens > 1]
+        assert (sum(begun), max(begun)) == (self.COUNT, size)
+        # One more where a model with a state takes only prompts of one length together.
+        assert len(begun) - -(-self.COUNT // size) in (0, 1)
+        return [found[k] for k in range(self.COUNT)]
+
+    def test_scores(self, family: tuple[str, LanguageModel], passes: list[tuple[int, int]]) -> None:
+        requests = [Score(row[:-3], row[-3:]) for row in self.rows()]
+        one, seven, sixteen = (self.answers(family[1], requests, size, passes) for size in self.SIZES)
+        for others in (seven, sixteen):
+            assert [a.log_prob for a in others] == pytest.approx([a.log_prob for a in one], rel=1e-6, abs=1e-5)
+            assert [a.greedy for a in others] == [a.greedy for a in one]
+
+    def test_continuations(self, family: tuple[str, LanguageModel], passes: list[tuple[int, int]]) -> None:
+        requests = [Generate(row[:-5], 5, ()) for row in self.rows()]
+        one, seven, sixteen = (self.answers(family[1], requests, size, passes) for size in self.SIZES)
+        assert one == seven == sixteen
+        assert len({answer.text for answer in one}) > 10, "what is compared differs from row to row"
 
 
 @pytest.mark.parametrize("shared", [0, 30], ids=["rows that share nothing", "rows that begin alike"])

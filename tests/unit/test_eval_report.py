@@ -18,6 +18,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eval.compare import compare, corrected
+from eval.origin import origin_of
 from eval.protocols import Sample, SampleMetric, Table
 from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
@@ -248,7 +249,7 @@ def test_curves_stand_at_the_step_of_the_checkpoint(compared: Evaluation, tmp_pa
         folder.mkdir()
         facts = {"merge": {"step": step}, "config": {"run": {"folder": "runs/demo"}}} if step else {}
         (folder / "run.json").write_text(json.dumps(facts))
-        models.append(dataclasses.replace(model, path=str(folder)))
+        models.append(dataclasses.replace(model, origin=origin_of(folder)))
     write_curves(dataclasses.replace(compared.result, models=models), tmp_path / "curves")
     for run, step, place in (("demo", 120, 0), ("merged", 0, 1)):
         events = EventAccumulator(str(tmp_path / "curves" / run)).Reload()

@@ -49,6 +49,12 @@ def test_demo_messages_are_held_out_exactly() -> None:
         assert min(len(chinese), len(english)) >= 20
 
 
+def test_heldout_questions_are_not_among_the_others() -> None:
+    heldout = rows("qa_heldout.jsonl")
+    assert not {row["question"] for row in heldout} & {row["question"] for row in rows("qa.jsonl")}
+    assert [[row["subset"] for row in heldout].count(subset) for subset in ("factual", "reasoning")] == [10, 19]
+
+
 def test_heldout_stories_are_not_in_the_corpus() -> None:
     corpus = {row["text"] for row in rows("corpus.jsonl")}
     heldout = [row["text"] for row in rows("corpus_heldout.jsonl")]

@@ -204,6 +204,44 @@ def test_a_text_file_is_one_document_unless_lines_divide_it(tmp_path):
     assert found == [(1, {"text": "ok"}), (4, "not UTF-8: byte 0xc3 at column 5"), (6, {"text": "ok"})]
 
 
+LABELLED = "Sales fell in Zürich .@negative\r\n\nWrite to me@home @ noon .@very_good\nProfit rose@positive\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "iso-8859-1"])
+def test_lines_that_end_in_a_label_are_rows_in_both_encodings(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes(LABELLED.encode(encoding))
+    rows = [
+        (1, {"text": "Sales fell in Zürich .", "label": "negative"}),
+        (3, {"text": "Write to me@home @ noon .", "label": "very_good"}),
+        (4, {"text": "Profit rose", "label": "positive"}),
+    ]
+    assert rows_of(path) == rows
+    assert [(row.line, dict(row.value)) for row in read(path, skip=1)] == rows[1:]
+
+
+def test_a_later_line_without_a_label_is_named(tmp_path):
+    lines = [f"Sentence {number} .@neutral" for number in range(30)]
+    found = rows_of(written(tmp_path, "a.txt", "\n".join([*lines, "and so on", "last one@neutral"])))
+    assert found[30] == (31, "not sentence@label, which the lines at the beginning of this file are")
+    assert found[31] == (32, {"text": "last one", "label": "neutral"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "One sentence with@label",
+        "A sentence@label\nand one without",
+        "name@host\nother@host",
+        "write to a@host.org\nand to b@host.org",
+        "a sentence@\na sentence@",
+        "a sentence@two words\na sentence@1",
+    ],
+)
+def test_other_texts_stay_documents(tmp_path, text):
+    assert rows_of(written(tmp_path, "a.txt", text)) == [(1, {"text": text})]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet"])
 def test_skipping_counts_every_row(tmp_path, name):
     values = [{"text": f"row {i}"} for i in range(7)]

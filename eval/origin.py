@@ -1,0 +1,75 @@
+"""What the training run left about a checkpoint, in run.json beside the weights; nothing for one from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a checkpoint was trained.
+
+    run: the run's folder by name. trained, total: parameters. epochs: passes over the data up to `step`, None where the
+    run was planned by steps or tokens. data_share: the part of each source's rows that was used, None where it differs.
+    """
+
+    run: str
+    step: int
+    trained: int | None = None
+    total: int | None = None
+    epochs: float | None = None
+    data_share: float | None = None
+
+
+def facts_of(folder: Path) -> Mapping[str, Any]:
+    """run.json as it stands; empty where there is none."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def origin_of(folder: Path) -> Origin | None:
+    """None where run.json names no run and step."""
+    facts = facts_of(folder)
+    step, run = _at(facts, "merge", "step"), _at(facts, "config", "run", "folder")
+    if not isinstance(step, int) or not isinstance(run, str):
+        return None
+    trained, total = (_at(facts, "parameters", name) for name in ("trained", "total"))
+    counted = isinstance(trained, int) and isinstance(total, int) and total > 0
+    return Origin(
+        run=Path(run).name or folder.name,
+        step=step,
+        trained=trained if counted else None,
+        total=total if counted else None,
+        epochs=_epochs(facts, step),
+        data_share=_data_share(facts),
+    )
+
+
+def _at(facts: Any, *keys: str) -> Any:
+    for key in keys:
+        facts = facts.get(key) if isinstance(facts, Mapping) else None
+    return facts
+
+
+def _epochs(facts: Mapping[str, Any], step: int) -> float | None:
+    duration, steps = _at(facts, "config", "duration"), facts.get("total_steps")
+    epochs = _at(duration, "max_epochs")
+    if not isinstance(epochs, (int, float)) or not isinstance(steps, int) or steps < 1:
+        return None
+    if any(_at(duration, name) is not None for name in ("max_steps", "max_tokens")):
+        return None  # the first that is reached ends the run, so total_steps may be fewer than the epochs have
+    return round(epochs * step / steps, 2)
+
+
+def _data_share(facts: Mapping[str, Any]) -> float | None:
+    sources = _at(facts, "config", "data", "train")
+    shares = [_at(source, "fraction") for source in sources] if isinstance(sources, list) else []
+    alike = bool(shares) and all(share == shares[0] for share in shares)
+    return float(shares[0]) if alike and isinstance(shares[0], (int, float)) else None
