@@ -91,11 +91,11 @@ class Place:
         self.rows = {name: write(folder / f"{name}.jsonl", make()) for name, (_, make) in DATA.items()}
         self.bert = bert(folder / "bert")
 
-    def words(self, name: str, objective: str, **options: object) -> list[str]:
-        rows = self.rows[objective]
+    def words(self, name: str, data: str, **options: object) -> list[str]:
+        rows = self.rows[data]
         chosen: dict[str, object] = {
-            "objective": objective,
-            "data__train": json.dumps([{"path": str(rows), "format": DATA[objective][0]}]),
+            "objective": data,
+            "data__train": json.dumps([{"path": str(rows), "format": DATA[data][0]}]),
             "batch__tokens_per_step": 512,
             "batch__tokens_per_micro_batch": 512,
             "duration__max_epochs": 3,
@@ -105,8 +105,8 @@ class Place:
         }
         return arguments(self.folder / name, rows, **chosen)
 
-    def run(self, name: str, objective: str, kind: str = "single", **options: object) -> Path:
-        processes = self.zygote.run(self.words(name, objective, **options), self.folder / name, kind)
+    def run(self, name: str, data: str, kind: str = "single", **options: object) -> Path:
+        processes = self.zygote.run(self.words(name, data, **options), self.folder / name, kind)
         assert set(processes.codes) == {0}, processes.output
         return self.folder / name
 
@@ -259,6 +259,24 @@ def test_evaluation_of_the_merged_folder_gives_what_validation_gave(place: Place
     for metric in MEASURED[objective]:
         assert results[metric] == pytest.approx(metrics(run, f"validation/{metric}")[best], abs=1e-9), metric
     assert tuning == "prompt" or results[MEASURED[objective][0]] > 0.5
+
+
+def test_label_words_are_written_and_likely_after_merging(place: Place) -> None:
+    """Trained as `sentence: ... Label: `, asked by the evaluation tasks, which are given the merged folder alone."""
+    held_out = write(place.folder / "words-held.jsonl", labelled(24))
+    sources = json.dumps([{"path": str(held_out), "format": "labelled"}])
+    given = {"data__validation": sources, "data__validation_fraction": 0, "merge__at_end": "true"}
+    given |= {"validation__exact_match_rows": 24, "validation__max_new_tokens": 6, "duration__max_epochs": 6}
+    train = json.dumps([{"path": str(place.rows["sequence_classification"]), "format": "labelled"}])
+    options = {"objective": "causal_lm", "data__train": train, "validation__metric": "exact_match", **given}
+    run = place.run("words", "sequence_classification", tuning__kind="lora", **options)
+    best = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
+    reached = metrics(run, "validation/exact_match")[best]
+    assert reached > 0.6
+    written = evaluated(run / "merged", "classification_generation", held_out, place.folder / "eval-written")
+    assert written["accuracy"] == pytest.approx(reached, abs=1e-9)
+    likely = evaluated(run / "merged", "classification", held_out, place.folder / "eval-likely")
+    assert likely["accuracy"] >= reached - 0.1
 
 
 def evaluated(model: Path, task: str, data: Path, out: Path) -> dict[str, float]:
