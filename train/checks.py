@@ -21,6 +21,7 @@ RANGES = {
     "tuning.lora.rank": "[1, inf)",
     "tuning.lora.alpha": "(0, inf)",
     "tuning.lora.dropout": "[0, 1)",
+    "head.dropout": "[0, 1)",
     "tuning.prompt.virtual_tokens": "[1, inf)",
     "optim.learning_rate": "[0, inf)",
     "optim.weight_decay": "[0, inf)",

@@ -124,7 +124,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classes that are learned: by a head on the model, or as words (objective causal_lm, format labelled).
+    """The classes that are learned, by a head or as words.
 
     Args:
         labels: Their names in the order of their numbers; by default all that the training data have, sorted, O first.
@@ -341,8 +341,9 @@ class Config:
     """A whole training run.
 
     Args:
-        objective: What is learned: the next token; the class of each token, or of a sequence; a value (regression);
-            which of two answers is preferred (reward_model).
+        objective: What is learned: causal_lm (the next token), token_classification (the class of each word),
+            sequence_classification (that of a text), regression (a value for it), reward_model (which of two
+            answers is preferred).
     """
 
     objective: Literal["causal_lm", "token_classification", "sequence_classification", "regression", "reward_model"] = (

@@ -17,6 +17,7 @@ accelerate launch train/main.py --config recipes/NAME.yaml
        [--config recipes/OTHER.yaml ...] [--optim.learning_rate 1e-4 ...]"""
 DESCRIPTION = "Later recipes win over earlier ones, options over recipes. `null` stands for nothing."
 SOURCE = "data.train.N"
+LONGEST_NAMES = 66  # characters, within 80 columns beside the option
 
 
 def build_parser() -> ArgumentParser:
@@ -55,7 +56,8 @@ def _metavar(kind: Any) -> str:
     if is_union(kind):
         return "|".join(dict.fromkeys(_metavar(option) for option in get_args(kind) if option is not type(None)))
     if get_origin(kind) is Literal:
-        return "{" + ",".join(get_args(kind)) + "}"
+        names = "{" + ",".join(get_args(kind)) + "}"
+        return names if len(names) <= LONGEST_NAMES else "NAME"  # then the key's own help lists them
     return {str: "TEXT", int: "N", float: "NUMBER", bool: "{true,false}", dict: "YAML", list: "YAML"}[
         get_origin(kind) or kind
     ]

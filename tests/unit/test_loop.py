@@ -86,7 +86,7 @@ class Watch:
 def run(losses, norms=None, validations=(), watch_every=1, allowed=10):
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
-        validation=ValidationConfig(at_start=False, every_steps=1 if validations else 10**6),
+        validation=ValidationConfig(metric="loss", at_start=False, every_steps=1 if validations else 10**6),
         checkpoint=CheckpointConfig(every_steps=10**6),
         watch=WatchConfig(every_steps=watch_every),
     )
