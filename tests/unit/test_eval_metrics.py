@@ -15,7 +15,7 @@ from scipy import stats
 
 from eval.metrics.bootstrap import bootstrap, bootstrap_sums
 from eval.metrics.exact_match import exact_match, normalise
-from eval.metrics.perplexity import bits_per_byte, perplexity, windows
+from eval.metrics.perplexity import bits_per_byte, perplexity, perplexity_of, windows
 from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
 
@@ -103,6 +103,7 @@ def test_perplexity_is_over_all_tokens() -> None:
     assert perplexity(columns) == pytest.approx(math.exp(14 / 4))
     assert bits_per_byte(columns) == pytest.approx(14 / math.log(2) / 16)
     assert perplexity({"nll": np.array([1e6]), "tokens": np.array([1.0])}) == math.inf
+    assert math.isnan(perplexity_of(math.nan))  # a broken loss must not pass for a bad one
 
 
 def test_bootstrap_agrees_with_scipy() -> None:
