@@ -24,7 +24,7 @@ from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
-from eval.report.sheets import LONGEST, groups
+from eval.report.sheets import LONGEST, groups, of_task
 from eval.result import Evaluation, MetricResult
 from tests.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
 
@@ -153,6 +153,13 @@ def test_words_of_two_corpora_are_drawn(compared: Evaluation, tmp_path: Path) ->
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
     assert "![The same as bars](words-1.png)" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert 'alt="The same as bars, the first rows" src="data:image/svg' in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_what_the_data_say_is_shown_once(compared: Evaluation) -> None:
+    shift = Table("Words of b against a", ("word", "share in a"), [("rate", 0.4)], of_data=True)
+    own = {model: [Table("By turn", ("turn",), [(1,)]), shift] for model in ("base", "merged")}
+    task = dataclasses.replace(compared.result.tasks[0], tables=own)
+    assert [sheet.title for sheet in of_task(task)] == [shift.title, "By turn (base)", "By turn (merged)"]
 
 
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:

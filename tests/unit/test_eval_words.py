@@ -191,6 +191,7 @@ def test_two_corpora_are_shown_apart_with_the_words_that_tell_them_apart() -> No
     assert task.tables is not None
     (table,) = task.tables([*finance, *climate])
     assert table.head[0] == "word"
+    assert table.of_data
     assert {row[0] for row in table.rows} == {"the", "bank", "raised", "rate", "sea", "level", "rose"}
     assert sum(float(row[3]) for row in table.rows) == pytest.approx(js_divergence(), abs=1e-9)
     assert not task.tables(finance)
