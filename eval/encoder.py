@@ -19,8 +19,10 @@ from transformers import AutoModel
 from eval.checkpoint import look
 from eval.errors import UserError
 from eval.protocols import Answer, Sample, SampleMetric, Task
+from eval.result import ModelInfo
 
 SAME_MEANING = 0.7  # above it an answer counts as right, as in the published evaluation
+NAME = "encoder"
 TASK_NAMES = ("qa",)
 METRICS = (
     SampleMetric("semantic_match", higher_is_better=True, is_share=True),
@@ -36,7 +38,7 @@ class Encoder:
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        checkpoint = look(folder, "encoder")
+        checkpoint = look(folder, NAME)
         if not checkpoint.tokenizer.is_fast:
             raise UserError(f"--encoder {folder}: it needs a fast tokenizer (tokenizer.json)")
         try:
@@ -76,6 +78,12 @@ class Encoder:
             hidden_td = self._model(**{k: torch.tensor([v], device=self._model.device) for k, v in given.items()})[0][0]
             total_d, count = total_d + hidden_td.sum(0).double().cpu(), count + len(ids)
         return torch.nn.functional.normalize(total_d / count, dim=0)
+
+
+def describe(folder: str) -> ModelInfo:
+    """Which encoder it is: numbers of meaning compare only where its digests are the same."""
+    checkpoint = look(folder, NAME)
+    return ModelInfo(NAME, folder, "fp32", checkpoint.context_tokens, checkpoint.digests())
 
 
 def with_meaning(task: Task[Any], similarity: Similarity) -> Task[Any]:

@@ -22,7 +22,7 @@ from eval.checkpoint import Checkpoint, choose_precision, look
 from eval.compare import compare, corrected, outcomes
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
-from eval.encoder import by_meaning
+from eval.encoder import by_meaning, describe
 from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
@@ -75,6 +75,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     overlaps = _overlaps(training, items, config) if wanted else None
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     digests = ranks.share({c.name: c.digests() for c in checkpoints} if ranks.index == 0 else {})
+    encoder = ranks.share(describe(config.encoder) if config.encoder and ranks.index == 0 else None)
     notes = notes or Journal()
     samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
     seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
@@ -106,7 +107,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
             for task, result in zip(tasks, results, strict=True)
         ]
     won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
-    return Evaluation(_result(config, ranks, checkpoints, digests, corrected(results)), samples, won)
+    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results)), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
@@ -262,6 +263,7 @@ def _result(
     ranks: Ranks,
     checkpoints: Sequence[Checkpoint],
     digests: Mapping[str, Mapping[str, str]],
+    encoder: ModelInfo | None,
     tasks: Sequence[TaskResult],
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
@@ -273,4 +275,4 @@ def _result(
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(created=now, settings=settings, versions=versions, models=models, tasks=tasks)
+    return Result(now, settings, versions, models, tasks, encoder)

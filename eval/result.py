@@ -14,7 +14,7 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,14 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything but the samples. The first model is the baseline."""
+    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any."""
 
     created: str
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     models: Sequence[ModelInfo]
     tasks: Sequence[TaskResult]
+    encoder: ModelInfo | None = None
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 

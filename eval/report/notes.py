@@ -70,7 +70,7 @@ def circumstances(result: Result) -> list[str]:
     """Checkpoints, data, time, methods, versions."""
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
-        for model in result.models
+        for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:
         times = ", ".join(f"{model} {_time(task, seconds)}" for model, seconds in task.seconds.items())

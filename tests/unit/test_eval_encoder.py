@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
+from eval.checkpoint import look
 from eval.config import parse
 from eval.encoder import Encoder, by_meaning, with_meaning
 from eval.errors import UserError
@@ -18,6 +19,7 @@ from eval.evaluation import evaluate
 from eval.protocols import Generated
 from eval.ranks import Ranks
 from eval.readers import Row
+from eval.report.notes import circumstances
 from eval.tasks import TASKS
 from tests import eval_checkpoints
 from tests.eval_checkpoints import ENCODER_CONTEXT, ENCODER_WORDS
@@ -108,6 +110,13 @@ def test_an_evaluation_with_an_encoder(folder: Path, tmp_path: Path) -> None:
     qa, samples = found.result.tasks
     assert {"exact_match", "semantic_match", "semantic_similarity"} <= {metric.name for metric in qa.metrics}
     assert not samples.metrics
+    encoder = found.result.encoder
+    assert encoder is not None
+    assert encoder.digests == look(str(folder), "x").digests()
+    assert any(
+        f"encoder: {folder}, fp32, weights {encoder.digests['weights'][:12]}" in o for o in circumstances(found.result)
+    )
+    assert json.loads(found.result.to_json())["encoder"]["digests"] == encoder.digests
     expected = Encoder(str(folder), CPU)
     for sample in found.samples["qa"]["model"]:
         own = expected.similarity(sample.shown["answer"], "Paris")

@@ -145,7 +145,7 @@ def test_a_checkpoint_against_itself_is_a_tie(folders: dict[str, Path], rows: st
 
 
 SHAPE: dict[str, Any] = {
-    "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict,
+    "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict, "encoder": type(None),
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
     }],
