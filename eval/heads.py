@@ -19,7 +19,7 @@ class TokenClassifier:
     """Answers `Tag` with a token-classification head. model: transformers', in evaluation mode."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self.tokens = model, 0
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See eval.runner.Model."""
@@ -27,6 +27,7 @@ class TokenClassifier:
 
     def _tagged(self, rows: Sequence[Sequence[int]]) -> list[Answer]:
         ids_bt, mask_bt = _padded(self._model, rows)
+        self.tokens += sum(map(len, rows))
         classes_bt = self._model(input_ids=ids_bt, attention_mask=mask_bt).logits.argmax(-1).tolist()
         return [Tagged(tuple(own[: len(row)])) for own, row in zip(classes_bt, rows, strict=True)]
 
@@ -35,7 +36,7 @@ class SequenceClassifier:
     """Answers `Classify` with a sequence-classification head. model: transformers', in evaluation mode."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self.tokens = model, 0
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See eval.runner.Model."""
@@ -43,6 +44,7 @@ class SequenceClassifier:
 
     def _classified(self, rows: Sequence[Sequence[int]]) -> list[Answer]:
         ids_bt, mask_bt = _padded(self._model, rows)
+        self.tokens += sum(map(len, rows))
         if _pad_id(self._model) is None and hasattr(self._model, "score"):
             logits_bc = self._last(ids_bt, mask_bt)
         else:

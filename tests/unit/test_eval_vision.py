@@ -119,7 +119,9 @@ def test_generation_is_greedy(checkpoint: Checkpoint, model: VisionModel, files:
     for _ in range(6):
         said.append(int(plain_logits(model, (*ids, *said), (files[1],))[-1].argmax()))
     decode = model.tokenizer.decode
+    before = model.tokens
     (whole,) = answered(model, [Generate(ids, 6, (), images=(files[1],))])
+    assert model.tokens - before == len(ids) + 5
     assert whole == Generated(decode(said, skip_special_tokens=True), 6, finished=False)
     (stopped,) = answered(model, [Generate(ids, 6, (said[3],), images=(files[1],))])
     first = said.index(said[3])
