@@ -293,6 +293,12 @@ def test_drawn_tokens_depend_on_seed_prompt_and_place_alone(llama: LanguageModel
     assert len({one.text for one in alone}) > len(DRAWN) // 2, "seeds differ"
 
 
+def test_a_temperature_near_0_is_nearly_greedy(words: Any) -> None:
+    logits = torch.tensor([[1.0, 9.0, 8.0]])
+    for temperature in (1e-300, 5e-324):
+        assert choose([Answering(0, Generate((1, 2), 1, (), temperature=temperature), words)], logits) == [1]
+
+
 def test_tokens_are_drawn_as_often_as_the_temperature_says(words: Any) -> None:
     logits_v = torch.tensor([2.0, 1.0, 0.0, -1.0])
     rows = [Answering(k, Generate((1, 2), 1, (), temperature=2.0, seed=k), words) for k in range(4000)]

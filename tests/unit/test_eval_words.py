@@ -213,6 +213,17 @@ def test_prompts_are_continued_greedily_and_by_temperature() -> None:
     assert table.rows == [("x", "a", "b", "c")]
 
 
+def test_prompts_are_continued_at_the_temperatures_asked_for() -> None:
+    config = parse(["--model", "m", "--tasks", "samples", "--temperatures", "1.2", "0"])
+    (task,) = config.chosen_tasks
+    assert task.tables is not None
+    asked = task.ask(item("samples", text="The meaning of life is"), prompter())
+    assert [r.temperature for r in asked if isinstance(r, Generate)] == [1.2, 0.0]
+    sample = task.score(item("samples", text="x"), [Generated("a"), Generated("b")])
+    (table,) = task.tables([sample])
+    assert (table.head, table.rows) == (("prompt", "temperature 1.2", "greedy"), [("x", "a", "b")])
+
+
 def test_samples_need_no_data() -> None:
     prompts = read_items(TASKS["samples"], parse(["--model", "m", "--tasks", "samples"]))
     assert prompts[0].text == "The meaning of life is"
