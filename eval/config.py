@@ -49,7 +49,7 @@ class Config:
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
         max_rows: Use only so many rows of each task's data; 0 uses all.
-        encoder: The folder of a sentence encoder (safetensors), by which qa is scored by meaning too.
+        encoder: The folder of a sentence encoder (safetensors), by which qa and dialogue are scored by meaning too.
         temperatures: At which samples continues each prompt, one or more; 0 is greedy, above it tokens are drawn.
         sample_seed: Draw these rows at random with this seed; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.

@@ -86,6 +86,19 @@ def test_only_this_evaluation_scores_by_meaning() -> None:
     assert "semantic_match" not in own
 
 
+def test_dialogues_are_scored_by_meaning_too() -> None:
+    plain = TASKS["dialogue"]
+    rows = [("user", "A city?"), ("assistant", "paris"), ("user", "Another?"), ("assistant", "lyon")]
+    item = plain.load(Row("rows.jsonl", 1, {"messages": [{"role": role, "content": text} for role, text in rows]}))
+    alike = {("paris", "paris"): 1.0, ("a cat", "lyon"): 0.1, ("a cat", "paris"): 0.2, ("lyon", "paris"): 0.8}
+    task = with_meaning(plain, lambda one, other: alike[one, other])
+    values = task.score(item, [Generated("paris"), Generated("a cat")]).values
+    assert values["semantic_turn_similarity"] == pytest.approx(0.55)
+    assert values["semantic_consistency"] == pytest.approx(0.4)
+    assert {"semantic_turn_similarity", "semantic_consistency"} <= {metric.name for metric in task.metrics}
+    assert "semantic_consistency" not in plain.score(item, [Generated("paris")]).values
+
+
 def test_an_encoder_for_no_task_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match=r"--encoder .*qa"):
         by_meaning([TASKS["perplexity"]], str(folder), CPU)
