@@ -33,6 +33,11 @@ class Sheet:
     ranked: bool = False
     pairs: bool = False
 
+    @property
+    def only_texts(self) -> bool:
+        """Whether there is no number in it."""
+        return all(cell.value is None for row in self.rows for cell in row)
+
     def short(self) -> tuple[Sequence[Sequence[Cell]], Sequence[Sequence[Cell]], int]:
         """The first rows, the last ones, and how many between them are left out."""
         if len(self.rows) <= LONGEST:

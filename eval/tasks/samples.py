@@ -53,7 +53,7 @@ def score(example: Example, answers: Sequence[Answer], temperatures: Sequence[fl
 def tables(samples: Sequence[Sample], temperatures: Sequence[float] = TEMPERATURES) -> list[Table]:
     """Every prompt with what was said at each temperature."""
     heads = ("prompt", *map(_title, temperatures))
-    rows = [tuple(str(sample.shown[head])[:SHOWN_CHARACTERS] for head in heads) for sample in samples]
+    rows = [tuple(_shortened(str(sample.shown[head])) for head in heads) for sample in samples]
     return [Table("Continuations", heads, rows)]
 
 
@@ -65,6 +65,10 @@ def at(temperatures: Sequence[float]) -> Task[Example]:
         score=partial(score, temperatures=temperatures),
         tables=partial(tables, temperatures=temperatures),
     )
+
+
+def _shortened(text: str) -> str:
+    return text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else "")
 
 
 def _title(temperature: float) -> str:
