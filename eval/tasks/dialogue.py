@@ -53,7 +53,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     shown = [*said[: len(answers)], *[NO_ROOM] * (len(references) - len(answers))]
     lines = zip(questions, shown, references, alike, strict=True)
     turns = [
-        {"asked": question, "answer": text, "reference": wanted, "similarity": round(value, 4)}
+        {"asked": question, "answer": text, "reference": wanted, "similarity": value}
         for question, text, wanted, value in lines
     ]
     return Sample(example.id, values, {"turns": turns}, {"subset": example.subset} if example.subset else {})

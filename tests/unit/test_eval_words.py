@@ -186,6 +186,7 @@ def test_a_dialogue_has_its_answers_back() -> None:
     sample = TASKS["dialogue"].score(item("dialogue", messages=DIALOGUE), [Generated("A kiwi."), Generated("")])
     assert dialogue.texts_of(sample) == (["A kiwi.", "", ""], ["An apple.", "A pear.", "A plum."])
     assert [turn["answer"] for turn in sample.shown["turns"]][1:] == ["", dialogue.NO_ROOM]
+    assert sample.shown["turns"][0]["similarity"] == similarity("A kiwi.", "An apple.")  # rounded, it may pass 0.7
 
 
 def test_one_chinese_name_makes_no_chinese_text() -> None:
