@@ -77,7 +77,9 @@ def choose(rows: Sequence[Answering], logits_bv: Tensor) -> list[int]:
     if drawn:
         settings = [(rows[b].request.temperature, rows[b].chance()) for b in drawn]
         temperature_b, chance_b = torch.tensor(settings, dtype=torch.float64, device=logits_bv.device).T
-        below_bv = (logits_bv[drawn].double() / temperature_b[:, None]).softmax(-1).cumsum(-1)
+        scores_bv = logits_bv[drawn].double()
+        scores_bv -= scores_bv.amax(-1, keepdim=True)  # else a temperature near 0 makes them infinite
+        below_bv = (scores_bv / temperature_b[:, None]).softmax(-1).cumsum(-1)
         token_b = torch.searchsorted(below_bv, (chance_b * below_bv[:, -1])[:, None])[:, 0]
         chosen_b[drawn] = token_b.clamp(max=logits_bv.shape[1] - 1)
     chosen: list[int] = chosen_b.tolist()

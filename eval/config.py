@@ -6,6 +6,7 @@ This file imports nothing heavy: `--help` must answer in under a second.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,7 +20,7 @@ from eval.errors import UserError
 from eval.files import nearest
 from eval.protocols import Task
 from eval.suggest import did_you_mean
-from eval.tasks import TASKS
+from eval.tasks import TASKS, samples
 from eval.tasks.find import find
 
 REPEATABLE = ("model", "data", "training_data")
@@ -48,7 +49,8 @@ class Config:
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
         max_rows: Use only so many rows of each task's data; 0 uses all.
-        encoder: The folder of a sentence encoder (safetensors), by which qa is scored by meaning too.
+        encoder: The folder of a sentence encoder (safetensors), by which qa and dialogue are scored by meaning too.
+        temperatures: At which samples continues each prompt, one or more; 0 is greedy, above it tokens are drawn.
         sample_seed: Draw these rows at random with this seed; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
@@ -69,6 +71,7 @@ class Config:
     template: str = "tokenizer"
     max_rows: int = 0
     encoder: str | None = None
+    temperatures: tuple[float, ...] = samples.TEMPERATURES
     sample_seed: int | None = None
     max_new_tokens: int = 0
     window_tokens: int = 0
@@ -86,7 +89,8 @@ class Config:
     @property
     def chosen_tasks(self) -> list[Task[Any]]:
         """The tasks asked for. Raises UserError for one that there is not."""
-        return [find(word) for word in self.task_words]
+        tasks = [find(word) for word in self.task_words]
+        return [samples.at(self.temperatures) if task is samples.TASK else task for task in tasks]
 
     @property
     def task_names(self) -> list[str]:
@@ -127,9 +131,28 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def _parsed(parser: ArgumentParser, words: list[str]) -> Any:
     try:
-        return parser.parse_args(words)
+        namespace = parser.parse_args(words)
     except ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
+    namespace["temperatures"] = _temperatures(namespace["temperatures"])
+    return namespace
+
+
+def _temperatures(words: Sequence[str]) -> tuple[float, ...]:
+    """Numbers, between words or commas, each once."""
+    texts = [text.strip() for word in words for text in word.split(",") if text.strip()]
+    if not texts:
+        raise UserError("--temperatures: at least one is needed, for example 0 0.7 1.2")
+    numbers = []
+    for text in texts:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise UserError(f"--temperatures {text}: must be a number, at least 0 (greedy)")
+        numbers.append(abs(number))  # -0 is 0
+    return tuple(dict.fromkeys(numbers))
 
 
 def _config_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -169,7 +192,15 @@ def _parser() -> ArgumentParser:
     help_of = {entry.arg_name: entry.description for entry in parse_docstring(Config.__doc__ or "").params}
     for name in REPEATABLE:
         parser.add_argument(f"--{name}", action="append", type=str, default=[], help=help_of[name])
-    parser.add_class_arguments(Config, skip=set(REPEATABLE))
+    parser.add_argument(
+        "--temperatures",
+        nargs="+",
+        type=str,
+        metavar="NUMBER",
+        default=[f"{temperature:g}" for temperature in samples.TEMPERATURES],
+        help=help_of["temperatures"],
+    )
+    parser.add_class_arguments(Config, skip={*REPEATABLE, "temperatures"})
     parser.add_argument("--config", metavar="FILE", help="A YAML file of these options (recipes/eval). Repeatable.")
     return parser
 

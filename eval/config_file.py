@@ -10,11 +10,14 @@ from eval.errors import UserError
 from eval.suggest import did_you_mean
 from eval.yaml_lines import read_yaml
 
+JOINED = ("tasks", "temperatures")  # a list of these is one word, parted by commas
+
 
 def words_of(path: Path, known: Sequence[str], repeatable: Sequence[str], check: Callable[[str], object]) -> list[str]:
     """The file as words of a command line: `--key=value` each, so that there is one way to understand a value.
 
-    tasks may be a list, repeatable options lists, and data also a mapping of tasks to files; null is as if not given.
+    Options of `JOINED` and repeatable ones may be lists, and data also a mapping of tasks to files; null is as if not
+    given.
     check: raises UserError for a word that cannot be meant; the file and line are put before it.
     """
     located = read_yaml(path)
@@ -42,7 +45,7 @@ def _texts(place: str, key: str, value: Any, repeatable: Sequence[str]) -> list[
         return [f"{task}={_text(place, key, file)}" for task, file in value.items()]
     if isinstance(value, list) and key in repeatable:
         return [_text(place, key, inner) for inner in value]
-    if isinstance(value, list) and key == "tasks":
+    if isinstance(value, list) and key in JOINED:
         return [",".join(_text(place, key, inner) for inner in value)]
     return [_text(place, key, value)]
 

@@ -8,7 +8,9 @@ Shape suffixes: t positions, d width of the hidden states.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -18,15 +20,53 @@ from transformers import AutoModel
 
 from eval.checkpoint import look
 from eval.errors import UserError
+from eval.metrics.consistency import consistency
 from eval.protocols import Answer, Sample, SampleMetric, Task
+from eval.result import ModelInfo
+from eval.tasks import dialogue
 
 SAME_MEANING = 0.7  # above it an answer counts as right, as in the published evaluation
-TASK_NAMES = ("qa",)
-METRICS = (
-    SampleMetric("semantic_match", higher_is_better=True, is_share=True),
-    SampleMetric("semantic_similarity", higher_is_better=True),
-)
+NAME = "encoder"
 Similarity = Callable[[str, str], float]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What is said of a task's sample by meaning. values: from the sample, scored already, and the similarity."""
+
+    metrics: tuple[SampleMetric, ...]
+    values: Callable[[Sample, Similarity], Mapping[str, float]]
+
+
+def _of_answer(sample: Sample, similarity: Similarity) -> Mapping[str, float]:
+    alike = similarity(sample.shown["answer"], sample.shown["reference"])
+    return {"semantic_match": float(alike > SAME_MEANING), "semantic_similarity": alike}
+
+
+def _of_dialogue(sample: Sample, similarity: Similarity) -> Mapping[str, float]:
+    answers, references = dialogue.texts_of(sample)
+    return {
+        "semantic_turn_similarity": mean(map(similarity, answers, references)),
+        "semantic_consistency": consistency(answers, references, similarity),
+    }
+
+
+MEANINGS: Mapping[str, Meaning] = {
+    "qa": Meaning(
+        (
+            SampleMetric("semantic_match", higher_is_better=True, is_share=True),
+            SampleMetric("semantic_similarity", higher_is_better=True),
+        ),
+        _of_answer,
+    ),
+    "dialogue": Meaning(
+        (
+            SampleMetric("semantic_turn_similarity", higher_is_better=True),
+            SampleMetric("semantic_consistency", higher_is_better=True),
+        ),
+        _of_dialogue,
+    ),
+}
 
 
 class Encoder:
@@ -36,7 +76,7 @@ class Encoder:
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        checkpoint = look(folder, "encoder")
+        checkpoint = look(folder, NAME)
         if not checkpoint.tokenizer.is_fast:
             raise UserError(f"--encoder {folder}: it needs a fast tokenizer (tokenizer.json)")
         try:
@@ -78,28 +118,31 @@ class Encoder:
         return torch.nn.functional.normalize(total_d / count, dim=0)
 
 
+def describe(folder: str) -> ModelInfo:
+    """Which encoder it is: numbers of meaning compare only where its digests are the same."""
+    checkpoint = look(folder, NAME)
+    return ModelInfo(NAME, folder, "fp32", checkpoint.context_tokens, checkpoint.digests())
+
+
 def with_meaning(task: Task[Any], similarity: Similarity) -> Task[Any]:
-    """The task with `semantic_match` and `semantic_similarity` beside its own numbers."""
+    """The task with what `MEANINGS` has for it beside its own numbers."""
+    meaning = MEANINGS[task.name]
 
     def score(item: Any, answers: Sequence[Answer]) -> Sample:
         sample = task.score(item, answers)
-        alike = similarity(sample.shown["answer"], sample.shown["reference"])
-        values = {"semantic_match": float(alike > SAME_MEANING), "semantic_similarity": alike}
-        return dataclasses.replace(sample, values={**sample.values, **values})
+        return dataclasses.replace(sample, values={**sample.values, **meaning.values(sample, similarity)})
 
-    return dataclasses.replace(task, score=score, metrics=(*task.metrics, *METRICS))
+    return dataclasses.replace(task, score=score, metrics=(*task.metrics, *meaning.metrics))
 
 
 def by_meaning(tasks: Sequence[Task[Any]], folder: str | None, device: torch.device) -> list[Task[Any]]:
-    """The tasks, those of `TASK_NAMES` scored by meaning too where `folder` names an encoder.
+    """The tasks, those of `MEANINGS` scored by meaning too where `folder` names an encoder.
 
     Raises UserError where none of the tasks could be.
     """
     if folder is None:
         return list(tasks)
-    if not any(task.name in TASK_NAMES for task in tasks):
-        raise UserError(
-            f"--encoder {folder}: it scores the answers of {', '.join(TASK_NAMES)}, which is not in --tasks"
-        )
+    if not any(task.name in MEANINGS for task in tasks):
+        raise UserError(f"--encoder {folder}: it scores the answers of {' and '.join(MEANINGS)}; --tasks has neither")
     similarity = Encoder(folder, device).similarity
-    return [with_meaning(task, similarity) if task.name in TASK_NAMES else task for task in tasks]
+    return [with_meaning(task, similarity) if task.name in MEANINGS else task for task in tasks]

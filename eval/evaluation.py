@@ -22,7 +22,7 @@ from eval.checkpoint import Checkpoint, choose_precision, look
 from eval.compare import compare, corrected, outcomes
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
-from eval.encoder import by_meaning
+from eval.encoder import by_meaning, describe
 from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.hub import from_hub
@@ -47,6 +47,17 @@ class Job:
     items: Sequence[Any]
     prompter: Prompter
     asked: Sequence[Sequence[Request] | str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job done. cut_short: rows that the context had no room to go on with. For the rest see `TaskResult`."""
+
+    samples: Sequence[Sample]
+    cut_short: Sequence[str]
+    seconds: float
+    tokens: int
+    reused: int
 
 
 def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Evaluation:
@@ -75,30 +86,19 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     overlaps = _overlaps(training, items, config) if wanted else None
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     digests = ranks.share({c.name: c.digests() for c in checkpoints} if ranks.index == 0 else {})
+    encoder = ranks.share(describe(config.encoder) if config.encoder and ranks.index == 0 else None)
     notes = notes or Journal()
-    samples: dict[str, dict[str, list[Sample]]] = {task.name: {} for task in tasks}
-    seconds: dict[str, dict[str, float]] = {task.name: {} for task in tasks}
-    cut_short: dict[str, dict[str, list[str]]] = {task.name: {} for task in tasks}
+    runs: dict[str, dict[str, Run]] = {task.name: {} for task in tasks}
     for checkpoint, head in [(c, head) for c in checkpoints for head in dict.fromkeys(task.head for task in tasks)]:
         speaker = Speaker(checkpoint, head, config, ranks, notes, digests[checkpoint.name])
         for job in jobs[checkpoint.name]:
             if job.task.head == head:
-                start = time.perf_counter()
-                task, name = job.task.name, checkpoint.name
-                samples[task][name], cut_short[task][name] = _run(speaker, job, skipped[task])
-                seconds[task][name] = round(time.perf_counter() - start, 3)
+                runs[job.task.name][checkpoint.name] = _run(speaker, job, skipped[job.task.name])
         del speaker
         gc.collect()  # before the next one is loaded: two at once may not fit
+    samples = {task: {name: run.samples for name, run in own.items()} for task, own in runs.items()}
     results = [
-        _task_result(
-            task,
-            config,
-            samples[task.name],
-            _rows(items[task.name], skipped[task.name]),
-            seconds[task.name],
-            cut_short[task.name],
-        )
-        for task in tasks
+        _task_result(task, config, runs[task.name], _rows(items[task.name], skipped[task.name])) for task in tasks
     ]
     if overlaps is not None:
         results = [
@@ -106,7 +106,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
             for task, result in zip(tasks, results, strict=True)
         ]
     won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
-    return Evaluation(_result(config, ranks, checkpoints, digests, corrected(results)), samples, won)
+    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results)), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
@@ -196,8 +196,17 @@ def _check_template(checkpoint: Checkpoint, jobs: Sequence[Job], config: Config)
         checkpoint.require_template(used[0].template, config.template)
 
 
-def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[list[Sample], list[str]]:
-    """The samples, and the ids of rows that would have gone on, had the context had room."""
+def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> Run:
+    """Ask, answer, score."""
+    start, tokens, reused, loading = time.perf_counter(), speaker.tokens, speaker.reused, speaker.loading_seconds
+    answers, cut_short = _answered(speaker, job, skipped)
+    samples = [job.task.score(job.items[k], own) for k, own in answers.items()]
+    seconds = time.perf_counter() - start - (speaker.loading_seconds - loading)
+    return Run(samples, cut_short, round(seconds, 3), speaker.tokens - tokens, speaker.reused - reused)
+
+
+def _answered(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[dict[int, list[Answer]], list[str]]:
+    """The answers of each item, and the ids of rows that would have gone on, had the context had room."""
     asked = {k: requests for k, requests in enumerate(job.asked) if k not in skipped and not isinstance(requests, str)}
     answers: dict[int, list[Answer]] = {k: [] for k in asked}
     cut_short: list[str] = []
@@ -208,7 +217,7 @@ def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[list[S
         more = {k: _follow(job, k, answers[k]) for k in asked}
         cut_short += [job.items[k].id for k, requests in more.items() if requests is None]
         asked = {k: requests for k, requests in more.items() if requests}
-    return [job.task.score(job.items[k], own) for k, own in answers.items()], cut_short
+    return answers, cut_short
 
 
 def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request] | None:
@@ -223,22 +232,22 @@ def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request]
 def _task_result(
     task: Task[Any],
     config: Config,
-    samples: Mapping[str, Sequence[Sample]],
+    runs: Mapping[str, Run],
     skipped: Sequence[Skipped],
-    seconds: Mapping[str, float],
-    cut_short: Mapping[str, Sequence[str]],
 ) -> TaskResult:
-    count = len(next(iter(samples.values())))
+    samples = {name: run.samples for name, run in runs.items()}
     return TaskResult(
         name=task.name,
         version=task.version,
         data=_data(task, config),
-        samples=count,
+        samples=len(next(iter(samples.values()))),
         skipped=skipped,
         metrics=compare(task.metrics, samples),
         tables={name: task.tables(own) for name, own in samples.items()} if task.tables else {},
-        seconds=seconds,
-        cut_short={name: ids for name, ids in cut_short.items() if ids},
+        seconds={name: run.seconds for name, run in runs.items()},
+        tokens={name: run.tokens for name, run in runs.items()},
+        reused={name: run.reused for name, run in runs.items()},
+        cut_short={name: run.cut_short for name, run in runs.items() if run.cut_short},
     )
 
 
@@ -262,6 +271,7 @@ def _result(
     ranks: Ranks,
     checkpoints: Sequence[Checkpoint],
     digests: Mapping[str, Mapping[str, str]],
+    encoder: ModelInfo | None,
     tasks: Sequence[TaskResult],
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
@@ -273,4 +283,4 @@ def _result(
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(created=now, settings=settings, versions=versions, models=models, tasks=tasks)
+    return Result(now, settings, versions, models, tasks, encoder)

@@ -19,13 +19,14 @@ class TokenClassifier:
     """Answers `Tag` with a token-classification head. model: transformers', in evaluation mode."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self.tokens = model, 0
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See eval.runner.Model."""
         return _in_batches(requests, Tag, budget, self._tagged)
 
     def _tagged(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+        self.tokens += sum(row.slots for row in rows)
         classes_bt = self._model(**_padded(self._model, rows)).logits.argmax(-1).tolist()
         return [Tagged(tuple(own[: row.slots])) for own, row in zip(classes_bt, rows, strict=True)]
 
@@ -34,7 +35,7 @@ class SequenceClassifier:
     """Answers `Classify` with a sequence-classification head. model: transformers', in evaluation mode."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self.tokens = model, 0
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See eval.runner.Model."""
@@ -42,6 +43,7 @@ class SequenceClassifier:
 
     def _classified(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
         inputs = _padded(self._model, rows)
+        self.tokens += sum(row.slots for row in rows)
         if _pad_id(self._model) is None and hasattr(self._model, "score"):
             logits_bc = self._last(inputs)
         else:

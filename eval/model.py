@@ -23,6 +23,11 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.network, self.tokenizer = Network(model), tokenizer
 
+    @property
+    def tokens(self) -> int:
+        """See eval.runner.Model."""
+        return self.network.tokens
+
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """(index of the request, answer), in an order of its own, each request once. See eval.runner.Model."""
         scores = {k: request for k, request in enumerate(requests) if isinstance(request, Score)}

@@ -39,6 +39,7 @@ class Network:
 
     shares_prefixes: whether its cache is keys and values that can be cut and joined at will, and it takes masks and
     places as given; found out by trying.
+    tokens: how many have gone through the model so far, padding not counted.
     """
 
     def __init__(self, model: Any) -> None:
@@ -47,7 +48,9 @@ class Network:
         self.dtype: torch.dtype = model.dtype
         self._head = model.get_output_embeddings()
         self._has_plain_head = self._head_is_plain()
+        self.tokens = 0
         self.shares_prefixes = self._prefixes_can_be_shared()
+        self.tokens = 0  # the trial was not asked for
 
     def rows(self, rows: Sequence[Tokens], keep: bool = False) -> tuple[Tensor, KeyValues]:
         """States (b, t, d) of rows that are padded on the right, where causal attention never looks.
@@ -59,6 +62,7 @@ class Network:
             row_t[: len(ids)] = ids
         cache = DynamicCache() if keep else None
         states_btd = self._states(torch.from_numpy(ids_bt), past_key_values=cache, use_cache=keep)
+        self.tokens += sum(map(len, rows))
         return states_btd, key_values(cache) if cache else []
 
     def pack(self, pack: Pack, prefix: KeyValues) -> tuple[Tensor, KeyValues]:
@@ -80,6 +84,7 @@ class Network:
         """
         masks = self._masks(sees_btk.to(self.device), distance_tk.to(self.device))
         place_bt = place_bt.to(self.device)
+        self.tokens += ids_bt.numel()
         return self._states(ids_bt, position_ids=place_bt, attention_mask=masks, past_key_values=cache, use_cache=True)
 
     def logits(self, states_pd: Tensor) -> Tensor:

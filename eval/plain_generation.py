@@ -43,6 +43,7 @@ def _run(network: Network, rows: Sequence[Answering]) -> None:
     prompts = [row.request.prefix_ids for row in rows]
     width = max(map(len, prompts))
     choosing = _Choosing(rows)
+    network.tokens += sum(map(len, prompts))
     network.model.generate(
         input_ids=torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=network.device),
         attention_mask=torch.tensor(
@@ -54,14 +55,18 @@ def _run(network: Network, rows: Sequence[Answering]) -> None:
         logits_processor=LogitsProcessorList([choosing.processed]),
         stopping_criteria=StoppingCriteriaList([choosing.ended]),
     )
+    network.tokens += choosing.continued
 
 
 class _Choosing:
-    """Our choice of tokens and of ends, as transformers' loop asks for them."""
+    """Our choice of tokens and of ends, as transformers' loop asks for them. continued: tokens after which one more was
+    asked for.
+    """
 
     def __init__(self, rows: Sequence[Answering]) -> None:
         self._rows = rows
         self._done = [False] * len(rows)
+        self.continued = 0
 
     def processed(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores that leave only the chosen token."""
@@ -72,4 +77,5 @@ class _Choosing:
         """Whether each row has ended with its last token."""
         for b, (row, token) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
             self._done[b] = self._done[b] or row.take(token)
+            self.continued += not self._done[b]
         return torch.tensor(self._done, device=input_ids.device)

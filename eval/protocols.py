@@ -188,12 +188,14 @@ class Table:
     """What numbers alone do not say, for the report.
 
     rows: texts or numbers under the names in `head`. pairs: whether columns 1 and 2 are shares to be drawn as bars.
+    of_data: whether it is the same whatever the model, and so is shown once.
     """
 
     title: str
     head: tuple[str, ...]
     rows: Sequence[Sequence[str | float]]
     pairs: bool = False
+    of_data: bool = False
 
 
 @dataclass(frozen=True)

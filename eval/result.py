@@ -14,7 +14,7 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,11 @@ class Skipped:
 class TaskResult:
     """One task.
 
-    data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering. tables: model ->
-    what its samples say beside the metrics. contamination: None where there was no training data to compare with.
-    cut_short: model -> ids of rows whose next turn, try or tool call the context had no room for.
+    data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering, loading left out.
+    tokens: model -> how many went through it meanwhile: what prompts share once, padding not. reused: model -> requests
+    whose answers were known, and so cost neither. tables: model -> what its samples say beside the metrics.
+    contamination: None where there was no training data to compare with. cut_short: model -> ids of rows whose next
+    turn, try or tool call the context had no room for.
     """
 
     name: str
@@ -140,6 +142,8 @@ class TaskResult:
     skipped: Sequence[Skipped]
     metrics: Sequence[MetricResult]
     seconds: Mapping[str, float]
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    reused: Mapping[str, int] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Table]] = field(default_factory=dict)
     contamination: Contamination | None = None
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -147,13 +151,14 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything but the samples. The first model is the baseline."""
+    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any."""
 
     created: str
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     models: Sequence[ModelInfo]
     tasks: Sequence[TaskResult]
+    encoder: ModelInfo | None = None
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 

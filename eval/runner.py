@@ -14,6 +14,11 @@ from eval.protocols import Answer, Generate, Request, Score
 class Model(Protocol):
     """What answers, whatever its head."""
 
+    @property
+    def tokens(self) -> int:
+        """How many have gone through it so far: what prompts share once, padding not."""
+        ...
+
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """(index of the request, answer), as soon as there is one, in any order, each request exactly once.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def open_journal(config: Config, ranks: Ranks) -> Journal:
 
 
 class Speaker:
-    """A checkpoint with one head, as a source of answers; its weights are loaded when something is asked anew."""
+    """A checkpoint with one head, as a source of answers; its weights are loaded when something is asked anew.
+
+    tokens: how many have gone through the model so far, on all ranks (see eval.runner.Model). reused: requests whose
+    answers were known. loading_seconds: of its weights.
+    """
 
     def __init__(
         self,
@@ -42,14 +47,16 @@ class Speaker:
         self._precision = choose_precision(config.precision, ranks.device)
         self._identity = journal.identity(digests, [head, self._precision, config.quantization])
         self._model: tuple[Model, Budget] | None = None
+        self.tokens, self.reused, self.loading_seconds = 0, 0, 0.0
 
     def answers(self, requests: Sequence[Request], task: str) -> Iterator[Answer]:
         """The answers in order, on every rank."""
         known = self._notes.known(self._identity, requests)
         title = f"{self._checkpoint.name}: {task}"
         console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
+        count = sum(request in known for request in requests)
+        self.reused += count
         if known:
-            count = sum(request in known for request in requests)
             console.print(f"{title}: {count} of {len(requests)} answers from the journal", markup=False)
         left = list(dict.fromkeys(request for request in requests if request not in known))
         if left:
@@ -64,13 +71,17 @@ class Speaker:
             on_answer()
 
         model, budget = self._loaded()
+        before = model.tokens
         new = dict(zip(requests, answer(model, budget, requests, self._ranks, note), strict=True))
+        self.tokens += sum(self._ranks.gather([model.tokens - before]))
         self._notes.learn(self._identity, new)
         return new
 
     def _loaded(self) -> tuple[Model, Budget]:
         if self._model is None:
+            start = time.perf_counter()
             config, device = self._config, self._ranks.device
             model = self._checkpoint.load(self._head, self._precision, config.quantization, device)
             self._model = model, choose(config.batch_tokens, self._checkpoint.config, DTYPES[self._precision], device)
+            self.loading_seconds += time.perf_counter() - start
         return self._model

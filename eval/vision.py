@@ -29,7 +29,7 @@ class VisionModel:
     """
 
     def __init__(self, model: Any, images: Images) -> None:
-        self.model, self.images = model, images
+        self.model, self.images, self.tokens = model, images, 0
         self.tokenizer = images.processor.tokenizer
 
     @torch.inference_mode()
@@ -49,6 +49,7 @@ class VisionModel:
     def _log_probs(self, ids: Sequence[int], files: Sequence[str], count: int) -> Tensor:
         """log p of every token after each of the last `count` of `ids`, in fp32."""
         out = self.model(**self._inputs(ids, files), use_cache=False, logits_to_keep=count)
+        self.tokens += len(ids)
         logits_tv: Tensor = out.logits[0, -count:].float().cpu()
         return logits_tv - logits_tv.logsumexp(-1, keepdim=True)
 
@@ -64,6 +65,7 @@ class VisionModel:
             **({"stop_strings": list(request.stop_texts), "tokenizer": self.tokenizer} if request.stop_texts else {}),
         )
         ids = out[0, len(request.prefix_ids) :].tolist()
+        self.tokens += out.shape[1] - 1  # nothing is asked after the last one
         end = next((k for k, token in enumerate(ids) if token in request.stop_ids), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         cuts = [text.find(stop) for stop in request.stop_texts if stop in text]

@@ -10,23 +10,24 @@ from eval.protocols import Columns
 LARGEST_EXPONENT = math.log(1.7e308)  # beyond it exp overflows; a perplexity there says only "no idea at all"
 
 
+def perplexity_of(loss: float) -> float:
+    """exp of a mean -log p in nats, infinite where a float cannot hold it: evaluation's and training's alike."""
+    return math.inf if loss >= LARGEST_EXPONENT else math.exp(loss)
+
+
 def perplexity(columns: Columns) -> float:
     """exp(sum of nll / sum of tokens) over all samples; nll in nats."""
-    return _exp(float(columns["nll"].sum() / columns["tokens"].sum()))
+    return perplexity_of(float(columns["nll"].sum() / columns["tokens"].sum()))
 
 
 def perplexity_per_word(columns: Columns) -> float:
     """exp(sum of nll / sum of words): comparable between tokenizers too, and usual for word-level models."""
-    return _exp(float(columns["nll"].sum() / columns["words"].sum()))
+    return perplexity_of(float(columns["nll"].sum() / columns["words"].sum()))
 
 
 def bits_per_byte(columns: Columns) -> float:
     """Bits needed per UTF-8 byte of text: comparable between tokenizers, which perplexity is not."""
     return float(columns["nll"].sum() / columns["bytes"].sum() / math.log(2))
-
-
-def _exp(mean: float) -> float:
-    return math.exp(mean) if mean < LARGEST_EXPONENT else math.inf
 
 
 def windows(length: int, first: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:

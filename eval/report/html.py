@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,9 +98,5 @@ def _number(value: float | None) -> float | None:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = words.readable(value)
     return text[:MOST_CHARACTERS] + (" ..." if len(text) > MOST_CHARACTERS else "")

@@ -14,6 +14,11 @@ HOW = {
     "passage": f"{PASSAGE} words or characters in a row, or the whole of a shorter text",
 }
 
+SPEED = (
+    "Times are without loading. Tokens are those that went through the model, of prompts and answers: what prompts "
+    "share counts once; padding and answers known before (from the journal, or of another task) do not count"
+)
+
 
 def warnings(result: Result) -> list[str]:
     """What changes the meaning of the answer, in a sentence each."""
@@ -70,12 +75,14 @@ def circumstances(result: Result) -> list[str]:
     """Checkpoints, data, time, methods, versions."""
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
-        for model in result.models
+        for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:
-        times = ", ".join(f"{model} {_time(task, seconds)}" for model, seconds in task.seconds.items())
+        times = ", ".join(f"{model} {_time(task, model)}" for model in task.seconds)
         files = ", ".join(f"{file} ({digest[:12]})" for file, digest in task.data.items())
         lines.append(f"{task.name} version {task.version}: {files}; {times}")
+    if any(any(task.tokens.values()) for task in result.tasks):
+        lines.append(SPEED)
     metrics = [metric for task in result.tasks for metric in task.metrics]
     used = {e.method for m in metrics for e in m.estimates} | {d.method for m in metrics for d in m.differences}
     methods = sorted(method for method in used if method)
@@ -92,5 +99,9 @@ def circumstances(result: Result) -> list[str]:
     return lines
 
 
-def _time(task: TaskResult, seconds: float) -> str:
-    return f"{seconds:.1f} s" + (f" ({task.samples / seconds:,.1f} rows/s)" if seconds > 0 else "")
+def _time(task: TaskResult, model: str) -> str:
+    """How long, how fast, and what of it cost nothing."""
+    seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
+    speed = [f"{task.samples / seconds:,.1f} rows/s", f"{tokens / seconds:,.0f} tokens/s"] if seconds and tokens else []
+    known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
+    return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

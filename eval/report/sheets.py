@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from eval.origin import Origin
+from eval.protocols import Table
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
 
@@ -31,6 +32,11 @@ class Sheet:
     rows: Sequence[Sequence[Cell]]
     ranked: bool = False
     pairs: bool = False
+
+    @property
+    def only_texts(self) -> bool:
+        """Whether there is no number in it."""
+        return all(cell.value is None for row in self.rows for cell in row)
 
     def short(self) -> tuple[Sequence[Sequence[Cell]], Sequence[Sequence[Cell]], int]:
         """The first rows, the last ones, and how many between them are left out."""
@@ -150,18 +156,20 @@ def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Calla
 
 
 def of_task(task: TaskResult) -> list[Sheet]:
-    """What a task itself wants to be shown, for each model."""
+    """What a task itself wants to be shown: once what its data say, and the rest for each model."""
+    first = next(iter(task.tables.values()), ())
+    found = [_sheet(table, table.title) for table in first if table.of_data]
     several = len(task.tables) > 1
-    return [
-        Sheet(
-            f"{table.title} ({model})" if several else table.title,
-            table.head,
-            [[_cell(value) for value in row] for row in table.rows],
-            pairs=table.pairs,
-        )
+    return found + [
+        _sheet(table, f"{table.title} ({model})" if several else table.title)
         for model, tables in task.tables.items()
         for table in tables
+        if not table.of_data
     ]
+
+
+def _sheet(table: Table, title: str) -> Sheet:
+    return Sheet(title, table.head, [[_cell(value) for value in row] for row in table.rows], pairs=table.pairs)
 
 
 def clean(task: TaskResult) -> Sheet | None:

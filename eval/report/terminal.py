@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from rich import box
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,9 +16,16 @@ from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Result
 
+# A line ends at a space, or inside a name behind / _ or -; a number is kept whole.
+PIECES = re.compile(r"(?<= )|(?<=[A-Za-z0-9][/_-])(?=[A-Za-z])")
+GAP = 2  # characters between columns
+LONGEST_TEXT = 160  # characters of a cell; the report has more
+
 
 def show(result: Result, console: Console | None = None) -> None:
-    """Print verdicts, warnings, and every metric with its interval; no secret of the environment."""
+    """Print verdicts, warnings, every metric with its interval, and what tasks without metrics have to show; no secret
+    of the environment.
+    """
     result = mask_all(result)
     console = console or Console()
     for sentence in words.sentences(result):
@@ -24,17 +35,54 @@ def show(result: Result, console: Console | None = None) -> None:
     for warning in notes.warnings(result):
         console.print(Text.assemble(("Note: ", "bold"), warning))
     for sheet in sheets.summary(result):
-        console.print(_table(sheet))
+        console.print("", _table(sheet, console.width), sep="\n")
+    for sheet in (sheet for task in result.tasks if not task.metrics for sheet in sheets.of_task(task)):
+        console.print("", _table(sheet, console.width, lines=True), sep="\n")
 
 
-def _table(sheet: Sheet) -> Table:
-    table = Table(title=sheet.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+def _table(sheet: Sheet, room: int, lines: bool = False) -> Table:
+    """lines: between the rows, where these are texts of many lines."""
     first, last, hidden = sheet.short()
-    for place, name in enumerate(sheet.head):
-        numbers = any(row[place].value is not None for row in sheet.rows)
-        table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
-    more = [[f"... {hidden} more in report.html"]] if hidden else []
+    more = [[f"... {hidden} more in report.html", *[""] * (len(sheet.head) - 1)]] if hidden else []
     rows = [[cell.text for cell in row] for row in first] + more + [[cell.text for cell in row] for row in last]
+    rows = [[text[:LONGEST_TEXT] + (" ..." if len(text) > LONGEST_TEXT else "") for text in row] for row in rows]
+    columns = list(zip(sheet.head, *rows, strict=True))
+    widths = column_widths(columns, room - GAP * (len(columns) - 1))
+    table = Table(
+        title=Text(sheet.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        padding=(0, GAP - 1, 0, 0), show_edge=False, show_lines=lines,
+    )  # fmt: skip
+    for place, (name, width) in enumerate(zip(sheet.head, widths, strict=True)):
+        numbers = any(row[place].value is not None for row in sheet.rows)
+        table.add_column(Text(folded(name, width)), justify="right" if numbers else "left", width=width)
     for row in rows:
-        table.add_row(*(Text(text) for text in row))
+        table.add_row(*(Text(folded(text, width)) for text, width in zip(row, widths, strict=True)))
     return table
+
+
+def column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """As wide as their texts; where that is too much the widest are narrowed, if possible not below a piece of text."""
+    widths = [max(map(cell_len, texts)) for texts in columns]
+    pieces = [max(cell_len(piece.rstrip()) for text in texts for piece in PIECES.split(text)) for texts in columns]
+    for least in (pieces, [1] * len(columns)):
+        while sum(widths) > room:
+            narrowable = [place for place, width in enumerate(widths) if width > least[place]]
+            if not narrowable:
+                break
+            widths[max(narrowable, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def folded(text: str, width: int) -> str:
+    """The text in lines of at most `width` characters; a piece that is longer is cut."""
+    done: list[str] = []
+    for line in text.splitlines():
+        done.append("")
+        for piece in PIECES.split(line):
+            if done[-1] and cell_len(done[-1] + piece.rstrip()) > width:
+                done.append("")
+            if cell_len(piece.rstrip()) > width:
+                done[-1:] = chop_cells(piece.rstrip(), width)
+                piece = piece[len(piece.rstrip()) :]
+            done[-1] += piece
+    return "\n".join(line.rstrip() for line in done)

@@ -111,9 +111,7 @@ def _example(models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> s
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = " ".join(str(value).split())
+    text = " ".join(words.readable(value).split())
     return escaped(text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else "")) or "(nothing)"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
 
@@ -89,6 +91,18 @@ def noticeable(metric: MetricResult, found: Difference) -> str:
 def counted(count: int, what: str) -> str:
     """1 row, 2 rows."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def readable(value: Any) -> str:
+    """What a sample shows: a text as it is, a list of objects (the turns of a dialogue) line by line, else JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, Mapping) for part in value):
+        lines = ["\n".join(f"{name}: {readable(inner)}" for name, inner in part.items()) for part in value]
+        return "\n\n".join(f"{number}. {text}" for number, text in enumerate(lines, start=1))
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def sentences(result: Result) -> list[Sentence]:

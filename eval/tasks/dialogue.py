@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from eval.metrics.consistency import consistency, unrepeated
 from eval.metrics.similarity import ALIKE, similarity
 from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Table, Task
 from eval.rows import BadExampleError, Example, Message, examples
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from eval.prompt import Prompter
 
 NO_ROOM = "(not asked: the context has no room for this turn)"
-REPEATED = 0.9  # an answer this similar to an earlier one says nothing new
 
 
 def check(example: Example) -> Example:
@@ -35,25 +35,35 @@ def follow(example: Example, answers: Sequence[Answer], prompter: Prompter) -> S
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """Per turn similarity with the reference; turns that the context had no room for count as empty answers."""
+    """Similarity of each turn with the reference, and how the turns hang together.
+
+    Turns that the context had no room for count as empty answers.
+    """
     references = [example.messages[k]["content"] for k in _turns(example)]
     said = _texts(answers)
-    alike = [similarity(text, wanted) for text, wanted in zip(said, references, strict=False)]
-    alike += [0.0] * (len(references) - len(said))
-    new = [k for k in range(len(said)) if not any(_repeats(k, j, said, references) for j in range(k))]
+    said += [""] * (len(references) - len(said))
+    alike = [similarity(text, wanted) for text, wanted in zip(said, references, strict=True)]
     values = {
-        "turn_similarity": sum(alike) / len(alike),
-        "turn_match": sum(value > ALIKE for value in alike) / len(alike),
-        "consistency": len(new) / len(references),
+        "turn_similarity": mean(alike),
+        "turn_match": mean(float(value > ALIKE) for value in alike),
+        "consistency": consistency(said, references, similarity),
+        "unrepeated": unrepeated(said, references, similarity),
     }
     questions = [example.messages[k - 1]["content"] for k in _turns(example)]
-    shown = [*said, *[NO_ROOM] * (len(references) - len(said))]
+    shown = [*said[: len(answers)], *[NO_ROOM] * (len(references) - len(answers))]
     lines = zip(questions, shown, references, alike, strict=True)
     turns = [
-        {"asked": question, "answer": text, "reference": wanted, "similarity": round(value, 4)}
+        {"asked": question, "answer": text, "reference": wanted, "similarity": value}
         for question, text, wanted, value in lines
     ]
     return Sample(example.id, values, {"turns": turns}, {"subset": example.subset} if example.subset else {})
+
+
+def texts_of(sample: Sample) -> tuple[list[str], list[str]]:
+    """A sample's answers, empty where there was no room for one, and the references."""
+    turns = sample.shown["turns"]
+    answers = ["" if turn["answer"] == NO_ROOM else turn["answer"] for turn in turns]
+    return answers, [turn["reference"] for turn in turns]
 
 
 def tables(samples: Sequence[Sample]) -> list[Table]:
@@ -73,14 +83,6 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
         for number, found in sorted(turns.items())
     ]
     return [Table("By turn", ("turn", "dialogues", "similarity", f"share above {ALIKE}", "no room for it"), rows)]
-
-
-def _repeats(turn: int, earlier: int, said: Sequence[str], references: Sequence[str]) -> bool:
-    """Whether a turn says an earlier one again, where the reference does not."""
-    return (
-        similarity(said[turn], said[earlier]) > REPEATED
-        and similarity(references[turn], references[earlier]) <= REPEATED
-    )
 
 
 def _turns(example: Example) -> list[int]:
@@ -104,7 +106,7 @@ def _next(example: Example, said: Sequence[str], prompter: Prompter) -> Sequence
 
 TASK = Task(
     name="dialogue",
-    version=1,
+    version=2,
     about="several turns, each generated on the model's own history",
     load=examples(check),
     ask=ask,
@@ -113,6 +115,7 @@ TASK = Task(
         SampleMetric("turn_similarity", higher_is_better=True),
         SampleMetric("turn_match", higher_is_better=True),
         SampleMetric("consistency", higher_is_better=True),
+        SampleMetric("unrepeated", higher_is_better=True),
     ),
     follow=follow,
     tables=tables,

@@ -224,6 +224,8 @@ def _choice(file: TaskFile, item: Question, choice: str, prompter: Prompter) -> 
     if file.chat:
         passage = prompter.answers([*item.messages, {"role": "assistant", "content": choice}])[-1]
         return Score(passage.ids[: passage.first], passage.ids[passage.first :], passage.bytes)
+    # Not `prompter.choices`: it scores white space at the prompt's end with the choice, and where tokens grow together
+    # over the seam, as Chinese ones do, what it joins is not how the tokenizer writes the whole.
     asked = prompter.document(_raw(item)).ids
     whole = prompter.document(_raw(item) + file.separator + choice).ids
     first = next((k for k, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))

@@ -74,6 +74,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
         ("word", f"share in {first}", f"share in {other}", "bits"),
         [(shift.word, shift.first, shift.second, shift.bits) for shift in found[:SHOWN_WORDS]],
         pairs=True,
+        of_data=True,
     )
 
 

@@ -1,8 +1,10 @@
-"""Continuations of given prompts, greedy and drawn at two temperatures, to read side by side; nothing is scored."""
+"""Continuations of given prompts, greedy and drawn at several temperatures, to read side by side; nothing is scored."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.protocols import Answer, Generate, Generated, Request, Sample, Table, Task
@@ -30,33 +32,47 @@ def check(example: Example) -> Example:
     return example
 
 
-def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
+def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TEMPERATURES) -> Sequence[Request]:
     """The text as it stands, or the conversation up to its last answer; once for each temperature."""
     ids = prompter.document(example.text).ids if example.text is not None else prompter.question(_history(example))
     return [
         Generate(ids, prompter.max_new_tokens, prompter.stop_ids, temperature=temperature)
-        for temperature in TEMPERATURES
+        for temperature in temperatures
     ]
 
 
-def score(example: Example, answers: Sequence[Answer]) -> Sample:
+def score(example: Example, answers: Sequence[Answer], temperatures: Sequence[float] = TEMPERATURES) -> Sample:
     """Only what a person wants to see."""
     said = [answer for answer in answers if isinstance(answer, Generated)]
     prompt = example.text if example.text is not None else _history(example)[-1]["content"]
     reference = {"reference": example.messages[-1]["content"]} if example.answered else {}
-    texts = {_title(t): answer.text for t, answer in zip(TEMPERATURES, said, strict=True)}
+    texts = {_title(t): answer.text for t, answer in zip(temperatures, said, strict=True)}
     return Sample(example.id, {}, {"prompt": prompt, **texts, **reference})
 
 
-def tables(samples: Sequence[Sample]) -> list[Table]:
+def tables(samples: Sequence[Sample], temperatures: Sequence[float] = TEMPERATURES) -> list[Table]:
     """Every prompt with what was said at each temperature."""
-    heads = ("prompt", *map(_title, TEMPERATURES))
-    rows = [tuple(str(sample.shown[head])[:SHOWN_CHARACTERS] for head in heads) for sample in samples]
+    heads = ("prompt", *map(_title, temperatures))
+    rows = [tuple(_shortened(str(sample.shown[head])) for head in heads) for sample in samples]
     return [Table("Continuations", heads, rows)]
 
 
+def at(temperatures: Sequence[float]) -> Task[Example]:
+    """The task at other temperatures; 0 is greedy."""
+    return dataclasses.replace(
+        TASK,
+        ask=partial(ask, temperatures=temperatures),
+        score=partial(score, temperatures=temperatures),
+        tables=partial(tables, temperatures=temperatures),
+    )
+
+
+def _shortened(text: str) -> str:
+    return text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else "")
+
+
 def _title(temperature: float) -> str:
-    return f"temperature {temperature:g}" if temperature else "greedy"
+    return f"temperature {temperature:.12g}" if temperature else "greedy"
 
 
 def _history(example: Example) -> Sequence[Message]:

@@ -8,7 +8,9 @@ one.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from eval.prompt import Prompter
 
 LETTERS = "ABCDEFGHIJ"
+DIGITS = re.compile(r"[0-9]{1,2}")
 GROUPS = ("subject", "topic")
 SOURCE = Hub("derek-thomas/ScienceQA", split="test")
 ASK_LETTER = "Answer with the letter of the right option and nothing else."
@@ -53,11 +56,8 @@ class Question:
 def load(row: Row) -> Question:
     """Raises BadExampleError for a row that does not fit."""
     value = row.value
-    choices, right = value.get("choices"), value.get("answer")
-    if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
-        raise BadExampleError(f"choices is not a list of 2 to {len(LETTERS)} texts")
-    if not isinstance(right, int) or not 0 <= right < len(choices):
-        raise BadExampleError(f"answer is {right!r}, not the number of a choice from 0 to {len(choices) - 1}")
+    choices = _choices(value.get("choices"))
+    right = _place(value.get("answer"), len(choices))
     hint = f"Context: {value['hint']}\n" if value.get("hint") else ""
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
     return Question(
@@ -120,6 +120,27 @@ def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
 def _sample(question: Question, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
     asked = {"question": question.text, "image": question.image, "answer": question.answer}
     return Sample(question.id, values, {**asked, **shown}, question.groups)
+
+
+def _choices(given: Any) -> Sequence[Any]:
+    """The options; a CSV can hold them only as a JSON list in text."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            given = None
+    if not isinstance(given, (list, tuple)) or not 2 <= len(given) <= len(LETTERS):
+        raise BadExampleError(f"choices is not a list of 2 to {len(LETTERS)} texts")
+    return given
+
+
+def _place(given: Any, count: int) -> int:
+    """The number of the right option; a CSV can hold it only as digits in text."""
+    place = int(given) if isinstance(given, str) and DIGITS.fullmatch(given.strip()) else given
+    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
+        said = json.dumps(given) if isinstance(given, bool) else repr(given)  # true, as the file has it
+        raise BadExampleError(f"answer is {said}, not the number of a choice from 0 to {count - 1}")
+    return place
 
 
 def _image(row: Row) -> str | None:

@@ -103,6 +103,12 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
         ("model: m\nmodel: n", "eval.yaml:2: model is given twice"),
         ("- model", "eval.yaml:1: a configuration is a mapping"),
         ("config: other.yaml", "eval.yaml:1: unknown option config"),
+        (
+            "model: m\ntemperatures: [0, -0.5]",
+            "eval.yaml:2: --temperatures -0.5: must be a number, at least 0 (greedy)",
+        ),
+        ("temperatures: true", "eval.yaml:1: --temperatures true: must be a number"),
+        ("temperatures: []", "eval.yaml:1: --temperatures: at least one is needed"),
         ("model: m\ntasks: qaa\ndata: x", "unknown task qaa; did you mean qa?"),
     ],
 )
@@ -111,6 +117,22 @@ def test_mistakes_in_a_file_are_told_with_their_line(tmp_path: Path, text: str, 
         parse(["--config", config_file(tmp_path, text)])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", ["0 0.7 1.2", "0,0.7,1.2", "0, 0.70 1.2 -0"])
+def test_temperatures_stand_between_spaces_or_commas(tmp_path: Path, given: str) -> None:
+    words = ["--model", "m", "--tasks", "samples"]
+    assert parse([*words, "--temperatures", *given.split()]).temperatures == (0.0, 0.7, 1.2)
+    file = config_file(tmp_path, "temperatures: [0.3, 2]\n")
+    assert parse([*words, "--config", file]).temperatures == (0.3, 2.0)
+    assert parse([*words, "--temperatures", *given.split(), "--config", file]).temperatures == (0.0, 0.7, 1.2)
+    assert parse(words).temperatures == (0.0, 0.7, 1.0)
+
+
+@pytest.mark.parametrize("given", ["warm", "nan", "inf", "-1", ","])
+def test_a_temperature_is_a_number_from_0_on(given: str) -> None:
+    with pytest.raises(UserError, match=r"--temperatures.*(must be a number, at least 0|at least one is needed)"):
+        parse(["--model", "m", "--tasks", "samples", "--temperatures", given])
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
+from eval.checkpoint import look
 from eval.config import parse
 from eval.encoder import Encoder, by_meaning, with_meaning
 from eval.errors import UserError
@@ -18,6 +19,7 @@ from eval.evaluation import evaluate
 from eval.protocols import Generated
 from eval.ranks import Ranks
 from eval.readers import Row
+from eval.report.notes import circumstances
 from eval.tasks import TASKS
 from tests import eval_checkpoints
 from tests.eval_checkpoints import ENCODER_CONTEXT, ENCODER_WORDS
@@ -84,6 +86,19 @@ def test_only_this_evaluation_scores_by_meaning() -> None:
     assert "semantic_match" not in own
 
 
+def test_dialogues_are_scored_by_meaning_too() -> None:
+    plain = TASKS["dialogue"]
+    rows = [("user", "A city?"), ("assistant", "paris"), ("user", "Another?"), ("assistant", "lyon")]
+    item = plain.load(Row("rows.jsonl", 1, {"messages": [{"role": role, "content": text} for role, text in rows]}))
+    alike = {("paris", "paris"): 1.0, ("a cat", "lyon"): 0.1, ("a cat", "paris"): 0.2, ("lyon", "paris"): 0.8}
+    task = with_meaning(plain, lambda one, other: alike[one, other])
+    values = task.score(item, [Generated("paris"), Generated("a cat")]).values
+    assert values["semantic_turn_similarity"] == pytest.approx(0.55)
+    assert values["semantic_consistency"] == pytest.approx(0.4)
+    assert {"semantic_turn_similarity", "semantic_consistency"} <= {metric.name for metric in task.metrics}
+    assert "semantic_consistency" not in plain.score(item, [Generated("paris")]).values
+
+
 def test_an_encoder_for_no_task_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match=r"--encoder .*qa"):
         by_meaning([TASKS["perplexity"]], str(folder), CPU)
@@ -108,6 +123,13 @@ def test_an_evaluation_with_an_encoder(folder: Path, tmp_path: Path) -> None:
     qa, samples = found.result.tasks
     assert {"exact_match", "semantic_match", "semantic_similarity"} <= {metric.name for metric in qa.metrics}
     assert not samples.metrics
+    encoder = found.result.encoder
+    assert encoder is not None
+    assert encoder.digests == look(str(folder), "x").digests()
+    assert any(
+        f"encoder: {folder}, fp32, weights {encoder.digests['weights'][:12]}" in o for o in circumstances(found.result)
+    )
+    assert json.loads(found.result.to_json())["encoder"]["digests"] == encoder.digests
     expected = Encoder(str(folder), CPU)
     for sample in found.samples["qa"]["model"]:
         own = expected.similarity(sample.shown["answer"], "Paris")

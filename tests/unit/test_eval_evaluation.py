@@ -23,6 +23,7 @@ from eval.main import main
 from eval.origin import Origin
 from eval.ranks import Ranks
 from eval.report import markdown, write
+from eval.report.notes import circumstances
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation
 from eval.tasks import TASKS
 from tests import eval_checkpoints
@@ -144,13 +145,26 @@ def test_a_checkpoint_against_itself_is_a_tie(folders: dict[str, Path], rows: st
             assert change.verdict == "no significant difference"
 
 
+def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> None:
+    found = run("--model", folders["before"], "--tasks", "qa,rouge", "--data", rows).result
+    qa, rouge = found.tasks
+    assert qa.tokens["before"] > 10 * len(QUESTIONS)
+    assert (qa.reused["before"], rouge.tokens["before"], rouge.reused["before"]) == (0, 0, len(QUESTIONS))
+    lines = circumstances(found)
+    assert any(line.startswith("qa version") and re.search(r"rows/s, [\d,]+ tokens/s\)$", line) for line in lines)
+    assert any(
+        line.startswith("rouge") and line.endswith(f"s ({len(QUESTIONS)} answers known before)") for line in lines
+    )
+    assert any("answers known before (from the journal, or of another task) do not count" in line for line in lines)
+
+
 SHAPE: dict[str, Any] = {
-    "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict,
+    "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict, "encoder": type(None),
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
     }],
     "tasks": [{
-        "name": str, "version": int, "data": dict, "samples": int, "seconds": dict,
+        "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],

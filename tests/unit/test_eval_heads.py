@@ -48,7 +48,9 @@ def test_tags_equal_the_models_own(family: str, size: int) -> None:
         if family == "bert"
         else seeded(LlamaForTokenClassification, LlamaConfig(**SIZES, num_labels=5))
     )
-    found = dict(TokenClassifier(model).answers([Tag(row) for row in ROWS], budget(size)))
+    classifier = TokenClassifier(model)
+    found = dict(classifier.answers([Tag(row) for row in ROWS], budget(size)))
+    assert classifier.tokens == sum(map(len, ROWS))
     assert sorted(found) == list(range(len(ROWS)))
     for k, row in enumerate(ROWS):
         with torch.no_grad():
@@ -70,7 +72,9 @@ def test_classes_equal_the_models_own(family: str, size: int) -> None:
         kind, config = GPT2ForSequenceClassification, GPT2Config(**GPT2)
     model = seeded(kind, config)
     rows = [*ROWS, (5, 6, 0), (0,)]  # ending with what may be the pad token
-    found = dict(SequenceClassifier(model).answers([Classify(row) for row in rows], budget(size)))
+    classifier = SequenceClassifier(model)
+    found = dict(classifier.answers([Classify(row) for row in rows], budget(size)))
+    assert classifier.tokens == sum(map(len, rows))
     for k, row in enumerate(rows):
         with torch.no_grad():
             own = model(input_ids=torch.tensor([row])).logits[0]

@@ -143,6 +143,19 @@ def test_a_second_run_answers_from_the_journal_without_weights(
         values([*words, "--resume", "never"])
 
 
+def test_another_temperature_is_asked_anew_and_nothing_else(words: list[str]) -> None:
+    def run(*temperatures: str) -> Any:
+        config = parse([*words, "--tasks", "samples", "--temperatures", *temperatures])
+        return evaluate(config, ALONE, open_journal(config, ALONE))
+
+    first = run("0", "0.7").samples["samples"]["model"]
+    found = run("0.7", "1.2", "0")
+    assert found.result.tasks[0].reused == {"model": 2 * len(first)}
+    assert found.result.tasks[0].tables["model"][0].head == ("prompt", "temperature 0.7", "temperature 1.2", "greedy")
+    for before, after in zip(first, found.samples["samples"]["model"], strict=True):
+        assert before.shown.items() <= after.shown.items()
+
+
 @pytest.mark.parametrize("change", ["weights", "config.json", "tokenizer_config.json", "precision"])
 def test_a_changed_model_is_asked_anew(
     words: list[str], tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch

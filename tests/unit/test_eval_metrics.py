@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import unicodedata
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from scipy import stats
 
 from eval.metrics.bootstrap import bootstrap, bootstrap_sums
 from eval.metrics.exact_match import exact_match, normalise
-from eval.metrics.perplexity import bits_per_byte, perplexity, windows
+from eval.metrics.perplexity import bits_per_byte, perplexity, perplexity_of, windows
 from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
+from eval.metrics.similarity import similarity
 
 SAME = [
     ("北京。", "北京"),
@@ -77,6 +79,26 @@ def test_normalising_is_idempotent_and_keeps_something(text: str) -> None:
     assert bool(once) == bool(unicodedata.normalize("NFKC", text).strip())
 
 
+EDITED = st.text(alphabet="ab 的", max_size=40)
+
+
+@given(start=EDITED, one=EDITED, other=EDITED, end=EDITED)
+def test_similarity_is_difflibs(start: str, one: str, other: str, end: str) -> None:
+    texts = [normalise(start + one + end), normalise(start + other + end)]
+    assert similarity(*texts) == SequenceMatcher(None, *texts, autojunk=False).ratio()
+    assert similarity(one, other) == SequenceMatcher(None, normalise(one), normalise(other), autojunk=False).ratio()
+
+
+def test_similarity_of_long_answers_takes_no_time() -> None:
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("etaoinshrdlu"), size=5)) for _ in range(600)]
+    edited = [word if draw.random() < 0.7 else "other" for word in words]
+    start = time.perf_counter()
+    assert 0.7 < similarity(" ".join(words), " ".join(edited)) < 0.9
+    assert similarity("a" * 3000, "ab" * 1500) == 2 * 1500 / 6000  # for what a lost model says difflib takes minutes
+    assert time.perf_counter() - start < 10
+
+
 @given(
     length=st.integers(1, 60),
     first=st.integers(1, 60),
@@ -103,6 +125,7 @@ def test_perplexity_is_over_all_tokens() -> None:
     assert perplexity(columns) == pytest.approx(math.exp(14 / 4))
     assert bits_per_byte(columns) == pytest.approx(14 / math.log(2) / 16)
     assert perplexity({"nll": np.array([1e6]), "tokens": np.array([1.0])}) == math.inf
+    assert math.isnan(perplexity_of(math.nan))  # a broken loss must not pass for a bad one
 
 
 def test_bootstrap_agrees_with_scipy() -> None:

@@ -107,6 +107,28 @@ class TestBatchSizes:
         assert len({answer.text for answer in one}) > 10, "what is compared differs from row to row"
 
 
+def test_tokens_that_go_through_the_model_are_counted_and_padding_is_not(family: tuple[str, LanguageModel]) -> None:
+    _, model = family
+    before = model.tokens
+    answers(model, [Score((5, 6), (7, 8, 9)), Score((11, 12, 13, 14, 15), (16,))], 512)
+    assert model.tokens - before == 4 + 5  # nothing is asked after a last token
+    before = model.tokens
+    found = answers(model, [Generate((5, 6, 7), 6, ()), Generate((9,), 2, ()), Generate((8, 9), 1, ())], 512)
+    assert model.tokens - before == 6 + sum(one.tokens - 1 for one in found)
+    (whole,) = answers(model, [Generate((5, 6, 7), 6, ())])
+    last = int(eval_families.plain_continuation(model.network.model, Generate((5, 6, 7), 6, ()))[-1])
+    before = model.tokens
+    (stopped,) = answers(model, [Generate((5, 6, 7), 6, (last,))])
+    assert model.tokens - before == 3 + stopped.tokens  # the stop was asked for after the last token
+    assert stopped.tokens < whole.tokens
+
+
+def test_what_prompts_share_is_counted_once(llama: LanguageModel) -> None:
+    before, beginning = llama.tokens, tuple(range(5, 35))
+    answers(llama, [Score((*beginning, k), (3, 4)) for k in range(40, 50)], 512)
+    assert llama.tokens - before == 30 + 10 * 2
+
+
 @pytest.mark.parametrize("shared", [0, 30], ids=["rows that share nothing", "rows that begin alike"])
 def test_cost_grows_linearly_with_rows(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, shared: int) -> None:
     """Counted in token positions that go through the model; time would tell of the machine."""
@@ -269,6 +291,12 @@ def test_drawn_tokens_depend_on_seed_prompt_and_place_alone(llama: LanguageModel
         found |= dict(generated)
     assert [found[k] for k in range(len(DRAWN))] == alone
     assert len({one.text for one in alone}) > len(DRAWN) // 2, "seeds differ"
+
+
+def test_a_temperature_near_0_is_nearly_greedy(words: Any) -> None:
+    logits = torch.tensor([[1.0, 9.0, 8.0]])
+    for temperature in (1e-300, 5e-324):
+        assert choose([Answering(0, Generate((1, 2), 1, (), temperature=temperature), words)], logits) == [1]
 
 
 def test_tokens_are_drawn_as_often_as_the_temperature_says(words: Any) -> None:

@@ -24,8 +24,9 @@ from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
-from eval.report.sheets import LONGEST, groups
-from eval.result import Evaluation, MetricResult
+from eval.report.sheets import LONGEST, groups, of_task
+from eval.report.terminal import column_widths, folded
+from eval.result import Evaluation, MetricResult, Result
 from tests.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
 
 
@@ -144,6 +145,59 @@ def test_the_terminal_shows_the_answer_first_in_80_columns(compared: Evaluation)
     assert "…" not in said  # long names go on in the next line
 
 
+LONG_NAME = "runs/qwen2.5-7b-instruct-financial-phrasebank-lora-r64-alpha128-seed42/merged"
+
+
+def shown(result: Result, width: int = 80) -> str:
+    written = io.StringIO()
+    show(result, Console(file=written, width=width))
+    return written.getvalue()
+
+
+def test_the_terminal_breaks_names_between_their_parts_and_keeps_words_and_numbers() -> None:
+    said = shown(evaluation((LONG_NAME, "Qwen2.5-7B-Instruct")).result)
+    assert max(map(cell_len, said.splitlines())) <= 80
+    pieces = said[said.index("Metrics") :].split()
+    assert {"runs/qwen2.5-7b-instruct-", "r64-alpha128-seed42/merged", "noticeable", "similarity"} <= set(pieces)
+    assert column_widths([["token_classification"], ["-0.0227 [-0.1, 3]"]], 24) == [14, 10]
+    assert folded("token_classification of 1e-05", 14) == "token_\nclassification\nof 1e-05"
+    assert folded("abcdefghi jk l", 7) == "abcdefg\nhi jk l"
+    assert folded("央行周二表示，将继续", 8) == "央行周二\n表示，将\n继续"
+
+
+@pytest.mark.parametrize("width", [30, 57, 80, 200])
+def test_the_terminal_is_never_wider_than_its_window(width: int) -> None:
+    said = shown(evaluation((LONG_NAME, "Qwen2.5-7B-Instruct", CHINESE)).result, width)
+    assert max(map(cell_len, said.splitlines())) <= width
+
+
+def test_the_terminal_shows_the_tables_of_tasks_without_metrics(compared: Evaluation) -> None:
+    table = Table("Continuations", ("prompt", "greedy"), [(CHINESE, HOSTILE), ("Once upon a time", "word " * 100)])
+    task = dataclasses.replace(compared.result.tasks[0], name="samples", metrics=[], contamination=None)
+    task = dataclasses.replace(task, tables={model: [table] for model in ("base", "merged")})
+    said = shown(dataclasses.replace(compared.result, tasks=[task]))
+    assert "Continuations (merged)" in said
+    assert max(map(cell_len, said.splitlines())) <= 80
+    assert len(said.splitlines()) < 50  # long texts are cut here
+    assert "..." in said
+
+
+def test_turns_are_read_line_by_line(compared: Evaluation) -> None:
+    turns = [{"asked": "Hi?", "answer": HOSTILE, "similarity": 1 / 3}, {"asked": "And?", "answer": ""}]
+    assert words.readable(turns) == f"1. asked: Hi?\nanswer: {HOSTILE}\nsimilarity: 0.3333\n\n2. asked: And?\nanswer: "
+    assert [words.readable(value) for value in ("a", None, 0.25, True, [1, "二"], {"A": 1})] == [
+        "a", "", "0.25", "true", '[1, "二"]', '{"A": 1}',
+    ]  # fmt: skip
+
+
+def test_columns_of_texts_are_equally_wide(compared: Evaluation) -> None:
+    table = Table("Continuations", ("prompt", "greedy"), [(CHINESE, HOSTILE)])
+    task = dataclasses.replace(compared.result.tasks[0], tables={"base": [table]})
+    read = Reader(page(dataclasses.replace(compared, result=dataclasses.replace(compared.result, tasks=[task]))))
+    classes = [attributes.get("class") for tag, attributes in read.tags if tag == "table"]
+    assert classes.count("texts-only") == 1
+
+
 def test_words_of_two_corpora_are_drawn(compared: Evaluation, tmp_path: Path) -> None:
     table = Table("Words of b against a", ("word", "share in a", "share in b", "bits"), [("利率", 0.4, 0.0, 0.2)], True)
     task = dataclasses.replace(compared.result.tasks[0], tables={"base": [table]})
@@ -153,6 +207,13 @@ def test_words_of_two_corpora_are_drawn(compared: Evaluation, tmp_path: Path) ->
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
     assert "![The same as bars](words-1.png)" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert 'alt="The same as bars, the first rows" src="data:image/svg' in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_what_the_data_say_is_shown_once(compared: Evaluation) -> None:
+    shift = Table("Words of b against a", ("word", "share in a"), [("rate", 0.4)], of_data=True)
+    own = {model: [Table("By turn", ("turn",), [(1,)]), shift] for model in ("base", "merged")}
+    task = dataclasses.replace(compared.result.tasks[0], tables=own)
+    assert [sheet.title for sheet in of_task(task)] == [shift.title, "By turn (base)", "By turn (merged)"]
 
 
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:

@@ -119,7 +119,9 @@ def test_generation_is_greedy(checkpoint: Checkpoint, model: VisionModel, files:
     for _ in range(6):
         said.append(int(plain_logits(model, (*ids, *said), (files[1],))[-1].argmax()))
     decode = model.tokenizer.decode
+    before = model.tokens
     (whole,) = answered(model, [Generate(ids, 6, (), images=(files[1],))])
+    assert model.tokens - before == len(ids) + 5
     assert whole == Generated(decode(said, skip_special_tokens=True), 6, finished=False)
     (stopped,) = answered(model, [Generate(ids, 6, (said[3],), images=(files[1],))])
     first = said.index(said[3])
@@ -229,6 +231,11 @@ def test_missing_and_broken_images_are_named(root: Path, tmp_path: Path) -> None
         ({"choices": ["a"]}, "choices is not a list of 2 to 10 texts"),
         ({"answer": 2}, "answer is 2, not the number of a choice from 0 to 1"),
         ({"answer": "A"}, "answer is 'A', not the number"),
+        ({"answer": True}, "answer is true, not the number of a choice from 0 to 1"),
+        ({"answer": "2"}, "answer is '2', not the number of a choice from 0 to 1"),
+        ({"answer": "-1"}, "answer is '-1', not the number"),
+        ({"answer": 1.0}, "answer is 1.0, not the number"),
+        ({"choices": "a, b"}, "choices is not a list of 2 to 10 texts"),
         ({"question": ""}, "question is empty"),
     ],
 )
@@ -237,6 +244,13 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], reason: str)
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=f"rows.jsonl:1: {reason}"):
         load(local(str(tmp_path)), scienceqa.load)
+
+
+def test_rows_may_stand_in_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('question,choices,answer,image\nq?,"[""red"", ""blue""]",1,a.png\n')
+    (one,) = load(local(str(tmp_path)), scienceqa.load)
+    assert (one.answer, one.options) == ("B", 2)
+    assert "B. blue" in one.text
 
 
 def test_images_in_the_rows_are_kept_as_files(

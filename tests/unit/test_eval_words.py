@@ -19,12 +19,13 @@ from eval.compare import compare
 from eval.config import parse
 from eval.evaluation import read_items
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
+from eval.metrics.consistency import consistency
 from eval.metrics.rouge import rouge
 from eval.metrics.script import is_chinese
 from eval.metrics.similarity import similarity
 from eval.protocols import Generate, Generated, Request, Scored
 from eval.readers import Row
-from eval.tasks import TASKS
+from eval.tasks import TASKS, dialogue
 from tests.unit.test_eval_rows import prompter
 
 ENGLISH = [
@@ -133,11 +134,12 @@ def test_a_dialogue_goes_on_from_what_the_model_said() -> None:
     assert "An apple." not in asked[1]
     assert asked[2].index("A kiwi.") < asked[2].index("a kiwi") < asked[2].index("A third.")
     values = task.score(one, answers).values
-    assert values["consistency"] == pytest.approx(2 / 3)
+    assert values["unrepeated"] == pytest.approx(2 / 3)
     assert values["turn_match"] == pytest.approx(1 / 3)
     cut_off = task.score(one, answers[:1]).values
     assert cut_off["turn_match"] == 0.0
-    assert cut_off["consistency"] == pytest.approx(1 / 3)
+    assert cut_off["unrepeated"] == pytest.approx(1 / 3)
+    assert cut_off["consistency"] == 0.0  # no two answers are there
     assert task.tables is not None
     (table,) = task.tables([task.score(one, answers), task.score(one, answers[:1])])
     assert [row[0] for row in table.rows] == [1, 2, 3]
@@ -149,7 +151,42 @@ def test_a_dialogue_goes_on_from_what_the_model_said() -> None:
 def test_a_turn_may_repeat_what_the_reference_repeats() -> None:
     yes = [{**message, "content": "Yes."} if message["role"] == "assistant" else message for message in DIALOGUE]
     one = item("dialogue", messages=yes)
-    assert TASKS["dialogue"].score(one, [Generated("Yes.")] * 3).values["consistency"] == 1.0
+    values = TASKS["dialogue"].score(one, [Generated("Yes.")] * 3).values
+    assert (values["unrepeated"], values["consistency"]) == (1.0, 1.0)
+
+
+FRUITS = ["apples are fruits", "apples are red fruits", "cherries are red"]
+
+
+def words_in_common(one: str, other: str) -> float:
+    first, second = set(one.split()), set(other.split())
+    return 2 * len(first & second) / max(len(first) + len(second), 1)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (FRUITS, 1.0),
+        (["pears are fruits", "pears are green fruits", "grapes are green"], 1.0),  # other answers, as coherent
+        ([FRUITS[0]] * 3, 1 - (1 / 7 + 4 / 6 + 3 / 7) / 3),  # one answer again and again
+        (["one", "two", "three"], 1 - (6 / 7 + 2 / 6 + 4 / 7) / 3),  # nothing to do with each other
+        ([FRUITS[0], FRUITS[1], ""], 1 / 3),  # two of three pairs have an empty answer
+        (["", " ", "\n"], 0.0),
+    ],
+)
+def test_consistency_is_how_answers_hang_together_as_the_references_do(answers: list[str], expected: float) -> None:
+    assert consistency(answers, FRUITS, words_in_common) == pytest.approx(expected)
+
+
+def test_cosines_cannot_make_consistency_negative() -> None:
+    assert consistency(["a", "b"], ["c", "d"], lambda one, other: 1.0 if {one, other} == {"a", "b"} else -1.0) == 0.0
+
+
+def test_a_dialogue_has_its_answers_back() -> None:
+    sample = TASKS["dialogue"].score(item("dialogue", messages=DIALOGUE), [Generated("A kiwi."), Generated("")])
+    assert dialogue.texts_of(sample) == (["A kiwi.", "", ""], ["An apple.", "A pear.", "A plum."])
+    assert [turn["answer"] for turn in sample.shown["turns"]][1:] == ["", dialogue.NO_ROOM]
+    assert sample.shown["turns"][0]["similarity"] == similarity("A kiwi.", "An apple.")  # rounded, it may pass 0.7
 
 
 def test_one_chinese_name_makes_no_chinese_text() -> None:
@@ -191,6 +228,7 @@ def test_two_corpora_are_shown_apart_with_the_words_that_tell_them_apart() -> No
     assert task.tables is not None
     (table,) = task.tables([*finance, *climate])
     assert table.head[0] == "word"
+    assert table.of_data
     assert {row[0] for row in table.rows} == {"the", "bank", "raised", "rate", "sea", "level", "rose"}
     assert sum(float(row[3]) for row in table.rows) == pytest.approx(js_divergence(), abs=1e-9)
     assert not task.tables(finance)
@@ -210,6 +248,17 @@ def test_prompts_are_continued_greedily_and_by_temperature() -> None:
     (table,) = task.tables([sample])
     assert table.head == ("prompt", "greedy", "temperature 0.7", "temperature 1")
     assert table.rows == [("x", "a", "b", "c")]
+
+
+def test_prompts_are_continued_at_the_temperatures_asked_for() -> None:
+    config = parse(["--model", "m", "--tasks", "samples", "--temperatures", "1.2", "0"])
+    (task,) = config.chosen_tasks
+    assert task.tables is not None
+    asked = task.ask(item("samples", text="The meaning of life is"), prompter())
+    assert [r.temperature for r in asked if isinstance(r, Generate)] == [1.2, 0.0]
+    sample = task.score(item("samples", text="x"), [Generated("a"), Generated("b")])
+    (table,) = task.tables([sample])
+    assert (table.head, table.rows) == (("prompt", "temperature 1.2", "greedy"), [("x", "a", "b")])
 
 
 def test_samples_need_no_data() -> None:

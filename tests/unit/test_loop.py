@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from eval.metrics.perplexity import perplexity
 from tests.ranks import Solo
 from train.config import CheckpointConfig, Config, ValidationConfig, WatchConfig
 from train.engine.loop import Loop, Progress
@@ -111,6 +113,13 @@ def test_a_skipped_step_leaves_the_others_of_its_window():
 def test_a_window_of_skipped_steps_has_no_loss():
     written, _, _ = run([1.0, NAN, 2.0])
     assert ["train/loss" in written[step] for step in (1, 2, 3)] == [True, False, True]
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (3.0, math.exp(3.0)), (720.0, math.inf)])
+def test_the_perplexity_is_evaluations(loss, expected):
+    written, _, _ = run([loss], norms=[1.0])
+    columns = {"nll": np.array([6 * loss]), "tokens": np.array([6.0])}
+    assert written[1]["train/perplexity"] == perplexity(columns) == expected
 
 
 def test_it_gives_up_naming_the_rows_of_the_micro_batch_to_blame():

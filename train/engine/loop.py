@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
@@ -220,7 +221,7 @@ class Loop:
             "train/skipped_steps": float(progress.skipped_steps),
         }
         if "loss" in means:
-            values["train/perplexity"] = math.exp(min(means["loss"], 700.0))
+            values["train/perplexity"] = perplexity_of(means["loss"])
         self.watch.metrics(progress.step, values)
         self.watch.progress(progress.step, loss, speed)
         self.window = Window()

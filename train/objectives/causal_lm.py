@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from eval.metrics.exact_match import exact_match
+from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.data.document import IGNORED
 from train.data.encode import Encoded, Reading
@@ -61,7 +61,7 @@ class CausalLM(Supervised):
         model.train()
         total, count = self.ranks.sum([total, count])
         loss = total / max(count, 1.0)
-        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        metrics = {"loss": loss, "perplexity": perplexity_of(loss)}
         asked = self._questions(rows, self.config.validation.exact_match_rows)
         if asked:
             answers = self._answers(model, asked)
