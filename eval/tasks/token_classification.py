@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eval.errors import UserError
 from eval.metrics import entities
 from eval.metrics.entities import TAG, Counts, count_by_type
-from eval.protocols import Answer, CorpusMetric, Request, Sample, Table, Tag, Tagged, Task
+from eval.protocols import Answer, CorpusMetric, Hub, Request, Sample, Table, Tag, Tagged, Task
 from eval.readers import type_name
 from eval.rows import BadExampleError
 from eval.word_windows import Place
@@ -138,4 +138,13 @@ TASK = Task(
     ),
     tables=tables,
     head="tokens",
+    source=Hub(  # its own layout is a loading script; the hub's converted copy is not
+        "jnlpba/jnlpba",
+        split="validation",  # the shared task's test set
+        name="jnlpba",
+        revision="refs/convert/parquet",
+        files="{name}/{split}/*.parquet",
+        columns={"tokens": "tokens", "tags": "ner_tags"},
+        where="tokens",  # the script may have ended a split with a sentence of no words
+    ),
 )
