@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eval.cells import cell, condition
@@ -33,8 +33,12 @@ def from_hub(source: Hub) -> Iterator[Row | BadRow]:
 def _values(source: Hub, name: str | None, split: str) -> Iterator[Mapping[str, Any]]:
     """What each row holds, classes by their names."""
     dataset = _load(source, name, split)
+    features = {
+        column: _classed(feature, source.classes[column]) if column in source.classes else feature
+        for column, feature in dataset.features.items()
+    }
     for value in dataset:
-        yield _named(value, dataset.features)
+        yield _named(value, features)
 
 
 def _load(source: Hub, name: str | None, split: str) -> Any:
@@ -50,6 +54,13 @@ def _load(source: Hub, name: str | None, split: str) -> Any:
         raise UserError(
             f"the data set {source.path} cannot be read from the hub ({said}); name a local copy with --data FILE"
         ) from error
+
+
+def _classed(feature: Any, names: Sequence[str]) -> Any:
+    """The feature, its numbers being those of classes."""
+    from datasets import ClassLabel, List
+
+    return List(_classed(feature.feature, names)) if isinstance(feature, List) else ClassLabel(names=list(names))
 
 
 def _named(value: Any, feature: Any) -> Any:

@@ -25,7 +25,6 @@ from eval.rows import load
 from eval.tasks import TASKS
 
 TEXT = Value("string")
-JNLPBA = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA", "B-cell_line", "I-cell_line", "B-cell_type", "I-cell_type")
 GLUE_PAIR = {"sentence1": TEXT, "sentence2": TEXT}
 GSM8K = ({"question": TEXT, "answer": TEXT}, [{"question": f"Q{k}", "answer": f"So.\n#### {k}"} for k in range(5)])
 
@@ -154,16 +153,15 @@ def test_classification(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_token_classification(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [*JNLPBA, "B-protein", "I-protein"]
-    rows = [
-        {"id": "1", "tokens": ["IL-2", "gene", "expression"], "ner_tags": [1, 2, 0]},
-        {"id": "2", "tokens": [], "ner_tags": []},
-    ]
-    hub = stand_in(monkeypatch, {"id": TEXT, "tokens": List(TEXT), "ner_tags": List(ClassLabel(names=names))}, rows)
+    tokens = "Epo , c-myb mRNA of K562 cells , T lymphocytes , p50 protein , GATA-1 gene".split()
+    row = {"tokens": tokens, "tags": [3, 0, 9, 10, 0, 7, 8, 0, 5, 6, 0, 3, 4, 0, 1, 2]}
+    hub = stand_in(monkeypatch, {"tokens": List(TEXT), "tags": List(Value("int32"))}, [row])
     (item,) = asked("token_classification")
-    assert (item.tokens, item.tags) == (("IL-2", "gene", "expression"), ("B-DNA", "I-DNA", "O"))
+    assert item.tokens == tuple(tokens)
+    said = "B-protein O B-RNA I-RNA O B-cell_line I-cell_line O B-cell_type I-cell_type O B-protein I-protein O B-DNA"
+    assert " ".join(item.tags) == f"{said} I-DNA"
     assert hub.calls[0][2] == {
-        "data_files": "jnlpba/validation/*.parquet",
+        "data_files": "bionlp2004/test/*.parquet",
         "split": "train",
         "revision": "refs/convert/parquet",
     }
@@ -264,6 +262,13 @@ def test_classes_have_their_names_however_deep(monkeypatch: pytest.MonkeyPatch) 
     assert second.value["one"] is None
     assert second.value["many"] is None
     assert second.value["large"] == [None]
+
+
+def test_the_source_may_name_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = {"one": Value("int8"), "many": List(Value("int32")), "other": Value("int64")}
+    classes = {"one": ("no", "yes"), "many": ("O", "B-x")}
+    (row,) = rows_of(monkeypatch, features, [{"one": 1, "many": [0, 1], "other": 1}], classes=classes)
+    assert row.value == {"one": "yes", "many": ["O", "B-x"], "other": 1}
 
 
 def test_files_of_a_large_data_set_keep_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
