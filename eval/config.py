@@ -42,7 +42,8 @@ class Config:
         model: A checkpoint folder in Hugging Face layout (safetensors). Repeat the option to compare several.
         baseline: The checkpoint that the others are compared with; without it, the first --model.
         tasks: Names of tasks, or YAML files that describe your own, separated by commas.
-        data: A file, folder or glob (JSON, JSONL, CSV, Parquet, text) for all tasks, or TASK=FILE for one. Repeatable.
+        data: A file, folder or glob (JSON, JSONL, CSV, Parquet, text) for all tasks, or TASK=FILE for one. Repeatable;
+            without it a task takes a public data set (docs/evaluation.md).
         training_data: A file, folder or glob that a model was trained on, to be looked for among the tasks' rows.
             Repeatable. What a checkpoint's run.json names is looked at anyway.
         out: The folder for report.html, report.md, result.json and the samples.

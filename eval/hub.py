@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from eval.cells import cell, condition
 from eval.errors import UserError
 from eval.protocols import Hub
-from eval.readers import Row
+from eval.readers import BadRow, Row
+from eval.rows import BadExampleError
 
 
-def from_hub(source: Hub) -> Iterator[Row]:
-    """The rows of all its parts and splits; a row's file is `hub:PATH/NAME/SPLIT`.
+def from_hub(source: Hub) -> Iterator[Row | BadRow]:
+    """The rows of all its parts and splits; a row's file is `hub:PATH/NAME/SPLIT`, its line the place in there.
 
     Raises UserError where it cannot be had.
     """
+    cells = {column: cell(text, column) for column, text in source.columns.items()}
+    belongs = condition(source.where, "where") if source.where else None
     for name in source.name.split(",") if source.name else [None]:
         for split in source.split.split(","):
             file = "/".join(part for part in (f"hub:{source.path}", name, split) if part)
-            for number, value in enumerate(_load(source, name, split), start=1):
-                yield Row(file, number, value)
+            for number, value in enumerate(_values(source, name, split), start=1):
+                try:
+                    if belongs is None or belongs(value):
+                        yield Row(file, number, {column: of(value) for column, of in cells.items()} or value)
+                except BadExampleError as error:
+                    yield BadRow(file, number, str(error))
+
+
+def _values(source: Hub, name: str | None, split: str) -> Iterator[Mapping[str, Any]]:
+    """What each row holds, classes by their names."""
+    dataset = _load(source, name, split)
+    features = {
+        column: _classed(feature, source.classes[column]) if column in source.classes else feature
+        for column, feature in dataset.features.items()
+    }
+    for value in dataset:
+        yield _named(value, features)
 
 
 def _load(source: Hub, name: str | None, split: str) -> Any:
@@ -35,3 +54,23 @@ def _load(source: Hub, name: str | None, split: str) -> Any:
         raise UserError(
             f"the data set {source.path} cannot be read from the hub ({said}); name a local copy with --data FILE"
         ) from error
+
+
+def _classed(feature: Any, names: Sequence[str]) -> Any:
+    """The feature, its numbers being those of classes."""
+    from datasets import ClassLabel, List
+
+    return List(_classed(feature.feature, names)) if isinstance(feature, List) else ClassLabel(names=list(names))
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """The value with names in place of the numbers of classes, however deep; a number that is no class is null."""
+    from datasets import ClassLabel, LargeList, List
+
+    if isinstance(feature, ClassLabel):
+        return feature.names[value] if value is not None and 0 <= value < feature.num_classes else None
+    if isinstance(feature, (List, LargeList)) and value is not None:
+        return [_named(inner, feature.feature) for inner in value]
+    if isinstance(feature, Mapping) and value is not None:
+        return {key: _named(inner, feature.get(key)) for key, inner in value.items()}
+    return value

@@ -203,7 +203,12 @@ class Hub:
     """Where a task's rows come from when the user names no file.
 
     split and name (of a part): one, or several separated by commas. files: which of the repository's files hold them,
-    with {name} and {split} in it; for data sets whose own layout `datasets` does not read.
+    with {name} and {split} in it; for data sets whose own layout `datasets` does not read, and for large ones, of which
+    it would fetch every split.
+    columns: what the task reads -> the data set's column, or a template over them (`eval.cells`); none where the task
+    reads them as they are. classes: a column -> the names of the numbers in it, where the data set does not know them.
+    where: a Jinja expression over the data set's columns; a row for which it does not hold is no row of this source
+    (the documentation says which ones those are).
     """
 
     path: str
@@ -211,6 +216,9 @@ class Hub:
     name: str | None = None
     revision: str | None = None
     files: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    where: str | None = None
 
 
 Head = Literal["language", "vision", "tokens", "sequence"]

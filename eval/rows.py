@@ -1,7 +1,7 @@
 """Rows of a user's file as examples: a text, or a conversation. What a row is, its columns say.
 
 text                         a document
-question, answer             one question and its answer
+question, answer             one question and its answer; a list of answers where each is right
 prompt, response             the same
 instruction, [input], output the same; input stands under the instruction
 messages                     a list of {role, content}
@@ -38,13 +38,15 @@ class BadExampleError(ValueError):
 class Example:
     """One row. id: file:line. Either `text` or `messages` is set; an answer, if any, is the last message.
 
-    subset: the part of the data it belongs to (factual, reasoning), from a column of that name.
+    subset: the part of the data it belongs to (factual, reasoning), from a column of that name. also_right: further
+    answers as good as the last message.
     """
 
     id: str
     text: str | None = None
     messages: tuple[Message, ...] = ()
     subset: str = ""
+    also_right: tuple[str, ...] = ()
 
     @property
     def answered(self) -> bool:
@@ -86,31 +88,42 @@ def examples(check: Callable[[Example], Item]) -> Callable[[Row], Item]:
 def example(row: Row) -> Example:
     """The row, understood; raises BadExampleError."""
     place, value = f"{row.file}:{row.line}", row.value
-    messages = _conversation(value)
+    messages, also_right = _conversation(value)
     if messages:
         if value.get("system") and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": text_in(value, "system")})
-        return Example(place, messages=tuple(messages), subset=_subset(value))
+        return Example(place, messages=tuple(messages), subset=_subset(value), also_right=also_right)
     if "text" in value:
         return Example(place, text=text_in(value, "text"), subset=_subset(value))
     raise BadExampleError(f"none of the known columns ({KNOWN}), only: {', '.join(map(str, value)) or 'nothing'}")
 
 
-def _conversation(value: Mapping[str, Any]) -> list[Message]:
-    """The row's messages; none where its columns are not those of a conversation."""
+def _conversation(value: Mapping[str, Any]) -> tuple[list[Message], tuple[str, ...]]:
+    """The row's messages, and what is as right as the last; none where its columns are not those of a conversation."""
     if value.get("tools"):
         raise BadExampleError("tools cannot be evaluated yet")
     for column, keys in (("messages", ("role", "content")), ("conversations", ("from", "value"))):
         if value.get(column):
-            return _messages(value[column], *keys)
+            return _messages(value[column], *keys), ()
     for asked, answered in PAIRS:
         if asked in value:
             question = text_in(value, asked)
             if asked == "instruction" and str(value.get("input") or "").strip():
                 question += "\n" + text_in(value, "input")
-            answer = [{"role": "assistant", "content": text_in(value, answered)}] if answered in value else []
-            return [{"role": "user", "content": question}, *answer]
-    return []
+            answers = _answers(value, answered) if answered in value else ()
+            said = [{"role": "assistant", "content": answer} for answer in answers[:1]]
+            return [{"role": "user", "content": question}, *said], answers[1:]
+    return [], ()
+
+
+def _answers(value: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """The column's text, or its list of texts."""
+    found = value[column]
+    if not isinstance(found, (list, tuple)):
+        return (text_in(value, column),)
+    if not found:
+        raise BadExampleError(f"{column} is an empty list")
+    return tuple(text_in({column: text}, column) for text in found)
 
 
 def _subset(value: Mapping[str, Any]) -> str:

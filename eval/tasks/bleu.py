@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
-from eval.protocols import Answer, CorpusMetric, Sample, Task
+from eval.protocols import Answer, CorpusMetric, Hub, Sample, Task
 from eval.rows import Example, examples
 from eval.tasks.qa import ask, check, outcome
 
@@ -29,5 +29,15 @@ TASK = Task(
     metrics=(
         CorpusMetric("bleu", higher_is_better=True, of=bleu),
         CorpusMetric("chrf", higher_is_better=True, of=chrf),
+    ),
+    source=Hub(
+        "wmt/wmt19",
+        split="validation",
+        name="zh-en",
+        files="{name}/{split}-*.parquet",
+        columns={
+            "question": "Translate into English and write nothing else.\n\n{{ translation.zh }}",
+            "answer": "translation.en",
+        },
     ),
 )

@@ -15,6 +15,7 @@ from eval.protocols import (
     CorpusMetric,
     Generate,
     Generated,
+    Hub,
     Request,
     Sample,
     SampleMetric,
@@ -95,6 +96,16 @@ TASK = Task(
         CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
     ),
     tables=by_label,
+    source=Hub(
+        "nyu-mll/glue",
+        split="validation",
+        name="mrpc",
+        columns={
+            "sentence1": "sentence1",
+            "sentence2": "sentence2",
+            "label": "{{ label | replace('_', ' ') }}",  # words, as a language model writes them: not equivalent
+        },
+    ),
 )
 GENERATION = dataclasses.replace(
     TASK,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.metrics.consistency import consistency, unrepeated
 from eval.metrics.similarity import ALIKE, similarity
-from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Table, Task
+from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Table, Task
 from eval.rows import BadExampleError, Example, Message, examples
 
 if TYPE_CHECKING:
@@ -119,4 +119,14 @@ TASK = Task(
     ),
     follow=follow,
     tables=tables,
+    source=Hub(
+        "HuggingFaceH4/ultrachat_200k",
+        split="test_sft",
+        files="data/{split}-*.parquet",
+        columns={"messages": "messages"},
+        where=(  # at least two turns, and no message of nothing but space
+            "messages | selectattr('role', 'eq', 'assistant') | list | length > 1"
+            " and not messages | map(attribute='content') | map('trim') | reject | list"
+        ),
+    ),
 )

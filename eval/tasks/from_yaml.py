@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.cells import Cell
 from eval.metrics.contains import contains
 from eval.metrics.exact_match import exact_match
 from eval.metrics.rouge import rouge
@@ -27,7 +28,7 @@ from eval.protocols import (
 from eval.readers import Row, type_name
 from eval.rows import BadExampleError, Example, Message
 from eval.tasks import perplexity
-from eval.tasks.task_file import Cell, TaskFile, read_task_file
+from eval.tasks.task_file import TaskFile, read_task_file
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter

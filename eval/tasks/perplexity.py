@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eval.metrics.perplexity import LARGEST_EXPONENT, bits_per_byte, perplexity, perplexity_per_word, windows
 from eval.metrics.script import words
 from eval.metrics.word_shift import divergence, frequencies, shifts
-from eval.protocols import Answer, CorpusMetric, Request, Sample, SampleMetric, Score, Scored, Table, Task
+from eval.protocols import Answer, CorpusMetric, Hub, Request, Sample, SampleMetric, Score, Scored, Table, Task
 from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
@@ -92,4 +92,11 @@ TASK = Task(
         SampleMetric("sentence_perplexity", higher_is_better=False),
     ),
     tables=tables,
+    source=Hub(
+        "EleutherAI/wikitext_document_level",
+        split="test",
+        name="wikitext-2-raw-v1",
+        files="{name}/{name}-{split}.parquet",
+        columns={"text": "page"},
+    ),
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.metrics.exact_match import exact_match
 from eval.metrics.similarity import ALIKE, similarity
-from eval.protocols import Answer, Generate, Generated, Request, Sample, SampleMetric, Task
+from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
 
 
 def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str, str], Mapping[str, float]]) -> Sample:
-    """The values that `measure` gives of (answer, reference), and what a person wants to see."""
+    """The values that `measure` gives of (answer, reference), and what a person wants to see.
+
+    Of several right answers the one most like the given answer is the reference.
+    """
     (answer,) = answers
     assert isinstance(answer, Generated)
-    reference = example.messages[-1]["content"]
+    right = (example.messages[-1]["content"], *example.also_right)
+    reference = max(right, key=partial(similarity, answer.text)) if example.also_right else right[0]
     shown = {"prompt": example.messages[-2]["content"], "answer": answer.text, "reference": reference}
     groups = {"subset": example.subset} if example.subset else {}
     values = measure(answer.text, reference)
@@ -61,5 +66,13 @@ TASK = Task(
     metrics=(
         SampleMetric("exact_match", higher_is_better=True, is_share=True),
         SampleMetric("partial_match", higher_is_better=True, is_share=True),
+    ),
+    source=Hub(
+        "google-research-datasets/nq_open",
+        split="validation",
+        columns={
+            "question": "Answer with a name, a number or a few words and nothing else.\n\n{{ question }}?",
+            "answer": "answer",
+        },
     ),
 )

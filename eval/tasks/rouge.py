@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.metrics.rouge import NAMES, rouge
-from eval.protocols import Answer, Sample, SampleMetric, Task
+from eval.protocols import Answer, Hub, Sample, SampleMetric, Task
 from eval.rows import Example, examples
 from eval.tasks.qa import ask, check, outcome
 
@@ -23,4 +23,14 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=tuple(SampleMetric(name, higher_is_better=True) for name in NAMES),
+    source=Hub(
+        "abisee/cnn_dailymail",
+        split="test",
+        name="3.0.0",
+        files="{name}/{split}-*.parquet",
+        columns={
+            "question": "Summarise this article in three or four short sentences.\n\n{{ article }}",
+            "answer": "highlights",
+        },
+    ),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eval.errors import UserError
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
-from eval.protocols import Answer, Classified, Classify, CorpusMetric, Request, Sample, SampleMetric, Task
+from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, text_in
 from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
 
@@ -121,6 +121,7 @@ TASK = Task(
     ),
     tables=by_label,
     head="sequence",
+    source=Hub("stanfordnlp/imdb", split="test", name="plain_text", files="{name}/{split}-*.parquet"),
 )
 REGRESSION = Task(
     name="regression",
@@ -135,4 +136,5 @@ REGRESSION = Task(
         CorpusMetric("rmse", higher_is_better=False, of=rmse),
     ),
     head="sequence",
+    source=Hub("nyu-mll/glue", split="validation", name="stsb"),
 )

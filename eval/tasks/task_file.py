@@ -1,27 +1,21 @@
-"""A task that is written in YAML: its keys, checked, and its texts as columns or templates of a row.
-
-A text with `{{` or `{%` is a Jinja template over the row's columns; any other names a column, `answers.text` one inside
-another. Templates run in Jinja's sandbox.
-"""
+"""A task that is written in YAML: its keys, checked, and its texts as columns or templates of a row (`eval.cells`)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError
 
+from eval.cells import Cell, cell, template
 from eval.errors import UserError
 from eval.protocols import Hub
-from eval.rows import BadExampleError
 from eval.suggest import did_you_mean
 from eval.yaml_lines import Located, dotted, read_yaml
 
-ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined)  # takes off one line break at the end
 KINDS = {  # kind -> the keys that only it has; the first ones are needed
     "generate": ("prompt", "reference", "system", "chat", "extract", "stop", "max_new_tokens"),
     "choices": ("prompt", "choices", "answer", "system", "chat", "separator"),
@@ -30,8 +24,6 @@ KINDS = {  # kind -> the keys that only it has; the first ones are needed
 NEEDED = {"generate": 2, "choices": 3, "perplexity": 1}
 COMMON = ("name", "version", "about", "kind", "data", "hub", "metrics", "groups")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-
-Cell = Callable[[Mapping[str, Any]], Any]  # the value of one text in one row
 
 
 @dataclass(frozen=True)
@@ -139,17 +131,14 @@ class _Reader:
             if not text:
                 self._refuse(str(way[0]), "is an empty list")
             cells = [self._cell((*way, place), inner) for place, inner in enumerate(text)]
-            return lambda row: [cell(row) for cell in cells]
+            return lambda row: [inner(row) for inner in cells]
         if not isinstance(text, str):
             self._refuse(str(way[0]), f"{text!r} must be a column or a template, as text", *way[1:])
-        name = dotted(way)
-        if "{{" not in text and "{%" not in text and way[0] != "system":
-            return lambda row: _column(row, text, name)
+        read = template if way[0] == "system" else cell
         try:
-            template = ENVIRONMENT.from_string(text)
+            return read(text, dotted(way))
         except TemplateSyntaxError as error:
             self._refuse(str(way[0]), f"not a Jinja template: {error.message}", *way[1:])
-        return lambda row: _rendered(lambda: template.render(**row), row, name)
 
     def _text(self, key: str, default: str) -> str:
         value = self.value.get(key)
@@ -192,24 +181,3 @@ class _Reader:
     def _refuse(self, key: str, reason: str, *inside: str | int) -> NoReturn:
         place = self.located.places.get((key, *inside)) or self.located.places.get((key,), f"{self.path}:1")
         raise UserError(f"{place}: {dotted((key, *inside))}: {reason}")
-
-
-def _column(row: Mapping[str, Any], text: str, name: str) -> Any:
-    value: Any = row
-    for part in text.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            columns = ", ".join(map(str, row))
-            raise BadExampleError(f"{name}: there is no column {text}{did_you_mean(text, map(str, row))} ({columns})")
-        value = value[part]
-    if value is None:
-        raise BadExampleError(f"{name}: column {text} is null")
-    return value
-
-
-def _rendered(render: Callable[[], str], row: Mapping[str, Any], name: str) -> str:
-    try:
-        return render()
-    except TemplateError as error:
-        raise BadExampleError(f"{name}: {error.message} (columns: {', '.join(map(str, row))})") from error
-    except Exception as error:  # a template is a program, and may fail in any way
-        raise BadExampleError(f"{name}: {type(error).__name__}: {error}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eval.errors import UserError
 from eval.metrics import entities
 from eval.metrics.entities import TAG, Counts, count_by_type
-from eval.protocols import Answer, CorpusMetric, Request, Sample, Table, Tag, Tagged, Task
+from eval.protocols import Answer, CorpusMetric, Hub, Request, Sample, Table, Tag, Tagged, Task
 from eval.readers import type_name
 from eval.rows import BadExampleError
 from eval.word_windows import Place
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from eval.readers import Row
 
 OUTSIDE = "O"
+BIONLP2004 = (  # the order of the data set's own label2id
+    OUTSIDE,
+    *(f"{mark}-{name}" for name in ("DNA", "protein", "cell_type", "cell_line", "RNA") for mark in "BI"),
+)
 KNOWN_TAGS = "O, and B-, I-, E- or S- before a type (IOB1, IOB2, IOBES)"
 
 
@@ -138,4 +142,12 @@ TASK = Task(
     ),
     tables=tables,
     head="tokens",
+    source=Hub(  # its own layout is a loading script; the hub's converted copy is not
+        "tner/bionlp2004",
+        split="test",
+        name="bionlp2004",
+        revision="refs/convert/parquet",
+        files="{name}/{split}/*.parquet",
+        classes={"tags": BIONLP2004},
+    ),
 )
