@@ -38,7 +38,7 @@ def _values(source: Hub, name: str | None, split: str) -> Iterator[Mapping[str, 
         for column, feature in dataset.features.items()
     }
     for value in dataset:
-        yield _named(value, features)
+        yield named(value, features)
 
 
 def _load(source: Hub, name: str | None, split: str) -> Any:
@@ -63,14 +63,14 @@ def _classed(feature: Any, names: Sequence[str]) -> Any:
     return List(_classed(feature.feature, names)) if isinstance(feature, List) else ClassLabel(names=list(names))
 
 
-def _named(value: Any, feature: Any) -> Any:
+def named(value: Any, feature: Any) -> Any:
     """The value with names in place of the numbers of classes, however deep; a number that is no class is null."""
     from datasets import ClassLabel, LargeList, List
 
     if isinstance(feature, ClassLabel):
         return feature.names[value] if value is not None and 0 <= value < feature.num_classes else None
     if isinstance(feature, (List, LargeList)) and value is not None:
-        return [_named(inner, feature.feature) for inner in value]
+        return [named(inner, feature.feature) for inner in value]
     if isinstance(feature, Mapping) and value is not None:
-        return {key: _named(inner, feature.get(key)) for key, inner in value.items()}
+        return {key: named(inner, feature.get(key)) for key, inner in value.items()}
     return value

@@ -223,3 +223,17 @@ def test_more_processes_and_bad_rows_left_out_change_no_label_number(tmp_path: P
     assert one.train.labels == tuple(f"class {k}" for k in range(5))
     kept = [row for row in rows if row["label"]]
     assert [one.train.labels[int(one.train.gold(k)[1][0])] for k in range(len(kept))] == [r["label"] for r in kept]
+
+
+def test_classes_of_the_hub_stand_as_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub cannot be reached from tests: a real data set with its features stands in for what it would give."""
+    import datasets
+
+    tags = datasets.List(datasets.ClassLabel(names=["O", "B-x"]))
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": tags})
+    table = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[1, 0]]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: table)
+    config = recipe(tmp_path / "cache", SourceConfig("someone/entities", "tagged"))
+    corpus = prepare(config, tokenizer(), 0, Solo(), TAGS)
+    assert corpus.train.labels == ("O", "B-x")
+    assert [gold for _, gold in marked(corpus, 0)] == ["B-x", "O"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from eval.files import expand, nearest, read, sha256_file
+from eval.hub import named
 from eval.readers import READERS, BadRow, Row
 from train.config import SourceConfig
 from train.data.formats import FORMATS
@@ -181,10 +182,11 @@ class HubSource:
         return [f"{self.config.path} {self.config.revision} {self.config.split}"]
 
     def rows(self, start: Place = START) -> Iterator[NumberedRow]:
-        """All rows from `start` on; the line of a row is its number."""
+        """All rows from `start` on, classes by their names; the line of a row is its number."""
         table = self.table.skip(start.number) if start.number else self.table
         for number, value in enumerate(table, start=start.number):
-            yield NumberedRow(0, number, Row(self.names[0], number + 1, value), Place(0, number + 1, number + 1))
+            row = Row(self.names[0], number + 1, named(value, table.features or {}))
+            yield NumberedRow(0, number, row, Place(0, number + 1, number + 1))
 
     def lines(self) -> list[int]:
         """The number of rows, where it is known."""
