@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.faults.runs import STEPS, Workplace, Zygote, finished, leftovers, losses, status, weights
-from tests.process.runs import TINY
+from tests.process.runs import ROOT, TINY
 
+ENTITIES = {
+    "objective": "token_classification",
+    "data.train": json.dumps([{"path": str(ROOT / "examples/data/entities.iob2"), "format": "tagged"}]),
+}
 KILLS = (3, 2, 4)  # each life dies before this many-th update of its own
 
 LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
@@ -18,11 +23,13 @@ CASES = {
     "single full adafactor": ("single", {"optim.name": "adafactor"}),
     "single lora": ("single", LORA),
     "single prompt": ("single", {"tuning.kind": "prompt"}),
+    "single entities": ("single", ENTITIES | LORA),
     "ddp full": ("ddp", {}),
     "ddp lora": ("ddp", LORA),
     "zero1 prompt": ("zero1", {"tuning.kind": "prompt"}),
     "zero2 full": ("zero2", {}),
     "zero2 full 8 bit": ("zero2", {"optim.name": "adamw_8bit"}),
+    "zero2 entities": ("zero2", ENTITIES),
     "zero3 lora": ("zero3", LORA),
 }
 

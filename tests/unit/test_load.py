@@ -6,17 +6,19 @@ import json
 import os
 import shutil
 import time
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, BertConfig, GPT2Config, GPTNeoConfig, OPTConfig, Qwen2Config, RobertaConfig
 
 from tests.tuned_runs import tiny_model
 from train.config import ModelConfig
 from train.errors import UserError
 from train.models.digest import model_digest
 from train.models.folder import resolve
-from train.models.load import load_causal_lm, load_tokenizer
+from train.models.load import learned_positions, load_causal_lm, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +162,50 @@ def test_digest_follows_the_weights_alone(folder):
     assert model_digest(folder) != before
     path.unlink()
     assert model_digest(folder) not in (before, "")  # of the config, for models that start at random
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+POSITIONS = {
+    "bert": (lambda: BertConfig(**SMALL, max_position_embeddings=40), 40),
+    "roberta": (lambda: RobertaConfig(**SMALL, max_position_embeddings=42, pad_token_id=1), 40),
+    "gpt2": (lambda: GPT2Config(vocab_size=50, n_embd=16, n_head=2, n_layer=1, n_positions=40), 40),
+    "opt": (lambda: OPTConfig(**SMALL, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=40), 40),
+    "gpt-neo": (
+        lambda: GPTNeoConfig(
+            vocab_size=50, hidden_size=16, num_heads=2, num_layers=2, attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=40, intermediate_size=16,
+        ),
+        40,
+    ),
+    "qwen2": (lambda: Qwen2Config(**SMALL, num_key_value_heads=2, max_position_embeddings=40), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_how_many_positions_a_model_has(name: str) -> None:
+    """As many tokens as go through it, and not one more."""
+    make, positions = POSITIONS[name]
+    model: Any = AutoModel.from_config(make())
+    assert learned_positions(model) == positions
+    model(input_ids=torch.full((1, 40), 5))
+    if positions:
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, 41), 5))
+
+
+def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(tmp_path: Any) -> None:
+    from transformers import BertModel
+
+    from tests.ranks import Solo
+    from train.config import Config, DataConfig, SourceConfig, TuningConfig
+    from train.objectives.token_classification import TokenClassification
+    from train.tuning import TUNINGS
+
+    BertModel(BertConfig(**SMALL, max_position_embeddings=40)).save_pretrained(tmp_path)
+    config = Config(
+        model=ModelConfig(path=str(tmp_path)),
+        tuning=TuningConfig(kind="prompt"),
+        data=DataConfig(train=[SourceConfig("missing.iob2", "tagged")], max_length_tokens=33),
+    )
+    with pytest.raises(UserError, match=r"data\.max_length_tokens: 33 .* 32 positions .* besides the 8 of the prompt"):
+        TokenClassification(config, TUNINGS["prompt"](config.tuning, model=config.model), Solo())

@@ -24,6 +24,7 @@ from train.errors import UserError
 from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
 
 log = logging.getLogger(__name__)
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls learned positions
 
 
 @contextlib.contextmanager
@@ -147,6 +148,17 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
     with torch.device("meta"), unsharded():
         model: PreTrainedModel = kind.from_config(described, trust_remote_code=config.trust_remote_code)
     return model
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model has embeddings for (BERT, GPT-2); None where it computes them as it needs them."""
+    tables = [m for name, m in model.named_modules() if name.rpartition(".")[2] in POSITION_TABLES]
+    rows = [(int(m.weight.shape[0]), getattr(m, "offset", None), m) for m in tables if hasattr(m, "weight")]
+    if not rows:
+        return None
+    count, offset, table = min(rows, key=lambda row: row[0])
+    padding = getattr(table, "padding_idx", None)  # RoBERTa counts from behind it, OPT from a fixed offset
+    return count - int(offset if offset is not None else 0 if padding is None else padding + 1)
 
 
 def unquantized(options: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from train.data.batch import collate
 from train.data.encode import Corpus, GoldRows, Reading
 from train.errors import UserError
 from train.models import class_head
-from train.models.load import head_parts, skeleton
+from train.models.load import head_parts
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
 
@@ -86,7 +86,7 @@ class Head(Supervised):
             options["classifier_dropout"] = self.config.head.dropout
         if self.problem:
             options["problem_type"] = self.problem
-        new = head_parts(skeleton(self.model_class, self.config.model))
+        new = head_parts(self.empty_model)
         if self.config.tuning.kind == "full":
             new.append(POOLER)
         model = self.load(options, new)

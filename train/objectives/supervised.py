@@ -18,7 +18,7 @@ from train.data.streamed import StreamedSteps
 from train.errors import UserError
 from train.models import attention
 from train.models.digest import model_digest
-from train.models.load import fit_vocabulary, load_model, load_tokenizer, skeleton, unquantized
+from train.models.load import fit_vocabulary, learned_positions, load_model, load_tokenizer, skeleton, unquantized
 from train.protocols import Batch, Plan, Ranks, Tuning
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,6 +36,8 @@ class Supervised:
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, reading: Reading) -> None:
         self.config, self.tuning, self.ranks, self.reading = config, tuning, ranks, reading
+        self.empty_model = skeleton(self.model_class, config.model)
+        self._require_positions()
         self.tokenizer: Any = load_tokenizer(config.model)
         data, seed = config.data, config.run.seed
         self.corpus: Corpus | StreamingCorpus
@@ -111,12 +113,24 @@ class Supervised:
         for group in groups[self.ranks.index :: self.ranks.count]:
             yield group, collate(rows, group, self.shape, filler=0).to(self.ranks.device)
 
+    def _require_positions(self) -> None:
+        """A longer row would only fail when its turn comes."""
+        limit, longest = learned_positions(self.empty_model), self.config.data.max_length_tokens
+        tuning = self.config.tuning
+        in_front = tuning.prompt.virtual_tokens if tuning.kind == "prompt" else 0
+        if limit is not None and longest + in_front > limit:
+            behind = f" besides the {in_front} of the prompt" if in_front else ""
+            raise UserError(
+                f"data.max_length_tokens: {longest} are more than the {limit - in_front} positions that "
+                f"{self.config.model.path} has{behind}; set it to {limit - in_front} or less"
+            )
+
     def _packed(self) -> bool:
         """Whether several rows share one sequence: where asked for, or where tuning and model allow it."""
         layout = self.config.batch.layout
         if layout == "padded" or not self.tuning.can_pack:
             return False
-        possible = self.can_pack(skeleton(self.model_class, self.config.model))
+        possible = self.can_pack(self.empty_model)
         if layout == "packed" and not possible:
             raise UserError(
                 "batch.layout: rows packed into one sequence would see each other in this model; use padded"
