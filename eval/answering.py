@@ -25,6 +25,7 @@ class Answering:
         self.index, self.request = index, request
         self.ids: list[int] = []
         self._tokenizer = tokenizer
+        self.end: int | None = None  # the stop token that ended it; it is not one of `ids`
         self._finished = False
         self._text: str | None = None
         # A token is at least a byte, so a stop text that has just been completed lies within so many tokens.
@@ -46,7 +47,7 @@ class Answering:
     def take(self, token: int) -> bool:
         """The next token; whether the answer has ended with it."""
         if token in self.request.stop_ids:
-            self._finished = True
+            self.end, self._finished = token, True
             return True
         self.ids.append(token)
         if self.request.stop_texts and self._stops_in(self._decode(self.ids[-self._tail :])):
@@ -56,6 +57,11 @@ class Answering:
                 self._text, self._finished = text[: min(cuts)], True
                 return True
         return len(self.ids) >= self.request.max_new_tokens
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended with a stop token or text, not by its length."""
+        return self._finished
 
     def generated(self) -> Generated:
         """The answer."""
@@ -79,8 +85,22 @@ def choose(rows: Sequence[Answering], logits_bv: Tensor) -> list[int]:
         temperature_b, chance_b = torch.tensor(settings, dtype=torch.float64, device=logits_bv.device).T
         scores_bv = logits_bv[drawn].double()
         scores_bv -= scores_bv.amax(-1, keepdim=True)  # else a temperature near 0 makes them infinite
-        below_bv = (scores_bv / temperature_b[:, None]).softmax(-1).cumsum(-1)
+        scores_bv /= temperature_b[:, None]
+        for b, row in enumerate(drawn):
+            _keep_likely(scores_bv[b], rows[row].request)
+        below_bv = scores_bv.softmax(-1).cumsum(-1)
         token_b = torch.searchsorted(below_bv, (chance_b * below_bv[:, -1])[:, None])[:, 0]
         chosen_b[drawn] = token_b.clamp(max=logits_bv.shape[1] - 1)
     chosen: list[int] = chosen_b.tolist()
     return chosen
+
+
+def _keep_likely(scores_v: Tensor, request: Generate) -> None:
+    """Only the `top_k` most probable tokens, and of these the fewest that together have `top_p`, can be drawn."""
+    if request.top_k:
+        least = scores_v.topk(min(request.top_k, len(scores_v))).values[-1]
+        scores_v[scores_v < least] = -torch.inf
+    if request.top_p < 1:
+        sorted_v, order_v = scores_v.softmax(-1).sort(descending=True)
+        beyond_v = sorted_v.cumsum(-1) - sorted_v >= request.top_p
+        scores_v[order_v[beyond_v]] = -torch.inf

@@ -16,16 +16,16 @@ from eval.answering import Answering, choose
 from eval.budget import Budget
 from eval.network import KeyValues, Network, Prefix
 from eval.prefixes import Line, groups, next_pack, sorted_lines
-from eval.protocols import Generate, Generated
+from eval.protocols import Generate
 from eval.slots import Slots, slots_of
 
-Answers = list[tuple[int, Generated]]
+Answers = list[Answering]  # those that have ended
 REFILL_SHARE = 4  # waiting rows enter when a quarter of the places is free: one by one they would hold up the others
 LEAST_SHARE = 2  # where places are short, rows of less than half the longest one's length would waste theirs
 
 
 def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Answers]:
-    """(index of the request, answer) as answers end, each request once; for models that share prefixes."""
+    """Answers as they end, each request once; for models that share prefixes."""
     waiting = sorted(range(len(requests)), key=lambda k: -requests[k].slots)
     while waiting:
         longest = requests[waiting[0]].slots
@@ -35,7 +35,7 @@ def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], bud
         done: set[int] = set()
         try:
             for answers in session.run():
-                done |= {k for k, _ in answers}
+                done |= {answer.index for answer in answers}
                 yield answers
         except (RuntimeError, MemoryError) as error:
             tokens = slots_of(longest) * session.places
@@ -105,7 +105,7 @@ class _Session:
         ended: Answers = []
         for row, token, (source, at_k) in zip(rows, self._chosen(rows, lasts_bd), seen, strict=True):
             if row.take(token):
-                ended.append((row.index, row.generated()))
+                ended.append(row)
             else:
                 self._slots.enter(cached, source, at_k.to(lasts_bd.device))
                 self._live.append((row, token))
@@ -123,7 +123,7 @@ class _Session:
         ended: Answers = []
         for place in reversed(range(len(rows))):
             if rows[place].take(tokens[place]):
-                ended.append((rows[place].index, rows[place].generated()))
+                ended.append(rows[place])
                 self._slots.leave(place)
                 self._live[place] = self._live[-1]  # as in the slots: the last one takes its place
                 self._live.pop()

@@ -38,4 +38,4 @@ class LanguageModel:
         places = list(generates)
         engine = generation if self.network.shares_prefixes else plain_generation
         for generated in engine.generate(self.network, self.tokenizer, list(generates.values()), budget):
-            yield from ((places[k], answer) for k, answer in generated)
+            yield from ((places[answer.index], answer.generated()) for answer in generated)

@@ -13,9 +13,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from eval.answering import Answering, choose
 from eval.budget import Budget, in_batches
 from eval.network import Network
-from eval.protocols import Generate, Generated
+from eval.protocols import Generate
 
-Answers = list[tuple[int, Generated]]
+Answers = list[Answering]
 
 
 def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Answers]:
@@ -32,7 +32,7 @@ def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], bud
     def run(batch: list[int]) -> Answers:
         rows = [Answering(k, requests[k], tokenizer) for k in batch]
         _run(network, rows)
-        return [(row.index, row.generated()) for row in rows]
+        return rows
 
     for _, alike in itertools.groupby(sorted(range(len(requests)), key=length), key=length):
         yield from in_batches(list(alike), lambda k: requests[k].slots, budget, run)

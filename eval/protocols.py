@@ -64,6 +64,8 @@ class Generate:
     temperature: float = 0.0
     seed: int = 0
     images: tuple[str, ...] = ()
+    top_k: int = 0
+    top_p: float = 1.0
 
     @property
     def slots(self) -> int:

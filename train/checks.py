@@ -23,6 +23,26 @@ RANGES = {
     "tuning.lora.dropout": "[0, 1)",
     "head.dropout": "[0, 1)",
     "tuning.prompt.virtual_tokens": "[1, inf)",
+    "ppo.prompt_tokens": "[1, inf)",
+    "ppo.response_tokens": "[1, inf)",
+    "ppo.rollout_prompts": "[1, inf)",
+    "ppo.samples_per_prompt": "[1, inf)",
+    "ppo.epochs": "[1, inf)",
+    "ppo.minibatches": "[1, inf)",
+    "ppo.temperature": "(0, inf)",
+    "ppo.top_k": "[0, inf)",
+    "ppo.top_p": "(0, 1]",
+    "ppo.gamma": "[0, 1]",
+    "ppo.gae_lambda": "[0, 1]",
+    "ppo.clip": "(0, inf)",
+    "ppo.value_clip": "[0, inf)",
+    "ppo.value_weight": "[0, inf)",
+    "ppo.entropy_weight": "[0, inf)",
+    "ppo.kl_weight": "[0, inf)",
+    "ppo.kl_target": "(0, inf)",
+    "ppo.supervised_weight": "[0, inf)",
+    "ppo.supervised_every": "[0, inf)",
+    "ppo.supervised_steps": "[0, inf)",
     "optim.learning_rate": "[0, inf)",
     "optim.weight_decay": "[0, inf)",
     "optim.beta1": "[0, 1)",
@@ -63,6 +83,28 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _batch_problems(config)
     yield from _optim_problems(config.optim)
     yield from _validation_problems(config)
+    if config.objective == "ppo":
+        yield from _ppo_problems(config)
+
+
+def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
+    ppo = config.ppo
+    if not ppo.reward:
+        yield "ppo.reward", "ppo.reward: names no part; for example [{kind: model, path: runs/imdb-sentiment/merged}]"
+    names = [part.name or part.kind for part in ppo.reward]
+    for name in {name for name in names if names.count(name) > 1}:
+        yield "ppo.reward", f"ppo.reward: two parts are called {name}; give each a name"
+    for index, part in enumerate(ppo.reward):
+        if part.kind == "model" and not part.path:
+            yield "ppo.reward", f"ppo.reward[{index}].path: names no classifier"
+    if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:
+        yield "ppo.samples_per_prompt", f"ppo.samples_per_prompt: {ppo.advantage} compares answers; give at least 2"
+    if bool(ppo.supervised_every) != bool(ppo.supervised_steps):
+        yield "ppo.supervised_every", "ppo.supervised_every: needs ppo.supervised_steps, and the other way round"
+    if config.tuning.lora.dropout and config.tuning.kind == "lora":
+        yield "tuning.lora.dropout", "tuning.lora.dropout: PPO compares probabilities before and after; set it to 0"
+    if config.data.streaming:
+        yield "data.streaming", "data.streaming: PPO draws its prompts from data at rest; set it to false"
 
 
 def _inside(value: float | None, interval: str) -> bool:

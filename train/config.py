@@ -14,6 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from train.config_ppo import PpoConfig
+
+ObjectiveName = Literal[
+    "causal_lm", "token_classification", "sequence_classification", "regression", "reward_model", "ppo"
+]
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -343,16 +349,15 @@ class Config:
     Args:
         objective: What is learned: causal_lm (the next token), token_classification (the class of each word),
             sequence_classification (that of a text), regression (a value for it), reward_model (which of two
-            answers is preferred).
+            answers is preferred), ppo (answers that are rewarded).
     """
 
-    objective: Literal["causal_lm", "token_classification", "sequence_classification", "regression", "reward_model"] = (
-        "causal_lm"
-    )
+    objective: ObjectiveName = "causal_lm"
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -391,7 +396,9 @@ def flat(config: Config) -> dict[str, Any]:
             inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return {k: v for name, v in inner.items() for k, v in walk(v, f"{key}.{name}" if key else name).items()}
         if isinstance(value, list):
-            value = [dataclasses.asdict(v) if isinstance(v, SourceConfig) else v for v in value]
+            value = [
+                dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v for v in value
+            ]
         return {key: value}
 
     return walk(config, "")

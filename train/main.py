@@ -51,7 +51,7 @@ def run(config: Config, stop: Stop) -> None:
     with session(config, runtime, stop) as this:
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
         objective = kind(config, tuning, runtime)
-        model = tuning.apply(objective.load_model())
+        model = objective.complete(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))

@@ -7,7 +7,8 @@ Shape suffixes: b rows of a micro-batch, t positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +30,7 @@ class Batch:
         keeps ranks in step).
     tokens: real tokens computed. slots: the same with padding.
     row_ids: the rows inside, for messages about them.
+    extras: what else the loss needs; tensors.
     """
 
     inputs: Mapping[str, Any]
@@ -37,11 +39,13 @@ class Batch:
     tokens: int
     slots: int
     row_ids: tuple[str, ...]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
         moved = {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in self.inputs.items()}
-        return replace(self, inputs=moved, targets=self.targets.to(device, non_blocking=True))
+        extras = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()}
+        return replace(self, inputs=moved, targets=self.targets.to(device, non_blocking=True), extras=extras)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,14 @@ class Ranks(Protocol):
         """Wait for all."""
         ...
 
+    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, every rank has all weights of the (wrapped) model: the model without its wrapper."""
+        ...
+
+    def whole_copy(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The same for a frozen model that was never wrapped."""
+        ...
+
 
 class Objective(Protocol):
     """What is learned.
@@ -137,6 +149,26 @@ class Objective(Protocol):
 
     def load_model(self) -> nn.Module:
         """The model before tuning and sharding."""
+        ...
+
+    def complete(self, model: nn.Module) -> nn.Module:
+        """The tuned model with what the objective trains beside it, before sharding."""
+        ...
+
+    def can_pause(self, step: int) -> bool:
+        """Whether a checkpoint after `step` steps holds all that the next one needs."""
+        ...
+
+    def watched(self) -> Mapping[str, float]:
+        """More metrics since they were last asked for, by full name; equal on all ranks, which ask together."""
+        ...
+
+    def state(self) -> Mapping[str, float]:
+        """What a checkpoint keeps of the objective beside weights and step."""
+        ...
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Take up what `state` gave."""
         ...
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:

@@ -31,6 +31,7 @@ class Progress:
     best_step: int | None = None
     validations_without_better: int = 0
     seconds: float = 0.0
+    objective: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Loop:
                 reason = "all data seen"  # by the run that is resumed here
                 break
             counts, stop = self._agree(batches)
-            if stop:
+            if stop and self.objective.can_pause(progress.step):
                 state, reason = "preempted", "asked to stop"
                 break
             self._step(batches, counts, progress, began)
@@ -161,12 +162,10 @@ class Loop:
         mine = [sum(b.counts.get(term, 0.0) for b in batches) for term in terms]
         mine += [sum(b.tokens for b in batches), sum(b.slots for b in batches), float(self.stop_requested())]
         *joined, tokens, slots, stops = self.runtime.sum(mine)
-        if stops:
-            return {}, True
         counts = dict(zip(terms, joined, strict=True))
         self.window.tokens += tokens
         self.window.slots += slots
-        return counts | {"tokens": tokens}, False
+        return counts | {"tokens": tokens}, bool(stops)
 
     def _update(self, batches: Sequence[Batch], counts: Mapping[str, float], step: int) -> tuple[float, list[Loss]]:
         """One optimizer step. Returns the gradient norm (not finite: nothing was updated) and the losses."""
@@ -222,6 +221,7 @@ class Loop:
         }
         if "loss" in means:
             values["train/perplexity"] = perplexity_of(means["loss"])
+        values |= self.objective.watched()
         self.watch.metrics(progress.step, values)
         self.watch.progress(progress.step, loss, speed)
         self.window = Window()

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from train.engine.gathering import gathered
 from train.engine.native_ops import build_for_cpu
 from train.errors import UserError
 
@@ -209,6 +210,24 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    @contextlib.contextmanager
+    def whole(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Inside, every rank has all weights: the model without its wrapper, computing as in training."""
+        inner = self.unwrap(model)
+        if self.kind == "fsdp":
+            raise UserError(
+                "objective: ppo generates with whole weights, which FSDP2 does not gather yet; use ZeRO or DDP"
+            )
+        sharded = self.kind == "zero-3"
+        with gathered(model) if sharded else contextlib.nullcontext(), self.accelerator.autocast():
+            yield inner
+
+    @contextlib.contextmanager
+    def whole_copy(self, model: nn.Module) -> Iterator[None]:
+        """Inside, every rank has all weights of a frozen model that was loaded in shards."""
+        with gathered(model) if self.kind == "zero-3" else contextlib.nullcontext(), self.accelerator.autocast():
+            yield
 
     def close(self) -> None:
         """Leave the process group: what follows is each process's own."""

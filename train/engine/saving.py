@@ -35,7 +35,7 @@ class Checkpoints:
         optimizer: Any,
         tuning: Tuning,
     ) -> None:
-        self.config, self.runtime = config, runtime
+        self.config, self.runtime, self.objective = config, runtime, objective
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
         self.folder = Path(config.run.folder) / "checkpoints"
         digests = {
@@ -54,6 +54,7 @@ class Checkpoints:
                 (folder / "tuning").mkdir()
                 self.tuning.save({}, self.runtime.unwrap(self.model), folder / "tuning")
 
+        progress.objective = dict(self.objective.state())
         state = dataclasses.asdict(progress)
         mine = float(bytes_to_save(self.runtime.accelerator, self.model, self.optimizer))
         needed = int(self.runtime.sum([mine])[0])
@@ -86,6 +87,7 @@ class Checkpoints:
             return Progress()
         load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
         progress = Progress(**commit.read_state(newest))
+        self.objective.resume(progress.objective)
         if self.runtime.main:
             log.info("resumed from %s (step %d)", newest, progress.step)
         return progress

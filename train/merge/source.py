@@ -21,6 +21,7 @@ from train.errors import UserError
 from train.models.digest import model_digest
 from train.models.folder import read_config, resolve
 from train.models.load import head_parts
+from train.models.token_statistics import VALUE_HEAD
 
 # peft's names for what a model is used for, by how transformers ends the names of its classes
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
@@ -122,7 +123,10 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
             f"{folder}: tuning/config.json is missing, so the checkpoint does not say which model it belongs to"
         )
     described = AutoConfig.from_pretrained(tuning, trust_remote_code=code, local_files_only=True)
-    trained = trained_weights(folder)
+    found = trained_weights(folder)
+    trained = {
+        name: tensor for name, tensor in found.items() if f".{VALUE_HEAD}." not in f".{name}"
+    }  # only to train by
     broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,29 @@ IGNORED = -100
 CHUNK_ELEMENTS = 2**25  # logits of one chunk on a CPU: 128 MiB in float32, yet products large enough for full speed
 GPU_CHUNKS = 4  # times larger: there each chunk's pass over the weight's gradient in memory costs more than its product
 LARGE_VOCABULARY = 2**18  # assumed of a layer that does not tell its size
-_TARGETS: ContextVar[Tensor | None] = ContextVar("targets", default=None)
+Answer = Callable[["LossHead", Tensor, Tensor], Tensor]  # (layer, hidden_nd, targets_n) -> in place of logits
+
+
+class Question(NamedTuple):
+    """What installed output layers are asked in place of logits, at the positions that have a target."""
+
+    targets_bt: Tensor
+    answer: Answer
+
+
+_QUESTION: ContextVar[Question | None] = ContextVar("question", default=None)
 
 
 @contextmanager
-def predicting(targets_bt: Tensor | None) -> Iterator[None]:
-    """Inside, installed output layers give the summed loss over `targets_bt` (already shifted, -100 ignored)."""
-    token = _TARGETS.set(targets_bt)
+def predicting(targets_bt: Tensor | None, answer: Answer | None = None) -> Iterator[None]:
+    """Inside, installed output layers give the summed loss over `targets_bt` (already shifted, -100 ignored), or
+    another `answer`; logits without targets.
+    """
+    token = _QUESTION.set(None if targets_bt is None else Question(targets_bt, answer or LossHead.summed_loss))
     try:
         yield
     finally:
-        _TARGETS.reset(token)
+        _QUESTION.reset(token)
 
 
 def install(model: nn.Module) -> None:
@@ -106,20 +118,27 @@ class LossHead(nn.Module):
     """Mixed in front of an output layer's own class."""
 
     def forward(self, hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits; or, while predicting, the summed loss."""
-        targets_bt = _TARGETS.get()
-        if targets_bt is None:
+        """Logits; or, while predicting, the answer: the summed loss unless something else is asked."""
+        question = _QUESTION.get()
+        if question is None:
             return cast(Tensor, super().forward(hidden_btd, *args, **kwargs))
-        hidden_nd, targets_n = _learned(hidden_btd, targets_bt)
+        return question.answer(self, *_learned(hidden_btd, question.targets_bt))
+
+    def logits(self, hidden_nd: Tensor) -> Tensor:
+        """As without a question."""
+        with predicting(None):
+            return self.forward(hidden_nd)
+
+    def summed_loss(self, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
+        """Sum of -log p of the targets."""
         if isinstance(self, nn.Linear) and type(self).linear_forward:  # type: ignore[attr-defined]
             return linear_loss(hidden_nd, self.weight, self.bias, targets_n)
+        return _checkpointed_loss(self.logits, hidden_nd, targets_n, self.vocabulary)
 
-        def project(chunk_nd: Tensor) -> Tensor:
-            with predicting(None):
-                return cast(Tensor, super(LossHead, self).forward(chunk_nd, *args, **kwargs))
-
-        vocabulary = int(getattr(self, "out_features", LARGE_VOCABULARY))
-        return _checkpointed_loss(project, hidden_nd, targets_n, vocabulary)
+    @property
+    def vocabulary(self) -> int:
+        """How many logits there are of a position."""
+        return int(getattr(self, "out_features", LARGE_VOCABULARY))
 
 
 @cache
@@ -162,7 +181,7 @@ class _LinearLoss(torch.autograd.Function):
         grad_vd = torch.zeros_like(w_vd, dtype=torch.float32) if for_weight else None
         grad_v = w_vd.new_zeros(len(w_vd), dtype=torch.float32) if for_bias else None
         loss = hidden_nd.new_zeros((), dtype=torch.float32)
-        size = _chunk_rows(len(w_vd), w_vd.device)
+        size = chunk_rows(len(w_vd), w_vd.device)
         for start in range(0, len(targets_n), size):
             part = slice(start, start + size)
             chunk_nd, target_n1 = h_nd[part], targets_n[part, None]
@@ -198,7 +217,8 @@ class _LinearLoss(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _chunk_rows(vocabulary: int, device: torch.device) -> int:
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Of so many positions the logits may exist at once."""
     return max(CHUNK_ELEMENTS * (1 if device.type == "cpu" else GPU_CHUNKS) // vocabulary, 1)
 
 
@@ -210,7 +230,7 @@ def _checkpointed_loss(
     def chunk_loss(chunk_nd: Tensor, chunk_targets_n: Tensor) -> Tensor:
         return F.cross_entropy(project(chunk_nd).float(), chunk_targets_n, reduction="sum")
 
-    size = _chunk_rows(vocabulary, hidden_nd.device)
+    size = chunk_rows(vocabulary, hidden_nd.device)
     # At least one chunk, though empty: every parameter must get a gradient, or ranks would wait for it.
     pieces = zip(hidden_nd.split(size), targets_n.split(size), strict=True)
     losses = [checkpoint(chunk_loss, *piece, use_reentrant=False) for piece in pieces]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from train.objectives.causal_lm import CausalLM
+from train.objectives.ppo import PPO
 from train.objectives.reward_model import RewardModel
 from train.objectives.sequence_classification import Regression, SequenceClassification
 from train.objectives.token_classification import TokenClassification
@@ -16,4 +17,5 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "sequence_classification": SequenceClassification,
     "regression": Regression,
     "reward_model": RewardModel,
+    "ppo": PPO,
 }

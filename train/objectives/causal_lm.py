@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -12,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from eval.metrics.exact_match import exact_match
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
-from train.data.document import IGNORED
 from train.data.encode import Encoded, Reading
 from train.models import loss_head
 from train.models.generate import continue_prompts
+from train.objectives.prompts import answer_at
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
 
@@ -92,11 +91,9 @@ class CausalLM(Supervised):
         asked: list[tuple[list[int], str | None]] = []
         for index in range(min(limit, len(rows))):
             ids, labels = rows.tokens(index)
-            learned = np.flatnonzero(labels != IGNORED)
-            gaps = np.flatnonzero(np.diff(learned) > 1)
-            start = int(learned[gaps[-1] + 1] if len(gaps) else learned[0])
+            start, end = answer_at(labels)
             if start > 1:
-                reference = self.tokenizer.decode(ids[start : learned[-1] + 1].tolist(), skip_special_tokens=True)
+                reference = self.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=True)
                 asked.append((ids[:start].tolist(), reference))
             elif corpora:
                 asked.append((ids[:CORPUS_PROMPT_TOKENS].tolist(), None))

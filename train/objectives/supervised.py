@@ -79,6 +79,25 @@ class Supervised:
         """Micro-batches of each optimizer step."""
         return self.source.walk(start_step)
 
+    def complete(self, model: nn.Module) -> nn.Module:
+        """Nothing beside it."""
+        return model
+
+    def can_pause(self, step: int) -> bool:
+        """Always: the order of the rows is a function of the step."""
+        return True
+
+    def watched(self) -> Mapping[str, float]:
+        """Nothing more."""
+        return {}
+
+    def state(self) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Nothing."""
+
     def save_assets(self, folder: Path) -> None:
         """The tokenizer with the chat template in use."""
         self.tokenizer.save_pretrained(folder)

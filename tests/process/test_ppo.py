@@ -1,0 +1,180 @@
+"""PPO as a run: one result however it is spread, resumed to the last bit, and a task that it can solve, solved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.runs import Zygote, finished, status
+from tests.process.runs import TINY, arguments, metrics
+from tests.process.test_equalities import TOLERANCE
+from tests.process.test_heads import weights
+
+SPREAD = {"batch__tokens_per_micro_batch": 128}
+
+
+class Place:
+    """Runs over a few prompts, rewarded for words of one kind."""
+
+    def __init__(self, folder: Path, zygote: Zygote) -> None:
+        self.folder, self.zygote = folder, zygote
+        text = "the cat sat on the mat and the dog ran in the park with a red ball"
+        words = text.split()
+        rows = [{"text": " ".join(words[k:] + words[:k])} for k in range(len(words))]
+        self.rows = folder / "rows.jsonl"
+        self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.judge = self._judge()
+
+    def _judge(self) -> Path:
+        """A classifier with one output: how many tokens of even number there are."""
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = self.folder / "judge"
+        config = AutoConfig.from_pretrained(TINY, num_labels=1, pad_token_id=0)
+        torch.manual_seed(1)
+        model = AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            model.score.weight.normal_(std=1.0)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+        return folder
+
+    def words(self, name: str, **options: object) -> list[str]:
+        chosen: dict[str, object] = {
+            "objective": "ppo",
+            "data__train": json.dumps([{"path": str(self.rows), "format": "text"}]),
+            "data__validation_fraction": 0.25,
+            "ppo__reward": json.dumps([{"kind": "model", "path": str(self.judge)}]),
+            "ppo__prompt_tokens": 4,
+            "ppo__response_tokens": 6,
+            "ppo__rollout_prompts": 8,
+            "ppo__epochs": 2,
+            "ppo__minibatches": 2,
+            "optim__learning_rate": 1e-3,
+            "optim__epsilon": 1e-4,
+            "optim__schedule": "constant",
+            "duration__max_epochs": 3,
+            **options,
+        }
+        return arguments(self.folder / name, self.rows, **chosen)
+
+    def run(self, name: str, kind: str = "single", **options: object) -> Path:
+        processes = self.zygote.run(self.words(name, **options), self.folder / name, kind)
+        assert set(processes.codes) == {0}, processes.output
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("ppo"), zygote)
+
+
+WATCHED = (
+    "train/policy",
+    "train/gradient_norm",
+    "rollout/reward",
+    "rollout/kl",
+    "rollout/entropy",
+    "validation/reward",
+)
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    for name in WATCHED:
+        expected = metrics(one, name)
+        assert len(expected) >= 3, name
+        assert metrics(other, name) == pytest.approx(expected, rel=TOLERANCE, abs=2e-6), name
+    found = weights(other)
+    for name, tensor in weights(one).items():
+        assert (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-3) <= TOLERANCE, name
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["single", "ddp", "zero2", "zero3"])
+def test_one_result_however_it_is_spread(place: Place, kind: str, tuning: str) -> None:
+    reference = place.folder / tuning
+    if not reference.exists():
+        place.run(tuning, tuning__kind=tuning)
+    assert_equal(reference, place.run(f"{tuning}-{kind}", kind, tuning__kind=tuning, **SPREAD))
+
+
+@pytest.mark.parametrize("advantage", ["gae", "grpo", "rloo"])
+def test_killed_and_resumed_to_the_last_bit(place: Place, advantage: str) -> None:
+    """The kill falls into a rollout's steps; the checkpoint lies before it."""
+    options: dict[str, object] = {"checkpoint__every_steps": 4, "ppo__advantage": advantage, "ppo__kl_target": 1.0}
+    options |= {"ppo__samples_per_prompt": 1 if advantage == "gae" else 2, "tuning__kind": "lora"}
+    whole = place.run(f"{advantage}-whole", **options)
+    orders = [{"at": "train.engine.loop:Loop._update", "nth": 7, "do": "SIGKILL"}]
+    words = place.words(f"{advantage}-cut", **options)
+    assert place.zygote.run(words, place.folder / f"{advantage}-killed", orders=orders).codes == [-9]
+    assert finished(place.folder / f"{advantage}-cut") == [4]
+    cut = place.run(f"{advantage}-cut", **options)
+    for name in ("train/policy", "rollout/reward", "rollout/kl_weight"):
+        assert metrics(cut, name) == metrics(whole, name), name
+    assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
+
+
+def test_a_stop_waits_for_the_end_of_the_rollout(place: Place) -> None:
+    orders = [{"at": "train.engine.loop:Loop._update", "nth": 2, "do": "SIGTERM"}]
+    words = place.words("stopped")
+    processes = place.zygote.run(words, place.folder / "stopped-log", orders=orders)
+    assert processes.codes == [0], processes.output
+    assert status(place.folder / "stopped")["state"] == "preempted"
+    assert finished(place.folder / "stopped") == [4]
+
+
+def test_a_reward_that_can_be_had_is_had_and_the_distance_holds_back(place: Place) -> None:
+    options: dict[str, object] = {"optim__learning_rate": 3e-3, "duration__max_epochs": 20, "ppo__value_weight": 0.5}
+    free = place.run("free", ppo__kl_weight=0.0, **options)
+    held = place.run("held", ppo__kl_weight=1000.0, **options)
+    reward, kl = (list(metrics(free, f"rollout/{name}").values()) for name in ("reward", "kl"))
+    spread = metrics(free, "rollout/reward_deviation")
+    assert sum(reward[-4:]) / 4 > sum(reward[:4]) / 4 + 1.0 * next(iter(spread.values()))
+    assert kl[-1] > 1.0
+    assert max(abs(x) for x in metrics(held, "rollout/kl").values()) < 0.2 * kl[-1]
+
+
+def test_supervised_steps_between_and_beside(place: Place) -> None:
+    options = {"ppo__supervised_weight": 0.5, "ppo__supervised_every": 2, "ppo__supervised_steps": 3}
+    run = place.run("mixed", **options)
+    learned = metrics(run, "train/supervised")
+    assert len(learned) == max(learned)  # in every step
+    assert len(metrics(run, "train/policy")) == max(learned) - 3  # but in those between alone
+
+
+REFUSED = {
+    "no reward": ({"ppo__reward": "[]"}, "ppo.reward: names no part"),
+    "unknown class": (
+        {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}]', "two": True}, "label: good is not one of",
+    ),
+    "no sequence head": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward, part model"),
+    "tuned prompt": ({"tuning__kind": "prompt"}, "tuning.kind: PPO cannot generate behind a tuned prompt"),
+    "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
+    "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt of 500 tokens"),
+    "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares answers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_told_before_the_first_step(place: Place, name: str) -> None:
+    options, reason = REFUSED[name]
+    given = dict(options)
+    if given.pop("two", False):
+        from transformers import AutoModelForSequenceClassification
+
+        two = place.folder / "two"
+        if not two.exists():
+            AutoModelForSequenceClassification.from_pretrained(
+                place.judge, num_labels=2, ignore_mismatched_sizes=True
+            ).save_pretrained(two)
+            for file in place.judge.glob("tokenizer*"):
+                (two / file.name).write_bytes(file.read_bytes())
+        given = {key: str(value).replace("JUDGE", str(two)) for key, value in given.items()}
+    processes = place.zygote.run(place.words(f"refused {name}", **given), place.folder / f"refused {name}")
+    assert set(processes.codes) == {64}, processes.output
+    assert reason in processes.output
+    assert "Traceback" not in processes.output
+    assert "step 1/" not in processes.output

@@ -1,0 +1,258 @@
+"""PPO's arithmetic against plain, slow readings of the papers' equations; its probabilities however they are computed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Categorical
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from eval.answering import choose as draw
+from eval.protocols import Generate
+from tests.ranks import Solo
+from train.config import DurationConfig
+from train.config_ppo import PpoConfig
+from train.data.batch import Shape, collate
+from train.errors import UserError
+from train.models import attention, loss_head
+from train.models.token_statistics import Statistics, add_value_head, token_statistics
+from train.objectives.ppo import advantages as worth
+from train.objectives.ppo.episodes import Episode, Episodes, repetition
+from train.objectives.ppo.loss import clip_share, losses
+from train.objectives.ppo.phases import Phases
+
+LENGTHS = [3, 1, 5]
+STARTS = np.array([0, 3, 4, 9])
+
+
+def numbers(seed: int, count: int = 9) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.random.default_rng(seed).normal(size=count)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])
+def test_advantages_are_the_discounted_sums_of_td_errors(gamma: float, lam: float) -> None:
+    """Equation 16 of arXiv:1506.02438, summed out."""
+    rewards, values = numbers(0), numbers(1)
+    found = worth.gae(rewards, values, STARTS, gamma, lam)
+    for start, end in zip(STARTS[:-1], STARTS[1:], strict=True):
+        for t in range(start, end):
+            expected = 0.0
+            for later in range(t, end):
+                following = values[later + 1] if later + 1 < end else 0.0
+                delta = rewards[later] + gamma * following - values[later]
+                expected += (gamma * lam) ** (later - t) * delta
+            assert found[t] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_reward_stands_at_the_last_token_and_the_penalty_at_each() -> None:
+    found = worth.token_rewards(np.array([1.0, 2.0, 3.0]), np.full(9, 0.5), STARTS)
+    assert found.tolist() == [-0.5, -0.5, 0.5, 1.5, -0.5, -0.5, -0.5, -0.5, 2.5]
+
+
+def test_answers_to_one_prompt_are_compared_with_each_other() -> None:
+    returns = np.array([1.0, 3.0, 5.0, 0.0, 0.0, 6.0])
+    expected = [1 - 4, 3 - 3, 5 - 2, 0 - 3, 0 - 3, 6 - 0]
+    assert worth.rloo(returns, 3).tolist() == expected
+    groups = returns.reshape(2, 3)
+    expected_grpo = [(x - g.mean()) / (g.std() + 1e-4) for g in groups for x in g]
+    assert worth.grpo(returns, 3).tolist() == pytest.approx(expected_grpo)
+    assert worth.grpo(np.ones(4), 2).tolist() == [0.0] * 4  # nothing to tell them apart: nothing is learned
+
+
+def test_both_estimators_of_the_distance_are_unbiased_and_one_is_never_negative() -> None:
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    policy, reference = (Categorical(logits=row) for row in logits)
+    exact = float(torch.distributions.kl_divergence(policy, reference))
+    drawn = policy.sample((200_000,))
+    log_p, log_q = (model.log_prob(drawn).numpy() for model in (policy, reference))
+    for estimator in ("k1", "k3"):
+        values = worth.kl_of_tokens(log_p, log_q, estimator)
+        assert values.mean() == pytest.approx(exact, abs=5 * values.std() / math.sqrt(len(values)))
+    assert (worth.kl_of_tokens(log_p, log_q, "k3") >= 0).all()
+
+
+def test_the_weight_of_the_distance_follows_its_target() -> None:
+    assert worth.adapted(0.1, 12.0, 6.0, 1000) == pytest.approx(0.1 * 1.02)  # error clipped to 0.2
+    assert worth.adapted(0.1, 5.7, 6.0, 1000) == pytest.approx(0.1 * (1 - 0.05 * 0.1))
+
+
+def then_of(seed: int, count: int = 20) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    names = ("log_p", "reference", "value", "advantage", "target")
+    return {name: torch.randn(count, generator=random, dtype=torch.float64) for name in names} | {
+        "weight": torch.rand(count, generator=random, dtype=torch.float64)
+    }
+
+
+@pytest.mark.parametrize("value_clip", [0.0, 0.2])
+def test_losses_are_those_of_the_paper(value_clip: float) -> None:
+    """Equation 7 of arXiv:1707.06347 and its value loss, token by token."""
+    config = PpoConfig(value_clip=value_clip, kl_in="loss", entropy_weight=0.01, value_weight=0.5)
+    then = then_of(0)
+    random = torch.Generator().manual_seed(1)
+    now = Statistics(then["log_p"].float() + 0.3 * torch.randn(20, generator=random), torch.rand(20), torch.randn(20))
+    found = losses(now, then, config, kl_weight=0.05)
+    expected = dict.fromkeys(("policy", "value", "kl", "entropy"), 0.0)
+    for n in range(20):
+        weight, advantage = float(then["weight"][n]), float(then["advantage"][n])
+        ratio = math.exp(float(now.log_p_n[n]) - float(then["log_p"][n]))
+        clipped = min(max(ratio, 0.8), 1.2)
+        expected["policy"] -= weight * min(ratio * advantage, clipped * advantage)
+        value, old, target = (float(x[n]) for x in (now.value_n, then["value"], then["target"]))
+        error = (value - target) ** 2
+        if value_clip:
+            error = max(error, (old + min(max(value - old, -value_clip), value_clip) - target) ** 2)
+        expected["value"] += 0.5 * weight * 0.5 * error
+        log_ratio = float(then["reference"][n]) - float(now.log_p_n[n])
+        expected["kl"] += 0.05 * weight * (math.exp(log_ratio) - 1 - log_ratio)
+        expected["entropy"] -= 0.01 * weight * float(now.entropy_n[n])
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_ratio_beyond_the_clip_range_has_no_gradient() -> None:
+    then = {name: torch.zeros(2) for name in ("log_p", "reference", "value", "target")}
+    then |= {"advantage": torch.tensor([1.0, 1.0]), "weight": torch.ones(2)}
+    log_p = torch.tensor([0.5, 0.1], requires_grad=True)
+    now = Statistics(log_p, torch.zeros(2), torch.zeros(2))
+    losses(now, then, PpoConfig(), 0.0)["policy"].backward()
+    assert log_p.grad is not None
+    assert log_p.grad[0] == 0
+    assert log_p.grad[1] == pytest.approx(-math.exp(0.1))
+    assert int(clip_share(now, then, 0.2)) == 1
+
+
+def tiny() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    attention.register()
+    config = Qwen2Config(vocab_size=90, num_key_value_heads=2, initializer_range=0.3, **sizes)
+    model = Qwen2ForCausalLM._from_config(config, attn_implementation=attention.NAME)
+    loss_head.install(model)
+    return model.eval()
+
+
+def episodes(count: int = 6) -> Episodes:
+    draw_ids = np.random.default_rng(0)
+    made = []
+    for k in range(count):
+        prompt, answer = (tuple(draw_ids.integers(5, 90, size=size).tolist()) for size in (2 + k, 1 + (3 * k) % 7))
+        made.append(Episode(prompt, answer, True, f"f:{k}"))
+    return Episodes(made)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_probabilities_entropies_and_values_of_each_answer_alone(packed: bool) -> None:
+    """However the episodes are batched: as log_softmax of transformers' own logits gives them."""
+    model, rows = tiny(), episodes()
+    add_value_head(model)
+    torch.nn.init.normal_(model.value_head.weight)
+    shape = Shape(packed, 1000, 1000, 100, True, 0)
+    batch = collate(rows, list(range(len(rows))), shape, filler=0)
+    found = token_statistics(model, batch.inputs, batch.targets, temperature=0.7)
+    places = rows.places(range(len(rows)))
+    for index, episode in enumerate(rows.episodes):
+        ids = torch.tensor([[*episode.prompt, *episode.answer]])
+        whole = model(input_ids=ids, output_hidden_states=True)
+        at = slice(len(episode.prompt) - 1, -1)
+        log_p = (whole.logits[0, at] / 0.7).log_softmax(-1)
+        own = slice(int(rows.starts[index]), int(rows.starts[index + 1]))
+        answer = torch.tensor(episode.answer)[:, None]
+        where = [list(places).index(n) for n in range(own.start, own.stop)]
+        assert torch.allclose(found.log_p_n[where], log_p.gather(1, answer)[:, 0], atol=1e-5)
+        assert torch.allclose(found.entropy_n[where], Categorical(logits=log_p).entropy(), atol=1e-5)
+        value = whole.hidden_states[-1][0, at] @ model.value_head.weight + model.value_head.bias
+        assert torch.allclose(found.value_n[where], value, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_whole_logits() -> None:
+    model, rows = tiny(), episodes()
+    batch = collate(rows, list(range(len(rows))), Shape(True, 1000, 1000, 100, True, 0), filler=0)
+    found = token_statistics(model, batch.inputs, batch.targets)
+    (found.log_p_n.square().sum() + found.entropy_n.sum()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total = torch.zeros(())
+    for episode in rows.episodes:
+        ids = torch.tensor([[*episode.prompt, *episode.answer]])
+        log_p = model(input_ids=ids).logits[0, len(episode.prompt) - 1 : -1].log_softmax(-1)
+        total = total + log_p.gather(1, torch.tensor(episode.answer)[:, None]).square().sum()
+        total = total + Categorical(logits=log_p).entropy().sum()
+    total.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(gradients[name], parameter.grad, atol=1e-4), name
+
+
+def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any) -> None:
+    """Greedy answers of the rollout are the most probable tokens of the scoring pass, whatever the batch."""
+    from train.objectives.ppo.rollout import play, requests
+
+    class Whole(Solo):
+        def whole(self, model: Any) -> Any:
+            import contextlib
+
+            return contextlib.nullcontext(model)
+
+    class Reads:
+        def decode(self, ids: Any, **options: Any) -> str:
+            return " ".join(map(str, ids))
+
+    model = tiny()
+    prompts = [tuple(range(5, 7 + k)) for k in range(16)]
+    config = PpoConfig(response_tokens=6)
+    asked = requests(prompts, config, (), (0, 1), greedy=True)
+    together = play(model, Reads(), asked, ["r"] * 16, Whole())
+    for prompt, episode in zip(prompts, together, strict=True):
+        (alone,) = play(model, Reads(), requests([prompt], config, (), (0, 1), greedy=True), ["r"], Whole())
+        assert alone.answer == episode.answer
+        logits = model(input_ids=torch.tensor([[*prompt, *episode.answer]])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == list(episode.answer)
+    assert model.config._attn_implementation == attention.NAME
+
+
+def test_an_end_token_belongs_to_the_answer_and_chance_to_prompt_and_place() -> None:
+    from train.objectives.ppo.rollout import requests
+
+    asked = requests([(5, 6), (5, 6)], PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
+    assert len({request.seed for request in asked}) == 4
+    assert [request.seed for request in asked] == [
+        request.seed
+        for request in requests([(5, 6), (5, 6)], PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "possible"), [(2, 1.0, {0, 1}), (0, 0.6, {0, 1}), (0, 0.4, {0}), (0, 1.0, {0, 1, 2, 3})]
+)
+def test_only_likely_tokens_are_drawn(top_k: int, top_p: float, possible: set[int]) -> None:
+    from eval.answering import Answering
+
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    rows = [Answering(k, Generate((k,), 1, (), (), 1.0, k, (), top_k, top_p), None) for k in range(400)]
+    assert set(draw(rows, logits.repeat(400, 1))) == possible
+
+
+@given(st.lists(st.integers(0, 3), max_size=30))
+@settings(max_examples=50)
+def test_repetition_is_the_share_of_groups_that_stood_before(answer: list[int]) -> None:
+    groups = [tuple(answer[k : k + 3]) for k in range(len(answer) - 2)]
+    before = sum(group in groups[:k] for k, group in enumerate(groups))
+    assert repetition(answer) == pytest.approx(before / len(groups) if groups else 0.0)
+
+
+def test_phases_lie_behind_each_other_and_say_where_a_run_may_pause() -> None:
+    config = PpoConfig(rollout_prompts=4, epochs=2, minibatches=2, supervised_every=2, supervised_steps=3)
+    phases = Phases(config, DurationConfig(max_epochs=2), prompts=10)  # 3 rollouts an epoch
+    assert [(p.kind[0], p.start, p.end) for p in phases.all] == [
+        ("r", 0, 4), ("r", 4, 8), ("s", 8, 11), ("r", 11, 15), ("r", 15, 19), ("s", 19, 22), ("r", 22, 26), ("r", 26, 30), ("s", 30, 33),
+    ]  # fmt: skip
+    assert [step for step in range(34) if phases.is_between(step)] == [0, 4, 8, 11, 15, 19, 22, 26, 30, 33]
+    assert phases.epoch_ends == (15, 33)
+    assert [p.start for p in phases.from_step(11)] == [11, 15, 19, 22, 26, 30]
+    with pytest.raises(UserError, match=r"duration\.max_steps: 3 is less than one rollout's 4 steps"):
+        Phases(config, DurationConfig(max_epochs=None, max_steps=3), prompts=10)

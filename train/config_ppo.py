@@ -1,0 +1,93 @@
+"""The recipe's section `ppo`: what is rewarded, and how the policy learns from it.
+
+Like train/config.py, this file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """One part of the reward; their weighted sum is what the policy learns to get.
+
+    Args:
+        kind: model (a sequence classifier's logit), repetition (share of repeated word triples), length (tokens
+            of the answer), unfinished (1 where the answer does not end by itself).
+        weight: Negative for a penalty.
+        path: The classifier's folder or hub name.
+        label: The class whose logit counts; not needed where the classifier has one output.
+        name: In metrics and reports; by default its kind.
+    """
+
+    kind: Literal["model", "repetition", "length", "unfinished"]
+    weight: float = 1.0
+    path: str = ""
+    label: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """Proximal policy optimisation (arXiv:1707.06347) of answers to prompts.
+
+    Args:
+        reward: The parts of the reward, as a list of {kind, weight, path, label, name}. kind is model (a sequence
+            classifier's logit), repetition (share of repeated word triples), length (tokens) or unfinished (1 where
+            an answer does not end by itself); a negative weight makes a penalty.
+        prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask.
+        response_tokens: Longest answer.
+        rollout_prompts: Prompts answered before the policy is updated, over all ranks together.
+        samples_per_prompt: Answers to each of them; rloo and grpo need two or more.
+        epochs: Passes over the answers of a rollout.
+        minibatches: Optimizer steps of a pass.
+        advantage: gae (a value for each token, arXiv:1506.02438), or the answers to one prompt compared with each
+            other: rloo (arXiv:2402.14740), grpo (arXiv:2402.03300).
+        temperature: Of the answers while training; held-out prompts are answered greedily.
+        top_k: Draw only from the so many most probable tokens; 0 from all.
+        top_p: And of these from the fewest that have this probability together.
+        gamma: Discount of the reward of later tokens.
+        gae_lambda: Between one step (0) and the whole answer (1).
+        whiten: Bring advantages to mean 0 and deviation 1 over a rollout.
+        clip: Furthest useful ratio of new to old probability from 1.
+        value_clip: Furthest useful move of a value; 0 never clips.
+        value_weight: Of the value loss.
+        entropy_weight: Of a bonus for entropy.
+        kl_weight: Of the distance from the start; 0 leaves it free.
+        kl_target: With it, kl_weight is adapted towards this distance in nats of an answer.
+        kl_in: Whether the distance lowers the reward of each token, or stands in the loss.
+        kl_estimator: k1 (unbiased), or k3 (never negative; http://joschu.net/blog/kl-approx.html).
+        level: Whether all tokens count the same, or all answers.
+        supervised_weight: Of the rows' own answers, learned beside in every step (PTX, arXiv:2203.02155); 0 not.
+        supervised_every: After so many rollouts come supervised_steps steps on the rows' own answers; 0 never.
+        supervised_steps: See supervised_every.
+    """
+
+    reward: list[RewardConfig] = field(default_factory=list)
+    prompt_tokens: int = 8
+    response_tokens: int = 48
+    rollout_prompts: int = 64
+    samples_per_prompt: int = 1
+    epochs: int = 4
+    minibatches: int = 1
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    whiten: bool = True
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    entropy_weight: float = 0.0
+    kl_weight: float = 0.05
+    kl_target: float | None = None
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    level: Literal["token", "sequence"] = "token"
+    supervised_weight: float = 0.0
+    supervised_every: int = 0
+    supervised_steps: int = 0

@@ -1,0 +1,7 @@
+"""Proximal policy optimisation: phases -> rollout -> reward -> advantages -> loss, tied together in objective."""
+
+from __future__ import annotations
+
+from train.objectives.ppo.objective import PPO
+
+__all__ = ["PPO"]

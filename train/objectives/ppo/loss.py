@@ -1,0 +1,53 @@
+"""The losses of one micro-batch: sums over tokens, each with a weight of its own.
+
+Shape suffix: n tokens of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from train.config_ppo import PpoConfig
+from train.models.token_statistics import Statistics
+
+
+def losses(now: Statistics, then: Mapping[str, Tensor], config: PpoConfig, kl_weight: float) -> dict[str, Tensor]:
+    """Sums of the terms, their weights in the loss included.
+
+    policy: -min(ratio A, clip(ratio, 1 - c, 1 + c) A) (arXiv:1707.06347, equation 7).
+    value: half the larger of the squared errors of the value and of the value clipped to the neighbourhood of the old.
+    kl: k3 of the policy from the reference; where the distance is no part of the reward. entropy: minus a bonus.
+
+    then: log_p, reference, value, advantage, target and weight of each token, as of the rollout.
+    """
+    weight_n = then["weight"].float()
+    advantage_n = then["advantage"].float()
+    ratio_n = (now.log_p_n - then["log_p"].float()).exp()
+    clipped_n = ratio_n.clamp(1 - config.clip, 1 + config.clip)
+    found = {"policy": -(torch.minimum(ratio_n * advantage_n, clipped_n * advantage_n) * weight_n).sum()}
+    if config.advantage == "gae":
+        found["value"] = config.value_weight * (_value_errors(now.value_n, then, config.value_clip) * weight_n).sum()
+    if config.kl_in == "loss":
+        log_ratio_n = then["reference"].float() - now.log_p_n
+        found["kl"] = kl_weight * ((log_ratio_n.exp() - 1 - log_ratio_n) * weight_n).sum()
+    if config.entropy_weight:
+        found["entropy"] = -config.entropy_weight * (now.entropy_n * weight_n).sum()
+    return found
+
+
+def _value_errors(value_n: Tensor, then: Mapping[str, Tensor], clip: float) -> Tensor:
+    target_n, old_n = then["target"].float(), then["value"].float()
+    error_n = (value_n - target_n).square()
+    if clip:
+        near_n = old_n + (value_n - old_n).clamp(-clip, clip)
+        error_n = torch.maximum(error_n, (near_n - target_n).square())
+    return 0.5 * error_n
+
+
+def clip_share(now: Statistics, then: Mapping[str, Tensor], clip: float) -> Tensor:
+    """How many tokens have a ratio outside the clip range."""
+    ratio_n = (now.log_p_n.detach() - then["log_p"].float()).exp()
+    return ((ratio_n - 1).abs() > clip).sum()

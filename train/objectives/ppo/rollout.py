@@ -1,0 +1,89 @@
+"""Answers of the policy to prompts: drawn by the evaluation's generator, shared out over ranks, known to all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from eval import generation, plain_generation
+from eval.budget import choose
+from eval.network import Network
+from eval.protocols import Generate
+from eval.runner import shares
+from train.config_ppo import PpoConfig
+from train.models.loss_head import causal_lm
+from train.objectives.ppo.episodes import Episode
+from train.protocols import Ranks
+
+SLOW_START = "sdpa"  # the attention that takes any mask
+
+
+def requests(
+    prompts: Sequence[tuple[int, ...]], config: PpoConfig, stop_ids: Sequence[int], key: Sequence[int], greedy: bool
+) -> list[Generate]:
+    """For each prompt, as often as it is to be answered, one after another.
+
+    key: what chance is a function of, beside the prompt and the place: not of ranks or batches.
+    """
+    times = 1 if greedy else config.samples_per_prompt
+    return [
+        Generate(
+            prompt,
+            config.response_tokens,
+            tuple(stop_ids),
+            temperature=0.0 if greedy else config.temperature,
+            seed=_seed(*key, number, time),
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+        for number, prompt in enumerate(prompts)
+        for time in range(times)
+    ]
+
+
+def _seed(*key: int) -> int:
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def play(
+    model: nn.Module, tokenizer: Any, asked: Sequence[Generate], rows: Sequence[str], ranks: Ranks
+) -> list[Episode]:
+    """The episodes of all requests, in order, on every rank. rows: where each prompt comes from."""
+    mine = shares(asked, ranks.count)[ranks.index]
+    width = max(request.max_new_tokens for request in asked)
+    found = np.zeros((len(asked), width + 3))  # tokens of the answer and its end; how many; whether it ended by itself
+    with ranks.whole(model) as whole, _generating(whole) as base, torch.no_grad():
+        network = Network(base)
+        budget = choose(0, base.config, next(base.parameters()).dtype, ranks.device)
+        engine = generation if network.shares_prefixes else plain_generation
+        for ended in engine.generate(network, tokenizer, [asked[k] for k in mine], budget):
+            for answer in ended:
+                ids = [*answer.ids, *([] if answer.end is None else [answer.end])]
+                found[mine[answer.index], : len(ids)] = ids
+                found[mine[answer.index], -2:] = len(ids), answer.finished
+    joined = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
+    return [
+        Episode(request.prefix_ids, tuple(int(x) for x in line[: int(line[-2])]), bool(line[-1]), row)
+        for request, line, row in zip(asked, joined, rows, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _generating(model: nn.Module) -> Iterator[Any]:
+    """Inside, the language model attends by whatever mask it is given, and drops nothing out."""
+    base: Any = causal_lm(model)
+    attention, training = base.config._attn_implementation, model.training
+    model.eval()
+    base.set_attn_implementation(SLOW_START)
+    try:
+        yield base
+    finally:
+        base.set_attn_implementation(attention)
+        model.train(training)

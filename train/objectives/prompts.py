@@ -1,0 +1,18 @@
+"""Which part of a tokenised row is asked, and which is the answer.
+
+Shape suffix: t tokens of a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.document import IGNORED
+
+
+def answer_at(labels_t: NDArray[np.int32]) -> tuple[int, int]:
+    """(first token of the last answer, first after it); the former is 1 or less in a corpus, which asks nothing."""
+    learned = np.flatnonzero(labels_t != IGNORED)
+    gaps = np.flatnonzero(np.diff(learned) > 1)
+    return int(learned[gaps[-1] + 1] if len(gaps) else learned[0]), int(learned[-1]) + 1
