@@ -10,9 +10,19 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+# The formats of rows that each objective can learn from.
+LEARNS_FROM: Mapping[str, tuple[str, ...]] = {
+    "causal_lm": ("text", "qa", "pr", "io", "chat", "labelled"),
+    "token_classification": ("tagged",),
+    "sequence_classification": ("labelled",),
+    "regression": ("labelled",),
+    "reward_model": ("preference",),
+}
 
 
 @dataclass(frozen=True)

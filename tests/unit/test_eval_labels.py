@@ -330,7 +330,7 @@ def test_bad_conll_lines_are_named(tmp_path: Path) -> None:
         ({"tokens": [], "tags": []}, "the sentence is empty"),
         ({"tokens": "a b", "tags": ["O"]}, "tokens is text, not a list"),
         ({"tokens": ["a"]}, "tags is missing, not a list"),
-        ({"tokens": ["a"], "tags": [3]}, r"tag 0 \(from 0\) is a number, not text"),
+        ({"tokens": ["a"], "tags": [3.5]}, r"tag 0 \(from 0\) is a number, not text"),
         ({"tokens": ["a"], "tags": ["B-"]}, r"tag 0 \(from 0\) is 'B-'; known are O"),
         ({"tokens": ["a"], "tags": ["DNA"]}, r"tag 0 \(from 0\) is 'DNA'; known are O"),
     ],
@@ -566,3 +566,15 @@ def test_tag_sequences_are_no_text_that_rows_can_share() -> None:
     from eval.overlap import fields
 
     assert fields({"tokens": ["IL-2", "binds"], "tags": ["B-protein", "O"]}) == ["IL-2 binds"]
+
+
+def test_tags_that_are_numbers_are_those_of_the_checkpoints_classes() -> None:
+    task = TASKS["token_classification"]
+    (item,) = load([Row("f", 7, {"tokens": ["a", "b"], "tags": [0, 1]})], task.load)
+    named = task.bind(item, prompter(NAMES))
+    assert named.tags == (named.labels[0], named.labels[1])
+    (beyond,) = load([Row("f", 8, {"tokens": ["a"], "tags": [99]})], task.load)
+    with pytest.raises(UserError, match=r"f:8: there is a tag 99, and .* has only"):
+        task.bind(beyond, prompter(NAMES))
+    with pytest.raises(UserError, match="tag 0"):
+        load([Row("f", 9, {"tokens": ["a"], "tags": [True]})], task.load)
