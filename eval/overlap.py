@@ -25,7 +25,8 @@ SHORTEST = 6  # words; a row without a field of 13 is looked for by its longest 
 COMMON_ROWS = 10  # a passage in more test rows than these is an instruction or a form, not a leak
 BLOCK = 1_000_000  # words that are compared at once
 WORD = re.compile(rf"(?=\w)[{CJK}]|[^\W_{CJK}]+")
-NOT_TEXT = frozenset({"role", "from", "id", "image", "image_path"})  # keys whose text is not said to anybody
+# Keys whose text is not said to anybody: sequences of tags are alike in all sentences.
+NOT_TEXT = frozenset({"role", "from", "id", "image", "image_path", "tags"})
 STRENGTH = {"passage": 0, "words": 1, "row": 2}
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 

@@ -101,6 +101,21 @@ class Prompter:
         numbers = list(encoded.get("token_type_ids") or ())
         return tuple(encoded["input_ids"]), numbers.index(1) if 1 in numbers else 0
 
+    def whole(self, said: str | Sequence[Message]) -> Ids:
+        """A text with its end token, or a conversation, as a reward model reads it: up to the last token that is no
+        padding, where transformers' heads read.
+        """
+        if isinstance(said, str):
+            ids = list(self.tokenizer(said, truncation=False, verbose=False)["input_ids"])
+            end = self.tokenizer.eos_token_id
+            ids += [] if end is None or ids[-1:] == [end] else [end]
+        else:
+            self.wrote_conversations = True
+            ids = list(self._encode(self._rendered(said, add_generation_prompt=False)))
+        while ids and ids[-1] == self.tokenizer.pad_token_id:
+            ids.pop()
+        return tuple(ids)
+
     def words(self, words: Sequence[str]) -> Words:
         """A sentence that is split into words already, with the tokenizer's special tokens around it."""
         if not self.tokenizer.is_fast:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from train.config import Config, OptimConfig, flat
+from train.config import LEARNS_FROM, Config, OptimConfig, flat
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
 RANGES = {
@@ -66,6 +66,7 @@ RANGES = {
     "watch.every_steps": "[1, inf)",
     "watch.peak_tflops": "(0, inf)",
 }
+CLASSIFIERS = ("token_classification", "sequence_classification")
 SOURCE_RANGES = {"weight": "(0, inf)", "fraction": "(0, 1]"}
 
 
@@ -83,6 +84,7 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _batch_problems(config)
     yield from _optim_problems(config.optim)
     yield from _validation_problems(config)
+    yield from _head_problems(config)
     if config.objective == "ppo":
         yield from _ppo_problems(config)
 
@@ -105,6 +107,30 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "tuning.lora.dropout", "tuning.lora.dropout: PPO compares probabilities before and after; set it to 0"
     if config.data.streaming:
         yield "data.streaming", "data.streaming: PPO draws its prompts from data at rest; set it to false"
+
+
+def _head_problems(config: Config) -> Iterator[tuple[str, str]]:
+    head, objective = config.head, config.objective
+    twice = sorted({name for name in head.labels if head.labels.count(name) > 1})
+    if twice:
+        yield "head.labels", f"head.labels: {', '.join(twice)} stands there twice"
+    used = {
+        "head.labels": (head.labels, (*CLASSIFIERS, "causal_lm")),
+        "head.class_weights": (head.class_weights != "none", CLASSIFIERS),
+        "head.sub_words": (head.sub_words != "first", ("token_classification",)),
+        "head.dropout": (head.dropout is not None, (*CLASSIFIERS, "regression", "reward_model")),
+    }
+    for key, (is_set, objectives) in used.items():
+        if is_set and objective not in objectives:
+            yield key, f"{key}: means nothing to {objective}, but to {', '.join(objectives)}"
+    for name in ("train", "validation"):
+        for index, source in enumerate(getattr(config.data, name)):
+            if source.format not in LEARNS_FROM[objective]:
+                key = f"data.{name}[{index}].format"
+                yield (
+                    key,
+                    f"{key}: {objective} learns from {', '.join(LEARNS_FROM[objective])}, not from {source.format}",
+                )
 
 
 def _inside(value: float | None, interval: str) -> bool:

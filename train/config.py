@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,16 @@ from train.config_ppo import PpoConfig
 ObjectiveName = Literal[
     "causal_lm", "token_classification", "sequence_classification", "regression", "reward_model", "ppo"
 ]
+
+# The formats of rows that each objective can learn from.
+LEARNS_FROM: Mapping[str, tuple[str, ...]] = {
+    "causal_lm": ("text", "qa", "pr", "io", "chat", "labelled"),
+    "token_classification": ("tagged",),
+    "sequence_classification": ("labelled",),
+    "regression": ("labelled",),
+    "reward_model": ("preference",),
+    "ppo": ("text", "qa", "pr", "io", "chat", "labelled"),
+}
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,18 @@ class Counts:
     @property
     def precision(self) -> float:
         """Share of the predicted that are right; 0 where nothing was predicted."""
-        return self.right / self.predicted if self.predicted else 0.0
+        return self.right / self.predicted if self.predicted > 0 else 0.0
 
     @property
     def recall(self) -> float:
         """Share of those there are that were found; 0 where there are none."""
-        return self.right / self.gold if self.gold else 0.0
+        return self.right / self.gold if self.gold > 0 else 0.0
 
     @property
     def f1(self) -> float:
         """Harmonic mean of both; 0 where one is 0."""
-        return 2 * self.right / (self.predicted + self.gold) if self.right else 0.0
+        both = self.predicted + self.gold
+        return 2 * self.right / both if both > 0 else 0.0
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:

@@ -38,15 +38,15 @@ class Sentence:
 
     id: str
     tokens: tuple[str, ...]
-    tags: tuple[str, ...]
+    tags: tuple[str, ...]  # a class's number in digits, where the data have numbers
     labels: tuple[str, ...] = ()
     windows: tuple[tuple[int, ...], ...] = ()
     places: tuple[Place | None, ...] = ()
 
 
 def load(row: Row) -> Sentence:
-    """`tokens` and `tags`, one tag for each token."""
-    tokens, tags = (_texts(row.value, column) for column in ("tokens", "tags"))
+    """`tokens` and `tags`, one tag, or number of a class, for each token."""
+    tokens, tags = _texts(row.value, "tokens"), _texts(row.value, "tags", numbers=True)
     if len(tokens) != len(tags):
         raise BadExampleError(f"{len(tokens)} tokens and {len(tags)} tags: each token needs one tag")
     if not tokens:
@@ -54,15 +54,17 @@ def load(row: Row) -> Sentence:
     for place, (token, tag) in enumerate(zip(tokens, tags, strict=True)):
         if not token.strip():
             raise BadExampleError(f"token {place} (from 0) is empty")
-        if not TAG.fullmatch(tag):
+        if not (TAG.fullmatch(tag) or tag.isdecimal()):
             raise BadExampleError(f"tag {place} (from 0) is {tag!r}; known are {KNOWN_TAGS}")
     return Sentence(f"{row.file}:{row.line}", tokens, tags)
 
 
-def _texts(value: Mapping[str, Any], column: str) -> tuple[str, ...]:
+def _texts(value: Mapping[str, Any], column: str, numbers: bool = False) -> tuple[str, ...]:
     found = value.get(column)
     if not isinstance(found, (list, tuple)):
         raise BadExampleError(f"{column} is {type_name(found) if column in value else 'missing'}, not a list")
+    if numbers:
+        found = [str(tag) if type(tag) is int else tag for tag in found]
     for place, text in enumerate(found):
         if not isinstance(text, str):
             raise BadExampleError(f"{column[:-1]} {place} (from 0) is {type_name(text)}, not text")
@@ -77,10 +79,23 @@ def bind(sentence: Sentence, prompter: Prompter) -> Sentence:
                 f"{prompter.name}: its class {number} is called {name!r} (id2label in config.json); known are "
                 f"{KNOWN_TAGS}"
             )
+    sentence = dataclasses.replace(sentence, tags=tuple(_named(sentence, tag, prompter) for tag in sentence.tags))
     _require_types(sentence, prompter)
     words, size = prompter.words(sentence.tokens), prompter.window_tokens
     return dataclasses.replace(
         sentence, labels=prompter.labels, windows=tuple(words.windows(size)), places=tuple(words.places(size))
+    )
+
+
+def _named(sentence: Sentence, tag: str, prompter: Prompter) -> str:
+    """The tag, or the name of the class whose number it is."""
+    if not tag.isdecimal():
+        return tag
+    if int(tag) < len(prompter.labels):
+        return prompter.labels[int(tag)]
+    raise UserError(
+        f"{sentence.id}: there is a tag {tag}, and {prompter.name} has only {len(prompter.labels)} classes "
+        "(id2label in config.json)"
     )
 
 

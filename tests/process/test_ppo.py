@@ -142,7 +142,8 @@ def test_supervised_steps_between_and_beside(place: Place) -> None:
     run = place.run("mixed", **options)
     learned = metrics(run, "train/supervised")
     assert len(learned) == max(learned)  # in every step
-    assert len(metrics(run, "train/policy")) == max(learned) - 3  # but in those between alone
+    between = 3 * 3  # steps of three phases: after every second of 6 rollouts
+    assert len(metrics(run, "train/policy")) == max(learned) - between
 
 
 REFUSED = {

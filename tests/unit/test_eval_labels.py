@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel
 
 from eval.budget import Budget
 from eval.checkpoint import Checkpoint
-from eval.compare import value
+from eval.compare import compare, value
 from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import evaluate, prepare, read_items
@@ -330,7 +330,7 @@ def test_bad_conll_lines_are_named(tmp_path: Path) -> None:
         ({"tokens": [], "tags": []}, "the sentence is empty"),
         ({"tokens": "a b", "tags": ["O"]}, "tokens is text, not a list"),
         ({"tokens": ["a"]}, "tags is missing, not a list"),
-        ({"tokens": ["a"], "tags": [3]}, r"tag 0 \(from 0\) is a number, not text"),
+        ({"tokens": ["a"], "tags": [3.5]}, r"tag 0 \(from 0\) is a number, not text"),
         ({"tokens": ["a"], "tags": ["B-"]}, r"tag 0 \(from 0\) is 'B-'; known are O"),
         ({"tokens": ["a"], "tags": ["DNA"]}, r"tag 0 \(from 0\) is 'DNA'; known are O"),
     ],
@@ -541,3 +541,40 @@ def test_the_context_is_what_the_model_can_take(kind: str) -> None:
     if kind != "llama":  # rotary positions have no end
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, context_tokens + 1), 7))
+
+
+@pytest.mark.parametrize(("rows", "with_entities", "right"), [(100, 3, 0), (100, 1, 1), (20, 2, 0), (5, 1, 1)])
+def test_intervals_of_f1_where_most_resamples_have_no_entity(rows: int, with_entities: int, right: int) -> None:
+    """A resample without any entity has an F1 of 0, and so has its neighbourhood, by which intervals are found."""
+    columns = {name: np.zeros(rows) for name in ("right_entities", "predicted_entities", "gold_entities")}
+    columns["gold_entities"][:with_entities] = 1.0
+    columns["right_entities"][:right] = columns["predicted_entities"][:right] = 1.0
+    task = TASKS["token_classification"]
+    samples = [
+        Sample(
+            f"f:{k}",
+            {name: float(column[k]) for name, column in columns.items()} | {"right_tokens": 1.0, "tokens": 1.0},
+        )
+        for k in range(rows)
+    ]
+    for metric in task.metrics:
+        for estimate in compare((metric,), {"m": samples})[0].estimates:
+            assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+def test_tag_sequences_are_no_text_that_rows_can_share() -> None:
+    from eval.overlap import fields
+
+    assert fields({"tokens": ["IL-2", "binds"], "tags": ["B-protein", "O"]}) == ["IL-2 binds"]
+
+
+def test_tags_that_are_numbers_are_those_of_the_checkpoints_classes() -> None:
+    task = TASKS["token_classification"]
+    (item,) = load([Row("f", 7, {"tokens": ["a", "b"], "tags": [0, 1]})], task.load)
+    named = task.bind(item, prompter(NAMES))
+    assert named.tags == (named.labels[0], named.labels[1])
+    (beyond,) = load([Row("f", 8, {"tokens": ["a"], "tags": [99]})], task.load)
+    with pytest.raises(UserError, match=r"f:8: there is a tag 99, and .* has only"):
+        task.bind(beyond, prompter(NAMES))
+    with pytest.raises(UserError, match="tag 0"):
+        load([Row("f", 9, {"tokens": ["a"], "tags": [True]})], task.load)

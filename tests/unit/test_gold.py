@@ -143,6 +143,7 @@ def test_a_pair_is_two_documents_each_marked_at_its_end(tmp_path: Path, kind: st
     assert "I am fine" not in texts[1]
 
 
+SAID = [{"role": "assistant", "content": "b"}]
 REFUSED: dict[str, tuple[Row, Reading, str]] = {
     "unknown label": ({"sentence": "a", "label": "maybe"}, ONE_CLASS, "unknown label: 'maybe'"),
     "number beyond": ({"sentence": "a", "label": 7}, ONE_CLASS, "unknown label: 7"),
@@ -155,9 +156,10 @@ REFUSED: dict[str, tuple[Row, Reading, str]] = {
     "empty sentence": ({"tokens": [], "tags": []}, TAGS, "empty sentence"),
     "unknown tag": ({"tokens": ["a"], "tags": ["X-a"]}, TAGS, "unknown tag: tag 0 (from 0) is 'X-a'"),
     "tag that the recipe lacks": ({"tokens": ["a"], "tags": ["B-a"]}, ONE_TAG, "unknown tag: 'B-a'"),
-    "numbers without names": ({"tokens": ["a"], "tags": [0]}, TAGS, "tags are numbers"),
+    "numbers without names": ({"tokens": ["a"], "tags": [0]}, TAGS, "tags are numbers; give their names"),
+    "text and messages": ({"prompt": "a", "chosen": SAID, "rejected": []}, PAIRS, "prompt is text, but"),
     "same sides": ({"chosen": "a", "rejected": "a"}, PAIRS, "are the same"),
-    "mixed sides": ({"chosen": "a", "rejected": [{"role": "assistant", "content": "b"}]}, PAIRS, "differ in kind"),
+    "mixed sides": ({"chosen": "a", "rejected": SAID}, PAIRS, "differ in kind"),
     "long side": ({"chosen": "a" * 99, "rejected": "b"}, PAIRS, "longer than data.max_length_tokens"),
 }  # fmt: skip
 

@@ -48,7 +48,7 @@ class Objective:
     """Two micro-batches a step, of 3 tokens each, with the given loss; validation losses in order."""
 
     terms = ("loss",)
-    lower_is_better = {"loss": True}  # noqa: RUF012
+    lower_is_better = {"loss": True, "f1": False}  # noqa: RUF012
 
     def __init__(self, losses, validations):
         self.losses, self.validations = losses, iter(validations)
@@ -65,7 +65,8 @@ class Objective:
         return {"loss": torch.tensor(3.0 * value if part == "b" or math.isfinite(value) else 3.0)}
 
     def validate(self, model):
-        return {"loss": next(self.validations)}
+        found = next(self.validations)
+        return found if isinstance(found, dict) else {"loss": found}
 
     def samples(self, model):
         return []
@@ -85,10 +86,10 @@ class Watch:
         pass
 
 
-def run(losses, norms=None, validations=(), watch_every=1, allowed=10):
+def run(losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss"):
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
-        validation=ValidationConfig(metric="loss", at_start=False, every_steps=1 if validations else 10**6),
+        validation=ValidationConfig(metric=metric, at_start=False, every_steps=1 if validations else 10**6),
         checkpoint=CheckpointConfig(every_steps=10**6),
         watch=WatchConfig(every_steps=watch_every),
     )
@@ -136,3 +137,10 @@ def test_a_validation_that_is_not_finite_is_never_the_best(worthless):
     assert (progress.best_value, progress.best_step) == (1.5, 3)
     assert progress.validations_without_better == 1
     assert saved == [2, 3, 4]
+
+
+def test_of_two_that_are_equally_good_the_one_with_the_lower_loss_is_the_best():
+    looks = [{"f1": 0.0, "loss": 0.6}, {"f1": 0.0, "loss": 0.5}, {"f1": 0.0, "loss": 0.7}]
+    _, progress, saved = run([1.0] * 3, validations=looks, metric="f1")
+    assert (progress.best_value, progress.best_step, progress.best_loss) == (0.0, 2, 0.5)
+    assert saved == [1, 2, 3]

@@ -401,3 +401,17 @@ def test_a_user_error_prints_one_message_and_exits_64(tmp_path: Path) -> None:
     assert result.returncode == 64
     assert result.stdout == ""
     assert result.stderr == f"{tmp_path}/no.yaml: there is no such recipe.\n"
+
+
+class TestHeads:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--head.labels", "[a, b, a]"), "head.labels: a stands there twice"),
+            (("--head.class_weights", "balanced"), "head.class_weights: means nothing to causal_lm"),
+            (("--objective", "regression", "--head.labels", "[a, b]"), "head.labels: means nothing to regression"),
+            (("--objective", "reward_model"), "reward_model learns from preference, not from"),
+        ],
+    )
+    def test_what_would_do_nothing_is_refused(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
+        assert words in refusal(recipe, *options)

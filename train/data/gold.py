@@ -19,10 +19,12 @@ from tokenizers import Tokenizer
 
 from eval.label_prompt import label_prompt
 from eval.word_windows import Words, glues_words
+from train.config import LEARNS_FROM
 from train.data.fields import RowError
 from train.data.labelled import Label, Labelled, Tagged
 from train.data.preference import Preference, Side
 from train.data.templates import ChatTemplate, render
+from train.errors import UserError
 
 FIRST, FURTHER = 1, 2  # marks: of what is learned and measured; of what is only learned
 SHOWN_LABELS = 20
@@ -37,7 +39,7 @@ class Reading:
     sub_words: which tokens of a word its class is learned at.
     """
 
-    formats: tuple[str, ...] = ("text", "qa", "pr", "io", "chat", "labelled")
+    formats: tuple[str, ...] = LEARNS_FROM["causal_lm"]
     labels_as: Literal["words", "classes", "values"] = "words"
     labels: tuple[str, ...] = ()
     sub_words: Literal["first", "all"] = "first"
@@ -210,7 +212,7 @@ class GoldEncoder:
         if isinstance(label, str) and (not names or label in names):
             return label
         if is_tag and not names:
-            raise RowError("unknown tag: tags are numbers; give their names with head.labels")
+            raise UserError("tags are numbers; give their names in their order: head.labels: [O, B-..., I-...]")
         if not names:
             return str(label)
         number = label if isinstance(label, int) else int(label) if label.isdecimal() else -1

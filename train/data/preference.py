@@ -41,6 +41,8 @@ def _side(fields: Fields, name: str) -> Side:
     if isinstance(value, str):
         prompt = fields.text("prompt") if fields.has("prompt") else ""
         return prompt + checked_text(value, f"field `{name}`")
+    if fields.has("prompt") and isinstance(fields.get("prompt"), str):
+        raise RowError(f"prompt is text, but `{name}` is not: both must be texts, or both messages")
     said = [value] if isinstance(value, Mapping) else value
     before = "conversations" if fields.has("conversations") else "prompt"
     messages = _messages(fields.get(before) if fields.has(before) else [], before) + _messages(said, name)

@@ -29,6 +29,7 @@ class Progress:
     skipped_steps: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    best_loss: float | None = None
     validations_without_better: int = 0
     seconds: float = 0.0
     objective: dict[str, float] = field(default_factory=dict)
@@ -243,8 +244,10 @@ class Loop:
             return False
         sign = 1.0 if self.objective.lower_is_better[metric] else -1.0
         best = math.inf if progress.best_value is None else sign * progress.best_value
-        if math.isfinite(value) and sign * value < best:
-            progress.best_value, progress.best_step = value, progress.step
+        loss = values.get("loss", 0.0)
+        tied = sign * value == best and progress.best_loss is not None and loss < progress.best_loss
+        if math.isfinite(value) and (sign * value < best or tied):
+            progress.best_value, progress.best_step, progress.best_loss = value, progress.step, loss
             progress.validations_without_better = 0
             return True
         progress.validations_without_better += 1

@@ -137,11 +137,15 @@ def template_of(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write it. Switches for a start or end token are left out: they would have the template rebuilt on loading."""
+    """Write it so that loading takes tokenizer.json as it is.
+
+    Switches for a start or end token, and the classes of some families (BERT's), would have the template rebuilt.
+    """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    described = read_json(path)
-    write_json(path, {key: value for key, value in described.items() if key not in ("add_bos_token", "add_eos_token")})
+    described = {k: v for k, v in read_json(path).items() if k not in ("add_bos_token", "add_eos_token")}
+    described |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": list(tokenizer.model_input_names)}
+    write_json(path, described)
 
 
 def check_tokenizer(folder: Path, before: Any, ids: list[int]) -> None:

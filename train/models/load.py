@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from train.config import ModelConfig
 from train.errors import UserError
 from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
 
-log = logging.getLogger(__name__)
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls learned positions
 
 
@@ -122,9 +120,7 @@ def load_model(
             f"{folder}: {lacking[0]} is not in its safetensors files ({len(lacking)} weights missing) and would start "
             "from random values; is it the checkpoint of another kind of model?"
         )
-    fresh = dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"])
-    if fresh:
-        log.info("not in the checkpoint, and new from the seed: %s", ", ".join(fresh))
+    model.made_anew = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
     loaded: PreTrainedModel = model
     return loaded
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.errors import UserError
+
 if TYPE_CHECKING:
     from train.config import HeadConfig
     from train.data.encode import GoldRows
@@ -21,6 +23,11 @@ class ClassLoss:
     """Cross entropy, summed; each mark counts by the weight of its gold class."""
 
     def __init__(self, config: HeadConfig, rows: GoldRows) -> None:
+        if len(rows.labels) < 2:
+            raise UserError(
+                f"data.train: all rows have the label {rows.labels[0]!r}, so there is nothing to tell apart; "
+                "name the other classes in head.labels if there are any"
+            )
         count_c = torch.from_numpy(_counts(rows)) if config.class_weights == "balanced" else None
         balanced_c = None if count_c is None else count_c.sum() / (len(count_c) * count_c.clamp(min=1))
         self.weight_c: Tensor | None = None if balanced_c is None else balanced_c.float()

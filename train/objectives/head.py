@@ -5,6 +5,7 @@ Shape suffixes: n marks, c outputs of the head.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from train.models.load import head_parts
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
 
+log = logging.getLogger(__name__)
 POOLER = "pooler"  # of an encoder's body: a checkpoint of a masked language model may have none
 
 
@@ -90,6 +92,8 @@ class Head(Supervised):
         if self.config.tuning.kind == "full":
             new.append(POOLER)
         model = self.load(options, new)
+        if getattr(model, "made_anew", None) and self.ranks.index == 0:
+            log.info("not in the checkpoint, so new from the seed: %s", ", ".join(model.made_anew))
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         model.config.pad_token_id = self.tokenizer.pad_token_id
         class_head.install(model)
@@ -145,7 +149,7 @@ class Head(Supervised):
             is_read_n = rows.gold(row)[0] == 1
             said, gold = (x.double().cpu().numpy()[is_read_n] for x in (self.decide(outputs_nc), gold_n))
             texts = [self.tokenizer.decode(d.ids_t.tolist(), skip_special_tokens=True) for d in rows.documents(row)]
-            shown.append(Sample("\n".join(texts), self.show(said), self.show(gold)))
+            shown.append(Sample("\n".join(texts), self.show_row(rows, row, said), self.show_row(rows, row, gold)))
         model.train()
         return shown
 
@@ -168,6 +172,10 @@ class Head(Supervised):
     def measure(self, rows: GoldRows, said: Said) -> Mapping[str, float]:
         """The metrics beside the loss."""
         raise NotImplementedError
+
+    def show_row(self, rows: GoldRows, row: int, answers_n: NDArray[np.float64]) -> str:
+        """The answers at the marks of a row, in words."""
+        return self.show(answers_n)
 
     def show(self, answers_n: NDArray[np.float64]) -> str:
         """Answers in words."""

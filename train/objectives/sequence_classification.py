@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
-from train.config import Config
+from train.config import LEARNS_FROM, Config
 from train.data.encode import GoldRows, Reading
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Said, SequenceHead
@@ -25,7 +25,9 @@ class SequenceClassification(SequenceHead):
     lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "macro_f1": False, "mcc": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading(("labelled",), "classes", tuple(config.head.labels)))
+        super().__init__(
+            config, tuning, ranks, Reading(LEARNS_FROM["sequence_classification"], "classes", tuple(config.head.labels))
+        )
         self.class_loss = ClassLoss(config.head, self.rows)
 
     def criterion(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class Regression(SequenceHead):
     lower_is_better: Mapping[str, bool] = {"loss": True, "pearson": False, "rmse": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading(("labelled",), "values"))
+        super().__init__(config, tuning, ranks, Reading(LEARNS_FROM["regression"], "values"))
 
     def output_names(self) -> tuple[str, ...]:
         """One."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import groupby
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
-from eval.metrics.entities import Counts, count_by_type
-from train.config import Config
+from eval.metrics.entities import Counts, count_by_type, entities
+from train.config import LEARNS_FROM, Config
 from train.data.encode import GoldRows, Reading
 from train.models import class_head
 from train.objectives.classes import ClassLoss
@@ -32,9 +34,9 @@ class TokenClassification(Head):
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         head = config.head
-        super().__init__(
-            config, tuning, ranks, Reading(("tagged",), "classes", tuple(head.labels), sub_words=head.sub_words)
-        )
+        formats = LEARNS_FROM["token_classification"]
+        reading = Reading(formats, "classes", tuple(head.labels), sub_words=head.sub_words)
+        super().__init__(config, tuning, ranks, reading)
         self.class_loss = ClassLoss(head, self.rows)
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -48,6 +50,18 @@ class TokenClassification(Head):
     def weight(self, gold_n: Tensor) -> float:
         """Of the gold classes."""
         return self.class_loss.weight(gold_n)
+
+    def show_row(self, rows: GoldRows, row: int, answers_n: NDArray[np.float64]) -> str:
+        """The entities, each with its words."""
+        (document,) = rows.documents(row)
+        marks = rows.gold(row)[0]
+        starts = np.flatnonzero(~np.isnan(document.targets_t))[marks == 1]
+        ends = [*starts[1:], len(document.ids_t)]
+        found = []
+        for kind, first, last in entities([rows.labels[int(number)] for number in answers_n]):
+            ids = document.ids_t[starts[first] : ends[last]].tolist()
+            found.append(f"{kind}: {self.tokenizer.decode(ids, skip_special_tokens=True).strip()}")
+        return "\n".join(found) or "(none)"
 
     def decide(self, outputs_nc: Tensor) -> Tensor:
         """The likeliest class."""

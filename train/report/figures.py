@@ -63,7 +63,7 @@ def _loss(run: Run) -> Figure | None:
     if not train:
         return None
     figure, (axes,) = _panels(1, height=4.0)
-    axes.set_title("Loss, nats per learned token")
+    axes.set_title("Loss, nats per learned token" if run.setting("objective") in (None, "causal_lm") else "Loss")
     _line(axes, train, _BLUE, "training")
     if held_out:
         _validations(axes, held_out, "held-out")
@@ -85,7 +85,7 @@ def _validation(run: Run) -> Figure | None:
         axes.set_title(f"Held-out {title(change.name)}")
         _validations(axes, curve, None)
         if change.share:
-            axes.set_ylim(0, 1)
+            axes.set_ylim(0, min(1.0, 1.2 * max(*curve.values(), 0.05)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     return figure
 

@@ -16,7 +16,7 @@ Curve = Mapping[int, float]  # step -> value, steps rising
 # Of metrics that run.json says nothing about.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
 # From -1 to 1, or without bounds: no shares of anything.
-_NO_SHARES = ("mcc", "pearson", "margin")
+NO_SHARES = ("mcc", "pearson", "margin")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Run:
             curve = self.curve(f"validation/{name}")
             lower = self.lower_is_better(name)
             chosen = curve.get(self.handed_over_step) if self.handed_over_step is not None else None
-            share = not lower and name not in _NO_SHARES and all(0 <= value <= 1 for value in curve.values())
+            share = not lower and name not in NO_SHARES and all(0 <= value <= 1 for value in curve.values())
             found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, share))
         return found
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from train.report.run import Change, Run
+from train.report.run import NO_SHARES, Change, Run
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}
@@ -35,7 +35,7 @@ def difference(change: Change) -> str:
         return "-"
     if change.share:
         return f"{100 * (change.chosen - change.before):+.1f} points"
-    if change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
+    if change.name in NO_SHARES or change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
         return f"{change.chosen - change.before:+.4g}"
     relative = change.chosen / change.before - 1
     fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4% is not -0%, and -99.6% not -100%
