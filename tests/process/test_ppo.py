@@ -29,15 +29,16 @@ class Place:
         self.judge = self._judge()
 
     def _judge(self) -> Path:
-        """A classifier with one output: how many tokens of even number there are."""
+        """A reward that depends on the last token alone: a model whose layers add nothing to the embedding."""
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         folder = self.folder / "judge"
         config = AutoConfig.from_pretrained(TINY, num_labels=1, pad_token_id=0)
         torch.manual_seed(1)
         model = AutoModelForSequenceClassification.from_config(config)
-        with torch.no_grad():
-            model.score.weight.normal_(std=1.0)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                torch.nn.init.zeros_(parameter)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
         return folder
@@ -126,13 +127,15 @@ def test_a_stop_waits_for_the_end_of_the_rollout(place: Place) -> None:
     assert finished(place.folder / "stopped") == [4]
 
 
-def test_a_reward_that_can_be_had_is_had_and_the_distance_holds_back(place: Place) -> None:
-    options: dict[str, object] = {"optim__learning_rate": 3e-3, "duration__max_epochs": 20, "ppo__value_weight": 0.5}
+def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
+    """One token for each prompt, worth what the judge says: more and more of what is worth most, if nothing holds."""
+    options: dict[str, object] = {"ppo__response_tokens": 1, "ppo__rollout_prompts": 96, "ppo__epochs": 4}
+    options |= {"ppo__minibatches": 1, "optim__learning_rate": 1e-2, "duration__max_epochs": 16}
     free = place.run("free", ppo__kl_weight=0.0, **options)
     held = place.run("held", ppo__kl_weight=1000.0, **options)
     reward, kl = (list(metrics(free, f"rollout/{name}").values()) for name in ("reward", "kl"))
-    spread = metrics(free, "rollout/reward_deviation")
-    assert sum(reward[-4:]) / 4 > sum(reward[:4]) / 4 + 1.0 * next(iter(spread.values()))
+    deviation = next(iter(metrics(free, "rollout/reward_deviation").values()))
+    assert reward[-1] > reward[0] + 2 * deviation
     assert kl[-1] > 1.0
     assert max(abs(x) for x in metrics(held, "rollout/kl").values()) < 0.2 * kl[-1]
 
@@ -149,7 +152,7 @@ def test_supervised_steps_between_and_beside(place: Place) -> None:
 REFUSED = {
     "no reward": ({"ppo__reward": "[]"}, "ppo.reward: names no part"),
     "unknown class": (
-        {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}]', "two": True}, "label: good is not one of",
+        {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}]', "two": True}, "label: good is not one",
     ),
     "no sequence head": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward, part model"),
     "tuned prompt": ({"tuning__kind": "prompt"}, "tuning.kind: PPO cannot generate behind a tuned prompt"),

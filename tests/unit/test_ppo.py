@@ -1,8 +1,9 @@
-"""PPO's arithmetic against plain, slow readings of the papers' equations; its probabilities however they are computed."""
+"""PPO's arithmetic against plain, slow readings of the papers; its probabilities, however they are computed."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_advantages_are_the_discounted_sums_of_td_errors(gamma: float, lam: floa
     """Equation 16 of arXiv:1506.02438, summed out."""
     rewards, values = numbers(0), numbers(1)
     found = worth.gae(rewards, values, STARTS, gamma, lam)
-    for start, end in zip(STARTS[:-1], STARTS[1:], strict=True):
+    for start, end in pairwise(STARTS.tolist()):
         for t in range(start, end):
             expected = 0.0
             for later in range(t, end):
@@ -248,9 +249,8 @@ def test_repetition_is_the_share_of_groups_that_stood_before(answer: list[int]) 
 def test_phases_lie_behind_each_other_and_say_where_a_run_may_pause() -> None:
     config = PpoConfig(rollout_prompts=4, epochs=2, minibatches=2, supervised_every=2, supervised_steps=3)
     phases = Phases(config, DurationConfig(max_epochs=2), prompts=10)  # 3 rollouts an epoch
-    assert [(p.kind[0], p.start, p.end) for p in phases.all] == [
-        ("r", 0, 4), ("r", 4, 8), ("s", 8, 11), ("r", 11, 15), ("r", 15, 19), ("s", 19, 22), ("r", 22, 26), ("r", 26, 30), ("s", 30, 33),
-    ]  # fmt: skip
+    shown = " ".join(f"{phase.kind[0]}{phase.start}-{phase.end}" for phase in phases.all)
+    assert shown == "r0-4 r4-8 s8-11 r11-15 r15-19 s19-22 r22-26 r26-30 s30-33"
     assert [step for step in range(34) if phases.is_between(step)] == [0, 4, 8, 11, 15, 19, 22, 26, 30, 33]
     assert phases.epoch_ends == (15, 33)
     assert [p.start for p in phases.from_step(11)] == [11, 15, 19, 22, 26, 30]

@@ -18,6 +18,7 @@ from eval.protocols import Classified, Classify
 from train.config_ppo import RewardConfig
 from train.errors import UserError
 from train.models.folder import resolve
+from train.models.load import unsharded
 from train.objectives.ppo.episodes import Episode, repetition
 from train.protocols import Ranks
 
@@ -71,7 +72,10 @@ def _score(part: RewardConfig, tokenizer: Any, ranks: Ranks) -> Score:
 def _classifier(part: RewardConfig, tokenizer: Any, ranks: Ranks) -> Score:
     """The logit of a class, or the one output, for prompt and answer as text, with the classifier's own tokenizer."""
     key = f"ppo.reward, part {part.name or part.kind}"
-    checkpoint = look(str(resolve(part.path, None, key)), key)
+    try:
+        checkpoint = look(str(resolve(part.path, None, key)), key)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     checkpoint.require(["sequence"])
     prompter = checkpoint.prompter("tokenizer", 1, 0)
     names = prompter.labels
@@ -79,7 +83,8 @@ def _classifier(part: RewardConfig, tokenizer: Any, ranks: Ranks) -> Score:
         raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
     column = names.index(part.label) if len(names) > 1 else 0
     precision = choose_precision("auto", ranks.device)
-    model = checkpoint.load("sequence", precision, "none", ranks.device)
+    with unsharded():  # every rank has its own
+        model = checkpoint.load("sequence", precision, "none", ranks.device)
     budget = choose(0, checkpoint.config, DTYPES[precision], ranks.device)
     limit = checkpoint.context_tokens
 
