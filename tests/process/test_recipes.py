@@ -13,7 +13,8 @@ from tests.faults.runs import Zygote, finished, losses, status
 from tests.process.runs import ROOT, metrics, pretrained_stand_in
 
 CPU = ROOT / "recipes" / "cpu.yaml"
-RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path != CPU]
+PPO = ROOT / "recipes" / "ppo-imdb.yaml"
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path not in (CPU, PPO)]
 STEPS = 6  # of recipes/cpu.yaml
 
 
@@ -90,3 +91,19 @@ def test_qlora_over_weights_in_4_bit(zygote: Zygote, tmp_path: Path) -> None:
     merge = json.loads((run / "merged" / "run.json").read_text())["merge"]
     assert merge["quantized_base"] == "original"
     assert merge["divergence"]["dequantized"] < 1e-6 < merge["divergence"]["original"] < 0.1  # nats
+
+
+def test_ppo_to_a_merged_folder_and_a_report(zygote: Zygote, tmp_path: Path) -> None:
+    """recipes/cpu.yaml rewards without a classifier, which would have to be trained first."""
+    run = run_recipe(PPO, tmp_path, zygote)
+    assert status(run)["state"] == "finished"
+    assert list(metrics(run, "rollout/reward")) == [1, 4]
+    assert list(metrics(run, "validation/reward")) == [0, 3, 6]
+    assert finished(run)[-1] == STEPS
+    weights = load_file(run / "merged" / "model.safetensors")
+    assert not [name for name in weights if "value_head" in name]
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert "reward" in report.partition("before → after: ")[2].partition("**")[0]
+    assert "[reward " in report
+    assert "](report/reward.png)" in report
+    assert (run / "report" / "reward.png").stat().st_size > 5000

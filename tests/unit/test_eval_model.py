@@ -264,7 +264,7 @@ STOPPING = [Generate((5, 6, k), 12, (0, 2), stop_texts=stops) for k in range(7, 
 def test_a_stop_text_ends_the_answer_before_it(llama: LanguageModel, engine: Any) -> None:
     found: dict[int, Generated] = {}
     for generated in engine.generate(llama.network, llama.tokenizer, STOPPING, budget(400)):
-        found |= dict(generated)
+        found |= {answer.index: answer.generated() for answer in generated}
     cut = 0
     for k in range(0, len(STOPPING), 2):
         whole, stopped = found[k].text, found[k + 1]
@@ -288,7 +288,7 @@ def test_drawn_tokens_depend_on_seed_prompt_and_place_alone(llama: LanguageModel
     assert answers(llama, [*reversed(DRAWN), *GENERATES], 120)[: len(DRAWN)] == alone[::-1]
     found: dict[int, Generated] = {}
     for generated in plain_generation.generate(llama.network, llama.tokenizer, DRAWN, budget(200)):
-        found |= dict(generated)
+        found |= {answer.index: answer.generated() for answer in generated}
     assert [found[k] for k in range(len(DRAWN))] == alone
     assert len({one.text for one in alone}) > len(DRAWN) // 2, "seeds differ"
 

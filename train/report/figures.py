@@ -44,6 +44,7 @@ def draw(run: Run, folder: Path) -> list[tuple[str, Path]]:
     drawn = []
     for name, caption, figure in (
         ("loss", "Loss in training and on held-out rows", _loss),
+        ("reward", "Reward of each rollout's answers, with one deviation on both sides", _reward),
         ("validation", "Other measures on held-out rows", _validation),
         ("learning", "Learning rate and gradient norm", _learning),
         ("speed", "Speed", _speed),
@@ -71,6 +72,24 @@ def _loss(run: Run) -> Figure | None:
             best = held_out[run.best_step]
             label = f"best: {best:.4g} at step {run.best_step}"
             axes.plot([run.best_step], [best], "o", markersize=11, fillstyle="none", color=_ORANGE, label=label)
+    axes.legend()
+    return figure
+
+
+def _reward(run: Run) -> Figure | None:
+    reward, deviation = run.curve("rollout/reward"), run.curve("rollout/reward_deviation")
+    if len(reward) < 2:
+        return None
+    figure, (axes,) = _panels(1, height=4.0)
+    axes.set_title("Reward while training")
+    steps, values = _points(reward)
+    spread = [deviation.get(step, 0.0) for step in steps]
+    low, high = ([value + sign * around for value, around in zip(values, spread, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0)
+    _line(axes, reward, _BLUE, "mean")
+    held_out = run.curve("validation/reward")
+    if held_out:
+        _validations(axes, held_out, "held-out prompts, greedy")
     axes.legend()
     return figure
 

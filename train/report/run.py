@@ -16,7 +16,7 @@ Curve = Mapping[int, float]  # step -> value, steps rising
 # Of metrics that run.json says nothing about.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
 # From -1 to 1, or without bounds: no shares of anything.
-NO_SHARES = ("mcc", "pearson", "margin")
+NO_SHARES = ("mcc", "pearson", "margin", "reward", "reward_deviation")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from train.report.run import Run, read_run
 _WIDTH = 80
 _SAMPLES = 3
 _EPOCH_ROWS = 12
+_EPOCH_METRICS = 5
 _SAMPLE_CHARACTERS = 220
 
 
@@ -54,7 +55,7 @@ def _before_and_after(run: Run) -> Table:
 
 
 def _over_epochs(run: Run) -> Table:
-    heads, rows = words.over_epochs(run, _EPOCH_ROWS)
+    heads, rows = words.over_epochs(run, _EPOCH_ROWS, _EPOCH_METRICS)
     caption = "; ".join(text for text in ("* merged", words.trained_share(run)) if text)
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), caption=caption)
     for head in heads:

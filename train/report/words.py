@@ -58,9 +58,12 @@ def headline(run: Run) -> str:
     return f"On held-out rows, before → after: {', '.join(told)}."
 
 
-def over_epochs(run: Run, most: int) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of validations; of more than `most`, evenly spread ones with first, best and last."""
-    shares = {change.name: change.share for change in run.changes()}
+def over_epochs(run: Run, most: int, metrics: int = 99) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of validations; of more than `most`, evenly spread ones with first, best and last.
+
+    metrics: how many are shown, the one that chooses the best checkpoint first.
+    """
+    shares = {change.name: change.share for change in run.changes()[:metrics]}
     looks = run.validations()
     if len(looks) < 3:  # before and after say it all
         return [], []
