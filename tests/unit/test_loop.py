@@ -71,6 +71,12 @@ class Objective:
     def samples(self, model):
         return []
 
+    def watched(self):
+        return {}
+
+    def can_pause(self, step):
+        return True
+
 
 class Watch:
     def __init__(self):

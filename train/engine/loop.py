@@ -246,9 +246,8 @@ class Loop:
         best = math.inf if progress.best_value is None else sign * progress.best_value
         loss = values.get("loss", 0.0)
         tied = sign * value == best and progress.best_loss is not None and loss < progress.best_loss
-        if math.isfinite(value) and (sign * value < best or tied):
+        better = math.isfinite(value) and sign * value < best
+        progress.validations_without_better = 0 if better else progress.validations_without_better + 1
+        if better or tied:
             progress.best_value, progress.best_step, progress.best_loss = value, progress.step, loss
-            progress.validations_without_better = 0
-            return True
-        progress.validations_without_better += 1
-        return False
+        return better or tied
