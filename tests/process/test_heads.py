@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.faults.runs import Zygote, finished, losses
-from tests.process.runs import TINY, arguments, metrics
+from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in
 from tests.process.test_equalities import SPREAD, STEPS, TOLERANCE
 
 WORDS = ["the", "gene", "binds", "NF-kappa", "to", "细胞", "of", "unbelievably"]
@@ -265,6 +265,30 @@ def test_evaluation_of_the_merged_folder_gives_what_validation_gave(place: Place
     for metric in MEASURED[objective]:
         assert results[metric] == pytest.approx(metrics(run, f"validation/{metric}")[best], abs=1e-6), metric
     assert tuning == "prompt" or results[MEASURED[objective][0]] > 0.5
+
+
+def test_a_head_over_a_base_in_4_bit(place: Place) -> None:
+    """The head itself is not quantised; merged into the base as training saw it, it says what validation said."""
+    base = place.folder / "whole"
+    if not base.exists():
+        pretrained_stand_in(base)
+    held_out = write(place.folder / "qlora-held.jsonl", sentences(24))
+    options: dict[str, object] = {
+        "data__validation": json.dumps([{"path": str(held_out), "format": "tagged"}]),
+        "data__validation_fraction": 0,
+        "model__path": base,
+        "model__init": "pretrained",
+        "tuning__kind": "lora",
+        "tuning__quantization": "nf4",
+        "merge__at_end": "true",
+        "merge__quantized_base": "dequantized",
+    }
+    run = place.run("qlora", "token_classification", **options)
+    merge = json.loads((run / "merged" / "run.json").read_text())["merge"]
+    assert merge["divergence"]["dequantized"] < 1e-6
+    results = evaluated(run / "merged", "token_classification", held_out, place.folder / "eval-qlora")
+    for metric in MEASURED["token_classification"]:
+        assert results[metric] == pytest.approx(metrics(run, f"validation/{metric}")[merge["step"]], abs=0.02), metric
 
 
 def test_label_words_are_written_and_likely_after_merging(place: Place) -> None:

@@ -22,6 +22,7 @@ from train.config import ModelConfig
 from train.errors import UserError
 from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
 
+LOADING = ("quantization_config", "config", "attn_implementation")  # what of the options is no value of the config
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls learned positions
 
 
@@ -104,6 +105,11 @@ def load_model(
     if config.init == "random":
         return _fresh(kind, folder, described, config, dtype, keywords, seed)
     weight_files(folder)
+    values = {key: keywords.pop(key) for key in list(keywords) if key not in LOADING}
+    if values:  # given as arguments, those that the config does not know yet would go to the model's constructor
+        for key, value in values.items():
+            setattr(described, key, value)
+        keywords["config"] = described
     with seeded(seed), _own_report(bool(new)):
         model, found = kind.from_pretrained(
             folder,
