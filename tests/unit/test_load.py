@@ -11,14 +11,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, GPT2Config, GPTNeoConfig, OPTConfig, Qwen2Config, RobertaConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    OPTConfig,
+    Qwen2Config,
+    RobertaConfig,
+)
 
 from tests.tuned_runs import tiny_model
 from train.config import ModelConfig
 from train.errors import UserError
 from train.models.digest import model_digest
 from train.models.folder import resolve
-from train.models.load import learned_positions, load_causal_lm, load_tokenizer
+from train.models.load import learned_positions, load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ def folder(model, tmp_path):
 
 
 def load(folder, **options):
-    return load_causal_lm(ModelConfig(path=str(folder), **options), torch.float32)
+    return load_model(AutoModelForCausalLM, ModelConfig(path=str(folder), **options), torch.float32)
 
 
 class Canary:
@@ -143,11 +152,13 @@ def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch):
 def test_random_start_is_a_function_of_the_seed(folder):
     (folder / "model.safetensors").unlink()
     config = ModelConfig(path=str(folder), init="random")
-    first, again, other = (load_causal_lm(config, torch.float32, seed=seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (
+        load_model(AutoModelForCausalLM, config, torch.float32, seed=seed).state_dict() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     with pytest.raises(UserError, match="no pretrained weights to quantise"):
-        load_causal_lm(config, torch.float32, options={"quantization_config": object()})
+        load_model(AutoModelForCausalLM, config, torch.float32, options={"quantization_config": object()})
 
 
 def test_digest_follows_the_weights_alone(folder):

@@ -7,14 +7,14 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
 from train.errors import UserError
 from train.merge.base import dequantized
 from train.merge.reference import take_over_quantized
-from train.models.load import fit_vocabulary, load_causal_lm, load_model, load_tokenizer, seeded
+from train.models.load import fit_vocabulary, load_model, load_tokenizer, seeded
 from train.tuning import TUNINGS, share_trained
 
 IDS = torch.arange(24).reshape(2, 12) % 300
@@ -42,7 +42,7 @@ def prompt(**options):
 def tuned(folder, config, dtype=torch.float32, seed=3, prepare=lambda model: None):
     described = ModelConfig(path=str(folder))
     tuning = TUNINGS[config.kind](config, seed, model=described)
-    model = load_causal_lm(described, dtype, options=tuning.load_options(dtype))
+    model = load_model(AutoModelForCausalLM, described, dtype, options=tuning.load_options(dtype))
     prepare(model)
     return tuning.apply(model)
 
@@ -65,7 +65,7 @@ def test_full_trains_everything(qwen2):
 
 
 def test_lora_trains_its_adapters_alone_and_starts_from_the_base(llama):
-    plain = load_causal_lm(ModelConfig(path=str(llama)), torch.float32)
+    plain = load_model(AutoModelForCausalLM, ModelConfig(path=str(llama)), torch.float32)
     for options in ({}, {"dora": True}, {"rslora": True}):
         model = tuned(llama, lora(**options))
         assert all(any(part in name for part in ADAPTERS) for name in trained(model))
@@ -81,7 +81,9 @@ def test_lora_trains_its_adapters_alone_and_starts_from_the_base(llama):
 def test_share_of_lora(llama):
     model = tuned(llama, lora(targets=["q_proj", "down_proj"]))
     adapters = 2 * 4 * ((32 + 32) + (48 + 32))
-    total = sum(p.numel() for p in load_causal_lm(ModelConfig(path=str(llama)), torch.float32).parameters())
+    total = sum(
+        p.numel() for p in load_model(AutoModelForCausalLM, ModelConfig(path=str(llama)), torch.float32).parameters()
+    )
     assert share_trained(model) == (adapters, total + adapters)
 
 
@@ -151,7 +153,7 @@ def test_resized_embeddings_are_trained_without_being_asked_for(llama, qwen2, tm
         assert all(torch.equal(p, trained(again)[name]) for name, p in trained(model).items())
     with pytest.raises(UserError, match="prompt tuning would leave"):
         tuned(llama, prompt(), prepare=lambda model: fit_vocabulary(model, tokenizer, 5))
-    model = load_causal_lm(ModelConfig(path=str(llama)), torch.float32)
+    model = load_model(AutoModelForCausalLM, ModelConfig(path=str(llama)), torch.float32)
     assert not fit_vocabulary(model, load_tokenizer(ModelConfig(path=str(llama))), 5)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -63,17 +62,6 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
         raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
     return tokenizer
-
-
-def load_causal_lm(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    attention: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> PreTrainedModel:
-    """A causal language model as `load_model` loads it; every weight must be in the file."""
-    return load_model(AutoModelForCausalLM, config, dtype, attention, options, seed)
 
 
 def load_model(

@@ -6,10 +6,10 @@ Shape suffixes: e episodes, n tokens of all answers, b rows, t positions.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ from train.objectives.prompts import answer_at
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Plan, Ranks, Sample, Tuning
 
-log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 TRAINING, HELD_OUT = 0, 1  # keys of chance
 
@@ -146,7 +145,7 @@ class PPO(Supervised):
         """A rollout's steps after each other, and the supervised ones between."""
         for phase in self.phases.from_step(start_step):
             if phase.kind == "supervised":
-                yield from ([*self._supervised(phase.start + k)] for k in range(phase.steps))
+                yield from (self._supervised(phase.start + k) for k in range(phase.steps))
             else:
                 yield from self._learn(self._experience(model, phase), phase)
 
@@ -336,18 +335,18 @@ class PPO(Supervised):
 
     def _supervised(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step on the rows' own answers; a function of the step."""
-        steps = self._row_steps
-        epoch, place = divmod(step, len(steps))
-        weights = [source.weight for source in self.config.data.train]
-        rows = self.rows
-        chosen = epoch_steps(rows, weights, self.shape, self.config.run.seed, epoch)[place % len(steps)]
-        batches = rank_batches(rows, chosen, self.shape, self.ranks.index, self.ranks.count)
+        epoch, place = divmod(step, self._steps_per_epoch)
+        steps = self._row_steps(epoch)
+        batches = rank_batches(self.rows, steps[place % len(steps)], self.shape, self.ranks.index, self.ranks.count)
         return [replace(batch, counts={"supervised": batch.counts["loss"]}) for batch in batches]
 
-    @property
-    def _row_steps(self) -> list[NDArray[np.int64]]:
+    @cached_property
+    def _steps_per_epoch(self) -> int:
+        return len(self._row_steps(0))
+
+    def _row_steps(self, epoch: int) -> list[NDArray[np.int64]]:
         weights = [source.weight for source in self.config.data.train]
-        return epoch_steps(self.rows, weights, self.shape, self.config.run.seed, 0)
+        return epoch_steps(self.rows, weights, self.shape, self.config.run.seed, epoch)
 
     def _tell(
         self,

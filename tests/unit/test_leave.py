@@ -1,0 +1,25 @@
+"""How a process ends: with its code and its output, and one of several without taking the interpreter down."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ENDING = """
+import atexit
+from eval.leave import leave
+atexit.register(lambda: print("taken down in order"))
+print("said before", end="")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("processes", "said"), [("1", "said beforetaken down in order\n"), ("2", "said before")])
+def test_the_code_and_the_output_arrive(processes: str, said: str) -> None:
+    """What is printed stands in a buffer until then: the output is a pipe."""
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run([sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, said, "")
