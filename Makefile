@@ -19,13 +19,14 @@ help: ## this list
 venv: $(READY) ## .venv with the pinned packages of requirements.lock
 
 # A copy of the lock inside .venv says what is installed; an interrupted installation leaves none.
+# --use-pep517: an older pip would run the setup.py of a package without a wheel, whose own requirements then go missing.
 $(READY): requirements.lock
 	@if ! cmp -s $< $@; then \
 	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	    || { echo "Python 3.11 or newer is needed; say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	  test -x $(RUN)/python || "$(PYTHON)" -m venv $(VENV) || exit 1; \
 	  echo "Installing the pinned packages into $(VENV): once, a few minutes ..."; \
-	  $(RUN)/python -m pip install -qq --disable-pip-version-check --progress-bar off -r $< || exit 1; \
+	  $(RUN)/python -m pip install -qq --use-pep517 --disable-pip-version-check --progress-bar off -r $< || exit 1; \
 	fi
 	@cp $< $@
 
