@@ -1,6 +1,7 @@
 """Evaluation speed, memory and answers side by side with lm-evaluation-harness, both in bf16 on this machine's CPU.
 
     python benchmarks/eval_throughput.py [--data FOLDER] [--repeats 3] [--only cmmlu perplexity gsm8k]
+    python benchmarks/eval_throughput.py --precision fp32      # both in float32
 
 Both sides take the same real weights (SmolLM2-135M) and the same prompts. Seconds run from loading the weights to the
 results. The harness runs once with each of its batch settings; the fastest is repeated. Runs alternate, and medians
@@ -29,6 +30,7 @@ from measure import measured
 from peer import peer_python
 
 ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # our names and the harness's
 TARGETS = {"cmmlu": 5.0, "perplexity": 1.5, "gsm8k": 1.5}
 MEMORY_TARGET = 0.5  # of theirs, on CMMLU
 LEAST_AGREEMENT = 0.95  # of choices and of log-probabilities; bf16 rounds the rest away
@@ -77,7 +79,7 @@ def main() -> int:
     )
     peer = peer_python("lm-eval")
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
-        bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer)
+        bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer, given.precision)
         jobs = prepare(Path(folder), data, peer, given)
         results = {name: bench.both(name, jobs[name], given) for name in given.only}
     return report(results)
@@ -89,6 +91,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=tuple(TARGETS), default=list(TARGETS))
     parser.add_argument("--batch_sizes", nargs="+", default=["8", "16", "32", "auto"], help="the harness's settings")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16", help="fp32: for CPUs without bf16")
     parser.add_argument("--rows", type=int, default=0, help="rows of each task, to try it out; 0 is all")
     return parser.parse_args()
 
@@ -109,8 +112,8 @@ def prepare(folder: Path, data: Path, peer: Path, given: argparse.Namespace) -> 
 class Bench:
     """Runs of both sides, each in its own process."""
 
-    def __init__(self, folder: Path, model: Path, peer: Path) -> None:
-        self.folder, self.model, self.peer = folder, model, peer
+    def __init__(self, folder: Path, model: Path, peer: Path, precision: str) -> None:
+        self.folder, self.model, self.peer, self.precision = folder, model, peer, precision
         self.most_bytes = psutil.virtual_memory().available
         self.count = 0
 
@@ -136,12 +139,12 @@ class Bench:
 
     def theirs(self, job: Job, batch_size: str, may_fail: bool = False) -> Run | None:
         options = {"model": self.model, "folder": job.folder, "tasks": ",".join(job.theirs),
-                   "batch_size": batch_size, "dtype": "bfloat16", "out": self.out()}  # fmt: skip
+                   "batch_size": batch_size, "dtype": DTYPES[self.precision], "out": self.out()}  # fmt: skip
         command = [str(self.peer), str(ROOT / "benchmarks/lm_eval_worker.py")]
         return self.run([*command, *(part for k, v in options.items() for part in (f"--{k}", str(v)))], may_fail)
 
     def ours(self, job: Job) -> Run | None:
-        options = {"model": self.model, "tasks": job.ours, "data": job.data, "precision": "bf16",
+        options = {"model": self.model, "tasks": job.ours, "data": job.data, "precision": self.precision,
                    "max_new_tokens": NEW_TOKENS, "out": self.folder / f"evaluation-{self.count}"}  # fmt: skip
         command = [sys.executable, str(ROOT / "benchmarks/eval_worker.py"), str(self.out())]
         return self.run([*command, *(part for k, v in options.items() for part in (f"--{k}", str(v)))], may_fail=False)
