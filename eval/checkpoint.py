@@ -205,7 +205,7 @@ def look(folder: str, name: str) -> Checkpoint:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {error}") from error
-    return Checkpoint(path, name, config, tokenizer, _end_ids(path, config))
+    return Checkpoint(path, name, config, tokenizer, end_ids(path, config))
 
 
 def read_template(file: str) -> str:
@@ -220,7 +220,8 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _end_ids(path: Path, config: Any) -> tuple[int, ...]:
+def end_ids(path: Path, config: Any) -> tuple[int, ...]:
+    """What ends an answer by the generation settings of a model's folder, or by its configuration."""
     settings = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").exists() else config
     end = getattr(settings, "eos_token_id", None)
     return tuple(end) if isinstance(end, list) else () if end is None else (end,)

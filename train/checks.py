@@ -99,6 +99,8 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
     for index, part in enumerate(ppo.reward):
         if part.kind == "model" and not part.path:
             yield "ppo.reward", f"ppo.reward[{index}].path: names no classifier"
+    if any(part.kind == "task" for part in ppo.reward) and not ppo.task:
+        yield "ppo.reward", "ppo.reward: kind task scores answers to ppo.task, which names none; for example gsm8k_cot"
     if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:
         yield "ppo.samples_per_prompt", f"ppo.samples_per_prompt: {ppo.advantage} compares answers; give at least 2"
     if bool(ppo.supervised_every) != bool(ppo.supervised_steps):

@@ -15,17 +15,19 @@ class RewardConfig:
 
     Args:
         kind: model (a sequence classifier's logit), repetition (share of repeated word triples), length (tokens
-            of the answer), unfinished (1 where the answer does not end by itself).
+            of the answer), unfinished (1 where the answer does not end by itself), task (a metric of `ppo.task`).
         weight: Negative for a penalty.
         path: The classifier's folder or hub name.
         label: The class whose logit counts; not needed where the classifier has one output.
+        metric: The task's; its first one by default.
         name: In metrics and reports; by default its kind.
     """
 
-    kind: Literal["model", "repetition", "length", "unfinished"]
+    kind: Literal["model", "repetition", "length", "unfinished", "task"]
     weight: float = 1.0
     path: str = ""
     label: str = ""
+    metric: str = ""
     name: str = ""
 
 
@@ -34,9 +36,11 @@ class PpoConfig:
     """Proximal policy optimisation (arXiv:1707.06347) of answers to prompts.
 
     Args:
-        reward: The parts of the reward, as a list of {kind, weight, path, label, name}. kind is model (a sequence
-            classifier's logit), repetition (share of repeated word triples), length (tokens) or unfinished (1 where
-            an answer does not end by itself); a negative weight makes a penalty.
+        reward: The parts of the reward, as a list of {kind, weight, path, label, metric, name}. kind is model (a
+            sequence classifier's logit), repetition (share of repeated word triples), length (tokens), unfinished (1
+            where an answer does not end by itself) or task (a metric of ppo.task); a negative weight makes a penalty.
+        task: An evaluation task (python -m eval --help, or a YAML file) whose prompts are asked, without examples, in
+            place of the rows' own; the rows must be such as it reads.
         prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask.
         response_tokens: Longest answer.
         rollout_prompts: Prompts answered before the policy is updated, over all ranks together.
@@ -66,6 +70,7 @@ class PpoConfig:
     """
 
     reward: list[RewardConfig] = field(default_factory=list)
+    task: str = ""
     prompt_tokens: int = 8
     response_tokens: int = 48
     rollout_prompts: int = 64

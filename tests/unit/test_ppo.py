@@ -27,6 +27,7 @@ from train.objectives.ppo import advantages as worth
 from train.objectives.ppo.episodes import Episode, Episodes, repetition
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
+from train.objectives.ppo.prompts import Prompt, of_rollout, with_room
 
 LENGTHS = [3, 1, 5]
 STARTS = np.array([0, 3, 4, 9])
@@ -206,10 +207,12 @@ def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any)
     model = tiny()
     prompts = [tuple(range(5, 7 + k)) for k in range(16)]
     config = PpoConfig(response_tokens=6)
-    asked = requests(prompts, config, (), (0, 1), greedy=True)
+    asked = requests([Prompt(ids, "r") for ids in prompts], config, (), (0, 1), greedy=True)
     together = play(model, Reads(), asked, ["r"] * 16, Whole())
     for prompt, episode in zip(prompts, together, strict=True):
-        (alone,) = play(model, Reads(), requests([prompt], config, (), (0, 1), greedy=True), ["r"], Whole())
+        (alone,) = play(
+            model, Reads(), requests([Prompt(prompt, "r")], config, (), (0, 1), greedy=True), ["r"], Whole()
+        )
         assert alone.answer == episode.answer
         logits = model(input_ids=torch.tensor([[*prompt, *episode.answer]])).logits[0, len(prompt) - 1 : -1]
         assert logits.argmax(-1).tolist() == list(episode.answer)
@@ -219,11 +222,11 @@ def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any)
 def test_an_end_token_belongs_to_the_answer_and_chance_to_prompt_and_place() -> None:
     from train.objectives.ppo.rollout import requests
 
-    asked = requests([(5, 6), (5, 6)], PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
+    asked = requests([Prompt((5, 6), "r")] * 2, PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
     assert len({request.seed for request in asked}) == 4
     assert [request.seed for request in asked] == [
         request.seed
-        for request in requests([(5, 6), (5, 6)], PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
+        for request in requests([Prompt((5, 6), "r")] * 2, PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
     ]
 
 

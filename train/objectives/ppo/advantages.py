@@ -10,6 +10,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from train.config_ppo import PpoConfig
+
 Floats = NDArray[np.float64]
 Starts = NDArray[np.int64]  # [e + 1]
 LEAST_DEVIATION = 1e-8
@@ -85,3 +87,16 @@ def adapted(weight: float, kl: float, target: float, episodes: int, horizon: int
     """The weight of the distance, moved towards what keeps it at `target` (arXiv:1909.08593, section 2.2)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return weight * (1 + error * episodes / horizon)
+
+
+def of_tokens(
+    reward_e: Floats, penalty_n: Floats, values_n: Floats, starts: Starts, config: PpoConfig
+) -> tuple[Floats, Floats]:
+    """(what each token is worth beyond what was expected, what its value should have been)."""
+    if config.advantage == "gae":
+        advantage_n = gae(token_rewards(reward_e, penalty_n, starts), values_n, starts, config.gamma, config.gae_lambda)
+        return (whitened(advantage_n) if config.whiten else advantage_n), advantage_n + values_n
+    compare = rloo if config.advantage == "rloo" else grpo
+    return_e = reward_e - per_episode(penalty_n, starts)
+    advantage_n = per_token(compare(return_e, config.samples_per_prompt), starts)
+    return (whitened(advantage_n) if config.whiten else advantage_n), np.zeros_like(values_n)

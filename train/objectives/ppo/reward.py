@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,20 @@ from train.errors import UserError
 from train.models.folder import resolve
 from train.models.load import unsharded
 from train.objectives.ppo.episodes import Episode, repetition
+from train.objectives.ppo.task import TaskRows
 from train.protocols import Ranks
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 Score = Callable[[Sequence[Episode]], list[float]]
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """total_e: the weighted sum. parts: each of them, before its weight."""
+
+    total_e: Floats
+    parts: Mapping[str, Floats]
 
 
 class Reward:
@@ -33,14 +43,14 @@ class Reward:
     not_finite: values so far that were no numbers; they count as 0.
     """
 
-    def __init__(self, parts: Sequence[RewardConfig], tokenizer: Any, ranks: Ranks) -> None:
+    def __init__(self, parts: Sequence[RewardConfig], tokenizer: Any, task: TaskRows | None, ranks: Ranks) -> None:
         self.ranks = ranks
         self.weights = {part.name or part.kind: part.weight for part in parts}
-        self.scores: dict[str, Score] = {part.name or part.kind: _score(part, tokenizer, ranks) for part in parts}
+        self.scores: dict[str, Score] = {part.name or part.kind: _score(part, tokenizer, task, ranks) for part in parts}
         self.not_finite = 0
 
-    def __call__(self, episodes: Sequence[Episode]) -> tuple[Floats, Mapping[str, Floats]]:
-        """(reward_e, each part_e) on every rank; each rank scores its share."""
+    def __call__(self, episodes: Sequence[Episode]) -> Rewarded:
+        """Known to every rank; each rank scores its share."""
         mine = range(self.ranks.index, len(episodes), self.ranks.count)
         own = [episodes[k] for k in mine]
         found = np.zeros((len(self.scores), len(episodes)))
@@ -50,7 +60,8 @@ class Reward:
         joined = np.array(self.ranks.sum(np.where(bad, 0.0, found).ravel().tolist())).reshape(found.shape)
         self._tell(int(self.ranks.sum([float(bad.sum())])[0]))
         parts = dict(zip(self.scores, joined, strict=True))
-        return sum((self.weights[name] * part_e for name, part_e in parts.items()), np.zeros(len(episodes))), parts
+        weighted = (self.weights[name] * part_e for name, part_e in parts.items())
+        return Rewarded(sum(weighted, np.zeros(len(episodes))), parts)
 
     def _tell(self, bad: int) -> None:
         if bad and not self.not_finite and self.ranks.index == 0:
@@ -58,9 +69,12 @@ class Reward:
         self.not_finite += bad
 
 
-def _score(part: RewardConfig, tokenizer: Any, ranks: Ranks) -> Score:
+def _score(part: RewardConfig, tokenizer: Any, task: TaskRows | None, ranks: Ranks) -> Score:
     if part.kind == "model":
         return _classifier(part, tokenizer, ranks)
+    if part.kind == "task":
+        assert task is not None
+        return task.metric(part.metric, f"ppo.reward, part {part.name or part.kind}")
     simple: Mapping[str, Callable[[Episode], float]] = {
         "repetition": lambda episode: repetition(episode.answer),
         "length": lambda episode: float(len(episode.answer)),

@@ -19,13 +19,14 @@ from eval.runner import shares
 from train.config_ppo import PpoConfig
 from train.models.loss_head import causal_lm
 from train.objectives.ppo.episodes import Episode
+from train.objectives.ppo.prompts import Prompt
 from train.protocols import Ranks
 
 SLOW_START = "sdpa"  # the attention that takes any mask
 
 
 def requests(
-    prompts: Sequence[tuple[int, ...]], config: PpoConfig, stop_ids: Sequence[int], key: Sequence[int], greedy: bool
+    prompts: Sequence[Prompt], config: PpoConfig, stop_ids: Sequence[int], key: Sequence[int], greedy: bool
 ) -> list[Generate]:
     """For each prompt, as often as it is to be answered, one after another.
 
@@ -34,9 +35,10 @@ def requests(
     times = 1 if greedy else config.samples_per_prompt
     return [
         Generate(
-            prompt,
+            prompt.ids,
             config.response_tokens,
             tuple(stop_ids),
+            prompt.stop_texts,
             temperature=0.0 if greedy else config.temperature,
             seed=_seed(*key, number, time),
             top_k=config.top_k,

@@ -1,0 +1,65 @@
+"""What is asked: the prompts that rows hold, and those of each rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.data.encoded import Encoded
+from train.errors import UserError
+from train.objectives.prompts import answer_at
+
+STREAM = 4  # of chance: the order of prompts
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: its tokens. row: file:line. stop_texts: what ends an answer beside its end token."""
+
+    ids: tuple[int, ...]
+    row: str
+    stop_texts: tuple[str, ...] = ()
+
+
+def asked_by(rows: Encoded, corpus_tokens: int) -> Iterator[Prompt | None]:
+    """What each row asks; the first tokens of a corpus text that goes on behind them. None where it asks nothing."""
+    for index in range(len(rows)):
+        ids, labels = rows.tokens(index)
+        start, _ = answer_at(labels)
+        size = start if start > 1 else corpus_tokens
+        yield Prompt(tuple(int(x) for x in ids[:size]), rows.row_id(index)) if size < len(ids) else None
+
+
+def with_room(
+    prompts: Iterator[Prompt | None], name: str, answer_tokens: int, longest: int
+) -> tuple[list[Prompt], list[str]]:
+    """(those that leave room for an answer, what to tell about the others).
+
+    name: what messages call the rows. longest: prompt and answer together. Raises UserError where none is left.
+    """
+    found, left_out, too_long = [], 0, 0
+    for prompt in prompts:
+        if prompt is not None and len(prompt.ids) + answer_tokens <= longest:
+            found.append(prompt)
+        else:
+            left_out, too_long = left_out + 1, too_long + (prompt is not None)
+    if not found:
+        raise UserError(
+            f"{name}: no row has a prompt with room for an answer: {too_long:,} prompts and ppo.response_tokens "
+            f"{answer_tokens} are longer than the {longest:,} positions, {left_out - too_long:,} rows ask nothing or "
+            "are no longer than ppo.prompt_tokens"
+        )
+    told = f"{left_out:,} rows of {name} have no prompt, or no room for an answer behind it"
+    return found, [told] if left_out else []
+
+
+def of_rollout(prompts: Sequence[Prompt], number: int, per_epoch: int, size: int, seed: int) -> list[Prompt]:
+    """The `size` prompts of rollout `number`: all of them in an order of their own in each epoch, the last rollout
+    filled from the beginning.
+    """
+    epoch, place = divmod(number, per_epoch)
+    order = np.random.default_rng([seed, epoch, STREAM]).permutation(len(prompts))
+    filled = np.resize(order, per_epoch * size)
+    return [prompts[k] for k in filled[place * size : (place + 1) * size]]

@@ -1,0 +1,34 @@
+"""Supervised steps on the rows' own answers, beside rollouts or between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.batch import Shape, epoch_steps, rank_batches
+from train.data.encoded import Encoded
+from train.protocols import Batch, Ranks
+
+
+class RowSteps:
+    """The micro-batches of any step: a function of its number. weights: of the sources."""
+
+    def __init__(self, rows: Encoded, weights: list[float], shape: Shape, seed: int, ranks: Ranks) -> None:
+        self.rows, self.weights, self.shape, self.seed, self.ranks = rows, weights, shape, seed, ranks
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's."""
+        epoch, place = divmod(step, self._per_epoch)
+        steps = self._epoch(epoch)
+        batches = rank_batches(self.rows, steps[place % len(steps)], self.shape, self.ranks.index, self.ranks.count)
+        return [replace(batch, counts={"supervised": batch.counts["loss"]}) for batch in batches]
+
+    @cached_property
+    def _per_epoch(self) -> int:
+        return len(self._epoch(0))
+
+    def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        return epoch_steps(self.rows, self.weights, self.shape, self.seed, epoch)

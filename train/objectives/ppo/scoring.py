@@ -1,0 +1,77 @@
+"""What a rollout asks of the model: answers, and how probable they are under it and under the reference.
+
+Shape suffix: n tokens of all answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from train.data.batch import Shape, collate, micro_batches
+from train.models import loss_head
+from train.models.token_statistics import Statistics, token_statistics
+from train.objectives.ppo.episodes import Episodes
+from train.protocols import Batch, Ranks
+
+Floats = NDArray[np.float64]
+NAMES = ("log_p", "entropy", "value", "reference")
+
+
+class Scoring:
+    """Scores the tokens of answers, on packed sequences shared out over ranks.
+
+    reference: a frozen copy of the model as it was; None where that is the model with its adapter switched off.
+    """
+
+    def __init__(self, shape: Shape, temperature: float, ranks: Ranks) -> None:
+        self.shape, self.temperature, self.ranks = shape, temperature, ranks
+        self.reference: nn.Module | None = None
+
+    def keep_reference(self, model: nn.Module) -> None:
+        """Take a copy of the model for the reference."""
+        self.reference = model.requires_grad_(False).eval().to(self.ranks.device)
+
+    @torch.no_grad()
+    def tokens(self, model: nn.Module, episodes: Episodes) -> dict[str, Floats]:
+        """log_p, entropy and value of every token of the answers, and log_p under the reference: on every rank."""
+        found = np.zeros((len(NAMES), int(episodes.starts[-1])))
+        groups = micro_batches(np.arange(len(episodes)), episodes.lengths_n, self.shape, self.ranks.count)
+        for group in groups[self.ranks.index :: self.ranks.count]:
+            batch = collate(episodes, group, self.shape, filler=0).to(self.ranks.device)
+            places = episodes.places(group)
+            found[:3, places] = np.stack([x.double().cpu().numpy() for x in self.statistics(model, batch)])
+            with self._as_reference(model) as reference:
+                found[3, places] = self.statistics(reference, batch).log_p_n.double().cpu().numpy()
+        joined = np.array(self.ranks.sum(found.ravel().tolist())).reshape(found.shape)
+        return dict(zip(NAMES, joined, strict=True))
+
+    def statistics(self, model: nn.Module, batch: Batch) -> Statistics:
+        """Of the batch's targets, with gradients."""
+        return token_statistics(model, batch.inputs, batch.targets, self.temperature)
+
+    @contextlib.contextmanager
+    def _as_reference(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model as it was before training."""
+        if self.reference is not None:
+            with self.ranks.whole_copy(self.reference):
+                yield self.reference
+            return
+        adapted: Any = loss_head.unwrapped(model)
+        with adapted.disable_adapter():
+            yield model
+
+
+def drop_nothing(model: nn.Module) -> None:
+    """No dropout: probabilities before and after an update are compared."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,0 +1,74 @@
+"""Rows as an evaluation task reads them: its prompts are asked, and its score of an answer is a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from eval.prompt import Prompter
+from eval.protocols import Generate, Generated
+from eval.readers import BadRow
+from eval.rows import BadExampleError
+from eval.tasks.find import find
+from train.data.encoded import Encoded
+from train.data.sources import Source
+from train.errors import UserError
+from train.objectives.ppo.episodes import Episode
+from train.objectives.ppo.prompts import Prompt
+
+
+class TaskRows:
+    """The items of an evaluation task over the run's data files. Only an item's first answer is asked for.
+
+    Raises UserError for an unknown task, rows that it cannot read, and one that asks for something else than an answer.
+    """
+
+    def __init__(self, name: str, sources: Sequence[Source], prompter: Prompter) -> None:
+        self.name, self.prompter = name, prompter
+        try:
+            self.task = find(name)
+        except UserError as error:
+            raise UserError(f"ppo.task: {error}") from error
+        self.items = {row: item for source in sources for row, item in self._items(source)}
+
+    def prompts(self, rows: Encoded) -> Iterator[Prompt]:
+        """What the task asks about each row."""
+        for index in range(len(rows)):
+            row = rows.row_id(index)
+            asked = self.task.ask(self.items[row], self.prompter)
+            if len(asked) != 1 or not isinstance(asked[0], Generate) or asked[0].images:
+                raise UserError(f"ppo.task: {self.name} asks for no single generated answer; PPO can only reward such")
+            yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts)
+
+    def metric(self, wanted: str, key: str) -> Callable[[Sequence[Episode]], list[float]]:
+        """Scores episodes by one of the task's metrics of single answers; its first one where `wanted` names none."""
+        known = [metric.name for metric in self.task.metrics if not hasattr(metric, "of")]
+        name = wanted or next(iter(known), "")
+        if name not in known:
+            raise UserError(
+                f"{key}: metric: {self.name} has no {wanted or 'metric of single answers'}; it has {', '.join(known)}"
+            )
+        return lambda episodes: [self._values(episode)[name] for episode in episodes]
+
+    def _values(self, episode: Episode) -> Mapping[str, float]:
+        item = self.items[episode.row]
+        (asked,) = self.task.ask(item, self.prompter)
+        assert isinstance(asked, Generate)
+        text = self.prompter.tokenizer.decode(episode.answer, skip_special_tokens=True)
+        cuts = [at for stop in asked.stop_texts if (at := text.find(stop)) >= 0]
+        answer = Generated(text[: min(cuts, default=len(text))], len(episode.answer), episode.finished)
+        return self.task.score(item, [answer]).values
+
+    def _items(self, source: Source) -> Iterator[tuple[str, Any]]:
+        seen = set()
+        for _, _, row, _ in source.rows():
+            name = f"{row.file}:{row.line}"
+            if isinstance(row, BadRow):
+                continue  # told by the data's own reading
+            if name in seen:
+                raise UserError(f"ppo.task: {name}: two rows on one line cannot be told apart; use JSONL")
+            seen.add(name)
+            try:
+                yield name, self.task.load(row)
+            except BadExampleError as error:
+                raise UserError(f"{name}: {error}; so ppo.task {self.name} cannot read this row") from error
