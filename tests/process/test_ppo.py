@@ -157,7 +157,7 @@ REFUSED = {
     "no sequence head": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward, part model"),
     "tuned prompt": ({"tuning__kind": "prompt"}, "tuning.kind: PPO cannot generate behind a tuned prompt"),
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
-    "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt of 500 tokens"),
+    "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for an answer"),
     "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares answers"),
 }  # fmt: skip
 
