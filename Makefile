@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types unit test-faults test-gpu benchmark clean
+.PHONY: help venv demo test lint format types unit test-faults soak test-gpu benchmark clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -49,6 +49,9 @@ unit: $(READY)
 
 test-faults: $(READY) ## kills, signals, full disks: the whole fault suite
 	@$(RUN)/python -m pytest -q tests/faults
+
+soak: $(READY) ## 200 random kills; the final weights must be those of an undisturbed run (half an hour)
+	@$(RUN)/python -m tests.faults.soak --kills 200
 
 test-gpu: $(READY) ## the equalities on CUDA; skipped with the reason where there is none
 	@$(RUN)/python -m pytest -q -m gpu
