@@ -24,6 +24,14 @@ PEERS: Mapping[str, tuple[str, ...]] = {
         "peft==0.21.2",
         "datasets==5.2.0",
     ),
+    "trl-ppo": (  # the last release that holds PPO
+        "torch==2.13.0",
+        "trl==1.12.0",
+        "transformers==5.23.0",
+        "accelerate==1.15.0",
+        "peft==0.21.2",
+        "datasets==5.2.0",
+    ),
     "lm-eval": (
         "torch==2.13.0",
         "lm-eval[hf]==0.4.13",
