@@ -190,6 +190,39 @@ def test_gradients_are_those_of_the_whole_logits() -> None:
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-4), name
 
 
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_a_frozen_output_layer_gives_the_same_with_its_logits_made_once(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hidden states' gradients, at a temperature, whatever each token's factor; the entropy has none."""
+    monkeypatch.setattr("train.models.token_statistics.chunk_rows", lambda vocabulary, device: chunk)
+    model, rows = tiny(), episodes()
+    batch = collate(rows, list(range(len(rows))), Shape(True, 1000, 1000, 100, True, 0), filler=0)
+    made = {"logits": 0}
+    plain = loss_head.LossHead.logits
+
+    def counted(self: loss_head.LossHead, hidden_nd: torch.Tensor) -> torch.Tensor:
+        made["logits"] += len(hidden_nd)
+        return plain(self, hidden_nd)
+
+    monkeypatch.setattr(loss_head.LossHead, "logits", counted)
+    found, gradients = {}, {}
+    for frozen in (True, False):
+        loss_head.output_layer(model).requires_grad_(not frozen)
+        made["logits"] = 0
+        found[frozen] = token_statistics(model, batch.inputs, batch.targets, temperature=0.7, learn_entropy=False)
+        (found[frozen].log_p_n.square().sum() + found[frozen].entropy_n.sum()).backward()
+        answers = len(found[frozen].log_p_n)
+        assert made["logits"] == (answers if frozen else 2 * answers)
+        gradients[frozen] = {n: p.grad.clone() for n, p in model.model.named_parameters() if "embed" not in n}
+        model.zero_grad()
+    assert torch.allclose(found[True].log_p_n, found[False].log_p_n, atol=1e-6)
+    assert torch.allclose(found[True].entropy_n, found[False].entropy_n, atol=1e-5)
+    for name, gradient in gradients[False].items():
+        assert gradient.abs().max() > 0
+        assert (gradients[True][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
 def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any) -> None:
     """Greedy answers of the rollout are the most probable tokens of the scoring pass, whatever the batch."""
     from train.objectives.ppo.rollout import play, requests

@@ -114,6 +114,12 @@ def output_layer(model: nn.Module) -> nn.Module:
     return cast(nn.Module, copies[active[0]] if copies is not None and active else head)
 
 
+def is_frozen_linear(layer: nn.Module) -> bool:
+    """Whether an installed output layer is a plain product whose parameters do not learn."""
+    plain = isinstance(layer, nn.Linear) and bool(type(layer).linear_forward)  # type: ignore[attr-defined]
+    return plain and not any(parameter.requires_grad for parameter in layer.parameters())
+
+
 class LossHead(nn.Module):
     """Mixed in front of an output layer's own class."""
 

@@ -1,5 +1,5 @@
 """Log-probability, entropy and value of chosen tokens, computed in the output layer: the logits of a chunk of positions
-exist at a time, and are made again for the backward pass.
+exist at a time. For the backward pass they are made again, unless the layer is frozen and they need not be.
 
 Shape suffixes: b rows, t positions, n positions with a target, d hidden size, v vocabulary.
 """
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from train.errors import UserError
 from train.models import loss_head
 from train.models.head_source import gives_logits_unchanged
-from train.models.loss_head import LossHead, causal_lm, chunk_rows, output_layer, predicting
+from train.models.loss_head import LossHead, causal_lm, chunk_rows, is_frozen_linear, output_layer, predicting
 
 VALUE_HEAD = "value_head"  # the name under which a model carries it
 
@@ -59,7 +59,11 @@ def require_plain_head(model: nn.Module) -> None:
 
 
 def token_statistics(
-    model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, temperature: float = 1.0
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    targets_bt: Tensor,
+    temperature: float = 1.0,
+    learn_entropy: bool = True,
 ) -> Statistics:
     """Of the targets that are not -100, in their order, under the model at a temperature.
 
@@ -67,19 +71,16 @@ def token_statistics(
         model: A transformers language model, possibly adapted and wrapped; see `require_plain_head`.
         inputs: Keyword arguments of its forward.
         targets_bt: For each position the token that follows it.
+        learn_entropy: Whether the entropy shall have gradients; without them the pass is cheaper.
     """
     loss_head.install(model)
     value_head = getattr(causal_lm(model), VALUE_HEAD, None)
 
     def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
-        def chunk(part_nd: Tensor, part_n: Tensor) -> Tensor:
-            log_p_nv = (layer.logits(part_nd).float() / temperature).log_softmax(-1)
-            entropy_n = -(log_p_nv.exp() * log_p_nv).sum(-1)
-            return torch.stack([log_p_nv.gather(1, part_n[:, None])[:, 0], entropy_n])
-
-        size = chunk_rows(layer.vocabulary, hidden_nd.device)
-        pieces = zip(hidden_nd.split(size), targets_n.split(size), strict=True)
-        found_2n = torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces], 1)
+        if is_frozen_linear(layer) and not learn_entropy:
+            found_2n = torch.stack(_FrozenHead.apply(hidden_nd, layer, targets_n, temperature))
+        else:
+            found_2n = _checkpointed(hidden_nd, layer, targets_n, temperature, learn_entropy)
         value_n = hidden_nd.new_zeros(len(hidden_nd)) if value_head is None else value_head(hidden_nd)
         return torch.cat([found_2n, value_n.float()[None]])
 
@@ -88,3 +89,56 @@ def token_statistics(
     if found_3n.ndim != 2 or len(found_3n) != 3:
         raise RuntimeError(f"{type(causal_lm(model)).__name__}: the output layer was not asked")
     return Statistics(*found_3n)
+
+
+def _checkpointed(
+    hidden_nd: Tensor, layer: LossHead, targets_n: Tensor, temperature: float, learn_entropy: bool
+) -> Tensor:
+    """Log-probability and entropy for any projection: each chunk is computed again in the backward."""
+
+    def chunk(part_nd: Tensor, part_n: Tensor) -> Tensor:
+        log_p_nv = (layer.logits(part_nd).float() / temperature).log_softmax(-1)
+        shown_nv = log_p_nv if learn_entropy else log_p_nv.detach()
+        entropy_n = -(shown_nv.exp() * shown_nv).sum(-1)
+        return torch.stack([log_p_nv.gather(1, part_n[:, None])[:, 0], entropy_n])
+
+    size = chunk_rows(layer.vocabulary, hidden_nd.device)
+    pieces = zip(hidden_nd.split(size), targets_n.split(size), strict=True)
+    return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces], 1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Where only the hidden states learn, d log p / d h is known with the logits at hand, up to a factor for each token
+    that the loss gives later: no logits are made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_nd: Tensor, layer: Any, targets_n: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        log_p_n, entropy_n = hidden_nd.new_empty((2, len(targets_n)), dtype=torch.float32)
+        slope_nd = torch.empty_like(hidden_nd) if ctx.needs_input_grad[0] else None
+        size = chunk_rows(layer.vocabulary, hidden_nd.device)
+        for start in range(0, len(targets_n), size):
+            part = slice(start, start + size)
+            target_n1 = targets_n[part, None]
+            logits_nv = layer.logits(hidden_nd[part])
+            dtype = logits_nv.dtype
+            log_p_nv = (logits_nv.float() / temperature).log_softmax(-1)
+            del logits_nv
+            target_log_p_n1 = log_p_nv.gather(1, target_n1)
+            p_nv = log_p_nv.exp()
+            log_p_n[part] = target_log_p_n1[:, 0]
+            entropy_n[part] = -log_p_nv.mul_(p_nv).sum(-1)
+            del log_p_nv
+            if slope_nd is not None:
+                p_nv.neg_().scatter_(1, target_n1, -target_log_p_n1.expm1())
+                slope_nd[part] = (p_nv.to(dtype) @ layer.weight) / temperature
+        ctx.save_for_backward(slope_nd)
+        ctx.mark_non_differentiable(entropy_n)
+        return log_p_n, entropy_n
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope_nd,) = ctx.saved_tensors
+        return (slope_nd * factors[0][:, None]).to(slope_nd.dtype), None, None, None

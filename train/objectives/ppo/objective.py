@@ -63,7 +63,7 @@ class PPO(Supervised):
         weights = [source.weight for source in config.data.train]
         self.row_steps = RowSteps(train, weights, self.shape, config.run.seed, ranks)
         self.reward = Reward(self.ppo.reward, self.tokenizer, task, ranks)
-        self.scoring = Scoring(self.shape, self.ppo.temperature, ranks)
+        self.scoring = Scoring(self.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
         self._found: dict[str, float] = {}  # of the last rollout, equal on all ranks

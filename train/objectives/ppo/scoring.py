@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate, micro_batches
 from train.models import loss_head
 from train.models.token_statistics import Statistics, token_statistics
@@ -30,8 +31,8 @@ class Scoring:
     reference: a frozen copy of the model as it was; None where that is the model with its adapter switched off.
     """
 
-    def __init__(self, shape: Shape, temperature: float, ranks: Ranks) -> None:
-        self.shape, self.temperature, self.ranks = shape, temperature, ranks
+    def __init__(self, shape: Shape, config: PpoConfig, ranks: Ranks) -> None:
+        self.shape, self.config, self.ranks = shape, config, ranks
         self.reference: nn.Module | None = None
 
     def keep_reference(self, model: nn.Module) -> None:
@@ -53,8 +54,9 @@ class Scoring:
         return dict(zip(NAMES, joined, strict=True))
 
     def statistics(self, model: nn.Module, batch: Batch) -> Statistics:
-        """Of the batch's targets, with gradients."""
-        return token_statistics(model, batch.inputs, batch.targets, self.temperature)
+        """Of the batch's targets, with gradients where the loss asks for them."""
+        learn_entropy = self.config.entropy_weight != 0
+        return token_statistics(model, batch.inputs, batch.targets, self.config.temperature, learn_entropy)
 
     @contextlib.contextmanager
     def _as_reference(self, model: nn.Module) -> Iterator[nn.Module]:
