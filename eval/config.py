@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -24,6 +25,7 @@ from eval.tasks import TASKS, samples
 from eval.tasks.find import find
 
 REPEATABLE = ("model", "data", "training_data")
+WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)": .*(?:Got|Given) value: (?P<value>.*)')
 TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
 tasks:
@@ -42,8 +44,8 @@ class Config:
         model: A checkpoint folder in Hugging Face layout (safetensors). Repeat the option to compare several.
         baseline: The checkpoint that the others are compared with; without it, the first --model.
         tasks: Names of tasks, or YAML files that describe your own, separated by commas.
-        data: A file, folder or glob (JSON, JSONL, CSV, Parquet, text) for all tasks, or TASK=FILE for one. Repeatable;
-            without it a task takes a public data set (docs/evaluation.md).
+        data: A file, folder or glob (JSON, JSONL, CSV, Parquet, text) for all tasks, or TASK=FILE for one. Repeatable:
+            all are read. Without it a task takes a public data set (docs/evaluation.md).
         training_data: A file, folder or glob that a model was trained on, to be looked for among the tasks' rows.
             Repeatable. What a checkpoint's run.json names is looked at anyway.
         out: The folder for report.html, report.md, result.json and the samples.
@@ -103,12 +105,12 @@ class Config:
         """The checkpoints, the baseline first."""
         return [self.baseline, *self.model] if self.baseline else self.model
 
-    def data_of(self, task: str) -> str | None:
-        """The data given for this task, or else for all."""
+    def data_of(self, task: str) -> list[str]:
+        """The data given for this task, or else for all; in the order given."""
         own = [entry.partition("=")[2] for entry in self.data if entry.startswith(f"{task}=")]
         named = {*TASKS, *self.task_names}
         shared = [entry for entry in self.data if entry.partition("=")[0] not in named or "=" not in entry]
-        return next(iter(own + shared), None)
+        return own or shared
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -127,6 +129,7 @@ def parse(arguments: Sequence[str]) -> Config:
     namespace = _parsed(parser, _over(words, rest))
     config = Config(**{name: namespace[name] for name in known})
     _check(config)
+    _check_use(config, {word.partition("=")[0] for word in rest})
     return config
 
 
@@ -134,9 +137,22 @@ def _parsed(parser: ArgumentParser, words: list[str]) -> Any:
     try:
         namespace = parser.parse_args(words)
     except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_in_words(" ".join(str(error).split()))) from error
     namespace["temperatures"] = _temperatures(namespace["temperatures"])
     return namespace
+
+
+def _in_words(message: str) -> str:
+    """The parser's message, without its words for types."""
+    found = WRONG_VALUE.match(message)
+    if found is None:
+        return message
+    hint = get_type_hints(Config)[found["key"]]
+    if get_origin(hint) is Literal:
+        wanted = f"one of {', '.join(get_args(hint))}"
+    else:
+        wanted = "true or false" if hint is bool else "a whole number"
+    return f"--{found['key']} {found['value']}: must be {wanted}"
 
 
 def _temperatures(words: Sequence[str]) -> tuple[float, ...]:
@@ -224,7 +240,7 @@ def _check(config: Config) -> None:
     for task in config.chosen_tasks:
         if names.count(task.name) > 1:
             raise UserError(f"two tasks are called {task.name}; give one of the files another name")
-        if config.data_of(task.name) is None and task.source is None:
+        if not config.data_of(task.name) and task.source is None:
             raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
     for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 0}.items():
         if getattr(config, key) < least:
@@ -233,3 +249,21 @@ def _check(config: Config) -> None:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
         raise UserError(f"--template {config.template}: neither tokenizer nor raw nor a .jinja file")
+
+
+def _check_use(config: Config, given: Set[str]) -> None:
+    """What is said on the command line and would be of no effect. A file may say more than it is used for.
+
+    given: the options on the command line.
+    """
+    names = [*TASKS, *config.task_names]
+    for entry in config.data if "--data" in given else ():
+        task, equals, _ = entry.partition("=")
+        if equals and task in names and task not in config.task_names:
+            raise UserError(f"--data {entry}: {task} is not among --tasks")
+        if equals and (meant := did_you_mean(task, names)) and task not in names and not Path(entry).exists():
+            raise UserError(f"--data {entry}: there is no such file, and no task {task}{meant}")
+    if "--temperatures" in given and samples.TASK.name not in config.task_names:
+        raise UserError("--temperatures: only the task samples reads them; give --tasks samples too")
+    if "--sample_seed" in given and not config.max_rows:
+        raise UserError(f"--sample_seed {config.sample_seed}: it draws --max_rows rows; give that too")

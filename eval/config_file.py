@@ -42,12 +42,17 @@ def _texts(place: str, key: str, value: Any, repeatable: Sequence[str]) -> list[
     if value is None:
         return []
     if isinstance(value, Mapping) and key == "data":
-        return [f"{task}={_text(place, key, file)}" for task, file in value.items()]
+        named = [(task, file) for task, found in value.items() for file in _listed(found)]
+        return [f"{task}={_text(place, key, file)}" for task, file in named]
     if isinstance(value, list) and key in repeatable:
         return [_text(place, key, inner) for inner in value]
     if isinstance(value, list) and key in JOINED:
         return [",".join(_text(place, key, inner) for inner in value)]
     return [_text(place, key, value)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _text(place: str, key: str, value: Any) -> str:

@@ -113,7 +113,7 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
     """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
     items = task.arrange(load(rows_of(task, config), task.load))
     if not items:
-        raise UserError(f"{config.data_of(task.name) or task.name}: there are no rows in it")
+        raise UserError(f"{', '.join(_files(task, config)) or task.name}: there are no rows in it")
     if 0 < config.max_rows < len(items):
         if config.sample_seed is None:
             return items[: config.max_rows]
@@ -124,17 +124,19 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
 
 def rows_of(task: Task[Any], config: Config) -> Iterable[Row | BadRow]:
     """The rows of the user's file, or of the task's own source."""
-    source = _source(task, config)
-    if isinstance(source, tuple):
-        return source
-    return local(source) if isinstance(source, str) else from_hub(source)
+    if files := _files(task, config):
+        return local(*files)
+    return from_hub(task.source) if isinstance(task.source, Hub) else _built_in(task)
 
 
-def _source(task: Task[Any], config: Config) -> Hub | str | tuple[Row, ...]:
-    source = config.data_of(task.name) or task.source
-    if source is None:
-        raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    return source
+def _files(task: Task[Any], config: Config) -> list[str]:
+    """Files, folders and globs: the user's, or the task's own; none where its rows come from elsewhere."""
+    return config.data_of(task.name) or ([task.source] if isinstance(task.source, str) else [])
+
+
+def _built_in(task: Task[Any]) -> tuple[Row, ...]:
+    assert isinstance(task.source, tuple)  # `parse` has refused a task without any
+    return task.source
 
 
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
@@ -259,11 +261,11 @@ def _overlaps(training: TrainingData, items: Mapping[str, Sequence[Identified]],
 
 
 def _data(task: Task[Any], config: Config) -> dict[str, str]:
-    source = _source(task, config)
+    files = _files(task, config)
     described = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
-    files = [*expand(source), *described] if isinstance(source, str) else described
-    hub = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
-    return hub | {str(file): sha256_file(file) for file in files}
+    source = None if files else task.source
+    elsewhere = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
+    return elsewhere | {str(file): sha256_file(file) for file in [*expand(*files), *described]}
 
 
 def _result(

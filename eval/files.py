@@ -26,12 +26,17 @@ __all__ = [
 ]
 
 
-def expand(path: str) -> list[Path]:
-    """The data files that a file name, a folder (searched deeply) or a glob stands for, in the order of their names.
+def expand(*paths: str) -> list[Path]:
+    """The data files that file names, folders (searched deeply) and globs stand for, each once: in the order of the
+    paths, and of the names within each.
 
     Raises:
         UserError: Nothing matches, or a file is of no known kind.
     """
+    return list(dict.fromkeys(file for path in paths for file in _expand(path)))
+
+
+def _expand(path: str) -> list[Path]:
     place = Path(path).expanduser()
     if place.is_file():
         if place.suffix.lower() not in READERS:

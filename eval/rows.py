@@ -70,13 +70,14 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
             bad.append(f"{row.file}:{row.line}: {reason}")
     if bad:
         more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
-        raise UserError(f"{len(bad)} rows cannot be evaluated:\n" + "\n".join(bad[:SHOWN_BAD_ROWS]) + more)
+        count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
+        raise UserError(f"{count} cannot be evaluated:\n" + "\n".join(bad[:SHOWN_BAD_ROWS]) + more)
     return items
 
 
-def local(path: str) -> Iterator[Row | BadRow]:
-    """The rows of a file, folder or glob."""
-    for file in expand(path):
+def local(*paths: str) -> Iterator[Row | BadRow]:
+    """The rows of files, folders and globs."""
+    for file in expand(*paths):
         yield from read(file)
 
 

@@ -25,12 +25,18 @@ def test_options_reach_the_configuration() -> None:
     config = parse([*words.split(), "--max_rows=7", "--precision", "fp32"])
     assert config.folders == ["c", "a", "b"]
     assert config.task_names == ["qa", "perplexity"]
-    assert (config.data_of("qa"), config.data_of("perplexity")) == ("own.jsonl", "all.jsonl")
+    assert (config.data_of("qa"), config.data_of("perplexity")) == (["own.jsonl"], ["all.jsonl"])
     assert (config.max_rows, config.precision) == (7, "fp32")
 
 
+def test_several_files_are_all_read() -> None:
+    config = parse("--model a --tasks qa,bleu --data a.jsonl --data b.jsonl --data bleu=c --data bleu=d".split())
+    assert config.data_of("qa") == ["a.jsonl", "b.jsonl"]
+    assert config.data_of("bleu") == ["c", "d"]
+
+
 def test_a_file_name_may_hold_an_equals_sign() -> None:
-    assert parse("--model a --tasks qa --data lr=1e-3.jsonl".split()).data_of("qa") == "lr=1e-3.jsonl"
+    assert parse("--model a --tasks qa --data lr=1e-3.jsonl".split()).data_of("qa") == ["lr=1e-3.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -40,11 +46,20 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--model a --data x", "give --tasks"),
         ("--model a --tasks qaa --data x", "unknown task qaa; did you mean qa?"),
         ("--modle a --tasks qa --data x", "unknown option --modle; did you mean --model?"),
-        ("--model a --tasks qa --data x --max_rows many", "max_rows"),
         ("--model a --tasks qa --data x --max_rows -1", "--max_rows -1: must be at least 0"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),
-        ("--model a --tasks qa --data x --precision fp8", "precision"),
         ("--model a --tasks qa --data x --template nowhere.jinja", "--template nowhere.jinja"),
+        ("--model a --tasks qa --data bleu=x", "--data bleu=x: bleu is not among --tasks"),
+        (
+            "--model a --tasks qa,bleu --data blue=x",
+            "--data blue=x: there is no such file, and no task blue; did you mean bleu?",
+        ),
+        ("--model a --tasks qa --data x --temperatures 0.5", "--temperatures: only the task samples reads them"),
+        ("--model a --tasks qa --data x --sample_seed 3", "--sample_seed 3: it draws --max_rows rows; give that too"),
+        ("--model a --tasks qa --data x --max_rows many", "--max_rows many: must be a whole number"),
+        ("--model a --tasks qa --data x --sample_seed x", "--sample_seed x: must be a whole number"),
+        ("--model a --tasks qa --data x --precision fp8", "--precision fp8: must be one of auto, bf16, fp16, fp32"),
+        ("--model a --tasks qa --data x --allow_other_template 3", "--allow_other_template 3: must be true or false"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
@@ -65,7 +80,7 @@ model: [one, two]
 tasks: [qa, perplexity]
 data:
   qa: own.jsonl
-  perplexity: texts.jsonl
+  perplexity: [texts.jsonl, more.jsonl]
 max_rows: 50
 sample_seed: 42
 training_data: train.jsonl
@@ -76,7 +91,7 @@ def test_options_may_stand_in_a_file(tmp_path: Path) -> None:
     config = parse(["--config", config_file(tmp_path, WHOLE)])
     assert config.folders == ["base", "one", "two"]
     assert config.task_names == ["qa", "perplexity"]
-    assert (config.data_of("qa"), config.data_of("perplexity")) == ("own.jsonl", "texts.jsonl")
+    assert (config.data_of("qa"), config.data_of("perplexity")) == (["own.jsonl"], ["texts.jsonl", "more.jsonl"])
     assert (config.max_rows, config.sample_seed, config.training_data) == (50, 42, ["train.jsonl"])
 
 
@@ -84,7 +99,7 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
     file = config_file(tmp_path, WHOLE)
     config = parse(["--model=three", "--config", file, "--max_rows", "7", "--tasks=qa"])
     assert (config.folders, config.max_rows, config.task_names) == (["base", "three"], 7, ["qa"])
-    assert config.data_of("qa") == "own.jsonl"
+    assert config.data_of("qa") == ["own.jsonl"]
     (tmp_path / "later.yaml").write_text("model: four\nout: elsewhere\nbaseline: null\n")
     config = parse([f"--config={file}", "--config", str(tmp_path / "later.yaml")])
     assert (config.folders, config.out, config.max_rows) == (["base", "four"], "elsewhere", 50)
@@ -94,8 +109,8 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
     ("text", "message"),
     [
         ("model: m\nmaks_rows: 3", "eval.yaml:2: unknown option maks_rows; did you mean max_rows?"),
-        ("model: m\nmax_rows: many", "eval.yaml:2: "),
-        ("precision: fp8", "eval.yaml:1: "),
+        ("model: m\nmax_rows: many", "eval.yaml:2: --max_rows many: must be a whole number"),
+        ("precision: fp8", "eval.yaml:1: --precision fp8: must be one of"),
         ("max_rows: [1, 2]", "eval.yaml:1: max_rows: one value is expected, not a list"),
         ("model: [[m]]", "eval.yaml:1: model: one value is expected"),
         ("model: m\nmodel: n", "eval.yaml:2: model is given twice"),
