@@ -66,7 +66,7 @@ def find_overlaps(training: TrainingData, tasks: Mapping[str, Mapping[str, Field
 
 def texts_by_id(rows: Iterable[Row | BadRow], samples: Iterable[str]) -> dict[str, Fields]:
     """id -> texts, of the rows whose ids (file:line) are among the samples', in their order."""
-    texts = {f"{row.file}:{row.line}": fields(row.value) for row in rows if isinstance(row, Row)}
+    texts = {row.place: fields(row.value) for row in rows if isinstance(row, Row)}
     return {sample: texts[sample] for sample in samples if sample in texts}
 
 
@@ -102,7 +102,7 @@ def _look_at(index: Index, file: Path) -> int:
         count = 0
         for row in READERS[file.suffix.lower()](file, 0):
             if isinstance(row, Row):
-                index.look_at(fields(row.value), f"{file}:{row.line}")
+                index.look_at(fields(row.value), row.place)
                 count += 1
         return count
     return _look_at_text(index, file)

@@ -10,8 +10,8 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,46 @@ ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" le
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row as read. line counts from 1; in a Parquet file it is the number of the row."""
-
-    file: str
-    line: int
-    value: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class BadRow:
-    """One row that cannot be used. What stands before the first colon of the reason is its kind."""
+    """One row that cannot be used. What stands before the first colon of the reason is its kind. number: as in `Row`."""
 
     file: str
     line: int
     reason: str
+    number: int = 0
+
+    @property
+    def place(self) -> str:
+        """See `Row`."""
+        return _place(self.file, self.line, self.number)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.place}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read. line counts from 1; in a Parquet file it is the number of the row. number: of the row in its
+    file, from 1, where others begin on the same line; else 0.
+    """
+
+    file: str
+    line: int
+    value: Mapping[str, Any]
+    number: int = 0
+
+    @property
+    def place(self) -> str:
+        """file:line, and where that is not enough the row's number; unlike any other row's."""
+        return _place(self.file, self.line, self.number)
+
+    def refused(self, reason: str) -> BadRow:
+        """That this row cannot be used."""
+        return BadRow(self.file, self.line, reason, self.number)
+
+
+def _place(file: str, line: int, number: int) -> str:
+    return f"{file}:{line}, row {number}" if number else f"{file}:{line}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, BadRow | None]]:
@@ -102,26 +124,35 @@ def _read_json(path: Path, skip: int) -> Iterator[Row | BadRow]:
         text, is_clean = raw.decode("utf-8"), True
     except UnicodeDecodeError:
         text, is_clean = raw.decode("utf-8", "surrogateescape"), False
-    return itertools.islice(_walk_json(str(path), text, is_clean), skip, None)
+    return itertools.islice(_numbered(_walk_json(str(path), text, is_clean)), skip, None)
 
 
-def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[Row | BadRow]:
-    """The elements of an array, or objects one after another, each with the line it begins on.
+def _numbered(rows: Iterable[tuple[int, Row | BadRow]]) -> Iterator[Row | BadRow]:
+    """The rows, those that share a line with others with their numbers. rows: number and row."""
+    for _, group in itertools.groupby(rows, key=lambda entry: entry[1].line):
+        together = list(group)
+        yield from (row if len(together) == 1 else replace(row, number=number) for number, row in together)
+
+
+def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[tuple[int, Row | BadRow]]:
+    """The elements of an array, or objects one after another, with their numbers; each with the line it begins on.
 
     One object that holds nothing but objects is a table: its keys become the rows' `id` where they have none.
     """
     decode = json.JSONDecoder().raw_decode
     table = json_table(text) if is_clean else []
     if table:
-        yield from (Row(file, line, {"id": key, **value}) for line, key, value in table)
+        entries = (Row(file, line, {"id": key, **value}) for line, key, value in table)
+        yield from enumerate(entries, start=1)
         return
     position = _skip_space(text, 0)
     in_array = text[position : position + 1] == "["
     position = _skip_space(text, position + in_array)
     if in_array and text[position : position + 1] == "]":
         return
-    line, counted = 1, 0
+    line, counted, number = 1, 0, 0
     while position < len(text):
+        number += 1
         line, counted = line + text.count("\n", counted, position), position
         try:
             value, end = decode(text, position)
@@ -129,17 +160,18 @@ def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[Row | BadRow]:
             broken_line = line + text.count("\n", position, getattr(error, "pos", position))
             position = _next_start(text, position)
             if position < len(text):
-                yield BadRow(file, line, _json_reason(error, text))
+                yield number, BadRow(file, line, _json_reason(error, text))
             else:
-                yield BadRow(file, broken_line, _json_reason(error, text) + "; the rest of the file is not read")
+                reason = _json_reason(error, text) + "; the rest of the file is not read"
+                yield number, BadRow(file, broken_line, reason)
                 return
             continue
         escaped = None if is_clean else ESCAPED_BYTE.search(text, position, end)
         if escaped:
             escaped_line = line + text.count("\n", position, escaped.start())
-            yield BadRow(file, escaped_line, f"not UTF-8: byte 0x{ord(escaped.group()) - 0xDC00:02x}")
+            yield number, BadRow(file, escaped_line, f"not UTF-8: byte 0x{ord(escaped.group()) - 0xDC00:02x}")
         else:
-            yield _row(file, line, value)
+            yield number, _row(file, line, value)
         position = _skip_space(text, end)
         if in_array:
             mark = text[position : position + 1]
@@ -147,12 +179,11 @@ def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[Row | BadRow]:
                 return
             if mark != ",":
                 last_line = line + text.count("\n", counted, end)
-                yield BadRow(
-                    file, last_line, f"not valid JSON: {'a comma is missing' if mark else 'cut off (no closing ])'}"
-                )
+                reason = "a comma is missing" if mark else "cut off (no closing ])"
+                yield number, BadRow(file, last_line, f"not valid JSON: {reason}")
             position = _skip_space(text, position + (mark == ","))
             if mark == "," and position == len(text):
-                yield BadRow(file, line, "not valid JSON: cut off (nothing after the last comma)")
+                yield number, BadRow(file, line, "not valid JSON: cut off (nothing after the last comma)")
 
 
 def _skip_space(text: str, position: int) -> int:

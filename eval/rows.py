@@ -67,7 +67,7 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
                 raise BadExampleError(row.reason)
             items.append(make(row))
         except BadExampleError as reason:
-            bad.append(f"{row.file}:{row.line}: {reason}")
+            bad.append(f"{row.place}: {reason}")
     if bad:
         more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
         count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
@@ -88,7 +88,7 @@ def examples(check: Callable[[Example], Item]) -> Callable[[Row], Item]:
 
 def example(row: Row) -> Example:
     """The row, understood; raises BadExampleError."""
-    place, value = f"{row.file}:{row.line}", row.value
+    place, value = row.place, row.value
     messages, also_right = _conversation(value)
     if messages:
         if value.get("system") and messages[0]["role"] != "system":

@@ -45,7 +45,7 @@ def load(row: Row) -> Labelled:
     """A sentence (or two) and a label in words."""
     if isinstance(row.value.get("label"), int):
         raise BadExampleError("label is a number or true or false; a language model needs the label's words")
-    return Labelled(f"{row.file}:{row.line}", sentences_in(row.value), text_in(row.value, "label").strip())
+    return Labelled(row.place, sentences_in(row.value), text_in(row.value, "label").strip())
 
 
 def arrange(items: list[Labelled]) -> list[Labelled]:

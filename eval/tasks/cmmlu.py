@@ -72,7 +72,7 @@ def load(row: Row) -> Question:
         raise BadExampleError(f"Answer is {answer!r}, none of A, B, C, D")
     options = "".join(f"{name}. {text_in(row.value, name)}\n" for name in LETTERS)
     question = f"{text_in(row.value, 'Question').strip()}\n{options}答案："
-    return Question(f"{row.file}:{row.line}", subject, split, question, answer)
+    return Question(row.place, subject, split, question, answer)
 
 
 def arrange(questions: list[Question], shots: int) -> list[Question]:

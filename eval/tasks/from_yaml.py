@@ -136,7 +136,7 @@ def _perplexity(file: TaskFile) -> Task[Any]:
 
     def load(row: Row) -> Example:
         (text,) = _texts(file, "text", row)
-        return Example(f"{row.file}:{row.line}", text=text)
+        return Example(row.place, text=text)
 
     metrics = tuple(metric for metric in perplexity.TASK.metrics if metric.name in file.metrics)
     return dataclasses.replace(
@@ -176,7 +176,7 @@ def _question(file: TaskFile, row: Row) -> Question:
     ]
     user = {"role": "user", "content": _text(file.cells["prompt"], row, "prompt")}
     groups = {name: _text(cell, row, f"groups.{name}") for name, cell in file.groups.items()}
-    return Question(f"{row.file}:{row.line}", (*system, user), groups=groups)
+    return Question(row.place, (*system, user), groups=groups)
 
 
 def _text(cell: Cell, row: Row, key: str) -> str:

@@ -90,7 +90,7 @@ def load(row: Row) -> Problem:
     if number(answer) is None:
         raise BadExampleError(f"answer does not end in {MARK} and a number")
     split = TRAIN_SPLIT if PurePath(row.file).name.startswith(TRAIN_SPLIT) else "test"
-    return Problem(f"{row.file}:{row.line}", text_in(row.value, "question"), solution, answer, split)
+    return Problem(row.place, text_in(row.value, "question"), solution, answer, split)
 
 
 def arrange(problems: list[Problem]) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ class Pair:
 
 def load(row: Row) -> Pair:
     """`chosen` and `rejected` behind `prompt`, as TRL writes them, or behind `conversations`, as LLaMA-Factory does."""
-    return Pair(f"{row.file}:{row.line}", *(_side(row, name) for name in SIDES))
+    return Pair(row.place, *(_side(row, name) for name in SIDES))
 
 
 def _side(row: Row, name: str) -> Side:
@@ -42,7 +43,7 @@ def _side(row: Row, name: str) -> Side:
         raise BadExampleError(f"{name} is neither text nor messages behind a prompt of the same kind")
     messages = [*before, *said]
     key = "conversations" if messages and isinstance(messages[0], Mapping) and "from" in messages[0] else "messages"
-    found = example(type(row)(row.file, row.line, {key: messages, "system": row.value.get("system")}))
+    found = example(dataclasses.replace(row, value={key: messages, "system": row.value.get("system")}))
     return found.messages
 
 

@@ -61,7 +61,7 @@ def load(row: Row) -> Question:
     hint = f"Context: {value['hint']}\n" if value.get("hint") else ""
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
     return Question(
-        id=f"{row.file}:{row.line}",
+        id=row.place,
         text=f"{hint}Question: {text_in(value, 'question')}\nOptions:\n{options}",
         options=len(choices),
         answer=LETTERS[right],

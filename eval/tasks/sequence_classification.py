@@ -46,7 +46,7 @@ def load(row: Row) -> Sequenced:
     label = row.value.get("label")
     if isinstance(label, bool) or not isinstance(label, int):
         label = text_in(row.value, "label").strip()
-    return Sequenced(f"{row.file}:{row.line}", sentences_in(row.value), label)
+    return Sequenced(row.place, sentences_in(row.value), label)
 
 
 def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
@@ -81,7 +81,7 @@ def load_value(row: Row) -> Valued:
     value = number_in(row.value, "label")
     if not math.isfinite(value):
         raise BadExampleError(f"label is {value}, not a finite number")
-    return Valued(f"{row.file}:{row.line}", sentences_in(row.value), value)
+    return Valued(row.place, sentences_in(row.value), value)
 
 
 def one_output(item: Valued, prompter: Prompter) -> Valued:

@@ -56,7 +56,7 @@ def load(row: Row) -> Sentence:
             raise BadExampleError(f"token {place} (from 0) is empty")
         if not (TAG.fullmatch(tag) or tag.isdecimal()):
             raise BadExampleError(f"tag {place} (from 0) is {tag!r}; known are {KNOWN_TAGS}")
-    return Sentence(f"{row.file}:{row.line}", tokens, tags)
+    return Sentence(row.place, tokens, tags)
 
 
 def _texts(value: Mapping[str, Any], column: str, numbers: bool = False) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from eval.errors import UserError
 from eval.files import read
 from eval.overlap import Fields, Index, fields, words
 from eval.protocols import Sample, SampleMetric
+from eval.readers import Row
 from eval.result import TaskResult
 
 LONG = "The quick brown fox jumps over the lazy dog while nine other foxes sleep under an old oak tree"
@@ -92,6 +93,12 @@ def test_texts_of_rows() -> None:
 def write(path: Path, *rows: Any) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def test_rows_on_one_line_are_found_each_for_itself() -> None:
+    rows = [Row("f.json", 1, {"text": f"text number {k}"}, number=k) for k in (1, 2)]
+    found = texts_by_id(rows, ["f.json:1, row 2"])
+    assert found == {"f.json:1, row 2": ["text number 2"]}
 
 
 def test_lines_of_a_text_file_are_rows_in_any_encoding(tmp_path: Path) -> None:

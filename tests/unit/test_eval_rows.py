@@ -98,6 +98,23 @@ def test_broken_lines_are_named_and_ten_are_shown(tmp_path: Path) -> None:
     assert message.endswith("(and 4 more)")
 
 
+def test_rows_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(
+        json.dumps([{"question": "Q?", "answer": "A."}, {"question": "Q?"}, {"question": "R?", "answer": "B"}])
+    )
+    with pytest.raises(UserError, match=r"^1 row cannot be evaluated:\n.*rows\.json:1, row 2: there is no question"):
+        load(local(str(path)), TASKS["qa"].load)
+    one, _, two = load(local(str(path)), TASKS["samples"].load)
+    assert (one.id, two.id) == (f"{path}:1, row 1", f"{path}:1, row 3")
+
+
+def test_several_files_are_read_in_the_order_given(tmp_path: Path) -> None:
+    names = ("b.jsonl", "a.jsonl")
+    paths = [write(tmp_path / name, {"question": f"{name}?", "answer": "A."}) for name in names]
+    assert taken(paths[0], "--data", paths[1], "--data", str(tmp_path)) == ["b.jsonl?", "a.jsonl?"]
+
+
 def taken(path: str, *options: str) -> list[str]:
     words = ["--model", "m", "--tasks", "qa", "--data", path, "--max_rows", "2", *options]
     return [item.messages[0]["content"] for item in read_items(TASKS["qa"], parse(words))]

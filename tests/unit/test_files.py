@@ -92,6 +92,19 @@ def test_elements_of_a_json_array_know_their_line(tmp_path):
     assert found[3][1] == "not an object: a row must be {...}, this is text"
 
 
+@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": 2}, 3,\n{"a": 4}]', '{"a": 1} {"a": 2} 3\n{"a": 4}'])
+def test_rows_that_share_a_line_know_their_number(tmp_path, content):
+    path = written(tmp_path, "a.json", content)
+    places = [row.place for row in read(path)]
+    assert places == [f"{path}:1, row 1", f"{path}:1, row 2", f"{path}:1, row 3", f"{path}:2"]
+    assert str(list(read(path))[2]).startswith(f"{path}:1, row 3: not an object")
+    table = written(tmp_path, "t.json", '{"x": {"a": 1}, "y": {"a": 2}}')
+    assert [row.place for row in read(table)] == [f"{table}:1, row 1", f"{table}:1, row 2"]
+    assert [row.place for row in read(table, 1)] == [f"{table}:1, row 2"]
+    commas = written(tmp_path, "c.json", '[{"a": 1} {"a": 2}]')
+    assert str(list(read(commas))[1]) == f"{commas}:1, row 1: not valid JSON: a comma is missing"
+
+
 @given(
     values=st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=12) | st.lists(st.integers())), max_size=6),
     indent=st.sampled_from([None, 1, 4]),

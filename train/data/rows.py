@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,12 +58,12 @@ def sampled(
 
 @dataclass
 class Problems:
-    """The rows of one source that cannot be used. first: the first few as file number, line, reason."""
+    """The rows of one source that cannot be used. first: the first few, with the number of their file."""
 
     rows: int = 0  # all that were read
     count: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
-    first: list[tuple[int, int, str]] = field(default_factory=list)
+    first: list[tuple[int, BadRow]] = field(default_factory=list)
     missing: int = 0  # lack a field of their format
     columns: list[str] = field(default_factory=list)  # those of the first such row
 
@@ -72,20 +72,21 @@ class Problems:
         self.count += 1
         self.kinds[bad.reason.split(":")[0]] += 1
         if len(self.first) < SHOWN_BAD_ROWS:
-            self.first.append((file, bad.line, bad.reason))
+            self.first.append((file, bad))
 
     def listed(self, names: Sequence[str]) -> list[str]:
         """The first few as `file:line: reason`."""
-        return [str(BadRow(names[file], line, reason)) for file, line, reason in self.first]
+        return [str(replace(bad, file=names[file])) for file, bad in self.first]
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"rows": self.rows, "count": self.count, "kinds": dict(self.kinds), "first": self.first}
+        first = [(file, bad.line, bad.reason, bad.number) for file, bad in self.first]
+        return {"rows": self.rows, "count": self.count, "kinds": dict(self.kinds), "first": first}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Problems:
         """What `to_json` gave."""
-        first = [(int(file), int(line), str(reason)) for file, line, reason in value["first"]]
+        first = [(int(file), BadRow("", *entry)) for file, *entry in value["first"]]
         return cls(value["rows"], value["count"], Counter(value["kinds"]), first)
 
 

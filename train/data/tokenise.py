@@ -209,7 +209,7 @@ class Encoder:
             except RowError as error:
                 _refuse(out, row, read, error)
             except UserError as error:
-                raise UserError(f"{read.file}:{read.line}: {error}") from None
+                raise UserError(f"{read.place}: {error}") from None
         encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
         for (position, _, spans), encoding in zip(rendered, encodings, strict=True):
             row, read, _ = usable[position]
@@ -236,7 +236,7 @@ class Encoder:
                 _refuse(out, row, read, error)
                 continue
             except UserError as error:
-                raise UserError(f"{read.file}:{read.line}: {error}") from None
+                raise UserError(f"{read.place}: {error}") from None
             out.cut += golden.cut
             out.loose += example.loose if isinstance(example, Tagged) else 0
             for ids_t, marks_t, gold in golden.windows:
@@ -248,7 +248,7 @@ def _shortage(learned_t: NDArray[np.uint8], limit: int) -> str:
 
 
 def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
-    out.bad.append((row.file, BadRow(read.file, read.line, str(error))))
+    out.bad.append((row.file, read.refused(str(error))))
     if error.missing:
         out.missing += 1
         out.columns = out.columns or list(read.value)
