@@ -189,4 +189,7 @@ def _count(table: Columns) -> int:
 
 
 def _parts(interval: Interval | None) -> tuple[float | None, float | None, str | None]:
-    return (None, None, None) if interval is None else (interval.low, interval.high, interval.method)
+    """One without width, as of rows that are all equal, is none: nothing in them says how others would differ."""
+    if interval is None or interval.low == interval.high:
+        return None, None, None
+    return interval.low, interval.high, interval.method

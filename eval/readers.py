@@ -26,7 +26,7 @@ ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" le
 
 @dataclass(frozen=True)
 class BadRow:
-    """One row that cannot be used. What stands before the first colon of the reason is its kind. number: as in `Row`."""
+    """One row that cannot be used. What stands before the first colon of the reason is its kind. number: see `Row`."""
 
     file: str
     line: int

@@ -31,7 +31,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one model with its 95 % interval (None where one sample allows none)."""
+    """A metric of one model with its 95 % interval (None where the samples allow none: too few, or all equal)."""
 
     model: str
     value: float

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eval.metrics.bootstrap import FEWEST
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
 
 LARGE = 1000.0  # from here on numbers are shown without decimals
@@ -123,11 +124,12 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     values = f"{number(metric, metric.estimates[0].value)} -> {number(metric, after.value)}"
     before = f"{about(task, metric)}: {values}{f' ({found.model})' if several else ''}, "
     if found.p_value is None:
-        return Sentence(before, found.verdict)
+        few = f": {counted(task.samples, 'row')} are too few" if 1 < task.samples < FEWEST else ""
+        return Sentence(before, found.verdict, few)
     test = f"{change_with_interval(metric, found)}, p {_equals(probability(found.p_value))}"
     if found.verdict != "no significant difference":
         return Sentence(before, found.verdict, f": {test}; {_counts(found)}")
-    if found.detectable is None or not found.won + found.lost:
+    if found.detectable is None or not (found.won or found.lost or found.value):
         return Sentence(before, found.verdict, f": the same on {counted(task.samples, 'row')}")
     power = f"with {counted(task.samples, 'row')} a difference below {noticeable(metric, found)} would go unnoticed"
     return Sentence(before, found.verdict, f" ({test}); {power}")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval.metrics.bootstrap import bootstrap, bootstrap_sums
+from eval.metrics.bootstrap import FEWEST, bootstrap, bootstrap_sums
 from eval.metrics.exact_match import exact_match, normalise
 from eval.metrics.perplexity import bits_per_byte, perplexity, perplexity_of, windows
 from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
@@ -229,21 +229,30 @@ def test_a_mean_keeps_its_limits() -> None:
     assert 0.0 <= found.interval.low < found.interval.high <= 0.9
 
 
-def test_bootstrap_of_one_sample_is_no_interval() -> None:
-    assert bootstrap(lambda rows: 1.0, 1) is None
-    assert bootstrap_sums(mean_of, with_ones(np.ones(1))) is None
+def test_bootstrap_of_few_samples_is_no_interval() -> None:
+    for count in range(1, FEWEST):
+        values = np.arange(float(count))
+        assert bootstrap(lambda rows, v=values: float(v[rows].mean()), count) is None
+        assert bootstrap_sums(mean_of, with_ones(values)) is None
+
+
+def test_of_no_difference_few_samples_make_one_about_5_times_of_100() -> None:
+    """With five it would be 15 times."""
+    draw = np.random.default_rng(0)
+    found = [bootstrap_sums(mean_of, with_ones(draw.normal(size=FEWEST)), resamples=800) for _ in range(600)]
+    assert 0.02 <= np.mean([one.p_value < 0.05 for one in found]) <= 0.08
 
 
 def test_bootstrap_of_what_is_not_finite_is_no_interval() -> None:
-    values = np.array([1.0, 2.0, math.inf])
-    assert bootstrap(lambda rows: float(values[rows].mean()), 3) is None
-    assert bootstrap_sums(lambda sums_rk: np.full(len(sums_rk), np.inf), with_ones(np.ones(3))) is None
+    values = np.array([1.0, 2.0, math.inf] * 3)
+    assert bootstrap(lambda rows: float(values[rows].mean()), 9) is None
+    assert bootstrap_sums(lambda sums_rk: np.full(len(sums_rk), np.inf), with_ones(np.ones(9))) is None
 
 
 def test_bootstrap_of_equal_samples_has_no_width() -> None:
     for found in (
-        bootstrap(lambda rows: float(np.ones(5)[rows].mean()), 5),
-        bootstrap_sums(mean_of, with_ones(np.ones(5))),
+        bootstrap(lambda rows: float(np.ones(9)[rows].mean()), 9),
+        bootstrap_sums(mean_of, with_ones(np.ones(9))),
     ):
         assert (found.interval.low, found.interval.high, found.standard_error) == (1.0, 1.0, 0.0)
 
