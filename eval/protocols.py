@@ -189,8 +189,9 @@ Metric = SampleMetric | CorpusMetric
 class Table:
     """What numbers alone do not say, for the report.
 
-    rows: texts or numbers under the names in `head`. pairs: whether columns 1 and 2 are shares to be drawn as bars.
-    of_data: whether it is the same whatever the model, and so is shown once.
+    rows: texts or numbers under the names in `head`; the first column names the row. pairs: whether columns 1 and 2 are
+    shares to be drawn as bars. of_data: whether it is the same whatever the model, and so is shown once. shared: how
+    many of the first columns are.
     """
 
     title: str
@@ -198,6 +199,7 @@ class Table:
     rows: Sequence[Sequence[str | float]]
     pairs: bool = False
     of_data: bool = False
+    shared: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.origin import Origin
@@ -156,20 +156,44 @@ def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Calla
 
 
 def of_task(task: TaskResult) -> list[Sheet]:
-    """What a task itself wants to be shown: once what its data say, and the rest for each model."""
+    """What a task itself wants to be shown: once what its data say, then the rest with the models side by side."""
     first = next(iter(task.tables.values()), ())
-    found = [_sheet(table, table.title) for table in first if table.of_data]
-    several = len(task.tables) > 1
-    return found + [
-        _sheet(table, f"{table.title} ({model})" if several else table.title)
-        for model, tables in task.tables.items()
-        for table in tables
-        if not table.of_data
+    found = [_sheet(table) for table in first if table.of_data]
+    own = {model: [table for table in tables if not table.of_data] for model, tables in task.tables.items()}
+    return found + [_side_by_side(dict(zip(own, tables, strict=True))) for tables in zip(*own.values(), strict=True)]
+
+
+def _sheet(table: Table) -> Sheet:
+    return Sheet(table.title, table.head, [[_cell(value) for value in row] for row in table.rows], pairs=table.pairs)
+
+
+def _side_by_side(tables: Mapping[str, Table]) -> Sheet:
+    """The same table of each model: numbers in columns, texts in lines; once what is the same for all."""
+    first = next(iter(tables.values()))
+    if len(tables) == 1:
+        return _sheet(first)
+    if all(isinstance(value, str) for table in tables.values() for row in table.rows for value in row):
+        return _under_each_other(tables)
+    found = {model: {row[0]: row for row in table.rows} for model, table in tables.items()}
+    names = list(dict.fromkeys(name for rows in found.values() for name in rows))  # a label may be one model's alone
+    rows = []
+    for name in names:
+        lines = [rows.get(name) for rows in found.values()]
+        shared = next(line for line in lines if line)[: first.shared]
+        own = [line[k] if line else "" for k in range(first.shared, len(first.head)) for line in lines]
+        rows.append([_cell(value) for value in (*shared, *own)])
+    own_head = [f"{title}, {model}" for title in first.head[first.shared :] for model in tables]
+    return Sheet(first.title, [*first.head[: first.shared], *own_head], rows)
+
+
+def _under_each_other(tables: Mapping[str, Table]) -> Sheet:
+    first = next(iter(tables.values()))
+    rows = [
+        [Cell(str(row[0])), Cell(model), *(Cell(str(value)) for value in row[1:])]
+        for same in zip(*(table.rows for table in tables.values()), strict=True)
+        for model, row in zip(tables, same, strict=True)
     ]
-
-
-def _sheet(table: Table, title: str) -> Sheet:
-    return Sheet(title, table.head, [[_cell(value) for value in row] for row in table.rows], pairs=table.pairs)
+    return Sheet(first.title, [first.head[0], "model", *first.head[1:]], rows)
 
 
 def clean(task: TaskResult) -> Sheet | None:

@@ -82,7 +82,8 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
         )
         for number, found in sorted(turns.items())
     ]
-    return [Table("By turn", ("turn", "dialogues", "similarity", f"share above {ALIKE}", "no room for it"), rows)]
+    head = ("turn", "dialogues", "similarity", f"share above {ALIKE}", "no room for it")
+    return [Table("By turn", head, rows, shared=2)]
 
 
 def _turns(example: Example) -> list[int]:

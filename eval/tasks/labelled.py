@@ -53,5 +53,5 @@ def by_label(samples: Sequence[Sample]) -> list[Table]:
         right = sum(a == b == label for a, b in zip(gold, said, strict=True))
         there, claimed = gold.count(label), said.count(label)
         shares = (right / claimed if claimed else 0.0, right / there if there else 0.0, 2 * right / (there + claimed))
-        rows.append((label, *shares, there, claimed))
-    return [Table("Labels", ("label", "precision", "recall", "F1", "rows", "answered"), rows)]
+        rows.append((label, there, *shares, claimed))
+    return [Table("Labels", ("label", "rows", "precision", "recall", "F1", "answered"), rows, shared=2)]

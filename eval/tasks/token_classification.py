@@ -137,8 +137,9 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
     for sample in samples:
         for name, counts in count_by_type(sample.shown["reference"].split(), sample.shown["answer"].split()).items():
             total[name] += counts
-    rows = [(name, c.precision, c.recall, c.f1, c.gold, c.predicted, c.right) for name, c in sorted(total.items())]
-    return [Table("Entities", ("type", "precision", "recall", "F1", "there are", "predicted", "right"), rows)]
+    rows = [(name, c.gold, c.precision, c.recall, c.f1, c.predicted, c.right) for name, c in sorted(total.items())]
+    head = ("type", "there are", "precision", "recall", "F1", "predicted", "right")
+    return [Table("Entities", head, rows, shared=2)]
 
 
 TASK = Task(

@@ -18,8 +18,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eval.compare import compare, corrected
+from eval.metrics.labels import macro_f1
 from eval.origin import origin_of
-from eval.protocols import Sample, SampleMetric, Table
+from eval.protocols import CorpusMetric, Sample, SampleMetric, Table
 from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
@@ -176,7 +177,7 @@ def test_the_terminal_shows_the_tables_of_tasks_without_metrics(compared: Evalua
     task = dataclasses.replace(compared.result.tasks[0], name="samples", metrics=[], contamination=None)
     task = dataclasses.replace(task, tables={model: [table] for model in ("base", "merged")})
     said = shown(dataclasses.replace(compared.result, tasks=[task]))
-    assert "Continuations (merged)" in said
+    assert said.index("prompt") < said.index("model") < said.index("base") < said.index("merged")
     assert max(map(cell_len, said.splitlines())) <= 80
     assert len(said.splitlines()) < 50  # long texts are cut here
     assert "..." in said
@@ -211,9 +212,23 @@ def test_words_of_two_corpora_are_drawn(compared: Evaluation, tmp_path: Path) ->
 
 def test_what_the_data_say_is_shown_once(compared: Evaluation) -> None:
     shift = Table("Words of b against a", ("word", "share in a"), [("rate", 0.4)], of_data=True)
-    own = {model: [Table("By turn", ("turn",), [(1,)]), shift] for model in ("base", "merged")}
+    own = {model: [Table("Again", ("turn",), [(1,)]), shift] for model in ("base", "merged")}
     task = dataclasses.replace(compared.result.tasks[0], tables=own)
-    assert [sheet.title for sheet in of_task(task)] == [shift.title, "By turn (base)", "By turn (merged)"]
+    assert [sheet.title for sheet in of_task(task)] == [shift.title, "Again"]
+
+
+def test_models_stand_side_by_side_in_a_tasks_tables(compared: Evaluation) -> None:
+    head = ("type", "there are", "F1")
+    rows = {"base": [("DNA", 7, 0.5)], "merged": [("DNA", 7, 0.75), ("RNA", 0, 0.0)]}
+    own = {model: [Table("Entities", head, found, shared=2)] for model, found in rows.items()}
+    (sheet,) = of_task(dataclasses.replace(compared.result.tasks[0], tables=own))
+    assert sheet.head == ["type", "there are", "F1, base", "F1, merged"]
+    assert [[cell.text for cell in row] for row in sheet.rows] == [["DNA", "7", "0.5", "0.75"], ["RNA", "0", "", "0"]]
+    own = {model: [Table("Continuations", ("prompt", "greedy"), [("a", model), ("b", "")])] for model in rows}
+    (sheet,) = of_task(dataclasses.replace(compared.result.tasks[0], tables=own))
+    assert sheet.head == ["prompt", "model", "greedy"]
+    texts = [[cell.text for cell in row] for row in sheet.rows]
+    assert texts == [["a", "base", "base"], ["a", "merged", "merged"], ["b", "base", ""], ["b", "merged", ""]]
 
 
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
@@ -259,6 +274,32 @@ def test_models_that_answer_alike_have_no_test_power(compared: Evaluation) -> No
     assert sentence(compared, results([(0.4, 0.4)] * 12, metric), 12).endswith(
         "no significant difference: the same on 12 rows"
     )
+
+
+def test_equal_rows_say_nothing_of_how_rows_vary(compared: Evaluation) -> None:
+    metric = results([(0.0, 0.0)] * 12, SampleMetric("similarity", higher_is_better=True))
+    assert [(one.value, one.low, one.method) for one in metric.estimates] == [(0.0, None, None)] * 2
+    assert (metric.differences[0].low, metric.differences[0].p_value) == (None, 1.0)
+    assert sentence(compared, metric, 12).endswith("0 -> 0, no significant difference: the same on 12 rows")
+
+
+def test_another_number_is_not_the_same_though_no_row_is_won(compared: Evaluation) -> None:
+    """Both models are wrong on the same rows, but not with the same label."""
+    metric = CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1)
+    gold = [0.0] * 8 + [1.0] * 4
+    said = {"base": [0.0] * 12, "merged": [0.0] * 8 + [2.0] * 4}
+    samples = {
+        model: [Sample(str(k), {"gold": a, "predicted": b}) for k, (a, b) in enumerate(zip(gold, own, strict=True))]
+        for model, own in said.items()
+    }
+    (found,) = compare([metric], samples)
+    assert (found.differences[0].won, found.differences[0].lost) == (0, 0)
+    assert "macro f1: 0.4 -> 0.3333, no significant difference (-0.06667 [" in sentence(compared, found, 12)
+
+
+def test_few_rows_are_not_tested_and_the_report_says_why(compared: Evaluation) -> None:
+    metric = results([(0.1, 0.9)] * 3 + [(0.2, 0.8)] * 2, SampleMetric("similarity", higher_is_better=True))
+    assert sentence(compared, metric, 5).endswith(", not tested: 5 rows are too few")
 
 
 def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -> None:

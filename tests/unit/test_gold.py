@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval import readers
+from eval.prompt import Prompter
+from eval.tasks import reward_model
 from tests.data_tools import recipe, tokenizer, write_jsonl
 from tests.ranks import Solo
 from train.config import SourceConfig
@@ -128,6 +131,12 @@ SIDES: dict[str, Row] = {
         "chosen": {"from": "gpt", "value": "I am fine"},
         "rejected": {"from": "gpt", "value": "no"},
     },
+    "messages behind a system's": {
+        "system": "Be brief.",
+        "prompt": [{"role": "user", "content": "How are you"}],
+        "chosen": [{"role": "assistant", "content": "I am fine"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    },
 }
 
 
@@ -141,6 +150,20 @@ def test_a_pair_is_two_documents_each_marked_at_its_end(tmp_path: Path, kind: st
     assert all("How are you" in text for text in texts)
     assert "I am fine" in texts[0]
     assert "I am fine" not in texts[1]
+
+
+@pytest.mark.parametrize("kind", SIDES)
+@pytest.mark.parametrize("pads_with_the_end", [False, True])
+def test_evaluation_reads_a_pair_as_training_does(tmp_path: Path, kind: str, pads_with_the_end: bool) -> None:
+    words = tokenizer()
+    if pads_with_the_end:
+        words.pad_token = words.eos_token
+    documents = made(tmp_path, [SIDES[kind]], PAIRS, words).train.documents(0)
+    prompter = Prompter(words, words.chat_template, False, None, 1, 0, (), "reward", {0: "LABEL_0"})
+    pair = reward_model.load(readers.Row("rows.jsonl", 1, SIDES[kind]))
+    asked = [request.prefix_ids for request in reward_model.ask(pair, prompter)]
+    assert asked == [tuple(document.ids_t.tolist()) for document in documents]
+    assert (asked[0][-1] == words.eos_token_id) == (not pads_with_the_end)
 
 
 SAID = [{"role": "assistant", "content": "b"}]
