@@ -127,7 +127,7 @@ class Prompter:
         if self._start or not self.tokenizer.is_fast:
             ids = self._start + self._encode(text)
             return Passage(ids, max(len(self._start), 1), len(text.encode()))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = tuple(encoded["input_ids"])
         begin = encoded["offset_mapping"][1][0] if len(ids) > 1 else len(text)
         return Passage(ids, 1, len(text[begin:].encode()))
@@ -226,7 +226,7 @@ class Prompter:
         return glues_words(self._plain_tokenizer)
 
     def _encode(self, text: str) -> Ids:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _start_ids(self) -> Ids:
         """The tokens that the tokenizer puts before every text."""

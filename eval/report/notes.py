@@ -79,7 +79,7 @@ def circumstances(result: Result) -> list[str]:
     ]
     for task in result.tasks:
         times = ", ".join(f"{model} {_time(task, model)}" for model in task.seconds)
-        files = ", ".join(f"{file} ({digest[:12]})" for file, digest in task.data.items())
+        files = ", ".join(f"{file} ({digest[:12]})" for file, digest in task.data.items()) or "rows of its own"
         lines.append(f"{task.name} version {task.version}: {files}; {times}")
     if any(any(task.tokens.values()) for task in result.tasks):
         lines.append(SPEED)
@@ -95,7 +95,8 @@ def circumstances(result: Result) -> list[str]:
             "Noticeable from: true differences that 4 of 5 such evaluations would find"
         )
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    lines.append(f"{result.created}, {result.settings['device']}, {result.settings['ranks']} processes; {versions}")
+    ranks = f"{result.settings['ranks']} process{'' if result.settings['ranks'] == 1 else 'es'}"
+    lines.append(f"{result.created}, {result.settings['device']}, {ranks}; {versions}")
     return lines
 
 

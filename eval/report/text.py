@@ -95,24 +95,44 @@ def _examples(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
         group = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome == side]
         if group:
             yield f"### {heading} ({min(len(group), SHOWN_SAMPLES)} of {len(group)})"
-            yield from (_example(samples, row) for row in group[:SHOWN_SAMPLES])
+            yield from (_example(task, samples, row) for row in group[:SHOWN_SAMPLES])
 
 
-def _example(models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> str:
-    """What all models share once, what differs for each."""
+def _example(task: TaskResult, models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> str:
+    """The row's own numbers, then what it shows: what all models share once, what differs for each."""
     lines = [f"**{escaped(row[0].id)}**", ""]
+    for metric in (metric for metric in task.metrics if metric.name in row[0].values and not metric.is_share):
+        pairs = zip(models, row, strict=True)
+        lines += [
+            f"- {words.named(metric)}{f' ({escaped(model)})' if len(row) > 1 else ''}: "
+            f"{words.number(metric, sample.values[metric.name])}"
+            for model, sample in pairs
+        ]
     for key, value in row[0].shown.items():
         values = [sample.shown.get(key) for sample in row]
         if any(other != value for other in values):
-            lines += [f"- {key} ({escaped(model)}): {_shown(own)}" for model, own in zip(models, values, strict=True)]
+            lines += [f"- {key} ({escaped(model)}):{_shown(own)}" for model, own in zip(models, values, strict=True)]
         else:
-            lines.append(f"- {key}: {_shown(value)}")
+            lines.append(f"- {key}:{_shown(value)}")
     return "\n".join(lines)
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(words.readable(value).split())
-    return escaped(text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else "")) or "(nothing)"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, Mapping) for part in value):
+        return "".join(f"\n  {part}" for part in _parts(value))
+    return f" {_cut(words.readable(value)) or '(nothing)'}"
+
+
+def _parts(value: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Each turn of a dialogue on a line."""
+    for number, part in enumerate(value, start=1):
+        said = "<br>".join(f"{escaped(name)}: {_cut(words.readable(inner))}" for name, inner in part.items())
+        yield f"{number}. {said}"
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return escaped(text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else ""))
 
 
 def escaped(text: str) -> str:

@@ -132,6 +132,8 @@ class _Reader:
                 self._refuse(str(way[0]), "is an empty list")
             cells = [self._cell((*way, place), inner) for place, inner in enumerate(text)]
             return lambda row: [inner(row) for inner in cells]
+        if way == ("answer",) and type(text) is int:  # the right choice of every row
+            return lambda row: text
         if not isinstance(text, str):
             self._refuse(str(way[0]), f"{text!r} must be a column or a template, as text", *way[1:])
         read = template if way[0] == "system" else cell

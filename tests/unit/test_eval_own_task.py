@@ -116,6 +116,11 @@ def test_the_right_choice_is_a_text_a_letter_or_a_number(tmp_path: Path, answer:
     assert item(task, question="?", a="2", b="two", c="zwei", answer=answer).right == place
 
 
+def test_the_right_choice_may_be_the_same_in_every_row(tmp_path: Path) -> None:
+    task = made(tmp_path, CHOICES.replace("answer: answer", "answer: 2"))
+    assert item(task, question="?", a="x", b="y", c="z").right == 2
+
+
 def test_choices_are_scored_by_likelihood(tmp_path: Path) -> None:
     task = made(tmp_path, CHOICES + "metrics: [accuracy, accuracy_by_byte]\ngroups: {level: level}\n")
     found = item(task, question="Q", a="x", b="a long one", c="y", answer="B", level=3)

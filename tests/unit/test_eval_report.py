@@ -25,6 +25,7 @@ from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
+from eval.report.notes import circumstances
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_widths, folded
 from eval.result import Evaluation, MetricResult, Result
@@ -131,7 +132,7 @@ def test_markdown_keeps_answers_as_text(compared: Evaluation) -> None:
     report = markdown(compared)
     assert "<script" not in report.replace("\\<script", "")
     table = next(line for line in report.splitlines() if "taken" in line and line.startswith("|"))
-    assert len(re.findall(r"(?<!\\)\|", table)) == 3
+    assert len(re.findall(r"(?<!\\)\|", table)) == 4
     assert "merged\\_model" not in summary(evaluation(("base", "merged_model")).result)
 
 
@@ -181,6 +182,35 @@ def test_the_terminal_shows_the_tables_of_tasks_without_metrics(compared: Evalua
     assert max(map(cell_len, said.splitlines())) <= 80
     assert len(said.splitlines()) < 50  # long texts are cut here
     assert "..." in said
+
+
+def test_markdown_shows_each_rows_numbers_and_the_turns_of_a_dialogue(compared: Evaluation) -> None:
+    turns = [{"asked": "Hi?", "answer": "Ho."}, {"asked": "And?", "answer": ""}]
+    samples = {
+        name: [dataclasses.replace(sample, shown={"turns": turns}) for sample in own]
+        for name, own in compared.samples["quiz"].items()
+    }
+    report = markdown(dataclasses.replace(compared, samples={**compared.samples, "quiz": samples}))
+    assert "- turns:\n  1. asked: Hi?<br>answer: Ho.\n  2. asked: And?<br>answer: \n" in report
+    first = compared.samples["quiz"]["merged"][0].values["similarity"]
+    assert f"- similarity (merged): {first:.4g}\n" in report
+
+
+def test_a_task_that_brings_its_rows_names_no_file(compared: Evaluation) -> None:
+    task = dataclasses.replace(compared.result.tasks[0], data={})
+    lines = circumstances(dataclasses.replace(compared.result, tasks=[task]))
+    assert any(line.startswith("quiz version 1: rows of its own; base 12.5 s") for line in lines)
+    assert any("cpu, 1 process; " in line for line in lines)
+
+
+def test_a_picture_of_equal_numbers_has_a_plain_axis(compared: Evaluation) -> None:
+    metric = results([(0.0, 0.0)] * 12, SampleMetric("similarity", higher_is_better=True))
+    task = dataclasses.replace(compared.result.tasks[0], metrics=[metric])
+    picture = draw(dataclasses.replace(compared.result, tasks=[task]), "svg")
+    assert picture is not None
+    labels = re.findall("<!-- (.*?) -->", picture.decode())
+    assert "0.0" in " ".join(labels)
+    assert not [label for label in labels if label.startswith("1e")]
 
 
 def test_turns_are_read_line_by_line(compared: Evaluation) -> None:
