@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def _values(source: Hub, name: str | None, split: str) -> Iterator[Mapping[str, 
 def _load(source: Hub, name: str | None, split: str) -> Any:
     from datasets import load_dataset  # takes seconds: only who reads from the hub waits for it
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines about retries would bury the message
     try:
         if source.files is None:
             return load_dataset(source.path, name, split=split, revision=source.revision)

@@ -19,6 +19,25 @@ from eval.protocols import Answer, Head, Request
 from eval.ranks import Ranks
 from eval.runner import Model, answer
 
+TOLD_SECONDS = 60.0
+
+
+def every(
+    seconds: float, title: str, total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[], None]:
+    """For a log file, which shows no bar: told of each answer, says how many there are, at most once in `seconds`."""
+    start = last = clock()
+    done = 0
+
+    def tell() -> None:
+        nonlocal last, done
+        done, now = done + 1, clock()
+        if now - last >= seconds:
+            last = now
+            say(f"{title}: {done:,} of {total:,} answered, {now - start:.0f} s")
+
+    return tell
+
 
 def open_journal(config: Config, ranks: Ranks) -> Journal:
     """What the first rank reads is what all ranks know: they must agree on what is left to be asked."""
@@ -62,7 +81,10 @@ class Speaker:
         if left:
             with Progress(console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
                 bar = progress.add_task(title, total=len(left) / self._ranks.count)
-                known |= self._asked(left, lambda: progress.advance(bar))
+                line = every(
+                    TOLD_SECONDS, title, len(left) // self._ranks.count, lambda text: console.print(text, markup=False)
+                )
+                known |= self._asked(left, (lambda: progress.advance(bar)) if sys.stderr.isatty() else line)
         return iter([known[request] for request in requests])
 
     def _asked(self, requests: Sequence[Request], on_answer: Callable[[], None]) -> dict[Request, Answer]:

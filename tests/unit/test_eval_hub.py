@@ -6,6 +6,7 @@ The hub cannot be reached from a test, so `datasets.load_dataset` alone is stood
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -303,6 +304,7 @@ def test_a_row_that_lacks_a_column_is_refused_with_its_place(monkeypatch: pytest
 @pytest.mark.parametrize("said", ["Couldn't reach 'glue' on the Hub\nfor many reasons\n", ""])
 def test_a_hub_out_of_reach_is_one_line(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
+        assert not logging.getLogger("huggingface_hub.utils").isEnabledFor(logging.WARNING)  # its retries
         raise ConnectionError(said)
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
