@@ -82,9 +82,10 @@ def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) 
     axes.set_ylim(len(names) - 0.4, -0.75)
     axes.set_yticks(range(len(names)), names)
     axes.margins(x=0.12)
-    low, high = axes.dataLim.intervalx
-    if low == high:  # matplotlib would magnify nothing
-        axes.set_xlim(low - max(abs(low), 1.0), low + max(abs(low), 1.0))
+    drawn = {end for found in metric.estimates for end in (found.value, found.low, found.high) if end is not None}
+    if len(drawn) == 1 and math.isfinite(metric.estimates[0].value):  # matplotlib would magnify rounding
+        middle = scale * metric.estimates[0].value
+        axes.set_xlim(middle - max(abs(middle), 1.0), middle + max(abs(middle), 1.0))
     axes.locator_params(axis="x", nbins=5)
     direction = "higher is better" if metric.higher_is_better else "lower is better"
     axes.set_title(textwrap.fill(drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")

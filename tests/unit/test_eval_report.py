@@ -205,7 +205,7 @@ def test_a_task_that_brings_its_rows_names_no_file(compared: Evaluation) -> None
 
 def test_a_picture_of_equal_numbers_has_a_plain_axis(compared: Evaluation) -> None:
     metric = results([(0.0, 0.0)] * 12, SampleMetric("similarity", higher_is_better=True))
-    task = dataclasses.replace(compared.result.tasks[0], metrics=[metric])
+    task = dataclasses.replace(compared.result.tasks[0], metrics=[*compared.result.tasks[0].metrics, metric])
     picture = draw(dataclasses.replace(compared.result, tasks=[task]), "svg")
     assert picture is not None
     labels = re.findall("<!-- (.*?) -->", picture.decode())
