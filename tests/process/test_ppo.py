@@ -149,6 +149,40 @@ def test_supervised_steps_between_and_beside(place: Place) -> None:
     assert len(metrics(run, "train/policy")) == max(learned) - between
 
 
+TASK = """\
+name: letters
+kind: generate
+prompt: "Say {{ question }}."
+reference: answer
+extract: "[aeinorst]"
+metrics: [rougeL, exact_match]
+"""
+
+
+def test_prompts_and_rewards_of_a_task_on_one_rank_and_two(place: Place) -> None:
+    """Answers of random tokens, worth 1 where the last of eight letters in them is the one that the row asks for."""
+    rows = [{"question": f"letter {letter}", "answer": letter} for letter in "aeinorst" * 4]
+    (place.folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place.folder / "letters.yaml").write_text(TASK)
+    options: dict[str, object] = {
+        "data__train": json.dumps([{"path": str(place.folder / "letters.jsonl"), "format": "qa"}]),
+        "ppo__task": place.folder / "letters.yaml",
+        "ppo__reward": json.dumps(
+            [
+                {"kind": "task", "metric": "exact_match", "name": "letter"},
+                {"kind": "task", "weight": 2, "name": "rouge"},
+            ]
+        ),
+    }
+    run = place.run("task", **options)
+    for kind in ("rollout", "validation"):
+        reward, letter, rouge = (metrics(run, f"{kind}/reward{name}") for name in ("", "_letter", "_rouge"))
+        assert all(0 <= share <= 1 for share in letter.values())
+        assert 0 < sum(letter.values()) < len(letter)
+        assert reward == pytest.approx({step: letter[step] + 2 * rouge[step] for step in reward})
+    assert_equal(run, place.run("task-ddp", "ddp", **SPREAD, **options))
+
+
 REFUSED = {
     "no reward": ({"ppo__reward": "[]"}, "ppo.reward: names no part"),
     "unknown class": (
@@ -158,6 +192,8 @@ REFUSED = {
     "tuned prompt": ({"tuning__kind": "prompt"}, "tuning.kind: PPO cannot generate behind a tuned prompt"),
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
     "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for an answer"),
+    "unknown task": ({"ppo__task": "gsm8k_kot"}, "ppo.task: unknown task gsm8k_kot"),
+    "no task": ({"ppo__reward": '[{"kind": "task"}]'}, "ppo.reward: kind task scores answers to ppo.task"),
     "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares answers"),
 }  # fmt: skip
 

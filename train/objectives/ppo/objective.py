@@ -201,7 +201,7 @@ class PPO(Supervised):
         prompter = Prompter(
             tokenizer, template, False, self.longest, self.ppo.response_tokens, 0, self.stop_ids, self.config.model.path
         )
-        return TaskRows(self.ppo.task, sources, prompter)
+        return TaskRows(self.ppo.task, sources, prompter, skip=data.on_bad_row == "skip")
 
     def _prompts(self, rows: Encoded, task: TaskRows | None, name: str) -> list[Prompt]:
         asked = task.prompts(rows) if task else asked_by(rows, self.ppo.prompt_tokens)

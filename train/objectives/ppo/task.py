@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from eval.prompt import Prompter
-from eval.protocols import Generate, Generated
+from eval.protocols import Generate, Generated, SampleMetric
 from eval.readers import BadRow
 from eval.rows import BadExampleError
 from eval.tasks.find import find
@@ -20,43 +20,62 @@ from train.objectives.ppo.prompts import Prompt
 class TaskRows:
     """The items of an evaluation task over the run's data files. Only an item's first answer is asked for.
 
+    skip: leave out rows that it cannot read.
+
     Raises UserError for an unknown task, rows that it cannot read, and one that asks for something else than an answer.
     """
 
-    def __init__(self, name: str, sources: Sequence[Source], prompter: Prompter) -> None:
-        self.name, self.prompter = name, prompter
+    def __init__(self, name: str, sources: Sequence[Source], prompter: Prompter, skip: bool) -> None:
+        self.name, self.prompter, self.skip = name, prompter, skip
         try:
             self.task = find(name)
         except UserError as error:
             raise UserError(f"ppo.task: {error}") from error
+        if self.task.head != "language":
+            self._refuse()
         self.items = {row: item for source in sources for row, item in self._items(source)}
 
-    def prompts(self, rows: Encoded) -> Iterator[Prompt]:
-        """What the task asks about each row."""
+    def prompts(self, rows: Encoded) -> Iterator[Prompt | None]:
+        """What the task asks about each row; None for one that was left out."""
         for index in range(len(rows)):
             row = rows.row_id(index)
+            if row not in self.items:
+                yield None
+                continue
             asked = self.task.ask(self.items[row], self.prompter)
             if len(asked) != 1 or not isinstance(asked[0], Generate) or asked[0].images:
-                raise UserError(f"ppo.task: {self.name} asks for no single generated answer; PPO can only reward such")
+                self._refuse()
             yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts)
 
     def metric(self, wanted: str, key: str) -> Callable[[Sequence[Episode]], list[float]]:
         """Scores episodes by one of the task's metrics of single answers; its first one where `wanted` names none."""
-        known = [metric.name for metric in self.task.metrics if not hasattr(metric, "of")]
+        known = [metric.name for metric in self.task.metrics if isinstance(metric, SampleMetric)]
         name = wanted or next(iter(known), "")
         if name not in known:
             raise UserError(
                 f"{key}: metric: {self.name} has no {wanted or 'metric of single answers'}; it has {', '.join(known)}"
             )
+        self._try(name)
         return lambda episodes: [self._values(episode)[name] for episode in episodes]
+
+    def _try(self, name: str) -> None:
+        """Score an answer that says nothing: what cannot be scored is told before any step."""
+        item = next(iter(self.items.values()))
+        try:
+            self.task.score(item, [Generated("")]).values[name]
+        except (LookupError, ValueError) as error:
+            raise UserError(
+                f"ppo.task: {self.name} cannot score an answer to one row without the other rows"
+            ) from error
 
     def _values(self, episode: Episode) -> Mapping[str, float]:
         item = self.items[episode.row]
         (asked,) = self.task.ask(item, self.prompter)
         assert isinstance(asked, Generate)
-        text = self.prompter.tokenizer.decode(episode.answer, skip_special_tokens=True)
+        ids = episode.answer[:-1] if episode.answer[-1] in self.prompter.stop_ids else episode.answer
+        text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)
         cuts = [at for stop in asked.stop_texts if (at := text.find(stop)) >= 0]
-        answer = Generated(text[: min(cuts, default=len(text))], len(episode.answer), episode.finished)
+        answer = Generated(text[: min(cuts, default=len(text))], len(ids), episode.finished)
         return self.task.score(item, [answer]).values
 
     def _items(self, source: Source) -> Iterator[tuple[str, Any]]:
@@ -71,4 +90,9 @@ class TaskRows:
             try:
                 yield name, self.task.load(row)
             except BadExampleError as error:
+                if self.skip:
+                    continue
                 raise UserError(f"{name}: {error}; so ppo.task {self.name} cannot read this row") from error
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(f"ppo.task: {self.name} asks for no single generated answer; PPO can only reward such")
