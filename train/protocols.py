@@ -84,11 +84,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with the model's continuation."""
+    """One prompt with the model's continuation.
+
+    reward: what it is worth, where answers are rewarded. held_out: not of the prompts that are trained on.
+    """
 
     prompt: str
     answer: str
     reference: str | None = None
+    reward: float | None = None
+    held_out: bool = True
 
 
 class Ranks(Protocol):
@@ -160,7 +165,9 @@ class Objective(Protocol):
         ...
 
     def watched(self) -> Mapping[str, float]:
-        """More metrics since they were last asked for, by full name; equal on all ranks, which ask together."""
+        """What else there is to tell after this step, by full name; equal on all ranks, which ask together after every
+        step. It is written at once.
+        """
         ...
 
     def state(self) -> Mapping[str, float]:
@@ -186,7 +193,9 @@ class Objective(Protocol):
         ...
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
-        """A few held-out prompts continued, for people to read."""
+        """A few prompts continued, for people to read: held-out ones, and where answers are rewarded some of those last
+        trained on.
+        """
         ...
 
     def save_assets(self, folder: Path) -> None:

@@ -134,6 +134,22 @@ def test_samples_are_kept_as_they_are_and_shown(tmp_path: Path) -> None:
     assert "二加二" in page
 
 
+def test_rewards_stand_in_a_column_of_their_own(tmp_path: Path) -> None:
+    board = Board(tmp_path, WatchConfig(), main_process=True)
+    board.start(0, 3)
+    board.samples(3, [Sample("a|b", "*so*\n<b>", reward=-1.25), Sample("c", "d", reward=2.0, held_out=False)])
+    board.close()
+    kept = [json.loads(line) for line in (tmp_path / "samples/step-000003.jsonl").read_text("utf-8").splitlines()]
+    assert [(sample["answer"], sample["reward"], sample["held_out"]) for sample in kept] == [
+        ("*so*\n<b>", -1.25, True),
+        ("d", 2.0, False),
+    ]
+    page = tensorboard(tmp_path).Tensors("samples/text_summary")[0].tensor_proto.string_val[0].decode()
+    held_out, _, drawn = page.partition("**Drawn while training**")
+    assert "| a&#124;b | \\*so\\*<br>&lt;b&gt; | -1.25 |" in held_out
+    assert "| c | d | 2 |" in drawn
+
+
 def test_resuming_removes_samples_of_steps_to_come(tmp_path: Path) -> None:
     board = Board(tmp_path, WatchConfig(tensorboard=False), main_process=True)
     board.start(0, 9)

@@ -50,8 +50,8 @@ class Objective:
     terms = ("loss",)
     lower_is_better = {"loss": True, "f1": False}  # noqa: RUF012
 
-    def __init__(self, losses, validations):
-        self.losses, self.validations = losses, iter(validations)
+    def __init__(self, losses, validations, told):
+        self.losses, self.validations, self.told = losses, iter(validations), iter(told)
         total = len(losses)
         self.plan = Plan(total, (total,), 6.0, 2.0, 0.0, 1.0, 1.0, ())
 
@@ -72,7 +72,7 @@ class Objective:
         return []
 
     def watched(self):
-        return {}
+        return next(self.told, {})
 
     def can_pause(self, step):
         return True
@@ -92,7 +92,7 @@ class Watch:
         pass
 
 
-def run(losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss"):
+def run(losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=()):
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
         validation=ValidationConfig(metric=metric, at_start=False, every_steps=1 if validations else 10**6),
@@ -101,7 +101,7 @@ def run(losses, norms=None, validations=(), watch_every=1, allowed=10, metric="l
     )
     config = config.__class__(**{**vars(config), "run": config.run.__class__(max_skipped_steps=allowed)})
     watch, saved, model = Watch(), [], torch.nn.Linear(1, 1)
-    objective = Objective(losses, validations or [1.0])
+    objective = Objective(losses, validations or [1.0], told)
     loop = Loop(
         config, Runtime(norms or losses), objective, model, torch.optim.SGD(model.parameters()), watch,
         lambda progress: saved.append(progress.step), lambda: False, 1.0, 1.0,
@@ -115,6 +115,14 @@ def test_a_skipped_step_leaves_the_others_of_its_window():
     written, progress, _ = run([1.0, NAN, 4.0, 2.0], watch_every=4)
     assert written[4]["train/loss"] == pytest.approx(7 / 3)
     assert written[4]["train/skipped_steps"] == progress.skipped_steps == 1
+
+
+def test_what_an_objective_has_to_tell_is_written_at_once():
+    """A rollout's numbers are not lost between two lines of the steps' own."""
+    written, _, _ = run([1.0, 2.0, 3.0, 4.0], watch_every=3, told=[{"x": 1.0}, {}, {"x": 3.0}])
+    assert [(step, "train/loss" in values) for step, values in written.items()] == [(1, False), (3, True), (4, True)]
+    assert [written[step].get("x") for step in (1, 3, 4)] == [1.0, 3.0, None]
+    assert written[3]["train/loss"] == 2.0
 
 
 def test_a_window_of_skipped_steps_has_no_loss():

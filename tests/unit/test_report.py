@@ -15,7 +15,7 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
-from train.config import Config, TuningConfig, WatchConfig
+from train.config import Config, TuningConfig, ValidationConfig, WatchConfig
 from train.engine import record
 from train.engine.board import Board
 from train.errors import UserError
@@ -80,6 +80,64 @@ def page(run: Path) -> str:
     path = write_report(run)
     assert path == run / "report.md"
     return path.read_text(encoding="utf-8")
+
+
+def make_rewarded_run(run: Path, rollouts: int = 12) -> Path:
+    """PPO: rewards rise, and with them the distance."""
+    config = Config(objective="ppo", validation=ValidationConfig(metric="reward"))
+    better = {"reward": False, "finished": False, "repetition": True}
+    record.write(run, config=dataclasses.asdict(config), lower_is_better=better)
+    board = Board(run, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, 4 * rollouts)
+    for rollout in range(rollouts + 1):
+        reward = -2 + rollout / 4 + 0.2 * math.sin(5 * rollout)
+        values = {
+            "reward": reward,
+            "reward_deviation": 1.5 - rollout / 20,
+            "reward_sentiment": reward + 0.1,
+            "reward_repetition": 0.1,
+            "kl": rollout**1.5 / 4,
+            "response_tokens": 48.0 - rollout,
+            "finished": rollout / 20,
+            "empty": 0.0,
+            "repetition": 0.1 + rollout / 100,
+        }
+        if rollout:
+            more = {"entropy": 3 - rollout / 10, "reward_min": -4.0, "reward_max": 3.0, "kl_weight": 0.05}
+            board.metrics(4 * rollout - 3, {f"rollout/{name}": value for name, value in (values | more).items()})
+            board.metrics(4 * rollout, {"train/policy": -0.01, "train/epoch": rollout / 4, "ppo/clip_fraction": 0.1})
+        if rollout % 4 == 0:
+            board.metrics(4 * rollout, {f"validation/{name}": value + 0.3 for name, value in values.items()})
+            drawn = Sample("not | held out", "drawn", reward=7.0, held_out=False)
+            board.samples(4 * rollout, [Sample("The film", f"was {rollout}", reward=reward), drawn])
+    board.close()
+    return run
+
+
+def test_rewards_before_and_after(tmp_path: Path) -> None:
+    page = write_report(make_rewarded_run(tmp_path / "rewarded")).read_text(encoding="utf-8")
+    headline = page.split("\n\n")[1]
+    assert "before → after: reward -1.7 → " in headline
+    assert "kl" not in headline  # it can only grow: that is neither better nor worse
+    links = re.findall(r"!\[[^]]+]\(report/([^)]+)\.png\)", page)
+    assert links == ["reward", "answers"]
+    assert (
+        "| prompt | before | reward | after | reward |\n|---|---|---:|---|---:|\n| The film | was 0 | -2 | was 12 | "
+        in page
+    )
+    assert "drawn" not in page
+    assert "| kl | 0.3 | **10.69** | +10.39 | 10.69 |" in page  # no share of next to nothing
+    assert "-1.7" in terminal(tmp_path / "rewarded")
+
+
+def test_a_single_part_is_the_reward_itself(tmp_path: Path) -> None:
+    board = Board(tmp_path, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, 4)
+    board.metrics(1, {"rollout/reward": 1.0, "rollout/reward_deviation": 0.5, "rollout/reward_model": 1.0})
+    board.close()
+    write_report(tmp_path)
+    with Image.open(tmp_path / "report" / "reward.png") as picture:
+        assert picture.height == 600
 
 
 def terminal(run: Path, width: int = 80) -> str:

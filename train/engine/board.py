@@ -22,6 +22,7 @@ from eval.masking import mask_all
 from train.config import WatchConfig
 from train.engine.progress import ProgressBar
 from train.errors import CannotWriteError
+from train.markdown import table
 from train.protocols import Sample
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,13 @@ class Board:
         self._bar.update(step, loss, tokens_per_second)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """What the model answers to a few held-out prompts at `step`."""
+        """What the model answers to a few prompts at `step`."""
         if not samples:
             return
-        lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+        lines = "".join(json.dumps(_fields(sample), ensure_ascii=False) + "\n" for sample in samples)
         self._try("samples", lambda: _write_new(self._folder / "samples" / f"step-{step:06d}.jsonl", lines))
-        self.text(step, "samples", "\n\n---\n\n".join(map(_markdown, samples)))
+        is_rewarded = any(sample.reward is not None for sample in samples)
+        self.text(step, "samples", _tables(samples) if is_rewarded else "\n\n---\n\n".join(map(_markdown, samples)))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A page for TensorBoard's tab TEXT."""
@@ -139,6 +141,26 @@ def _remove_beyond(folder: Path, kept_step: int) -> None:
 def _write_new(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
+
+
+def _fields(sample: Sample) -> dict[str, Any]:
+    """Rewards and their kind of prompts only where there are rewards."""
+    fields = asdict(sample)
+    return {name: fields[name] for name in fields if sample.reward is not None or name not in ("reward", "held_out")}
+
+
+def _tables(samples: Sequence[Sample]) -> str:
+    """Prompt, answer and reward."""
+    parts = []
+    for heading, is_held_out in (("Held-out prompts", True), ("Drawn while training", False)):
+        rows = [
+            (sample.prompt, sample.answer, "" if sample.reward is None else f"{sample.reward:.4g}")
+            for sample in samples
+            if sample.held_out == is_held_out
+        ]
+        if rows:
+            parts.append(f"**{heading}**\n\n{table(('prompt', 'answer', 'reward'), rows, right=('reward',))}")
+    return "\n\n".join(parts)
 
 
 def _markdown(sample: Sample) -> str:

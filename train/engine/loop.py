@@ -199,10 +199,13 @@ class Loop:
         )
 
     def _write(self, progress: Progress, norm: float) -> None:
-        """Metrics of the steps since the last time."""
-        window, every = self.window, self.config.watch.every_steps
-        if progress.step % every and progress.step != self.objective.plan.total_steps:
+        """What the objective has to tell, and every so many steps the metrics since the last time."""
+        told = dict(self.objective.watched())
+        if progress.step % self.config.watch.every_steps and progress.step != self.objective.plan.total_steps:
+            if told:
+                self.watch.metrics(progress.step, told)
             return
+        window = self.window
         terms = [term for term in self.objective.terms if window.counts.get(term)]
         sums = self.runtime.sum([float(window.sums[term]) for term in terms])
         means = {term: total / window.counts[term] for term, total in zip(terms, sums, strict=True)}
@@ -222,8 +225,7 @@ class Loop:
         }
         if "loss" in means:
             values["train/perplexity"] = perplexity_of(means["loss"])
-        values |= self.objective.watched()
-        self.watch.metrics(progress.step, values)
+        self.watch.metrics(progress.step, values | told)
         self.watch.progress(progress.step, loss, speed)
         self.window = Window()
 

@@ -19,6 +19,13 @@ from train.report.words import title
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#d9480f", "#8a8f98"
 _MANY_POINTS = 120  # beyond, a curve is drawn faintly with its moving average over it
+_OF_ANSWERS = {
+    "kl": "Distance from the reference, nats of an answer",
+    "entropy": "Entropy, nats of a token",
+    "response_tokens": "Tokens of an answer",
+    "finished": "Answers that end by themselves",
+    "repetition": "Repeated word triples",
+}
 _STYLE: Any = {  # matplotlib types its keys one by one
     "font.size": 11,
     "axes.titlesize": 12,
@@ -44,7 +51,8 @@ def draw(run: Run, folder: Path) -> list[tuple[str, Path]]:
     drawn = []
     for name, caption, figure in (
         ("loss", "Loss in training and on held-out rows", _loss),
-        ("reward", "Reward of each rollout's answers, with one deviation on both sides", _reward),
+        ("reward", "Reward of each rollout's answers, with one deviation on both sides, and its parts", _reward),
+        ("answers", "Each rollout's answers", _answers),
         ("validation", "Other measures on held-out rows", _validation),
         ("learning", "Learning rate and gradient norm", _learning),
         ("speed", "Speed", _speed),
@@ -78,24 +86,53 @@ def _loss(run: Run) -> Figure | None:
 
 def _reward(run: Run) -> Figure | None:
     reward, deviation = run.curve("rollout/reward"), run.curve("rollout/reward_deviation")
-    if len(reward) < 2:
+    if not reward:
         return None
-    figure, (axes,) = _panels(1, height=4.0)
-    axes.set_title("Reward while training")
+    parts = _parts(run) if len(_parts(run)) > 1 else []
+    figure, (axes, *below) = _panels(1 + len(parts), height=4.0 + 2.0 * len(parts), first=2.0)
+    axes.set_title("Reward")
     steps, values = _points(reward)
     spread = [deviation.get(step, 0.0) for step in steps]
     low, high = ([value + sign * around for value, around in zip(values, spread, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0)
-    _line(axes, reward, _BLUE, "mean")
-    held_out = run.curve("validation/reward")
-    if held_out:
-        _validations(axes, held_out, "held-out prompts, greedy")
+    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="one deviation")
+    _rollouts(run, axes, "reward")
     axes.legend()
+    for panel, name in zip(below, parts, strict=True):
+        panel.set_title(f"Its part {title(name.removeprefix('reward_'))}, before its weight")
+        _rollouts(run, panel, name)
     return figure
 
 
+def _answers(run: Run) -> Figure | None:
+    shown = {name: text for name, text in _OF_ANSWERS.items() if run.curve(f"rollout/{name}")}
+    if not shown:
+        return None
+    figure, panels = _panels(len(shown), height=1.0 + 2.0 * len(shown))
+    for axes, (name, text) in zip(panels, shown.items(), strict=True):
+        axes.set_title(text)
+        _rollouts(run, axes, name)
+        if name in ("finished", "repetition"):
+            _as_shares(axes, run.curve(f"rollout/{name}"), run.curve(f"validation/{name}"))
+    panels[0].legend()
+    return figure
+
+
+def _parts(run: Run) -> list[str]:
+    known = {f"reward_{name}" for name in ("deviation", "min", "max")}
+    names = [name.removeprefix("rollout/") for name in run.curves if name.startswith("rollout/reward_")]
+    return [name for name in names if name not in known]
+
+
+def _rollouts(run: Run, axes: Axes, name: str) -> None:
+    _line(axes, run.curve(f"rollout/{name}"), _BLUE, "while training")
+    held_out = run.curve(f"validation/{name}")
+    if held_out:
+        _validations(axes, held_out, "held-out prompts, greedy")
+
+
 def _validation(run: Run) -> Figure | None:
-    changes = [change for change in run.changes() if change.name not in ("loss", "perplexity")]
+    drawn = {"loss", "perplexity", *(name.removeprefix("rollout/") for name in run.curves)}
+    changes = [change for change in run.changes() if change.name not in drawn]
     if not changes:
         return None
     figure, panels = _panels(len(changes), height=1.0 + 2.0 * len(changes))
@@ -104,8 +141,7 @@ def _validation(run: Run) -> Figure | None:
         axes.set_title(f"Held-out {title(change.name)}")
         _validations(axes, curve, None)
         if change.share:
-            axes.set_ylim(0, min(1.0, 1.2 * max(*curve.values(), 0.05)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+            _as_shares(axes, curve)
     return figure
 
 
@@ -145,8 +181,12 @@ def _speed(run: Run) -> Figure | None:
     return figure
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure, panels = plt.subplots(count, 1, figsize=(8, height), sharex=True, squeeze=False, layout="constrained")
+def _panels(count: int, height: float, first: float = 1.0) -> tuple[Figure, list[Axes]]:
+    """first: how many times as high as the others the first is."""
+    figure, panels = plt.subplots(
+        count, 1, figsize=(8, height), sharex=True, squeeze=False, layout="constrained",
+        height_ratios=[first, *[1.0] * (count - 1)],
+    )  # fmt: skip
     axes = list(panels[:, 0])
     axes[-1].set_xlabel("optimizer step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -168,6 +208,12 @@ def _line(axes: Axes, curve: Curve, color: str, label: str | None) -> None:
 def _validations(axes: Axes, curve: Curve, label: str | None) -> None:
     style = "o-" if len(curve) > 2 else "o"  # a line between two points would claim to know what lies between
     axes.plot(*_points(curve), style, color=_ORANGE, markersize=6, label=label, clip_on=False)
+
+
+def _as_shares(axes: Axes, *curves: Curve) -> None:
+    highest = max([0.05, *(value for curve in curves for value in curve.values())])
+    axes.set_ylim(0, min(1.0, 1.2 * highest))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
 
 
 def _moving_average(values: list[float], window: int) -> list[float]:

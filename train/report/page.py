@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import re
 from pathlib import Path
 
 from eval.files import write_atomically
 from eval.masking import mask
+from train.markdown import cell, table
 from train.report import figures, words
 from train.report.run import Run, read_run
 
@@ -79,18 +78,12 @@ def _table(heading: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _samples(run: Run) -> str:
-    pairs = run.samples()
-    if not pairs:
+    heads, rows = words.samples(run)
+    if not rows:
         return ""
-    head = ["## Samples", "", "| prompt | before | after | reference |", "|---|---|---|---|"]
-    rows = [
-        (words.question(pair.prompt), words.answer(pair.before), words.answer(pair.after), pair.reference or "")
-        for pair in pairs
-    ]
-    return "\n".join([*head, *(f"| {' | '.join(map(_cell, row))} |" for row in rows)])
+    shown = [[words.shortened(words.readable(text), _CELL_CHARACTERS) for text in row] for row in rows]
+    return f"## Samples\n\n{table(heads, shown, right=('reward',))}"
 
 
 def _cell(text: str) -> str:
-    """Whatever it holds stays text inside its cell."""
-    shown = html.escape(words.shortened(words.readable(text), _CELL_CHARACTERS), quote=False).replace("|", "&#124;")
-    return re.sub(r"([\\`*_\[\]])", r"\\\1", shown).replace("\n", "<br>")
+    return cell(words.shortened(words.readable(text), _CELL_CHARACTERS))

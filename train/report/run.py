@@ -15,40 +15,46 @@ Curve = Mapping[int, float]  # step -> value, steps rising
 
 # Of metrics that run.json says nothing about.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
-# From -1 to 1, or without bounds: no shares of anything.
-NO_SHARES = ("mcc", "pearson", "margin", "reward", "reward_deviation")
+_WITHOUT_MEASURE = ("mcc", "pearson", "margin", "kl")
+
+
+def has_measure(name: str) -> bool:
+    """Whether a metric's size says something by itself: not from -1 to 1, without bounds, or beginning at nothing."""
+    return name not in _WITHOUT_MEASURE and not name.startswith("reward")
 
 
 @dataclass(frozen=True)
 class Change:
     """One held-out metric before training, at the step that was handed over, and at the end.
 
-    share: the value is a share of 1, to be shown in percent.
+    lower_is_better: None where neither is. share: the value is a share of 1, to be shown in percent.
     """
 
     name: str
     before: float | None
     chosen: float | None
     last: float | None
-    lower_is_better: bool
+    lower_is_better: bool | None
     share: bool
 
     @property
     def better(self) -> bool | None:
-        """Whether training helped; None without a before, or without a difference."""
-        if self.before is None or self.chosen is None or self.before == self.chosen:
+        """Whether training helped; None without a before or a difference, and where neither is better."""
+        if self.before is None or self.chosen is None or self.before == self.chosen or self.lower_is_better is None:
             return None
         return (self.chosen < self.before) == self.lower_is_better
 
 
 @dataclass(frozen=True)
 class SamplePair:
-    """One prompt, continued before and after training."""
+    """One held-out prompt, continued before and after training, with rewards where there are any."""
 
     prompt: str
     before: str | None
     after: str
     reference: str | None
+    before_reward: float | None
+    after_reward: float | None
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,11 @@ class Run:
         named = self.setting("validation.metric")
         return "loss" if named in (None, "auto") else str(named)
 
-    def lower_is_better(self, name: str) -> bool:
-        """As the objective said, else as one would guess from the name."""
+    def lower_is_better(self, name: str) -> bool | None:
+        """As the objective said, which says nothing of what is neither good nor bad."""
         told = self.facts.get("lower_is_better")
-        return bool({**_LOWER_IS_BETTER, **(told if isinstance(told, dict) else {})}.get(name, False))
+        value = (told if isinstance(told, dict) else _LOWER_IS_BETTER).get(name)
+        return None if value is None else bool(value)
 
     @property
     def best_step(self) -> int | None:
@@ -132,7 +139,7 @@ class Run:
             curve = self.curve(f"validation/{name}")
             lower = self.lower_is_better(name)
             chosen = curve.get(self.handed_over_step) if self.handed_over_step is not None else None
-            share = not lower and name not in NO_SHARES and all(0 <= value <= 1 for value in curve.values())
+            share = not lower and has_measure(name) and all(0 <= value <= 1 for value in curve.values())
             found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, share))
         return found
 
@@ -152,15 +159,16 @@ class Run:
         if not after_steps:
             return []
         after = self.handed_over_step if self.handed_over_step in after_steps else after_steps[-1]
-        before = {s["prompt"]: s["answer"] for s in self._read_samples(0)} if 0 in self.sample_steps else {}
+        before = {s["prompt"]: s for s in self._read_samples(0)} if 0 in self.sample_steps else {}
+        pairs = [(before.get(s["prompt"], {}), s) for s in self._read_samples(after)]
         return [
-            SamplePair(s["prompt"], before.get(s["prompt"]), s["answer"], s.get("reference"))
-            for s in self._read_samples(after)
+            SamplePair(s["prompt"], b.get("answer"), s["answer"], s.get("reference"), b.get("reward"), s.get("reward"))
+            for b, s in pairs
         ]
 
     def _read_samples(self, step: int) -> list[dict[str, Any]]:
         text = (self.folder / "samples" / f"step-{step:06d}.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [sample for line in text.splitlines() if (sample := json.loads(line)).get("held_out", True)]
 
 
 def read_run(folder: Path) -> Run:

@@ -81,9 +81,13 @@ def _facts(run: Run) -> Table:
 
 def _samples(run: Run) -> Table:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), show_lines=True)
-    for head in ("prompt", "before", "after"):
-        table.add_column(head, ratio=1, overflow="fold")
-    for pair in run.samples()[:_SAMPLES]:
-        texts = (words.question(pair.prompt), words.answer(pair.before), words.answer(pair.after))
-        table.add_row(*(Text(words.shortened(text, _SAMPLE_CHARACTERS)) for text in texts))
+    heads, rows = words.samples(run)
+    kept = [place for place, head in enumerate(heads) if head != "reference"]
+    for head in (heads[place] for place in kept):
+        if head == "reward":
+            table.add_column(head, justify="right")
+        else:
+            table.add_column(head, ratio=1, overflow="fold")
+    for row in rows[:_SAMPLES]:
+        table.add_row(*(Text(words.shortened(row[place], _SAMPLE_CHARACTERS)) for place in kept))
     return table

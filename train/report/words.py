@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from train.report.run import NO_SHARES, Change, Run
+from train.report.run import Change, Run, has_measure
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}
@@ -35,7 +35,7 @@ def difference(change: Change) -> str:
         return "-"
     if change.share:
         return f"{100 * (change.chosen - change.before):+.1f} points"
-    if change.name in NO_SHARES or change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
+    if not has_measure(change.name) or change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
         return f"{change.chosen - change.before:+.4g}"
     relative = change.chosen / change.before - 1
     fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4% is not -0%, and -99.6% not -100%
@@ -52,6 +52,8 @@ def headline(run: Run) -> str:
         return f"Training loss {number(loss[0])} → {number(loss[-1])}; nothing was validated before and after."
     told = []
     for change in changes:
+        if change.lower_is_better is None:  # neither good nor bad
+            continue
         worse = " (worse)" if change.better is False else ""
         before, after = number(change.before, change.share), number(change.chosen, change.share)
         told.append(f"{title(change.name)} {before} → {after}{worse}")
@@ -79,6 +81,23 @@ def over_epochs(run: Run, most: int, metrics: int = 99) -> tuple[list[str], list
         if place in kept or step == run.handed_over_step
     ]
     return ["epoch", "step", *map(title, shares)], rows
+
+
+def samples(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of samples: with rewards, and with references, where there are any."""
+    pairs = run.samples()
+    heads, columns = ["prompt"], [[question(pair.prompt) for pair in pairs]]
+    is_rewarded = any(pair.after_reward is not None for pair in pairs)
+    for head in ("before", "after"):
+        heads.append(head)
+        columns.append([answer(getattr(pair, head)) for pair in pairs])
+        if is_rewarded:
+            heads.append("reward")
+            columns.append([number(getattr(pair, f"{head}_reward")) for pair in pairs])
+    if any(pair.reference for pair in pairs):
+        heads.append("reference")
+        columns.append([pair.reference or "" for pair in pairs])
+    return heads, [list(row) for row in zip(*columns, strict=True)]
 
 
 def trained_share(run: Run) -> str:

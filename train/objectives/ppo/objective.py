@@ -46,7 +46,7 @@ class PPO(Supervised):
     model_use = "CAUSAL_LM"
     judged_by = "reward"
     terms: tuple[str, ...] = (*TERMS, "supervised")
-    lower_is_better: Mapping[str, bool] = {"reward": False, "kl": True, "finished": False, "repetition": True}
+    lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         super().__init__(config, tuning, ranks, Reading())
@@ -67,7 +67,9 @@ class PPO(Supervised):
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
         self._found: dict[str, float] = {}  # of the last rollout, equal on all ranks
-        self._clipped = [0.0, 0.0]  # tokens outside the clip range and all, since they were last told
+        self._drawn: list[Sample] = []  # some of its answers
+        self._clipped = [0.0, 0.0]  # tokens outside the clip range and all, in the steps of this rollout
+        self._is_last_step = False  # of this rollout
 
     @property
     def plan(self) -> Plan:
@@ -138,11 +140,13 @@ class PPO(Supervised):
         return losses(now, batch.extras, self.ppo, self.kl_weight)
 
     def watched(self) -> Mapping[str, float]:
-        """Of the last rollout, and the share of tokens outside the clip range."""
-        outside, tokens = self.ranks.sum(self._clipped)
-        self._clipped = [0.0, 0.0]
+        """Of a rollout after its first step, of its steps after the last."""
         found, self._found = self._found, {}
-        return found | ({"ppo/clip_fraction": outside / tokens} if tokens else {})
+        if self._is_last_step:
+            outside, tokens = self.ranks.sum(self._clipped)
+            found["ppo/clip_fraction"] = outside / tokens
+            self._clipped, self._is_last_step = [0.0, 0.0], False
+        return found
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Reward of greedy answers to held-out prompts, each part of it, and their distance from the reference's."""
@@ -161,16 +165,10 @@ class PPO(Supervised):
         }
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
-        """The first held-out prompts, answered, with the reward."""
+        """The first held-out prompts, answered greedily, and answers of the last rollout."""
         prompts = self.held_out_prompts[: self.config.validation.samples]
-        if not prompts:
-            return []
-        episodes, rewarded = self._played(model, prompts, (HELD_OUT,), greedy=True)
-        read = self.tokenizer.decode
-        return [
-            Sample(read(episode.prompt), f"{read(episode.answer, skip_special_tokens=True)}\n[reward {reward:.3f}]")
-            for episode, reward in zip(episodes.episodes, rewarded.total_e, strict=True)
-        ]
+        held_out = self._shown(*self._played(model, prompts, (HELD_OUT,), greedy=True), True) if prompts else []
+        return [*held_out, *self._drawn]
 
     @property
     def longest(self) -> int:
@@ -254,7 +252,18 @@ class PPO(Supervised):
             for number, part in enumerate(np.array_split(order, self.ppo.minibatches)):
                 step = phase.start + epoch * self.ppo.minibatches + number
                 beside = self.row_steps.batches(step) if self.ppo.supervised_weight else []
+                self._is_last_step = step == phase.end - 1
                 yield [*experience.batches(part, self.shape, self.ranks), *beside]
+
+    def _shown(self, episodes: Episodes, rewarded: Rewarded, held_out: bool) -> list[Sample]:
+        """To the first prompts, one answer to each."""
+        step = 1 if held_out else self.ppo.samples_per_prompt
+        chosen = list(zip(episodes.episodes, rewarded.total_e, strict=True))[::step]
+        read = self.tokenizer.decode
+        return [
+            Sample(read(e.prompt), read(e.answer, skip_special_tokens=True), reward=float(reward), held_out=held_out)
+            for e, reward in chosen[: self.config.validation.samples]
+        ]
 
     def _tell(self, experience: Experience, rewarded: Rewarded, seconds: tuple[float, float]) -> None:
         found = figures.of_rollout(experience, rewarded.total_e, rewarded.parts, seconds)
@@ -262,5 +271,5 @@ class PPO(Supervised):
         if self.ppo.advantage == "gae":
             tokens = experience.tokens
             found["rollout/explained_variance"] = figures.explained_variance(tokens["value"], tokens["target"])
-        self._found = found
+        self._found, self._drawn = found, self._shown(experience.episodes, rewarded, held_out=False)
         self.signs.look(found)
