@@ -324,6 +324,24 @@ def preferences() -> list[dict[str, object]]:
     ]
 
 
+PROBLEMS = [
+    ("{0} has {1} {3} and buys {2} more. How many {3} does {0} have now?", "{1} + {2} = {4}", int.__add__),
+    ("{0} packs {1} boxes with {2} {3} in each. How many {3} are there?", "{1} * {2} = {4}", int.__mul__),
+    ("{0} had {1} {3} and gave {2} of them away. How many are left?", "{1} - {2} = {4}", int.__sub__),
+]
+
+
+def problems() -> list[dict[str, str]]:
+    """Word problems in the layout of GSM8K: the way, and the number behind a mark."""
+    rows = []
+    numbers, things = [(8, 3), (12, 5), (25, 4), (40, 10)], "apples pencils stickers coins".split()
+    for (asked, way, work), (a, b), thing in itertools.product(PROBLEMS, numbers, things):
+        name, result = NAMES["en"][len(rows) % len(NAMES["en"])], work(a, b)
+        answer = f"{way.format(name, a, b, thing, result)}\n#### {result}"
+        rows.append({"question": asked.format(name, a, b, thing), "answer": answer})
+    return rows
+
+
 def jsonl(rows: Iterable[object]) -> str:
     """One JSON object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -364,6 +382,7 @@ def files() -> dict[str, str]:
         "sentiment.csv": table(shuffled(rng, sentiments())),
         "paraphrase.jsonl": jsonl(shuffled(rng, paraphrases(rng))),
         "preferences.jsonl": jsonl(preferences()),
+        "problems.jsonl": jsonl(shuffled(rng, problems())),
     }
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from eval.origin import origin_of
@@ -13,18 +14,19 @@ from tests.faults.runs import Zygote, finished, losses, status
 from tests.process.runs import ROOT, metrics, pretrained_stand_in
 
 CPU = ROOT / "recipes" / "cpu.yaml"
-PPO = ROOT / "recipes" / "ppo-imdb.yaml"
-RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path not in (CPU, PPO)]
+ALL = sorted((ROOT / "recipes").glob("*.yaml"))
+PPO = {"ppo-imdb": "single", "ppo-imdb-full": "zero2", "ppo-gsm8k": "single"}  # kind of run
+RECIPES = [path for path in ALL if path != CPU and path.stem not in PPO]
 STEPS = 6  # of recipes/cpu.yaml
 
 
-def run_recipe(recipe: Path, folder: Path, zygote: Zygote, **options: object) -> Path:
+def run_recipe(recipe: Path, folder: Path, zygote: Zygote, kind: str = "single", **options: object) -> Path:
     """The run folder of a run that ended well."""
     chosen = {"run.folder": folder / "run", "data.cache_folder": folder / "cache", **options}
     words = ["--config", str(recipe), "--config", str(CPU)]
     words += [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
-    processes = zygote.run(words, folder / "log")
-    assert processes.codes == [0], processes.output
+    processes = zygote.run(words, folder / "log", kind)
+    assert set(processes.codes) == {0}, processes.output
     return folder / "run"
 
 
@@ -93,17 +95,30 @@ def test_qlora_over_weights_in_4_bit(zygote: Zygote, tmp_path: Path) -> None:
     assert merge["divergence"]["dequantized"] < 1e-6 < merge["divergence"]["original"] < 0.1  # nats
 
 
-def test_ppo_to_a_merged_folder_and_a_report(zygote: Zygote, tmp_path: Path) -> None:
-    """recipes/cpu.yaml rewards without a classifier, which would have to be trained first."""
-    run = run_recipe(PPO, tmp_path, zygote)
+@pytest.mark.parametrize("name", PPO)
+def test_ppo_to_a_merged_folder_and_a_report(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    """recipes/cpu.yaml rewards without the classifier, which would have to be trained; a task's score is at hand."""
+    recipe = ROOT / "recipes" / f"{name}.yaml"
+    reward = yaml.safe_load(recipe.read_text(encoding="utf-8"))["ppo"]["reward"]
+    own = {"ppo.reward": json.dumps(reward)} if name == "ppo-gsm8k" else {}
+    run = run_recipe(recipe, tmp_path, zygote, PPO[name], **own)
     assert status(run)["state"] == "finished"
     assert list(metrics(run, "rollout/reward")) == [1, 4]
+    assert list(metrics(run, "ppo/clip_fraction")) == [3, 6]
     assert list(metrics(run, "validation/reward")) == [0, 3, 6]
+    if own:
+        for kind in ("rollout", "validation"):
+            correct, unfinished = (metrics(run, f"{kind}/reward_{part}") for part in ("correct", "unfinished"))
+            expected = {step: correct[step] - 0.5 * unfinished[step] for step in correct}
+            assert metrics(run, f"{kind}/reward") == pytest.approx(expected)
     assert finished(run)[-1] == STEPS
     weights = load_file(run / "merged" / "model.safetensors")
     assert not [name for name in weights if "value_head" in name]
+    samples = [json.loads(line) for line in (run / "samples" / "step-000006.jsonl").read_text("utf-8").splitlines()]
+    assert [sample["held_out"] for sample in samples] == [True, True, False, False]
     report = (run / "report.md").read_text(encoding="utf-8")
     assert "reward" in report.partition("before → after: ")[2].partition("**")[0]
-    assert "[reward " in report
-    assert "](report/reward.png)" in report
-    assert (run / "report" / "reward.png").stat().st_size > 5000
+    assert "| prompt | before | reward | after | reward |" in report
+    for picture in ("reward", "answers"):
+        assert f"](report/{picture}.png)" in report
+        assert (run / "report" / f"{picture}.png").stat().st_size > 5000
