@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.faults.runs import Zygote, finished, losses
+from tests.faults.runs import Zygote, losses
+from tests.process.compare import assert_equal, weights
 from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in
-from tests.process.test_equalities import SPREAD, STEPS, TOLERANCE
+from tests.process.test_equalities import SPREAD, STEPS
 
 WORDS = ["the", "gene", "binds", "NF-kappa", "to", "细胞", "of", "unbelievably"]
 TAGS = {"gene": "B-protein", "NF-kappa": "B-protein", "细胞": "B-cell_type", "unbelievably": "I-protein"}
@@ -59,10 +60,11 @@ DATA = {
     "sequence_classification": ("labelled", labelled),
     "reward_model": ("preference", pairs),
 }
+LOSSES = ("train/loss", "train/gradient_norm", "validation/loss")
 WATCHED = {
-    "token_classification": ("validation/f1", "validation/token_accuracy"),
-    "sequence_classification": ("validation/accuracy", "validation/mcc"),
-    "reward_model": ("validation/accuracy", "validation/margin"),
+    "token_classification": (*LOSSES, "validation/f1", "validation/token_accuracy"),
+    "sequence_classification": (*LOSSES, "validation/accuracy", "validation/mcc"),
+    "reward_model": (*LOSSES, "validation/accuracy", "validation/margin"),
 }
 
 
@@ -115,23 +117,6 @@ def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("heads"), zygote)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    from train.engine.commit import folder_of
-    from train.engine.state import trained_weights
-
-    return trained_weights(folder_of(run / "checkpoints", finished(run)[-1]))
-
-
-def assert_equal(one: Path, other: Path, objective: str) -> None:
-    for name in ("train/loss", "train/gradient_norm", "validation/loss", *WATCHED[objective]):
-        expected = metrics(one, name)
-        assert len(expected) >= 3, name
-        assert metrics(other, name) == pytest.approx(expected, rel=TOLERANCE, abs=1e-7), name
-    found = weights(other)
-    for name, tensor in weights(one).items():
-        assert (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-4) <= TOLERANCE, name
-
-
 MEASURED = {
     "token_classification": ("f1", "token_accuracy"),
     "sequence_classification": ("accuracy", "mcc"),
@@ -154,7 +139,9 @@ def test_words_count_the_same_however_they_are_spread(place: Place, case: str) -
     if not reference.exists():
         place.run("ner", "token_classification", **fixed)
     assert_equal(
-        reference, place.run(f"ner-{case}", "token_classification", kind, **fixed, **options), "token_classification"
+        reference,
+        place.run(f"ner-{case}", "token_classification", kind, **fixed, **options),
+        WATCHED["token_classification"],
     )
 
 
@@ -162,14 +149,14 @@ def test_words_count_the_same_however_they_are_spread(place: Place, case: str) -
 def test_sequences_too(place: Place, objective: str) -> None:
     weighted = {"head__class_weights": "balanced"} if objective == "sequence_classification" else {}
     one = place.run(objective, objective, **weighted)
-    assert_equal(one, place.run(f"{objective}-two", objective, "ddp", **weighted, **SPREAD), objective)
+    assert_equal(one, place.run(f"{objective}-two", objective, "ddp", **weighted, **SPREAD), WATCHED[objective])
     packed = place.run(
         f"{objective}-packed", objective, batch__layout="packed", batch__tokens_per_step=100_000, **weighted
     )
     padded = place.run(
         f"{objective}-padded", objective, batch__layout="padded", batch__tokens_per_step=100_000, **weighted
     )
-    assert_equal(packed, padded, objective)
+    assert_equal(packed, padded, WATCHED[objective])
 
 
 @pytest.mark.parametrize("objective", ["token_classification", "sequence_classification"])
@@ -184,7 +171,7 @@ def test_an_encoder_packs_as_it_pads(place: Place, objective: str) -> None:
         assert set(processes.codes) != {0}
         assert "batch.layout: rows packed into one sequence would see each other" in processes.output
         return
-    assert_equal(padded, place.run("bert-packed", objective, batch__layout="packed", **whole), objective)
+    assert_equal(padded, place.run("bert-packed", objective, batch__layout="packed", **whole), WATCHED[objective])
 
 
 def test_the_loss_is_the_mean_over_all_words_of_the_step(place: Place) -> None:

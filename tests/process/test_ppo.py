@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from eval.protocols import Generated
+from eval.readers import Row
+from eval.tasks.find import find as find_task
 from tests.faults.runs import Zygote, finished, status
+from tests.process.compare import assert_equal, weights
 from tests.process.runs import TINY, arguments, metrics
-from tests.process.test_equalities import TOLERANCE
-from tests.process.test_heads import weights
+from tests.reward_models import add_nothing, judge
 
 SPREAD = {"batch__tokens_per_micro_batch": 128}
 
@@ -26,22 +32,7 @@ class Place:
         rows = [{"text": " ".join(words[k:] + words[:k])} for k in range(len(words))]
         self.rows = folder / "rows.jsonl"
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.judge = self._judge()
-
-    def _judge(self) -> Path:
-        """A reward that depends on the last token alone: a model whose layers add nothing to the embedding."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-        folder = self.folder / "judge"
-        config = AutoConfig.from_pretrained(TINY, num_labels=1, pad_token_id=0)
-        torch.manual_seed(1)
-        model = AutoModelForSequenceClassification.from_config(config)
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                torch.nn.init.zeros_(parameter)
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
-        return folder
+        self.judge = judge(folder / "judge")
 
     def words(self, name: str, **options: object) -> list[str]:
         chosen: dict[str, object] = {
@@ -73,6 +64,7 @@ def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("ppo"), zygote)
 
 
+ROUNDING = 2e-6  # of what lies around 0
 WATCHED = (
     "train/policy",
     "train/gradient_norm",
@@ -83,23 +75,13 @@ WATCHED = (
 )
 
 
-def assert_equal(one: Path, other: Path) -> None:
-    for name in WATCHED:
-        expected = metrics(one, name)
-        assert len(expected) >= 3, name
-        assert metrics(other, name) == pytest.approx(expected, rel=TOLERANCE, abs=2e-6), name
-    found = weights(other)
-    for name, tensor in weights(one).items():
-        assert (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-3) <= TOLERANCE, name
-
-
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["single", "ddp", "zero2", "zero3"])
 def test_one_result_however_it_is_spread(place: Place, kind: str, tuning: str) -> None:
     reference = place.folder / tuning
     if not reference.exists():
         place.run(tuning, tuning__kind=tuning)
-    assert_equal(reference, place.run(f"{tuning}-{kind}", kind, tuning__kind=tuning, **SPREAD))
+    assert_equal(reference, place.run(f"{tuning}-{kind}", kind, tuning__kind=tuning, **SPREAD), WATCHED, ROUNDING)
 
 
 @pytest.mark.parametrize("advantage", ["gae", "grpo", "rloo"])
@@ -131,7 +113,10 @@ def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
     """One token for each prompt, worth what the judge says: more and more of what is worth most, if nothing holds."""
     options: dict[str, object] = {"ppo__response_tokens": 1, "ppo__rollout_prompts": 96, "ppo__epochs": 4}
     options |= {"ppo__minibatches": 1, "optim__learning_rate": 1e-2, "duration__max_epochs": 16}
-    free = place.run("free", ppo__kl_weight=0.0, **options)
+    free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **options)
+    assert list(metrics(free, "train/policy")) == [60, 64]
+    assert list(metrics(free, "rollout/reward")) == list(range(1, 64, 4))  # of each rollout
+    assert list(metrics(free, "ppo/clip_fraction")) == list(range(4, 65, 4))
     held = place.run("held", ppo__kl_weight=1000.0, **options)
     reward, kl = (list(metrics(free, f"rollout/{name}").values()) for name in ("reward", "kl"))
     deviation = next(iter(metrics(free, "rollout/reward_deviation").values()))
@@ -174,17 +159,67 @@ def test_prompts_and_rewards_of_a_task_on_one_rank_and_two(place: Place) -> None
             ]
         ),
     }
-    run = place.run("task", **options)
+    run = place.run("task", validation__samples=3, **options)
     for kind in ("rollout", "validation"):
         reward, letter, rouge = (metrics(run, f"{kind}/reward{name}") for name in ("", "_letter", "_rouge"))
         assert all(0 <= share <= 1 for share in letter.values())
         assert 0 < sum(letter.values()) < len(letter)
         assert reward == pytest.approx({step: letter[step] + 2 * rouge[step] for step in reward})
-    assert_equal(run, place.run("task-ddp", "ddp", **SPREAD, **options))
+    assert_equal(run, place.run("task-ddp", "ddp", **SPREAD, **options), WATCHED, ROUNDING)
+    task = find_task(str(place.folder / "letters.yaml"))
+    samples = [
+        json.loads(line) for file in (run / "samples").iterdir() for line in file.read_text("utf-8").splitlines()
+    ]
+    assert {sample["held_out"] for sample in samples} == {True, False}
+    assert len({sample["reward"] for sample in samples}) > 1
+    for sample in samples:
+        (letter,) = re.findall(r"Say letter (\w)\.", sample["prompt"])
+        item = task.load(Row("f", 1, {"question": f"letter {letter}", "answer": letter}))
+        values = task.score(item, [Generated(sample["answer"])]).values
+        assert sample["reward"] == pytest.approx(values["exact_match"] + 2 * values["rougeL"])
+
+
+def silent(folder: Path) -> Path:
+    """A policy that ends at once, whatever is asked."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY, tie_word_embeddings=False))
+    add_nothing(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 10
+        model.get_output_embeddings().weight.zero_()[tokenizer.eos_token_id, 0] = 10
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: Place) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    broken = judge(place.folder / "broken")
+    model = AutoModelForSequenceClassification.from_pretrained(broken)
+    torch.nn.init.constant_(model.score.weight, torch.nan)
+    model.save_pretrained(broken)
+    parts = [{"kind": "model", "path": str(broken)}, {"kind": "length", "weight": 0.5}]
+    run = place.run(
+        "silent", model__path=silent(place.folder / "silent-model"), model__init="pretrained", validation__samples=2,
+        ppo__reward=json.dumps(parts), ppo__minibatches=1,
+    )  # fmt: skip
+    assert status(run)["state"] == "finished"
+    rollouts = len(metrics(run, "rollout/reward"))
+    assert set(metrics(run, "rollout/empty").values()) == set(metrics(run, "rollout/response_tokens").values()) == {1.0}
+    assert set(metrics(run, "rollout/reward").values()) == set(metrics(run, "validation/reward").values()) == {0.5}
+    counted = list(metrics(run, "rollout/not_finite").values())
+    assert len(counted) == rollouts > 3
+    assert all(later - earlier >= 8 for earlier, later in pairwise(counted))  # every answer of a rollout
+    assert "rewards are no finite numbers and count as 0" in (place.folder / "silent.rank0.log").read_text()
+    assert all(math.isfinite(loss) for loss in metrics(run, "train/policy").values())
 
 
 REFUSED = {
     "no reward": ({"ppo__reward": "[]"}, "ppo.reward: names no part"),
+    "no class": ({"ppo__reward": '[{"kind": "model", "path": "JUDGE"}]', "two": True}, "label: none is not one of its"),
     "unknown class": (
         {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}]', "two": True}, "label: good is not one",
     ),
