@@ -96,6 +96,8 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
     names = [part.name or part.kind for part in ppo.reward]
     for name in {name for name in names if names.count(name) > 1}:
         yield "ppo.reward", f"ppo.reward: two parts are called {name}; give each a name"
+    for name in {"deviation", "min", "max"} & set(names):
+        yield "ppo.reward", f"ppo.reward: a part cannot be called {name}, since rollout/reward_{name} is the whole's"
     for index, part in enumerate(ppo.reward):
         if part.kind == "model" and not part.path:
             yield "ppo.reward", f"ppo.reward[{index}].path: names no classifier"

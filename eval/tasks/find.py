@@ -31,7 +31,7 @@ def find(word: str) -> Task[Any]:
         return TASKS[word]
     path = Path(word)
     if not path.is_file():
-        raise UserError(f"{word}: there is no such file of a task{nearest(path)}")
+        raise UserError(f"{word}: there is no such file{nearest(path)}")
     from eval.tasks.from_yaml import task_from_yaml  # its templates are heavy for --help
 
     task = task_from_yaml(path)

@@ -282,6 +282,27 @@ def test_repetition_is_the_share_of_groups_that_stood_before(answer: list[int]) 
     assert repetition(answer) == pytest.approx(before / len(groups) if groups else 0.0)
 
 
+def test_prompts_without_room_for_an_answer_are_counted() -> None:
+    short, long = Prompt((1, 2, 3), "f:1"), Prompt(tuple(range(9)), "f:2")
+    found, told = with_room(iter([short, None, long]), "rows", answer_tokens=4, longest=12)
+    assert found == [short]
+    assert told == ["2 rows of rows have no prompt, or no room for an answer behind it"]
+    assert with_room(iter([short]), "rows", 4, 7) == ([short], [])  # exactly enough
+    with pytest.raises(UserError, match=r"rows: no row has a prompt with room for an answer: 1 prompts and ppo\."):
+        with_room(iter([long, None]), "rows", 4, 12)
+
+
+def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own() -> None:
+    prompts = [Prompt((k,), f"f:{k}") for k in range(10)]
+    epochs = [[of_rollout(prompts, 3 * e + k, 3, 4, seed=1) for k in range(3)] for e in range(2)]
+    for rollouts in epochs:
+        assert [len(rollout) for rollout in rollouts] == [4, 4, 4]
+        drawn = [prompt for rollout in rollouts for prompt in rollout]
+        assert set(drawn[:10]) == set(prompts)
+        assert drawn[10:] == drawn[:2]  # the last one is filled up
+    assert epochs[0] != epochs[1]
+
+
 def test_phases_lie_behind_each_other_and_say_where_a_run_may_pause() -> None:
     config = PpoConfig(rollout_prompts=4, epochs=2, minibatches=2, supervised_every=2, supervised_steps=3)
     phases = Phases(config, DurationConfig(max_epochs=2), prompts=10)  # 3 rollouts an epoch

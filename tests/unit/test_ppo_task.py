@@ -143,10 +143,10 @@ REFUSED: dict[str, tuple[Callable[[TaskRows, Corpus], object], str]] = {
     "sequence_classification": (lambda _task, _corpus: None, f"ppo.task: sequence_classification {NO_ANSWER}"),
     "perplexity": (lambda task, corpus: list(task.prompts(corpus.train)), f"ppo.task: perplexity {NO_ANSWER}"),
     "samples": (lambda task, corpus: list(task.prompts(corpus.train)), f"ppo.task: samples {NO_ANSWER}"),
-    "qa": (lambda task, _corpus: task.metric("accuracy", "key"), "key: metric: qa has no accuracy; it has exact_match,"),
+    "qa": (lambda task, _corpus: task.metric("accuracy", "key"), "key: metric: qa has no accuracy; it has exact_"),
     "bleu": (lambda task, _corpus: task.metric("", "key"), "key: metric: bleu has no metric of single answers"),
     "classification_generation": (
-        lambda task, _corpus: task.metric("accuracy", "key"), "cannot score an answer to one row without the other rows",
+        lambda task, _corpus: task.metric("accuracy", "key"), "cannot score an answer to one row without the other",
     ),
 }  # fmt: skip
 
