@@ -233,6 +233,17 @@ def test_little_is_enough(tmp_path: Path) -> None:
     assert "report/loss.png" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
+def test_an_epoch_that_was_not_written_is_not_told(tmp_path: Path) -> None:
+    board = Board(tmp_path, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, 2)
+    for step in range(3):
+        board.metrics(step, {"validation/loss": 3.0 - step, "validation/response_tokens": 1.0})
+    board.metrics(2, {"train/epoch": 1.0})
+    board.close()
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "| before | 0 | 3 | 1 |\n| - | 1 | 2 | 1 |\n| 1 | 2 \\* | 1 | 1 |" in page
+
+
 def test_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no metrics\.jsonl"):
         write_report(tmp_path)

@@ -15,11 +15,13 @@ Curve = Mapping[int, float]  # step -> value, steps rising
 
 # Of metrics that run.json says nothing about.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
-_WITHOUT_MEASURE = ("mcc", "pearson", "margin", "kl")
+_WITHOUT_MEASURE = ("mcc", "pearson", "margin", "kl", "response_tokens")
 
 
 def has_measure(name: str) -> bool:
-    """Whether a metric's size says something by itself: not from -1 to 1, without bounds, or beginning at nothing."""
+    """Whether a metric's size says something by itself: not from -1 to 1, without bounds, a number of tokens,
+    or beginning at nothing.
+    """
     return name not in _WITHOUT_MEASURE and not name.startswith("reward")
 
 
@@ -143,13 +145,13 @@ class Run:
             found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, share))
         return found
 
-    def validations(self) -> list[tuple[float, int, dict[str, float]]]:
-        """(epochs done, step, metrics by name) of every look at the held-out rows, in order."""
+    def validations(self) -> list[tuple[float | None, int, dict[str, float]]]:
+        """(epochs done if that was written, step, metrics by name) of every look at the held-out rows, in order."""
         epochs = self.curve("train/epoch")
         curves = {name: self.curve(f"validation/{name}") for name in self.validation_names}
         steps = sorted({step for curve in curves.values() for step in curve})
         return [
-            (epochs.get(step, 0.0), step, {name: curve[step] for name, curve in curves.items() if step in curve})
+            (epochs.get(step), step, {name: curve[step] for name, curve in curves.items() if step in curve})
             for step in steps
         ]
 

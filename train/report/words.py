@@ -73,7 +73,7 @@ def over_epochs(run: Run, most: int, metrics: int = 99) -> tuple[list[str], list
     kept = {round(k * (len(looks) - 1) / (count - 1)) for k in range(count)}
     rows = [
         [
-            f"{epoch:.4g}" if step else "before",
+            "before" if not step else "-" if epoch is None else f"{epoch:.4g}",
             f"{step:,}{' *' * (step == run.handed_over_step)}",
             *(number(values.get(name), share) for name, share in shares.items()),
         ]
