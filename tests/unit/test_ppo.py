@@ -27,7 +27,7 @@ from train.objectives.ppo import advantages as worth
 from train.objectives.ppo.episodes import Episode, Episodes, repetition
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
-from train.objectives.ppo.prompts import Prompt
+from train.objectives.ppo.prompts import Prompt, of_rollout, with_room
 
 LENGTHS = [3, 1, 5]
 STARTS = np.array([0, 3, 4, 9])
