@@ -95,8 +95,8 @@ class TestEvaluations:
         assert config.out == f"runs/eval/{path.stem}"
         assert config.model
         for task in config.chosen_tasks:
-            data = config.data_of(task.name)
-            assert data is None or not data.startswith("examples/") or (ROOT / data).is_file()
+            for data in config.data_of(task.name):
+                assert not data.startswith("examples/") or (ROOT / data).is_file()
 
     @pytest.mark.parametrize("path", EVALUATIONS, ids=name)
     def test_the_header_shows_its_own_command(self, path: Path) -> None:
