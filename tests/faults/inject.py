@@ -2,8 +2,9 @@
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
 "nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "fill FILE" | "limit BYTES"
-| "nan" | "nan ROW"}.
+| "rows FILE" | "nan" | "nan ROW"}.
 `nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
+rows: the function is `Loop._update`; add a line to FILE with the step and the rows of each micro-batch of this rank.
 fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES. nan: the function, which
 gives the terms of a loss, gives NaN in their place (for batches with that row).
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
@@ -50,6 +51,9 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
         due = order.get("nth", 1) in (0, calls)
         if due and order["do"].startswith("nan"):
             return _poisoned(real(*arguments, **keywords), order["do"][4:], arguments)
+        if due and order["do"].startswith("rows "):
+            _note_rows(Path(order["do"][5:]), *arguments)
+            return real(*arguments, **keywords)
         if due and order.get("when", "before") == "before":
             _act(order["do"])
         result = real(*arguments, **keywords)
@@ -63,6 +67,11 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
 def _poisoned(terms: Any, row: str, arguments: tuple[Any, ...]) -> Any:
     rows = [name for argument in arguments for name in getattr(argument, "row_ids", ())]
     return {term: value * float("nan") for term, value in terms.items()} if not row or row in rows else terms
+
+
+def _note_rows(file: Path, _loop: Any, batches: Any, _counts: Any, step: int) -> None:
+    with file.open("a", encoding="utf-8") as lines:  # short lines are appended whole, also by several ranks
+        lines.write(json.dumps({"step": step + 1, "rows": [batch.row_ids for batch in batches]}) + "\n")
 
 
 def _act(what: str) -> None:

@@ -71,13 +71,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def rank_environment(kind: str, rank: int, port: int, orders: list[dict[str, Any]] | None) -> dict[str, str]:
+def rank_environment(
+    kind: str, rank: int, port: int, orders: list[dict[str, Any]] | None, ranks: int = 2
+) -> dict[str, str]:
     """What `accelerate launch` with the config of that kind gives each process."""
     kept = {name: value for name, value in environment().items() if not name.startswith(LAUNCHER)}
     kept |= {"DS_ACCELERATOR": "cpu", VARIABLE: json.dumps(orders or [])}
     if kind == "single":
         return kept | {"ACCELERATE_USE_CPU": "true"}
-    kept |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    kept |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     kept |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if kind.startswith("zero"):
         kept["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -105,23 +107,33 @@ class Zygote:
         return json.loads(self._process.stdout.readline())
 
     def start(
-        self, arguments: list[str], log: Path, kind: str = "single", orders: list[dict[str, Any]] | None = None
+        self,
+        arguments: list[str],
+        log: Path,
+        kind: str = "single",
+        orders: list[dict[str, Any]] | None = None,
+        ranks: int | None = None,
     ) -> Processes:
-        """All ranks of one run. `log` is the beginning of the log files' names."""
-        port = free_port()
-        ranks = []
-        for rank in range(world(kind)):
-            variables = rank_environment(kind, rank, port, orders)
+        """All ranks of one run, as many as usual or `ranks`. `log` is the beginning of the log files' names."""
+        port, count = free_port(), ranks or world(kind)
+        started = []
+        for rank in range(count):
+            variables = rank_environment(kind, rank, port, orders, count)
             file = log.with_name(f"{log.name}.rank{rank}.log")
             pid = self.ask(do="start", environment=variables, arguments=arguments, log=str(file))["pid"]
-            ranks.append((pid, file))
-        return Processes(self, ranks)
+            started.append((pid, file))
+        return Processes(self, started)
 
     def run(
-        self, arguments: list[str], log: Path, kind: str = "single", orders: list[dict[str, Any]] | None = None
+        self,
+        arguments: list[str],
+        log: Path,
+        kind: str = "single",
+        orders: list[dict[str, Any]] | None = None,
+        ranks: int | None = None,
     ) -> Processes:
         """The same, and wait for its end."""
-        with contextlib.closing(self.start(arguments, log, kind, orders)) as processes:
+        with contextlib.closing(self.start(arguments, log, kind, orders, ranks)) as processes:
             processes.wait()
         return processes
 

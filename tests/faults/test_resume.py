@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import STEPS, Workplace, Zygote, finished, leftovers, losses, status, weights
-from tests.process.runs import ROOT, TINY, metrics
+from tests.process.runs import ROOT, metrics
 from tests.reward_models import judge
 
 ENTITIES = {
@@ -76,20 +76,3 @@ def test_three_kills_change_no_bit(case: str, zygote: Zygote, workplace: Workpla
     assert leftovers(cut) == []
     assert status(cut)["state"] == "finished"
     assert status(cut)["exit_code"] == 0
-
-
-def test_another_number_of_processes_goes_on_up_to_rounding(
-    zygote: Zygote, workplace: Workplace, tmp_path: Path
-) -> None:
-    """Exact only without dropout, which every rank draws for itself."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = {"model.path": TINY}
-    processes = zygote.run(workplace.arguments(whole, **options), tmp_path / "whole")
-    assert processes.codes == [0], processes.output
-    orders = [{"at": "train.engine.loop:Loop._update", "nth": 6, "do": "SIGKILL"}]
-    processes = zygote.run(workplace.arguments(cut, **options), tmp_path / "alone", orders=orders)
-    assert processes.codes == [-9], processes.output
-    processes = zygote.run(workplace.arguments(cut, **options), tmp_path / "two", "ddp")
-    assert processes.codes == [0, 0], processes.output
-    assert "resumed from" in processes.output
-    assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)

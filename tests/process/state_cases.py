@@ -95,6 +95,7 @@ def accelerator_of(case: Case) -> Accelerator:
             "reduce_bucket_size": 100_000,  # the default sets 2 GB aside at every step
             "allgather_bucket_size": 100_000,
             "stage3_param_persistence_threshold": 100,
+            "sub_group_size": 5_000,  # several flat slices, as in a model of billions
         },
     }
     if case.precision == "bf16":

@@ -220,8 +220,7 @@ def test_a_link_in_place_of_a_checkpoint_is_no_silent_fresh_start(tmp_path: Path
             "optim.beta1: absent in the checkpoint, 0.9 now",
         ),
         ({"fingerprint": "0" * 64}, "fingerprint"),
-        ({"world_size": 4}, "number of processes: 2 in the checkpoint, 4 now"),
-        ({"distributed": "deepspeed-zero2"}, "sharding: ddp in the checkpoint, deepspeed-zero2 now"),
+        ({"distributed": "zero-2"}, "sharding: ddp in the checkpoint, zero-2 now"),
         ({"digests": {"data": "d2"}}, 'data: digest "d1" in the checkpoint, "d2" now'),
     ],
 )  # fmt: skip
@@ -236,16 +235,18 @@ def test_another_run_is_refused_naming_what_differs(change: dict[str, object], w
     assert content(tmp_path) == before
 
 
-def test_another_number_of_processes_may_be_allowed_where_state_is_whole(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    alone = dataclasses.replace(ORIGIN, distributed="single", world_size=1)
-    assert newest(tmp_path, alone, allow_world_size_change=True) == tmp_path / "step-000001"
-    with pytest.raises(UserError, match="number of processes"):
-        newest(tmp_path, alone)
-    sharded = dataclasses.replace(ORIGIN, distributed="deepspeed-zero2")
-    save(tmp_path / "zero", 1, origin=sharded)
-    with pytest.raises(UserError, match="number of processes"):
-        newest(tmp_path / "zero", dataclasses.replace(sharded, world_size=4), allow_world_size_change=True)
+@pytest.mark.parametrize(
+    ("kind", "other"), [("ddp", "single"), ("zero-1", "zero-3"), ("zero-3", "zero-3"), ("fsdp", "fsdp")]
+)
+def test_another_number_of_processes_reads_it_and_says_so(
+    kind: str, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, origin=dataclasses.replace(ORIGIN, distributed=kind))
+    assert newest(tmp_path, dataclasses.replace(ORIGIN, distributed=kind)) == tmp_path / "step-000001"
+    assert "written by" not in caplog.text
+    now = dataclasses.replace(ORIGIN, distributed=other, world_size=1)
+    assert newest(tmp_path, now) == tmp_path / "step-000001"
+    assert f"written by {ORIGIN.world_size} processes ({kind}), now 1 process ({other})" in caplog.text
 
 
 def test_origin_leaves_out_what_changes_no_number() -> None:

@@ -25,15 +25,12 @@ __all__ = ["Origin", "commit", "folder_of", "newest", "prune", "read_state", "st
 log = logging.getLogger(__name__)
 
 
-def newest(
-    parent: Path, ranks: Ranks, origin: Origin, check: Check = "sha256", allow_world_size_change: bool = False
-) -> Path | None:
+def newest(parent: Path, ranks: Ranks, origin: Origin, check: Check = "sha256") -> Path | None:
     """The newest checkpoint that verifies on every rank; None where there is none at all. Called by all ranks together.
 
     First removes what interrupted saves left behind. Checkpoints that do not verify are passed over with a WARNING and,
     once a good one is found, kept as `corrupt-...`. Raises NoCheckpointError if none verifies, and UserError if the one
     that does belongs to another run (see Origin); in both cases nothing is renamed or removed.
-    allow_world_size_change: accept another number of ranks where each holds the whole state.
     """
     if ranks.index == 0:
         _clean(parent)
@@ -46,9 +43,10 @@ def newest(
         if not _verified(folder, ranks, check):
             bad.append(step)
             continue
-        _refuse_other_runs(folder, origin, allow_world_size_change)
+        _refuse_other_runs(folder, origin)
         if ranks.index == 0:
             _warn_of_other_versions(folder)
+            _warn_of_another_spread(folder, origin)
             for worse in bad:
                 with contextlib.suppress(OSError):  # then it stays where it is, and the next save of that step moves it
                     set_aside(folder_of(parent, worse))
@@ -80,8 +78,8 @@ def _verified(folder: Path, ranks: Ranks, check: Check) -> bool:
     return not any(failed)
 
 
-def _refuse_other_runs(folder: Path, origin: Origin, allow_world_size_change: bool) -> None:
-    lines = origin.differences(manifest.read(folder), allow_world_size_change)
+def _refuse_other_runs(folder: Path, origin: Origin) -> None:
+    lines = origin.differences(manifest.read(folder))
     if lines:
         raise UserError(
             f"{folder} belongs to another run:\n  "
@@ -95,6 +93,22 @@ def _warn_of_other_versions(folder: Path) -> None:
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         log.warning("%s: other versions now (%s); results may differ in the last bits", folder, ", ".join(changed))
+
+
+def _warn_of_another_spread(folder: Path, origin: Origin) -> None:
+    before = manifest.read(folder)
+    if not origin.is_spread_as(before):
+        log.warning(
+            "%s: written by %s, now %s: every bit of it is used and the same rows follow in the same order, but sums "
+            "are added up in another one, so that results differ in their last digits (docs/resume.md)",
+            folder,
+            _spread(before["distributed"], before["world_size"]),
+            _spread(origin.distributed, origin.world_size),
+        )
+
+
+def _spread(distributed: str, count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''} ({distributed})"
 
 
 def prune(parent: Path, keep_last: int, best_step: int | None, ranks: Ranks) -> None:

@@ -7,7 +7,6 @@ which builds tensors, plain containers and the few DeepSpeed classes listed belo
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +14,16 @@ from typing import Any
 
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
 
+from train.engine import manifest, resharding
 from train.engine.unpickle import restricted
 from train.engine.whole_state import learned, require_same_names
+from train.engine.zero_shards import HARMLESS, Shards
 from train.errors import UserError
 
 TAG = "deepspeed"
 NAMES = "deepspeed.json"
-HARMLESS = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
 
 
 class _Files(TorchCheckpointEngine):  # DeepSpeed's own extension point
@@ -88,12 +84,18 @@ def save(engine: DeepSpeedEngine, folder: Path) -> None:
 
 
 def load(engine: DeepSpeedEngine, folder: Path) -> None:
-    """Put weights and optimizer back; called by all ranks together, before the first forward pass."""
+    """Put weights and optimizer back; called by all ranks together, before the first forward pass.
+
+    Any number of ranks may have written them, under any stage.
+    """
     saved, present = json.loads((folder / NAMES).read_text(encoding="utf-8")), _shapes(engine)
     require_same_names(saved, present, folder / NAMES)
     for name, shape in present.items():
         if saved[name] != shape:
             raise UserError(f"{folder / NAMES}: {name} has shape {saved[name]}, the model's is {shape}")
+    if not _as_saved(engine, folder):
+        resharding.load(engine, folder / TAG)
+        return
     with _through(engine):
         # Not strict: frozen weights are not in the checkpoint; the trained ones were compared above.
         path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
@@ -101,31 +103,25 @@ def load(engine: DeepSpeedEngine, folder: Path) -> None:
         raise UserError(f"{folder / TAG}: DeepSpeed found no checkpoint in it")
 
 
+def _as_saved(engine: DeepSpeedEngine, folder: Path) -> bool:
+    """Whether as many ranks wrote the checkpoint, under the same stage: each then reads back its own file."""
+    saved = manifest.read(folder)
+    stage = int(engine.zero_optimization_stage())
+    return (saved["distributed"], saved["world_size"]) == (f"zero-{stage}", engine.dp_world_size)
+
+
 def bytes_to_save(engine: DeepSpeedEngine) -> int:
     """Bytes of tensors that this rank would write now: its float32 slices, their moments, and the module's own weights
     (under ZeRO-3 empty but for a few small ones)."""
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    slices = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
-    moments = [value for part in slices for value in optimizer.optimizer.state.get(part, {}).values()]
-    module = learned(engine.module).values() if stage == 3 or engine.global_rank == 0 else ()
-    return sum(tensor.nbytes for tensor in (*slices, *moments, *module) if isinstance(tensor, Tensor))
+    flat, is_stage_3 = resharding.slices(engine), engine.zero_optimization_stage() == 3
+    moments = [value for part in flat for value in engine.optimizer.optimizer.state.get(part, {}).values()]
+    module = learned(engine.module).values() if is_stage_3 or engine.global_rank == 0 else ()
+    return sum(tensor.nbytes for tensor in (*flat, *moments, *module) if isinstance(tensor, Tensor))
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
     """The trained parameters (from the float32 master weights) and persistent buffers, joined from all shards."""
-    names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-    with (
-        restricted(folder / TAG, *HARMLESS),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        joined = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
-    require_same_names(set(joined) & set(names), names, folder / TAG)
-    aliases = _tied(joined, names)
-    return {name: tensor for name, tensor in joined.items() if name not in aliases}
-
-
-def _tied(joined: dict[str, Tensor], names: dict[str, Any]) -> set[str]:
-    """Further names of tied parameters, which share the tensor of the name they are trained under."""
-    trained = {tensor.data_ptr() for name, tensor in joined.items() if name in names}
-    return {name for name, tensor in joined.items() if name not in names and tensor.data_ptr() in trained}
+    shapes = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    shards = Shards(folder / TAG)
+    require_same_names(shards.names, shapes, folder / TAG)
+    return {name: shards.whole(name, shape) for name, shape in shapes.items()} | shards.buffers

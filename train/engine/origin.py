@@ -12,7 +12,8 @@ from typing import Any
 from train.config import FREE_KEYS, Config, fingerprint, flat
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "safetensors", "numpy")
-WHOLE = ("single", "ddp")  # kinds whose state is whole on every rank, so that another number of ranks can read it
+# Kinds of sharding that read each other's checkpoints, whatever the number of ranks.
+FAMILIES = (("single", "ddp"), ("zero-1", "zero-2", "zero-3"), ("fsdp",))
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Origin:
         bound = {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
         return cls(fingerprint(config), bound, distributed, world_size, dict(digests or {}))
 
-    def differences(self, manifest: Mapping[str, Any], allow_world_size_change: bool = False) -> list[str]:
-        """One line for everything that matters in which this run and the checkpoint of `manifest` differ."""
+    def differences(self, manifest: Mapping[str, Any]) -> list[str]:
+        """One line for everything in which this run and the checkpoint of `manifest` differ and must not."""
         saved, now = manifest["config"], json.loads(json.dumps(dict(self.config)))
         lines = [
             f"{key}: {_shown(saved, key)} in the checkpoint, {_shown(now, key)} now"
@@ -53,16 +54,17 @@ class Origin:
             for name in sorted(names)
             if manifest["digests"].get(name) != self.digests.get(name)
         ]
-        return lines + self._sharding_differences(manifest, allow_world_size_change)
-
-    def _sharding_differences(self, manifest: Mapping[str, Any], allow_world_size_change: bool) -> list[str]:
-        both_whole = manifest["distributed"] in WHOLE and self.distributed in WHOLE
-        lines = []
-        if manifest["distributed"] != self.distributed and not both_whole:
+        if _family(manifest["distributed"]) != _family(self.distributed):
             lines.append(f"sharding: {manifest['distributed']} in the checkpoint, {self.distributed} now")
-        if manifest["world_size"] != self.world_size and not (allow_world_size_change and both_whole):
-            lines.append(f"number of processes: {manifest['world_size']} in the checkpoint, {self.world_size} now")
         return lines
+
+    def is_spread_as(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether as many processes wrote the checkpoint of `manifest`, with the same sharding."""
+        return (manifest["distributed"], manifest["world_size"]) == (self.distributed, self.world_size)
+
+
+def _family(distributed: str) -> tuple[str, ...]:
+    return next((family for family in FAMILIES if distributed in family), (distributed,))
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -198,11 +198,13 @@ class Runtime:
         optimizer.zero_grad()
         return norm
 
-    def seed(self, *key: int) -> None:
-        """Start the dropout stream that belongs to `key` (seed, step, micro-batch) on this rank: a function, not a
-        state.
+    def seed(self, seed: int, step: int, number: int) -> None:
+        """Start the dropout stream of this rank's micro-batch `number`: a function, not a state.
+
+        Micro-batches are counted over all ranks: the same ones draw the same, however many ranks share them.
         """
-        digest = hashlib.blake2b(repr((*key, self.index)).encode(), digest_size=7).digest()
+        key = (seed, step, number * self.count + self.index)
+        digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
         torch.manual_seed(int.from_bytes(digest, "big"))
 
     def memory_gb(self) -> float:

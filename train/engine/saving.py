@@ -74,13 +74,7 @@ class Checkpoints:
                 f"run.resume: never, but {self.folder} holds checkpoints; "
                 "set run.folder to a new folder, or run.resume to auto"
             )
-        newest = checkpoint.newest(
-            self.folder,
-            self.runtime,
-            self.origin,
-            self.config.checkpoint.verify,
-            allow_world_size_change=self.runtime.kind in ("single", "ddp"),
-        )
+        newest = checkpoint.newest(self.folder, self.runtime, self.origin, self.config.checkpoint.verify)
         if newest is None:
             if wish == "must":
                 raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
