@@ -50,8 +50,6 @@ class PPO(Supervised):
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         super().__init__(config, tuning, ranks, Reading())
-        if config.tuning.kind == "prompt":
-            raise UserError("tuning.kind: PPO cannot generate behind a tuned prompt yet; use lora or full")
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
@@ -174,9 +172,10 @@ class PPO(Supervised):
 
     @property
     def longest(self) -> int:
-        """Prompt and answer together."""
-        config = self.empty_model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+        """Prompt and answer together, behind a tuned prompt where there is one."""
+        config, tuning = self.empty_model.config.get_text_config(), self.config.tuning
+        before = tuning.prompt.virtual_tokens if tuning.kind == "prompt" else 0
+        return int(getattr(config, "max_position_embeddings", None) or 2**31) - before
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
