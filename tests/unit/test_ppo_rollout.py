@@ -76,7 +76,7 @@ def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.
     episodes, drawn = played(model, monkeypatch, PROMPTS)
     for tokens_per_micro_batch in (1, 1000):  # one row at a time, and all together
         shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)  # type: ignore[attr-defined]
-        scoring = Scoring(shape, 1.0, Solo())
+        scoring = Scoring(shape, CONFIG, Solo())
         if kind == "full":
             scoring.keep_reference(tiny())
             scoring.ranks.whole_copy = contextlib.nullcontext  # type: ignore[method-assign]
