@@ -45,7 +45,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     states: list[Any] = list({id(part._get_fsdp_state()): part._get_fsdp_state() for part in parts}.values())
     states[0]._lazy_init()  # the outermost part first: whatever runs first would be taken for the root
-    hooks = [
+    hooks: list[tuple[Any, Any]] = [
         (kept, OrderedDict(kept))
         for module in model.modules()
         for kept in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks)

@@ -22,7 +22,7 @@ class LongerEmbedding(nn.Module):
     def __init__(self, own: nn.Module, rows_nh: Tensor) -> None:
         super().__init__()
         self.own = own
-        self.first = int(own.weight.shape[0])  # type: ignore[union-attr, index]
+        self.first = int(own.weight.shape[0])  # type: ignore[index]
         self.register_buffer("rows_nh", rows_nh, persistent=False)
 
     def forward(self, ids_bt: Tensor) -> Tensor:
