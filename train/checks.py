@@ -105,6 +105,8 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.reward", "ppo.reward: kind task scores answers to ppo.task, which names none; for example gsm8k_cot"
     if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:
         yield "ppo.samples_per_prompt", f"ppo.samples_per_prompt: {ppo.advantage} compares answers; give at least 2"
+    if ppo.advantage != "gae" and ppo.value_model:
+        yield "ppo.value_model", f"ppo.value_model: {ppo.advantage} learns no values; leave it out, or take gae"
     if bool(ppo.supervised_every) != bool(ppo.supervised_steps):
         yield "ppo.supervised_every", "ppo.supervised_every: needs ppo.supervised_steps, and the other way round"
     if config.tuning.lora.dropout and config.tuning.kind == "lora":

@@ -49,6 +49,8 @@ class PpoConfig:
         minibatches: Optimizer steps of a pass.
         advantage: gae (a value for each token, arXiv:1506.02438), or the answers to one prompt compared with each
             other: rloo (arXiv:2402.14740), grpo (arXiv:2402.03300).
+        value_model: A folder or hub name of a decoder with the policy's tokenizer (a reward model, the model itself)
+            that learns the values, all of it trained; by default they are a head on the policy's own hidden states.
         temperature: Of the answers while training; held-out prompts are answered greedily.
         top_k: Draw only from the so many most probable tokens; 0 from all.
         top_p: And of these from the fewest that have this probability together.
@@ -78,6 +80,7 @@ class PpoConfig:
     epochs: int = 4
     minibatches: int = 1
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    value_model: str = ""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import STEPS, Workplace, Zygote, finished, leftovers, losses, status, weights
+from tests.faults.runs import STEPS, Workplace, Zygote, finished, leftovers, status, weights
 from tests.process.runs import ROOT, metrics
 from tests.reward_models import judge
 

@@ -4,6 +4,7 @@ the same on one rank.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import torch
@@ -11,10 +12,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from train.config import LoraConfig, TuningConfig
+from train.config_ppo import PpoConfig
+from train.engine.gathering import unsharded
 from train.engine.runtime import sharded_precision
 from train.models import attention, loss_head
+from train.objectives.ppo.prompts import Prompt
+from train.objectives.ppo.rollout import play, requests
+from train.tuning import TUNINGS
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
@@ -49,7 +57,7 @@ def build(tied: bool) -> nn.Module:
     return whole
 
 
-def spread_out(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
+def spread_out(model: nn.Module, policy: MixedPrecisionPolicy, root: nn.Module | None = None) -> nn.Module:
     """Units as Accelerate makes them: each layer, and head, norm and (where tied) embeddings together."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in model.model.layers:
@@ -58,7 +66,7 @@ def spread_out(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
     if model.lm_head.weight is model.model.embed_tokens.weight:
         tail = [model.model.norm, model.model.embed_tokens, model.lm_head]
     fully_shard(tail, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    return fully_shard(root or model, mesh=mesh, mp_policy=policy)
 
 
 def in_float32(tied: bool) -> None:
@@ -107,9 +115,72 @@ def in_bf16(tied: bool) -> None:
         print(f"float32 sums tied={tied}", flush=True)
 
 
+class Alike:
+    """What a rollout asks of ranks, each of which answers all prompts here."""
+
+    index, count, device = 0, 1, torch.device("cpu")
+
+    def sum(self, values):
+        return list(values)
+
+    def whole(self, model):
+        return gathered_whole(model)
+
+
+@contextlib.contextmanager
+def gathered_whole(model):
+    with unsharded(model):
+        yield model
+
+
+def answers(model, ranks):
+    """Sampled answers, some prompts beginning alike."""
+    prompts = [Prompt(tuple(range(5, 9 + k % 3)), "r") for k in range(6)]
+    asked = requests(prompts, PpoConfig(response_tokens=6), (3,), (0, 1), greedy=False)
+    return [episode.answer for episode in play(model, None, asked, ["r"] * 6, ranks)]
+
+
+def generating(tied: bool, adapted: bool) -> None:
+    """Before the first forward pass and between steps a rollout draws what it draws from the model on one rank; the
+    weights are in shards again afterwards, and the next gradients are as if there had been none."""
+
+    def made():
+        whole = build(tied)
+        return TUNINGS["lora"](TuningConfig("lora", lora=LoraConfig(rank=4))).apply(whole) if adapted else whole
+
+    plain, spread = made(), made()
+    spread_out(spread.get_base_model() if adapted else spread, MixedPrecisionPolicy(), root=spread)
+    solo = Alike()
+    solo.whole = contextlib.nullcontext
+    drawn = []
+    for seed in (0, 5):
+        drawn.append(answers(plain, solo))
+        assert answers(spread, Alike()) == drawn[-1]
+        assert all(isinstance(p, DTensor) for p in spread.parameters())
+        one = pack(DOCUMENTS[0], seed)  # the same on both ranks: their mean is the one rank's
+        for model in (plain, spread):
+            loss_head.token_loss(model, *one).backward()
+        for (name, whole), (_, sharded) in zip(plain.named_parameters(), spread.named_parameters(), strict=True):
+            if whole.requires_grad:
+                torch.testing.assert_close(
+                    sharded.grad.full_tensor(), whole.grad, rtol=1e-4, atol=1e-5, msg=lambda t, n=name: f"{n}: {t}"
+                )
+        with torch.no_grad():  # a step large enough to draw otherwise next time
+            for model in (plain, spread):
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad, alpha=0.05)
+                        parameter.grad = None
+    assert drawn[0] != drawn[1]
+    if dist.get_rank() == 0:
+        print(f"generates tied={tied} adapted={adapted}", flush=True)
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for tied in (True, False):
         in_float32(tied)
         in_bf16(tied)
+    for tied, adapted in ((True, False), (False, True)):
+        generating(tied, adapted)
     dist.destroy_process_group()

@@ -14,6 +14,8 @@ def test_sharded_gradients_equal_those_of_one_rank():
     for tied in (True, False):
         assert f"equal tied={tied}" in done.stdout
         assert f"float32 sums tied={tied}" in done.stdout
+    assert "generates tied=True adapted=False" in done.stdout
+    assert "generates tied=False adapted=True" in done.stdout
 
 
 def test_fsdp_on_a_cpu_is_refused(tmp_path):

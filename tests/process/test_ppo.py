@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from eval.protocols import Generated
 from eval.readers import Row
 from eval.tasks.find import find as find_task
 from tests.faults.runs import Zygote, finished, status
 from tests.process.compare import assert_equal, weights
-from tests.process.runs import TINY, arguments, metrics
+from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in
 from tests.reward_models import add_nothing, judge
 
 SPREAD = {"batch__tokens_per_micro_batch": 128}
@@ -33,6 +34,7 @@ class Place:
         self.rows = folder / "rows.jsonl"
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.judge = judge(folder / "judge")
+        self.stand_in = pretrained_stand_in(folder / "stand-in")
 
     def words(self, name: str, **options: object) -> list[str]:
         chosen: dict[str, object] = {
@@ -75,8 +77,10 @@ WATCHED = (
 )
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["single", "ddp", "zero2", "zero3"])
+SPREADS = [(tuning, kind) for tuning in ("full", "lora") for kind in ("single", "ddp", "zero2", "zero3")]
+
+
+@pytest.mark.parametrize(("tuning", "kind"), [*SPREADS, ("prompt", "ddp"), ("prompt", "zero3")])
 def test_one_result_however_it_is_spread(place: Place, kind: str, tuning: str) -> None:
     reference = place.folder / tuning
     if not reference.exists():
@@ -84,20 +88,47 @@ def test_one_result_however_it_is_spread(place: Place, kind: str, tuning: str) -
     assert_equal(reference, place.run(f"{tuning}-{kind}", kind, tuning__kind=tuning, **SPREAD), WATCHED, ROUNDING)
 
 
-@pytest.mark.parametrize("advantage", ["gae", "grpo", "rloo"])
-def test_killed_and_resumed_to_the_last_bit(place: Place, advantage: str) -> None:
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+def test_a_value_model_and_supervised_steps_too(place: Place, kind: str) -> None:
+    """In supervised steps nothing is valued, yet ranks stay together. The merged folder is the policy's alone."""
+    options: dict[str, object] = {"ppo__value_model": place.stand_in, "ppo__supervised_weight": 0.5}
+    options |= {"ppo__supervised_every": 2, "ppo__supervised_steps": 2}
+    reference = place.folder / "valued"
+    if not reference.exists():
+        place.run("valued", merge__at_end="true", **options)
+        assert any("value_head.body" in name for name in weights(reference))
+        with safe_open(reference / "merged" / "model.safetensors", "pt") as file:
+            assert not any("value_head" in name for name in file.keys())  # noqa: SIM118  (not a dict)
+    assert_equal(reference, place.run(f"valued-{kind}", kind, **options, **SPREAD), WATCHED, ROUNDING)
+
+
+RESUMED: dict[str, dict[str, object]] = {
+    "gae": {},
+    "grpo": {"ppo__advantage": "grpo", "ppo__samples_per_prompt": 2},
+    "rloo": {"ppo__advantage": "rloo", "ppo__samples_per_prompt": 2},
+    "4 bit and a value model": {"tuning__quantization": "nf4", "model__init": "pretrained"},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
     """The kill falls into a rollout's steps; the checkpoint lies before it."""
-    options: dict[str, object] = {"checkpoint__every_steps": 4, "ppo__advantage": advantage, "ppo__kl_target": 1.0}
-    options |= {"ppo__samples_per_prompt": 1 if advantage == "gae" else 2, "tuning__kind": "lora"}
-    whole = place.run(f"{advantage}-whole", **options)
+    options: dict[str, object] = {"checkpoint__every_steps": 4, "ppo__kl_target": 1.0, "tuning__kind": "lora"}
+    options |= RESUMED[name]
+    if "4 bit" in name:
+        options |= {"model__path": place.stand_in, "ppo__value_model": place.stand_in}
+    whole = place.run(f"{name}-whole", **options)
     orders = [{"at": "train.engine.loop:Loop._update", "nth": 7, "do": "SIGKILL"}]
-    words = place.words(f"{advantage}-cut", **options)
-    assert place.zygote.run(words, place.folder / f"{advantage}-killed", orders=orders).codes == [-9]
-    assert finished(place.folder / f"{advantage}-cut") == [4]
-    cut = place.run(f"{advantage}-cut", **options)
-    for name in ("train/policy", "rollout/reward", "rollout/kl_weight"):
-        assert metrics(cut, name) == metrics(whole, name), name
-    assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
+    words = place.words(f"{name}-cut", **options)
+    assert place.zygote.run(words, place.folder / f"{name}-killed", orders=orders).codes == [-9]
+    assert finished(place.folder / f"{name}-cut") == [4]
+    cut = place.run(f"{name}-cut", **options)
+    for metric in ("train/policy", "train/value", "rollout/reward", "rollout/kl_weight"):
+        assert metrics(cut, metric) == metrics(whole, metric), metric
+    assert all(torch.equal(tensor, weights(cut)[key]) for key, tensor in weights(whole).items())
+    first, *_, last = metrics(whole, "rollout/kl").values()
+    assert abs(first) < 1e-5  # the reference is the model with its adapter off, which has not learned anything yet
+    assert abs(last) > 1e-3
 
 
 def test_a_stop_waits_for_the_end_of_the_rollout(place: Place) -> None:
@@ -224,11 +255,14 @@ REFUSED = {
         {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}]', "two": True}, "label: good is not one",
     ),
     "no sequence head": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward, part model"),
-    "tuned prompt": ({"tuning__kind": "prompt"}, "tuning.kind: PPO cannot generate behind a tuned prompt"),
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
     "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for an answer"),
     "unknown task": ({"ppo__task": "gsm8k_kot"}, "ppo.task: unknown task gsm8k_kot"),
     "no task": ({"ppo__reward": '[{"kind": "task"}]'}, "ppo.reward: kind task scores answers to ppo.task"),
+    "values that nobody learns": (
+        {"ppo__advantage": "rloo", "ppo__samples_per_prompt": 2, "ppo__value_model": str(TINY)},
+        "ppo.value_model: rloo learns no values",
+    ),
     "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares answers"),
 }  # fmt: skip
 

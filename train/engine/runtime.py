@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from train.engine.gathering import gathered
+from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
 from train.errors import UserError
 
@@ -217,12 +217,8 @@ class Runtime:
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:
         """Inside, every rank has all weights: the model without its wrapper, computing as in training."""
         inner = self.unwrap(model)
-        if self.kind == "fsdp":
-            raise UserError(
-                "objective: ppo generates with whole weights, which FSDP2 does not gather yet; use ZeRO or DDP"
-            )
-        sharded = self.kind == "zero-3"
-        with gathered(model) if sharded else contextlib.nullcontext(), self.accelerator.autocast():
+        whole = {"zero-3": gathered, "fsdp": unsharded}.get(self.kind, contextlib.nullcontext)
+        with whole(model), self.accelerator.autocast():
             yield inner
 
     @contextlib.contextmanager

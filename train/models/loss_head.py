@@ -128,7 +128,7 @@ class LossHead(nn.Module):
         question = _QUESTION.get()
         if question is None:
             return cast(Tensor, super().forward(hidden_btd, *args, **kwargs))
-        return question.answer(self, *_learned(hidden_btd, question.targets_bt))
+        return question.answer(self, *at_targets(hidden_btd, question.targets_bt))
 
     def logits(self, hidden_nd: Tensor) -> Tensor:
         """As without a question."""
@@ -245,11 +245,11 @@ def _checkpointed_loss(
 
 def _loss_of_logits(logits_btv: Tensor, targets_bt: Tensor) -> Tensor:
     """For models that still change the logits after the output layer."""
-    logits_nv, targets_n = _learned(logits_btv, targets_bt)
+    logits_nv, targets_n = at_targets(logits_btv, targets_bt)
     return _checkpointed_loss(lambda chunk_nv: chunk_nv, logits_nv, targets_n, logits_btv.shape[-1])
 
 
-def _learned(values_btd: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
+def at_targets(values_btd: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
     """The values at positions that have a target, and the targets."""
     # Prompt tuning puts virtual positions in front, which predict nothing.
     values_btd = values_btd[:, -targets_bt.shape[1] :]

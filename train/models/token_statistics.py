@@ -16,9 +16,17 @@ from torch.utils.checkpoint import checkpoint
 from train.errors import UserError
 from train.models import loss_head
 from train.models.head_source import gives_logits_unchanged
-from train.models.loss_head import LossHead, causal_lm, chunk_rows, is_frozen_linear, output_layer, predicting
+from train.models.loss_head import (
+    LossHead,
+    at_targets,
+    causal_lm,
+    chunk_rows,
+    is_frozen_linear,
+    output_layer,
+    predicting,
+)
 
-VALUE_HEAD = "value_head"  # the name under which a model carries it
+VALUE_HEAD = "value_head"  # the name under which a model carries what gives its values
 
 
 class Statistics(NamedTuple):
@@ -42,11 +50,31 @@ class ValueHead(nn.Module):
         return hidden_nd.float() @ self.weight.float() + self.bias.float()
 
 
-def add_value_head(model: nn.Module) -> None:
-    """Give a (tuned) language model a trained value head on its last hidden states."""
+class ValueModel(nn.Module):
+    """A network of its own with a value head. A part of the language model, so that wrappers see its forward pass."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+        self.head = ValueHead(int(body.config.get_text_config().hidden_size))
+
+    def forward(self, inputs: Mapping[str, Any], targets_bt: Tensor) -> Tensor:
+        """[n]: of the positions that have a target."""
+        hidden_btd: Tensor = self.body(**inputs).last_hidden_state
+        values_n: Tensor = self.head(at_targets(hidden_btd, targets_bt)[0])
+        return values_n
+
+
+def add_value_head(model: nn.Module, body: Any = None) -> None:
+    """Give a (tuned) language model trained values: a head on its own last hidden states, or on those of `body`, which
+    is then trained whole.
+    """
     base: Any = causal_lm(model)
-    head = ValueHead(int(base.config.get_text_config().hidden_size)).to(base.device)
-    setattr(base, VALUE_HEAD, head)
+    if body is None:
+        head: nn.Module = ValueHead(int(base.config.get_text_config().hidden_size))
+    else:
+        head = ValueModel(body.requires_grad_(True))
+    setattr(base, VALUE_HEAD, head.to(base.device))
 
 
 def require_plain_head(model: nn.Module) -> None:
@@ -64,6 +92,7 @@ def token_statistics(
     targets_bt: Tensor,
     temperature: float = 1.0,
     learn_entropy: bool = True,
+    values: bool = True,
 ) -> Statistics:
     """Of the targets that are not -100, in their order, under the model at a temperature.
 
@@ -72,16 +101,17 @@ def token_statistics(
         inputs: Keyword arguments of its forward.
         targets_bt: For each position the token that follows it.
         learn_entropy: Whether the entropy shall have gradients; without them the pass is cheaper.
+        values: False leaves them 0, and saves their computation.
     """
     loss_head.install(model)
-    value_head = getattr(causal_lm(model), VALUE_HEAD, None)
+    value_head = getattr(causal_lm(model), VALUE_HEAD, None) if values else None
 
     def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
         if is_frozen_linear(layer) and not learn_entropy:
             found_2n = torch.stack(_FrozenHead.apply(hidden_nd, layer, targets_n, temperature))
         else:
             found_2n = _checkpointed(hidden_nd, layer, targets_n, temperature, learn_entropy)
-        value_n = hidden_nd.new_zeros(len(hidden_nd)) if value_head is None else value_head(hidden_nd)
+        value_n = _values(value_head, hidden_nd, inputs, targets_bt)
         return torch.cat([found_2n, value_n.float()[None]])
 
     with predicting(targets_bt, answer):
@@ -89,6 +119,32 @@ def token_statistics(
     if found_3n.ndim != 2 or len(found_3n) != 3:
         raise RuntimeError(f"{type(causal_lm(model)).__name__}: the output layer was not asked")
     return Statistics(*found_3n)
+
+
+def token_loss(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) -> Tensor:
+    """As `loss_head.token_loss`, but what gives the values gets gradients of 0. Without any, DDP would wait for them,
+    and the optimizer would move it on some shardings only.
+    """
+    value_head = getattr(causal_lm(model), VALUE_HEAD, None)
+    if value_head is None:
+        return loss_head.token_loss(model, inputs, targets_bt)
+    loss_head.install(model)
+    one = {"input_ids": inputs["input_ids"][:1, :1], "use_cache": False}
+
+    def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
+        value_n = _values(value_head, hidden_nd[:1], one, torch.zeros_like(one["input_ids"]))
+        return layer.summed_loss(hidden_nd, targets_n) + 0.0 * value_n.sum()
+
+    with predicting(targets_bt, answer):
+        loss: Tensor = model(**inputs).logits
+    return loss
+
+
+def _values(value_head: nn.Module | None, hidden_nd: Tensor, inputs: Mapping[str, Any], targets_bt: Tensor) -> Tensor:
+    if value_head is None:
+        return hidden_nd.new_zeros(len(hidden_nd))
+    found_n: Tensor = value_head(inputs, targets_bt) if isinstance(value_head, ValueModel) else value_head(hidden_nd)
+    return found_n
 
 
 def _checkpointed(

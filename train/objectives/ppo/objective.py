@@ -19,7 +19,7 @@ from train.data.sources import find
 from train.errors import UserError
 from train.models import loss_head
 from train.models.folder import resolve
-from train.models.token_statistics import add_value_head, require_plain_head
+from train.models.token_statistics import add_value_head, require_plain_head, token_loss
 from train.objectives.ppo import advantages as worth
 from train.objectives.ppo import figures
 from train.objectives.ppo.episodes import Episodes
@@ -33,6 +33,7 @@ from train.objectives.ppo.row_steps import RowSteps
 from train.objectives.ppo.scoring import Scoring, drop_nothing
 from train.objectives.ppo.signs import Signs
 from train.objectives.ppo.task import TaskRows
+from train.objectives.ppo.value_model import load_value_model
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Plan, Ranks, Sample, Tuning
 
@@ -50,8 +51,6 @@ class PPO(Supervised):
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         super().__init__(config, tuning, ranks, Reading())
-        if config.tuning.kind == "prompt":
-            raise UserError("tuning.kind: PPO cannot generate behind a tuned prompt yet; use lora or full")
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
@@ -104,9 +103,9 @@ class PPO(Supervised):
         return self._plain(model)
 
     def complete(self, model: nn.Module) -> nn.Module:
-        """With a value head, where values are learned."""
+        """With a value head, or a value model, where values are learned."""
         if self.ppo.advantage == "gae":
-            add_value_head(model)
+            add_value_head(model, self._value_body() if self.ppo.value_model else None)
         return model
 
     def can_pause(self, step: int) -> bool:
@@ -133,7 +132,7 @@ class PPO(Supervised):
         """Sums of the terms, weights included."""
         if "supervised" in batch.counts:
             weight = self.ppo.supervised_weight or 1.0
-            return {"supervised": weight * loss_head.token_loss(model, batch.inputs, batch.targets)}
+            return {"supervised": weight * token_loss(model, batch.inputs, batch.targets)}
         now = self.scoring.statistics(model, batch)
         self._clipped[0] += float(clip_share(now, batch.extras, self.ppo.clip))
         self._clipped[1] += float(len(now.log_p_n))
@@ -172,9 +171,10 @@ class PPO(Supervised):
 
     @property
     def longest(self) -> int:
-        """Prompt and answer together."""
-        config = self.empty_model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+        """Prompt and answer together, behind a tuned prompt where there is one."""
+        config, tuning = self.empty_model.config.get_text_config(), self.config.tuning
+        before = tuning.prompt.virtual_tokens if tuning.kind == "prompt" else 0
+        return int(getattr(config, "max_position_embeddings", None) or 2**31) - before
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -187,6 +187,12 @@ class PPO(Supervised):
         drop_nothing(model)
         loss_head.install(model)
         return model
+
+    def _value_body(self) -> nn.Module:
+        prompts = [len(prompt.ids) for prompt in (*self.prompts, *self.held_out_prompts)]
+        longest, place = max(prompts) + self.ppo.response_tokens, self.ranks.device
+        body: nn.Module = load_value_model(self.config, self.tokenizer, longest, self.shape.packed, place)
+        return body
 
     def _task(self) -> TaskRows:
         data, tokenizer = self.config.data, self.tokenizer

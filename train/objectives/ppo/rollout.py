@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from eval.protocols import Generate
 from eval.runner import shares
 from train.config_ppo import PpoConfig
 from train.models.loss_head import causal_lm
+from train.models.virtual_tokens import prompt_as_tokens
 from train.objectives.ppo.episodes import Episode
 from train.objectives.ppo.prompts import Prompt
 from train.protocols import Ranks
@@ -61,11 +63,12 @@ def play(
     mine = shares(asked, ranks.count)[ranks.index]
     width = max(request.max_new_tokens for request in asked)
     found = np.zeros((len(asked), width + 3))  # tokens of the answer and its end; how many; whether it ended by itself
-    with ranks.whole(model) as whole, _generating(whole) as base, torch.no_grad():
+    with ranks.whole(model) as whole, _generating(whole) as base, prompt_as_tokens(whole) as before, torch.no_grad():
         network = Network(base)
         budget = choose(0, base.config, next(base.parameters()).dtype, ranks.device)
         engine = generation if network.shares_prefixes else plain_generation
-        for ended in engine.generate(network, tokenizer, [asked[k] for k in mine], budget):
+        own = [replace(asked[k], prefix_ids=(*before, *asked[k].prefix_ids)) for k in mine]
+        for ended in engine.generate(network, tokenizer, own, budget):
             for answer in ended:
                 ids = [*answer.ids, *([] if answer.end is None else [answer.end])]
                 found[mine[answer.index], : len(ids)] = ids

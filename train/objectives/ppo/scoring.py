@@ -49,14 +49,14 @@ class Scoring:
             places = episodes.places(group)
             found[:3, places] = np.stack([x.double().cpu().numpy() for x in self.statistics(model, batch)])
             with self._as_reference(model) as reference:
-                found[3, places] = self.statistics(reference, batch).log_p_n.double().cpu().numpy()
+                found[3, places] = self.statistics(reference, batch, values=False).log_p_n.double().cpu().numpy()
         joined = np.array(self.ranks.sum(found.ravel().tolist())).reshape(found.shape)
         return dict(zip(NAMES, joined, strict=True))
 
-    def statistics(self, model: nn.Module, batch: Batch) -> Statistics:
-        """Of the batch's targets, with gradients where the loss asks for them."""
-        learn_entropy = self.config.entropy_weight != 0
-        return token_statistics(model, batch.inputs, batch.targets, self.config.temperature, learn_entropy)
+    def statistics(self, model: nn.Module, batch: Batch, values: bool = True) -> Statistics:
+        """Of the batch's targets, with gradients where the loss asks for them. values: False leaves them 0."""
+        entropy = self.config.entropy_weight != 0
+        return token_statistics(model, batch.inputs, batch.targets, self.config.temperature, entropy, values)
 
     @contextlib.contextmanager
     def _as_reference(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -1,0 +1,107 @@
+"""What the rollout draws has the probability that the scoring pass gives it, whichever weights move."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+
+from eval import generation
+from tests.ranks import Solo
+from tests.unit.test_ppo import tiny
+from train.config import LoraConfig, PromptConfig, TuningConfig
+from train.config_ppo import PpoConfig
+from train.data.batch import Shape
+from train.models.token_statistics import add_value_head
+from train.models.virtual_tokens import prompt_as_tokens
+from train.objectives.ppo.episodes import Episodes
+from train.objectives.ppo.prompts import Prompt
+from train.objectives.ppo.rollout import play, requests
+from train.objectives.ppo.scoring import Scoring
+from train.tuning import TUNINGS
+
+PROMPTS = [tuple(range(5, 8 + k)) for k in range(8)] + [(40 + k, *range(50, 51 + k)) for k in range(8)]
+CONFIG = PpoConfig(response_tokens=7)
+
+
+class Whole(Solo):
+    """A run of one process, whose weights are whole anyway."""
+
+    def whole(self, model: Any) -> Any:
+        return contextlib.nullcontext(model)
+
+
+class Reads:
+    """A tokenizer, as far as answers without stop texts need one."""
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+def tuned(kind: str) -> Any:
+    """The tiny model; what is tuned has left its start values."""
+    config = TuningConfig(kind, lora=LoraConfig(rank=4), prompt=PromptConfig(virtual_tokens=3))
+    model: Any = TUNINGS[kind](config).apply(tiny())
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "prompt_encoder" in name:
+            torch.nn.init.normal_(parameter, std=0.05 if "lora_B" in name else 0.3)
+    add_value_head(model)
+    return model.eval()
+
+
+def played(model: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[tuple[int, ...]]) -> tuple[Episodes, list[float]]:
+    """Sampled answers, and the log-probability of each of their tokens as of its drawing."""
+    found: dict[int, list[float]] = {}
+    draw = generation.choose
+
+    def recording(rows: Any, logits_bv: torch.Tensor) -> list[int]:
+        tokens = draw(rows, logits_bv)
+        for row, log_p_v, token in zip(rows, logits_bv.log_softmax(-1), tokens, strict=True):
+            found.setdefault(row.index, []).append(float(log_p_v[token]))
+        return tokens
+
+    monkeypatch.setattr(generation, "choose", recording)
+    asked = requests([Prompt(ids, "r") for ids in prompts], CONFIG, (6, 9), (0, 1), greedy=False)
+    episodes = Episodes(play(model, Reads(), asked, ["r"] * len(prompts), Whole()))
+    return episodes, [log_p for index in sorted(found) for log_p in found[index]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", ["full", "lora", "prompt"])
+def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tuned(kind)
+    episodes, drawn = played(model, monkeypatch, PROMPTS)
+    for tokens_per_micro_batch in (1, 1000):  # one row at a time, and all together
+        shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)  # type: ignore[attr-defined]
+        scoring = Scoring(shape, CONFIG, Solo())
+        if kind == "full":
+            scoring.keep_reference(tiny())
+            scoring.ranks.whole_copy = contextlib.nullcontext  # type: ignore[method-assign]
+        scored = scoring.tokens(model, episodes)
+        assert scored["log_p"] == pytest.approx(drawn, abs=1e-5)
+        plain = tiny()
+        for index, episode in enumerate(episodes.episodes):
+            logits_tv = plain(input_ids=torch.tensor([[*episode.prompt, *episode.answer]])).logits[0]
+            log_p_tv = logits_tv[len(episode.prompt) - 1 : -1].log_softmax(-1)
+            expected = log_p_tv.gather(1, torch.tensor(episode.answer)[:, None])[:, 0].tolist()
+            own = slice(int(episodes.starts[index]), int(episodes.starts[index + 1]))
+            assert scored["reference"][own] == pytest.approx(expected, abs=1e-5)
+    _, alone = played(model, monkeypatch, PROMPTS[:1])
+    assert drawn[: len(alone)] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_tuned_prompt_is_lent_to_the_language_model_and_taken_back() -> None:
+    model = tuned("prompt")
+    base = model.get_base_model()
+    embedding, ids = base.get_input_embeddings(), torch.tensor([[7, 8, 9]])
+    with prompt_as_tokens(model) as before:
+        assert before == (90, 91, 92)
+        behind = base(input_ids=torch.tensor([[*before, 7, 8, 9]])).logits[:, 3:]
+    assert base.get_input_embeddings() is embedding
+    assert torch.allclose(behind, model(input_ids=ids).logits[:, 3:], atol=1e-5)
+    assert not torch.allclose(behind, base(input_ids=ids).logits, atol=1e-2)
+    with prompt_as_tokens(tuned("lora")) as none:
+        assert none == ()

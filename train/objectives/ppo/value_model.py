@@ -1,0 +1,68 @@
+"""A network of its own for the values: found fit for the policy's tokens, then loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from train.config import Config, ModelConfig
+from train.errors import UserError
+from train.models import attention
+from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
+from train.models.token_statistics import VALUE_HEAD
+from train.objectives.ppo.scoring import drop_nothing
+from train.objectives.supervised import FROZEN
+
+KEY = "ppo.value_model"
+
+
+def load_value_model(config: Config, tokenizer: Any, longest: int, packed: bool, device: torch.device) -> Any:
+    """The body of the model that `ppo.value_model` names (a reward model, a language model), in float32.
+
+    longest: tokens of a prompt and its answer. packed: whether several share a row. Raises UserError where the model
+    has another tokenizer than the policy, or looks ahead.
+    """
+    chosen = replace(config.model, path=config.ppo.value_model, revision=None, init="pretrained", tokenizer=None)
+    try:
+        _require_tokens(chosen, tokenizer)
+        _require_body(chosen, len(tokenizer), longest, packed)
+        body: Any = load_model(
+            AutoModel,
+            chosen,
+            dtype=torch.float32,
+            attention=attention.implementation(chosen.attention, packed, device, FROZEN[config.run.precision]),
+            seed=config.run.seed,
+            new=[VALUE_HEAD],
+        )
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from error
+    drop_nothing(body)
+    if chosen.gradient_checkpointing:
+        body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return body
+
+
+def _require_tokens(chosen: ModelConfig, tokenizer: Any) -> None:
+    known = load_tokenizer(chosen).get_vocab()
+    other = next((token for token, number in tokenizer.get_vocab().items() if known.get(token) != number), None)
+    if other is not None:
+        raise UserError(
+            f"the policy's token {other!r} is no token of {chosen.path}, or another one: the value model reads the "
+            "policy's tokens, so both need the same tokenizer; take another model, or leave the key empty"
+        )
+
+
+def _require_body(chosen: ModelConfig, tokens: int, longest: int, packed: bool) -> None:
+    body = skeleton(AutoModel, chosen)
+    if body.config.is_encoder_decoder or any(getattr(m, "is_causal", None) is False for m in body.modules()):
+        raise UserError(f"{chosen.path} is an encoder, whose values would know what follows; take a decoder")
+    if packed and not attention.can_pack(body):
+        raise UserError(f"{chosen.path} cannot keep packed rows apart; set batch.layout to padded")
+    rows, positions = int(body.get_input_embeddings().weight.shape[0]), learned_positions(body)
+    if rows < tokens:
+        raise UserError(f"{chosen.path} has embeddings for {rows:,} tokens, the tokenizer knows {tokens:,}")
+    if positions is not None and positions < longest:
+        raise UserError(f"{chosen.path} has {positions:,} positions, a prompt with its answer takes up to {longest:,}")
