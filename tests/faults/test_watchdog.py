@@ -1,0 +1,72 @@
+"""F7: a rank that never gets to the collective that the others wait in is named, with all stacks, and the run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import STEPS, Workplace, Zygote, finished, status, until
+
+HANG_SECONDS = 4
+LOOP = "train.engine.loop:Loop"
+# (what rank 1 does, in which kind of run, the phase it is in, where its main thread is seen)
+HANGS = {
+    "asleep before the step's collective": (f"{LOOP}._agree", "sleep 1000", "ddp", "data", "loop.py"),
+    "asleep while others wait in backward": (
+        "train.objectives.causal_lm:CausalLM.loss",
+        "sleep 1000",
+        "ddp",
+        "forward",
+        "loop.py",
+    ),
+    "Python blocked, in the midst of a step": (f"{LOOP}._update", "freeze 1000", "zero2", "agreeing", None),
+}
+
+
+@pytest.mark.parametrize("case", HANGS)
+def test_the_stuck_rank_is_told_from_those_that_wait(
+    case: str, zygote: Zygote, workplace: Workplace, tmp_path: Path
+) -> None:
+    at, action, kind, phase, place = HANGS[case]
+    run, moment = tmp_path / "run", tmp_path / "moment"
+    orders = [
+        {"at": at, "nth": 5, "rank": 1, "do": action},
+        {"at": at, "nth": 5, "rank": 1, "do": f"touch {moment}"},  # the later order acts first
+    ]
+    arguments = workplace.arguments(run, **{"run.hang_seconds": HANG_SECONDS})
+    with contextlib.closing(zygote.start(arguments, tmp_path / "log", kind, orders)) as processes:
+        until(moment.exists)
+        began = time.monotonic()
+        until(lambda: status(run)["state"] == "failed")
+        seconds = time.monotonic() - began
+        codes = processes.wait(10)
+    assert codes == [70, None if action.startswith("freeze") else 70], processes.output
+    assert HANG_SECONDS <= seconds < HANG_SECONDS + 5
+    said = status(run)
+    assert (said["rank"], said["exit_code"]) == (1, 70)
+    assert f"rank 1 hangs in `{phase}`" in said["reason"]
+    assert "for it waits rank 0." in said["reason"]
+    assert (place or "does not react") in said["reason"]
+    assert said["reason"] in processes.output
+    for rank in (0, 1):
+        _, stacks = processes.output.split(f"stacks of rank {rank}:")
+        assert "inject.py" in stacks if rank else "all_reduce" in stacks or "_engine_run_backward" in stacks
+    assert said["step"] in (finished(run)[-1], finished(run)[-1] + 1)
+
+
+def test_slow_ranks_are_left_alone(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """Long before the first step, in a save, and altogether: none of it is a hang."""
+    run = tmp_path / "run"
+    orders = [
+        {"at": "train.engine.saving:Checkpoints.resume", "rank": 1, "do": "sleep 4"},
+        {"at": "train.engine.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 4"},
+        {"at": f"{LOOP}._update", "nth": 0, "rank": 1, "do": "sleep 0.4"},
+    ]
+    arguments = workplace.arguments(run, **{"run.hang_seconds": 2})
+    processes = zygote.run(arguments, tmp_path / "log", "ddp", orders)
+    assert processes.codes == [0, 0], processes.output
+    assert (status(run)["state"], status(run)["step"]) == ("finished", STEPS)
+    assert not (run / "ranks").exists()
