@@ -19,7 +19,7 @@ from train.engine.hang import SLOW, Stillness, judge, whereabouts
 from train.engine.process import ended, started
 from train.engine.signs import Failure, Sign, Signs, sign
 from train.engine.watchdog import HANG, Watchdog
-from train.errors import EndedWithError, NumericsError, UserError
+from train.errors import CannotWriteError, EndedWithError, UserError
 from train.pulse import PULSE, Pulse
 
 SIGN = Sign(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=False, at="train/x.py:1 (f)")
@@ -130,28 +130,33 @@ def test_a_process_that_ended_is_told_from_one_with_its_number() -> None:
 
 
 def fail(folder: Path, own: Exception, others: Exception) -> list[object]:
-    """Two ranks, of which the second raises first and the other a moment later."""
+    """Two ranks: the second raises its `own` error, the other one that it may come by a moment before."""
 
     def work(ranks: Threads) -> None:
         with Watchdog(folder, ranks, 60) as dog, dog.first_error():
             ranks.barrier()
             if ranks.index == 0:
-                time.sleep(0.2)
                 raise others
+            time.sleep(0.3)
             raise own
 
     return list(together(2, work))
 
 
-def test_the_first_error_counts_and_the_others_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", [RuntimeError("Connection closed by peer"), CannotWriteError("rank 1 failed")])
+def test_the_first_error_counts_and_the_others_end_with_it(
+    broken: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watchdog, "TICK_SECONDS", 60.0)  # this process is not to be ended
-    ended_with, own = fail(tmp_path, NumericsError("rows a:1"), RuntimeError("Connection closed by peer"))
-    assert isinstance(own, NumericsError)
+    own = CannotWriteError("the disk is full")
+    own.__cause__ = OSError("No space left on device")
+    ended_with, error = fail(tmp_path, own, broken)
+    assert error is own
     assert isinstance(ended_with, EndedWithError)
-    assert ended_with.exit_code == own.exit_code == 65
+    assert ended_with.exit_code == 73
     assert "rank 1 failed first" in str(ended_with)
     said = json.loads((tmp_path / "status.json").read_text())
-    assert (said["state"], said["rank"], said["exit_code"], said["reason"]) == ("failed", 1, 65, "rows a:1")
+    assert (said["state"], said["rank"], said["exit_code"], said["reason"]) == ("failed", 1, 73, "the disk is full")
 
 
 def test_where_this_thread_is() -> None:

@@ -74,7 +74,7 @@ class Watchdog:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, RuntimeError):
+            if _second_hand(error):
                 self._look_for_another()
             code = error.exit_code if isinstance(error, UserError) else 1
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -88,9 +88,9 @@ class Watchdog:
             raise
 
     def _look_for_another(self) -> None:
-        """A peer that is gone shows as an error of a collective, an instant before it can be seen to be gone."""
+        """Wait a little for a rank that says, or can be seen to be gone, what is behind an error here."""
         end = time.monotonic() + GRACE_SECONDS
-        while self._peers and self._signs.first() is None and time.monotonic() < end:
+        while self._ranks.count > 1 and self._signs.first() is None and time.monotonic() < end:
             if lost := self._lost():
                 self._report(lost)
             time.sleep(0.05)
@@ -150,6 +150,7 @@ class Watchdog:
 
     def _testify(self) -> None:
         """Show this rank's stacks and where its main thread is."""
+        faulthandler.cancel_dump_traceback_later()
         self._signs.stacks.truncate(0)
         faulthandler.dump_traceback(self._signs.stacks, all_threads=True)
         self._say(sign(self._rank, *whereabouts()))
@@ -183,6 +184,11 @@ class Watchdog:
         prefix = f"[rank {self._rank}] " if self._rank else ""
         sys.stderr.write(mask(f"{prefix}{text.rstrip()}\n"))
         sys.stderr.flush()
+
+
+def _second_hand(error: BaseException) -> bool:
+    """Whether another rank's failure may be behind it: collectives break so, and a save given up has no cause here."""
+    return isinstance(error, RuntimeError) or (isinstance(error, CannotWriteError) and error.__cause__ is None)
 
 
 def _ended(peer: Sign) -> bool:
