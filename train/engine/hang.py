@@ -12,7 +12,11 @@ from train.pulse import PULSE
 
 SLOW = 10  # how many times as long nothing may happen where that is normal
 ROOT = Path(__file__).resolve().parents[2]
-WAITING = ("/torch/distributed/", "/deepspeed/")  # innermost frames of a thread that waits for other ranks
+WAITING = (
+    "/torch/distributed/",
+    "/torch/nn/parallel/distributed.py",
+    "/deepspeed/",
+)  # innermost frames of a thread that waits for other ranks
 COLLECTIVES = ("sum", "barrier", "gather")  # of train.engine.runtime
 
 
