@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import sys
+import time
+from pathlib import Path
 from typing import NoReturn
+
+
+def tell_launcher(message: str) -> None:
+    """Have `accelerate launch` and torchrun name the reason in what they print last."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def leave(code: int) -> NoReturn:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.config import parse
 from eval.errors import UserError
-from eval.leave import leave
+from eval.leave import leave, tell_launcher
 from eval.masking import hide_secrets, mask
 
 
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str]) -> int:
         ranks.close()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print(mask(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}"), file=sys.stderr)
+        message = mask(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
+        print(message, file=sys.stderr)
+        tell_launcher(message)
         return error.exit_code
     return 0
 

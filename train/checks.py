@@ -11,6 +11,7 @@ from train.config import LEARNS_FROM, Config, OptimConfig, flat
 RANGES = {
     "run.seed": "[0, 4294967295]",
     "run.stop_after_minutes": "(0, inf)",
+    "run.hang_seconds": "(0, inf)",
     "run.max_skipped_steps": "[0, inf)",
     "data.validation_fraction": "[0, 1)",
     "data.max_length_tokens": "[2, inf)",

@@ -43,6 +43,8 @@ class RunConfig:
             never refuses a folder that holds checkpoints.
         stop_after_minutes: Save and stop cleanly after this many minutes (a deadline of the machine), or never.
         precision: Arithmetic of forward and backward. auto is bf16 where the hardware is fast at it, else fp32.
+        hang_seconds: End the run (exit code 70), naming the rank to blame, when no rank gets on for this long; ten
+            times as long before the first step and while saving or merging; null never does.
         max_skipped_steps: Updates with a non-finite gradient skipped before the run is given up (exit code 65).
     """
 
@@ -51,6 +53,7 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     stop_after_minutes: float | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    hang_seconds: float | None = 1800.0
     max_skipped_steps: int = 10
 
 
@@ -384,6 +387,7 @@ FREE_KEYS = (
     "run.folder",
     "run.resume",
     "run.stop_after_minutes",
+    "run.hang_seconds",
     "batch.tokens_per_micro_batch",
     "checkpoint",
     "watch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval.errors import CannotWriteError, UserError
 
-__all__ = ["CannotWriteError", "NoCheckpointError", "NumericsError", "UserError"]
+__all__ = ["CannotWriteError", "EndedWithError", "NoCheckpointError", "NumericsError", "UserError"]
 
 
 class NumericsError(UserError):
@@ -17,3 +17,11 @@ class NoCheckpointError(UserError):
     """There are checkpoints, but none that verifies; nothing was deleted."""
 
     exit_code = 66
+
+
+class EndedWithError(UserError):
+    """This rank only ends because another one failed first. It takes over that rank's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

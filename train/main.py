@@ -11,11 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import leave
+from eval.leave import leave, tell_launcher
 from eval.masking import hide_secrets, mask
 from train.config import Config, flat
 from train.engine.stop import Stop
 from train.errors import UserError
+from train.pulse import PULSE
 from train.recipe import parse
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def run(config: Config, stop: Stop) -> None:
         run=dataclasses.replace(config.run, precision=runtime.precision),
         validation=dataclasses.replace(config.validation, metric=metric),
     )
-    with session(config, runtime, stop) as this:
+    with session(config, runtime, stop) as folder:
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
         objective = kind(config, tuning, runtime)
         model = objective.complete(tuning.apply(objective.load_model()))
@@ -56,11 +57,11 @@ def run(config: Config, stop: Stop) -> None:
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
         checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning)
-        progress = this.progress = checkpoints.resume()
+        progress = checkpoints.resume()
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
         peak = Peak(runtime.sum([device.flops])[0], device.source)
         describe(config, runtime, objective, parameters, peak, progress)
-        board = Board(this.folder, config.watch, runtime.main)
+        board = Board(folder, config.watch, runtime.main)
         board.start(progress.step, objective.plan.total_steps)
         board.hyperparameters(flat(config))
         loop = Loop(
@@ -72,16 +73,16 @@ def run(config: Config, stop: Stop) -> None:
             log.info("finished after step %d: %s", outcome.step, outcome.reason)
         runtime.close()
         if runtime.main:
-            record.write(this.folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
+            record.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
         if runtime.main and outcome.state == "finished":
             from train.merge import merge
             from train.report import print_table, write_report
 
             if config.merge.at_end:
-                merge(this.folder, this.folder / "merged", config.merge, code=config.model.trust_remote_code)
-            write_report(this.folder)
-            print_table(this.folder)
-        finish(this, outcome, stop, runtime)
+                merge(folder, folder / "merged", config.merge, code=config.model.trust_remote_code)
+            write_report(folder)
+            print_table(folder)
+        finish(folder, outcome, stop, runtime)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,8 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
         with Stop() as stop:
             run(parse(sys.argv[1:] if arguments is None else arguments), stop)
     except UserError as error:
-        print(mask(f"[rank {rank}] {error}" if rank else str(error)), file=sys.stderr, flush=True)
+        message = mask(f"[rank {rank}] {error}" if rank else str(error))
+        print(message, file=sys.stderr, flush=True)
+        tell_launcher(message)
         return error.exit_code
+    except Exception as error:
+        if "RANK" in os.environ:
+            print(f"[rank {rank}] failed after step {PULSE.step}, in `{PULSE.phase}`:", file=sys.stderr)
+        sys.excepthook(*sys.exc_info())  # the interpreter would, too, but then might wait for ranks that wait for us
+        tell_launcher(mask(f"{type(error).__name__}: {error}"))
+        return 1
     return 0
 
 

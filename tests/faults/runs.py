@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.faults.inject import VARIABLE
-from tests.process.runs import ROOT, TINY, environment, write_rows
+from tests.process.runs import BIN, ROOT, TINY, environment, write_rows
 from tests.process.runs import arguments as base_arguments
 from train.engine import commit, manifest
 
@@ -85,6 +87,22 @@ def rank_environment(
         kept["ACCELERATE_USE_DEEPSPEED"] = "true"
         kept["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(ROOT / "ds_configs" / f"{kind}.json")
     return kept
+
+
+def launch_ranks(
+    arguments: list[str], log: Path, orders: list[dict[str, Any]], before: tuple[str, ...] = (), **variables: str
+) -> psutil.Popen:
+    """`accelerate launch` with two DDP ranks, as a user starts it; `before` goes in front of the command."""
+    base = rank_environment("single", 0, 0, orders)
+    base.pop("ACCELERATE_USE_CPU")
+    base["PYTHONPATH"] = str(ROOT / "tests" / "faults" / "plug")
+    config = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
+    launch = [sys.executable, str(BIN / "accelerate"), "launch", "--config_file", config]
+    with log.open("w") as file:
+        return psutil.Popen(
+            [*before, *launch, "--main_process_port", "0", str(ROOT / "train" / "main.py"), *arguments],
+            cwd=ROOT, env=base | variables, stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
 class Zygote:

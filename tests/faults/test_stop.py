@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.faults.inject import VARIABLE
 from tests.faults.runs import (
     STEPS,
     Workplace,
     Zygote,
     finished,
+    launch_ranks,
     leftovers,
     losses,
-    rank_environment,
     status,
     until,
     weights,
 )
-from tests.process.runs import BIN, ROOT
 
 UPDATE = "train.engine.loop:Loop._update"
 
@@ -102,10 +98,7 @@ def send_to_launcher(processes: list[psutil.Process], number: signal.Signals) ->
 def test_through_the_launcher(zygote: Zygote, workplace: Workplace, reference_of_two: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher; SIGUSR1 to one told to pass it on; SIGUSR1 to all where the launcher ignores it."""
     run = tmp_path / "run"
-    slow = f'[{{"at": "{UPDATE}", "nth": 0, "do": "sleep 0.4"}}]'
-    base = rank_environment("single", 0, 0, None)
-    base.pop("ACCELERATE_USE_CPU")
-    base |= {VARIABLE: slow, "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+    slow = [{"at": UPDATE, "nth": 0, "do": "sleep 0.4"}]
     passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
     lives = (
         (signal.SIGTERM, send_to_launcher, {}),
@@ -114,14 +107,8 @@ def test_through_the_launcher(zygote: Zygote, workplace: Workplace, reference_of
     )
     before = 0
     for life, (number, send, variables) in enumerate(lives):
-        config = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
-        launch = [sys.executable, str(BIN / "accelerate"), "launch", "--config_file", config]
-        ignore = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash"] if send is send_to_all else []
-        with (tmp_path / f"life{life}.log").open("w") as log:
-            launcher = psutil.Popen(
-                [*ignore, *launch, str(ROOT / "train" / "main.py"), *workplace.arguments(run)],
-                cwd=ROOT, env=base | variables, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+        ignore = ("bash", "-c", 'trap "" USR1; exec "$@"', "bash") if send is send_to_all else ()
+        launcher = launch_ranks(workplace.arguments(run), tmp_path / f"life{life}.log", slow, ignore, **variables)
         everyone = [launcher]
         try:
             until(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > before)  # noqa: B023

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from eval.leave import tell_launcher
 
 ENDING = """
 import atexit
@@ -23,3 +27,12 @@ def test_the_code_and_the_output_arrive(processes: str, said: str) -> None:
     environment = {**os.environ, "WORLD_SIZE": processes}
     done = subprocess.run([sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, said, "")
+
+
+def test_the_launcher_is_told_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_launcher("alone: nobody to tell")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    tell_launcher("too hot")
+    assert json.loads((tmp_path / "error.json").read_text())["message"] == "too hot"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    tell_launcher("cannot be written")

@@ -22,6 +22,7 @@ from train.data.sources import NumberedRow, Source
 from train.data.store import TableWriter
 from train.data.tokenise import Chunk, Encoder, Settings
 from train.errors import UserError
+from train.pulse import PULSE
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1_000_000
 ROWS_ALONE = 2048  # fewer are done before other processes have started
@@ -98,6 +99,7 @@ class Workers:
         running: deque[tuple[Task, Future[Chunk]]] = deque()
         for task in tasks:
             self.rows += len(task.rows)
+            PULSE.beat()
             if self.processes == 1 or self.rows <= ROWS_ALONE:
                 yield task, self.alone.encode(task)
                 continue

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from train.engine.process import started
 from train.errors import CannotWriteError, UserError
 from train.protocols import Ranks
 
@@ -118,7 +119,7 @@ def _myself() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": started(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID"),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
     }
@@ -140,14 +141,4 @@ def _alive(holder: Mapping[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return holder.get("started") is None or holder["started"] == _started(holder["pid"])
-
-
-def _started(pid: int) -> int | None:
-    """Start of a process in clock ticks since boot; None where the system does not tell."""
-    try:
-        return int(
-            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
-        )
-    except (OSError, ValueError, IndexError):
-        return None
+    return holder.get("started") is None or holder["started"] == started(holder["pid"])

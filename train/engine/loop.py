@@ -16,6 +16,7 @@ from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
 from train.errors import NumericsError
 from train.protocols import Batch, Objective
+from train.pulse import PULSE
 
 ROWS_NAMED = 10  # in a message
 
@@ -109,6 +110,7 @@ class Loop:
         Raises NumericsError when too many updates in a row had no finite gradient.
         """
         saved_at = progress.step or None  # a resumed run comes from a checkpoint of this step
+        PULSE.step = progress.step
         if progress.step == 0 and self.config.validation.at_start:
             self._validate(progress)
         self.model.train()
@@ -116,6 +118,7 @@ class Loop:
         state: Literal["finished", "preempted"] = "finished"
         while (reason := self._over(progress)) is None:
             began = time.monotonic()
+            PULSE.enter("data")
             batches = next(steps, None)
             if batches is None:
                 reason = "all data seen"  # by the run that is resumed here
@@ -128,11 +131,16 @@ class Loop:
             better = self._due(self.config.validation.every_steps, progress.step) and self._validate(progress)
             due = self._due(self.config.checkpoint.every_steps, progress.step)
             if due or (better and self.config.checkpoint.keep_best):
-                self.save(progress)
+                self._save(progress)
                 saved_at = progress.step
         if saved_at != progress.step:
-            self.save(progress)
+            self._save(progress)
+        PULSE.enter("ending", slow=True)
         return Outcome(state, progress.step, reason)
+
+    def _save(self, progress: Progress) -> None:
+        PULSE.enter("saving", slow=True)
+        self.save(progress)
 
     def _over(self, progress: Progress) -> str | None:
         """Why there is nothing more to do, or None."""
@@ -147,6 +155,7 @@ class Loop:
         """One update, and what is written about it."""
         norm, losses = self._update(batches, counts, progress.step)
         progress.step += 1
+        PULSE.done(progress.step)
         progress.tokens += int(counts["tokens"])
         self.window.seconds += time.monotonic() - began
         progress.seconds += time.monotonic() - began
@@ -159,6 +168,7 @@ class Loop:
 
     def _agree(self, batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
         """Global counts of this step, and whether any rank was asked to stop: one exchange for both."""
+        PULSE.enter("agreeing")
         terms = self.objective.terms
         mine = [sum(b.counts.get(term, 0.0) for b in batches) for term in terms]
         mine += [sum(b.tokens for b in batches), sum(b.slots for b in batches), float(self.stop_requested())]
@@ -177,9 +187,12 @@ class Loop:
         for index, batch in enumerate(batches):
             self.runtime.seed(self.config.run.seed, step, index)
             with self.runtime.micro_step(self.model, last=index == len(batches) - 1):
+                PULSE.enter("forward")
                 sums = self.objective.loss(self.model, batch.to(self.runtime.device))
+                PULSE.enter("backward")
                 self.runtime.backward(sums, counts)
             losses.append(Loss({term: value.detach().double() for term, value in sums.items()}, batch.row_ids))
+        PULSE.enter("update")
         return self.runtime.step(self.model, self.optimizer), losses
 
     def _skipped(self, losses: Sequence[Loss], progress: Progress) -> None:
@@ -205,6 +218,7 @@ class Loop:
             if told:
                 self.watch.metrics(progress.step, told)
             return
+        PULSE.enter("metrics")
         window = self.window
         terms = [term for term in self.objective.terms if window.counts.get(term)]
         sums = self.runtime.sum([float(window.sums[term]) for term in terms])
@@ -236,6 +250,7 @@ class Loop:
 
     def _validate(self, progress: Progress) -> bool:
         """Held-out metrics and samples; whether the chosen metric is the best so far."""
+        PULSE.enter("validation")
         values = self.objective.validate(self.model)
         self.watch.metrics(progress.step, {f"validation/{name}": value for name, value in values.items()})
         self.watch.samples(progress.step, self.objective.samples(self.model))

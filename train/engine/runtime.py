@@ -26,11 +26,13 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
 from train.errors import UserError
+from train.pulse import PULSE
 
 Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
@@ -78,6 +80,10 @@ def _clip_exactly(parameters: Iterable[nn.Parameter], limit: float) -> float:
     if norm > limit and norm != float("inf"):
         torch._foreach_mul_(gradients, limit / norm)
     return norm
+
+
+def _beat(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    PULSE.beat()
 
 
 class Runtime:
@@ -158,6 +164,9 @@ class Runtime:
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Model and optimizer, spread over the ranks."""
+        for module in model.modules():  # under whatever wraps it: generation and validation are seen to get on as well
+            if isinstance(module, PreTrainedModel):
+                module.register_forward_pre_hook(_beat)
         prepared = self.accelerator.prepare(model, optimizer)
         return prepared[0], prepared[1]
 

@@ -22,52 +22,39 @@ from train.engine.loop import Outcome, Progress
 from train.engine.quiet import quiet_libraries
 from train.engine.runtime import Runtime
 from train.engine.stop import Stop, write_status
-from train.errors import CannotWriteError, UserError
+from train.engine.watchdog import Watchdog
 from train.protocols import Objective
 from train.recipe import to_yaml
 
 log = logging.getLogger(__name__)
 
 
-class Session:
-    """What the status file knows of the run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.progress = Progress()
-
-
 @contextlib.contextmanager
-def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
-    """Hold the run folder, look for stop requests, and leave a status.json that tells how the run ended."""
+def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Path]:
+    """Hold the run folder, look for stop requests and for ranks that fail or hang, and leave a status.json that tells
+    how the run ended. Gives the folder.
+    """
     folder = Path(config.run.folder)
     logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
     quiet_libraries(runtime.main)
-    with hold(folder, runtime):
+    with hold(folder, runtime), Watchdog(folder, runtime, config.run.hang_seconds) as watchdog:
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
-        this = Session(folder)
-        if runtime.main:
-            write_status(folder, "running", 0)
-        try:
-            yield this
-        except BaseException as error:
-            code = error.exit_code if isinstance(error, UserError) else 1
+        with watchdog.first_error():
             if runtime.main:
-                with contextlib.suppress(CannotWriteError):  # the error itself is what counts
-                    write_status(folder, "failed", this.progress.step, str(error) or repr(error), code)
-            raise
+                write_status(folder, "running", 0)
+            yield folder
 
 
-def finish(this: Session, outcome: Outcome, stop: Stop, runtime: Runtime) -> None:
+def finish(folder: Path, outcome: Outcome, stop: Stop, runtime: Runtime) -> None:
     """Say how the run ended."""
     if not runtime.main:
         return
     stop.obeyed()  # also where the request came too late to matter: the next start must not stop at once
     if outcome.state == "finished":
-        write_status(this.folder, "finished", outcome.step, outcome.reason, 0)
+        write_status(folder, "finished", outcome.step, outcome.reason, 0)
         return
     reason = stop.reason or "another rank was asked to stop"
-    write_status(this.folder, "preempted", outcome.step, reason, 0)
+    write_status(folder, "preempted", outcome.step, reason, 0)
     Console(stderr=True).print(f"Stopped after step {outcome.step} ({reason}); the same command continues from there.")
 
 

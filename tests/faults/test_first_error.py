@@ -1,0 +1,90 @@
+"""F6 and F8: a rank that raises or is killed ends the run at once; why is said first, and stands in status.json."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.faults.inject import VARIABLE
+from tests.faults.runs import Workplace, Zygote, finished, launch_ranks, status, until
+
+SECONDS = 10  # from the failure to the launcher's last word; on a busy machine it takes a while to end after that
+DATA = "train.data.steps:rank_batches"
+
+
+def processes_with(mark: str) -> list[psutil.Process]:
+    """Living processes whose injections name `mark`, in whatever session they are."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if mark in process.environ().get(VARIABLE, ""):
+                found.append(process)
+    return found
+
+
+def launched(orders: list[dict[str, Any]], workplace: Workplace, folder: Path) -> tuple[Path, str]:
+    """The folder and output of a run of two ranks that fails; the first order must act when `folder/moment` is made."""
+    run, moment, log = folder / "run", folder / "moment", folder / "log"
+    touch = {**orders[0], "do": f"touch {moment}"}  # the later order acts first
+    launcher = launch_ranks(workplace.arguments(run), log, [*orders, touch])
+    try:
+        until(moment.exists)
+        until(lambda: not processes_with(str(moment)))
+        assert launcher.wait(10) != 0, log.read_text()
+    finally:
+        for process in processes_with(str(moment)):
+            process.kill()
+    assert log.stat().st_mtime - moment.stat().st_mtime < SECONDS, log.read_text()
+    return run, log.read_text()
+
+
+def test_a_rank_that_raises(workplace: Workplace, tmp_path: Path) -> None:
+    orders = [{"at": DATA, "nth": 5, "rank": 1, "do": "raise no more rows"}]
+    run, text = launched(orders, workplace, tmp_path)
+    said = status(run)
+    assert (said["state"], said["rank"], said["exit_code"], said["step"]) == ("failed", 1, 1, 4)
+    assert said["reason"] == "ValueError: no more rows"
+    before, _, after = text.partition("[rank 1] failed after step 4, in `data`:\n")
+    assert "Traceback" not in before
+    assert "rror" not in before
+    own, _, cascade = after.partition("[rank1]: ValueError: no more rows\n")  # torch puts the rank before each line
+    assert own.startswith("[rank1]: Traceback (most recent call last):\n")
+    assert "in walk\n" in own
+    assert f"ended because rank 1 failed first; {run / 'status.json'} says why" in cascade
+    assert "closed by peer" not in text
+    assert re.search(
+        r"Root Cause(.|\n)*rank      : 1(.|\n)*ValueError: no more rows", cascade
+    )  # the launcher's last words
+    assert finished(run) == [2, 4]
+
+
+def test_a_rank_that_is_killed(workplace: Workplace, tmp_path: Path) -> None:
+    orders = [{"at": "train.engine.loop:Loop._update", "nth": 5, "rank": 1, "do": "SIGKILL"}]
+    run, text = launched(orders, workplace, tmp_path)
+    said = status(run)
+    assert (said["state"], said["rank"], said["exit_code"], said["step"]) == ("failed", 1, 1, 4)
+    assert said["reason"].startswith("rank 1 (process ")
+    assert re.search(r"was killed; last seen after step [2-4], in `", said["reason"])  # a second before at the most
+    assert said["reason"] in text
+    assert "closed by peer" not in text
+    assert finished(run)[-1] == 4
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_waits_without_noticing_is_ended(rank: int, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """On GPUs a collective does not notice that a rank is gone: here the other one sleeps instead."""
+    run = tmp_path / "run"
+    orders = [
+        {"at": DATA, "nth": 5, "rank": rank, "do": "SIGKILL" if rank else "raise no more rows"},
+        {"at": DATA, "nth": 5, "rank": 1 - rank, "do": "sleep 1000"},
+    ]
+    processes = zygote.run(workplace.arguments(run), tmp_path / "log", "ddp", orders)
+    codes = [-9, 1][::-1] if rank else [1, 1]
+    assert processes.codes == codes, processes.output
+    assert (status(run)["state"], status(run)["rank"]) == ("failed", rank)
+    assert f"ended because rank {rank} failed first" in processes.output

@@ -1,0 +1,172 @@
+"""Who hangs, who failed first, and who only waits: decided from what the ranks last said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import Threads, together
+from train import errors
+from train.engine import watchdog
+from train.engine.hang import SLOW, Stillness, judge, whereabouts
+from train.engine.process import ended, started
+from train.engine.signs import Failure, Sign, Signs, sign
+from train.engine.watchdog import HANG, Watchdog
+from train.errors import CannotWriteError, EndedWithError, UserError
+from train.pulse import PULSE, Pulse
+
+SIGN = Sign(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=False, at="train/x.py:1 (f)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stuck"),
+    [
+        ([{}, {"place": 71, "phase": "agreeing", "waits": True}, {"place": 71, "waits": True}], [0]),
+        ([{"place": 71, "phase": "backward"}, {"phase": "forward"}], [1]),  # who waits in C++ cannot be seen to wait
+        ([{"waits": True}, {}], [1]),  # ZeRO-3 waits inside the forward pass too
+        ([{"waits": True}, {"waits": True}], [0, 1]),  # different collectives, or the network
+        ([{"waits": True}, {"place": 99, "at": ""}], [1]),  # does not react, however far it was
+        ([{}], [0]),
+    ],
+)
+def test_who_is_to_blame(changes: list[dict[str, object]], stuck: list[int]) -> None:
+    signs = {rank: replace(SIGN, rank=rank, **change) for rank, change in enumerate(changes)}
+    ranks, text = judge(signs, 30.0)
+    assert ranks == stuck
+    assert text.startswith("After step 7 nothing happened for 30 s: ")
+    for rank, one in signs.items():
+        assert (f"rank {rank} hangs in `{one.phase}`" in text) == (rank in stuck)
+
+
+def still_for(stillness: Stillness, signs: dict[int, Sign], most: int) -> int:
+    """Seconds until it is too long; `most` if it is not."""
+    return next((second for second in range(1, most) if stillness.too_long(1.0, lambda: signs)), most)
+
+
+@pytest.fixture
+def pulse() -> Pulse:
+    """That of this process, in a training step."""
+    PULSE.done(1)
+    PULSE.enter("data")
+    return PULSE
+
+
+def test_a_hang_is_a_time_in_which_no_rank_gets_on(pulse: Pulse) -> None:
+    mine, other = SIGN, replace(SIGN, rank=1)
+    stillness = Stillness(0, 10)
+    signs = {0: mine, 1: other}
+    assert not stillness.too_long(1.0, lambda: signs)  # sees the last beat
+    assert still_for(stillness, signs, 99) == 10
+    pulse.beat()
+    assert still_for(stillness, signs, 99) == 11
+    pulse.beat()
+    for _ in range(100):  # this rank waits, and the other works
+        signs[1] = replace(signs[1], beats=signs[1].beats + 1)
+        assert not stillness.too_long(1.0, lambda: signs)
+    assert still_for(stillness, signs, 99) <= 2 * 10
+    pulse.beat()
+    signs[1] = replace(signs[1], slow=True)  # this rank waits for one that saves
+    assert still_for(stillness, signs, 999) == SLOW * 10 + 1
+    pulse.enter("saving", slow=True)
+    signs[1] = other
+    assert still_for(stillness, signs, 99) == 99
+
+
+def test_the_first_step_may_take_longer() -> None:
+    pulse = Pulse()
+    pulse.enter("forward")
+    assert pulse.slow
+    pulse.done(1)
+    assert not pulse.slow
+    pulse.enter("saving", slow=True)
+    assert pulse.slow
+    assert pulse.place == pulse.beats == 2
+
+
+def test_only_one_failure_is_the_first(tmp_path: Path) -> None:
+    ranks = [Signs(tmp_path, rank) for rank in range(3)]
+    ranks[0].clear()
+    failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(3)]
+    assert ranks[0].first() is None
+    assert ranks[2].claim(failures[2]) is failures[2]
+    assert ranks[0].claim(failures[0]) == failures[2] == ranks[1].first()
+    ranks[0].clear()  # the next life of the run
+    assert ranks[1].claim(failures[1]) is failures[1]
+
+
+def test_signs_are_read_by_others_and_withdrawn(tmp_path: Path) -> None:
+    first, second = Signs(tmp_path, 0), Signs(tmp_path, 1)
+    first.clear()
+    said = sign(1)
+    second.write(said)
+    assert first.read() == {1: said}
+    assert not first.has_left(1)
+    (first.folder / "rank-00002.json").write_text("")  # is being replaced just now
+    assert set(first.read()) == {1}
+    second.withdraw()
+    assert first.has_left(1)
+
+
+def test_a_process_that_ended_is_told_from_one_with_its_number() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    start = started(process.pid)
+    assert start is not None
+    assert not ended(process.pid, start)
+    assert ended(process.pid, start + 1)
+    process.kill()
+    end = time.monotonic() + 10
+    while not ended(process.pid, start):  # as a zombie already
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.wait()
+    assert ended(process.pid, start)
+
+
+def fail(folder: Path, own: Exception, others: Exception) -> list[object]:
+    """Two ranks: the second raises its `own` error, the other one that it may come by a moment before."""
+
+    def work(ranks: Threads) -> None:
+        with Watchdog(folder, ranks, 60) as dog, dog.first_error():
+            ranks.barrier()
+            if ranks.index == 0:
+                raise others
+            time.sleep(0.3)
+            raise own
+
+    return list(together(2, work))
+
+
+@pytest.mark.parametrize("broken", [RuntimeError("Connection closed by peer"), CannotWriteError("rank 1 failed")])
+def test_the_first_error_counts_and_the_others_end_with_it(
+    broken: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", 60.0)  # this process is not to be ended
+    own = CannotWriteError("the disk is full")
+    own.__cause__ = OSError("No space left on device")
+    ended_with, error = fail(tmp_path, own, broken)
+    assert error is own
+    assert isinstance(ended_with, EndedWithError)
+    assert ended_with.exit_code == 73
+    assert "rank 1 failed first" in str(ended_with)
+    said = json.loads((tmp_path / "status.json").read_text())
+    assert (said["state"], said["rank"], said["exit_code"], said["reason"]) == ("failed", 1, 73, "the disk is full")
+
+
+def test_where_this_thread_is() -> None:
+    at, waits = whereabouts()
+    assert re.fullmatch(r"train/engine/hang\.py:[0-9]+ \(whereabouts\)", at)
+    assert not waits
+
+
+def test_exit_codes_are_those_of_the_guide(project: Path) -> None:
+    table = re.findall(r"^\| ([0-9]+) \|", (project / "docs/resume.md").read_text(encoding="utf-8"), re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
+    own = {kind.exit_code for kind in kinds}
+    assert {int(code) for code in table} == own | {os.EX_OK, 1, HANG}

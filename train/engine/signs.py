@@ -1,0 +1,144 @@
+"""RUN/ranks: where each rank stands, in a small file of its own, and which of them failed first.
+
+Files, since they reach every node without a collective, which is just what hangs when these are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TextIO
+
+from train.engine.process import started
+from train.pulse import PULSE
+
+FOLDER = "ranks"
+FIRST = "first-failure.json"
+SETTLE_SECONDS = 2.0  # for a file that was just made to become readable
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank last said. started: see `process.started`. The middle is its `train.pulse.Pulse`.
+
+    at: once the run hangs, the place in our code where its main thread is. waits: whether that is for other ranks.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    started: int | None
+    step: int
+    phase: str
+    place: int
+    beats: int
+    slow: bool
+    at: str = ""
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the run ends. hang: found out by rank `rank`, which may not be the one to blame."""
+
+    rank: int
+    exit_code: int
+    message: str
+    hang: bool = False
+
+
+def sign(rank: int, at: str = "", waits: bool = False) -> Sign:
+    """What this process has to say now."""
+    pid, pulse = os.getpid(), PULSE
+    began = started(pid)
+    return Sign(
+        rank, socket.gethostname(), pid, began, pulse.step, pulse.phase, pulse.place, pulse.beats, pulse.slow, at, waits
+    )
+
+
+class Signs:
+    """The folder, as seen by one rank. A disk that cannot be written makes signs old, and is never an error here."""
+
+    def __init__(self, run_folder: Path, rank: int) -> None:
+        self.folder = run_folder / FOLDER
+        self._first = self.folder / FIRST
+        self._mine = self._of(rank)
+
+    def _of(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}.json"
+
+    @cached_property
+    def stacks(self) -> TextIO:
+        """Where this rank's stacks are written, if ever; a real file, kept open for a thread that cannot open one."""
+        try:
+            return self._mine.with_suffix(".stacks").open("a", encoding="utf-8")
+        except OSError:
+            return sys.__stderr__ or sys.stderr
+
+    def clear(self) -> None:
+        """Remove what an earlier life of the run left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.mkdir()
+
+    def write(self, sign: Sign) -> None:
+        """Replace this rank's sign."""
+        with contextlib.suppress(OSError):
+            self._mine.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
+
+    def withdraw(self) -> None:
+        """This rank leaves in peace."""
+        with contextlib.suppress(OSError):
+            self._mine.unlink()
+            self._mine.with_suffix(".stacks").unlink(missing_ok=True)
+            self.folder.rmdir()  # by the last one
+
+    def read(self) -> Mapping[int, Sign]:
+        """The signs of all ranks that have not left; without those that are being replaced right now."""
+        found = {}
+        for path in sorted(self.folder.glob("rank-*.json")):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                one = Sign(**json.loads(path.read_text(encoding="utf-8")))
+                found[one.rank] = one
+        return found
+
+    def stacks_of(self, rank: int) -> str:
+        """The stacks that a rank has shown."""
+        with contextlib.suppress(OSError):
+            if text := self._of(rank).with_suffix(".stacks").read_text(encoding="utf-8", errors="replace"):
+                return text
+        return "none"
+
+    def has_left(self, rank: int) -> bool:
+        """Whether a rank withdrew its sign."""
+        return not self._of(rank).exists()
+
+    def claim(self, mine: Failure) -> Failure:
+        """The failure that came first: `mine`, unless another rank was quicker."""
+        try:
+            with self._first.open("x", encoding="utf-8") as file:
+                json.dump(asdict(mine), file)
+        except FileExistsError:
+            end = time.monotonic() + SETTLE_SECONDS
+            while (first := self.first()) is None and time.monotonic() < end:
+                time.sleep(0.05)
+            return first or mine
+        except OSError:  # nobody can be told, so it is said twice rather than never
+            pass
+        return mine
+
+    def first(self) -> Failure | None:
+        """The failure that came first, if there is one."""
+        try:
+            return Failure(**json.loads(self._first.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
