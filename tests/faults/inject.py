@@ -1,11 +1,11 @@
 """A test-only plug: kills, signals or slows a training process at a named point, without a branch in `train`.
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
-"nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "fill FILE" | "limit BYTES"
-| "nan" | "nan ROW"}.
+"nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "await FILE" | "fill FILE" |
+"limit BYTES" | "raise TEXT" | "nan" | "nan ROW"}.
 `nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
-fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES. nan: the function, which
-gives the terms of a loss, gives NaN in their place (for batches with that row).
+await: until FILE is there. fill: write FILE until its disk is full. limit: no file of this process may grow beyond
+BYTES. nan: the function, which gives the terms of a loss, gives NaN in their place (for batches with that row).
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
 """
 
@@ -69,6 +69,11 @@ def _act(what: str) -> None:
     verb, _, argument = what.partition(" ")
     if verb == "sleep":
         time.sleep(float(argument))
+    elif verb == "await":
+        while not Path(argument).exists():
+            time.sleep(0.02)
+    elif verb == "raise":
+        raise RuntimeError(argument)
     elif verb == "touch":
         Path(argument).touch()
     elif verb == "fill":
