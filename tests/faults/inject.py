@@ -2,7 +2,7 @@
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
 "nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "touch FILE" | "await FILE" | "fill FILE" |
-"limit BYTES" | "raise TEXT" | "nan" | "nan ROW"}.
+"limit BYTES" | "raise MESSAGE" | "nan" | "nan ROW"}.
 `nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
 await: until FILE is there. fill: write FILE until its disk is full. limit: no file of this process may grow beyond
 BYTES. nan: the function, which gives the terms of a loss, gives NaN in their place (for batches with that row).
@@ -73,7 +73,7 @@ def _act(what: str) -> None:
         while not Path(argument).exists():
             time.sleep(0.02)
     elif verb == "raise":
-        raise RuntimeError(argument)
+        raise ValueError(argument)
     elif verb == "touch":
         Path(argument).touch()
     elif verb == "fill":

@@ -74,7 +74,7 @@ def test_an_error_beside_training_ends_it_at_the_next_step(
     orders = [{"at": f"{COMMIT}:_digest_share", "nth": 2, "do": "raise broken memory"}]
     processes = zygote.run(workplace.arguments(run), tmp_path / "log", orders=orders)
     assert processes.codes == [1], processes.output
-    assert processes.output.rstrip().endswith("RuntimeError: broken memory")
+    assert processes.output.rstrip().endswith("ValueError: broken memory")
     said = status(run)
     assert (said["state"], said["reason"], said["exit_code"]) == ("failed", "broken memory", 1)
     assert said["step"] in (4, 5, 6)  # 6 is the next save, which asks for it in any case

@@ -27,7 +27,6 @@ def test_the_disk_fills_up_during_a_save(zygote: Zygote, workplace: Workplace, r
         assert processes.codes == [73], processes.output
         assert_refused(processes.output, run)
         assert max(losses(run)) > 4, "training waited"
-        assert status(run)["exit_code"] == 73
         assert finished(run) == [2]
         assert leftovers(run) == []
         ballast.unlink(missing_ok=True)
