@@ -21,7 +21,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from train.engine.unpickle import restricted
 from train.engine.whole_state import learned, require_same_names
@@ -50,11 +49,20 @@ class _Files(TorchCheckpointEngine):  # DeepSpeed's own extension point
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         if isinstance(state_dict.get("module"), dict):
             state_dict["module"] = {name: t for name, t in state_dict["module"].items() if name in self.kept}
-        self.noted[path] = tree_map_only(Tensor, Tensor.detach, state_dict)  # that some are trained is not written
+        self.noted[path] = _detached(state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         with restricted(Path(path), *HARMLESS):
             return super().load(path, map_location)
+
+
+def _detached(value: Any) -> Any:
+    """The same without the mark of a trained tensor, which a copy does not have either."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) is dict:  # other mappings and sequences hold shapes, by types that must stay
+        return {key: _detached(inner) for key, inner in value.items()}
+    return [_detached(inner) for inner in value] if type(value) is list else value
 
 
 @contextlib.contextmanager
