@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tests.ranks import Solo
 from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
-from train.engine import commit
+from train.engine import commit, whole_state
 from train.engine.origin import Origin
-from train.engine.whole_state import save_model
 from train.models.digest import model_digest
 from train.models.load import fit_vocabulary, load_model, load_tokenizer
 from train.recipe import to_yaml
@@ -122,7 +121,7 @@ def add_checkpoint(
     """One checkpoint of the model as it is."""
 
     def write(draft: Path) -> None:
-        save_model(tuned, draft)
+        whole_state.write({whole_state.MODEL: whole_state.learned(tuned)}, draft)
         (draft / "tuning").mkdir()
         TUNINGS[config.tuning.kind](config.tuning, 3, model=config.model).save({}, tuned, draft / "tuning")
 

@@ -315,12 +315,15 @@ class CheckpointConfig:
         keep_last: How many of the newest are kept; the best and the newest are never removed.
         keep_best: Keep the best by validation.metric as well.
         verify: What is checked before a checkpoint is loaded: sha256 of every file, or sizes alone.
+        asynchronous: Copy the state to the host's memory and write it while training goes on. The same checkpoints, bit
+            for bit; where that memory has no room for the copy, training waits while they are written.
     """
 
     every_steps: int | None = None
     keep_last: int = 2
     keep_best: bool = True
     verify: Literal["sha256", "size"] = "sha256"
+    asynchronous: bool = True
 
 
 @dataclass(frozen=True)

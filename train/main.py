@@ -65,9 +65,11 @@ def run(config: Config, stop: Stop) -> None:
         board.start(progress.step, objective.plan.total_steps)
         board.hyperparameters(flat(config))
         loop = Loop(
-            config, runtime, objective, model, optimizer, board, checkpoints.save, stop.requested, flops, peak.flops
-        )
-        outcome = loop.fit(progress)
+            config, runtime, objective, model, optimizer, board, checkpoints.save,
+            lambda: stop.requested() or checkpoints.failed(), flops, peak.flops,
+        )  # fmt: skip
+        with checkpoints:
+            outcome = loop.fit(progress)
         board.close()
         if outcome.state == "finished":
             log.info("finished after step %d: %s", outcome.step, outcome.reason)

@@ -96,15 +96,11 @@ class Sample:
     held_out: bool = True
 
 
-class Ranks(Protocol):
-    """The processes of a run, as an objective may see them.
-
-    Every method but the first two is called by all ranks together.
-    """
+class Group(Protocol):
+    """Processes that work together. Every method is called by all of them together."""
 
     index: int
     count: int
-    device: torch.device
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks, in float64."""
@@ -113,6 +109,12 @@ class Ranks(Protocol):
     def barrier(self) -> None:
         """Wait for all."""
         ...
+
+
+class Ranks(Group, Protocol):
+    """The processes of a run, as an objective may see them."""
+
+    device: torch.device
 
     def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Inside, every rank has all weights of the (wrapped) model: the model without its wrapper."""

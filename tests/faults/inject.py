@@ -2,12 +2,12 @@
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
 "nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "freeze 60" | "raise MESSAGE" | "touch FILE"
-| "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW"}.
+| "await FILE" | "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW"}.
 `nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
-freeze: sleep whole seconds with Python's own lock held, so that none of its threads runs. fill: write FILE until its
-disk is full. limit: no file of this process may grow beyond BYTES. rows: the function is `Loop._update`; add a line to
-FILE with the step and the rows of each micro-batch of this rank. nan: the function, which gives the terms of a loss,
-gives NaN in their place (for batches with that row).
+freeze: sleep whole seconds with Python's own lock held, so that none of its threads runs. await: until FILE is there.
+fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES. rows: the function is
+`Loop._update`; add a line to FILE with the step and the rows of each micro-batch of this rank. nan: the function, which
+gives the terms of a loss, gives NaN in their place (for batches with that row).
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
 """
 
@@ -82,6 +82,9 @@ def _act(what: str) -> None:
         time.sleep(float(argument))
     elif verb == "freeze":
         ctypes.PyDLL(None).sleep(int(argument))
+    elif verb == "await":
+        while not Path(argument).exists():
+            time.sleep(0.02)
     elif verb == "raise":
         raise ValueError(argument)
     elif verb == "touch":

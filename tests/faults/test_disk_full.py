@@ -22,10 +22,11 @@ def test_the_disk_fills_up_during_a_save(zygote: Zygote, workplace: Workplace, r
     with small_disk(disk, "16m") as mounted:
         run, ballast = disk / "run", disk / "ballast"
         action = f"fill {ballast}" if mounted else "limit 4096"  # without root: a limit of this process stands for it
-        orders = [{"at": PREPARE, "nth": 2, "when": "after", "do": action}]
+        orders = [{"at": PREPARE, "nth": 2, "when": "after", "do": what} for what in (action, "sleep 2")]
         processes = zygote.run(workplace.arguments(run), tmp_path / "full", orders=orders)
         assert processes.codes == [73], processes.output
         assert_refused(processes.output, run)
+        assert max(losses(run)) > 4, "training waited"
         assert finished(run) == [2]
         assert leftovers(run) == []
         ballast.unlink(missing_ok=True)
@@ -36,13 +37,24 @@ def test_the_disk_fills_up_during_a_save(zygote: Zygote, workplace: Workplace, r
         assert weights(run) == weights(reference)
 
 
+def test_one_of_two_ranks_cannot_write(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """Both learn of it between two steps, and leave by the same door."""
+    run = tmp_path / "run"
+    orders = [{"at": "train.engine.deepspeed_state:write", "nth": 2, "rank": 1, "do": "limit 4096"}]
+    processes = zygote.run(workplace.arguments(run), tmp_path / "full", "zero2", orders)
+    assert processes.codes == [73, 73], processes.output
+    assert_refused(processes.output, run)
+    assert finished(run) == [2]
+    assert leftovers(run) == []
+
+
 def test_too_little_space_is_seen_before_writing(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "4m") as mounted:  # one checkpoint takes about 2.6 MB
         if not mounted:
             return  # the unit tests ask the same with a disk that only claims to be small
         run = disk / "run"
-        orders = [{"at": "train.engine.whole_state:save_model", "nth": 2, "do": f"touch {tmp_path / 'wrote'}"}]
+        orders = [{"at": "train.engine.whole_state:write", "nth": 2, "do": f"touch {tmp_path / 'wrote'}"}]
         processes = zygote.run(workplace.arguments(run), tmp_path / "log", orders=orders)
         assert processes.codes == [73], processes.output
         assert_refused(processes.output, run)

@@ -12,8 +12,8 @@ COMMIT = "train.engine.commit"
 # In this order on one run folder: (point, what the newest finished checkpoint is afterwards).
 POINTS = (
     ({"at": f"{COMMIT}:_prepare", "nth": 2}, 2),
-    ({"at": "train.engine.whole_state:save_model"}, 2),
-    ({"at": "train.engine.whole_state:save_optimizer"}, 2),
+    ({"at": "train.engine.whole_state:save_file", "nth": 1}, 2),
+    ({"at": "train.engine.whole_state:save_file", "nth": 2}, 2),
     ({"at": f"{COMMIT}:_sync_files"}, 2),
     ({"at": f"{COMMIT}:_digest_share"}, 2),
     ({"at": f"{COMMIT}:_write_manifest"}, 2),
@@ -38,6 +38,27 @@ def test_killed_at_every_point_of_a_save(zygote: Zygote, workplace: Workplace, r
     ]  # of the last kill; those of the others were removed by the next life
     processes = zygote.run(workplace.arguments(run), tmp_path / "last")
     assert processes.codes == [0], processes.output
+    assert leftovers(run) == []
+    assert losses(run) == losses(reference)
+    assert weights(run) == weights(reference)
+
+
+def test_killed_by_a_step_while_a_checkpoint_is_written(
+    zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    orders = [
+        {"at": f"{COMMIT}:_digest_share", "nth": 2, "do": "sleep 60"},
+        {"at": "train.engine.loop:Loop._update", "nth": 6, "do": "SIGKILL"},
+    ]
+    processes = zygote.run(workplace.arguments(run), tmp_path / "killed", orders=orders)
+    assert processes.codes == [-9], processes.output
+    assert max(losses(run)) == 5  # the step after the one whose checkpoint was being written
+    assert finished(run) == [2]
+    assert leftovers(run) == ["step-000004.tmp"]
+    processes = zygote.run(workplace.arguments(run), tmp_path / "again")
+    assert processes.codes == [0], processes.output
+    assert f"resumed from {run / 'checkpoints' / 'step-000002'}" in processes.output
     assert leftovers(run) == []
     assert losses(run) == losses(reference)
     assert weights(run) == weights(reference)

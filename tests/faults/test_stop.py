@@ -23,6 +23,7 @@ from tests.faults.runs import (
 )
 
 UPDATE = "train.engine.loop:Loop._update"
+WAITING = {"checkpoint.asynchronous": "false"}  # for test_background.py asks the same while training goes on
 
 
 def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, refer
         ([{"at": "train.engine.saving:Checkpoints.resume", "do": "SIGTERM"}], {}, "SIGTERM", 0),
         ([{"at": UPDATE, "do": "SIGUSR1"}], {}, "SIGUSR1", 1),
         ([{"at": UPDATE, "do": stop_file}], {}, "STOP file", 2),
-        ([{"at": "train.engine.commit:_sync_files", "do": "SIGUSR2"}], {}, "SIGUSR2", 4),
+        ([{"at": "train.engine.commit:_sync_files", "do": "SIGUSR2"}], WAITING, "SIGUSR2", 4),
         (
             [{"at": UPDATE, "do": "SIGTERM"}, {"at": "train.engine.commit:_digest_share", "do": "SIGTERM"}],
             {},

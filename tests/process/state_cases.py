@@ -10,9 +10,11 @@ import os
 import pickle
 import resource
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from train.engine import checkpoint, manifest
+from train.engine.background import Background, GlooGroup
+from train.engine.host_copy import HostCopy
 from train.engine.origin import Origin
-from train.engine.state import bytes_to_save, load_state, save_state, trained_weights
+from train.engine.state import bytes_to_save, load_state, state_writer, trained_weights
 
 SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -195,7 +199,32 @@ def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def check(name: str, folder: Path) -> dict[str, Any]:
+class Beside:
+    """A checkpoint of now that is written while training goes on, and its files only after that."""
+
+    def __init__(self, run: Run, folder: Path, origin: Origin, group: GlooGroup) -> None:
+        self.trained, self.background = threading.Event(), Background()
+        write = state_writer(run.accelerator, run.model, run.optimizer, HostCopy(), group.process_group)
+
+        def later(target: Path) -> None:
+            assert self.trained.wait(60)
+            write(target)
+
+        self.folder = checkpoint.folder_of(folder, 3)
+        self.background.start(lambda: checkpoint.commit(folder, 3, later, {"step": 3}, origin, group))
+
+    def finished(self) -> Path:
+        self.trained.set()
+        self.background.wait()
+        self.background.close()
+        return self.folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in manifest.read(folder)["files"].items()}
+
+
+def check(name: str, folder: Path, group: GlooGroup) -> dict[str, Any]:
     case, ranks = Case(*name.split()), Ranks()
     run = Run(case, seed=1)
     origin = Origin("f", {}, case.kind, ranks.count)
@@ -203,12 +232,14 @@ def check(name: str, folder: Path) -> dict[str, Any]:
     saved_state = run.everything()
 
     def write(target: Path) -> None:
-        save_state(run.accelerator, run.model, run.optimizer, target)
+        state_writer(run.accelerator, run.model, run.optimizer)(target)
 
     expected_bytes = ranks.sum([run.expected_bytes()])[0]
     saved = checkpoint.commit(folder, 3, write, {"step": 3}, origin, ranks)
+    beside = Beside(run, folder.with_name(f"{folder.name} asynchronous"), origin, group)
     saving_changed = differing(saved_state, run.everything())
     losses = run.train(3, 6)
+    asynchronous = beside.finished()
     final = run.everything()
     disk_full = commit_on_a_full_disk(folder, write, origin, ranks) if not case.lora else None
     run.close()
@@ -231,6 +262,7 @@ def check(name: str, folder: Path) -> dict[str, Any]:
         "final_differs": final_differs,
         "consolidated_differs": differing(live, trained_weights(saved)),
         "files": {str(p.relative_to(saved)): p.stat().st_size for p in saved.rglob("*") if p.is_file()},
+        "asynchronous_differs": sorted(set(digests(saved).items()) ^ set(digests(asynchronous).items())),
         "beside": sorted(p.name for p in folder.iterdir()),
         "expected_bytes": expected_bytes,
         "disk_full": disk_full,
@@ -306,9 +338,10 @@ def load_evil(run: Run, folder: Path, ranks: Ranks) -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1])
     dist.init_process_group("gloo")
+    group = GlooGroup(dist.get_rank(), dist.get_world_size(), timedelta(minutes=5))
     for name in sys.argv[2:]:
         try:
-            result = check(name, folder / name)
+            result = check(name, folder / name, group)
         except Exception:
             result = {"error": traceback.format_exc()}
         (folder / f"{name} rank {dist.get_rank()}.json").write_text(json.dumps(result))

@@ -80,8 +80,7 @@ def frozen_like(model: Net, other: Net) -> None:
 def test_everything_comes_back_to_the_last_bit(name: str, steps: int, tmp_path: Path) -> None:
     model, optimizer = build(name, seed=1)
     train(model, optimizer, 0, steps)
-    whole_state.save_model(model, tmp_path)
-    whole_state.save_optimizer(model, optimizer, None, tmp_path)
+    whole_state.write(whole_state.contents(model, optimizer, None), tmp_path)
     expected = train(model, optimizer, steps, steps + 4)
 
     again, other = build(name, seed=2)
@@ -98,8 +97,7 @@ def test_everything_comes_back_to_the_last_bit(name: str, steps: int, tmp_path: 
 def test_an_optimizer_that_never_stepped_takes_a_state(tmp_path: Path) -> None:
     model, optimizer = build("adamw 8 bit", seed=1)
     train(model, optimizer, 0, 3)
-    whole_state.save_model(model, tmp_path)
-    whole_state.save_optimizer(model, optimizer, None, tmp_path)
+    whole_state.write(whole_state.contents(model, optimizer, None), tmp_path)
     again, other = build("adamw 8 bit", seed=1)
     whole_state.load_model(again, tmp_path)
     whole_state.load_optimizer(again, other, None, tmp_path)
@@ -112,7 +110,7 @@ def test_an_optimizer_that_never_stepped_takes_a_state(tmp_path: Path) -> None:
 def test_only_what_training_changes_is_stored(tmp_path: Path) -> None:
     model, optimizer = build("adamw", seed=1)
     train(model, optimizer, 0, 1)
-    whole_state.save_model(model, tmp_path)
+    whole_state.write({whole_state.MODEL: whole_state.learned(model)}, tmp_path)
     saved = load_file(tmp_path / whole_state.MODEL)
     assert set(saved) == {
         "inner.weight", "inner.bias", "norm.weight", "norm.bias",
@@ -126,8 +124,7 @@ def test_the_loss_scale_comes_back(tmp_path: Path) -> None:
     model, optimizer = build("adamw", seed=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=2)
     train(model, optimizer, 0, 5, scaler)
-    whole_state.save_model(model, tmp_path)
-    whole_state.save_optimizer(model, optimizer, scaler, tmp_path)
+    whole_state.write(whole_state.contents(model, optimizer, scaler), tmp_path)
     expected, scale = train(model, optimizer, 5, 8, scaler), scaler.get_scale()
 
     again, other = build("adamw", seed=2)
@@ -144,8 +141,7 @@ def test_the_loss_scale_comes_back(tmp_path: Path) -> None:
 def saved_run(folder: Path) -> tuple[Net, torch.optim.Optimizer]:
     model, optimizer = build("adamw", seed=1)
     train(model, optimizer, 0, 2)
-    whole_state.save_model(model, folder)
-    whole_state.save_optimizer(model, optimizer, None, folder)
+    whole_state.write(whole_state.contents(model, optimizer, None), folder)
     return model, optimizer
 
 

@@ -18,14 +18,14 @@ from train.engine.commit import commit, folder_of, gather, names_in, read_state,
 from train.engine.manifest import Check
 from train.engine.origin import Origin, versions
 from train.errors import NoCheckpointError, UserError
-from train.protocols import Ranks
+from train.protocols import Group
 
 __all__ = ["Origin", "commit", "folder_of", "newest", "prune", "read_state", "steps"]
 
 log = logging.getLogger(__name__)
 
 
-def newest(parent: Path, ranks: Ranks, origin: Origin, check: Check = "sha256") -> Path | None:
+def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") -> Path | None:
     """The newest checkpoint that verifies on every rank; None where there is none at all. Called by all ranks together.
 
     First removes what interrupted saves left behind. Checkpoints that do not verify are passed over with a WARNING and,
@@ -68,7 +68,7 @@ def _clean(parent: Path) -> None:
             _remove(parent / name)
 
 
-def _verified(folder: Path, ranks: Ranks, check: Check) -> bool:
+def _verified(folder: Path, ranks: Group, check: Check) -> bool:
     # Each node reads every file once: its ranks share the hashing, since disks may show different things to each node.
     index, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     reason = manifest.verify(folder, check, index % count, count)
@@ -111,7 +111,7 @@ def _spread(distributed: str, count: int) -> str:
     return f"{count} process{'es' if count > 1 else ''} ({distributed})"
 
 
-def prune(parent: Path, keep_last: int, best_step: int | None, ranks: Ranks) -> None:
+def prune(parent: Path, keep_last: int, best_step: int | None, ranks: Group) -> None:
     """Remove old checkpoints, after a commit; never the best nor the newest. Failing to remove is a WARNING."""
     if ranks.index:
         return

@@ -20,7 +20,7 @@ from typing import Any
 from train.engine import manifest
 from train.engine.origin import Origin
 from train.errors import CannotWriteError
-from train.protocols import Ranks
+from train.protocols import Group
 
 STATE = "state.json"
 SHARE = "manifest.rank-{:05d}.json"
@@ -49,7 +49,7 @@ def names_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def gather(ranks: Ranks, value: float) -> list[float]:
+def gather(ranks: Group, value: float) -> list[float]:
     """The value of each rank, on every rank."""
     return ranks.sum([value if index == ranks.index else 0.0 for index in range(ranks.count)])
 
@@ -66,7 +66,7 @@ def commit(
     write: Callable[[Path], None],
     state: Mapping[str, Any],
     origin: Origin,
-    ranks: Ranks,
+    ranks: Group,
     expected_bytes: int | None = None,
 ) -> Path:
     """Write one checkpoint; called by all ranks together. Returns its folder once it is durable.
@@ -186,7 +186,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _together(ranks: Ranks, final: Path, temporary: Path) -> Iterator[None]:
+def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
     """One stage of a commit: either every rank gets through it, or every rank raises and the stage leaves nothing."""
     failure: Exception | None = None
     try:

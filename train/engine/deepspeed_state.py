@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
@@ -29,27 +30,35 @@ NAMES = "deepspeed.json"
 class _Files(TorchCheckpointEngine):  # DeepSpeed's own extension point
     """How DeepSpeed's engine writes and reads one file.
 
-    A failure to write is kept until all ranks are through: DeepSpeed's ranks meet in barriers between files, and one
-    that raised there would leave the others waiting. Of the module only what training changes is written.
+    What it would write is only noted: its ranks meet in barriers between files, and one that could not write there
+    would leave the others waiting. Of the module only what training changes is kept.
     """
 
     def __init__(self, kept: frozenset[str]) -> None:
         super().__init__()
-        self.zipfile_serialization = True
         self.kept = kept
-        self.failure: Exception | None = None
+        self.noted: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing is written yet."""
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         if isinstance(state_dict.get("module"), dict):
             state_dict["module"] = {name: t for name, t in state_dict["module"].items() if name in self.kept}
-        try:
-            super().save(state_dict, path)
-        except Exception as error:
-            self.failure = self.failure or error
+        self.noted[path] = _detached(state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         with restricted(Path(path), *HARMLESS):
             return super().load(path, map_location)
+
+
+def _detached(value: Any) -> Any:
+    """The same without the mark of a trained tensor, which a copy does not have either."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) is dict:  # other mappings and sequences hold shapes, by types that must stay
+        return {key: _detached(inner) for key, inner in value.items()}
+    return [_detached(inner) for inner in value] if type(value) is list else value
 
 
 @contextlib.contextmanager
@@ -57,6 +66,8 @@ def _through(engine: DeepSpeedEngine) -> Iterator[_Files]:
     """Let the engine use our file access, and keep it from putting scripts beside the shards."""
     if engine.zero_optimization_stage() < 1:
         raise UserError("DeepSpeed with ZeRO stage 0 is not supported: use accelerate_configs for DDP, or stage 1 to 3")
+    if engine.zero_nvme_offload_optimizer():  # its state lies in files that DeepSpeed would copy by itself
+        raise UserError("DeepSpeed's offload to NVMe is not supported: use offload to the CPU")
     before = engine.checkpoint_engine
     engine.checkpoint_engine = files = _Files(frozenset(learned(engine.module)))
     engine._copy_recovery_script = lambda folder: None
@@ -73,14 +84,25 @@ def _shapes(engine: DeepSpeedEngine) -> dict[str, list[int]]:
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained}
 
 
-def save(engine: DeepSpeedEngine, folder: Path) -> None:
-    """Write this rank's shards below folder/deepspeed; called by all ranks together."""
+def contents(engine: DeepSpeedEngine) -> dict[str, Any]:
+    """What `write` writes, file by file: this rank's shards, or text. Called by all ranks together; the tensors are
+    the live ones.
+    """
     with _through(engine) as files:
-        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-    if files.failure is not None:
-        raise files.failure
-    if engine.global_rank == 0:
-        (folder / NAMES).write_text(json.dumps(_shapes(engine), indent=1), encoding="utf-8")
+        engine.save_checkpoint(".", tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    names = {NAMES: json.dumps(_shapes(engine), indent=1)} if engine.global_rank == 0 else {}
+    return files.noted | names
+
+
+def write(files: Mapping[str, Any], folder: Path) -> None:
+    """Put the files of `contents`, or a copy of them, into `folder`."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        else:
+            torch.save(content, path)
 
 
 def load(engine: DeepSpeedEngine, folder: Path) -> None:

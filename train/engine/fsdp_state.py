@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,20 @@ class _Reader(FileSystemReader):
         return index
 
 
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
-    """Write this rank's shards below folder/fsdp; called by all ranks together."""
+def contents(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
+    """What `write` writes. The tensors are the live ones."""
     state: dict[str, Any] = {"model": _model(model)}
     if optimizer.state:  # torch would make a state by stepping, and count that step
         state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
+    return {"state": state, "scaler": scaler.state_dict() if scaler is not None else None}
+
+
+def write(found: Mapping[str, Any], folder: Path, group: torch.distributed.ProcessGroup | None = None) -> None:
+    """Put this rank's shards below folder/fsdp; called by all ranks together, which meet in `group`."""
     with _plain_errors():
-        save_shards(state, checkpoint_id=folder / FOLDER)
+        save_shards(found["state"], checkpoint_id=folder / FOLDER, process_group=group)
     if torch.distributed.get_rank() == 0:
-        scale = scaler.state_dict() if scaler is not None else None
-        (folder / FOLDER / SCALER).write_text(json.dumps(scale), encoding="utf-8")
+        (folder / FOLDER / SCALER).write_text(json.dumps(found["scaler"]), encoding="utf-8")
 
 
 def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -29,6 +29,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from train.engine.background import GlooGroup
 from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
 from train.errors import UserError
@@ -36,8 +37,9 @@ from train.pulse import PULSE
 
 Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
-# Groups that were left, kept until the process ends. A gloo group joins its threads when it is freed. Freed by the last
-# DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank never ended.
+# Groups kept until the process ends, also when they were left. A gloo group joins its threads when it is freed. Freed
+# by the last DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank
+# never ended.
 _LEFT: list[Any] = []
 
 
@@ -157,6 +159,12 @@ class Runtime:
     def barrier(self) -> None:
         """Wait for all."""
         self.accelerator.wait_for_everyone()
+
+    def second_group(self) -> GlooGroup:
+        """The same processes once more, for a thread beside the main one. Called by all ranks together, once."""
+        group = GlooGroup(self.index, self.count, COLLECTIVE_TIMEOUT)
+        _LEFT.append(group.process_group)
+        return group
 
     def gather(self, items: list[str]) -> list[str]:
         """The items of all ranks, on every rank."""

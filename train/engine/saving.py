@@ -6,25 +6,34 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import nn
 
 from train.config import Config
 from train.engine import checkpoint, commit
+from train.engine.background import Background, GlooGroup
+from train.engine.host_copy import HostCopy
 from train.engine.loop import Progress
 from train.engine.origin import Origin
 from train.engine.runtime import Runtime
-from train.engine.state import bytes_to_save, load_state, save_state
+from train.engine.state import bytes_to_save, load_state, state_writer
 from train.errors import NoCheckpointError, UserError
-from train.protocols import Objective, Tuning
+from train.protocols import Group, Objective, Tuning
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run. All methods are called by all ranks together."""
+    """The checkpoints of one run. All methods but `failed` are called by all ranks together.
+
+    As a context it lasts as long as training: at its end all is committed, or the error raised.
+    """
 
     def __init__(
         self,
@@ -44,23 +53,94 @@ class Checkpoints:
             "base model": objective.facts["model"]["digest"],
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
+        self.background, self.copy = Background(), HostCopy()
+        self.group = runtime.second_group() if config.checkpoint.asynchronous else None
 
     def save(self, progress: Progress) -> None:
-        """Commit a checkpoint, then remove those that are no longer kept."""
+        """Commit a checkpoint, then remove those that are no longer kept; in the background while training goes on.
+
+        First waits for the one before, and raises what went wrong with it.
+        """
+        self.background.wait()
+        progress.objective = dict(self.objective.state())
+        mine = bytes_to_save(self.runtime.accelerator, self.model, self.optimizer)
+        sizes = commit.gather(self.runtime, float(mine))
+        finish = partial(
+            self._commit,
+            step=progress.step,
+            state=dataclasses.asdict(progress),
+            expected_bytes=int(sum(sizes)),
+            best=progress.best_step if self.config.checkpoint.keep_best else None,
+        )
+        goes_on = progress.step < self.objective.plan.total_steps
+        if self.group is not None and goes_on and self.copy.fits(sizes, self.runtime):
+            self.background.start(partial(finish, self._writer_of_copy(self.group), self.group))
+        else:
+            finish(lambda folder: self._writer()(folder), self.runtime)
+
+    def failed(self) -> bool:
+        """Whether this rank knows that a checkpoint was not written: a reason to stop, where the error is raised."""
+        return self.background.failed()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.background.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            log.warning("the checkpoint under way was not written: %s", failure)
+        finally:
+            self.background.close()
+
+    def _commit(
+        self,
+        write: Callable[[Path], None],
+        ranks: Group,
+        step: int,
+        state: Mapping[str, Any],
+        expected_bytes: int,
+        best: int | None,
+    ) -> None:
+        commit.commit(self.folder, step, write, state, self.origin, ranks, expected_bytes)
+        checkpoint.prune(self.folder, self.config.checkpoint.keep_last, best, ranks)
+
+    def _writer(self, copied: HostCopy | None = None, group: GlooGroup | None = None) -> Callable[[Path], None]:
+        """What writes this rank's files; with `copied` those of now, whatever training does meanwhile."""
+        met = group.process_group if group else None
+        write_state = state_writer(self.runtime.accelerator, self.model, self.optimizer, copied, met)
+        description = self._description() if self.runtime.main else None
 
         def write(folder: Path) -> None:
-            save_state(self.runtime.accelerator, self.model, self.optimizer, folder)
-            if self.runtime.main:
+            write_state(folder)
+            if description is not None:
                 (folder / "tuning").mkdir()
-                self.tuning.save({}, self.runtime.unwrap(self.model), folder / "tuning")
+                for name, content in description.items():
+                    (folder / "tuning" / name).write_bytes(content)
 
-        progress.objective = dict(self.objective.state())
-        state = dataclasses.asdict(progress)
-        mine = float(bytes_to_save(self.runtime.accelerator, self.model, self.optimizer))
-        needed = int(self.runtime.sum([mine])[0])
-        commit.commit(self.folder, progress.step, write, state, self.origin, self.runtime, expected_bytes=needed)
-        best = progress.best_step if self.config.checkpoint.keep_best else None
-        checkpoint.prune(self.folder, self.config.checkpoint.keep_last, best, self.runtime)
+        return write
+
+    def _writer_of_copy(self, group: GlooGroup) -> Callable[[Path], None]:
+        """The same; what fails on this rank alone is raised where it meets the others."""
+        try:
+            return self._writer(self.copy, group)
+        except Exception as error:
+            failure = error
+
+        def write(folder: Path) -> None:
+            raise failure
+
+        return write
+
+    def _description(self) -> dict[str, bytes]:
+        """What the hand-over needs beside the weights: a few small files, by name."""
+        with tempfile.TemporaryDirectory() as name:
+            self.tuning.save({}, self.runtime.unwrap(self.model), Path(name))
+            return {path.name: path.read_bytes() for path in Path(name).iterdir()}
 
     def resume(self) -> Progress:
         """Load the newest checkpoint that verifies; a fresh start where there is none.

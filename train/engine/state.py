@@ -5,12 +5,15 @@ Only what training changes is written: trained parameters and persistent buffers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from train.engine import fsdp_state, whole_state
@@ -18,25 +21,38 @@ from train.engine.manifest import verify
 from train.errors import UserError
 
 
-def save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Write model and optimizer into `folder`; called by all ranks together, each writes its part.
+def state_writer(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    copied: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    group: ProcessGroup | None = None,
+) -> Callable[[Path], None]:
+    """What writes model and optimizer into a folder, each rank its part; both are called by all ranks together.
 
-    model, optimizer: as `Accelerator.prepare` returned them.
+    model, optimizer: as `Accelerator.prepare` returned them. copied: makes a copy of nested tensors; with it the writer
+    writes the state as it is now, also in another thread while training goes on, and without it as it is when called.
+    group: where the ranks meet in the writer, if they must; by default where they meet in training.
     """
+    write: Callable[[dict[str, Any], Path], None]
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from train.engine import deepspeed_state  # an optional dependency
 
-        deepspeed_state.save(model, folder)
+        contents, write = deepspeed_state.contents(model), deepspeed_state.write
     elif _is_fsdp(accelerator, model):
-        fsdp_state.save(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler, folder)
+        contents = fsdp_state.contents(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler)
+        write = partial(fsdp_state.write, group=group)
     elif accelerator.is_main_process:
-        inner = accelerator.unwrap_model(model)
-        whole_state.save_model(inner, folder)
-        whole_state.save_optimizer(inner, _inner(optimizer), accelerator.scaler, folder)
+        contents = whole_state.contents(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler)
+        write = whole_state.write
+    else:
+        return lambda folder: None
+    kept = contents if copied is None else copied(contents)
+    return lambda folder: write(kept, folder)
 
 
 def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Put back what `save_state` wrote; called by all ranks together, before the first step.
+    """Put back what `state_writer` wrote; called by all ranks together, before the first step.
 
     The caller has verified `folder` (`checkpoint.newest` does). Raises UserError naming what does not fit the model.
     """

@@ -7,7 +7,7 @@ back entry by entry, without the casts of `Optimizer.load_state_dict`, which wou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,19 @@ def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.nbytes for tensor in tensors(model, optimizer))
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
-    """Write what training changes to model.safetensors."""
-    save_file({name: _host(tensor) for name, tensor in learned(model).items()}, folder / MODEL, {"format": "pt"})
+def contents(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
+    """What `write` writes, file by file: tensors by name, or text. The tensors are the live ones."""
+    tensors, rest = _optimizer_contents(model, optimizer, scaler)
+    return {MODEL: learned(model), OPTIMIZER: tensors, OPTIMIZER_REST: json.dumps(rest, indent=1)}
+
+
+def write(files: Mapping[str, Any], folder: Path) -> None:
+    """Put the files of `contents`, or a copy of them, into `folder`."""
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+        else:
+            save_file({key: _host(tensor) for key, tensor in content.items()}, folder / name, {"format": "pt"})
 
 
 @torch.no_grad()
@@ -82,8 +92,10 @@ def load_model(model: nn.Module, folder: Path) -> None:
             tensor.copy_(saved)
 
 
-def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
-    """Write tensors to optimizer.safetensors, everything else (fp16's loss scale too) to optimizer.json."""
+def _optimizer_contents(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and everything else (fp16's loss scale too) as JSON."""
     names = _names(model, optimizer)
     tensors: dict[str, Tensor] = {}
     aliases: dict[
@@ -95,7 +107,7 @@ def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
     def put(key: str, tensor: Tensor) -> None:
         known = first.setdefault((tensor.data_ptr(), tensor.shape), key) if tensor.numel() else key
         if known == key:
-            tensors[key] = _host(tensor)
+            tensors[key] = tensor
         else:
             aliases[key] = known
 
@@ -112,15 +124,13 @@ def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
         }
         for group in optimizer.param_groups
     ]
-    save_file(tensors, folder / OPTIMIZER, {"format": "pt"})
-    rest = {
+    return tensors, {
         "optimizer": type(optimizer).__name__,
         "groups": groups,
         "numbers": numbers,
         "aliases": aliases,
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
-    (folder / OPTIMIZER_REST).write_text(json.dumps(rest, indent=1), encoding="utf-8")
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
