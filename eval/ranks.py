@@ -58,6 +58,9 @@ def join() -> Ranks:
             raise UserError(
                 f"{count} processes were launched, but they formed a group of {distributed.get_world_size()}"
             )
+    asked = int(os.environ.get("ZEROTUNE_RANKS") or count)
+    if asked != count:
+        raise UserError(f"{asked} processes were asked for, but the launcher started {count}")
     return Ranks(index, count, _device())
 
 

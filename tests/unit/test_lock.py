@@ -141,6 +141,30 @@ def test_a_requeued_job_takes_over_from_its_lost_node(tmp_path: Path, monkeypatc
         pass
 
 
+def test_a_requeued_job_waits_for_the_lock_of_its_lost_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file server keeps the lock of a host that is gone for a while."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    first = start(HOLDER.replace("sleep(60)", "sleep(2.5)"), tmp_path)
+    try:
+        assert first.stdout is not None
+        first.stdout.readline()
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        monkeypatch.setenv("SLURM_JOB_ID", "78")
+        with pytest.raises(UserError), hold(tmp_path):
+            pass
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        with caplog.at_level(logging.WARNING), hold(tmp_path):
+            assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{tmp_path / FILE}: waiting for the lock of this job's last start to expire"
+        ]
+    finally:
+        first.kill()
+        first.wait()
+
+
 def test_all_ranks_enter_or_none(tmp_path: Path) -> None:
     def enter(ranks: object) -> str:
         with hold(tmp_path, ranks):  # type: ignore[arg-type]

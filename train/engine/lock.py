@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from train.protocols import Ranks
 
 FILE = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
+LOST_NODE_SECONDS = 180.0  # a file server keeps the locks of a host that is gone for its lease, about 90 s
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 log = logging.getLogger(__name__)
@@ -69,20 +71,33 @@ class _Lock:
             raise
 
     def _take(self) -> None:
+        deadline, waiting = time.monotonic() + LOST_NODE_SECONDS, False
+        while not self._locked():
+            holder = self._holder()
+            if holder is None or not _earlier_start_of_this_job(holder) or time.monotonic() >= deadline:
+                raise self._refusal(holder, "")
+            if not waiting:
+                log.warning("%s: waiting for the lock of this job's last start to expire", self.path)
+            waiting = True
+            time.sleep(1)
+        self._replace(self._holder())
+        content = json.dumps(_myself()).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+
+    def _locked(self) -> bool:
+        """Whether the kernel's lock is ours now, or this file system has none."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in TAKEN:
-                raise self._refusal(self._holder(), "") from None
+                return False
             if error.errno not in UNSUPPORTED:
                 raise CannotWriteError(f"Cannot lock {self.path}: {error.strerror}") from error
             log.warning(
                 "%s: no locks on this file system; two runs started in the same instant are not told apart", self.path
             )
-        self._replace(self._holder())
-        content = json.dumps(_myself()).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, content, 0)
+        return True
 
     def _replace(self, holder: Mapping[str, Any] | None) -> None:
         """Take over from a holder that did not release; refuse where it may still be alive."""

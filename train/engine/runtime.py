@@ -103,6 +103,11 @@ class Runtime:
             raise UserError("DeepSpeed is ignored where use_cpu is true: remove `use_cpu` from the accelerate config")
         if deepspeed and not cuda:
             build_for_cpu()
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if cuda and local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many"
+            )
         self.precision = choose_precision(precision, cuda)
         group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.accelerator = Accelerator(
@@ -115,7 +120,8 @@ class Runtime:
         self.count: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.main: bool = self.accelerator.is_main_process
-        launched = int(os.environ.get("WORLD_SIZE", 1))
+        # A batch script says how many it asked for: launchers may start fewer, or separate ones.
+        launched = int(os.environ.get("ZEROTUNE_RANKS") or os.environ.get("WORLD_SIZE", 1))
         if launched != self.count:
             raise UserError(
                 f"{launched} processes were launched but each believes to be one of {self.count}: they would train "

@@ -81,6 +81,12 @@ class Stop:
         self.restore()
 
 
+def slurm_start() -> str | None:
+    """Number of the SLURM job and how often it was started again, as 77.1; None outside of SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and f"{job}.{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+
+
 def write_status(
     run_folder: Path, state: State, step: int, reason: str | None = None, exit_code: int | None = None, **extra: Any
 ) -> None:
@@ -93,6 +99,7 @@ def write_status(
         "step": step,
         "reason": None if reason is None else mask(reason),
         "exit_code": exit_code,
+        "job": slurm_start(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **extra,
     }

@@ -1,0 +1,152 @@
+# shellcheck shell=bash
+# What the scripts beside this one share. They run in ZeroTune's folder: the one they were submitted from.
+
+# For slurm/site.sh to change, see slurm/site.example.sh. Its modules and activations may not stand `set -u`.
+CONTAINER=()
+SRUN_OPTIONS=()
+MAX_REQUEUES=${MAX_REQUEUES:-100}
+if [ -n "${ZEROTUNE_SITE-}" ]; then
+    # shellcheck source=slurm/site.example.sh
+    . "$ZEROTUNE_SITE" || exit 64
+elif [ -f slurm/site.sh ]; then
+    # shellcheck source=slurm/site.example.sh
+    . slurm/site.sh
+elif [ -f .venv/bin/activate ]; then
+    # shellcheck disable=SC1091
+    . .venv/bin/activate
+fi
+set -euo pipefail
+
+NOT_FINISHED=75 # the exit code of a job that may simply be submitted again
+
+say() {
+    printf 'slurm: %s\n' "$*" >&2
+}
+
+refuse() {
+    say "$*"
+    exit 64
+}
+
+# Of an array, the number of the first job alone would mean all of them.
+job() {
+    printf '%s' "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+}
+
+# srun takes these over from sbatch and would give the one launcher of a node a task's share of it.
+step() (
+    unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_NTASKS_PER_GPU
+    exec srun --export=ALL --input=none --ntasks-per-node=1 "$@"
+)
+
+on_every_node() {
+    step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" "$@"
+}
+
+# A command on the first node, without GPUs, where Python is.
+on_first_node() (
+    unset SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_SOCKET SLURM_NTASKS
+    step --nodes=1 --ntasks=1 --relative=0 --gres=none "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@"
+)
+
+# Sets RANKS and RANKS_PER_NODE: one rank per GPU, or per task where the job has no GPUs.
+count_ranks() {
+    local gpus tasks=$SLURM_TASKS_PER_NODE
+    # shellcheck disable=SC2016 # expands on each node
+    gpus=$(on_every_node bash -c 'echo "${SLURM_GPUS_ON_NODE:-0}"') || node_lost
+    gpus=$(sort -nu <<<"$gpus")
+    case $gpus in
+        *[!0-9]*) refuse "the nodes have different numbers of GPUs (${gpus//$'\n'/, }), every rank needs one and every" \
+            "node as many: ask for them with --gpus-per-node=N in place of --gpus" ;;
+    esac
+    case $tasks in
+        *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
+    esac
+    RANKS_PER_NODE=${tasks%%(*}
+    if [ "$gpus" != 0 ]; then
+        case $RANKS_PER_NODE in
+            1 | "$gpus") RANKS_PER_NODE=$gpus ;;
+            *) refuse "$RANKS_PER_NODE tasks but $gpus GPUs on each node: every rank needs one GPU. Leave out" \
+                "--ntasks-per-node, or ask for --gpus-per-node=$RANKS_PER_NODE" ;;
+        esac
+    fi
+    RANKS=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))
+    export RANKS RANKS_PER_NODE
+}
+
+# The file of an accelerate config, given by its name, as a path, or not at all.
+accelerate_config() {
+    local name=$1 file known
+    if [ -z "$name" ]; then
+        name=ddp
+        [ -n "${SLURM_GPUS_ON_NODE-}" ] || name=cpu_ddp
+        if [ "$RANKS" = 1 ]; then
+            name=one_gpu
+            [ -n "${SLURM_GPUS_ON_NODE-}" ] || name=cpu
+        fi
+    fi
+    file=$name
+    [ -f "$file" ] || file=accelerate_configs/$name.yaml
+    if [ ! -f "$file" ]; then
+        known=$(cd accelerate_configs && printf '%s ' *.yaml)
+        refuse "--accelerate: there is no $name; there are ${known//.yaml/}and any file"
+    fi
+    if [ "$RANKS" != 1 ] && grep -Eq '^distributed_type: *"?(NO|MULTI_CPU)"?' "$file"; then
+        refuse "--accelerate: $file starts one process, but this job has $RANKS ranks ($SLURM_JOB_NUM_NODES nodes with" \
+            "$RANKS_PER_NODE each): take ddp, zero2 or another, or ask for one GPU"
+    fi
+    printf '%s' "$file"
+}
+
+# One launcher on each node: launch CONFIG SCRIPT ARGUMENTS...
+launch() {
+    local config=$1 head address several=()
+    shift
+    if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
+        head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+        address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # the name may mean nothing
+        several=(--main_process_ip "$address" --main_process_port "$((15000 + SLURM_JOB_ID % 15000))" --same_network
+            --rdzv_backend static --deepspeed_multinode_launcher standard)
+    fi
+    # Not --wait: the first rank may merge for longer than the others live.
+    on_every_node --label --kill-on-bad-exit=1 --wait=0 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" \
+        bash slurm/node.sh --config_file "$config" --num_processes "$RANKS" --num_machines "$SLURM_JOB_NUM_NODES" \
+        "${several[@]}" "$@"
+}
+
+# Sets CODE to that of the background process $1. `wait` returns when a trap has run, too; a trap says so in INTERRUPTED.
+# shellcheck disable=SC2034 # CODE is for the caller
+await() {
+    while :; do
+        INTERRUPTED=
+        CODE=0
+        wait "$1" || CODE=$?
+        [ -n "$INTERRUPTED" ] || break
+    done
+}
+
+# Slurm itself requeues a job when it sees that a node is down; sooner, the job could be given the same node again.
+node_lost() {
+    local patience
+    patience=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p')
+    say "a node does not answer; waiting $((patience + 60)) s for Slurm to notice and to requeue this job"
+    sleep "$((patience + 60))"
+    say "Slurm still counts on every node; not requeued. The same command continues from the last checkpoint"
+    exit "$NOT_FINISHED"
+}
+
+# The same job again, from where it stopped; $1 says why.
+requeue() {
+    local restarts=${SLURM_RESTART_COUNT:-0} state
+    state=$(squeue --noheader --jobs="$(job)" --format=%T)
+    if [ "$state" != RUNNING ]; then # a cancelled job would come to life again
+        say "$1; not requeued, as the job is ${state:-gone}. The same command continues from there"
+    elif [ "$restarts" -ge "$MAX_REQUEUES" ]; then
+        say "$1; not requeued, as it was $restarts times already (MAX_REQUEUES). The same command continues from there"
+    else
+        say "$1; requeued, restart $((restarts + 1))"
+        scontrol requeue "$(job)" && exit 0
+        say "Slurm does not requeue this job. The same command continues from there"
+    fi
+    exit "$NOT_FINISHED"
+}

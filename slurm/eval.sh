@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Evaluate, spread over all GPUs of the job. Started again, it asks only what is not answered yet.
+#   sbatch [--nodes=2 --gpus-per-node=8 ...] slurm/eval.sh --model runs/NAME/merged --tasks gsm8k,cmmlu [...]
+# See docs/slurm.md.
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+warned=
+# shellcheck disable=SC2317 # for the trap
+on_warning() {
+    INTERRUPTED=yes
+    warned=yes
+    scancel --signal=TERM "$SLURM_JOB_ID" # the steps, not this script
+}
+trap on_warning USR1
+
+[ -f slurm/common.sh ] || { echo "slurm: submit from ZeroTune's folder, or with sbatch --chdir=FOLDER" >&2; exit 64; }
+. slurm/common.sh
+
+count_ranks
+config=$(accelerate_config "")
+launch "$config" eval/main.py "$@" &
+await $!
+[ "$CODE" != 0 ] || exit 0
+[ -z "$warned" ] || requeue "warned; the answers so far are kept"
+on_every_node true || node_lost
+say "failed: the first error above counts. Not requeued"
+exit "$CODE"

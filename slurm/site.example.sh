@@ -1,0 +1,24 @@
+# shellcheck shell=bash disable=SC2034
+# What is special about your cluster, all of it optional: copy to slurm/site.sh (git ignores it) and keep what you need.
+# The batch scripts read it on the node. Before `sbatch`, read it yourself (`source slurm/site.sh`): sbatch takes its
+# defaults from SBATCH_* variables. Without a site file, .venv is used where there is one.
+
+# Where and on whose account jobs run.
+export SBATCH_PARTITION=gpu
+export SBATCH_ACCOUNT=my-project
+
+# The environment with Python and accelerate.
+module load cuda
+source .venv/bin/activate
+
+# Or a container. Apptainer: a command before the command.
+CONTAINER=(apptainer exec --nv --bind /data image.sif)
+# Pyxis: options of srun. Mount everything under the path that it has outside.
+SRUN_OPTIONS=(--container-image=nvcr.io#nvidia/pytorch:25.10-py3 "--container-mounts=$PWD:$PWD,/data:/data" "--container-workdir=$PWD")
+
+# Variables of the ranks. NCCL finds its interfaces by itself on most clusters.
+export NCCL_SOCKET_IFNAME=ib0
+export HF_HUB_OFFLINE=1
+
+# How often a job may start again before it asks for you.
+MAX_REQUEUES=100

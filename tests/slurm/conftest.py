@@ -1,0 +1,63 @@
+"""One cluster for all tests of this folder, and the uninterrupted runs outside of it that theirs must equal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Processes, Workplace, Zygote, free_port, rank_environment
+from tests.slurm.cluster import Cluster, missing
+
+Reference = Callable[[str, int], Path]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes; skips with the reason where SLURM is not installed."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+    made = Cluster(tmp_path_factory.mktemp("cluster"), nodes=3)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Data, model and a recipe in a folder whose name a shell would take apart."""
+    made = Workplace(tmp_path_factory.mktemp("work") / "a 'b' $(touch X); \"c\" \\d\ne")
+    (made.folder / "recipe.yaml").write_text("model:\n  init: random\n", encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="session")
+def reference(zygote: Zygote, workplace: Workplace) -> Reference:
+    """kind, ranks -> the folder of a run that knows of no cluster and that nothing disturbs."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def run(kind: str, ranks: int) -> Path:
+        folder = workplace.folder / f"reference-{kind}-{ranks}"
+        if (kind, ranks) not in made:
+            start(zygote, workplace.arguments(folder), folder, kind, ranks)
+            made[kind, ranks] = folder
+        return folder
+
+    return run
+
+
+def start(zygote: Zygote, arguments: list[str], log: Path, kind: str, ranks: int) -> None:
+    """One run of so many ranks, to its end."""
+    port = free_port()
+    started = []
+    for rank in range(ranks):
+        variables = rank_environment(kind, rank, port, None)
+        if kind != "single":
+            variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        file = log.with_name(f"{log.name}.rank{rank}.log")
+        pid = zygote.ask(do="start", environment=variables, arguments=arguments, log=str(file))["pid"]
+        started.append((pid, file))
+    with contextlib.closing(Processes(zygote, started)) as processes:
+        assert set(processes.wait()) == {0}, processes.output

@@ -1,0 +1,73 @@
+"""What cannot work is refused with one message, before any rank starts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Workplace
+from tests.process.runs import ROOT
+from tests.slurm.cluster import Cluster
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+TRAIN = ("slurm/job.sh", "recipes/demo.yaml")
+
+
+def test_there_are_scripts() -> None:
+    assert {path.stem for path in SCRIPTS} == {
+        "chain", "common", "eval", "job", "merge", "node", "site.example", "sweep",
+    }  # fmt: skip
+
+
+def test_shellcheck_finds_nothing() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck: apt-get install shellcheck")
+    subprocess.run(["shellcheck", "--external-sources", *map(str, SCRIPTS)], cwd=ROOT, check=True)
+
+
+def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workplace, tmp_path: Path) -> None:
+    typo = workplace.folder / "typo.yaml"
+    typo.write_text("model:\n  pth: x\n", encoding="utf-8")
+    lines = tmp_path / "overrides.txt"
+    lines.write_text("--optim.learning_rate 1e-4\n", encoding="utf-8")
+    cases = (
+        (["--nodes=2", "--gpus=3", *TRAIN], "different numbers of GPUs (1, 2)"),
+        (["--gpus-per-node=2", "--ntasks-per-node=3", *TRAIN], "3 tasks but 2 GPUs on each node"),
+        (["--nodes=2", "--ntasks=3", *TRAIN], "different numbers of tasks (2,1)"),
+        (
+            ["slurm/job.sh", "--accelerate", "zero9", "recipes/demo.yaml"],
+            "there is no zero9; there are cpu cpu_ddp ddp",
+        ),
+        (["--gpus-per-node=2", "slurm/job.sh", "--accelerate", "one_gpu", "recipes/demo.yaml"], "has 2 ranks (1 nodes"),
+        (["slurm/job.sh", "recipes/none.yaml"], "there is no recipe recipes/none.yaml"),
+        (["slurm/job.sh", typo], f"{typo}:2: unknown key model.pth"),
+        (["slurm/job.sh", "recipes/demo.yaml", "--optim.learning_rat", "1"], "learning_rate"),
+        (["--chdir=/tmp", ROOT / "slurm" / "job.sh", "recipes/demo.yaml"], "submit from ZeroTune's folder"),
+        (["slurm/sweep.sh", "recipes/demo.yaml", lines], "a sweep is a job array: sbatch --array=1-1"),
+        (["--array=2", "slurm/sweep.sh", "recipes/demo.yaml", lines], "has no line 2: sbatch --array=1-1"),
+    )
+    jobs = [cluster.submit("--time=5", *words) for words, _ in cases]
+    states = cluster.wait(*jobs)
+    for job, state, (words, message) in zip(jobs, states, cases, strict=True):
+        log = cluster.log(job)
+        assert state == "FAILED", (words, log)
+        assert cluster.show(job)["ExitCode"] == "64:0", (words, log)
+        assert message in log, (words, log)
+        said = [line for line in log.splitlines() if not re.match(r"srun: (error|warning|Job step)", line)]
+        assert len(said) == message.count("\n") + 1, (words, log)
+
+
+def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplace: Workplace) -> None:
+    """Accelerate starts one process for MULTI_CPU and says nothing; the ranks know how many they must be."""
+    config = workplace.folder / "mine.json"
+    config.write_text('{"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "use_cpu": true}')
+    run = workplace.folder / "alone"
+    words = [workplace.folder / "recipe.yaml", *workplace.arguments(run)]
+    job = cluster.submit("--gpus-per-node=2", "slurm/job.sh", "--accelerate", config, *words)
+    assert cluster.wait(job) == ["FAILED"]
+    assert cluster.log(job).count("2 processes were launched but each believes to be one of 1") == 1
+    assert not (run / "checkpoints").exists()

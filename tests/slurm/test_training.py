@@ -1,0 +1,180 @@
+"""Jobs that are preempted, requeued, cancelled or lose a node end with the bits of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.faults.runs import STEPS, VARIABLE, Workplace, finished, leftovers, losses, status, weights
+from tests.process.runs import ROOT
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Reference
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def slow(seconds: float) -> dict[str, str]:
+    """Variables under which each step takes longer, so that something can happen in between."""
+    order = {"at": "train.engine.loop:Loop._update", "nth": 0, "do": f"sleep {seconds}"}
+    return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+
+
+@pytest.fixture
+def run(workplace: Workplace, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A run folder; no shell has touched anything."""
+    yield workplace.folder / request.node.name
+    assert not [path for folder in (ROOT, workplace.folder, Path.cwd()) for path in folder.glob("X*")]
+
+
+def job_script(workplace: Workplace, run: Path, *chosen: str, **options: object) -> list[object]:
+    return ["slurm/job.sh", *chosen, workplace.folder / "recipe.yaml", *workplace.arguments(run, **options)]
+
+
+def as_recipe(options: list[str]) -> str:
+    """Command-line options as a YAML file."""
+    tree: dict[str, Any] = {}
+    for name, value in zip(options[::2], options[1::2], strict=True):
+        *way, key = name.removeprefix("--").split(".")
+        inner = tree
+        for part in way:
+            inner = inner.setdefault(part, {})
+        inner[key] = value if key in ("folder", "path", "cache_folder") else yaml.safe_load(value)
+    return yaml.safe_dump(tree, allow_unicode=True)
+
+
+def steps(run: Path) -> int:
+    """How many steps the run has written down."""
+    return len(losses(run)) if (run / "metrics.jsonl").exists() else 0
+
+
+def assert_equal(run: Path, undisturbed: Path) -> None:
+    """The run has finished, and every loss and every bit is that of the other."""
+    assert status(run)["state"] == "finished"
+    assert losses(run) == losses(undisturbed)
+    assert weights(run) == weights(undisturbed)
+    assert leftovers(run) == []
+    assert not (run / "STOP").exists()
+
+
+def test_two_nodes_preempted_by_a_signal(
+    cluster: Cluster, workplace: Workplace, reference: Reference, run: Path
+) -> None:
+    """2 nodes x 2 ranks, DDP; names that a shell would take apart; warned, saved, requeued, finished."""
+    nodes = ("--nodes=2", "--gpus-per-node=2", "--job-name=a '$(touch X)' \"; touch X2")
+    job = cluster.submit(*nodes, *job_script(workplace, run), **slow(1))
+    cluster.until(lambda: steps(run) >= 2, [job])
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)
+    assert cluster.show(job)["Restarts"] == "1"
+    log = cluster.log(job)
+    assert "slurm: warned: the run saves and stops" in log
+    assert "slurm: stopped and saved; requeued, restart 1" in log
+    assert "4 processes, ddp" in log
+    assert "continuing after step" in log
+    assert_equal(run, reference("ddp", 4))
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert config["run"]["folder"] == str(run)
+    assert config["data"]["train"][0]["path"] == str(workplace.rows)
+
+
+def test_zero_requeued_by_hand(cluster: Cluster, workplace: Workplace, reference: Reference, run: Path) -> None:
+    """2 nodes x 2 ranks, ZeRO-2: `scontrol requeue` kills without a warning; it goes on from the last checkpoint."""
+    script = job_script(workplace, run, "--accelerate", "zero2")
+    job = cluster.submit("--nodes=2", "--gpus-per-node=2", *script, **slow(1))
+    cluster.until(lambda: steps(run) >= 5, [job])
+    cluster.run("scontrol", "requeue", job)
+    assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)
+    assert cluster.show(job)["Restarts"] == "1"
+    assert "4 processes, zero-2" in cluster.log(job)
+    assert "continuing after step" in cluster.log(job)
+    assert_equal(run, reference("zero2", 4))
+    assert not (ROOT / ".deepspeed_env").exists()
+
+
+def test_the_time_limit_and_the_cap(cluster: Cluster, workplace: Workplace, reference: Reference, run: Path) -> None:
+    """Warned by the limit, the run saves; not requeued beyond the cap, the same command goes on in another job."""
+    script = job_script(workplace, run)
+    warned = ("--time=2", "--signal=B:USR1@30", "--gpus-per-node=1")
+    job = cluster.submit(*warned, *script, **slow(60), MAX_REQUEUES="0")
+    assert cluster.wait(job) == ["FAILED"], cluster.log(job)
+    assert cluster.show(job)["ExitCode"] == "75:0"
+    assert "not requeued, as it was 0 times already (MAX_REQUEUES)" in cluster.log(job)
+    assert status(run)["state"] == "preempted"
+    assert 0 < status(run)["step"] == finished(run)[-1] < STEPS
+    job = cluster.submit("--gpus-per-node=1", *script)
+    assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)
+    assert_equal(run, reference("single", 1))
+
+
+def test_nodes_lost(cluster: Cluster, workplace: Workplace, reference: Reference, run: Path) -> None:
+    """First the node with the batch script and the lock is lost, then one of the others."""
+    job = cluster.submit("--nodes=2", "--gpus-per-node=1", *job_script(workplace, run), **slow(1))
+    cluster.until(lambda: steps(run) >= 3, [job])
+    lost = cluster.show(job)["BatchHost"]
+    cluster.kill_node(lost)
+    cluster.until(lambda: status(run)["job"] == f"{job}.1" and steps(run) >= 6, [job])
+    cluster.start_node(lost)
+    nodes = [node for node in cluster.nodes if node != lost]
+    other = next(node for node in nodes if node != cluster.show(job)["BatchHost"])
+    cluster.kill_node(other)
+    states = cluster.wait(job)
+    cluster.start_node(other)
+    assert states == ["COMPLETED"], cluster.log(job)
+    assert cluster.show(job)["Restarts"] == "2"
+    assert cluster.log(job).count("taken over from process") == 2
+    assert_equal(run, reference("ddp", 2))
+
+
+def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workplace: Workplace, run: Path) -> None:
+    """Of two jobs in one run folder one is refused; cancelled, the other stays so, and a chain ends with it."""
+    script = job_script(workplace, run)
+    chain = ["bash", "slurm/chain.sh", "--gpus-per-node=1", f"--output={cluster.folder}/%j.out", *map(str, script[1:])]
+    said = cluster.run(*chain, "--", "--tasks", "perplexity", "--data", str(workplace.rows), **slow(4))
+    train, merge, evaluate = (word.rstrip(",\n") for word in said.split() if word.strip(",\n").isdigit())
+    other = cluster.submit("--gpus-per-node=1", *script, **slow(4))
+    both = {train, other}
+    cluster.until(lambda: "FAILED" in [cluster.show(job)["JobState"] for job in both], both)
+    refused = next(job for job in both if cluster.show(job)["JobState"] == "FAILED")
+    (holder,) = both - {refused}
+    assert "in use by process" in cluster.log(refused)
+    assert "slurm: failed: the first error above counts. Not requeued" in cluster.log(refused)
+    cluster.until(lambda: steps(run) >= 1, [holder])
+    cluster.run("scancel", holder)
+    assert cluster.wait(holder, merge, evaluate) == ["CANCELLED"] * 3, cluster.log(holder)
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [holder])
+    assert cluster.show(holder)["Restarts"] == "0"
+
+
+def test_a_chain(cluster: Cluster, workplace: Workplace, run: Path) -> None:
+    """Train, merge and evaluate on two nodes with one command."""
+    script = job_script(workplace, run, duration__max_steps=2)[1:]
+    chain = ["bash", "slurm/chain.sh", "--nodes=2", "--gpus-per-node=1", f"--output={cluster.folder}/%j.out"]
+    evaluation = ("--", "--tasks", "perplexity", "--data", str(workplace.rows), "--max_rows", "8")
+    said = cluster.run(*chain, *map(str, script), *evaluation)
+    jobs = [word.rstrip(",\n") for word in said.split() if word.strip(",\n").isdigit()]
+    assert cluster.wait(*jobs) == ["COMPLETED"] * 3, "\n".join(map(cluster.log, jobs))
+    assert (run / "merged" / "model.safetensors").is_file()
+    result = json.loads((run / "evaluation" / "result.json").read_text(encoding="utf-8"))
+    assert result["settings"]["ranks"] == 2
+
+
+def test_a_sweep(cluster: Cluster, workplace: Workplace, run: Path, tmp_path: Path) -> None:
+    """Each line of a file in a folder of its own; quotes group the words of a line, and nothing is expanded."""
+    lines = tmp_path / "overrides $(touch X).txt"
+    lines.write_text("--optim.learning_rate 1e-3\n--optim.learning_rate 2e-3 --data.system_prompt '$(touch X) \"*\"'\n")
+    recipe = workplace.folder / "sweep.yaml"
+    recipe.write_text(as_recipe(workplace.arguments(run, duration__max_steps=2)), encoding="utf-8")
+    job = cluster.submit("--array=1-2", "--gpus-per-node=1", "slurm/sweep.sh", "--accelerate", "cpu", recipe, lines)
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [job])
+    configs = {}
+    for number in (1, 2):
+        folder = run.with_name(f"{run.name}-{number}")
+        assert status(folder)["state"] == "finished"
+        configs[number] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert [configs[number]["optim"]["learning_rate"] for number in (1, 2)] == [1e-3, 2e-3]
+    assert configs[2]["data"]["system_prompt"] == '$(touch X) "*"'

@@ -1,0 +1,25 @@
+"""python -m train.run_folder --config recipes/NAME.yaml [...]: print the folder of that run. For scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from eval.masking import hide_secrets, mask
+from train.errors import UserError
+from train.recipe import parse
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 0, or that of what is wrong with the recipe."""
+    hide_secrets()
+    try:
+        sys.stdout.write(parse(arguments).run.folder + "\n")
+    except UserError as error:
+        sys.stderr.write(mask(f"{error}\n"))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
