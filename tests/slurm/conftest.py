@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Processes, Workplace, Zygote, free_port, rank_environment
+from tests.faults.many import start
+from tests.faults.runs import Workplace, Zygote
 from tests.slurm.cluster import Cluster, missing
 
 Reference = Callable[[str, int], Path]
@@ -46,18 +46,3 @@ def reference(zygote: Zygote, workplace: Workplace) -> Reference:
         return folder
 
     return run
-
-
-def start(zygote: Zygote, arguments: list[str], log: Path, kind: str, ranks: int) -> None:
-    """One run of so many ranks, to its end."""
-    port = free_port()
-    started = []
-    for rank in range(ranks):
-        variables = rank_environment(kind, rank, port, None)
-        if kind != "single":
-            variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-        file = log.with_name(f"{log.name}.rank{rank}.log")
-        pid = zygote.ask(do="start", environment=variables, arguments=arguments, log=str(file))["pid"]
-        started.append((pid, file))
-    with contextlib.closing(Processes(zygote, started)) as processes:
-        assert set(processes.wait()) == {0}, processes.output

@@ -29,6 +29,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from train.engine.averaging import average_parameters_alone
 from train.engine.background import GlooGroup
 from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
@@ -121,7 +122,7 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.main: bool = self.accelerator.is_main_process
         # A batch script says how many it asked for: launchers may start fewer, or separate ones.
-        launched = int(os.environ.get("ZEROTUNE_RANKS") or os.environ.get("WORLD_SIZE", 1))
+        launched = int(os.environ.get("ZEROTUNE_RANKS") or os.environ.get("WORLD_SIZE") or 1)
         if launched != self.count:
             raise UserError(
                 f"{launched} processes were launched but each believes to be one of {self.count}: they would train "
@@ -182,6 +183,8 @@ class Runtime:
             if isinstance(module, PreTrainedModel):
                 module.register_forward_pre_hook(_beat)
         prepared = self.accelerator.prepare(model, optimizer)
+        if self.device.type == "cpu":
+            average_parameters_alone(prepared[0])
         return prepared[0], prepared[1]
 
     def unwrap(self, model: nn.Module) -> nn.Module:
