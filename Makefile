@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types unit test-faults soak test-gpu benchmark clean
+.PHONY: help venv demo test lint format types unit test-faults soak test-slurm test-gpu benchmark clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -45,13 +45,16 @@ types: $(READY) ## mypy --strict over train and eval
 	@$(RUN)/mypy --no-error-summary && echo "mypy: clean"
 
 unit: $(READY)
-	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/slurm
 
 test-faults: $(READY) ## kills, signals, full disks: the whole fault suite
 	@$(RUN)/python -m pytest -q tests/faults
 
 soak: $(READY) ## 200 random kills; the final weights must be those of an undisturbed run (half an hour)
 	@$(RUN)/python -m tests.faults.soak --kills 200
+
+test-slurm: $(READY) ## a real SLURM cluster on this machine (needs slurm-wlm and munge, else says so)
+	@$(RUN)/python -m pytest -q tests/slurm
 
 test-gpu: $(READY) ## the equalities on CUDA; skipped with the reason where there is none
 	@$(RUN)/python -m pytest -q -m gpu

@@ -17,7 +17,14 @@ from train.recipe import parse
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-PROGRAMS = ("accelerate", "python", "make", "...")  # what the guides' other commands start is not ours
+PROGRAMS = (
+    "accelerate",
+    "python",
+    "make",
+    "sbatch",
+    "bash",
+    "...",
+)  # what the guides' other commands start is not ours
 # Words that stand for the reader's own.
 NAMES = {"recipes/NAME.yaml": "recipes/demo.yaml", "GPUS": "8"}
 
@@ -59,6 +66,8 @@ ALL = list(commands())
 def kind(words: list[str]) -> str:
     if words[0] == "...":
         return "train"
+    if words[0] in ("sbatch", "bash"):
+        return "slurm"
     modules = {"train.merge": "merge", "train.report": "report", "eval": "eval"}
     if words[:2] == ["python", "-m"]:
         return modules[words[2]]
@@ -98,6 +107,27 @@ def check_python(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file()
 
 
+def check_slurm(words: list[str]) -> None:
+    """A batch script, after sbatch's options; the chain has these after its own name."""
+    place = next(i for i, word in enumerate(words) if word.startswith("slurm/"))
+    script, rest = words[place], words[place + 1 :]
+    assert (ROOT / script).is_file()
+    if script == "slurm/chain.sh":
+        end = rest.index("--")
+        check_eval(["--model", "RUN/merged", *rest[end + 1 :]])
+        rest = rest[next(i for i, word in enumerate(rest) if not word.startswith("--")) : end]
+    if rest[0] == "--accelerate":
+        assert (ROOT / "accelerate_configs" / f"{rest[1]}.yaml").is_file()
+        del rest[:2]
+    if script == "slurm/sweep.sh":
+        assert len(rest) == 2
+        del rest[1]
+    if script in ("slurm/job.sh", "slurm/sweep.sh", "slurm/chain.sh"):
+        check_train(["--config", *rest])
+    else:
+        {"slurm/eval.sh": check_eval, "slurm/merge.sh": check_merge}[script](rest)
+
+
 CHECKS = {
     "train": check_train,
     "eval": check_eval,
@@ -105,6 +135,7 @@ CHECKS = {
     "report": check_report,
     "make": check_make,
     "python": check_python,
+    "slurm": check_slurm,
 }
 
 
@@ -116,6 +147,7 @@ def test_there_is_something_to_look_at() -> None:
     assert found["merge"] >= 3
     assert found["report"] >= 3
     assert found["make"] >= 6
+    assert found["slurm"] >= 6
 
 
 @pytest.mark.parametrize(("place", "words"), ALL, ids=[place for place, _ in ALL])

@@ -78,14 +78,28 @@ def test_importing_it_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_status_is_replaced_in_one_go(tmp_path: Path) -> None:
+def test_status_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     write_status(tmp_path, "running", 3)
     write_status(tmp_path, "preempted", 7, reason="SIGTERM", exit_code=0, rows=["a.jsonl:3"])
     status = json.loads((tmp_path / "status.json").read_text())
     moment = status.pop("time")
     assert moment.endswith("+00:00")
-    assert status == {"state": "preempted", "step": 7, "reason": "SIGTERM", "exit_code": 0, "rows": ["a.jsonl:3"]}
+    said = {"state": "preempted", "step": 7, "reason": "SIGTERM", "exit_code": 0}
+    assert status == {**said, "job": None, "rows": ["a.jsonl:3"]}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_status_names_the_job_and_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a line of its own, as the batch script looks for it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    write_status(tmp_path, "running", 0)
+    assert ' "job": "4711.0",' in (tmp_path / "status.json").read_text().splitlines()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    write_status(tmp_path, "preempted", 3, "STOP file", 0)
+    lines = (tmp_path / "status.json").read_text().splitlines()
+    assert {' "state": "preempted",', ' "reason": "STOP file",', ' "job": "4711.2",'} <= set(lines)
 
 
 def test_a_status_that_cannot_be_written_is_exit_73(tmp_path: Path) -> None:
