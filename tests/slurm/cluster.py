@@ -179,12 +179,12 @@ class Cluster:
             word.split("=", 1) for word in self._ask("scontrol", "-o", "show", "job", job).split() if "=" in word
         )
 
-    def wait(self, *jobs: str, seconds: float = 280) -> list[str]:
+    def wait(self, *jobs: str, seconds: float = 600) -> list[str]:
         """The states in which jobs have ended."""
         self.until(lambda: all(self.show(job).get("JobState") in ENDED for job in jobs), jobs, seconds)
         return [self.show(job)["JobState"] for job in jobs]
 
-    def until(self, condition: object, jobs: Iterable[str] = (), seconds: float = 280) -> None:
+    def until(self, condition: object, jobs: Iterable[str] = (), seconds: float = 600) -> None:
         """Wait for something to happen; shows the jobs where it does not."""
         deadline = time.monotonic() + seconds
         while not condition():  # type: ignore[operator]

@@ -15,7 +15,7 @@ from tests.process.runs import ROOT
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Reference
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)  # one takes half a minute on an idle machine
 
 
 def slow(seconds: float) -> dict[str, str]:
@@ -99,8 +99,10 @@ def test_zero_requeued_by_hand(cluster: Cluster, workplace: Workplace, reference
 def test_the_time_limit_and_the_cap(cluster: Cluster, workplace: Workplace, reference: Reference, run: Path) -> None:
     """Warned by the limit, the run saves; not requeued beyond the cap, the same command goes on in another job."""
     script = job_script(workplace, run)
-    warned = ("--time=2", "--signal=B:USR1@30", "--gpus-per-node=1")
-    job = cluster.submit(*warned, *script, **slow(60), MAX_REQUEUES="0")
+    job = cluster.submit("--signal=B:USR1@90", "--gpus-per-node=1", *script, **slow(10), MAX_REQUEUES="0")
+    cluster.until(lambda: steps(run) >= 1, [job])
+    minutes = int(cluster.show(job)["RunTime"].split(":")[1]) + 3  # the limit is 2 to 3 minutes away
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     assert cluster.wait(job) == ["FAILED"], cluster.log(job)
     assert cluster.show(job)["ExitCode"] == "75:0"
     assert "not requeued, as it was 0 times already (MAX_REQUEUES)" in cluster.log(job)

@@ -6,10 +6,13 @@ import os
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from eval.errors import UserError as EvaluationError
+from eval.ranks import join
 from tests.faults.runs import rank_environment
 from tests.process.runs import environment
-from train.engine.runtime import choose_precision, runs_on_gpu
+from train.engine.runtime import Runtime, choose_precision, runs_on_gpu
 from train.errors import UserError
 
 
@@ -42,3 +45,19 @@ def test_these_tests_see_no_gpu():
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert environment()["CUDA_VISIBLE_DEVICES"] == ""
     assert rank_environment("zero2", 0, 1, None)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_more_ranks_than_gpus(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="process 1 of this machine has no GPU: there are 1"):
+        Runtime("bf16", 1.0)
+
+
+def test_fewer_ranks_than_the_batch_script_asked_for(monkeypatch):
+    monkeypatch.setenv("ZEROTUNE_RANKS", "4")
+    with pytest.raises(UserError, match="4 processes were launched but each believes to be one of 1"):
+        Runtime("fp32", 1.0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(EvaluationError, match="4 processes were asked for, but the launcher started 1"):
+        join()
