@@ -128,7 +128,8 @@ def test_nodes_lost(cluster: Cluster, workplace: Workplace, reference: Reference
     cluster.start_node(other)
     assert states == ["COMPLETED"], cluster.log(job)
     assert cluster.show(job)["Restarts"] == "2"
-    assert cluster.log(job).count("taken over from process") == 2
+    # The second time the rank with the lock lived long enough to release it.
+    assert cluster.log(job).count("taken over from process") == 1
     assert_equal(run, reference("ddp", 2))
 
 
