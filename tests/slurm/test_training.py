@@ -128,8 +128,7 @@ def test_nodes_lost(cluster: Cluster, workplace: Workplace, reference: Reference
     cluster.start_node(other)
     assert states == ["COMPLETED"], cluster.log(job)
     assert cluster.show(job)["Restarts"] == "2"
-    # The second time the rank with the lock lived long enough to release it.
-    assert cluster.log(job).count("taken over from process") == 1
+    assert "taken over from process" in cluster.log(job)
     assert_equal(run, reference("ddp", 2))
 
 

@@ -183,7 +183,7 @@ class Runtime:
             if isinstance(module, PreTrainedModel):
                 module.register_forward_pre_hook(_beat)
         prepared = self.accelerator.prepare(model, optimizer)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.count > 2:
             average_parameters_alone(prepared[0])
         return prepared[0], prepared[1]
 
