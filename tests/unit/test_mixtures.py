@@ -133,7 +133,7 @@ def test_a_folder_of_mixed_kinds_is_streamed_in_the_order_of_names(tmp_path):
     windows = list(corpus.windows(0))
     names = ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.csv:2", "c.json:1", "d.parquet:1", "d.parquet:2", "d.parquet:3"]
     assert [row for window in windows for row in ids_of(window)] == [f"{folder}/{name}" for name in names]
-    assert "c.json:1: field `answer` is missing" in windows[1].notes[0]
+    assert "c.json:1, row 2: field `answer` is missing" in windows[1].notes[0]
     resumed = streamed(tmp_path / "other", SourceConfig(str(folder), "qa"), on_bad_row="skip")
     assert [ids_of(window) for window in resumed.windows(0, start=1)] == [ids_of(window) for window in windows[1:]]
 
