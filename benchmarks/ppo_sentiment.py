@@ -43,9 +43,7 @@ def main() -> int:
         folder = Path(name)
         train, held_out = split(next(source.glob("*.csv")), folder)
         judge = classifier(train, held_out, folder)
-        rises = [
-            run(title, parts, judge, train, held_out, folder, given.rollouts) for title, parts in PENALTIES.items()
-        ]
+        rises = [run(title, judge, train, held_out, folder, given.rollouts) for title in PENALTIES]
     print(f"minutes={(time.monotonic() - start) / 60:.1f} target_minutes=30")
     return 0 if all(rises) else 1
 
