@@ -22,7 +22,7 @@ from tests.process.state_cases import Case, Ranks, Run
 from train.engine import checkpoint
 from train.engine.native_ops import build_for_cpu
 from train.engine.origin import Origin
-from train.engine.state import load_state, save_state
+from train.engine.state import load_state, state_writer
 from train.errors import UserError
 
 RANKS = (2, 1, 3)
@@ -66,9 +66,7 @@ def go_through(name: str, number: int, folder: Path, ranks: Ranks) -> None:
         load_state(run.accelerator, run.model, run.optimizer, saved)
     state = run.state() if optimizer == "adamw" else {}
 
-    def write(into: Path) -> None:
-        save_state(run.accelerator, run.model, run.optimizer, into)
-
+    write = state_writer(run.accelerator, run.model, run.optimizer)
     checkpoint.commit(folder / f"phase{number}", 3, write, {}, origin, ranks)
     losses = run.train(3, 4)
     if ranks.index == 0:
