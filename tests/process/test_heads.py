@@ -212,7 +212,12 @@ def test_the_loss_is_the_mean_over_all_words_of_the_step(place: Place) -> None:
 
 
 def test_killed_and_resumed_to_the_last_bit(place: Place) -> None:
-    options = {"checkpoint__every_steps": 2, "tuning__kind": "lora", "tuning__lora__dropout": 0.1}
+    options = {
+        "checkpoint__every_steps": 2,
+        "checkpoint__asynchronous": "false",
+        "tuning__kind": "lora",
+        "tuning__lora__dropout": 0.1,
+    }
     whole = place.run("resume-whole", "token_classification", **options)
     orders = [{"at": "train.engine.loop:Loop._update", "nth": 4, "do": "SIGKILL"}]
     words = place.words("resume-cut", "token_classification", **options)

@@ -114,6 +114,7 @@ RESUMED: dict[str, dict[str, object]] = {
 def test_killed_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
     """The kill falls into a rollout's steps; the checkpoint lies before it."""
     options: dict[str, object] = {"checkpoint__every_steps": 4, "ppo__kl_target": 1.0, "tuning__kind": "lora"}
+    options["checkpoint__asynchronous"] = "false"  # written before the kill comes
     options |= RESUMED[name]
     if "4 bit" in name:
         options |= {"model__path": place.stand_in, "ppo__value_model": place.stand_in}

@@ -36,6 +36,8 @@ def build_for_cpu() -> None:
     place = folder()
     place.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(place)
+    # Each ninja hashes commands in its own way and builds again what another one built: always take the environment's.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with FileLock(place / ".builder"):
         for left_over in place.glob("*/lock"):
             left_over.unlink()
