@@ -76,7 +76,7 @@ def test_an_error_beside_training_ends_it_at_the_next_step(
     assert processes.codes == [1], processes.output
     assert processes.output.rstrip().endswith("ValueError: broken memory")
     said = status(run)
-    assert (said["state"], said["reason"], said["exit_code"]) == ("failed", "broken memory", 1)
+    assert (said["state"], said["reason"], said["exit_code"]) == ("failed", "ValueError: broken memory", 1)
     assert said["step"] in (4, 5, 6)  # 6 is the next save, which asks for it in any case
     assert finished(run) == [2]
     assert leftovers(run) == []

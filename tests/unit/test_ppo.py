@@ -27,7 +27,7 @@ from train.objectives.ppo import advantages as worth
 from train.objectives.ppo.episodes import Episode, Episodes, repetition
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
-from train.objectives.ppo.prompts import Prompt, of_rollout, with_room
+from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
 
 LENGTHS = [3, 1, 5]
 STARTS = np.array([0, 3, 4, 9])
@@ -313,3 +313,24 @@ def test_phases_lie_behind_each_other_and_say_where_a_run_may_pause() -> None:
     assert [p.start for p in phases.from_step(11)] == [11, 15, 19, 22, 26, 30]
     with pytest.raises(UserError, match=r"duration\.max_steps: 3 is less than one rollout's 4 steps"):
         Phases(config, DurationConfig(max_epochs=None, max_steps=3), prompts=10)
+
+
+def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
+    """Pieces of a text are rows of one place; whole texts that share a line (a JSON array) are not."""
+
+    class Rows:
+        pieces = (("a:1", 6), ("a:1", 6), ("a:1", 3), ("b:1", 5), ("b:1", 5), ("c:1", 2))
+
+        def __len__(self) -> int:
+            return len(self.pieces)
+
+        def tokens(self, index: int) -> Any:
+            ids = np.arange(self.pieces[index][1], dtype=np.int32) + 10 * index
+            return ids, np.where(np.arange(len(ids)) > 0, ids, -100)
+
+        def row_id(self, index: int) -> str:
+            return self.pieces[index][0]
+
+    rows: Any = Rows()
+    found = list(asked_by(rows, corpus_tokens=2, row_tokens=6))
+    assert found == [Prompt((0, 1), "a:1"), Prompt((30, 31), "b:1"), Prompt((40, 41), "b:1"), None]

@@ -208,7 +208,9 @@ class PPO(Supervised):
         return TaskRows(self.ppo.task, sources, prompter, skip=data.on_bad_row == "skip")
 
     def _prompts(self, rows: Encoded, task: TaskRows | None, name: str) -> list[Prompt]:
-        asked = task.prompts(rows) if task else asked_by(rows, self.ppo.prompt_tokens)
+        asked = (
+            task.prompts(rows) if task else asked_by(rows, self.ppo.prompt_tokens, self.config.data.max_length_tokens)
+        )
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
         self.corpus.lines.extend(told)
         return found

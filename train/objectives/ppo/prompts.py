@@ -23,13 +23,22 @@ class Prompt:
     stop_texts: tuple[str, ...] = ()
 
 
-def asked_by(rows: Encoded, corpus_tokens: int) -> Iterator[Prompt | None]:
-    """What each row asks; the first tokens of a corpus text that goes on behind them. None where it asks nothing."""
+def asked_by(rows: Encoded, corpus_tokens: int, row_tokens: int) -> Iterator[Prompt | None]:
+    """What each row asks; of a corpus text its first tokens, where it goes on behind them. None where it asks nothing.
+
+    row_tokens: where a longer text was cut; what goes on in further rows asks nothing anew, and is passed over.
+    """
+    cut: set[str] = set()
     for index in range(len(rows)):
         ids, labels = rows.tokens(index)
         start, _ = answer_at(labels)
-        size = start if start > 1 else corpus_tokens
-        yield Prompt(tuple(int(x) for x in ids[:size]), rows.row_id(index)) if size < len(ids) else None
+        row, is_corpus = rows.row_id(index), start <= 1
+        goes_on = is_corpus and row in cut
+        if is_corpus and len(ids) >= row_tokens:
+            cut.add(row)
+        if not goes_on:
+            size = corpus_tokens if is_corpus else start
+            yield Prompt(tuple(int(x) for x in ids[:size]), row) if size < len(ids) else None
 
 
 def with_room(
