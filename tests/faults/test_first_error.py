@@ -72,7 +72,7 @@ def test_a_rank_that_is_killed(workplace: Workplace, tmp_path: Path) -> None:
     assert re.search(r"was killed; last seen after step [2-4], in `", said["reason"])  # a second before at the most
     assert said["reason"] in text
     assert "closed by peer" not in text
-    assert finished(run)[-1] == 4
+    assert finished(run)[-1] in (2, 4)  # the newest one may have been under way
 
 
 @pytest.mark.parametrize("rank", [0, 1])
