@@ -1,4 +1,4 @@
-"""F24, a short one: `python -m tests.faults.soak --kills 200` is the long one (docs/resume.md has its result)."""
+"""F24, a short one; `make soak` is the long one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Proximal policy optimisation: phases -> rollout -> reward -> advantages -> loss, tied together in objective."""
+"""Proximal policy optimisation: phases -> prompts -> rollout -> reward -> scoring -> experience -> loss,
+tied together in objective."""
 
 from __future__ import annotations
 
