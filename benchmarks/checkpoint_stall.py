@@ -16,13 +16,13 @@ import json
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from measure import measured
+import ours
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = 3.0
@@ -52,7 +52,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.steps < 3 * EVERY:
         parser.error(f"--steps: at least {3 * EVERY}, for a first save, a later one and one at the end")
-    model = ROOT / "examples/models/tiny-qwen2" if given.tiny else smollm2()
+    model = ROOT / "examples/models/tiny-qwen2" if given.tiny else ours.smollm2()
     results: dict[bool, list[Run]] = {False: [], True: []}
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as name:
         folder = Path(name)
@@ -63,12 +63,6 @@ def main() -> int:
                 results[asynchronous].append(done)
                 print(f"# {repeat + 1}/{given.repeats} asynchronous={asynchronous}: {done}", flush=True)
     return report(results)
-
-
-def smollm2() -> Path:
-    """The folder of the weights."""
-    fetch = [sys.executable, str(ROOT / "examples/get_smollm2.py")]
-    return Path(subprocess.run(fetch, check=True, stdout=subprocess.PIPE, text=True).stdout.split("\n")[-2])
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -93,20 +87,14 @@ def run(folder: Path, model: Path, given: argparse.Namespace, asynchronous: bool
         "merge": {"at_end": False},
         "watch": {"tensorboard": False},
     }  # fmt: skip
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file",
-              str(ROOT / "accelerate_configs/cpu.yaml")]  # fmt: skip
-    done = measured([*launch, str(ROOT / "train/main.py"), "--config", str(path)], folder)
-    assert done is not None
-    found = read(run_folder, done[1])
+    lines, peak = ours.train(recipe, folder)
+    found = read(run_folder, lines, peak)
     shutil.rmtree(run_folder)
     return found
 
 
-def read(run_folder: Path, peak_gb: float) -> Run:
+def read(run_folder: Path, lines: list[dict[str, Any]], peak_gb: float) -> Run:
     """A line of metrics is written at the end of its step; a step's own seconds are its tokens by its speed."""
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     done = {line["step"]: line for line in lines if "train/tokens" in line}
     took = {
         step: (line["train/tokens"] - done[step - 1]["train/tokens"]) / line["train/tokens_per_second"]

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval_tasks
+import ours
 import psutil
 from lm_eval_tasks import Job
 from measure import measured
@@ -74,12 +74,10 @@ def main() -> int:
     if missing:
         print(f"skipped: {data / missing[0]} is not there; give --data or ZEROTUNE_DATA")
         return 0
-    model = subprocess.run(
-        [sys.executable, str(ROOT / "examples/get_smollm2.py")], check=True, stdout=subprocess.PIPE, text=True
-    )
+    model = ours.smollm2()
     peer = peer_python("lm-eval")
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
-        bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer, given.precision)
+        bench = Bench(Path(folder), model, peer, given.precision)
         jobs = prepare(Path(folder), data, peer, given)
         results = {name: bench.both(name, jobs[name], given) for name in given.only}
     return report(results)

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ours
+
 ROOT = Path(__file__).resolve().parents[1]
 ROLLOUT = 32  # prompts
 PENALTIES: dict[str, list[dict[str, Any]]] = {
@@ -72,7 +74,7 @@ def classifier(train: Path, held_out: Path, folder: Path) -> Path:
 
 def run(title: str, judge: Path, train: Path, held_out: Path, folder: Path, rollouts: int) -> bool:
     """One run of PPO, its table, and whether the reward has risen enough."""
-    model = script("examples/get_smollm2.py").split("\n")[-2]
+    model = str(ours.smollm2())
     reward = [{"kind": "model", "path": str(judge), "label": "positive", "name": "sentiment"}]
     reward += PENALTIES[title]
     out = folder / title.replace(" ", "-")

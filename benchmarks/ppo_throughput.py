@@ -17,13 +17,13 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ours
 from measure import measured
 from peer import peer_python
 
@@ -48,12 +48,10 @@ def main() -> int:
     if not source.is_dir():
         print(f"skipped: {source} is not there; give --data or ZEROTUNE_DATA")
         return 0
-    model = subprocess.run(
-        [sys.executable, str(ROOT / "examples/get_smollm2.py")], check=True, stdout=subprocess.PIPE, text=True
-    )
+    model = ours.smollm2()
     peer = peer_python("trl-ppo")
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
-        bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer, given.precision, given.rollouts)
+        bench = Bench(Path(folder), model, peer, given.precision, given.rollouts)
         bench.write_prompts(next(source.glob("*.csv")))
         bench.make_reward(given.reward_layers)
         results: dict[str, list[Run]] = {"TRL": [], "ZeroTune": []}
@@ -134,12 +132,7 @@ class Bench:
             "checkpoint": {"keep_best": False},
             "merge": {"at_end": False, "checkpoint": "last"},
         }  # fmt: skip
-        path = self.folder / f"{run.name}.yaml"
-        path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file",
-                  str(ROOT / "accelerate_configs/cpu.yaml")]  # fmt: skip
-        _, peak = self.measured([*launch, str(ROOT / "train/main.py"), "--config", str(path)])
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines, peak = ours.train(recipe, self.folder)
         shutil.rmtree(run)
         ends = [line["time"] for line in lines if "train/tokens" in line and line["step"] % EPOCHS == 0]
         return self.run(ends, [line["rollout/reward"] for line in lines if "rollout/reward" in line], peak)

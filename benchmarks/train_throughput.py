@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import ours
 from measure import measured
 from peer import peer_python
 
@@ -49,12 +50,10 @@ def main() -> int:
     if not source.is_file():
         print(f"skipped: {source} is not there; give --data or ZEROTUNE_DATA")
         return 0
-    model = subprocess.run(
-        [sys.executable, str(ROOT / "examples/get_smollm2.py")], check=True, stdout=subprocess.PIPE, text=True
-    )
+    model = ours.smollm2()
     peer, rates = peer_python("trl"), matmul_rates()
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
-        bench = Bench(Path(folder), Path(model.stdout.split("\n")[-2]), peer)
+        bench = Bench(Path(folder), model, peer)
         bench.write_rows(json.loads(source.read_text(encoding="utf-8")), given.steps)
         before = bench.held_out_loss(bench.model)
         results: dict[tuple[str, str], list[Run]] = {}
@@ -119,12 +118,7 @@ class Bench:
             "checkpoint": {"keep_best": False},
             "merge": {"at_end": False, "checkpoint": "last"},
         }  # fmt: skip
-        path = self.folder / f"{run.name}.yaml"
-        path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file",
-                  str(ROOT / "accelerate_configs/cpu.yaml")]  # fmt: skip
-        _, peak = self.measured([*launch, str(ROOT / "train/main.py"), "--config", str(path)])
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines, peak = ours.train(recipe, self.folder)
         steps = [line for line in lines if "train/tokens" in line]
         speed = (steps[-1]["train/tokens"] - steps[0]["train/tokens"]) / (steps[-1]["time"] - steps[0]["time"])
         merged = self.folder / f"merged-{run.name}"

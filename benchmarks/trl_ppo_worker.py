@@ -1,7 +1,7 @@
 """One run of TRL's experimental PPOTrainer, in the peer's environment. Prints one JSON line at the end.
 
 Set here, and nothing else: the models, the prompts, LoRA, the precision, the CPU, the batch (all prompts of a rollout
-in one micro-batch and one optimizer step, which is TRL's fastest), the length of responses and where they end,
+in one micro-batch and one optimizer step, as on our side), the length of responses and where they end,
 temperature 1, the learning rate and its constant schedule, the seed, and no saving. The reference is the policy with
 its adapter switched off, TRL's default under LoRA. PPOTrainer demands a separate value model; as in TRL's own script it
 is a second copy of the reward model, and all its weights are trained.
