@@ -196,7 +196,7 @@ class Objective(Protocol):
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
         """A few prompts continued, for people to read: held-out ones, and where answers are rewarded some of those last
-        trained on.
+        trained on. Asked for after `validate`.
         """
         ...
 

@@ -67,6 +67,7 @@ class PPO(Supervised):
         self.signs = Signs(ranks.index == 0)
         self._found: dict[str, float] = {}  # of the last rollout, equal on all ranks
         self._drawn: list[Sample] = []  # some of its answers
+        self._held_out: list[Sample] = []  # some of the last validation's
         self._clipped = [0.0, 0.0]  # tokens outside the clip range and all, in the steps of this rollout
         self._is_last_step = False  # of this rollout
 
@@ -153,6 +154,7 @@ class PPO(Supervised):
         if not prompts:
             return {}
         episodes, rewarded = self._played(model, prompts, (HELD_OUT,), greedy=True)
+        self._held_out = self._shown(episodes, rewarded, held_out=True)
         tokens = self.scoring.tokens(model, episodes)
         kl_n = worth.kl_of_tokens(tokens["log_p"], tokens["reference"], "k1")
         return {
@@ -164,10 +166,8 @@ class PPO(Supervised):
         }
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
-        """The first held-out prompts, answered greedily, and answers of the last rollout."""
-        prompts = self.held_out_prompts[: self.config.validation.samples]
-        held_out = self._shown(*self._played(model, prompts, (HELD_OUT,), greedy=True), True) if prompts else []
-        return [*held_out, *self._drawn]
+        """Of the validation before: the first held-out prompts, answered greedily. And answers of the last rollout."""
+        return [*self._held_out, *self._drawn]
 
     @property
     def longest(self) -> int:
