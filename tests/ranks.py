@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +25,16 @@ class Solo:
 
     def barrier(self) -> None:
         pass
+
+
+class Whole(Solo):
+    """The same as PPO needs it: its weights are whole anyway."""
+
+    def whole(self, model: Any) -> Any:
+        return contextlib.nullcontext(model)
+
+    def whole_copy(self, model: Any) -> Any:
+        return contextlib.nullcontext()
 
 
 class Threads:

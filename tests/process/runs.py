@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +82,20 @@ def launch(
         [*start, str(ROOT / "train" / "main.py"), *words],
         cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def in_session(command: list[str], variables: dict[str, str], seconds: float) -> tuple[int, str]:
+    """(exit code, all output) of a command in a session of its own; none of its processes outlives the time."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=variables, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
 
 
 def metrics(folder: Path, name: str) -> dict[int, float]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.process.runs import ROOT, environment
+from tests.process.runs import environment, in_session
 
 # The kind of sharding on two ranks, on one and on three; and the rest of the case (see state_cases.Case).
 CASES = (
@@ -33,17 +30,9 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.process.elastic_cases", str(folder), *CASES, REFUSED],
-        cwd=ROOT, env=environment(), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=570)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, output[-8000:]
+    command = [sys.executable, "-m", "tests.process.elastic_cases", str(folder), *CASES, REFUSED]
+    code, output = in_session(command, environment(), 570)
+    assert code == 0, output[-8000:]
     return folder
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.process.runs import in_session
+
 CASES = (
     "ddp qwen2 full adamw fp32",
     "ddp llama lora adamw fp32",
@@ -38,16 +36,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.process.state_cases"]
     drop = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(drop)} | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *launch, str(folder), *CASES],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=570)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    if process.returncode:
+    code, output = in_session([sys.executable, *launch, str(folder), *CASES], environment, 570)
+    if code:
         print(output[-8000:])
     found = {name: [folder / f"{name} rank {rank}.json" for rank in (0, 1)] for name in CASES}
     return {name: [json.loads(p.read_text()) for p in paths if p.exists()] for name, paths in found.items()}

@@ -16,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from eval.answering import choose as draw
 from eval.protocols import Generate
-from tests.ranks import Solo
+from tests.ranks import Whole
 from train.config import DurationConfig
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate
@@ -223,19 +223,16 @@ def test_a_frozen_output_layer_gives_the_same_with_its_logits_made_once(
         assert (gradients[True][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
+class Reads:
+    """A tokenizer, as far as answers without stop texts need one."""
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return " ".join(map(str, ids))
+
+
 def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any) -> None:
     """Greedy answers of the rollout are the most probable tokens of the scoring pass, whatever the batch."""
     from train.objectives.ppo.rollout import play, requests
-
-    class Whole(Solo):
-        def whole(self, model: Any) -> Any:
-            import contextlib
-
-            return contextlib.nullcontext(model)
-
-    class Reads:
-        def decode(self, ids: Any, **options: Any) -> str:
-            return " ".join(map(str, ids))
 
     model = tiny()
     prompts = [tuple(range(5, 7 + k)) for k in range(16)]

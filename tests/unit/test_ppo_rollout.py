@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
 import torch
 
 from eval import generation
-from tests.ranks import Solo
-from tests.unit.test_ppo import tiny
+from tests.ranks import Whole
+from tests.unit.test_ppo import Reads, tiny
 from train.config import LoraConfig, PromptConfig, TuningConfig
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape
@@ -24,20 +23,6 @@ from train.tuning import TUNINGS
 
 PROMPTS = [tuple(range(5, 8 + k)) for k in range(8)] + [(40 + k, *range(50, 51 + k)) for k in range(8)]
 CONFIG = PpoConfig(response_tokens=7)
-
-
-class Whole(Solo):
-    """A run of one process, whose weights are whole anyway."""
-
-    def whole(self, model: Any) -> Any:
-        return contextlib.nullcontext(model)
-
-
-class Reads:
-    """A tokenizer, as far as answers without stop texts need one."""
-
-    def decode(self, ids: Any, **options: Any) -> str:
-        return " ".join(map(str, ids))
 
 
 def tuned(kind: str) -> Any:
@@ -76,10 +61,9 @@ def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.
     episodes, drawn = played(model, monkeypatch, PROMPTS)
     for tokens_per_micro_batch in (1, 1000):  # one row at a time, and all together
         shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)  # type: ignore[attr-defined]
-        scoring = Scoring(shape, CONFIG, Solo())
+        scoring = Scoring(shape, CONFIG, Whole())
         if kind == "full":
             scoring.keep_reference(tiny())
-            scoring.ranks.whole_copy = contextlib.nullcontext  # type: ignore[method-assign]
         scored = scoring.tokens(model, episodes)
         assert scored["log_p"] == pytest.approx(drawn, abs=1e-5)
         plain = tiny()
