@@ -6,7 +6,9 @@ import json
 import os
 import re
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,3 +172,23 @@ def test_exit_codes_are_those_of_the_guide(project: Path) -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
     own = {kind.exit_code for kind in kinds}
     assert {int(code) for code in table} == own | {os.EX_OK, 1, HANG}
+
+
+def test_a_sign_can_be_read_while_it_is_replaced(tmp_path: Path) -> None:
+    """Else a rank that is well would be missing where the one to blame is told from the others."""
+    signs = Signs(tmp_path, 0)
+    signs.clear()
+    signs.write(sign(0))
+    over = threading.Event()
+
+    def say_again() -> None:
+        while not over.is_set():
+            signs.write(sign(0))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(say_again)
+        found = [list(Signs(tmp_path, 1).read()) for _ in range(2000)]
+        over.set()
+    assert found == [[0]] * 2000
+    signs.withdraw()
+    assert not signs.folder.exists()

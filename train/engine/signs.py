@@ -91,9 +91,11 @@ class Signs:
             self.folder.mkdir()
 
     def write(self, sign: Sign) -> None:
-        """Replace this rank's sign."""
+        """Replace this rank's sign in one go: others read it at any time, and must not find it half written."""
+        fresh = self._mine.with_suffix(".new")
         with contextlib.suppress(OSError):
-            self._mine.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
+            fresh.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
+            fresh.replace(self._mine)
 
     def withdraw(self) -> None:
         """This rank leaves in peace."""
@@ -103,7 +105,7 @@ class Signs:
             self.folder.rmdir()  # by the last one
 
     def read(self) -> Mapping[int, Sign]:
-        """The signs of all ranks that have not left; without those that are being replaced right now."""
+        """The signs of all ranks that have not left."""
         found = {}
         for path in sorted(self.folder.glob("rank-*.json")):
             with contextlib.suppress(OSError, ValueError, TypeError):
