@@ -150,6 +150,7 @@ def test_the_first_error_counts_and_the_others_end_with_it(
     broken: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_SECONDS", 60.0)  # this process is not to be ended
+    monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.2)  # nor does it end: the ranks are threads
     own = CannotWriteError("the disk is full")
     own.__cause__ = OSError("No space left on device")
     ended_with, error = fail(tmp_path, own, broken)

@@ -28,6 +28,7 @@ from train.pulse import PULSE
 HANG = 70  # exit code
 TICK_SECONDS = 1.0
 GRACE_SECONDS = 3.0  # for the main thread to end by itself, and for ranks to show their stacks
+PATIENCE_SECONDS = 20.0  # for the rank that failed first to be gone: the launcher takes who ends first for the cause
 
 
 class Watchdog:
@@ -83,6 +84,7 @@ class Watchdog:
             if first.hang:
                 self._thread.join()  # it ends the process
             if first is not mine:
+                self._let_go_first(first.rank)
                 raise self._ended_with(first) from None
             self._record(mine)
             raise
@@ -106,8 +108,10 @@ class Watchdog:
             elif lost := self._lost():
                 self._report(lost)
             elif self._stillness:
-                # Written by a thread that does not need Python's lock, which a main thread that hangs may hold.
-                faulthandler.dump_traceback_later(self._stillness.limit_seconds / 2, file=self._signs.stacks)
+                # Written by a thread that does not need Python's lock, which a main thread that hangs may hold. It must
+                # not come to that while Python runs: reading stacks that change, it would crash now and then (SIGSEGV).
+                starved = max(0.75 * self._stillness.limit_seconds, 3 * TICK_SECONDS)
+                faulthandler.dump_traceback_later(starved, file=self._signs.stacks)
                 if self._stillness.too_long(elapsed, self._signs.read):
                     self._accuse(self._stillness.seconds)
 
@@ -123,9 +127,20 @@ class Watchdog:
             time.sleep(GRACE_SECONDS)
             os._exit(HANG)
         self._doomed_seconds += elapsed
-        if first.rank != self._rank and self._doomed_seconds > GRACE_SECONDS:
+        most = PATIENCE_SECONDS if self._is_seen(first.rank) else GRACE_SECONDS
+        if first.rank != self._rank and self._doomed_seconds > most:
             self._print(str(self._ended_with(first)))
             os._exit(first.exit_code)
+
+    def _let_go_first(self, rank: int) -> None:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while self._is_seen(rank) and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def _is_seen(self, rank: int) -> bool:
+        """Whether the process of a rank is on this host and lives."""
+        peer = self._peers.get(rank)
+        return peer is not None and not _ended(peer)
 
     def _lost(self) -> Sign | None:
         """A rank of this host that is gone and did not say goodbye."""
