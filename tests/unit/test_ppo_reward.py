@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_classifier_of_another_family_reads_the_text_with_its_own_tokenizer(bert: Path, tokenizer: Any) -> None:
     parts = [RewardConfig("model", 2.0, str(bert), "good"), RewardConfig("length", -0.5)]
-    found = Reward(parts, tokenizer, None, Solo())(episodes(tokenizer))
+    found = Reward(parts, tokenizer, None, "fp32", Solo())(episodes(tokenizer))
     model, own = AutoModelForSequenceClassification.from_pretrained(bert).eval(), AutoTokenizer.from_pretrained(bert)
     with torch.no_grad():
         expected = [float(model(**own(p + a, return_tensors="pt")).logits[0, 1]) for p, a in TEXTS]
@@ -66,7 +68,7 @@ def test_a_classifier_of_another_family_reads_the_text_with_its_own_tokenizer(be
 def test_of_several_outputs_one_must_be_chosen(bert: Path, tokenizer: Any, label: str, named: str) -> None:
     part = RewardConfig("model", path=str(bert), label=label, name="tone")
     with pytest.raises(UserError, match=rf"part tone: label: {named} is not one of its classes: bad, good"):
-        Reward([part], tokenizer, None, Solo())
+        Reward([part], tokenizer, None, "fp32", Solo())
 
 
 def test_what_is_no_number_counts_as_nothing_and_is_counted(
@@ -78,7 +80,7 @@ def test_what_is_no_number_counts_as_nothing_and_is_counted(
     with torch.no_grad():
         model.get_input_embeddings().weight[row] = torch.nan
     model.save_pretrained(folder)
-    reward = Reward([RewardConfig("model", path=str(folder))], tokenizer, None, Solo())
+    reward = Reward([RewardConfig("model", path=str(folder))], tokenizer, None, "fp32", Solo())
     with caplog.at_level(logging.WARNING):
         first, second = (reward(episodes(tokenizer)).total_e for _ in range(2))
     assert first.tolist() == second.tolist()
@@ -101,3 +103,33 @@ def test_parts_that_cannot_be_meant_are_refused(parts: str, reason: str) -> None
     words = ["--objective", "ppo", "--model.path", "m", "--data.train", '[{"path": "x", "format": "text"}]']
     with pytest.raises(UserError, match=reason):
         parse([*words, "--ppo.reward", parts])
+
+
+def test_the_beginning_of_what_is_too_long_for_a_judge_is_judged_and_told_once(
+    tmp_path: Path, bert: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(
+        bert, max_position_embeddings=8, ignore_mismatched_sizes=True
+    )
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    reward = Reward([RewardConfig("model", path=str(tmp_path), label="good")], tokenizer, None, "fp32", Solo())
+    with caplog.at_level(logging.WARNING, "train.objectives.ppo.judge"):
+        first, second = (reward(episodes(tokenizer)).total_e.tolist() for _ in range(2))
+    assert first == second
+    (told,) = caplog.messages
+    assert "part model: 2 prompts with their answers are longer than the 8 tokens that it reads" in told
+
+
+def test_a_judge_with_other_weights_has_another_digest(tmp_path: Path, bert: Path, tokenizer: Any) -> None:
+    def digests(folder: Path) -> Mapping[str, str]:
+        part = RewardConfig("model", path=str(folder), label="good", name="tone")
+        return Reward([part], tokenizer, None, "fp32", Solo()).digests
+
+    other = shutil.copytree(bert, tmp_path / "other")
+    assert list(digests(bert)) == ["reward tone"]
+    assert digests(other) == digests(bert)
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    model.classifier.bias.data += 1
+    model.save_pretrained(other)
+    assert digests(other) != digests(bert)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -122,6 +123,7 @@ def test_a_task_from_a_file(place: Place) -> None:
     episodes = [place.answered(0, "It is Paris"), place.answered(1, "It is Paris"), place.answered(1, "Tokyo! Or not")]
     assert task.metric("", "key")(episodes) == [1.0, 0.0, 1.0]
     assert task.metric("exact_match", "key")(episodes) == [0.0, 0.0, 1.0]  # cut where the file says that it stops
+    assert task.digest == hashlib.sha256(CAPITALS.encode()).hexdigest()
 
 
 def test_a_row_that_the_task_cannot_read_is_named_or_left_out(place: Place) -> None:

@@ -51,6 +51,7 @@ class Checkpoints:
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
             "base model": objective.facts["model"]["digest"],
+            **objective.facts.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class PPO(Supervised):
         self._require_between()
         weights = [source.weight for source in config.data.train]
         self.row_steps = RowSteps(train, weights, self.shape, config.run.seed, ranks)
-        self.reward = Reward(self.ppo.reward, self.tokenizer, task, ranks)
+        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
         self.scoring = Scoring(self.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
@@ -93,6 +94,11 @@ class PPO(Supervised):
                 f" {own.epochs} passes in {own.minibatches} steps each: {phases.steps:,} steps",
             ),
         )
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """And what rewards."""
+        return {**super().facts, "digests": self.reward.digests}
 
     def load_model(self) -> nn.Module:
         """The policy; beside it the reference, where all weights move."""

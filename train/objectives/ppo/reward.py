@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.budget import choose
-from eval.checkpoint import DTYPES, choose_precision, look
-from eval.protocols import Classified, Classify
 from train.config_ppo import RewardConfig
-from train.errors import UserError
-from train.models.folder import resolve
-from train.models.load import unsharded
+from train.models.digest import model_digest
 from train.objectives.ppo.episodes import Episode, repetition
+from train.objectives.ppo.judge import Judge
 from train.objectives.ppo.task import TaskRows
 from train.protocols import Ranks
 
@@ -40,13 +36,21 @@ class Rewarded:
 class Reward:
     """All parts. Checks them when it is made, before any step.
 
-    not_finite: values so far that were no numbers; they count as 0.
+    precision: of classifiers. not_finite: values so far that were no numbers; they count as 0. digests: of what scores,
+    so that a resumed run is not paid by another judge.
     """
 
-    def __init__(self, parts: Sequence[RewardConfig], tokenizer: Any, task: TaskRows | None, ranks: Ranks) -> None:
+    def __init__(
+        self, parts: Sequence[RewardConfig], tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks
+    ) -> None:
         self.ranks = ranks
         self.weights = {part.name or part.kind: part.weight for part in parts}
-        self.scores: dict[str, Score] = {part.name or part.kind: _score(part, tokenizer, task, ranks) for part in parts}
+        self.scores: dict[str, Score] = {
+            part.name or part.kind: _score(part, tokenizer, task, precision, ranks) for part in parts
+        }
+        self.digests = {f"reward {part.name or part.kind}": model_digest(part.path) for part in parts if part.path}
+        if task is not None:
+            self.digests["ppo.task"] = task.digest
         self.not_finite = 0
 
     def __call__(self, episodes: Sequence[Episode]) -> Rewarded:
@@ -69,44 +73,16 @@ class Reward:
         self.not_finite += bad
 
 
-def _score(part: RewardConfig, tokenizer: Any, task: TaskRows | None, ranks: Ranks) -> Score:
+def _score(part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks) -> Score:
+    key = f"ppo.reward, part {part.name or part.kind}"
     if part.kind == "model":
-        return _classifier(part, tokenizer, ranks)
+        return Judge(part, key, tokenizer, precision, ranks.device)
     if part.kind == "task":
         assert task is not None
-        return task.metric(part.metric, f"ppo.reward, part {part.name or part.kind}")
+        return task.metric(part.metric, key)
     simple: Mapping[str, Callable[[Episode], float]] = {
         "repetition": lambda episode: repetition(episode.answer),
         "length": lambda episode: float(len(episode.answer)),
         "unfinished": lambda episode: float(not episode.finished),
     }
     return lambda episodes: [simple[part.kind](episode) for episode in episodes]
-
-
-def _classifier(part: RewardConfig, tokenizer: Any, ranks: Ranks) -> Score:
-    """The logit of a class, or the one output, for prompt and answer as text, with the classifier's own tokenizer."""
-    key = f"ppo.reward, part {part.name or part.kind}"
-    try:
-        checkpoint = look(str(resolve(part.path, None, key)), key)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-    checkpoint.require(["sequence"])
-    prompter = checkpoint.prompter("tokenizer", 1, 0)
-    names = prompter.labels
-    if len(names) > 1 and part.label not in names:
-        raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
-    column = names.index(part.label) if len(names) > 1 else 0
-    precision = choose_precision("auto", ranks.device)
-    with unsharded():  # every rank has its own
-        model = checkpoint.load("sequence", precision, "none", ranks.device)
-    budget = choose(0, checkpoint.config, DTYPES[precision], ranks.device)
-    limit = checkpoint.context_tokens
-
-    def scores(episodes: Sequence[Episode]) -> list[float]:
-        texts = [tokenizer.decode([*e.prompt, *e.answer], skip_special_tokens=True) for e in episodes]
-        asked = [Classify(prompter.sequence([text])[0][:limit]) for text in texts]
-        found = dict(model.answers(asked, budget))
-        answers = [found[k] for k in range(len(asked))]
-        return [answer.logits[column] for answer in answers if isinstance(answer, Classified)]
-
-    return scores

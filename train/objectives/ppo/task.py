@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from eval.files import sha256_file
 from eval.prompt import Prompter
 from eval.protocols import Generate, Generated, SampleMetric
 from eval.readers import BadRow
 from eval.rows import BadExampleError
-from eval.tasks.find import find
+from eval.tasks.find import find, is_file
 from train.data.encoded import Encoded
 from train.data.sources import Source
 from train.errors import UserError
@@ -20,7 +22,7 @@ from train.objectives.ppo.prompts import Prompt
 class TaskRows:
     """The items of an evaluation task over the run's data files. Only an item's first answer is asked for.
 
-    skip: leave out rows that it cannot read.
+    skip: leave out rows that it cannot read. digest: tells its prompts and scores from those of a changed task.
 
     Raises UserError for an unknown task, rows that it cannot read, and one that asks for something else than an answer.
     """
@@ -33,6 +35,7 @@ class TaskRows:
             raise UserError(f"ppo.task: {error}") from error
         if self.task.head != "language":
             self._refuse()
+        self.digest = sha256_file(Path(name)) if is_file(name) else f"version {self.task.version}"
         self.items = {row: item for source in sources for row, item in self._items(source)}
 
     def prompts(self, rows: Encoded) -> Iterator[Prompt | None]:
