@@ -85,6 +85,11 @@ class Encoder:
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"--encoder {folder}: the weights cannot be loaded: {error}") from error
+        if any(getattr(module, "is_causal", False) for module in model.modules()):
+            raise UserError(
+                f"--encoder {folder}: {checkpoint.config.model_type} is a language model, whose states know only what "
+                "came before and say little of a text's meaning; take a sentence encoder"
+            )
         missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # the pooler is not used here
         if missing:
             raise UserError(f"--encoder {folder}: {len(missing)} weights are missing, for example {missing[0]}")

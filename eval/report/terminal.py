@@ -35,36 +35,59 @@ def show(result: Result, console: Console | None = None) -> None:
     for warning in notes.warnings(result):
         console.print(Text.assemble(("Note: ", "bold"), warning))
     for sheet in sheets.summary(result):
-        console.print("", _table(sheet, console.width), sep="\n")
+        console.print("", *_tables(sheet, console.width), sep="\n")
     for sheet in (sheet for task in result.tasks if not task.metrics for sheet in sheets.of_task(task)):
-        console.print("", _table(sheet, console.width, lines=True), sep="\n")
+        console.print("", *_tables(sheet, console.width, lines=True), sep="\n")
 
 
-def _table(sheet: Sheet, room: int, lines: bool = False) -> Table:
-    """lines: between the rows, where these are texts of many lines."""
+def _tables(sheet: Sheet, room: int, lines: bool = False) -> list[Table]:
+    """One table, or several below each other where its columns do not fit beside each other.
+
+    lines: between the rows, where these are texts of many lines.
+    """
     first, last, hidden = sheet.short()
     more = [[f"... {hidden} more in report.html", *[""] * (len(sheet.head) - 1)]] if hidden else []
     rows = [[cell.text for cell in row] for row in first] + more + [[cell.text for cell in row] for row in last]
     rows = [[text[:LONGEST_TEXT] + (" ..." if len(text) > LONGEST_TEXT else "") for text in row] for row in rows]
     columns = list(zip(sheet.head, *rows, strict=True))
-    widths = column_widths(columns, room - GAP * (len(columns) - 1))
-    table = Table(
-        title=Text(sheet.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-        padding=(0, GAP - 1, 0, 0), show_edge=False, show_lines=lines,
-    )  # fmt: skip
-    for place, (name, width) in enumerate(zip(sheet.head, widths, strict=True)):
-        numbers = any(row[place].value is not None for row in sheet.rows)
-        table.add_column(Text(folded(name, width)), justify="right" if numbers else "left", width=width)
-    for row in rows:
-        table.add_row(*(Text(folded(text, width)) for text, width in zip(row, widths, strict=True)))
-    return table
+    numbers = [any(row[place].value is not None for row in sheet.rows) for place in range(len(columns))]
+    found: list[Table] = []
+    for places in column_groups(columns, names=numbers.index(True) if any(numbers) else 1, room=room):
+        own = [columns[place] for place in places]
+        widths = column_widths(own, room - GAP * (len(own) - 1))
+        table = Table(
+            title=None if found else Text(sheet.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
+            pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False, show_lines=lines,
+        )  # fmt: skip
+        for place, texts, width in zip(places, own, widths, strict=True):
+            table.add_column(Text(folded(texts[0], width)), justify="right" if numbers[place] else "left", width=width)
+        for row in list(zip(*own, strict=True))[1:]:
+            table.add_row(*(Text(folded(text, width)) for text, width in zip(row, widths, strict=True)))
+        found.append(table)
+    return found
+
+
+def column_groups(columns: Sequence[Sequence[str]], names: int, room: int) -> list[list[int]]:
+    """Places of the columns of each table. The first `names` ones, which say what a row is, stand in all of them."""
+    least = [GAP + width for width in _least_widths(columns)]
+    first = list(range(names))
+    groups = [first]
+    for place in range(names, len(columns)):
+        if len(groups[-1]) > names and sum(least[k] for k in [*groups[-1], place]) - GAP > room:
+            groups.append(first)
+        groups[-1] = [*groups[-1], place]
+    return groups
+
+
+def _least_widths(columns: Sequence[Sequence[str]]) -> list[int]:
+    """With which no piece of text is broken."""
+    return [max(cell_len(piece.rstrip()) for text in texts for piece in PIECES.split(text)) for texts in columns]
 
 
 def column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
     """As wide as their texts; where that is too much the widest are narrowed, if possible not below a piece of text."""
     widths = [max(map(cell_len, texts)) for texts in columns]
-    pieces = [max(cell_len(piece.rstrip()) for text in texts for piece in PIECES.split(text)) for texts in columns]
-    for least in (pieces, [1] * len(columns)):
+    for least in (_least_widths(columns), [1] * len(columns)):
         while sum(widths) > room:
             narrowable = [place for place, width in enumerate(widths) if width > least[place]]
             if not narrowable:

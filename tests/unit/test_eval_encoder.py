@@ -105,6 +105,12 @@ def test_an_encoder_for_no_task_is_an_error(folder: Path) -> None:
     assert by_meaning([TASKS["perplexity"]], None, CPU) == [TASKS["perplexity"]]
 
 
+def test_a_language_model_is_no_sentence_encoder(tmp_path: Path) -> None:
+    eval_checkpoints.save(tmp_path)
+    with pytest.raises(UserError, match="is a language model, whose states know only what came before"):
+        Encoder(str(tmp_path), CPU)
+
+
 def test_missing_weights_are_not_made_up(folder: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     weights = load_file(broken / "model.safetensors")

@@ -27,7 +27,7 @@ from eval.report.figure import draw
 from eval.report.html import page
 from eval.report.notes import circumstances
 from eval.report.sheets import LONGEST, groups, of_task
-from eval.report.terminal import column_widths, folded
+from eval.report.terminal import column_groups, column_widths, folded
 from eval.result import Evaluation, MetricResult, Result
 from tests.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
 
@@ -165,6 +165,16 @@ def test_the_terminal_breaks_names_between_their_parts_and_keeps_words_and_numbe
     assert folded("token_classification of 1e-05", 14) == "token_\nclassification\nof 1e-05"
     assert folded("abcdefghi jk l", 7) == "abcdefg\nhi jk l"
     assert folded("央行周二表示，将继续", 8) == "央行周二\n表示，将\n继续"
+
+
+def test_columns_that_do_not_fit_go_on_in_a_table_below_with_the_names_of_the_rows() -> None:
+    columns = [["task", "qa"], ["metric", "match"], *([name, "0.512 [0.42, 0.61]"] for name in "abc")]
+    assert column_groups(columns, names=2, room=80) == [[0, 1, 2, 3, 4]]
+    assert column_groups(columns, names=2, room=30) == [[0, 1, 2, 3], [0, 1, 4]]
+    assert column_groups(columns, names=2, room=5) == [[0, 1, 2], [0, 1, 3], [0, 1, 4]]
+    said = shown(evaluation(("SmolLM2-135M-Instruct", "lora-merged", "full-merged")).result, 60)
+    metrics = said[said.index("Metrics") : said.index("Against the baseline")]
+    assert {"SmolLM2-135M-", "Instruct", "lora-", "full-", "merged"} <= set(metrics.split())  # no piece is broken
 
 
 @pytest.mark.parametrize("width", [30, 57, 80, 200])
