@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.eval_checkpoints import save
 from tests.faults.runs import STEPS, VARIABLE, Workplace, finished, leftovers, losses, status, weights
+from tests.process.evaluations import alone
 from tests.process.runs import ROOT
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Reference
@@ -18,10 +20,14 @@ from tests.slurm.conftest import Reference
 pytestmark = pytest.mark.timeout(1200)  # one takes half a minute on an idle machine
 
 
-def slow(seconds: float) -> dict[str, str]:
-    """Variables under which each step takes longer, so that something can happen in between."""
-    order = {"at": "train.engine.loop:Loop._update", "nth": 0, "do": f"sleep {seconds}"}
+def plugged(order: dict[str, Any]) -> dict[str, str]:
+    """Variables under which a job's processes follow the order (tests/faults/inject.py)."""
     return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+
+
+def slow(seconds: float, at: str = "train.engine.loop:Loop._update") -> dict[str, str]:
+    """Variables under which each step takes longer, so that something can happen in between."""
+    return plugged({"at": at, "nth": 0, "do": f"sleep {seconds}"})
 
 
 @pytest.fixture
@@ -130,6 +136,44 @@ def test_nodes_lost(cluster: Cluster, workplace: Workplace, reference: Reference
     assert cluster.show(job)["Restarts"] == "2"
     assert "taken over from process" in cluster.log(job)
     assert_equal(run, reference("ddp", 2))
+
+
+def test_a_hang(cluster: Cluster, workplace: Workplace, run: Path) -> None:
+    """The rank to blame is told from the one on the other node that waits for it; the job is not requeued."""
+    script = job_script(workplace, run, run__hang_seconds=5)
+    hang = plugged({"at": "train.engine.loop:Loop._agree", "nth": 5, "rank": 1, "do": "sleep 1000"})
+    job = cluster.submit("--nodes=2", "--gpus-per-node=1", *script, **hang)
+    assert cluster.wait(job, seconds=300) == ["FAILED"], cluster.log(job)
+    log, said = cluster.log(job), status(run)
+    assert (said["state"], said["rank"], said["exit_code"]) == ("failed", 1, 70)
+    assert "rank 1 hangs in `data` at " in log
+    assert "for it waits rank 0." in log
+    assert "slurm: failed: the first error above counts. Not requeued" in log
+    assert cluster.show(job)["Restarts"] == "0"
+
+
+def test_an_evaluation_warned(cluster: Cluster, workplace: Workplace, run: Path) -> None:
+    """It is requeued, asks only what is not answered yet, and ends with the numbers of one that nobody disturbed."""
+    model, rows = save(workplace.folder / "checkpoint", context_tokens=512), str(workplace.rows)
+    words = ["--model", str(model), "--tasks", "perplexity", "--data", rows, "--precision", "fp32", "--out"]
+    evaluate = ("--nodes=2", "--gpus-per-node=1", "slurm/eval.sh", *words)
+    job = cluster.submit(*evaluate, run, **slow(0.5, "eval.journal:Journal.write"))
+    cluster.until(lambda: answers(run) >= 4, [job])
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)
+    assert cluster.show(job)["Restarts"] == "1"
+    assert "slurm: warned; the answers so far are kept; requeued, restart 1" in cluster.log(job)
+    code, _, errors = alone(workplace.folder, *words, str(run.with_name("undisturbed")))
+    assert code == 0, errors
+    own, other = (json.loads((f / "result.json").read_text())["tasks"] for f in (run, run.with_name("undisturbed")))
+    values = [[metric["estimates"][0]["value"] for metric in tasks[0]["metrics"]] for tasks in (own, other)]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert answers(run) == answers(run.with_name("undisturbed"))
+
+
+def answers(folder: Path) -> int:
+    """How many answers the journal of an evaluation holds."""
+    return sum(path.read_text().count("\n") for path in (folder / "journal").glob("*.jsonl"))
 
 
 def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workplace: Workplace, run: Path) -> None:
