@@ -14,7 +14,7 @@ from eval.errors import UserError
 
 SHARE_OF_FREE = 0.5  # the rest is for what the estimate does not know: fragments, other programs
 # More at once is not faster; measured with 135M parameters on two cores.
-MOST_ON_CPU = {"tokens": 4096, "cached": 32768, "packed": 256}
+MOST_ON_CPU = {"tokens": 4096, "cached": 32768, "packed": 1024}
 MOST_ON_GPU = {"tokens": 65536, "cached": 1 << 20, "packed": 2048}
 ENGLISH_FOR_MEMORY = ("can't allocate memory", "out of memory")  # allocators of CPUs only say it in words
 

@@ -49,6 +49,22 @@ def test_masked_calls_are_exact_attention(
     torch.testing.assert_close(found.float(), exact(query, key, value, mask, 0.3), atol=ROUNDING, rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("scores_at_once", [1, 40_000, 2**21])
+def test_keys_of_other_lines_are_left_out_of_a_pack(monkeypatch: pytest.MonkeyPatch, scores_at_once: int) -> None:
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores_at_once)
+    prefix, line, lines = 50, 20, 6
+    tokens = line * lines
+    query, key, value = inputs(1, tokens, prefix + tokens)
+    at = torch.arange(tokens)
+    own = (at[None] <= at[:, None]) & (at[None] // line == at[:, None] // line)
+    sees = torch.cat([torch.ones(tokens, prefix, dtype=torch.bool), own], 1)[None, None]
+    mask = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill_(~sees, torch.finfo(torch.bfloat16).min)
+    found, _ = grouped_attention(module(3), query, key, value, mask)
+    torch.testing.assert_close(found.float(), exact(query, key, value, mask), atol=ROUNDING, rtol=ROUNDING)
+    for view in attention._views(mask, line):  # blocks that are lines see nothing else
+        assert (view.free, view.keys) == (prefix, slice(prefix + view.queries.start, prefix + view.queries.stop))
+
+
 @pytest.mark.parametrize("scores_at_once", [1, 3_000, 2**21])
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 16), (2, 61)])
 def test_calls_without_a_mask_are_causal(
