@@ -166,6 +166,12 @@ class Objective(Protocol):
         """Whether a checkpoint after `step` steps holds all that the next one needs."""
         ...
 
+    def prepares_long(self, step: int) -> bool:
+        """Whether the batches of the step after `step` steps take long to get, so that a stop is asked for before. Only
+        where it can pause.
+        """
+        ...
+
     def watched(self) -> Mapping[str, float]:
         """What else there is to tell after this step, by full name; equal on all ranks, which ask together after every
         step. It is written at once.

@@ -77,6 +77,9 @@ class Objective:
     def can_pause(self, step):
         return True
 
+    def prepares_long(self, step):
+        return False
+
 
 class Watch:
     def __init__(self):
@@ -92,7 +95,10 @@ class Watch:
         pass
 
 
-def run(losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=()):
+def run(
+    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), kind=Objective,
+    stop=lambda: False,
+):  # fmt: skip
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
         validation=ValidationConfig(metric=metric, at_start=False, every_steps=1 if validations else 10**6),
@@ -101,10 +107,10 @@ def run(losses, norms=None, validations=(), watch_every=1, allowed=10, metric="l
     )
     config = config.__class__(**{**vars(config), "run": config.run.__class__(max_skipped_steps=allowed)})
     watch, saved, model = Watch(), [], torch.nn.Linear(1, 1)
-    objective = Objective(losses, validations or [1.0], told)
+    objective = kind(losses, validations or [1.0], told)
     loop = Loop(
         config, Runtime(norms or losses), objective, model, torch.optim.SGD(model.parameters()), watch,
-        lambda progress: saved.append(progress.step), lambda: False, 1.0, 1.0,
+        lambda progress: saved.append(progress.step), stop, 1.0, 1.0,
     )  # fmt: skip
     progress = Progress()
     loop.fit(progress)
@@ -123,6 +129,26 @@ def test_what_an_objective_has_to_tell_is_written_at_once():
     assert [(step, "train/loss" in values) for step, values in written.items()] == [(1, False), (3, True), (4, True)]
     assert [written[step].get("x") for step in (1, 3, 4)] == [1.0, 3.0, None]
     assert written[3]["train/loss"] == 2.0
+
+
+@pytest.mark.parametrize("drawn_before", [2, 3])
+def test_a_stop_is_asked_for_before_work_that_would_be_thrown_away(drawn_before):
+    """Two steps make a rollout. A stop that is asked for while the next is drawn ends the run too, before its steps."""
+    drawn = []
+
+    class Rollouts(Objective):
+        def steps(self, model, start):
+            for batches in super().steps(model, start):
+                drawn.append(batches)
+                yield batches
+
+        def can_pause(self, step):
+            return step % 2 == 0
+
+        prepares_long = can_pause
+
+    _, progress, saved = run([1.0] * 6, kind=Rollouts, stop=lambda: len(drawn) >= drawn_before)
+    assert (progress.step, saved, len(drawn)) == (2, [2], drawn_before)
 
 
 def test_a_window_of_skipped_steps_has_no_loss():

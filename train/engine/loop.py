@@ -19,6 +19,7 @@ from train.protocols import Batch, Objective
 from train.pulse import PULSE
 
 ROWS_NAMED = 10  # in a message
+ASKED = "asked to stop"
 
 
 @dataclass
@@ -115,7 +116,6 @@ class Loop:
             self._validate(progress)
         self.model.train()
         steps = self.objective.steps(self.model, progress.step)
-        state: Literal["finished", "preempted"] = "finished"
         while (reason := self._over(progress)) is None:
             began = time.monotonic()
             PULSE.enter("data")
@@ -125,7 +125,7 @@ class Loop:
                 break
             counts, stop = self._agree(batches)
             if stop and self.objective.can_pause(progress.step):
-                state, reason = "preempted", "asked to stop"
+                reason = ASKED
                 break
             self._step(batches, counts, progress, began)
             better = self._due(self.config.validation.every_steps, progress.step) and self._validate(progress)
@@ -136,20 +136,27 @@ class Loop:
         if saved_at != progress.step:
             self._save(progress)
         PULSE.enter("ending", slow=True)
-        return Outcome(state, progress.step, reason)
+        return Outcome("preempted" if reason == ASKED else "finished", progress.step, reason)
 
     def _save(self, progress: Progress) -> None:
         PULSE.enter("saving", slow=True)
         self.save(progress)
 
     def _over(self, progress: Progress) -> str | None:
-        """Why there is nothing more to do, or None."""
+        """Why there is nothing more to do, or None; the same on all ranks."""
         patience = self.config.validation.patience
         if progress.step >= self.objective.plan.total_steps:
             return "all steps done"
         if patience and progress.validations_without_better >= patience:
             return f"no better {self.config.validation.metric} in {patience} validations"
+        if self.objective.prepares_long(progress.step) and self._asked():
+            return ASKED
         return None
+
+    def _asked(self) -> bool:
+        """Whether any rank was asked to stop: an exchange of its own, before work that would be thrown away."""
+        PULSE.enter("agreeing")
+        return bool(self.runtime.sum([float(self.stop_requested())])[0])
 
     def _step(self, batches: Sequence[Batch], counts: Mapping[str, float], progress: Progress, began: float) -> None:
         """One update, and what is written about it."""

@@ -87,6 +87,10 @@ class Supervised:
         """Always: the order of the rows is a function of the step."""
         return True
 
+    def prepares_long(self, step: int) -> bool:
+        """Never: rows are at hand."""
+        return False
+
     def watched(self) -> Mapping[str, float]:
         """Nothing more."""
         return {}
