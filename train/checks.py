@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from train.config import LEARNS_FROM, Config, OptimConfig, flat
+from train.config_ppo import PpoConfig
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
 RANGES = {
@@ -41,6 +42,7 @@ RANGES = {
     "ppo.entropy_weight": "[0, inf)",
     "ppo.kl_weight": "[0, inf)",
     "ppo.kl_target": "(0, inf)",
+    "ppo.kl_horizon": "[1, inf)",
     "ppo.supervised_weight": "[0, inf)",
     "ppo.supervised_every": "[0, inf)",
     "ppo.supervised_steps": "[0, inf)",
@@ -108,12 +110,30 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.samples_per_prompt", f"ppo.samples_per_prompt: {ppo.advantage} compares answers; give at least 2"
     if ppo.advantage != "gae" and ppo.value_model:
         yield "ppo.value_model", f"ppo.value_model: {ppo.advantage} learns no values; leave it out, or take gae"
+    yield from _rollout_problems(ppo)
     if bool(ppo.supervised_every) != bool(ppo.supervised_steps):
         yield "ppo.supervised_every", "ppo.supervised_every: needs ppo.supervised_steps, and the other way round"
     if config.tuning.lora.dropout and config.tuning.kind == "lora":
         yield "tuning.lora.dropout", "tuning.lora.dropout: PPO compares probabilities before and after; set it to 0"
     if config.data.streaming:
         yield "data.streaming", "data.streaming: PPO draws its prompts from data at rest; set it to false"
+
+
+def _rollout_problems(ppo: PpoConfig) -> Iterator[tuple[str, str]]:
+    answers = ppo.rollout_prompts * ppo.samples_per_prompt
+    of_a_rollout = f"{answers:,} answers of a rollout (ppo.rollout_prompts x ppo.samples_per_prompt)"
+    if ppo.minibatches > answers:
+        yield (
+            "ppo.minibatches",
+            f"ppo.minibatches: {ppo.minibatches:,} steps cannot share the {of_a_rollout}; give at most {answers:,}",
+        )
+    if ppo.kl_target is not None and not ppo.kl_weight:
+        yield "ppo.kl_target", "ppo.kl_target: multiplies ppo.kl_weight, and 0 stays 0; give a weight to begin with"
+    if ppo.kl_target is not None and ppo.kl_horizon < answers:
+        yield (
+            "ppo.kl_horizon",
+            f"ppo.kl_horizon: {ppo.kl_horizon:,} is less than the {of_a_rollout}; give at least {answers:,}",
+        )
 
 
 def _head_problems(config: Config) -> Iterator[tuple[str, str]]:

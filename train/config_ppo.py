@@ -46,25 +46,32 @@ class PpoConfig:
         rollout_prompts: Prompts answered before the policy is updated, over all ranks together.
         samples_per_prompt: Answers to each of them; rloo and grpo need two or more.
         epochs: Passes over the answers of a rollout.
-        minibatches: Optimizer steps of a pass.
+        minibatches: Optimizer steps of a pass, each on its share of the answers.
         advantage: gae (a value for each token, arXiv:1506.02438), or the answers to one prompt compared with each
             other: rloo (arXiv:2402.14740), grpo (arXiv:2402.03300).
         value_model: A folder or hub name of a decoder with the policy's tokenizer (a reward model, the model itself)
             that learns the values, all of it trained; by default they are a head on the policy's own hidden states.
         temperature: Of the answers while training; held-out prompts are answered greedily.
         top_k: Draw only from the so many most probable tokens; 0 from all.
-        top_p: And of these from the fewest that have this probability together.
+        top_p: And of these from the fewest that have this probability together. Probabilities, ratios and distances are
+            those of the whole distribution all the same.
         gamma: Discount of the reward of later tokens.
         gae_lambda: Between one step (0) and the whole answer (1).
-        whiten: Bring advantages to mean 0 and deviation 1 over a rollout.
+        whiten: Bring the advantages of gae to mean 0 and deviation 1 over the tokens of a rollout; rloo and grpo, which
+            compare answers by themselves, are left as they are.
         clip: Furthest useful ratio of new to old probability from 1.
         value_clip: Furthest useful move of a value; 0 never clips.
         value_weight: Of the value loss.
         entropy_weight: Of a bonus for entropy.
         kl_weight: Of the distance from the start; 0 leaves it free.
-        kl_target: With it, kl_weight is adapted towards this distance in nats of an answer.
+        kl_target: With it, kl_weight is adapted towards this distance in nats of an answer after each rollout
+            (arXiv:1909.08593, section 2.2).
+        kl_horizon: How slowly, in answers: a rollout moves the weight by its relative error, a fifth at most, times its
+            answers over this number. 10,000 is that of the code published with the paper.
         kl_in: Whether the distance lowers the reward of each token, or stands in the loss.
-        kl_estimator: k1 (unbiased), or k3 (never negative; http://joschu.net/blog/kl-approx.html).
+        kl_estimator: Of the distance in the reward: k1 (unbiased), or k3 (never negative;
+            http://joschu.net/blog/kl-approx.html). In the loss it is k3 whatever is given: there k1 has a gradient of 0
+            on average.
         level: Whether all tokens count the same, or all answers.
         supervised_weight: Of the rows' own answers, learned beside in every step (PTX, arXiv:2203.02155); 0 not.
         supervised_every: After so many rollouts come supervised_steps steps on the rows' own answers; 0 never.
@@ -93,6 +100,7 @@ class PpoConfig:
     entropy_weight: float = 0.0
     kl_weight: float = 0.05
     kl_target: float | None = None
+    kl_horizon: int = 10_000
     kl_in: Literal["reward", "loss"] = "reward"
     kl_estimator: Literal["k1", "k3"] = "k1"
     level: Literal["token", "sequence"] = "token"

@@ -23,6 +23,16 @@ from tests.reward_models import add_nothing, judge
 SPREAD = {"batch__tokens_per_micro_batch": 128}
 
 
+def broken(folder: Path) -> Path:
+    """A judge whose every value is no number."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(judge(folder))
+    torch.nn.init.constant_(model.score.weight, torch.nan)
+    model.save_pretrained(folder)
+    return folder
+
+
 class Place:
     """Runs over a few prompts, rewarded for words of one kind."""
 
@@ -34,6 +44,7 @@ class Place:
         self.rows = folder / "rows.jsonl"
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.judge = judge(folder / "judge")
+        self.broken = broken(folder / "broken")
         self.stand_in = pretrained_stand_in(folder / "stand-in")
 
     def words(self, name: str, **options: object) -> list[str]:
@@ -132,13 +143,71 @@ def test_killed_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
     assert abs(last) > 1e-3
 
 
-def test_a_stop_waits_for_the_end_of_the_rollout(place: Place) -> None:
-    orders = [{"at": "train.engine.loop:Loop._update", "nth": 2, "do": "SIGTERM"}]
-    words = place.words("stopped")
-    processes = place.zygote.run(words, place.folder / "stopped-log", orders=orders)
+UPDATE, EXPERIENCE = "train.engine.loop:Loop._update", "train.objectives.ppo.objective:PPO._experience"
+STOPS = {  # the first rollout has 4 steps
+    "in its steps": (UPDATE, 2),
+    "in its last step": (UPDATE, 4),
+    "while the next is drawn": (EXPERIENCE, 2),
+}
+ADAPTED: dict[str, object] = {"ppo__kl_in": "loss", "ppo__kl_target": 1.0, "ppo__kl_horizon": 10}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stopped_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
+    """What was found of a rollout that nobody learned from is forgotten, and no more is drawn than is learned from."""
+    parts = [{"kind": "model", "path": str(path), "name": path.name} for path in (place.judge, place.broken)]
+    options = ADAPTED | {"tuning__kind": "lora", "ppo__reward": json.dumps(parts)}
+    whole = place.folder / "never stopped"
+    if not whole.exists():
+        place.run(whole.name, **options)
+    at, nth = STOPS[name]
+    drawn = place.folder / f"drawn {name}"
+    orders = [{"at": at, "nth": nth, "do": "SIGTERM"}, {"at": EXPERIENCE, "nth": 2, "do": f"touch {drawn}"}]
+    words = place.words(f"stopped {name}", **options)
+    processes = place.zygote.run(words, place.folder / f"stopping {name}", orders=orders)
     assert processes.codes == [0], processes.output
-    assert status(place.folder / "stopped")["state"] == "preempted"
-    assert finished(place.folder / "stopped") == [4]
+    stopped = place.folder / f"stopped {name}"
+    assert status(stopped)["state"] == "preempted"
+    assert finished(stopped) == [4]
+    assert drawn.exists() == (at == EXPERIENCE)
+    processes = place.zygote.run(words, place.folder / f"going on {name}")
+    assert processes.codes == [0], processes.output
+    assert "are no finite numbers" not in processes.output  # told before
+    for metric in ("train/policy", "train/kl", "rollout/kl_weight", "rollout/not_finite", "ppo/clip_fraction"):
+        assert metrics(stopped, metric) == metrics(whole, metric), metric
+    assert all(torch.equal(tensor, weights(stopped)[key]) for key, tensor in weights(whole).items())
+
+
+def test_a_stop_of_one_rank_waits_for_the_end_of_the_rollout(place: Place) -> None:
+    orders = [{"at": UPDATE, "nth": 2, "rank": 1, "do": "SIGTERM"}]
+    processes = place.zygote.run(place.words("one asked"), place.folder / "one asked", "ddp", orders)
+    assert processes.codes == [0, 0], processes.output
+    said = status(place.folder / "one asked")
+    assert (said["state"], said["step"], said["reason"]) == ("preempted", 4, "another rank was asked to stop")
+    assert finished(place.folder / "one asked") == [4]
+
+
+def test_the_weight_of_the_distance_is_the_same_in_all_steps_of_a_rollout(place: Place) -> None:
+    """The one that is written, and the first distance of 0 has made the second a 0.2 * 8 answers / 10 lower."""
+    options: dict[str, object] = {"tuning__kind": "lora", "duration__max_steps": 8}
+    fixed = place.run("fixed", ppo__kl_in="loss", **options)
+    adapted = place.run("adapted", **ADAPTED, **options)
+    assert metrics(adapted, "rollout/kl_weight") == pytest.approx({1: 0.05, 5: 0.05 * 0.84})
+    expected, found = (metrics(run, "train/kl") for run in (fixed, adapted))
+    assert [found[step] for step in range(1, 5)] == [expected[step] for step in range(1, 5)]
+    assert found[5] == pytest.approx(0.84 * expected[5])
+    assert expected[5] > 0
+
+
+def test_the_bonus_for_entropy_is_its_mean_over_all_tokens(place: Place) -> None:
+    """Before anything has moved it is what the rollout found; and it works."""
+    options: dict[str, object] = {"ppo__epochs": 1, "ppo__minibatches": 1, "optim__learning_rate": 1e-2}
+    plain, paid = (place.run(f"entropy {weight}", ppo__entropy_weight=weight, **options) for weight in (0, 10))
+    entropy = metrics(paid, "rollout/entropy")
+    assert metrics(paid, "train/entropy") == pytest.approx({k: -10 * nats for k, nats in entropy.items()}, rel=1e-5)
+    assert not metrics(plain, "train/entropy")
+    last = max(entropy)
+    assert entropy[last] > metrics(plain, "rollout/entropy")[last]
 
 
 def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
@@ -148,8 +217,12 @@ def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
     free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **options)
     assert list(metrics(free, "train/policy")) == [60, 64]
     assert list(metrics(free, "rollout/reward")) == list(range(1, 64, 4))  # of each rollout
-    assert list(metrics(free, "ppo/clip_fraction")) == list(range(4, 65, 4))
+    for name in ("clip_fraction", "seconds_updating", "trained_tokens_per_second"):
+        assert list(metrics(free, f"ppo/{name}")) == list(range(4, 65, 4))
     held = place.run("held", ppo__kl_weight=1000.0, **options)
+    speed, seconds = (metrics(held, f"ppo/{name}") for name in ("trained_tokens_per_second", "seconds_updating"))
+    tokens = {0: 0.0} | metrics(held, "train/tokens")
+    assert all(speed[step] * seconds[step] == pytest.approx(tokens[step] - tokens[step - 4]) for step in speed)
     reward, kl = (list(metrics(free, f"rollout/{name}").values()) for name in ("reward", "kl"))
     deviation = next(iter(metrics(free, "rollout/reward_deviation").values()))
     assert reward[-1] > reward[0] + 2 * deviation
@@ -227,13 +300,7 @@ def silent(folder: Path) -> Path:
 
 
 def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: Place) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    broken = judge(place.folder / "broken")
-    model = AutoModelForSequenceClassification.from_pretrained(broken)
-    torch.nn.init.constant_(model.score.weight, torch.nan)
-    model.save_pretrained(broken)
-    parts = [{"kind": "model", "path": str(broken)}, {"kind": "length", "weight": 0.5}]
+    parts = [{"kind": "model", "path": str(place.broken)}, {"kind": "length", "weight": 0.5}]
     run = place.run(
         "silent", model__path=silent(place.folder / "silent-model"), model__init="pretrained", validation__samples=2,
         ppo__reward=json.dumps(parts), ppo__minibatches=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ from train.objectives.ppo.episodes import Episode, Episodes, repetition
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
+from train.recipe import parse
 
 LENGTHS = [3, 1, 5]
 STARTS = np.array([0, 3, 4, 9])
@@ -80,8 +82,36 @@ def test_both_estimators_of_the_distance_are_unbiased_and_one_is_never_negative(
 
 
 def test_the_weight_of_the_distance_follows_its_target() -> None:
-    assert worth.adapted(0.1, 12.0, 6.0, 1000) == pytest.approx(0.1 * 1.02)  # error clipped to 0.2
-    assert worth.adapted(0.1, 5.7, 6.0, 1000) == pytest.approx(0.1 * (1 - 0.05 * 0.1))
+    far, near = np.linspace(10.0, 14.0, 1000), np.full(1000, 5.7)
+    config = PpoConfig(kl_target=6.0)
+    assert worth.adapted(0.1, far, config) == pytest.approx(0.1 * 1.02)  # error clipped to 0.2
+    assert worth.adapted(0.1, near, config) == pytest.approx(0.1 * (1 - 0.05 * 0.1))
+    assert worth.adapted(0.1, near, replace(config, kl_horizon=1000)) == pytest.approx(0.1 * 0.95)
+    assert worth.adapted(0.1, far, PpoConfig()) == 0.1
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_answers_that_are_worth_the_same_teach_nothing_however_long_they_are(advantage: Any) -> None:
+    """And the others what the papers give them; the default of whiten notwithstanding."""
+    rewards, group = np.array([1.0, 1.0, 1.0, 0.0, 2.0, 4.0]), 3
+    starts = np.concatenate([[0], np.cumsum([3, 1, 5, 2, 7, 1])])
+    config = PpoConfig(advantage=advantage, samples_per_prompt=group)
+    found, targets = worth.of_tokens(rewards, np.zeros(19), np.zeros(19), starts, config)
+    deviation = math.sqrt(8 / 3) + 1e-4
+    expected = {"rloo": [-3.0, 0.0, 3.0], "grpo": [-2 / deviation, 0.0, 2 / deviation]}[advantage]
+    by_token = [0.0] * 9 + [value for value, times in zip(expected, (2, 7, 1), strict=True) for _ in range(times)]
+    assert found.tolist() == pytest.approx(by_token, abs=1e-12)
+    assert not targets.any()
+
+
+def test_whitened_numbers_have_mean_0_and_deviation_1() -> None:
+    found = worth.whitened(np.array([1.0, 2.0, 6.0]))
+    assert found.tolist() == pytest.approx([x / math.sqrt(14 / 3) for x in (-2.0, -1.0, 3.0)])
+    assert worth.whitened(np.full(4, 3.0)).tolist() == [0.0] * 4
+    rewards, values, penalty = numbers(0, 3), numbers(1), numbers(2)
+    white, _ = worth.of_tokens(rewards, penalty, values, STARTS, PpoConfig())
+    plain, _ = worth.of_tokens(rewards, penalty, values, STARTS, PpoConfig(whiten=False))
+    assert white == pytest.approx((plain - plain.mean()) / plain.std())
 
 
 def then_of(seed: int, count: int = 20) -> dict[str, torch.Tensor]:
@@ -289,6 +319,35 @@ def test_prompts_without_room_for_an_answer_are_counted() -> None:
         with_room(iter([long, None]), "rows", 4, 12)
 
 
+OF_A_ROLLOUT = {"ppo.rollout_prompts": "4", "ppo.samples_per_prompt": "2"}
+IMPOSSIBLE = {
+    "more steps than answers": (
+        {**OF_A_ROLLOUT, "ppo.minibatches": "9"}, r"ppo\.minibatches: 9 steps cannot share the 8 answers of a rollout",
+    ),
+    "a target that nothing follows": ({"ppo.kl_target": "6", "ppo.kl_weight": "0"}, r"ppo\.kl_target: .* 0 stays 0"),
+    "a weight that could turn": (
+        {**OF_A_ROLLOUT, "ppo.kl_target": "6", "ppo.kl_horizon": "7"}, r"ppo\.kl_horizon: 7 is less than the 8 answers",
+    ),
+}  # fmt: skip
+LEAST = [
+    "--objective", "ppo", "--model.path", "m", "--data.train", '[{"path": "x", "format": "text"}]',
+    "--ppo.reward", '[{"kind": "length"}]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_rollouts_that_cannot_work_are_refused(name: str) -> None:
+    options, reason = IMPOSSIBLE[name]
+    with pytest.raises(UserError, match=reason):
+        parse([*LEAST, *(word for key, value in options.items() for word in (f"--{key}", value))])
+
+
+def test_as_many_steps_as_answers_are_possible() -> None:
+    words = "--ppo.rollout_prompts 4 --ppo.minibatches 4 --ppo.kl_target 6 --ppo.kl_horizon 4"
+    config = parse([*LEAST, *words.split()])
+    assert config.ppo.minibatches == config.ppo.kl_horizon == 4
+
+
 def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own() -> None:
     prompts = [Prompt((k,), f"f:{k}") for k in range(10)]
     epochs = [[of_rollout(prompts, 3 * e + k, 3, 4, seed=1) for k in range(3)] for e in range(2)]
@@ -306,6 +365,7 @@ def test_phases_lie_behind_each_other_and_say_where_a_run_may_pause() -> None:
     shown = " ".join(f"{phase.kind[0]}{phase.start}-{phase.end}" for phase in phases.all)
     assert shown == "r0-4 r4-8 s8-11 r11-15 r15-19 s19-22 r22-26 r26-30 s30-33"
     assert [step for step in range(34) if phases.is_between(step)] == [0, 4, 8, 11, 15, 19, 22, 26, 30, 33]
+    assert sorted(phases.rollout_starts) == [0, 4, 11, 15, 22, 26]
     assert phases.epoch_ends == (15, 33)
     assert [p.start for p in phases.from_step(11)] == [11, 15, 19, 22, 26, 30]
     with pytest.raises(UserError, match=r"duration\.max_steps: 3 is less than one rollout's 4 steps"):

@@ -83,20 +83,29 @@ def per_episode(values_n: Floats, starts: Starts) -> Floats:
     return sums_e
 
 
-def adapted(weight: float, kl: float, target: float, episodes: int, horizon: int = 10_000) -> float:
-    """The weight of the distance, moved towards what keeps it at `target` (arXiv:1909.08593, section 2.2)."""
-    error = min(max(kl / target - 1, -0.2), 0.2)
-    return weight * (1 + error * episodes / horizon)
+def adapted(weight: float, kl_e: Floats, config: PpoConfig) -> float:
+    """The weight of the distance after a rollout: moved towards what keeps it at a target, where there is one.
+
+    As arXiv:1909.08593, section 2.2, which moves it by K_beta = 0.1 times the error in each update; but by answers over
+    horizon times the error, like the code published with it (`AdaptiveKLController`, horizon 10,000, in
+    github.com/openai/lm-human-preferences, lm_human_preferences/train_policy.py).
+    """
+    if config.kl_target is None:
+        return weight
+    error = min(max(float(kl_e.mean()) / config.kl_target - 1, -0.2), 0.2)
+    return weight * (1 + error * len(kl_e) / config.kl_horizon)
 
 
 def of_tokens(
     reward_e: Floats, penalty_n: Floats, values_n: Floats, starts: Starts, config: PpoConfig
 ) -> tuple[Floats, Floats]:
-    """(what each token is worth beyond what was expected, what its value should have been)."""
+    """(what each token is worth beyond what was expected, what its value should have been).
+
+    Only gae is whitened: a mean over tokens would give answers that do not differ from each other something to learn.
+    """
     if config.advantage == "gae":
         advantage_n = gae(token_rewards(reward_e, penalty_n, starts), values_n, starts, config.gamma, config.gae_lambda)
         return (whitened(advantage_n) if config.whiten else advantage_n), advantage_n + values_n
     compare = rloo if config.advantage == "rloo" else grpo
     return_e = reward_e - per_episode(penalty_n, starts)
-    advantage_n = per_token(compare(return_e, config.samples_per_prompt), starts)
-    return (whitened(advantage_n) if config.whiten else advantage_n), np.zeros_like(values_n)
+    return per_token(compare(return_e, config.samples_per_prompt), starts), np.zeros_like(values_n)

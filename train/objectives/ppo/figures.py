@@ -1,27 +1,65 @@
-"""What is watched of a rollout.
+"""What is watched of a rollout and of the steps that learn it.
 
-Shape suffix: e episodes.
+Shape suffixes: e episodes, n tokens of all answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.objectives.ppo.episodes import Episodes, repetition
 from train.objectives.ppo.experience import Experience
+from train.protocols import Ranks
 
 Floats = NDArray[np.float64]
+SHORTEST = 1e-9  # seconds that anything takes
+
+
+class Stopwatch:
+    """seconds: that each phase took, the last time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def measured(self, phase: str) -> Iterator[None]:
+        """Inside is the phase."""
+        began = time.monotonic()
+        yield
+        self.seconds[phase] = max(time.monotonic() - began, SHORTEST)
+
+
+class Updates:
+    """The optimizer steps of one rollout, from now on; what this rank saw of them.
+
+    outside, answered: tokens of answers outside the clip range, and all. trained: tokens of micro-batches.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.outside = self.answered = self.trained = 0.0
+
+    def told(self, ranks: Ranks) -> dict[str, float]:
+        """Of all ranks, which ask together."""
+        outside, answered, trained = ranks.sum([self.outside, self.answered, self.trained])
+        seconds = max(time.monotonic() - self.began, SHORTEST)
+        return {
+            "ppo/clip_fraction": outside / answered,
+            "ppo/seconds_updating": seconds,
+            "ppo/trained_tokens_per_second": trained / seconds,
+        }
 
 
 def of_rollout(
-    experience: Experience, reward_e: Floats, parts: Mapping[str, Floats], seconds: tuple[float, float]
+    experience: Experience, reward_e: Floats, parts: Mapping[str, Floats], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Everything but what depends on the run so far. seconds: of generation and of scoring."""
+    """Everything but what depends on the run so far. seconds: of generating, rewarding and scoring."""
     tokens, episodes = experience.tokens, experience.episodes
-    generating, scoring = (max(each, 1e-9) for each in seconds)
     return {
         "rollout/reward": float(reward_e.mean()),
         "rollout/reward_deviation": float(reward_e.std()),
@@ -30,8 +68,9 @@ def of_rollout(
         **{f"rollout/reward_{name}": float(part_e.mean()) for name, part_e in parts.items()},
         "rollout/kl": float(experience.kl_e.mean()),
         "rollout/entropy": float(tokens["entropy"].mean()),
-        "rollout/generated_tokens_per_second": int(episodes.starts[-1]) / generating,
-        "rollout/scored_tokens_per_second": int(episodes.lengths_n.sum()) / scoring,
+        **{f"rollout/seconds_{phase}": taken for phase, taken in seconds.items()},
+        "rollout/generated_tokens_per_second": int(episodes.starts[-1]) / seconds["generating"],
+        "rollout/scored_tokens_per_second": int(episodes.lengths_n.sum()) / seconds["scoring"],
         **{f"rollout/{name}": value for name, value in of_answers(episodes).items()},
     }
 

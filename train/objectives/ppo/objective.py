@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -69,8 +68,10 @@ class PPO(Supervised):
         self._found: dict[str, float] = {}  # of the last rollout, equal on all ranks
         self._drawn: list[Sample] = []  # some of its answers
         self._held_out: list[Sample] = []  # some of the last validation's
-        self._clipped = [0.0, 0.0]  # tokens outside the clip range and all, in the steps of this rollout
+        self._stopwatch, self._updates = figures.Stopwatch(), figures.Updates()
         self._is_last_step = False  # of this rollout
+        self._adapted_kl_weight = self.kl_weight  # what it is once this rollout is learned
+        self._before_rollout: Mapping[str, float] | None = None  # the state, while a rollout is drawn and learned
 
     @property
     def plan(self) -> Plan:
@@ -120,12 +121,17 @@ class PPO(Supervised):
         return self.phases.is_between(step)
 
     def state(self) -> Mapping[str, float]:
-        """The weight of the distance, which may have been adapted."""
-        return {"kl_weight": self.kl_weight}
+        """Of the rollouts that were learned: one that was only drawn is drawn again by the resumed run."""
+        return self._before_rollout or self._state()
 
     def resume(self, state: Mapping[str, float]) -> None:
         """See state."""
-        self.kl_weight = state.get("kl_weight", self.kl_weight)
+        self.kl_weight, self.reward.not_finite = state["kl_weight"], int(state["not_finite"])
+        self.signs.resume(state)
+
+    def prepares_long(self, step: int) -> bool:
+        """Where a rollout begins."""
+        return step in self.phases.rollout_starts
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
         """A rollout's steps after each other, and the supervised ones between."""
@@ -137,21 +143,21 @@ class PPO(Supervised):
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Sums of the terms, weights included."""
+        self._updates.trained += batch.tokens
         if "supervised" in batch.counts:
             weight = self.ppo.supervised_weight or 1.0
             return {"supervised": weight * token_loss(model, batch.inputs, batch.targets)}
         now = self.scoring.statistics(model, batch)
-        self._clipped[0] += float(clip_share(now, batch.extras, self.ppo.clip))
-        self._clipped[1] += float(len(now.log_p_n))
+        self._updates.outside += float(clip_share(now, batch.extras, self.ppo.clip))
+        self._updates.answered += len(now.log_p_n)
         return losses(now, batch.extras, self.ppo, self.kl_weight)
 
     def watched(self) -> Mapping[str, float]:
         """Of a rollout after its first step, of its steps after the last."""
         found, self._found = self._found, {}
         if self._is_last_step:
-            outside, tokens = self.ranks.sum(self._clipped)
-            found["ppo/clip_fraction"] = outside / tokens
-            self._clipped, self._is_last_step = [0.0, 0.0], False
+            found |= self._updates.told(self.ranks)
+            self.kl_weight, self._before_rollout, self._is_last_step = self._adapted_kl_weight, None, False
         return found
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
@@ -239,24 +245,30 @@ class PPO(Supervised):
     ) -> tuple[Episodes, Rewarded]:
         asked = requests(prompts, self.ppo, self.stop_ids, (self.config.run.seed, *key), greedy)
         rows = [prompt.row for prompt in prompts for _ in range(len(asked) // len(prompts))]
-        episodes = Episodes(play(model, self.tokenizer, asked, rows, self.ranks))
-        return episodes, self.reward(episodes.episodes)
+        with self._stopwatch.measured("generating"):
+            episodes = Episodes(play(model, self.tokenizer, asked, rows, self.ranks))
+        with self._stopwatch.measured("rewarding"):
+            rewarded = self.reward(episodes.episodes)
+        return episodes, rewarded
 
     def _experience(self, model: nn.Module, phase: Phase) -> Experience:
-        began = time.monotonic()
+        self._before_rollout = self._state()
         model.eval()
         seed, size = self.config.run.seed, self.ppo.rollout_prompts
         prompts = of_rollout(self.prompts, phase.number, self.phases.rollouts_per_epoch, size, seed)
         episodes, rewarded = self._played(model, prompts, (TRAINING, phase.number), greedy=False)
-        generated = time.monotonic()
-        scored = self.scoring.tokens(model, episodes)
+        with self._stopwatch.measured("scoring"):
+            scored = self.scoring.tokens(model, episodes)
         model.train()
         experience = Experience.of(episodes, rewarded.total_e, scored, self.ppo, self.kl_weight)
-        self._tell(experience, rewarded, (generated - began, time.monotonic() - generated))
-        if self.ppo.kl_target is not None:
-            kl = float(experience.kl_e.mean())
-            self.kl_weight = worth.adapted(self.kl_weight, kl, self.ppo.kl_target, len(episodes))
+        self._tell(experience, rewarded)
+        self._adapted_kl_weight = worth.adapted(self.kl_weight, experience.kl_e, self.ppo)
+        self._updates = figures.Updates()
         return experience
+
+    def _state(self) -> dict[str, float]:
+        own = {"kl_weight": self.kl_weight, "not_finite": float(self.reward.not_finite)}
+        return own | self.signs.state()
 
     def _learn(self, experience: Experience, phase: Phase) -> Iterator[Sequence[Batch]]:
         """The optimizer steps of a rollout."""
@@ -279,8 +291,8 @@ class PPO(Supervised):
             for e, reward in chosen[: self.config.validation.samples]
         ]
 
-    def _tell(self, experience: Experience, rewarded: Rewarded, seconds: tuple[float, float]) -> None:
-        found = figures.of_rollout(experience, rewarded.total_e, rewarded.parts, seconds)
+    def _tell(self, experience: Experience, rewarded: Rewarded) -> None:
+        found = figures.of_rollout(experience, rewarded.total_e, rewarded.parts, self._stopwatch.seconds)
         found |= {"rollout/kl_weight": self.kl_weight, "rollout/not_finite": float(self.reward.not_finite)}
         if self.ppo.advantage == "gae":
             tokens = experience.tokens

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
-FAR = 50.0  # nats of an answer from the reference
+FAR = 1.0  # nats of a token from the reference, on average over an answer
 COLLAPSED = 0.1  # of the entropy at the start
 MORE_REPEATED = 0.15  # share of word groups, above the start
+COMPARED = ("rollout/reward", "rollout/entropy", "rollout/repetition")  # with those of the first rollout
 
 
 class Signs:
@@ -17,16 +18,28 @@ class Signs:
 
     def __init__(self, speaks: bool) -> None:
         self.speaks = speaks
-        self.first: Mapping[str, float] | None = None
+        self.first: Mapping[str, float] = {}
         self.told: set[str] = set()
+
+    def state(self) -> dict[str, float]:
+        """The first rollout, and what was told."""
+        first = {f"first {name}": value for name, value in self.first.items()}
+        return first | {f"told {name}": 1.0 for name in sorted(self.told)}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Take up what `state` gave."""
+        self.first = {name: state[f"first {name}"] for name in COMPARED if f"first {name}" in state}
+        self.told = {name.removeprefix("told ") for name in state if name.startswith("told ")}
 
     def look(self, found: Mapping[str, float]) -> None:
         """Warn of what has become of the policy."""
-        self.first = first = self.first or found
+        self.first = first = self.first or {name: found[name] for name in COMPARED}
         more_reward = found["rollout/reward"] > first["rollout/reward"]
+        kl_per_token = found["rollout/kl"] / found["rollout/response_tokens"]
         self._warn(
-            "kl", abs(found["rollout/kl"]) > FAR,
-            f"answers are {found['rollout/kl']:.0f} nats from the reference: raise ppo.kl_weight or set ppo.kl_target",
+            "kl", abs(kl_per_token) > FAR,
+            f"answers are {found['rollout/kl']:.0f} nats from the reference, {kl_per_token:.1f} a token: "
+            "raise ppo.kl_weight or set ppo.kl_target",
         )  # fmt: skip
         self._warn(
             "entropy", found["rollout/entropy"] < COLLAPSED * first["rollout/entropy"],
