@@ -36,7 +36,7 @@ class BadRow:
     @property
     def place(self) -> str:
         """See `Row`."""
-        return _place(self.file, self.line, self.number)
+        return place_of(self.file, self.line, self.number)
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"
@@ -56,14 +56,15 @@ class Row:
     @property
     def place(self) -> str:
         """file:line, and where that is not enough the row's number; unlike any other row's."""
-        return _place(self.file, self.line, self.number)
+        return place_of(self.file, self.line, self.number)
 
     def refused(self, reason: str) -> BadRow:
         """That this row cannot be used."""
         return BadRow(self.file, self.line, reason, self.number)
 
 
-def _place(file: str, line: int, number: int) -> str:
+def place_of(file: str, line: int, number: int) -> str:
+    """See `Row`."""
     return f"{file}:{line}, row {number}" if number else f"{file}:{line}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_no_gold_tag_of_a_long_sentence_is_lost_and_none_is_learned_twice(tmp_pa
     assert golds == row["tags"]
     assert len({corpus.train.where(window) for window in range(len(corpus.train))}) == 1
     assert any("sentence goes on in further rows" in line for line in corpus.lines)
+
+
+def test_sentences_that_share_a_line_are_sentences_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"tokens": ["a", word], "tags": ["O", "O"]} for word in ("b", "c")]))
+    corpus = prepare(recipe(tmp_path / "cache", SourceConfig(str(path), "tagged")), tokenizer(), 0, Solo(), TAGS)
+    assert corpus.train.where(0) != corpus.train.where(1)
+    assert [corpus.train.row_id(row) for row in (0, 1)] == [f"{path}:1, row 1", f"{path}:1, row 2"]
 
 
 def test_classes_of_the_recipe_or_of_the_data(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def test_a_folder_of_mixed_kinds_is_streamed_in_the_order_of_names(tmp_path):
     (folder / "notes.md").write_text("no data")
     corpus = streamed(tmp_path, SourceConfig(str(folder), "qa"), on_bad_row="skip")
     windows = list(corpus.windows(0))
-    names = ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.csv:2", "c.json:1", "d.parquet:1", "d.parquet:2", "d.parquet:3"]
+    names = ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.csv:2", "c.json:1, row 1"]
+    names += ["d.parquet:1", "d.parquet:2", "d.parquet:3"]
     assert [row for window in windows for row in ids_of(window)] == [f"{folder}/{name}" for name in names]
     assert "c.json:1, row 2: field `answer` is missing" in windows[1].notes[0]
     resumed = streamed(tmp_path / "other", SourceConfig(str(folder), "qa"), on_bad_row="skip")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.readers import place_of
 from train.data.document import IGNORED, Document
 from train.data.gold import Reading
 from train.data.store import TokenTable
@@ -39,6 +40,11 @@ class Part:
     def where(self, row: int) -> int:
         """Number in the table of a row of this part."""
         return row if self.chosen is None else int(self.chosen[row])
+
+    def place(self, number: int) -> str:
+        """See `eval.readers.Row`. number: of a row in the table."""
+        file, line, sharing = self.table.place(number)
+        return place_of(self.names[file], line, sharing)
 
     def only(self, is_kept: NDArray[np.bool_]) -> Part:
         """The rows of this part that are kept."""
@@ -93,10 +99,9 @@ class Encoded:
         return [Document.to_predict(ids_t, labels_t)]
 
     def row_id(self, row: int) -> str:
-        """`file:line` where a row comes from."""
+        """`file:line` where a row comes from, with its number where others stand on that line."""
         part, place = self._find(row)
-        file, line = part.table.place(place)
-        return f"{part.names[file]}:{line}"
+        return part.place(place)
 
 
 class GoldRows(Encoded):
@@ -141,8 +146,8 @@ class GoldRows(Encoded):
         pieces = zip(np.split(ids_t, ends), np.split(targets_t, ends), strict=True)
         return [Document(ids, targets, second) for ids, targets in pieces]
 
-    def where(self, row: int) -> tuple[int, int, int]:
-        """(part, file, line) that a row comes from; the windows of one sentence have the same."""
+    def where(self, row: int) -> tuple[int, int, int, int]:
+        """(part, file, line, number) that a row comes from; the windows of one sentence have the same."""
         part, place = self._find(row)
         return (self.parts.index(part), *part.table.place(place))
 
@@ -153,8 +158,7 @@ def _refuse_unknown(part: Part, known: NDArray[np.float64], labels: Sequence[str
         place = part.where(row)
         for number in part.table.gold(place).astype(np.int64):
             if np.isnan(known[number]):
-                file, line = part.table.place(place)
                 raise UserError(
-                    f"{part.names[file]}:{line}: label {part.table.manifest['labels'][number]!r} is in no row of the "
+                    f"{part.place(place)}: label {part.table.manifest['labels'][number]!r} is in no row of the "
                     f"training data, which has {', '.join(labels)}; list all of them in head.labels"
                 )

@@ -97,7 +97,6 @@ def _examples(
 def _place(parts: Sequence[Part], row: int) -> str:
     for part in parts:
         if row < len(part):
-            file, line = part.table.place(part.where(row))
-            return f"{part.names[file]}:{line}"
+            return part.place(part.where(row))
         row -= len(part)
     raise IndexError(row)

@@ -28,7 +28,7 @@ from train.data.tokenise import Chunk
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 8192, 4_000_000  # of one record batch
 PATIENCE_SECONDS = 5.0  # with a lock, before a line says what is waited for
-COLUMNS = ("file_n", "line_n", "number_n", "full_n", "prompt_n", "second_n")
+COLUMNS = ("file_n", "line_n", "sharing_n", "number_n", "full_n", "prompt_n", "second_n")
 SCHEMA = pa.schema(
     [
         ("ids", pa.large_list(pa.int32())),
@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("gold", pa.large_list(pa.float64())),
         ("file_n", pa.int32()),
         ("line_n", pa.int64()),
+        ("sharing_n", pa.int64()),
         ("number_n", pa.int64()),
         ("full_n", pa.uint64()),
         ("prompt_n", pa.uint64()),
@@ -150,10 +151,12 @@ class TokenTable:
         batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1
         return batch, index - int(self.starts_b[batch])
 
-    def place(self, index: int) -> tuple[int, int]:
-        """Number of the file and the line that row `index` comes from."""
+    def place(self, index: int) -> tuple[int, int, int]:
+        """File and line that row `index` comes from, as numbers, and its own in the file where it shares the line."""
         batch, row = self._find(index)
-        return self.batches[batch].column("file_n")[row].as_py(), self.batches[batch].column("line_n")[row].as_py()
+        columns = self.batches[batch]
+        file, line, number = (columns.column(name)[row].as_py() for name in ("file_n", "line_n", "sharing_n"))
+        return file, line, number
 
 
 def _list(batch: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:

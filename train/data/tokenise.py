@@ -76,6 +76,7 @@ class Settings:
 class Chunk:
     """Some rows as tokens, in order.
 
+    sharing_n: the number in its file of a row that shares its line with others, else 0 (`Row.number`).
     full_n, prompt_n: hashes of the row's normalised content, and of what stands before its last answer (0: nothing);
     a corpus text that was cut into windows repeats them.
     rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
@@ -91,6 +92,7 @@ class Chunk:
     lengths_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     file_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     line_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    sharing_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     number_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     full_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     prompt_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -126,6 +128,14 @@ Usable = tuple[NumberedRow, Row, Example]
 @lru_cache(maxsize=1)
 def _tokenizer(text: str) -> Tokenizer:
     return Tokenizer.from_str(text)
+
+
+def read_row(row: Row, kind: str, columns: Mapping[str, str], system: str | None) -> Example:
+    """What a row of the format `kind` says; a conversation without a system message gets `system`. Raises RowError."""
+    example = FORMATS[kind].read(Fields(row.value, columns))
+    if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
+        return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
+    return example
 
 
 class Encoder:
@@ -166,12 +176,8 @@ class Encoder:
         return _filled(out, usable, pieces)
 
     def _read(self, row: Row) -> Example:
-        read = FORMATS[self.settings.format].read
-        example = read(Fields(row.value, self.settings.columns))
-        system = self.settings.system_prompt
-        if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
-            return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
-        return example
+        settings = self.settings
+        return read_row(row, settings.format, settings.columns, settings.system_prompt)
 
     def _documents(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         """Each text, its end, and where it is longer than the limit the rest of it in further rows.
@@ -281,6 +287,7 @@ def _filled(out: Chunk, usable: Sequence[Usable], pieces: Sequence[_Piece]) -> C
     out.lengths_n = np.array([len(piece.ids_t) for piece in pieces], np.int32)
     out.file_n = np.array([usable[piece.position][0].file for piece in pieces], np.int32)
     out.line_n = np.array([usable[piece.position][1].line for piece in pieces], np.int64)
+    out.sharing_n = np.array([usable[piece.position][1].number for piece in pieces], np.int64)
     out.number_n = np.array([usable[piece.position][0].number for piece in pieces], np.int64)
     out.full_n = np.array([hashes[piece.position][0] for piece in pieces], np.uint64)
     out.prompt_n = np.array([hashes[piece.position][1] for piece in pieces], np.uint64)
