@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from eval.answering import Answering, choose
 from eval.budget import Budget, in_batches
@@ -44,18 +45,29 @@ def _run(network: Network, rows: Sequence[Answering]) -> None:
     width = max(map(len, prompts))
     choosing = _Choosing(rows)
     network.tokens += sum(map(len, prompts))
-    network.model.generate(
-        input_ids=torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=network.device),
-        attention_mask=torch.tensor(
-            [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=network.device
-        ),
-        max_new_tokens=max(row.request.max_new_tokens for row in rows),
-        do_sample=False,
-        pad_token_id=0,
-        logits_processor=LogitsProcessorList([choosing.processed]),
-        stopping_criteria=StoppingCriteriaList([choosing.ended]),
-    )
+    longest = max(row.request.max_new_tokens for row in rows)
+    with _plain_settings(network.model):
+        network.model.generate(
+            input_ids=torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=network.device),
+            attention_mask=torch.tensor(
+                [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=network.device
+            ),
+            generation_config=GenerationConfig(max_new_tokens=longest, do_sample=False, pad_token_id=0),
+            logits_processor=LogitsProcessorList([choosing.processed]),
+            stopping_criteria=StoppingCriteriaList([choosing.ended]),
+            synced_gpus=False,  # under ZeRO-3 too the weights are whole here, and each rank has prompts of its own
+        )
     network.tokens += choosing.continued
+
+
+@contextlib.contextmanager
+def _plain_settings(model: Any) -> Iterator[None]:
+    """Inside, without the model's own sampling and penalties, which would fill in what is not asked for."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Choosing:

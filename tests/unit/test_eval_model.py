@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 
 from eval import generation, network, plain_generation, slots
 from eval.answering import Answering, choose
@@ -273,6 +273,26 @@ def test_a_stop_text_ends_the_answer_before_it(llama: LanguageModel, engine: Any
         assert stopped.tokens <= found[k].tokens
         cut += "e" in whole
     assert cut > 2, "the case must occur"
+
+
+def test_a_models_own_settings_change_no_answer(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a policy, which keeps them for its folder. Under ZeRO-3 its ranks do not wait for each other either."""
+    model = eval_families.network("gpt-neo, windows over slots")
+    plain = answers(LanguageModel(model, words), GENERATES)
+    own = GenerationConfig(repetition_penalty=5.0, suppress_tokens=list(range(3, 40)), min_new_tokens=5, eos_token_id=7)
+    model.generation_config = own
+    asked: list[dict[str, Any]] = []
+    generate = type(model).generate
+
+    def watched(self: Any, **options: Any) -> Any:
+        asked.append(options)
+        return generate(self, **options)
+
+    monkeypatch.setattr(type(model), "generate", watched)
+    assert answers(LanguageModel(model, words), GENERATES) == plain
+    assert model.generation_config is own
+    assert asked
+    assert all(options["synced_gpus"] is False for options in asked)
 
 
 DRAWN = [

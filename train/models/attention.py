@@ -37,8 +37,11 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, document_mask)
 
 
-def implementation(requested: str, packed: bool, device: torch.device | str, dtype: torch.dtype | None = None) -> str:
-    """The name for `from_pretrained(attn_implementation=...)`.
+def implementation(
+    requested: str, packed: bool, device: torch.device | str, dtype: torch.dtype | None = None
+) -> str | None:
+    """The name for `from_pretrained(attn_implementation=...)`; None leaves it to transformers, which knows the families
+    that have no sdpa.
 
     Args:
         requested: auto, sdpa, flash_attention_2 or flash_attention_3.
@@ -62,7 +65,9 @@ def implementation(requested: str, packed: bool, device: torch.device | str, dty
         for name, available in installed.items():
             if available():
                 return name
-    return NAME if packed else "sdpa"
+    if packed:
+        return NAME
+    return None if requested == "auto" else "sdpa"
 
 
 def can_pack(model: nn.Module) -> bool:
