@@ -23,7 +23,7 @@ LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
 
 PPO = {
     "objective": "ppo",
-    "ppo.reward": '[{"kind": "model", "path": "JUDGE"}, {"kind": "repetition", "weight": -1}]',
+    "ppo.reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}, {"kind": "repetition", "weight": -1}]',
     "ppo.response_tokens": 6,
     "ppo.rollout_prompts": 8,  # five rollouts an epoch, of two steps each
     "ppo.epochs": 2,
@@ -46,8 +46,7 @@ CASES = {
     "zero2 entities": ("zero2", ENTITIES),
     "zero2 ppo full": ("zero2", PPO),
     "zero3 lora": ("zero3", LORA),
-    # Without values: ZeRO-3 fills up the value head's one bias on the second rank with whatever lies in memory.
-    "zero3 ppo lora": ("zero3", PPO | {"tuning.kind": "lora", "ppo.advantage": "grpo", "ppo.samples_per_prompt": 2}),
+    "zero3 ppo lora": ("zero3", PPO | {"tuning.kind": "lora"}),
 }
 
 

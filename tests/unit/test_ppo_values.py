@@ -19,7 +19,7 @@ from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate
 from train.errors import UserError
 from train.models import attention, loss_head
-from train.models.token_statistics import add_value_head, token_loss, token_statistics
+from train.models.token_statistics import ValueHead, add_value_head, token_loss, token_statistics
 from train.objectives.ppo.loss import losses
 from train.objectives.ppo.value_model import load_value_model
 
@@ -61,7 +61,7 @@ def test_loss_and_gradients_of_a_value_model(packed: bool) -> None:
     for index, episode in enumerate(rows.episodes):
         ids = torch.tensor([[*episode.prompt, *episode.answer]])
         hidden_td = model.value_head.body(input_ids=ids).last_hidden_state[0, len(episode.prompt) - 1 : -1]
-        value_t = hidden_td @ model.value_head.head.weight + model.value_head.head.bias
+        value_t = hidden_td @ model.value_head.head.weight
         own = slice(int(rows.starts[index]), int(rows.starts[index + 1]))
         assert torch.allclose(found.value_n[own], value_t, atol=1e-5)
         target_t, old_t = then["target"][own], then["value"][own]
@@ -130,3 +130,14 @@ def test_what_cannot_give_values_is_refused(tmp_path: Path) -> None:
     (other / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(UserError, match=r"ppo\.value_model: the policy's token .* both need the same tokenizer"):
         load(other)
+
+
+def test_values_are_float32_whatever_autocast_multiplies_in() -> None:
+    head = ValueHead(64)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(head.weight)
+    hidden_nd = torch.randn(50, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_n = head(hidden_nd)
+    assert found_n.dtype == torch.float32
+    assert torch.allclose(found_n.double(), hidden_nd.double() @ head.weight.double(), atol=1e-5)

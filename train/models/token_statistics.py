@@ -38,16 +38,18 @@ class Statistics(NamedTuple):
 
 
 class ValueHead(nn.Module):
-    """One number for each hidden state. No `nn.Linear`, so that no adapter takes it for a layer of the model's."""
+    """One number for each hidden state, in float32. No `nn.Linear`, so that no adapter takes it for a layer of the
+    model's. Without a bias, since ZeRO-3 fills up a single number with whatever lies in memory: hidden states are not
+    centred on 0, and serve as one.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))  # the first value of everything is 0
-        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden_nd: Tensor) -> Tensor:
         """[n]."""
-        return hidden_nd.float() @ self.weight.float() + self.bias.float()
+        return (hidden_nd.float() * self.weight.float()).sum(-1)  # autocast would multiply matrices in fewer bits
 
 
 class ValueModel(nn.Module):
