@@ -115,6 +115,12 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.supervised_every", "ppo.supervised_every: needs ppo.supervised_steps, and the other way round"
     if config.tuning.lora.dropout and config.tuning.kind == "lora":
         yield "tuning.lora.dropout", "tuning.lora.dropout: PPO compares probabilities before and after; set it to 0"
+    if config.tuning.lora.bias != "none" and config.tuning.kind == "lora":
+        yield (
+            "tuning.lora.bias",
+            "tuning.lora.bias: PPO's reference is the model with its adapter switched off, which leaves trained biases "
+            "on; set it to none",
+        )
     if config.data.streaming:
         yield "data.streaming", "data.streaming: PPO draws its prompts from data at rest; set it to false"
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import PreTrainedModel
 
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate, micro_batches
@@ -71,9 +73,14 @@ class Scoring:
 
 
 def drop_nothing(model: nn.Module) -> None:
-    """No dropout: probabilities before and after an update are compared."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+    """No dropout: probabilities before and after an update are compared.
+
+    Rates stand in layers, or as numbers in the modules of a family, some of which read them from the configuration.
+    """
+    modules = list(model.modules())
+    configs = [module.config for module in modules if isinstance(module, PreTrainedModel)]
+    for owner in (*modules, *configs):
+        if isinstance(owner, _DropoutNd):
+            owner.p = 0.0
+        for name in [name for name, value in vars(owner).items() if isinstance(value, float) and "drop" in name]:
+            setattr(owner, name, 0.0)
