@@ -47,6 +47,7 @@ class Prompter:
         images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
 
     wrote_conversations: whether any prompt depended on the chat template, or on there being none.
+    asked: the conversation that `question` was last given, for who wants it as messages.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Prompter:
         sizes = [size for size in (window_tokens, context_tokens) if size]
         self.window_tokens: int | None = min(sizes) if sizes else None
         self.wrote_conversations = False
+        self.asked: tuple[Message, ...] = ()
         self._start = self._start_ids()
         self._lead: Ids = self._start if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
 
     def question(self, messages: Sequence[Message]) -> Ids:
         """The conversation up to where the assistant answers."""
+        self.asked = tuple(messages)
         return self._lead + self._encode(self._asked(messages))
 
     def shown(self, images: Sequence[str], text: str) -> Ids:
@@ -116,6 +119,13 @@ class Prompter:
             ids.pop()
         return tuple(ids)
 
+    def shortened(self, ids: Ids) -> Ids:
+        """The end of what is longer than the context, behind the tokens that the tokenizer puts before every text."""
+        if self.context_tokens is None or len(ids) <= self.context_tokens:
+            return ids
+        start = self._start if ids[: len(self._start)] == self._start else ()
+        return start + ids[len(ids) - self.context_tokens + len(start) :]
+
     def words(self, words: Sequence[str]) -> Words:
         """A sentence that is split into words already, with the tokenizer's special tokens around it."""
         if not self.tokenizer.is_fast:
@@ -147,7 +157,10 @@ class Prompter:
 
     def begun(self, messages: Sequence[Message], answer: str) -> Ids:
         """The conversation and the beginning of the assistant's answer, to be continued."""
-        return self.question(messages) + self._encode(answer)
+        ids = self.question(messages) + self._encode(answer)
+        if answer:  # half of one is no message
+            self.asked = ()
+        return ids
 
     def _answer(self, history: Sequence[Message], message: Message) -> Passage:
         asked = self.question(history)

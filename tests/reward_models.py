@@ -1,4 +1,4 @@
-"""Reward models for tests of PPO, made of nothing."""
+"""Classifiers for tests of PPO, made of nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from tests.process.runs import TINY
 
 
 def judge(folder: Path) -> Path:
-    """A reward that depends on the last token alone: a model whose layers add nothing to the embedding."""
+    """Classes whose logits depend on the last token alone: a model whose layers add nothing to the embedding."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(TINY, num_labels=1, pad_token_id=0)
+    names = {0: "bad", 1: "good"}
+    config = AutoConfig.from_pretrained(TINY, id2label=names, label2id={"bad": 0, "good": 1}, pad_token_id=0)
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_config(config)
     add_nothing(model)

@@ -14,10 +14,11 @@ class RewardConfig:
     """One part of the reward; their weighted sum is what the policy learns to get.
 
     Args:
-        kind: model (a sequence classifier's logit), repetition (share of repeated word triples), length (tokens
-            of the answer), unfinished (1 where the answer does not end by itself), task (a metric of `ppo.task`).
+        kind: model (a sequence classifier's logit, or a reward model's output), repetition (share of repeated word
+            triples), length (tokens of the answer), unfinished (1 where the answer does not end by itself), task (a
+            metric of `ppo.task`).
         weight: Negative for a penalty.
-        path: The classifier's folder or hub name.
+        path: The classifier's or reward model's folder or hub name.
         label: The class whose logit counts; not needed where the classifier has one output.
         metric: The task's; its first one by default.
         name: In metrics and reports; by default its kind.
@@ -37,8 +38,9 @@ class PpoConfig:
 
     Args:
         reward: The parts of the reward, as a list of {kind, weight, path, label, metric, name}. kind is model (a
-            sequence classifier's logit), repetition (share of repeated word triples), length (tokens), unfinished (1
-            where an answer does not end by itself) or task (a metric of ppo.task); a negative weight makes a penalty.
+            sequence classifier's logit, or a reward model's output), repetition (share of repeated word triples),
+            length (tokens), unfinished (1 where an answer does not end by itself) or task (a metric of ppo.task); a
+            negative weight makes a penalty.
         task: An evaluation task (python -m eval --help, or a YAML file) whose prompts are asked, without examples, in
             place of the rows' own; the rows must be such as it reads.
         prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask.

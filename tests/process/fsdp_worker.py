@@ -137,7 +137,7 @@ def answers(model, ranks):
     """Sampled answers, some prompts beginning alike."""
     prompts = [Prompt(tuple(range(5, 9 + k % 3)), "r") for k in range(6)]
     asked = requests(prompts, PpoConfig(response_tokens=6), (3,), (0, 1), greedy=False)
-    return [episode.answer for episode in play(model, None, asked, ["r"] * 6, ranks)]
+    return [episode.answer for episode in play(model, None, asked, prompts, ranks)]
 
 
 def generating(tied: bool, adapted: bool) -> None:

@@ -17,7 +17,7 @@ from eval.readers import Row
 from eval.tasks.find import find as find_task
 from tests.faults.runs import Zygote, finished, status
 from tests.process.compare import assert_equal, weights
-from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in
+from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in, write_rows
 from tests.reward_models import add_nothing, judge
 
 SPREAD = {"batch__tokens_per_micro_batch": 128}
@@ -52,7 +52,7 @@ class Place:
             "objective": "ppo",
             "data__train": json.dumps([{"path": str(self.rows), "format": "text"}]),
             "data__validation_fraction": 0.25,
-            "ppo__reward": json.dumps([{"kind": "model", "path": str(self.judge)}]),
+            "ppo__reward": json.dumps([{"kind": "model", "path": str(self.judge), "label": "good"}]),
             "ppo__prompt_tokens": 4,
             "ppo__response_tokens": 6,
             "ppo__rollout_prompts": 8,
@@ -113,6 +113,40 @@ def test_a_value_model_and_supervised_steps_too(place: Place, kind: str) -> None
     assert_equal(reference, place.run(f"valued-{kind}", kind, **options, **SPREAD), WATCHED, ROUNDING)
 
 
+def gpt_neo(folder: Path) -> Path:
+    """A family that only transformers' own loop can generate with, and that has no sdpa."""
+    from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=2048, hidden_size=32, num_layers=2, num_heads=2, window_size=16, max_position_embeddings=256,
+        attention_types=[[["global", "local"], 1]], bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPTNeoForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "prompts"), [("ddp", 8), ("zero3", 1)])
+def test_a_family_with_a_loop_of_its_own(place: Place, kind: str, prompts: int) -> None:
+    """Prompts of several lengths, padded on the left. Of one prompt the second rank has none, and waits for nobody."""
+    model, questions = place.folder / "neo", place.folder / "questions"
+    questions.mkdir(exist_ok=True)
+    options: dict[str, object] = {
+        "data__train": json.dumps([{"path": str(write_rows(questions)), "format": "qa"}]),
+        "model__path": model if model.exists() else gpt_neo(model),
+        "model__init": "pretrained",
+        "validation__max_rows": 4,
+        "ppo__rollout_prompts": prompts,
+        "ppo__minibatches": 1,
+        "duration__max_steps": 6,
+    }
+    reference = place.run(f"neo-{prompts}", **options)
+    spread = place.run(f"neo-{prompts}-{kind}", kind, **options, **SPREAD)
+    assert_equal(reference, spread, WATCHED, ROUNDING)
+
+
 RESUMED: dict[str, dict[str, object]] = {
     "gae": {},
     "grpo": {"ppo__advantage": "grpo", "ppo__samples_per_prompt": 2},
@@ -155,7 +189,8 @@ ADAPTED: dict[str, object] = {"ppo__kl_in": "loss", "ppo__kl_target": 1.0, "ppo_
 @pytest.mark.parametrize("name", STOPS)
 def test_stopped_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
     """What was found of a rollout that nobody learned from is forgotten, and no more is drawn than is learned from."""
-    parts = [{"kind": "model", "path": str(path), "name": path.name} for path in (place.judge, place.broken)]
+    judges = (place.judge, place.broken)
+    parts = [{"kind": "model", "path": str(path), "label": "good", "name": path.name} for path in judges]
     options = ADAPTED | {"tuning__kind": "lora", "ppo__reward": json.dumps(parts)}
     whole = place.folder / "never stopped"
     if not whole.exists():
@@ -300,7 +335,7 @@ def silent(folder: Path) -> Path:
 
 
 def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: Place) -> None:
-    parts = [{"kind": "model", "path": str(place.broken)}, {"kind": "length", "weight": 0.5}]
+    parts = [{"kind": "model", "path": str(place.broken), "label": "good"}, {"kind": "length", "weight": 0.5}]
     run = place.run(
         "silent", model__path=silent(place.folder / "silent-model"), model__init="pretrained", validation__samples=2,
         ppo__reward=json.dumps(parts), ppo__minibatches=1,
@@ -312,15 +347,15 @@ def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: 
     counted = list(metrics(run, "rollout/not_finite").values())
     assert len(counted) == rollouts > 3
     assert all(later - earlier >= 8 for earlier, later in pairwise(counted))  # every answer of a rollout
-    assert "rewards are no finite numbers and count as 0" in (place.folder / "silent.rank0.log").read_text()
+    assert "rewards are no finite numbers and count as the worst" in (place.folder / "silent.rank0.log").read_text()
     assert all(math.isfinite(loss) for loss in metrics(run, "train/policy").values())
 
 
 REFUSED = {
     "no reward": ({"ppo__reward": "[]"}, "ppo.reward: names no part"),
-    "no class": ({"ppo__reward": '[{"kind": "model", "path": "JUDGE"}]', "two": True}, "label: none is not one of its"),
+    "no class": ({"ppo__reward": '[{"kind": "model", "path": "JUDGE"}]'}, "label: none is not one of its"),
     "unknown class": (
-        {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}]', "two": True}, "label: good is not one",
+        {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "fine"}]'}, "label: fine is not one",
     ),
     "no sequence head": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward, part model"),
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
@@ -332,24 +367,16 @@ REFUSED = {
         "ppo.value_model: rloo learns no values",
     ),
     "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares answers"),
+    "trained biases": (
+        {"tuning__kind": "lora", "tuning__lora__bias": "all"}, "tuning.lora.bias: PPO's reference is the model with its"
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_told_before_the_first_step(place: Place, name: str) -> None:
     options, reason = REFUSED[name]
-    given = dict(options)
-    if given.pop("two", False):
-        from transformers import AutoModelForSequenceClassification
-
-        two = place.folder / "two"
-        if not two.exists():
-            AutoModelForSequenceClassification.from_pretrained(
-                place.judge, num_labels=2, ignore_mismatched_sizes=True
-            ).save_pretrained(two)
-            for file in place.judge.glob("tokenizer*"):
-                (two / file.name).write_bytes(file.read_bytes())
-        given = {key: str(value).replace("JUDGE", str(two)) for key, value in given.items()}
+    given = {key: str(value).replace("JUDGE", str(place.judge)) for key, value in options.items()}
     processes = place.zygote.run(place.words(f"refused {name}", **given), place.folder / f"refused {name}")
     assert set(processes.codes) == {64}, processes.output
     assert reason in processes.output

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, OPTConfig, Qwen2Config, Qwen2ForCausalLM
 
 from eval.answering import choose as draw
 from eval.protocols import Generate
@@ -29,6 +29,7 @@ from train.objectives.ppo.episodes import Episode, Episodes, repetition
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
+from train.objectives.ppo.scoring import drop_nothing
 from train.recipe import parse
 
 LENGTHS = [3, 1, 5]
@@ -198,7 +199,7 @@ def test_probabilities_entropies_and_values_of_each_answer_alone(packed: bool) -
         where = [list(places).index(n) for n in range(own.start, own.stop)]
         assert torch.allclose(found.log_p_n[where], log_p.gather(1, answer)[:, 0], atol=1e-5)
         assert torch.allclose(found.entropy_n[where], Categorical(logits=log_p).entropy(), atol=1e-5)
-        value = whole.hidden_states[-1][0, at] @ model.value_head.weight + model.value_head.bias
+        value = whole.hidden_states[-1][0, at] @ model.value_head.weight
         assert torch.allclose(found.value_n[where], value, atol=1e-5)
 
 
@@ -268,11 +269,10 @@ def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any)
     prompts = [tuple(range(5, 7 + k)) for k in range(16)]
     config = PpoConfig(response_tokens=6)
     asked = requests([Prompt(ids, "r") for ids in prompts], config, (), (0, 1), greedy=True)
-    together = play(model, Reads(), asked, ["r"] * 16, Whole())
+    together = play(model, Reads(), asked, [Prompt(ids, "r") for ids in prompts], Whole())
     for prompt, episode in zip(prompts, together, strict=True):
-        (alone,) = play(
-            model, Reads(), requests([Prompt(prompt, "r")], config, (), (0, 1), greedy=True), ["r"], Whole()
-        )
+        one = [Prompt(prompt, "r")]
+        (alone,) = play(model, Reads(), requests(one, config, (), (0, 1), greedy=True), one, Whole())
         assert alone.answer == episode.answer
         logits = model(input_ids=torch.tensor([[*prompt, *episode.answer]])).logits[0, len(prompt) - 1 : -1]
         assert logits.argmax(-1).tolist() == list(episode.answer)
@@ -391,3 +391,35 @@ def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
     rows: Any = Rows()
     found = list(asked_by(rows, corpus_tokens=2, row_tokens=6))
     assert found == [Prompt((0, 1), "a:1"), Prompt((30, 31), "b:1"), Prompt((40, 41), "b:1"), None]
+
+
+SMALL = {"vocab_size": 90, "hidden_size": 32, "initializer_range": 0.3}
+DROPPING: dict[str, Any] = {
+    "opt": lambda: OPTConfig(
+        **{**SMALL, "init_std": 0.3}, ffn_dim=48, word_embed_proj_dim=32, num_hidden_layers=2, num_attention_heads=4,
+        dropout=0.5, attention_dropout=0.5, layerdrop=0.5,
+    ),
+    "bloom": lambda: BloomConfig(**SMALL, n_layer=2, n_head=4, hidden_dropout=0.5, attention_dropout=0.5),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=90, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", DROPPING)
+def test_dropout_is_off_wherever_a_family_keeps_its_rate(family: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(DROPPING[family]())
+    loss_head.install(model)
+    rows = episodes()
+    batch = collate(rows, list(range(len(rows))), Shape(False, 1000, 1000, 100, True, 0), filler=0)
+
+    def log_p(training: bool) -> torch.Tensor:
+        model.train(training)
+        return token_statistics(model, batch.inputs, batch.targets).log_p_n.detach()
+
+    assert not torch.allclose(log_p(True), log_p(False), atol=1e-3)  # the case must occur
+    drop_nothing(model)
+    assert torch.equal(log_p(True), log_p(False))
+    rates = {name: value for name, value in vars(model.config).items() if "dropout" in name and value}
+    assert not rates  # some families read theirs there

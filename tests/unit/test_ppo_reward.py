@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertTokenizer
 
-from tests.ranks import Solo
+from eval.budget import Budget
+from eval.checkpoint import look
+from eval.protocols import Classified
+from eval.readers import Row
+from eval.tasks import reward_model as task
+from tests.ranks import Solo, together
 from tests.reward_models import judge
 from train.config_ppo import RewardConfig
 from train.errors import UserError
 from train.objectives.ppo.episodes import Episode
+from train.objectives.ppo.judge import Judge
 from train.objectives.ppo.reward import Reward
 from train.recipe import parse
 
@@ -71,22 +79,49 @@ def test_of_several_outputs_one_must_be_chosen(bert: Path, tokenizer: Any, label
         Reward([part], tokenizer, None, "fp32", Solo())
 
 
-def test_what_is_no_number_counts_as_nothing_and_is_counted(
-    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+def test_what_is_no_number_counts_as_the_worst_beside_it_and_is_counted(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, weight: float
 ) -> None:
+    """Nothing is gained by an answer that breaks a judge, though all its logits are below 0."""
     folder = judge(tmp_path / "judge")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     row = tokenizer("the dog", add_special_tokens=False)["input_ids"][-1]
     with torch.no_grad():
         model.get_input_embeddings().weight[row] = torch.nan
     model.save_pretrained(folder)
-    reward = Reward([RewardConfig("model", path=str(folder))], tokenizer, None, "fp32", Solo())
+    parts = [RewardConfig("model", weight, str(folder), "good"), RewardConfig("length", 0.0)]
+    reward = Reward(parts, tokenizer, None, "fp32", Solo())
     with caplog.at_level(logging.WARNING):
-        first, second = (reward(episodes(tokenizer)).total_e for _ in range(2))
-    assert first.tolist() == second.tolist()
-    assert [value == 0 for value in first] == [False, True, False]
+        first, second = (reward(episodes(tokenizer)) for _ in range(2))
+    assert first.total_e.tolist() == second.total_e.tolist()
+    good, broken, other = first.parts["model"].tolist()
+    assert good != other
+    assert broken == (min if weight > 0 else max)(good, other)
+    assert first.total_e[1] == first.total_e.min()
     assert reward.not_finite == 2
     assert len(caplog.records) == 1  # told once
+    alone = reward(episodes(tokenizer)[1:2])
+    assert alone.parts["model"].tolist() == [0.0]  # there is nothing to compare it with
+
+
+def test_the_worst_is_that_of_all_ranks(tmp_path: Path, tokenizer: Any) -> None:
+    folder = judge(tmp_path / "judge")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    row = tokenizer("the dog", add_special_tokens=False)["input_ids"][-1]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[row] = torch.nan
+    model.save_pretrained(folder)
+
+    part = RewardConfig("model", 1.0, str(folder), "good")
+    made = [Reward([part], tokenizer, None, "fp32", Solo()) for _ in range(3)]
+
+    def rewards(ranks: Any, own: int = 0) -> list[float]:
+        found = made[own or ranks.index]
+        found.ranks = ranks
+        return [*found(episodes(tokenizer)).total_e.tolist(), found.not_finite]
+
+    assert together(2, rewards) == [rewards(Solo(), 2)] * 2
 
 
 @pytest.mark.parametrize(
@@ -97,6 +132,8 @@ def test_what_is_no_number_counts_as_nothing_and_is_counted(
         ('[{"kind": "length", "name": "max"}]', "a part cannot be called max, since rollout/reward_max is the whole's"),
         ('[{"kind": "model"}]', r"ppo.reward\[0\].path: names no classifier"),
         ('[{"kind": "task"}]', "kind task scores answers to ppo.task, which names none"),
+        ('[{"kind": "length", "weight": .nan}]', r"ppo.reward\[0\].weight: expected a number, got nan"),
+        ('[{"kind": "length", "weight": -.inf}]', r"ppo.reward\[0\].weight: expected a number, got -inf"),
     ],
 )
 def test_parts_that_cannot_be_meant_are_refused(parts: str, reason: str) -> None:
@@ -105,20 +142,122 @@ def test_parts_that_cannot_be_meant_are_refused(parts: str, reason: str) -> None
         parse([*words, "--ppo.reward", parts])
 
 
-def test_the_beginning_of_what_is_too_long_for_a_judge_is_judged_and_told_once(
+def shortened(folder: Path, source: Path, size: int) -> Path:
+    """The same model with a context of `size` tokens."""
+    shutil.copytree(source, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, max_position_embeddings=size, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_end_of_what_is_too_long_for_a_classifier_is_judged_and_told_once(
     tmp_path: Path, bert: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(
-        bert, max_position_embeddings=8, ignore_mismatched_sizes=True
-    )
-    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
-    model.save_pretrained(tmp_path)
-    reward = Reward([RewardConfig("model", path=str(tmp_path), label="good")], tokenizer, None, "fp32", Solo())
-    with caplog.at_level(logging.WARNING, "train.objectives.ppo.judge"):
+    """Between the tokens that stand before and behind every text."""
+    folder = shortened(tmp_path / "short", bert, 8)
+    reward = Reward([RewardConfig("model", path=str(folder), label="good")], tokenizer, None, "fp32", Solo())
+    with caplog.at_level(logging.WARNING):
         first, second = (reward(episodes(tokenizer)).total_e.tolist() for _ in range(2))
     assert first == second
-    (told,) = caplog.messages
-    assert "part model: 2 prompts with their answers are longer than the 8 tokens that it reads" in told
+    assert reward.judged_in_part == 4
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("train.")]
+    assert "part model: 2 prompts with their answers are longer than the 8 tokens that it reads; it judges" in told
+    model, own = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(bert)
+    ids = own("ran and ran and ran")["input_ids"]
+    with torch.no_grad():
+        expected = float(model(input_ids=torch.tensor([[ids[0], *ids[-7:]]])).logits[0, 1])
+    assert len(ids) > 8
+    assert first[2] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_end_of_what_is_too_long_for_a_reward_model_is_judged(
+    tmp_path: Path, reward_model: Path, tokenizer: Any
+) -> None:
+    folder = shortened(tmp_path / "short", reward_model, 4)
+    score = Judge(RewardConfig("model", path=str(folder)), "key", tokenizer, "fp32", torch.device("cpu"))
+    long = episodes(tokenizer)[2]
+    ids = [*long.prompt, *long.answer]
+    assert len(ids) > 4
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = float(model(input_ids=torch.tensor([ids[-4:]])).logits[0, 0])
+    assert score([long]) == [pytest.approx(expected, abs=1e-5)]
+    assert ids[-1] == tokenizer.eos_token_id
+    assert score.in_part == 1
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> Path:
+    """One output that depends on every token."""
+    folder = tmp_path_factory.mktemp("reward-model")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_qwen2, num_labels=1, initializer_range=0.5)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
+    return folder
+
+
+def evaluated(folder: Path, row: dict[str, Any]) -> list[float]:
+    """The outputs for both sides of a pair, as the evaluation task finds them."""
+    checkpoint = look(str(folder), "model")
+    device = torch.device("cpu")
+    asked = task.ask(task.load(Row("f", 1, row)), checkpoint.prompter("tokenizer", 1, 0))
+    with torch.no_grad():
+        answers = checkpoint.load("sequence", "fp32", "none", device).answers(asked, Budget(400, 400, 400))
+        return [answer.logits[0] for _, answer in sorted(answers) if isinstance(answer, Classified)]
+
+
+def answered(tokenizer: Any, prompt: str, answer: str, *messages: dict[str, str]) -> Episode:
+    ids, said = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer))
+    return Episode(ids, (*said, tokenizer.eos_token_id), True, "r", messages)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}!"])
+def test_a_reward_model_reads_as_the_evaluation_reads_it(
+    tmp_path: Path, reward_model: Path, tokenizer: Any, template: str | None
+) -> None:
+    """Texts with their end, conversations through its own chat template, whatever the policy's is."""
+    folder = shutil.copytree(reward_model, tmp_path / "own")
+    if template:
+        own = AutoTokenizer.from_pretrained(folder)
+        own.chat_template = template
+        own.save_pretrained(folder)
+    score = Judge(RewardConfig("model", path=str(folder)), "key", tokenizer, "fp32", torch.device("cpu"))
+    sides = {"chosen": " sat down", "rejected": " ran"}
+    texts = [answered(tokenizer, "the cat", answer) for answer in sides.values()]
+    assert score(texts) == pytest.approx(evaluated(folder, {"prompt": "the cat", **sides}), abs=1e-5)
+
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the cat?"}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    chats = [answered(tokenizer, prompt, answer, *asked) for answer in sides.values()]
+    said = {name: [{"role": "assistant", "content": answer}] for name, answer in sides.items()}
+    found = score(chats)
+    assert found == pytest.approx(evaluated(folder, {"prompt": asked, **said}), abs=1e-5)
+    assert found != pytest.approx(score([replace(chat, messages=()) for chat in chats]), abs=1e-3)
+
+
+def test_without_a_chat_template_a_reward_model_reads_the_text_of_a_conversation(
+    tmp_path: Path, reward_model: Path, tokenizer: Any
+) -> None:
+    folder = shutil.copytree(reward_model, tmp_path / "own")
+    (folder / "chat_template.jinja").unlink()
+    score = Judge(RewardConfig("model", path=str(folder)), "key", tokenizer, "fp32", torch.device("cpu"))
+    chat = answered(tokenizer, "the cat", " sat", {"role": "user", "content": "the cat"})
+    assert not score.reads_messages
+    assert score([chat]) == score([replace(chat, messages=())])
+
+
+def test_a_model_of_values_reads_sentences_as_its_task_does(tmp_path: Path, reward_model: Path, tokenizer: Any) -> None:
+    folder = shutil.copytree(reward_model, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
+    score = Judge(RewardConfig("model", path=str(folder)), "key", tokenizer, "fp32", torch.device("cpu"))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = float(model(**tokenizer("the cat sat", return_tensors="pt")).logits[0, 0])
+    assert score([answered(tokenizer, "the cat", " sat")]) == [pytest.approx(expected, abs=1e-5)]
 
 
 def test_a_judge_with_other_weights_has_another_digest(tmp_path: Path, bert: Path, tokenizer: Any) -> None:

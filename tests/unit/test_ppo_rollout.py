@@ -49,8 +49,9 @@ def played(model: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[tuple[int,
         return tokens
 
     monkeypatch.setattr(generation, "choose", recording)
-    asked = requests([Prompt(ids, "r") for ids in prompts], CONFIG, (6, 9), (0, 1), greedy=False)
-    episodes = Episodes(play(model, Reads(), asked, ["r"] * len(prompts), Whole()))
+    given = [Prompt(ids, "r") for ids in prompts]
+    asked = requests(given, CONFIG, (6, 9), (0, 1), greedy=False)
+    episodes = Episodes(play(model, Reads(), asked, given, Whole()))
     return episodes, [log_p for index in sorted(found) for log_p in found[index]]
 
 

@@ -169,10 +169,22 @@ def test_a_task_of_likelihoods_is_refused(place: Place) -> None:
         list(task.prompts(corpus.train))
 
 
-def test_two_rows_on_one_line_cannot_be_told_apart(place: Place) -> None:
-    (place.folder / "rows.json").write_text(json.dumps(PROBLEMS))
-    with pytest.raises(UserError, match=r"rows\.json:1: two rows on one line cannot be told apart; use JSONL"):
-        place.of("gsm8k_cot", "rows.json")
-    (place.folder / "rows.json").write_text(json.dumps(PROBLEMS, indent=1))
-    task, corpus = place.of("gsm8k_cot", "rows.json")
-    assert len(list(task.prompts(corpus.train))) == 2
+def test_rows_that_share_a_line_are_told_apart(place: Place) -> None:
+    for indent in (None, 1):
+        (place.folder / "rows.json").write_text(json.dumps(PROBLEMS, indent=indent))
+        task, corpus = place.of("gsm8k_cot", "rows.json")
+        prompts = [prompt for prompt in task.prompts(corpus.train) if prompt]
+        assert len(prompts) == 2
+        for prompt in prompts:
+            (problem,) = [one for one in PROBLEMS if one["question"] in place.tokenizer.decode(prompt.ids)]
+            number = problem["answer"].rpartition(" ")[2]
+            ids = place.tokenizer(f" {number}", add_special_tokens=False)["input_ids"]
+            assert task.metric("accuracy", "key")([Episode(prompt.ids, tuple(ids), False, prompt.row)]) == [1.0]
+
+
+def test_what_was_asked_is_known_as_messages_where_it_is_a_conversation(place: Place) -> None:
+    for name, messages in (("qa", [{"role": "user", "content": "2 + 2?"}]), ("gsm8k_cot", [])):
+        task, corpus = place.task(name, PROBLEMS if name == "gsm8k_cot" else QUESTION)
+        for prompt in task.prompts(corpus.train):
+            assert prompt is not None
+            assert [dict(message) for message in prompt.messages] == messages

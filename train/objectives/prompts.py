@@ -16,3 +16,8 @@ def answer_at(labels_t: NDArray[np.int32]) -> tuple[int, int]:
     learned = np.flatnonzero(labels_t != IGNORED)
     gaps = np.flatnonzero(np.diff(learned) > 1)
     return int(learned[gaps[-1] + 1] if len(gaps) else learned[0]), int(learned[-1]) + 1
+
+
+def answers_in(labels_t: NDArray[np.int32]) -> int:
+    """How many answers there are, the last of which `answer_at` finds."""
+    return 1 + int(np.count_nonzero(np.diff(np.flatnonzero(labels_t != IGNORED)) > 1))

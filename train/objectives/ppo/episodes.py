@@ -11,19 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.rows import Message
 from train.data.document import IGNORED, Document
 
 Floats = NDArray[np.float64]
+Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class Episode:
-    """prompt, answer: token ids; the end token is part of the answer where there is one. row: for messages."""
+    """prompt, answer: token ids; the end token is part of the answer where there is one. row: where the prompt stands.
+    messages: the prompt, where it is a conversation; nothing where it is a text.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     finished: bool
     row: str
+    messages: Messages = ()
 
 
 class Episodes:

@@ -1,8 +1,7 @@
-"""A trained classifier as the judge of answers."""
+"""A trained classifier as the judge of answers, which it reads as evaluation lets it read."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +16,16 @@ from train.models.folder import resolve
 from train.models.load import unsharded
 from train.objectives.ppo.episodes import Episode
 
-log = logging.getLogger(__name__)
-
 
 class Judge:
-    """The logit of one class of a sequence classifier, or its one output, for prompt and answer as text.
+    """The logit of one class of a sequence classifier, or the one output of a reward model, for prompt and answer.
 
-    It reads them with its own tokenizer; where they are longer than its context, their beginning, as a WARNING tells
-    once. Raises UserError, which begins with `key`, where there is no such classifier or class.
+    With its own tokenizer, a classifier reads their text as in the task sequence_classification, and a reward model as
+    in the task reward_model: a conversation through its own chat template, else the text with its end token. Of what is
+    longer than its context it reads the end.
+
+    limit: tokens of its context. in_part: how many it has read the end of. Raises UserError, which begins with `key`,
+    where there is no such classifier or class.
     """
 
     def __init__(self, part: RewardConfig, key: str, tokenizer: Any, precision: str, device: torch.device) -> None:
@@ -39,27 +40,35 @@ class Judge:
         if len(names) > 1 and part.label not in names:
             raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
         self.column = names.index(part.label) if len(names) > 1 else 0
+        # An objective that learns values of sentences says so, and reads them as classes are read.
+        self.is_reward_model = len(names) == 1 and checkpoint.config.problem_type != "regression"
         with unsharded():  # every rank has its own
             self.model = checkpoint.load("sequence", precision, "none", device)
         self.budget = choose(0, checkpoint.config, DTYPES[precision], device)
         self.limit = checkpoint.context_tokens
-        self._told = False
+        self.in_part = 0
+
+    @property
+    def reads_messages(self) -> bool:
+        """Whether a conversation is more to it than its text."""
+        return self.is_reward_model and self.prompter.template is not None
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """One number for each."""
-        texts = [self.tokenizer.decode([*e.prompt, *e.answer], skip_special_tokens=True) for e in episodes]
-        whole = [self.prompter.sequence([text])[0] for text in texts]
-        self._tell(sum(self.limit is not None and len(ids) > self.limit for ids in whole))
-        asked = [Classify(ids[: self.limit]) for ids in whole]
+        whole = [self._read(episode) for episode in episodes]
+        asked = [Classify(self.prompter.shortened(ids)) for ids in whole]
+        self.in_part += sum(len(ids) > len(part.prefix_ids) for ids, part in zip(whole, asked, strict=True))
         found = dict(self.model.answers(asked, self.budget))
         answers = [found[k] for k in range(len(asked))]
         return [answer.logits[self.column] for answer in answers if isinstance(answer, Classified)]
 
-    def _tell(self, cut: int) -> None:
-        if cut and not self._told:
-            self._told = True
-            log.warning(
-                "%s: %d prompts with their answers are longer than the %d tokens that it reads; it judges their "
-                "beginning. Lower ppo.prompt_tokens or ppo.response_tokens, or take another model",
-                self.key, cut, self.limit,
-            )  # fmt: skip
+    def _read(self, episode: Episode) -> tuple[int, ...]:
+        if episode.messages and self.reads_messages:
+            answer = {"role": "assistant", "content": self._text(episode.answer)}
+            return self.prompter.whole([*episode.messages, answer])
+        text = self._text([*episode.prompt, *episode.answer])
+        return self.prompter.whole(text) if self.is_reward_model else self.prompter.sequence([text])[0]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text

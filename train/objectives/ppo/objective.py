@@ -15,13 +15,14 @@ from eval.prompt import Prompter
 from train.config import Config
 from train.data.encode import Corpus, Reading
 from train.data.encoded import Encoded
-from train.data.sources import find
+from train.data.sources import Source, find
 from train.errors import UserError
 from train.models import loss_head
 from train.models.folder import resolve
 from train.models.token_statistics import add_value_head, require_plain_head, token_loss
 from train.objectives.ppo import advantages as worth
 from train.objectives.ppo import figures
+from train.objectives.ppo.conversations import Said, conversations
 from train.objectives.ppo.episodes import Episodes
 from train.objectives.ppo.experience import TERMS, Experience
 from train.objectives.ppo.loss import clip_share, losses
@@ -54,14 +55,16 @@ class PPO(Supervised):
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
+        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
         train, held_out = self.corpus.train, self.corpus.validation
-        self.prompts = self._prompts(train, task, config.data.train[0].path)
-        self.held_out_prompts = self._prompts(held_out, task, "the validation data") if held_out else []
+        said = self._said("train")
+        self.prompts = self._prompts(train, task, said, config.data.train[0].path)
+        said = self._said("validation") if config.data.validation else said
+        self.held_out_prompts = self._prompts(held_out, task, said, "the validation data") if held_out else []
         self.phases = Phases(self.ppo, config.duration, len(self.prompts))
         self._require_between()
         weights = [source.weight for source in config.data.train]
         self.row_steps = RowSteps(train, weights, self.shape, config.run.seed, ranks)
-        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
         self.scoring = Scoring(self.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
@@ -126,7 +129,8 @@ class PPO(Supervised):
 
     def resume(self, state: Mapping[str, float]) -> None:
         """See state."""
-        self.kl_weight, self.reward.not_finite = state["kl_weight"], int(state["not_finite"])
+        self.kl_weight = state["kl_weight"]
+        self.reward.resume(state)
         self.signs.resume(state)
 
     def prepares_long(self, step: int) -> bool:
@@ -207,22 +211,26 @@ class PPO(Supervised):
         return body
 
     def _task(self) -> TaskRows:
-        data, tokenizer = self.config.data, self.tokenizer
-        sources = [
-            find(source, f"data.{name}[{index}]")
-            for name, given in (("train", data.train), ("validation", data.validation))
-            for index, source in enumerate(given)
-        ]
+        tokenizer = self.tokenizer
+        sources = [*self._sources("train"), *self._sources("validation")]
         template = tokenizer.chat_template
         prompter = Prompter(
             tokenizer, template, False, self.longest, self.ppo.response_tokens, 0, self.stop_ids, self.config.model.path
         )
-        return TaskRows(self.ppo.task, sources, prompter, skip=data.on_bad_row == "skip")
+        return TaskRows(self.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
 
-    def _prompts(self, rows: Encoded, task: TaskRows | None, name: str) -> list[Prompt]:
-        asked = (
-            task.prompts(rows) if task else asked_by(rows, self.ppo.prompt_tokens, self.config.data.max_length_tokens)
-        )
+    def _sources(self, name: str) -> list[Source]:
+        given = getattr(self.config.data, name)
+        return [find(source, f"data.{name}[{index}]") for index, source in enumerate(given)]
+
+    def _said(self, name: str) -> Said:
+        """What the rows say, where a reward model wants to know it."""
+        is_asked = self.reward.reads_messages and not self.ppo.task
+        return conversations(self._sources(name), self.config.data.system_prompt) if is_asked else {}
+
+    def _prompts(self, rows: Encoded, task: TaskRows | None, said: Said, name: str) -> list[Prompt]:
+        own, longest = self.ppo.prompt_tokens, self.config.data.max_length_tokens
+        asked = task.prompts(rows) if task else asked_by(rows, own, longest, said)
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
         self.corpus.lines.extend(told)
         return found
@@ -244,9 +252,9 @@ class PPO(Supervised):
         self, model: nn.Module, prompts: Sequence[Prompt], key: Sequence[int], greedy: bool
     ) -> tuple[Episodes, Rewarded]:
         asked = requests(prompts, self.ppo, self.stop_ids, (self.config.run.seed, *key), greedy)
-        rows = [prompt.row for prompt in prompts for _ in range(len(asked) // len(prompts))]
+        each = [prompt for prompt in prompts for _ in range(len(asked) // len(prompts))]
         with self._stopwatch.measured("generating"):
-            episodes = Episodes(play(model, self.tokenizer, asked, rows, self.ranks))
+            episodes = Episodes(play(model, self.tokenizer, asked, each, self.ranks))
         with self._stopwatch.measured("rewarding"):
             rewarded = self.reward(episodes.episodes)
         return episodes, rewarded
@@ -267,8 +275,7 @@ class PPO(Supervised):
         return experience
 
     def _state(self) -> dict[str, float]:
-        own = {"kl_weight": self.kl_weight, "not_finite": float(self.reward.not_finite)}
-        return own | self.signs.state()
+        return {"kl_weight": self.kl_weight} | self.reward.state() | self.signs.state()
 
     def _learn(self, experience: Experience, phase: Phase) -> Iterator[Sequence[Batch]]:
         """The optimizer steps of a rollout."""
@@ -293,7 +300,8 @@ class PPO(Supervised):
 
     def _tell(self, experience: Experience, rewarded: Rewarded) -> None:
         found = figures.of_rollout(experience, rewarded.total_e, rewarded.parts, self._stopwatch.seconds)
-        found |= {"rollout/kl_weight": self.kl_weight, "rollout/not_finite": float(self.reward.not_finite)}
+        found["rollout/kl_weight"] = self.kl_weight
+        found |= {f"rollout/{name}": value for name, value in self.reward.state().items()}
         if self.ppo.advantage == "gae":
             tokens = experience.tokens
             found["rollout/explained_variance"] = figures.explained_variance(tokens["value"], tokens["target"])

@@ -9,24 +9,31 @@ import numpy as np
 
 from train.data.encoded import Encoded
 from train.errors import UserError
-from train.objectives.prompts import answer_at
+from train.objectives.ppo.conversations import Said, before_answer
+from train.objectives.ppo.episodes import Messages
+from train.objectives.prompts import answer_at, answers_in
 
 STREAM = 4  # of chance: the order of prompts
+NOTHING_SAID: Said = {}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: its tokens. row: file:line. stop_texts: what ends an answer beside its end token."""
+    """ids: its tokens. row: where it comes from. stop_texts: what ends an answer beside its end token. messages: see
+    `Episode`.
+    """
 
     ids: tuple[int, ...]
     row: str
     stop_texts: tuple[str, ...] = ()
+    messages: Messages = ()
 
 
-def asked_by(rows: Encoded, corpus_tokens: int, row_tokens: int) -> Iterator[Prompt | None]:
+def asked_by(rows: Encoded, corpus_tokens: int, row_tokens: int, said: Said = NOTHING_SAID) -> Iterator[Prompt | None]:
     """What each row asks; of a corpus text its first tokens, where it goes on behind them. None where it asks nothing.
 
     row_tokens: where a longer text was cut; what goes on in further rows asks nothing anew, and is passed over.
+    said: rows as conversations, where their messages are wanted.
     """
     cut: set[str] = set()
     for index in range(len(rows)):
@@ -38,7 +45,9 @@ def asked_by(rows: Encoded, corpus_tokens: int, row_tokens: int) -> Iterator[Pro
             cut.add(row)
         if not goes_on:
             size = corpus_tokens if is_corpus else start
-            yield Prompt(tuple(int(x) for x in ids[:size]), row) if size < len(ids) else None
+            whole = said.get((int(rows.sources_n[index]), row), ()) if said and not is_corpus else ()
+            messages = before_answer(whole, answers_in(labels) - 1) if whole else ()
+            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), messages) if size < len(ids) else None
 
 
 def with_room(

@@ -1,6 +1,6 @@
 """What answers are worth: named parts, each a number for an episode, and their weighted sum.
 
-Shape suffix: e episodes.
+Shape suffixes: e episodes, p parts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from train.protocols import Ranks
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Score = Callable[[Sequence[Episode]], list[float]]
+COUNTS = ("not_finite", "judged_in_part")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Rewarded:
 class Reward:
     """All parts. Checks them when it is made, before any step.
 
-    precision: of classifiers. not_finite: values so far that were no numbers; they count as 0. digests: of what scores,
-    so that a resumed run is not paid by another judge.
+    precision: of classifiers. digests: of what scores, so that a resumed run is not paid by another judge.
+    not_finite: values so far that were no numbers; such a value counts as the least that an answer was worth beside it.
+    judged_in_part: readings so far of answers that were too long for a classifier.
     """
 
     def __init__(
@@ -51,26 +54,78 @@ class Reward:
         self.digests = {f"reward {part.name or part.kind}": model_digest(part.path) for part in parts if part.path}
         if task is not None:
             self.digests["ppo.task"] = task.digest
-        self.not_finite = 0
+        self.judges = [score for score in self.scores.values() if isinstance(score, Judge)]
+        self.not_finite = self.judged_in_part = 0
 
     def __call__(self, episodes: Sequence[Episode]) -> Rewarded:
         """Known to every rank; each rank scores its share."""
         mine = range(self.ranks.index, len(episodes), self.ranks.count)
         own = [episodes[k] for k in mine]
         found = np.zeros((len(self.scores), len(episodes)))
+        for judge in self.judges:
+            judge.in_part = 0
         for number, score in enumerate(self.scores.values()):
             found[number, list(mine)] = score(own) if own else []
         bad = ~np.isfinite(found)
-        joined = np.array(self.ranks.sum(np.where(bad, 0.0, found).ravel().tolist())).reshape(found.shape)
-        self._tell(int(self.ranks.sum([float(bad.sum())])[0]))
-        parts = dict(zip(self.scores, joined, strict=True))
+        values, is_bad = self._joined(np.stack([np.where(bad, 0.0, found), bad]))
+        parts = {
+            name: _finite(value_e, bad_e > 0, self.weights[name] >= 0)
+            for name, value_e, bad_e in zip(self.scores, values, is_bad, strict=True)
+        }
+        self._tell_bad(int(is_bad.sum()))
+        if self.judges:
+            self._tell_in_part(self._joined(np.array([float(judge.in_part) for judge in self.judges])))
         weighted = (self.weights[name] * part_e for name, part_e in parts.items())
         return Rewarded(sum(weighted, np.zeros(len(episodes))), parts)
 
-    def _tell(self, bad: int) -> None:
+    def state(self) -> dict[str, float]:
+        """What was counted so far."""
+        return {name: float(getattr(self, name)) for name in COUNTS}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Take up what `state` gave."""
+        self.not_finite, self.judged_in_part = (int(state[name]) for name in COUNTS)
+
+    @property
+    def reads_messages(self) -> bool:
+        """Whether a conversation is more to one of the reward models than its text."""
+        return any(judge.reads_messages for judge in self.judges)
+
+    def _joined(self, values: Floats) -> Floats:
+        """The sum over ranks."""
+        return np.array(self.ranks.sum(values.ravel().tolist())).reshape(values.shape)
+
+    def _tell_bad(self, bad: int) -> None:
         if bad and not self.not_finite and self.ranks.index == 0:
-            log.warning("%d rewards are no finite numbers and count as 0; rollout/not_finite goes on counting", bad)
+            log.warning(
+                "%d rewards are no finite numbers and count as the worst of their part in the rollout; "
+                "rollout/not_finite goes on counting",
+                bad,
+            )
         self.not_finite += bad
+
+    def _tell_in_part(self, counts: Floats) -> None:
+        """counts: of each judge, of these episodes."""
+        if counts.any() and not self.judged_in_part and self.ranks.index == 0:
+            judge = self.judges[int(counts.argmax())]
+            log.warning(
+                "%s: %d prompts with their answers are longer than the %d tokens that it reads; it judges their end, "
+                "and rollout/judged_in_part goes on counting. Lower ppo.prompt_tokens or ppo.response_tokens, or take "
+                "another model",
+                judge.key,
+                counts.max(),
+                judge.limit,
+            )
+        self.judged_in_part += int(counts.sum())
+
+
+def _finite(value_e: Floats, bad_e: Bools, more_is_better: bool) -> Floats:
+    """With the worst of the good values in place of the bad ones, so that nothing is gained by breaking a judge; 0
+    where none is good.
+    """
+    good = value_e[~bad_e]
+    worst = 0.0 if not len(good) else good.min() if more_is_better else good.max()
+    return np.where(bad_e, worst, value_e)
 
 
 def _score(part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks) -> Score:

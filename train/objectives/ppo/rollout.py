@@ -24,7 +24,7 @@ from train.objectives.ppo.episodes import Episode
 from train.objectives.ppo.prompts import Prompt
 from train.protocols import Ranks
 
-SLOW_START = "sdpa"  # the attention that takes any mask
+ANY_MASK = ("sdpa", "eager")  # attentions that take any mask
 
 
 def requests(
@@ -57,9 +57,9 @@ def _seed(*key: int) -> int:
 
 
 def play(
-    model: nn.Module, tokenizer: Any, asked: Sequence[Generate], rows: Sequence[str], ranks: Ranks
+    model: nn.Module, tokenizer: Any, asked: Sequence[Generate], prompts: Sequence[Prompt], ranks: Ranks
 ) -> list[Episode]:
-    """The episodes of all requests, in order, on every rank. rows: where each prompt comes from."""
+    """The episodes of all requests, in order, on every rank. prompts: that of each request."""
     mine = shares(asked, ranks.count)[ranks.index]
     width = max(request.max_new_tokens for request in asked)
     found = np.zeros((len(asked), width + 3))  # tokens of the answer and its end; how many; whether it ended by itself
@@ -75,8 +75,8 @@ def play(
                 found[mine[answer.index], -2:] = len(ids), answer.finished
     joined = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
     return [
-        Episode(request.prefix_ids, tuple(int(x) for x in line[: int(line[-2])]), bool(line[-1]), row)
-        for request, line, row in zip(asked, joined, rows, strict=True)
+        Episode(prompt.ids, tuple(int(x) for x in line[: int(line[-2])]), bool(line[-1]), prompt.row, prompt.messages)
+        for prompt, line in zip(prompts, joined, strict=True)
     ]
 
 
@@ -86,7 +86,7 @@ def _generating(model: nn.Module) -> Iterator[Any]:
     base: Any = causal_lm(model)
     attention, training = base.config._attn_implementation, model.training
     model.eval()
-    base.set_attn_implementation(SLOW_START)
+    base.set_attn_implementation(attention if attention in ANY_MASK else ANY_MASK[0])
     try:
         yield base
     finally:

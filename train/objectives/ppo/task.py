@@ -45,10 +45,11 @@ class TaskRows:
             if row not in self.items:
                 yield None
                 continue
+            self.prompter.asked = ()
             asked = self.task.ask(self.items[row], self.prompter)
             if len(asked) != 1 or not isinstance(asked[0], Generate) or asked[0].images:
                 self._refuse()
-            yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts)
+            yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts, self.prompter.asked)
 
     def metric(self, wanted: str, key: str) -> Callable[[Sequence[Episode]], list[float]]:
         """Scores episodes by one of the task's metrics of single answers; its first one where `wanted` names none."""
@@ -82,20 +83,15 @@ class TaskRows:
         return self.task.score(item, [answer]).values
 
     def _items(self, source: Source) -> Iterator[tuple[str, Any]]:
-        seen = set()
         for _, _, row, _ in source.rows():
-            name = f"{row.file}:{row.line}"
             if isinstance(row, BadRow):
                 continue  # told by the data's own reading
-            if name in seen:
-                raise UserError(f"ppo.task: {name}: two rows on one line cannot be told apart; use JSONL")
-            seen.add(name)
             try:
-                yield name, self.task.load(row)
+                yield row.place, self.task.load(row)
             except BadExampleError as error:
                 if self.skip:
                     continue
-                raise UserError(f"{name}: {error}; so ppo.task {self.name} cannot read this row") from error
+                raise UserError(f"{row.place}: {error}; so ppo.task {self.name} cannot read this row") from error
 
     def _refuse(self) -> NoReturn:
         raise UserError(f"ppo.task: {self.name} asks for no single generated answer; PPO can only reward such")
