@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Train, merge and evaluate: three jobs, each started by the success of the one before.
-#   bash slurm/chain.sh [--nodes=2 --gpus-per-node=8 ...] [--accelerate=NAME] recipes/NAME.yaml [overrides] -- --tasks gsm8k [...]
+#   bash slurm/chain.sh [--nodes=2 --gpus-per-node=8 ...] [--accelerate NAME] recipes/NAME.yaml [overrides] -- --tasks gsm8k [...]
 # sbatch's options are written as one word each; the merge takes one node. See docs/slurm.md.
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 . slurm/common.sh
 
 options=() chosen=() training=()
 while [[ ${1-} == -* ]]; do
-    case $1 in
-        --accelerate=*) chosen=(--accelerate "${1#*=}") ;;
-        *) options+=("$1") ;;
-    esac
-    shift
+    take_accelerate "$@"
+    if [ -n "$ACCELERATE" ]; then
+        chosen=("--accelerate=$ACCELERATE")
+        set -- "${WORDS[@]}"
+    else
+        options+=("$1")
+        shift
+    fi
 done
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     training+=("$1")
@@ -25,12 +28,17 @@ shift
 answer=$("${CONTAINER[@]}" python -m train.run_folder --config "${training[@]}" && echo .) || exit 64
 folder=${answer%$'\n'.}
 
+# Sets ID to the number of the job. Without all three there is no chain: the jobs before are cancelled.
+submitted=()
 submit() {
-    local id
-    id=$(sbatch --parsable --kill-on-invalid-dep=yes "${options[@]}" "$@")
-    printf '%s' "${id%%;*}"
+    if ! ID=$(sbatch --parsable --kill-on-invalid-dep=yes "${options[@]}" "$@"); then
+        [ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"
+        refuse "a job of the chain was not taken, for the reason above; cancelled: ${submitted[*]:-nothing}"
+    fi
+    ID=${ID%%;*}
+    submitted+=("$ID")
 }
-train=$(submit slurm/job.sh "${chosen[@]}" "${training[@]}" --merge.at_end false)
-merge=$(submit --dependency="afterok:$train" --nodes=1 slurm/merge.sh "$folder" "$folder/merged")
-evaluate=$(submit --dependency="afterok:$merge" slurm/eval.sh --model "$folder/merged" --out "$folder/evaluation" "$@")
-echo "train: job $train, merge: job $merge, evaluate: job $evaluate"
+submit slurm/job.sh "${chosen[@]}" "${training[@]}" --merge.at_end false
+submit --dependency="afterok:$ID" --nodes=1 slurm/merge.sh "$folder" "$folder/merged"
+submit --dependency="afterok:$ID" slurm/eval.sh --model "$folder/merged" --out "$folder/evaluation" "$@"
+echo "train: job ${submitted[0]}, merge: job ${submitted[1]}, evaluate: job ${submitted[2]}"

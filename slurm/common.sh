@@ -1,5 +1,8 @@
 # shellcheck shell=bash
 # What the scripts beside this one share. They run in ZeroTune's folder: the one they were submitted from.
+if declare -F launch >/dev/null; then
+    return # sweep.sh has read it, and job.sh after it
+fi
 
 # For slurm/site.sh to change, see slurm/site.example.sh. Its modules and activations may not stand `set -u`.
 CONTAINER=()
@@ -31,6 +34,18 @@ refuse() {
 # Of an array, the number of the first job alone would mean all of them.
 job() {
     printf '%s' "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+}
+
+# Sets ACCELERATE to what --accelerate NAME or --accelerate=NAME says in front of the words, and WORDS to the others.
+take_accelerate() {
+    ACCELERATE=
+    case ${1-} in
+        --accelerate=*) ACCELERATE=${1#*=} && shift ;;
+        --accelerate) ACCELERATE=${2-} && shift "$(($# > 1 ? 2 : 1))" ;;
+        *) WORDS=("$@") && return ;;
+    esac
+    [ -n "$ACCELERATE" ] || refuse "--accelerate: which one? A name from accelerate_configs/, or a file"
+    WORDS=("$@")
 }
 
 # srun takes these over from sbatch and would give the one launcher of a node a task's share of it.
@@ -76,7 +91,7 @@ count_ranks() {
 
 # The file of an accelerate config, given by its name, as a path, or not at all.
 accelerate_config() {
-    local name=$1 file known
+    local name=$1 file known single="^distributed_type: *[\"']?(NO|MULTI_CPU)[\"']? *(#|\$)"
     if [ -z "$name" ]; then
         name=ddp
         [ -n "${SLURM_GPUS_ON_NODE-}" ] || name=cpu_ddp
@@ -91,7 +106,7 @@ accelerate_config() {
         known=$(cd accelerate_configs && printf '%s ' *.yaml)
         refuse "--accelerate: there is no $name; there are ${known//.yaml/}and any file"
     fi
-    if [ "$RANKS" != 1 ] && grep -Eq '^distributed_type: *"?(NO|MULTI_CPU)"?' "$file"; then
+    if [ "$RANKS" != 1 ] && grep -Eq "$single" "$file"; then
         refuse "--accelerate: $file starts one process, but this job has $RANKS ranks ($SLURM_JOB_NUM_NODES nodes with" \
             "$RANKS_PER_NODE each): take ddp, zero2 or another, or ask for one GPU"
     fi
@@ -103,7 +118,7 @@ launch() {
     local config=$1 head address several=()
     shift
     if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
-        head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+        head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
         address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # the name may mean nothing
         several=(--main_process_ip "$address" --main_process_port "$((15000 + SLURM_JOB_ID % 15000))" --same_network
             --rdzv_backend static --deepspeed_multinode_launcher standard)
@@ -128,18 +143,30 @@ await() {
 # Slurm itself requeues a job when it sees that a node is down; sooner, the job could be given the same node again.
 node_lost() {
     local patience
-    patience=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p')
-    say "a node does not answer; waiting $((patience + 60)) s for Slurm to notice and to requeue this job"
+    patience=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p') || patience=300
+    say "not every node answers (srun says above why);" \
+        "waiting $((patience + 60)) s for Slurm to notice and to requeue this job"
     sleep "$((patience + 60))"
     say "Slurm still counts on every node; not requeued. The same command continues from the last checkpoint"
     exit "$NOT_FINISHED"
 }
 
+# The state of this job. The controller may be busy, or starting again.
+state_of_job() {
+    local pause
+    for pause in 2 4 8 16; do
+        squeue --noheader --jobs="$(job)" --format=%T && return
+        sleep "$pause"
+    done
+    squeue --noheader --jobs="$(job)" --format=%T
+}
+
 # The same job again, from where it stopped; $1 says why.
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0} state
-    state=$(squeue --noheader --jobs="$(job)" --format=%T)
-    if [ "$state" != RUNNING ]; then # a cancelled job would come to life again
+    if ! state=$(state_of_job); then
+        say "$1; not requeued, as Slurm does not answer. The same command continues from there"
+    elif [ "$state" != RUNNING ]; then # a cancelled job would come to life again
         say "$1; not requeued, as the job is ${state:-gone}. The same command continues from there"
     elif [ "$restarts" -ge "$MAX_REQUEUES" ]; then
         say "$1; not requeued, as it was $restarts times already (MAX_REQUEUES). The same command continues from there"
@@ -149,4 +176,15 @@ requeue() {
         say "Slurm does not requeue this job. The same command continues from there"
     fi
     exit "$NOT_FINISHED"
+}
+
+# Ends a job that its own limit warns before it gets anywhere: requeued, it would be warned there again, for ever.
+# Does nothing where the warning is a preemption's, or somebody's with more than an hour left.
+refuse_short_limit() {
+    local shown end
+    shown=$(SLURM_TIME_FORMAT=standard scontrol --oneliner show job "$(job)") || return 0
+    [[ $shown == *" PreemptTime=None "* ]] || return 0
+    end=$(date +%s --date="$(sed -n 's/.* EndTime=\([^ ]*\) .*/\1/p' <<<"$shown")" 2>/dev/null) || return 0 # no limit
+    [ "$((end - $(date +%s)))" -ge 3600 ] ||
+        refuse "the limit is not longer than the warning (--signal), the start and one step: ask for more --time"
 }

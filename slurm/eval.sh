@@ -7,11 +7,19 @@
 #SBATCH --open-mode=append
 
 warned=
+launched=
 # shellcheck disable=SC2317 # for the trap
 on_warning() {
     INTERRUPTED=yes
     warned=yes
-    scancel --signal=TERM "$SLURM_JOB_ID" # the steps, not this script
+    [ -z "$launched" ] || end_step &
+}
+# Again and again: a first signal may come before there is a step to take it.
+end_step() {
+    while kill -0 "$launched" 2>/dev/null; do
+        scancel --signal=TERM "$(job)" || true # the step, not this script
+        sleep 5
+    done
 }
 trap on_warning USR1
 
@@ -20,8 +28,14 @@ trap on_warning USR1
 
 count_ranks
 config=$(accelerate_config "")
+if [ -n "$warned" ]; then
+    refuse_short_limit
+    requeue "warned before the start"
+fi
 launch "$config" eval/main.py "$@" &
-await $!
+launched=$!
+[ -z "$warned" ] || end_step & # warned in between
+await "$launched"
 [ "$CODE" != 0 ] || exit 0
 [ -z "$warned" ] || requeue "warned; the answers so far are kept"
 on_every_node true || node_lost

@@ -8,38 +8,46 @@
 
 folder=
 warned=${warned-}
+asked=
 # shellcheck disable=SC2317 # for the trap
 on_warning() {
     INTERRUPTED=yes
     warned=yes
-    [ -z "$folder" ] || ask_to_stop
+    [ -z "$folder" ] || [ -n "$asked" ] || ask_to_stop
 }
+# The run obeys any STOP file. A person's is left as it is: it means that the job shall not go on.
 ask_to_stop() {
-    say "warned: the run saves and stops"
-    mkdir -p -- "$folder" && touch -- "$folder/STOP"
+    if (set -C && mkdir -p -- "$folder" && echo "by job $(job)" >"$folder/STOP") 2>/dev/null; then
+        asked=yes
+        say "warned: the run saves and stops"
+    elif [ -e "$folder/STOP" ]; then
+        say "warned: there is a STOP file already"
+    else
+        say "warned, but $folder/STOP cannot be written: the run goes on until it is killed"
+    fi
 }
 trap on_warning USR1 # first of all: a short job is warned as it starts
 
 [ -f slurm/common.sh ] || { echo "slurm: submit from ZeroTune's folder, or with sbatch --chdir=FOLDER" >&2; exit 64; }
 . slurm/common.sh
 
-accelerate=
-if [ "${1-}" = --accelerate ]; then
-    accelerate=${2-}
-    shift 2
-fi
-[ -f "${1-}" ] || refuse "there is no recipe ${1-}: sbatch slurm/job.sh [--accelerate NAME] recipes/NAME.yaml [overrides]"
+# Whether there was a STOP file of a script, of this job or of one that no longer runs. It is removed.
+forget_stop() {
+    local by
+    by=$(sed -n 's/^by job \([0-9_]*\)$/\1/p' "$folder/STOP" 2>/dev/null) || return
+    if [ "$by" = "$(job)" ]; then
+        rm -f -- "$folder/STOP"
+    elif [ -n "$by" ] && [ "$(squeue --noheader --jobs="$by" --format=%T 2>/dev/null)" != RUNNING ]; then
+        rm -f -- "$folder/STOP"
+    else
+        return 1
+    fi
+}
 
-count_ranks
-config=$(accelerate_config "$accelerate")
-answer=$(on_first_node python -m train.run_folder --config "$@" && echo .) || exit 64 # a bad recipe, before any rank starts
-folder=${answer%$'\n'.}
-[ -z "${SLURM_RESTART_COUNT-}" ] || rm -f -- "$folder/STOP" # from before a node was lost
-[ -z "$warned" ] || ask_to_stop
-
-launch "$config" train/main.py --config "$@" &
-await $!
-[ -z "$warned" ] || rm -f -- "$folder/STOP" # where it came too late
+# The step in status.json.
+step_reached() {
+    sed -n 's/^ "step": \([0-9]*\),$/\1/p' "$folder/status.json" 2>/dev/null || echo 0
+}
 
 # A line of status.json, if this start of this job has written it.
 says() {
@@ -47,13 +55,34 @@ says() {
         grep -qxF -- " $1," "$folder/status.json"
 } 2>/dev/null
 
+take_accelerate "$@"
+set -- "${WORDS[@]}"
+[ -f "${1-}" ] || refuse "there is no recipe ${1-}: sbatch slurm/job.sh [--accelerate NAME] recipes/NAME.yaml [overrides]"
+
+count_ranks
+config=$(accelerate_config "$ACCELERATE")
+answer=$(on_first_node python -m train.run_folder --config "$@" && echo .) || exit 64 # a bad recipe, before any rank starts
+folder=${answer%$'\n'.}
+forget_stop || true # of a start that was killed before it had saved
+if [ -n "$warned" ]; then
+    refuse_short_limit
+    requeue "warned before the start"
+fi
+
+before=$(step_reached)
+SAVES_ON_TERM=yes launch "$config" train/main.py --config "$@" &
+await $!
+trap "" USR1            # too late now
+! forget_stop || asked= # not this file has stopped the run
+
 if says '"state": "finished"' && [ "$CODE" = 0 ]; then
     exit 0
 elif says '"state": "preempted"'; then
-    if [ -z "$warned" ] && says '"reason": "STOP file"'; then
+    if [ -z "$asked" ] && says '"reason": "STOP file"'; then
         say "stopped by a STOP file that somebody else made: not requeued. The same command continues from there"
         exit "$NOT_FINISHED"
     fi
+    [ -z "$warned" ] || [ "$(step_reached)" != "$before" ] || refuse_short_limit
     requeue "stopped and saved"
 fi
 on_every_node true || node_lost

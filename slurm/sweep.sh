@@ -12,19 +12,20 @@ trap 'warned=yes' USR1
 [ -f slurm/common.sh ] || { echo "slurm: submit from ZeroTune's folder, or with sbatch --chdir=FOLDER" >&2; exit 64; }
 . slurm/common.sh
 
-chosen=()
-if [ "${1-}" = --accelerate ]; then
-    chosen=("$1" "${2-}")
-    shift 2
-fi
-recipe=${1-} file=${2-}
+take_accelerate "$@"
+recipe=${WORDS[0]-} file=${WORDS[1]-}
 [ -f "$file" ] || refuse "there is no file $file: sbatch --array=1-N slurm/sweep.sh recipes/NAME.yaml FILE"
-lines=$(grep -c '' "$file") task=${SLURM_ARRAY_TASK_ID-}
+[ -s "$file" ] || refuse "$file is empty: write one line of overrides for each run"
+lines=$(sed -n '$=' "$file") task=${SLURM_ARRAY_TASK_ID-}
 [ -n "$task" ] || refuse "a sweep is a job array: sbatch --array=1-$lines slurm/sweep.sh ..."
+if [ "$task" -lt 1 ] || [ "$task" -gt "$lines" ]; then
+    refuse "$file has no line $task: sbatch --array=1-$lines slurm/sweep.sh ..."
+fi
 line=$(sed -n "${task}p" "$file")
-[ -n "$line" ] || refuse "$file has no line $task: sbatch --array=1-$lines slurm/sweep.sh ..."
+xargs <<<"$line" >/dev/null 2>&1 || refuse "$file:$task: a quote is not closed; a quote in a word: \\' or \\\""
 mapfile -d '' -t words < <(xargs -r printf '%s\0' <<<"$line")
+[ "${#words[@]}" != 0 ] || refuse "$file:$task: an empty line; every line is a run"
 
 answer=$(on_first_node python -m train.run_folder --config "$recipe" "${words[@]}" && echo .) || exit 64
-set -- "${chosen[@]}" "$recipe" "${words[@]}" --run.folder "${answer%$'\n'.}-$task"
+set -- ${ACCELERATE:+"--accelerate=$ACCELERATE"} "$recipe" "${words[@]}" --run.folder "${answer%$'\n'.}-$task"
 . slurm/job.sh

@@ -49,12 +49,19 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0
 ReturnToService=2
 KillWait=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
 SlurmdTimeout=10
 MinJobAge=3600
 GresTypes=gpu
 {nodes}
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP GraceTime=120
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
+
+# The GPUs only count: whoever looks for real ones must find none, on a machine that has some as well.
+SITE = "CONTAINER=(env CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)\n"
 
 
 def missing() -> str | None:
@@ -105,11 +112,16 @@ class Cluster:
         (self.folder / "gres.conf").write_text(
             f"Name=gpu Flags=nvidia_gpu_env File={self.folder}/nvidia[0-{GPUS - 1}]\n"
         )
-        # The GPUs only count: whoever looks for real ones must find none, on a machine that has some as well.
-        (self.folder / "site.sh").write_text("CONTAINER=(env CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)\n")
+        self.site("site")
         key = self.folder / "munge" / "key"
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(128))
+
+    def site(self, name: str, text: str = "") -> str:
+        """A site file with these lines beside those that every job needs here."""
+        file = self.folder / f"{name}.sh"
+        file.write_text(SITE + text)
+        return str(file)
 
     def _start_all(self) -> None:
         munge = self.folder / "munge"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.many import start
 from tests.faults.runs import Workplace, Zygote
+from tests.process.runs import ROOT
 from tests.slurm.cluster import Cluster, missing
 
 Reference = Callable[[str, int], Path]
@@ -46,3 +47,10 @@ def reference(zygote: Zygote, workplace: Workplace) -> Reference:
         return folder
 
     return run
+
+
+@pytest.fixture
+def run(workplace: Workplace, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A run folder; no shell has touched anything."""
+    yield workplace.folder / request.node.name
+    assert not [path for folder in (ROOT, workplace.folder, Path.cwd()) for path in folder.glob("X*")]

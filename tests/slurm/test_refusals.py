@@ -34,6 +34,11 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
     typo.write_text("model:\n  pth: x\n", encoding="utf-8")
     lines = tmp_path / "overrides.txt"
     lines.write_text("--optim.learning_rate 1e-4\n", encoding="utf-8")
+    open_quote, empty = tmp_path / "quote.txt", tmp_path / "empty.txt"
+    open_quote.write_text("\n--optim.learning_rate 1e-4 --data.system_prompt don't do --this\n", encoding="utf-8")
+    empty.touch()
+    single = tmp_path / "single.yaml"
+    single.write_text("distributed_type: 'NO'\n", encoding="utf-8")
     cases = (
         (["--nodes=2", "--gpus=3", *TRAIN], "different numbers of GPUs (1, 2)"),
         (["--gpus-per-node=2", "--ntasks-per-node=3", *TRAIN], "3 tasks but 2 GPUs on each node"),
@@ -43,12 +48,20 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
             "there is no zero9; there are cpu cpu_ddp ddp",
         ),
         (["--gpus-per-node=2", "slurm/job.sh", "--accelerate", "one_gpu", "recipes/demo.yaml"], "has 2 ranks (1 nodes"),
+        (["slurm/job.sh", "--accelerate=zero9", "recipes/demo.yaml"], "there is no zero9"),
+        (["slurm/job.sh", "--accelerate"], "--accelerate: which one?"),
+        (["--gpus-per-node=2", "slurm/job.sh", "--accelerate", single, "recipes/demo.yaml"], "has 2 ranks (1 nodes"),
         (["slurm/job.sh", "recipes/none.yaml"], "there is no recipe recipes/none.yaml"),
         (["slurm/job.sh", typo], f"{typo}:2: unknown key model.pth"),
         (["slurm/job.sh", "recipes/demo.yaml", "--optim.learning_rat", "1"], "learning_rate"),
         (["--chdir=/tmp", ROOT / "slurm" / "job.sh", "recipes/demo.yaml"], "submit from ZeroTune's folder"),
         (["slurm/sweep.sh", "recipes/demo.yaml", lines], "a sweep is a job array: sbatch --array=1-1"),
         (["--array=2", "slurm/sweep.sh", "recipes/demo.yaml", lines], "has no line 2: sbatch --array=1-1"),
+        (["--array=0", "slurm/sweep.sh", "recipes/demo.yaml", lines], "has no line 0: sbatch --array=1-1"),
+        (["--array=1", "slurm/sweep.sh", "recipes/demo.yaml", tmp_path / "none.txt"], "there is no file"),
+        (["--array=1", "slurm/sweep.sh", "recipes/demo.yaml", empty], f"{empty} is empty"),
+        (["--array=1", "slurm/sweep.sh", "recipes/demo.yaml", open_quote], f"{open_quote}:1: an empty line"),
+        (["--array=2", "slurm/sweep.sh", "recipes/demo.yaml", open_quote], f"{open_quote}:2: a quote is not closed"),
     )
     jobs = [cluster.submit("--time=5", *words) for words, _ in cases]
     states = cluster.wait(*jobs)
@@ -71,3 +84,18 @@ def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplac
     assert cluster.wait(job) == ["FAILED"]
     assert cluster.log(job).count("2 processes were launched but each believes to be one of 1") == 1
     assert not (run / "checkpoints").exists()
+
+
+def test_a_chain_that_is_not_taken_whole_leaves_nothing(cluster: Cluster, workplace: Workplace) -> None:
+    """The merge gets one node: too little for GPUs that were not asked for per node."""
+    words = ["--nodes=2", "--gpus=4", f"--output={cluster.folder}/%j.out", "--accelerate", "ddp"]
+    words += [str(workplace.folder / "recipe.yaml"), *workplace.arguments(workplace.folder / "chain"), "--", "--tasks", "x"]
+    answer = subprocess.run(
+        ["bash", "slurm/chain.sh", *words], cwd=ROOT, env=cluster.environment, capture_output=True, text=True
+    )
+    assert (answer.returncode, answer.stdout) == (64, ""), answer.stderr
+    said = [line for line in answer.stderr.splitlines() if line.startswith("slurm: ")]
+    assert len(said) == 1
+    (train,) = re.findall(r"^slurm: a job of the chain was not taken, .* cancelled: ([0-9]+)$", said[0])
+    assert cluster.wait(train) == ["CANCELLED"]
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [train])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,14 @@ import pytest
 import yaml
 
 from tests.eval_checkpoints import save
-from tests.faults.runs import STEPS, VARIABLE, Workplace, finished, leftovers, losses, status, weights
+from tests.faults.runs import STEPS, Workplace, finished, status
 from tests.process.evaluations import alone
 from tests.process.runs import ROOT
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Reference
+from tests.slurm.jobs import assert_equal, job_script, plugged, slow, steps
 
 pytestmark = pytest.mark.timeout(1200)  # one takes half a minute on an idle machine
-
-
-def plugged(order: dict[str, Any]) -> dict[str, str]:
-    """Variables under which a job's processes follow the order (tests/faults/inject.py)."""
-    return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
-
-
-def slow(seconds: float, at: str = "train.engine.loop:Loop._update") -> dict[str, str]:
-    """Variables under which each step takes longer, so that something can happen in between."""
-    return plugged({"at": at, "nth": 0, "do": f"sleep {seconds}"})
-
-
-@pytest.fixture
-def run(workplace: Workplace, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A run folder; no shell has touched anything."""
-    yield workplace.folder / request.node.name
-    assert not [path for folder in (ROOT, workplace.folder, Path.cwd()) for path in folder.glob("X*")]
-
-
-def job_script(workplace: Workplace, run: Path, *chosen: str, **options: object) -> list[object]:
-    return ["slurm/job.sh", *chosen, workplace.folder / "recipe.yaml", *workplace.arguments(run, **options)]
 
 
 def as_recipe(options: list[str]) -> str:
@@ -53,29 +32,13 @@ def as_recipe(options: list[str]) -> str:
     return yaml.safe_dump(tree, allow_unicode=True)
 
 
-def steps(run: Path) -> int:
-    """How many steps the run has written down."""
-    return len(losses(run)) if (run / "metrics.jsonl").exists() else 0
-
-
-def assert_equal(run: Path, undisturbed: Path) -> None:
-    """The run has finished, and every loss and every bit is that of the other."""
-    assert status(run)["state"] == "finished"
-    assert losses(run) == losses(undisturbed)
-    assert weights(run) == weights(undisturbed)
-    assert leftovers(run) == []
-    assert not (run / "STOP").exists()
-
-
-def test_two_nodes_preempted_by_a_signal(
-    cluster: Cluster, workplace: Workplace, reference: Reference, run: Path
-) -> None:
-    """2 nodes x 2 ranks, DDP; names that a shell would take apart; warned, saved, requeued, finished."""
+def test_two_nodes_preempted(cluster: Cluster, workplace: Workplace, reference: Reference, run: Path) -> None:
+    """2 nodes x 2 ranks, DDP; names that a shell would take apart; a job of more weight takes the nodes."""
     nodes = ("--nodes=2", "--gpus-per-node=2", "--job-name=a '$(touch X)' \"; touch X2")
     job = cluster.submit(*nodes, *job_script(workplace, run), **slow(1))
     cluster.until(lambda: steps(run) >= 2, [job])
-    cluster.run("scancel", "--batch", "--signal=USR1", job)
-    assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)
+    urgent = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=true")
+    assert cluster.wait(urgent, job) == ["COMPLETED"] * 2, cluster.log(job)
     assert cluster.show(job)["Restarts"] == "1"
     log = cluster.log(job)
     assert "slurm: warned: the run saves and stops" in log
@@ -177,12 +140,12 @@ def answers(folder: Path) -> int:
 
 
 def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workplace: Workplace, run: Path) -> None:
-    """Of two jobs in one run folder one is refused; cancelled, the other stays so, and a chain ends with it."""
+    """Of two jobs in one run folder one is refused; cancelled, the other saves and stays so, and a chain ends with it."""
     script = job_script(workplace, run)
     chain = ["bash", "slurm/chain.sh", "--gpus-per-node=1", f"--output={cluster.folder}/%j.out", *map(str, script[1:])]
-    said = cluster.run(*chain, "--", "--tasks", "perplexity", "--data", str(workplace.rows), **slow(4))
+    said = cluster.run(*chain, "--", "--tasks", "perplexity", "--data", str(workplace.rows), **slow(3))
     train, merge, evaluate = (word.rstrip(",\n") for word in said.split() if word.strip(",\n").isdigit())
-    other = cluster.submit("--gpus-per-node=1", *script, **slow(4))
+    other = cluster.submit("--gpus-per-node=1", *script, **slow(3))
     both = {train, other}
     cluster.until(lambda: "FAILED" in [cluster.show(job)["JobState"] for job in both], both)
     refused = next(job for job in both if cluster.show(job)["JobState"] == "FAILED")
@@ -194,6 +157,8 @@ def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workpla
     assert cluster.wait(holder, merge, evaluate) == ["CANCELLED"] * 3, cluster.log(holder)
     cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [holder])
     assert cluster.show(holder)["Restarts"] == "0"
+    assert (status(run)["state"], status(run)["reason"]) == ("preempted", "SIGTERM"), cluster.log(holder)
+    assert 0 < status(run)["step"] == finished(run)[-1]
 
 
 def test_a_chain(cluster: Cluster, workplace: Workplace, run: Path) -> None:
@@ -215,7 +180,10 @@ def test_a_sweep(cluster: Cluster, workplace: Workplace, run: Path, tmp_path: Pa
     lines.write_text("--optim.learning_rate 1e-3\n--optim.learning_rate 2e-3 --data.system_prompt '$(touch X) \"*\"'\n")
     recipe = workplace.folder / "sweep.yaml"
     recipe.write_text(as_recipe(workplace.arguments(run, duration__max_steps=2)), encoding="utf-8")
-    job = cluster.submit("--array=1-2", "--gpus-per-node=1", "slurm/sweep.sh", "--accelerate", "cpu", recipe, lines)
+    count = cluster.folder / "count"
+    site = cluster.site("once", f"echo read >>{count}\n: $NOT_SET_ANYWHERE\n")
+    sweep = ("--array=1-2", "--gpus-per-node=1", "slurm/sweep.sh", "--accelerate", "cpu", recipe, lines)
+    job = cluster.submit(*sweep, ZEROTUNE_SITE=site)
     cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [job])
     configs = {}
     for number in (1, 2):
@@ -224,3 +192,4 @@ def test_a_sweep(cluster: Cluster, workplace: Workplace, run: Path, tmp_path: Pa
         configs[number] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert [configs[number]["optim"]["learning_rate"] for number in (1, 2)] == [1e-3, 2e-3]
     assert configs[2]["data"]["system_prompt"] == '$(touch X) "*"'
+    assert count.read_text() == "read\n" * 2  # the site file, once for each task

@@ -59,8 +59,19 @@ def test_the_deadline_counts_from_the_start_of_the_program() -> None:
     assert not later.requested()
 
 
-def test_forked_children_die_of_signals_as_ever() -> None:
+def test_a_stop_file_is_the_stronger_wish_than_the_deadline(tmp_path: Path) -> None:
+    """A batch script starts a run again that met its deadline, not one that somebody has stopped."""
+    (tmp_path / "STOP").touch()
+    stop = Stop()
+    stop.watch(tmp_path, after_minutes=0)
+    assert stop.requested()
+    assert stop.reason == "STOP file"
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_forked_children_die_of_signals_as_ever(before: signal.Handlers) -> None:
     """A pool of workers is ended by SIGTERM; had they inherited our handler, the pool would wait for ever."""
+    former = signal.signal(signal.SIGTERM, before)
     with Stop() as stop:
         child = os.fork()
         if child == 0:
@@ -71,6 +82,7 @@ def test_forked_children_die_of_signals_as_ever() -> None:
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
         assert not stop.requested()
+    assert signal.signal(signal.SIGTERM, former) == before
 
 
 def test_importing_it_is_quick() -> None:

@@ -42,7 +42,7 @@ class Stop:
         """Take the signals; in the main thread. Child processes that are forked later get the former handlers back."""
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._take)
-        os.register_at_fork(after_in_child=self.restore)
+        os.register_at_fork(after_in_child=self._release)
         return self
 
     def watch(self, run_folder: Path | None, after_minutes: float | None = None) -> None:
@@ -52,10 +52,10 @@ class Stop:
 
     def requested(self) -> bool:
         """Whether this rank was asked to stop. Costs at most one look at the disk."""
-        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "deadline"
         if self.reason is None and self._file is not None and self._file.exists():
             self.reason = f"{STOP_FILE} file"
+        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = "deadline"
         return self.reason is not None
 
     def obeyed(self) -> None:
@@ -68,6 +68,12 @@ class Stop:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+    def _release(self) -> None:
+        """In a forked child. A pool ends its workers by SIGTERM, which a launcher may have us ignore (slurm/node.sh)."""
+        if signal.SIGTERM in self._before:
+            self.restore()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or signal.Signals(number).name
