@@ -37,6 +37,7 @@ job() {
 }
 
 # Sets ACCELERATE to what --accelerate NAME or --accelerate=NAME says in front of the words, and WORDS to the others.
+# shellcheck disable=SC2034 # for the caller
 take_accelerate() {
     ACCELERATE=
     case ${1-} in

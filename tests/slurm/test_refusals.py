@@ -89,10 +89,11 @@ def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplac
 def test_a_chain_that_is_not_taken_whole_leaves_nothing(cluster: Cluster, workplace: Workplace) -> None:
     """The merge gets one node: too little for GPUs that were not asked for per node."""
     words = ["--nodes=2", "--gpus=4", f"--output={cluster.folder}/%j.out", "--accelerate", "ddp"]
-    words += [str(workplace.folder / "recipe.yaml"), *workplace.arguments(workplace.folder / "chain"), "--", "--tasks", "x"]
+    script = [str(workplace.folder / "recipe.yaml"), *workplace.arguments(workplace.folder / "chain")]
     answer = subprocess.run(
-        ["bash", "slurm/chain.sh", *words], cwd=ROOT, env=cluster.environment, capture_output=True, text=True
-    )
+        ["bash", "slurm/chain.sh", *words, *script, "--", "--tasks", "x"],
+        cwd=ROOT, env=cluster.environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert (answer.returncode, answer.stdout) == (64, ""), answer.stderr
     said = [line for line in answer.stderr.splitlines() if line.startswith("slurm: ")]
     assert len(said) == 1

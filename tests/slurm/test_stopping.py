@@ -71,7 +71,7 @@ def test_sigterm_to_every_process(cluster: Cluster, workplace: Workplace, refere
     """What a preemption with a grace time sends; one rank has another launcher than two."""
     runs = {"single": run.with_name(f"{run.name}-1"), "ddp": run.with_name(f"{run.name}-2")}
     jobs = {
-        kind: cluster.submit(f"--gpus-per-node={ranks}", *job_script(workplace, runs[kind]), **slow(1))
+        kind: cluster.submit(f"--gpus-per-node={ranks}", *job_script(workplace, runs[kind]), **slow(0.5))
         for ranks, kind in enumerate(runs, 1)
     }
     for kind, job in jobs.items():

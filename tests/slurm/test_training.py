@@ -140,7 +140,7 @@ def answers(folder: Path) -> int:
 
 
 def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workplace: Workplace, run: Path) -> None:
-    """Of two jobs in one run folder one is refused; cancelled, the other saves and stays so, and a chain ends with it."""
+    """Of two jobs in one run folder one is refused; cancelled, the other saves, stays so, and ends its chain."""
     script = job_script(workplace, run)
     chain = ["bash", "slurm/chain.sh", "--gpus-per-node=1", f"--output={cluster.folder}/%j.out", *map(str, script[1:])]
     said = cluster.run(*chain, "--", "--tasks", "perplexity", "--data", str(workplace.rows), **slow(3))

@@ -70,7 +70,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _release(self) -> None:
-        """In a forked child. A pool ends its workers by SIGTERM, which a launcher may have us ignore (slurm/node.sh)."""
+        """In a forked child: a pool ends its workers by SIGTERM, which a launcher may have us ignore (node.sh)."""
         if signal.SIGTERM in self._before:
             self.restore()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
