@@ -58,7 +58,7 @@ def assert_same(one: Path, other: Path) -> None:
     (value, nll), (expected, expected_nll) = numbers(one), numbers(other)
     assert len(nll) == ROWS
     assert value == pytest.approx(expected, rel=1e-6)
-    assert nll == pytest.approx(expected_nll, abs=1e-5)
+    assert nll == pytest.approx(expected_nll, rel=1e-6, abs=1e-5)
 
 
 def test_killed_at_37_of_100_alone_and_again_on_two_ranks(folder: Path) -> None:
