@@ -52,6 +52,7 @@ RANGES = {
     "optim.beta2": "[0, 1)",
     "optim.epsilon": "(0, inf)",
     "optim.clip_norm": "[0, inf)",
+    "optim.spike_factor": "(1, inf)",
     "optim.warmup_steps": "[0, inf)",
     "optim.warmup_fraction": "[0, 1]",
     "optim.final_fraction": "[0, 1]",
@@ -113,6 +114,8 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _rollout_problems(ppo)
     if bool(ppo.supervised_every) != bool(ppo.supervised_steps):
         yield "ppo.supervised_every", "ppo.supervised_every: needs ppo.supervised_steps, and the other way round"
+    if config.optim.spike_factor is not None:
+        yield "optim.spike_factor", "optim.spike_factor: PPO's loss rises and falls around 0; leave it out"
     if config.tuning.lora.dropout and config.tuning.kind == "lora":
         yield "tuning.lora.dropout", "tuning.lora.dropout: PPO compares probabilities before and after; set it to 0"
     if config.tuning.lora.bias != "none" and config.tuning.kind == "lora":

@@ -45,7 +45,8 @@ class RunConfig:
         precision: Arithmetic of forward and backward. auto is bf16 where the hardware is fast at it, else fp32.
         hang_seconds: End the run (exit code 70), naming the rank to blame, when no rank gets on for this long; ten
             times as long before the first step and while saving or merging; null never does.
-        max_skipped_steps: Updates with a non-finite gradient skipped before the run is given up (exit code 65).
+        max_skipped_steps: Updates in a row left out for a non-finite gradient, or by optim.spike_factor, before the run
+            is given up (exit code 65).
     """
 
     folder: str = "runs/default"
@@ -246,6 +247,8 @@ class OptimConfig:
         beta2: Decay of the second moment.
         epsilon: Added to the root of the second moment.
         clip_norm: Largest global gradient norm; 0 never clips.
+        spike_factor: Leave out updates whose loss is more than this many times the median of the last 64; null leaves
+            out none.
         schedule: Course of the learning rate after the warmup.
         warmup_steps: Steps of linear rise from 0; takes the place of warmup_fraction.
         warmup_fraction: The same as a share of all steps.
@@ -259,6 +262,7 @@ class OptimConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float = 1.0
+    spike_factor: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int | None = None
     warmup_fraction: float = 0.03

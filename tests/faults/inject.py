@@ -2,12 +2,14 @@
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
 "nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "freeze 60" | "raise MESSAGE" | "touch FILE"
-| "await FILE" | "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW"}.
-`nth` counts the calls of that function in the process, 0 means every call; `rank` is left out for all ranks.
+| "await FILE" | "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW" | "times NUMBER" | "set VALUE"}.
+`nth` counts the calls of that function in the process, 0 means every call; `after_step`, if given, takes those after so
+many optimizer steps alone; `rank` is left out for all ranks.
 freeze: sleep whole seconds with Python's own lock held, so that none of its threads runs. await: until FILE is there.
 fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES. rows: the function is
 `Loop._update`; add a line to FILE with the step and the rows of each micro-batch of this rank. nan: the function, which
-gives the terms of a loss, gives NaN in their place (for batches with that row).
+gives the terms of a loss, gives NaN in their place (for batches with that row). times: gives them multiplied. set: what
+is named is no function, but has this JSON value from the start.
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
 """
 
@@ -26,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from train.pulse import PULSE
+
 VARIABLE = "ZEROTUNE_INJECT"
 
 
@@ -40,7 +44,8 @@ def _plug(order: dict[str, Any]) -> None:
     module, _, path = order["at"].partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
-    setattr(owner, name, _wrapped(getattr(owner, name), order))
+    verb, _, value = order["do"].partition(" ")
+    setattr(owner, name, json.loads(value) if verb == "set" else _wrapped(getattr(owner, name), order))
 
 
 def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., Any]:
@@ -50,9 +55,9 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
-        due = order.get("nth", 1) in (0, calls)
-        if due and order["do"].startswith("nan"):
-            return _poisoned(real(*arguments, **keywords), order["do"][4:], arguments)
+        due = order.get("nth", 1) in (0, calls) and order.get("after_step") in (None, PULSE.step)
+        if due and order["do"].startswith(("nan", "times ")):
+            return _spoiled(real(*arguments, **keywords), order["do"], arguments)
         if due and order["do"].startswith("rows "):
             _note_rows(Path(order["do"][5:]), *arguments)
             return real(*arguments, **keywords)
@@ -66,9 +71,13 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
     return wrapper
 
 
-def _poisoned(terms: Any, row: str, arguments: tuple[Any, ...]) -> Any:
+def _spoiled(terms: Any, what: str, arguments: tuple[Any, ...]) -> Any:
+    verb, _, given = what.partition(" ")
     rows = [name for argument in arguments for name in getattr(argument, "row_ids", ())]
-    return {term: value * float("nan") for term, value in terms.items()} if not row or row in rows else terms
+    if verb == "nan" and given and given not in rows:
+        return terms
+    factor = float("nan") if verb == "nan" else float(given)
+    return {term: value * factor for term, value in terms.items()}
 
 
 def _note_rows(file: Path, _loop: Any, batches: Any, _counts: Any, step: int) -> None:

@@ -1,4 +1,4 @@
-"""F13: a loss that is not finite on one rank: no rank updates, and training goes on; or gives up where it stays so."""
+"""F13: a loss on one rank that is not finite, or a spike: no rank updates, and training goes on; or gives up."""
 
 from __future__ import annotations
 
@@ -99,3 +99,24 @@ def test_it_gives_up_and_names_the_rows(kind: str, zygote: Zygote, workplace: Wo
     assert "3 updates in a row" in said["reason"]
     assert f"{workplace.rows.name}:" in said["reason"]
     assert "Traceback" not in processes.output
+
+
+@pytest.mark.parametrize("kind", ["single", "ddp", "zero2", "zero3"])
+def test_a_spike_is_left_out_by_all_ranks(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """One rank's loss is multiplied by 1000 at one step; the steps after it are not compared with that."""
+    run, spike, last = tmp_path / "run", 9, 12
+    choice = {
+        "optim.spike_factor": 3,
+        "duration.max_steps": last,
+        "validation.every_steps": last,
+        "checkpoint.keep_last": last,
+    }
+    orders = [{"at": LOSS, "nth": 0, "after_step": spike - 1, "rank": 0, "do": "times 1000"}]
+    processes = zygote.run(workplace.arguments(run, **options(**choice)), tmp_path / "log", kind, orders)
+    assert processes.codes == [0] * world(kind), processes.output
+    assert processes.output.count(f"step {spike}: a loss of ") == 1
+    assert digest(run, spike - 2) != digest(run, spike - 1) == digest(run, spike) != digest(run, spike + 1)
+    assert sorted(losses(run)) == [step for step in range(1, last + 1) if step != spike]
+    state = commit.read_state(commit.folder_of(run / "checkpoints", last))
+    assert state["skipped_steps"] == 1
+    assert state["recent_losses"] == pytest.approx(list(losses(run).values()))

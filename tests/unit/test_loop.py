@@ -11,7 +11,7 @@ import torch
 
 from eval.metrics.perplexity import perplexity
 from tests.ranks import Solo
-from train.config import CheckpointConfig, Config, ValidationConfig, WatchConfig
+from train.config import CheckpointConfig, Config, OptimConfig, ValidationConfig, WatchConfig
 from train.engine.loop import Loop, Progress
 from train.errors import NumericsError
 from train.protocols import Batch, Plan
@@ -20,7 +20,7 @@ NAN = float("nan")
 
 
 class Runtime(Solo):
-    """Each update has the next of these gradient norms."""
+    """Each update has the next of these gradient norms; none that is finite where the loss was not."""
 
     def __init__(self, norms):
         self.norms = iter(norms)
@@ -32,10 +32,11 @@ class Runtime(Solo):
         return contextlib.nullcontext()
 
     def backward(self, sums, counts):
-        pass
+        self.finite = all(math.isfinite(value) for value in sums.values())
 
     def step(self, model, optimizer):
-        return next(self.norms)
+        norm = next(self.norms)
+        return norm if self.finite else NAN
 
     def gather(self, items):
         return items
@@ -96,14 +97,15 @@ class Watch:
 
 
 def run(
-    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), kind=Objective,
-    stop=lambda: False,
+    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), spike_factor=None, start=None,
+    kind=Objective, stop=lambda: False,
 ):  # fmt: skip
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
         validation=ValidationConfig(metric=metric, at_start=False, every_steps=1 if validations else 10**6),
         checkpoint=CheckpointConfig(every_steps=10**6),
         watch=WatchConfig(every_steps=watch_every),
+        optim=OptimConfig(spike_factor=spike_factor),
     )
     config = config.__class__(**{**vars(config), "run": config.run.__class__(max_skipped_steps=allowed)})
     watch, saved, model = Watch(), [], torch.nn.Linear(1, 1)
@@ -112,7 +114,7 @@ def run(
         config, Runtime(norms or losses), objective, model, torch.optim.SGD(model.parameters()), watch,
         lambda progress: saved.append(progress.step), stop, 1.0, 1.0,
     )  # fmt: skip
-    progress = Progress()
+    progress = start or Progress()
     loop.fit(progress)
     return watch.written, progress, saved
 
@@ -184,3 +186,38 @@ def test_of_two_that_are_equally_good_the_one_with_the_lower_loss_is_the_best():
     _, progress, saved = run([1.0] * 3, validations=looks, metric="f1")
     assert (progress.best_value, progress.best_step, progress.best_loss) == (0.0, 2, 0.5)
     assert saved == [1, 2, 3]
+
+
+def test_a_loss_far_above_those_before_is_left_out(caplog):
+    """The steps after it train, and are not compared with it."""
+    losses = [2.0] * 8 + [2000.0, 2.0, 2000.0, 5.5, 2.0]
+    written, progress, _ = run(losses, spike_factor=3.0)
+    assert [step for step, values in written.items() if "train/loss" not in values] == [9, 11]
+    assert progress.skipped_steps == 2
+    assert progress.recent_losses == [loss for loss in losses if loss < 2000.0]
+    assert [record.message for record in caplog.records] == [
+        f"step {step}: a loss of 2000 is over 3 times the median of the last {count}, 2; the update is left out "
+        "(optim.spike_factor)"
+        for step, count in ((9, 8), (11, 9))
+    ]
+    assert run(losses)[1].skipped_steps == 0
+
+
+def test_a_resumed_run_compares_with_the_losses_before():
+    start = Progress(step=1, recent_losses=[2.0] * 64)
+    _, progress, _ = run([2.0, 2000.0, 3.0], spike_factor=3.0, start=start)
+    assert progress.skipped_steps == 1
+    assert progress.recent_losses == [2.0] * 63 + [3.0]
+
+
+@pytest.mark.parametrize("losses", [[2000.0] * 7 + [2.0] * 9, [2.0] * 7 + [2000.0], [2.0] * 9 + [NAN, 2.0]])
+def test_what_is_no_spike(losses, caplog):
+    """The first losses have nothing to be compared with."""
+    _, progress, _ = run(losses, spike_factor=3.0)
+    assert progress.skipped_steps == sum(math.isnan(loss) for loss in losses)
+    assert not caplog.records
+
+
+def test_it_gives_up_where_the_loss_stays_high():
+    with pytest.raises(NumericsError, match=r"step 10: 2 updates in a row were left out.*raise optim\.spike_factor"):
+        run([2.0] * 8 + [2000.0] * 3, spike_factor=3.0, allowed=1)

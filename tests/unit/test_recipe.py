@@ -250,6 +250,8 @@ class TestContradictions:
             ("duration.max_epochs=null", "duration: nothing ends the run"),
             ("optim.learning_rate=-1", "optim.learning_rate: must lie in [0, inf), not -1.0"),
             ("optim.beta2=1", "optim.beta2: must lie in [0, 1), not 1.0"),
+            ("optim.spike_factor=1", "optim.spike_factor: must lie in (1, inf), not 1.0"),
+            ("objective=ppo optim.spike_factor=3", "optim.spike_factor: PPO's loss rises and falls around 0"),
             ("optim.name=adafactor optim.beta2=0.95", "optim.beta2: adafactor does not use it"),
             ("data.train.0.weight=0", "data.train[0].weight: must lie in (0, inf), not 0.0"),
             ("data.train.0.fraction=1.5", "data.train[0].fraction: must lie in (0, 1], not 1.5"),

@@ -14,6 +14,7 @@ from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
+from train.engine.spikes import Spikes
 from train.errors import NumericsError
 from train.protocols import Batch, Objective
 from train.pulse import PULSE
@@ -32,6 +33,7 @@ class Progress:
     best_value: float | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    recent_losses: list[float] = field(default_factory=list)  # see `train.engine.spikes`
     validations_without_better: int = 0
     seconds: float = 0.0
     objective: dict[str, float] = field(default_factory=dict)
@@ -104,14 +106,16 @@ class Loop:
         self.planned_steps = objective.plan.total_steps  # the learning rate's: a stream may turn out to be shorter
         self.window = Window()
         self.skipped_in_a_row = 0
+        self.spikes = Spikes(config.optim.spike_factor, runtime)
 
     def fit(self, progress: Progress) -> Outcome:
         """Run from `progress` on; it is updated in place.
 
-        Raises NumericsError when too many updates in a row had no finite gradient.
+        Raises NumericsError when too many updates in a row had no finite gradient, or were spikes.
         """
         saved_at = progress.step or None  # a resumed run comes from a checkpoint of this step
         PULSE.step = progress.step
+        self.spikes.recent = progress.recent_losses
         if progress.step == 0 and self.config.validation.at_start:
             self._validate(progress)
         self.model.train()
@@ -169,6 +173,7 @@ class Loop:
         if math.isfinite(norm):
             self.skipped_in_a_row = 0
             self.window.add(losses, counts)
+            self.spikes.learned()
         else:  # the step taught nothing: its loss stays out of the curves
             self._skipped(losses, progress)
         self._write(progress, norm)
@@ -193,21 +198,29 @@ class Loop:
         losses = []
         for index, batch in enumerate(batches):
             self.runtime.seed(self.config.run.seed, step, index)
-            with self.runtime.micro_step(self.model, last=index == len(batches) - 1):
+            last = index == len(batches) - 1
+            with self.runtime.micro_step(self.model, last):
                 PULSE.enter("forward")
                 sums = self.objective.loss(self.model, batch.to(self.runtime.device))
+                losses.append(Loss({term: value.detach().double() for term, value in sums.items()}, batch.row_ids))
+                if last and self.spikes.found(step + 1, [loss.sums for loss in losses], counts):
+                    sums = {term: value * math.nan for term, value in sums.items()}
                 PULSE.enter("backward")
                 self.runtime.backward(sums, counts)
-            losses.append(Loss({term: value.detach().double() for term, value in sums.items()}, batch.row_ids))
         PULSE.enter("update")
         return self.runtime.step(self.model, self.optimizer), losses
 
     def _skipped(self, losses: Sequence[Loss], progress: Progress) -> None:
-        """Count an update that was skipped for a non-finite gradient; after too many in a row give up, naming rows."""
+        """Count an update that was skipped for a non-finite gradient or a spike; after too many in a row give up."""
         progress.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row <= self.config.run.max_skipped_steps:
             return
+        if self.spikes.said:
+            raise NumericsError(
+                f"step {progress.step}: {self.skipped_in_a_row} updates in a row were left out, the last since "
+                f"{self.spikes.said}. Lower optim.learning_rate, look at the data, or raise optim.spike_factor"
+            )
         culprits = [loss for loss in losses if not all(math.isfinite(value) for value in loss.sums.values())]
         rows = self.runtime.gather([row for loss in culprits for row in loss.row_ids])
         more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
