@@ -12,6 +12,9 @@ RUN := $(VENV)/bin
 READY := $(VENV)/requirements.lock
 SMOLLM2 := .cache/models/SmolLM2-135M-Instruct
 WORKERS ?= 2
+FAULTS := tests/faults tests/slurm tests/process/test_merge_kill.py tests/process/test_eval_ranks.py tests/unit/test_merge.py \
+  tests/unit/test_gold.py tests/unit/test_lock.py tests/unit/test_eval_calculator.py tests/unit/test_eval_evaluation.py \
+  tests/unit/test_eval_model.py
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,8 +50,8 @@ types: $(READY) ## mypy --strict over train and eval
 unit: $(READY)
 	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/slurm
 
-test-faults: $(READY) ## kills, signals, full disks: the whole fault suite
-	@$(RUN)/python -m pytest -q tests/faults
+test-faults: $(READY) ## kills, signals, full disks: the whole fault suite (its list: CONTRIBUTING.md)
+	@$(RUN)/python -m pytest -q $(FAULTS)
 
 soak: $(READY) ## 200 random kills; the final weights must be those of an undisturbed run (half an hour)
 	@$(RUN)/python -m tests.faults.soak --kills 200

@@ -216,3 +216,15 @@ def test_keys_named_in_the_guides_are_keys_of_a_recipe() -> None:
     for source in ("data.train.0", "data.validation.0"):
         known |= {source, *(f"{source}.{field}" for field in fields)}
     assert not [f"{place} {key}" for place, key in named if re.sub(r"\.[0-9]+(?=\.|$)", ".0", key) not in known]
+
+
+def test_the_fault_suite_is_what_its_table_says() -> None:
+    rows = re.findall(r"^\| (F[0-9]+.*?):.*?\| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    numbers = [int(number) for faults, _ in rows for number in re.findall(r"F([0-9]+)", faults)]
+    assert sorted(numbers) == list(range(1, 25))
+    [suite] = re.findall(r"^FAULTS := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    run = [place for place in suite.split() if place != "\\"]
+    for _, files in rows:
+        for file in re.findall(r"`([a-z_/]+\.py)`", files):
+            assert (ROOT / "tests" / file).exists(), file
+            assert any(f"tests/{file}".startswith(place) for place in run), file
