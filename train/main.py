@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import leave, tell_launcher
-from eval.masking import hide_secrets, mask
+from eval.leave import leave
+from eval.masking import hide_secrets
 from train.config import Config, flat
 from train.engine.stop import Stop
 from train.errors import UserError
-from train.pulse import PULSE
+from train.failure import tell
 from train.recipe import parse
 
 log = logging.getLogger(__name__)
@@ -49,14 +48,14 @@ def run(config: Config, stop: Stop) -> None:
         run=dataclasses.replace(config.run, precision=runtime.precision),
         validation=dataclasses.replace(config.validation, metric=metric),
     )
-    with session(config, runtime, stop) as folder:
+    with session(config, runtime, stop) as (folder, afterwards):
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
         objective = kind(config, tuning, runtime)
         model = objective.complete(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
-        checkpoints = Checkpoints(config, runtime, objective, model, optimizer, tuning)
+        checkpoints = afterwards.enter_context(Checkpoints(config, runtime, objective, model, optimizer, tuning))
         progress = checkpoints.resume()
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
         peak = Peak(runtime.sum([device.flops])[0], device.source)
@@ -68,8 +67,8 @@ def run(config: Config, stop: Stop) -> None:
             config, runtime, objective, model, optimizer, board, checkpoints.save,
             lambda: stop.requested() or checkpoints.failed(), flops, peak.flops,
         )  # fmt: skip
-        with checkpoints:
-            outcome = loop.fit(progress)
+        outcome = loop.fit(progress)
+        checkpoints.wait()
         board.close()
         if outcome.state == "finished":
             log.info("finished after step %d: %s", outcome.step, outcome.reason)
@@ -89,22 +88,12 @@ def run(config: Config, stop: Stop) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole program; returns the exit code (docs/resume.md)."""
-    rank = int(os.environ.get("RANK", 0))
     hide_secrets()
     try:
         with Stop() as stop:
             run(parse(sys.argv[1:] if arguments is None else arguments), stop)
-    except UserError as error:
-        message = mask(f"[rank {rank}] {error}" if rank else str(error))
-        print(message, file=sys.stderr, flush=True)
-        tell_launcher(message)
-        return error.exit_code
     except Exception as error:
-        if "RANK" in os.environ:
-            print(f"[rank {rank}] failed after step {PULSE.step}, in `{PULSE.phase}`:", file=sys.stderr)
-        sys.excepthook(*sys.exc_info())  # the interpreter would, too, but then might wait for ranks that wait for us
-        tell_launcher(mask(f"{type(error).__name__}: {error}"))
-        return 1
+        return tell(error)
     return 0
 
 

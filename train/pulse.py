@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class Pulse:
     """phase: what is being done, for people. place: how many phases were entered; of two ranks the one with the lower
     place is behind. beats: signs of life. step: optimizer steps done, of the whole run. lively: whether this process
-    has done one.
+    has done one. writing: whether a checkpoint is being written beside it.
     """
 
     phase: str = "setting up"
@@ -20,6 +20,7 @@ class Pulse:
     beats: int = 0
     step: int = 0
     lively: bool = False
+    writing: bool = False
     _slow: bool = True
 
     @property

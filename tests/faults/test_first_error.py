@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from tests.faults.inject import VARIABLE
-from tests.faults.runs import Workplace, Zygote, finished, launch_ranks, status, until
+from tests.faults.runs import Workplace, Zygote, finished, launch_ranks, leftovers, status, until
 
-SECONDS = 30  # from the failure to the launcher's last word; the first process to fail is given 20 to end first
+SECONDS = 10.0  # from the failure to the launcher's last word, however long the start took
 DATA = "train.data.steps:rank_batches"
 
 
@@ -27,28 +27,30 @@ def processes_with(mark: str) -> list[psutil.Process]:
     return found
 
 
-def launched(orders: list[dict[str, Any]], workplace: Workplace, folder: Path) -> tuple[Path, str]:
-    """The folder and output of a run of two ranks that fails; the first order must act when `folder/moment` is made."""
+def launched(orders: list[dict[str, Any]], workplace: Workplace, folder: Path) -> tuple[Path, str, float]:
+    """The folder and output of a run of two ranks that fails, and the seconds from then on; the first order must act
+    when `folder/moment` is made.
+    """
     run, moment, log = folder / "run", folder / "moment", folder / "log"
     touch = {**orders[0], "do": f"touch {moment}"}  # the later order acts first
     launcher = launch_ranks(workplace.arguments(run), log, [*orders, touch])
     try:
         until(moment.exists)
         until(lambda: not processes_with(str(moment)))
-        assert launcher.wait(SECONDS) != 0, log.read_text()
+        assert launcher.wait(10) != 0, log.read_text()
     finally:
         for process in processes_with(str(moment)):
             process.kill()
-    assert log.stat().st_mtime - moment.stat().st_mtime < SECONDS, log.read_text()
-    return run, log.read_text()
+    return run, log.read_text(), log.stat().st_mtime - moment.stat().st_mtime
 
 
-@pytest.mark.parametrize("ending", ["", "sleep 6"])
-def test_a_rank_that_raises(ending: str, workplace: Workplace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending_seconds", [0, 6])
+def test_a_rank_that_raises(ending_seconds: int, workplace: Workplace, tmp_path: Path) -> None:
     """It stays the one to blame for the launcher, however long it takes to end on a busy machine."""
-    slow = [{"at": "eval.leave:leave", "rank": 1, "do": ending}] if ending else []
+    slow = [{"at": "logging:shutdown", "rank": 1, "do": f"sleep {ending_seconds}"}] if ending_seconds else []
     orders = [{"at": DATA, "nth": 5, "rank": 1, "do": "raise no more rows"}, *slow]
-    run, text = launched(orders, workplace, tmp_path)
+    run, text, seconds = launched(orders, workplace, tmp_path)
+    assert ending_seconds <= seconds < ending_seconds + SECONDS, text
     said = status(run)
     assert (said["state"], said["rank"], said["exit_code"], said["step"]) == ("failed", 1, 1, 4)
     assert said["reason"] == "ValueError: no more rows"
@@ -68,7 +70,8 @@ def test_a_rank_that_raises(ending: str, workplace: Workplace, tmp_path: Path) -
 
 def test_a_rank_that_is_killed(workplace: Workplace, tmp_path: Path) -> None:
     orders = [{"at": "train.engine.loop:Loop._update", "nth": 5, "rank": 1, "do": "SIGKILL"}]
-    run, text = launched(orders, workplace, tmp_path)
+    run, text, seconds = launched(orders, workplace, tmp_path)
+    assert seconds < SECONDS, text
     said = status(run)
     assert (said["state"], said["rank"], said["exit_code"], said["step"]) == ("failed", 1, 1, 4)
     assert said["reason"].startswith("rank 1 (process ")
@@ -91,3 +94,29 @@ def test_who_waits_without_noticing_is_ended(rank: int, zygote: Zygote, workplac
     assert processes.codes == codes, processes.output
     assert (status(run)["state"], status(run)["rank"]) == ("failed", rank)
     assert f"ended because rank {rank} failed first" in processes.output
+
+
+def test_an_error_is_told_before_a_checkpoint_under_way_is_waited_for(
+    zygote: Zygote, workplace: Workplace, tmp_path: Path
+) -> None:
+    """That is no hang, others are not ended before it is committed, and it is not told twice."""
+    run, moment = tmp_path / "run", tmp_path / "moment"
+    orders = [
+        {"at": "train.engine.watchdog:PATIENCE_SECONDS", "do": "set 2"},
+        {"at": "train.engine.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 15"},
+        {"at": DATA, "nth": 5, "rank": 1, "do": "raise no more rows"},
+        {"at": DATA, "nth": 5, "rank": 1, "do": f"touch {moment}"},
+    ]
+    arguments = workplace.arguments(run, **{"run.hang_seconds": 4})
+    with contextlib.closing(zygote.start(arguments, tmp_path / "log", "ddp", orders)) as processes:
+        until(moment.exists)
+        until(lambda: status(run)["state"] == "failed", 5)
+        until(lambda: "ValueError: no more rows" in processes.output, 5)
+        assert (status(run)["rank"], status(run)["reason"]) == (1, "ValueError: no more rows")
+        assert finished(run) == [2]
+        assert processes.wait() == [1, 1], processes.output
+    assert processes.output.count("ValueError: no more rows") == 1
+    assert "ended because rank 1 failed first" in processes.output
+    assert status(run)["reason"] == "ValueError: no more rows"
+    assert finished(run) == [2, 4]
+    assert leftovers(run) == []

@@ -31,6 +31,8 @@ def test_killed_at_every_point_of_a_save(zygote: Zygote, workplace: Workplace, r
         processes = zygote.run(workplace.arguments(run), tmp_path / f"life{life}", orders=orders)
         assert processes.codes == [-9], (point, processes.output)
         assert finished(run)[-1] == newest, point
+        resumed = POINTS[life - 1][1] if life else 0
+        assert (status(run)["state"], status(run)["step"]) == ("running", resumed)
         if life:
             assert f"resumed from {run / 'checkpoints' / 'step-'}" in processes.output
     assert leftovers(run) == [

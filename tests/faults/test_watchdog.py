@@ -70,3 +70,19 @@ def test_slow_ranks_are_left_alone(zygote: Zygote, workplace: Workplace, tmp_pat
     assert processes.codes == [0, 0], processes.output
     assert (status(run)["state"], status(run)["step"]) == ("finished", STEPS)
     assert not (run / "ranks").exists()
+
+
+def test_who_keeps_a_checkpoint_waiting_is_named(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """All main threads wait for those that write; one of these sleeps, and the other waits for it."""
+    run = tmp_path / "run"
+    orders = [
+        {"at": "train.engine.hang:SLOW", "do": "set 2"},  # in place of 40 seconds
+        {"at": "train.engine.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 1000"},
+    ]
+    arguments = workplace.arguments(run, **{"run.hang_seconds": HANG_SECONDS})
+    processes = zygote.run(arguments, tmp_path / "log", "ddp", orders)
+    assert processes.codes == [70, 70], processes.output
+    said = status(run)
+    assert (said["rank"], said["exit_code"], said["step"]) == (0, 70, 6)
+    assert "rank 0 hangs in `saving` at train/engine/commit.py:" in said["reason"]
+    assert "for it waits rank 1." in said["reason"]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import resource
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.ranks import Threads, together
+from tests.ranks import Solo, Threads, together
 from train import errors
 from train.engine import watchdog
+from train.engine.background import Background, GlooGroup
 from train.engine.hang import SLOW, Stillness, judge, whereabouts
 from train.engine.process import ended, started
 from train.engine.signs import Failure, Sign, Signs, sign
@@ -193,3 +199,133 @@ def test_a_sign_can_be_read_while_it_is_replaced(tmp_path: Path) -> None:
     assert found == [[0]] * 2000
     signs.withdraw()
     assert not signs.folder.exists()
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes with which this process would have ended."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+def test_a_hang_ends_the_run_without_the_folder_of_signs(
+    ends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody removed it. The stacks then go where errors go, which is not emptied for them."""
+    log = tmp_path / "log"
+    with log.open("w", encoding="utf-8") as errors_go_here:
+        errors_go_here.write("what was said before\n")
+        errors_go_here.flush()
+        monkeypatch.setattr(sys, "__stderr__", errors_go_here)
+        Watchdog(tmp_path, Solo(), 60)._accuse(61.0)
+    assert ends == [HANG]
+    said = json.loads((tmp_path / "status.json").read_text())
+    assert (said["state"], said["rank"], said["exit_code"]) == ("failed", 0, HANG)
+    assert "After step" in said["reason"]
+    text = log.read_text()
+    assert text.startswith("what was said before\n")
+    assert "most recent call first" in text
+
+
+def test_a_hang_ends_the_run_whatever_else_fails(
+    ends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "judge", lambda *anything: 1 / 0)
+    dog = Watchdog(tmp_path, Solo(), 60)
+    dog._signs.clear()
+    dog._accuse(61.0)
+    assert ends == [HANG]
+    monkeypatch.setattr(watchdog, "whereabouts", lambda: 1 / 0)
+    Watchdog(tmp_path, Solo(), 60)._follow(Failure(1, HANG, "the run hangs", hang=True), 0.0)
+    assert ends == [HANG, HANG]
+
+
+def test_the_watch_goes_on_after_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", 0.01)
+    looks: list[float] = []
+    again = threading.Event()
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) > 3:
+            again.set()
+        raise OSError("stale file handle")
+
+    dog = Watchdog(tmp_path, Solo(), 60)
+    monkeypatch.setattr(dog, "_look_around", look)
+    with dog:
+        assert again.wait(10)
+    assert [record.message for record in caplog.records] == ["the watchdog: OSError: stale file handle"]
+
+
+def test_two_threads_may_see_at_once_that_a_rank_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dog = Watchdog(tmp_path, Solo(), 60)
+    dog._peers[1] = replace(SIGN, rank=1, started=None)
+    monkeypatch.setattr(dog._signs, "has_left", lambda rank: dog._peers.pop(rank))
+    assert dog._lost() is None
+
+
+def test_a_full_disk_leaves_the_place_of_the_first_failure_free(tmp_path: Path) -> None:
+    """An empty file there would let nobody be the first, nor know who was."""
+    ranks = [Signs(tmp_path, rank) for rank in range(2)]
+    ranks[0].clear()
+    failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(2)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        assert ranks[0].claim(failures[0]) is failures[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ranks[1].claim(failures[1]) is failures[1]
+    assert ranks[0].first() == failures[1]
+    assert [path.name for path in ranks[0].folder.iterdir()] == ["first-failure.json"]
+
+
+def refuse(draft: Path, name: Path) -> None:
+    raise OSError(errno.EPERM, "no links here")
+
+
+def deny(draft: Path, name: Path, link: Callable[[Path, Path], None] = os.link) -> None:
+    link(draft, name)
+    raise FileExistsError(errno.EEXIST, "an answer got lost, and the server was asked twice")
+
+
+@pytest.mark.parametrize("link", [refuse, deny])
+def test_one_failure_is_the_first_where_links_are_odd(
+    link: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", link)
+    ranks = [Signs(tmp_path, rank) for rank in range(2)]
+    ranks[0].clear()
+    failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(2)]
+    assert ranks[1].claim(failures[1]) is failures[1]
+    assert ranks[0].claim(failures[0]) == failures[1]
+
+
+def test_who_waits_for_a_checkpoint_is_where_that_is_written() -> None:
+    background, seen, over = Background(), [], threading.Event()
+
+    class Values(list[float]):
+        def __iter__(self) -> Iterator[float]:
+            over.wait(10)
+            return super().__iter__()
+
+    def look() -> None:
+        end = time.monotonic() + 10
+        while not (seen and "background.py" in seen[-1][0]) and time.monotonic() < end:
+            seen.append(whereabouts())
+            time.sleep(0.01)
+        over.set()
+
+    background.start(lambda: GlooGroup(0, 1, timedelta(seconds=1)).sum(Values()) and None)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look)
+        background.wait()
+    background.close()
+    at, waits = seen[-1]
+    assert re.fullmatch(r"train/engine/background\.py:[0-9]+ \(sum\)", at)
+    assert waits

@@ -13,6 +13,9 @@ from datetime import timedelta
 import torch
 
 from train.errors import UserError
+from train.pulse import PULSE
+
+THREAD = "checkpoint"  # beginning of its name
 
 
 class GlooGroup:
@@ -50,13 +53,14 @@ class Background:
     """At most one piece of work at a time; its error waits for whoever waits for it."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
         self._work: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
         """Begin, once the work before was waited for."""
         assert self._work is None
-        self._work = self._thread.submit(work)
+        PULSE.writing = True
+        self._work = self._thread.submit(_do, work)
 
     def failed(self) -> bool:
         """Whether `wait` would raise at once."""
@@ -71,3 +75,10 @@ class Background:
     def close(self) -> None:
         """End the thread, after its work."""
         self._thread.shutdown()
+
+
+def _do(work: Callable[[], None]) -> None:
+    try:
+        work()
+    finally:
+        PULSE.writing = False

@@ -6,7 +6,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
+from train.engine.background import THREAD, Background
 from train.engine.signs import Sign
 from train.pulse import PULSE
 
@@ -17,7 +19,8 @@ WAITING = (
     "/torch/nn/parallel/distributed.py",
     "/deepspeed/",
 )  # innermost frames of a thread that waits for other ranks
-COLLECTIVES = ("sum", "barrier", "gather")  # of train.engine.runtime
+COLLECTIVES = ("sum", "barrier", "gather")  # of the modules below
+MEETINGS = ("runtime.py", "background.py")
 
 
 class Stillness:
@@ -71,14 +74,29 @@ def judge(signs: Mapping[int, Sign], still_seconds: float) -> tuple[list[int], s
 
 
 def whereabouts() -> tuple[str, bool]:
-    """(innermost place in our own code, whether it waits there for other ranks) of this process's main thread."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    """(innermost place in our own code, whether it waits there for other ranks) of this process's main thread; of the
+    one that writes a checkpoint where the main thread waits for that.
+    """
+    frames = sys._current_frames()
+    frame = frames.get(threading.main_thread().ident or 0)
+    own = _innermost(frame)
+    if own is not None and own.f_code is Background.wait.__code__:
+        writers = [thread.ident for thread in threading.enumerate() if thread.name.startswith(THREAD)]
+        frame = frames.get(writers[0] or 0) if writers else frame
+        own = _innermost(frame)
     waits = frame is not None and any(part in frame.f_code.co_filename for part in WAITING)
-    at = ""
+    if own is None:
+        return "an unknown place", waits
+    file, name = Path(own.f_code.co_filename), own.f_code.co_name
+    waits = waits or (file.name in MEETINGS and name in COLLECTIVES)
+    return f"{file.relative_to(ROOT)}:{own.f_lineno} ({name})", waits
+
+
+def _innermost(frame: FrameType | None) -> FrameType | None:
+    """The innermost of a thread's frames that is in our own code."""
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ("train", "eval"):
-            at = at or f"{file.relative_to(ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
-            waits = waits or (file.name == "runtime.py" and frame.f_code.co_name in COLLECTIVES)
+            return frame
         frame = frame.f_back
-    return at or "an unknown place", waits
+    return None

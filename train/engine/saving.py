@@ -24,7 +24,9 @@ from train.engine.origin import Origin
 from train.engine.runtime import Runtime
 from train.engine.state import bytes_to_save, load_state, state_writer
 from train.errors import NoCheckpointError, UserError
+from train.failure import tell
 from train.protocols import Group, Objective, Tuning
+from train.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run. All methods but `failed` are called by all ranks together.
 
-    As a context it lasts as long as training: at its end all is committed, or the error raised.
+    As a context, what is under way at its end is still committed, whatever ends the run.
     """
 
     def __init__(
@@ -83,12 +85,21 @@ class Checkpoints:
         """Whether this rank knows that a checkpoint was not written: a reason to stop, where the error is raised."""
         return self.background.failed()
 
+    def wait(self) -> None:
+        """Until all is committed. Raises what went wrong."""
+        self.background.wait()
+
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and PULSE.writing:
+            if isinstance(error, Exception):
+                tell(error)
+            log.warning("the checkpoint under way is finished before this process ends")
+            PULSE.enter("saving", slow=True)
         try:
             self.background.wait()
         except Exception as failure:

@@ -30,19 +30,23 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Path]:
+def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[tuple[Path, contextlib.ExitStack]]:
     """Hold the run folder, look for stop requests and for ranks that fail or hang, and leave a status.json that tells
-    how the run ended. Gives the folder.
+    how the run ended. Gives the folder, and a stack for what is ended last: an error stands in status.json by then.
     """
     folder = Path(config.run.folder)
     logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
     quiet_libraries(runtime.main)
-    with hold(folder, runtime), Watchdog(folder, runtime, config.run.hang_seconds) as watchdog:
+    with (
+        hold(folder, runtime),
+        Watchdog(folder, runtime, config.run.hang_seconds) as watchdog,
+        contextlib.ExitStack() as afterwards,
+    ):
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
         with watchdog.first_error():
             if runtime.main:
                 write_status(folder, "running", 0)
-            yield folder
+            yield folder, afterwards
 
 
 def finish(folder: Path, outcome: Outcome, stop: Stop, runtime: Runtime) -> None:
@@ -65,6 +69,7 @@ def describe(
     if not runtime.main:
         return
     folder, (trained, total) = Path(config.run.folder), parameters
+    write_status(folder, "running", resumed.step)
     write_atomically(folder / "config.yaml", to_yaml(config))
     objective.save_assets(folder / "tokenizer")
     record.write(

@@ -6,11 +6,13 @@ Files, since they reach every node without a collective, which is just what hang
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -77,12 +79,24 @@ class Signs:
         return self.folder / f"rank-{rank:05d}.json"
 
     @cached_property
-    def stacks(self) -> TextIO:
-        """Where this rank's stacks are written, if ever; a real file, kept open for a thread that cannot open one."""
+    def _own_stacks(self) -> TextIO | None:
+        """Kept open for a thread that cannot open one."""
         try:
             return self._mine.with_suffix(".stacks").open("a", encoding="utf-8")
         except OSError:
-            return sys.__stderr__ or sys.stderr
+            return None
+
+    @property
+    def stacks(self) -> TextIO:
+        """Where this rank's stacks are written, if ever."""
+        return self._own_stacks or sys.__stderr__ or sys.stderr
+
+    def show_stacks(self) -> None:
+        """Write the stacks of all threads of this process."""
+        with contextlib.suppress(OSError, ValueError):  # also where the error output is no file
+            if self._own_stacks:
+                self._own_stacks.truncate(0)
+            faulthandler.dump_traceback(self.stacks, all_threads=True)
 
     def clear(self) -> None:
         """Remove what an earlier life of the run left."""
@@ -107,10 +121,11 @@ class Signs:
     def read(self) -> Mapping[int, Sign]:
         """The signs of all ranks that have not left."""
         found = {}
-        for path in sorted(self.folder.glob("rank-*.json")):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                one = Sign(**json.loads(path.read_text(encoding="utf-8")))
-                found[one.rank] = one
+        with contextlib.suppress(OSError):  # the folder itself may go meanwhile
+            for path in sorted(self.folder.glob("rank-*.json")):
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    one = Sign(**json.loads(path.read_text(encoding="utf-8")))
+                    found[one.rank] = one
         return found
 
     def stacks_of(self, rank: int) -> str:
@@ -126,17 +141,20 @@ class Signs:
 
     def claim(self, mine: Failure) -> Failure:
         """The failure that came first: `mine`, unless another rank was quicker."""
+        draft = self._mine.with_suffix(f".draft-{threading.get_ident()}")
         try:
-            with self._first.open("x", encoding="utf-8") as file:
-                json.dump(asdict(mine), file)
-        except FileExistsError:
-            end = time.monotonic() + SETTLE_SECONDS
-            while (first := self.first()) is None and time.monotonic() < end:
-                time.sleep(0.05)
-            return first or mine
+            draft.write_text(json.dumps(asdict(mine)) + "\n", encoding="utf-8")
+            if _give_name(draft, self._first):
+                return mine
         except OSError:  # nobody can be told, so it is said twice rather than never
-            pass
-        return mine
+            return mine
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+        end = time.monotonic() + SETTLE_SECONDS
+        while (first := self.first()) is None and time.monotonic() < end:
+            time.sleep(0.05)
+        return first or mine
 
     def first(self) -> Failure | None:
         """The failure that came first, if there is one."""
@@ -144,3 +162,16 @@ class Signs:
             return Failure(**json.loads(self._first.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+
+
+def _give_name(draft: Path, name: Path) -> bool:
+    """Publish a file that is whole, unless the name is taken: a full disk must not leave it taken by an empty file."""
+    try:
+        os.link(draft, name)
+    except FileExistsError:
+        return draft.stat().st_nlink > 1  # a network file system may say so after it has done it
+    except OSError:  # no links here: two that come at the same moment may both succeed
+        if name.exists():
+            return False
+        draft.replace(name)
+    return True

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +31,9 @@ HANG = 70  # exit code
 TICK_SECONDS = 1.0
 GRACE_SECONDS = 3.0  # for the main thread to end by itself, and for ranks to show their stacks
 PATIENCE_SECONDS = 20.0  # for the rank that failed first to be gone: the launcher takes who ends first for the cause
+WRITING_SECONDS = 600.0  # for a checkpoint under way to be finished although the run has failed
+
+log = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -40,7 +45,7 @@ class Watchdog:
         self._stillness = None if hang_seconds is None else Stillness(ranks.index, hang_seconds)
         self._peers: dict[int, Sign] = {}
         self._said: Sign | None = None
-        self._doomed_seconds = 0.0
+        self._doomed_seconds = self._writing_seconds = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -98,22 +103,30 @@ class Watchdog:
             time.sleep(0.05)
 
     def _watch(self) -> None:
-        before = time.monotonic()
+        before, complaint = time.monotonic(), ""
         while not self._over.wait(TICK_SECONDS):
             now = time.monotonic()
             elapsed, before = min(now - before, 2 * TICK_SECONDS), now  # time for which all was halted does not count
-            self._say(sign(self._rank))
-            if first := self._signs.first():
-                self._follow(first, elapsed)
-            elif lost := self._lost():
-                self._report(lost)
-            elif self._stillness:
-                # Written by a thread that does not need Python's lock, which a main thread that hangs may hold. It must
-                # not come to that while Python runs: reading stacks that change, it would crash now and then (SIGSEGV).
-                starved = max(0.75 * self._stillness.limit_seconds, 3 * TICK_SECONDS)
-                faulthandler.dump_traceback_later(starved, file=self._signs.stacks)
-                if self._stillness.too_long(elapsed, self._signs.read):
-                    self._accuse(self._stillness.seconds)
+            try:
+                self._look_around(elapsed)
+            except Exception as error:  # this thread must not die: nothing else ends a hang
+                if complaint != str(error):
+                    complaint = str(error)
+                    log.warning("the watchdog: %s: %s", type(error).__name__, complaint)
+
+    def _look_around(self, elapsed: float) -> None:
+        self._say(sign(self._rank))
+        if first := self._signs.first():
+            self._follow(first, elapsed)
+        elif lost := self._lost():
+            self._report(lost)
+        elif self._stillness:
+            if self._stillness.too_long(elapsed, self._signs.read):
+                self._accuse(self._stillness.seconds)
+            # Written by a thread that does not need Python's lock, which a main thread that hangs may hold. It must
+            # not come to that while Python runs: reading stacks that change, it would crash now and then (SIGSEGV).
+            starved = max(0.75 * self._stillness.limit_seconds, 3 * TICK_SECONDS)
+            faulthandler.dump_traceback_later(starved, file=self._signs.stacks)
 
     def _say(self, now: Sign) -> None:
         if now != self._said:
@@ -122,19 +135,25 @@ class Watchdog:
 
     def _follow(self, first: Failure, elapsed: float) -> None:
         """End with the rank that failed first, as soon as the main thread has had time to do so."""
+        faulthandler.cancel_dump_traceback_later()
         if first.hang:
-            self._testify()
-            time.sleep(GRACE_SECONDS)
-            os._exit(HANG)
-        self._doomed_seconds += elapsed
+            with _ending(HANG):
+                self._testify()
+                time.sleep(GRACE_SECONDS)
+        writes = PULSE.writing and not self._is_gone(first.rank)
+        if writes:
+            self._writing_seconds += elapsed
+        else:
+            self._doomed_seconds += elapsed
         most = PATIENCE_SECONDS if self._is_seen(first.rank) else GRACE_SECONDS
-        if first.rank != self._rank and self._doomed_seconds > most:
-            self._print(str(self._ended_with(first)))
-            os._exit(first.exit_code)
+        over = self._writing_seconds > WRITING_SECONDS or self._doomed_seconds > most
+        if over and (writes or first.rank != self._rank):
+            with _ending(first.exit_code):
+                self._print(str(self._ended_with(first)))
 
     def _let_go_first(self, rank: int) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
-        while self._is_seen(rank) and time.monotonic() < end:
+        while self._is_seen(rank) and (PULSE.writing or time.monotonic() < end):
             time.sleep(0.05)
 
     def _is_seen(self, rank: int) -> bool:
@@ -142,13 +161,18 @@ class Watchdog:
         peer = self._peers.get(rank)
         return peer is not None and not _ended(peer)
 
+    def _is_gone(self, rank: int) -> bool:
+        """Whether the process of a rank was on this host and is no more."""
+        peer = self._peers.get(rank)
+        return peer is not None and _ended(peer)
+
     def _lost(self) -> Sign | None:
         """A rank of this host that is gone and did not say goodbye."""
         for rank, peer in list(self._peers.items()):
             if _ended(peer):
                 if not self._signs.has_left(rank):
                     return self._signs.read().get(rank, peer)
-                del self._peers[rank]
+                self._peers.pop(rank, None)  # the main thread may look as well
         return None
 
     def _report(self, lost: Sign) -> None:
@@ -166,8 +190,7 @@ class Watchdog:
     def _testify(self) -> None:
         """Show this rank's stacks and where its main thread is."""
         faulthandler.cancel_dump_traceback_later()
-        self._signs.stacks.truncate(0)
-        faulthandler.dump_traceback(self._signs.stacks, all_threads=True)
+        self._signs.show_stacks()
         self._say(sign(self._rank, *whereabouts()))
 
     def _accuse(self, still_seconds: float) -> None:
@@ -175,17 +198,17 @@ class Watchdog:
         mine = Failure(self._rank, HANG, "the run hangs", hang=True)
         if self._signs.claim(mine) is not mine:
             return
-        self._testify()
-        end = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < end and not all(one.at for one in self._signs.read().values()):
-            time.sleep(0.1)
-        signs = self._signs.read()
-        stuck, verdict = judge(signs, still_seconds)
-        for rank in signs:
-            self._print(f"stacks of rank {rank}:\n{self._signs.stacks_of(rank)}")
-        self._print(verdict)
-        self._record(Failure(stuck[0], HANG, verdict))
-        os._exit(HANG)
+        with _ending(HANG):
+            self._testify()
+            end = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < end and not all(one.at for one in self._signs.read().values()):
+                time.sleep(0.1)
+            signs = {self._rank: sign(self._rank, *whereabouts()), **self._signs.read()}  # never none
+            stuck, verdict = judge(signs, still_seconds)
+            self._record(Failure(stuck[0], HANG, verdict))
+            for rank in signs:
+                self._print(f"stacks of rank {rank}:\n{self._signs.stacks_of(rank)}")
+            self._print(verdict)
 
     def _record(self, failure: Failure) -> None:
         with contextlib.suppress(CannotWriteError):  # the failure itself is what counts
@@ -199,6 +222,17 @@ class Watchdog:
         prefix = f"[rank {self._rank}] " if self._rank else ""
         sys.stderr.write(mask(f"{prefix}{text.rstrip()}\n"))
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _ending(code: int) -> Iterator[None]:
+    """After what is inside, whatever becomes of it, this process ends with `code`."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _second_hand(error: BaseException) -> bool:
