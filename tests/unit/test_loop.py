@@ -97,8 +97,8 @@ class Watch:
 
 
 def run(
-    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), spike_factor=None, start=None,
-    kind=Objective, stop=lambda: False,
+    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), kind=Objective,
+    stop=lambda: False, spike_factor=None, start=None,
 ):  # fmt: skip
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
