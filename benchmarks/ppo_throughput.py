@@ -1,6 +1,7 @@
 """PPO's speed and memory side by side with TRL's experimental PPOTrainer, on this machine's CPU.
 
     python benchmarks/ppo_throughput.py [--data FOLDER] [--rollouts 6] [--repeats 3] [--precision fp32]
+    python benchmarks/ppo_throughput.py --value_model                 # ours with a whole value model, as TRL's
     python benchmarks/ppo_throughput.py --rollouts 2 --repeats 1      # to try it
 
 Both sides take the same real weights (SmolLM2-135M under LoRA), the same reward model, the same prompts (the first
@@ -51,7 +52,7 @@ def main() -> int:
     model = ours.smollm2()
     peer = peer_python("trl-ppo")
     with tempfile.TemporaryDirectory(prefix="zerotune-benchmark-") as folder:
-        bench = Bench(Path(folder), model, peer, given.precision, given.rollouts)
+        bench = Bench(Path(folder), model, peer, given)
         bench.write_prompts(next(source.glob("*.csv")))
         bench.make_reward(given.reward_layers)
         results: dict[str, list[Run]] = {"TRL": [], "ZeroTune": []}
@@ -74,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rollouts", type=int, default=6, help="of a run, at least 2; the first is not timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: for CPUs that have it")
+    parser.add_argument("--value_model", action="store_true", help="train a whole one on our side too, as TRL does")
     parser.add_argument("--reward_layers", type=int, default=30, help="of SmolLM2's 30, for a smaller reward model")
     return parser.parse_args()
 
@@ -81,9 +83,10 @@ def arguments() -> argparse.Namespace:
 class Bench:
     """Runs of both sides on the same prompts, each in its own process."""
 
-    def __init__(self, folder: Path, model: Path, peer: Path, precision: str, rollouts: int) -> None:
+    def __init__(self, folder: Path, model: Path, peer: Path, given: argparse.Namespace) -> None:
         self.folder, self.model, self.peer = folder, model, peer
-        self.precision, self.rollouts = precision, rollouts
+        self.precision, self.rollouts = given.precision, given.rollouts
+        self.value_model = str(model) if given.value_model else ""
         self.rows, self.reward = folder / "prompts.jsonl", folder / "reward"
 
     def write_prompts(self, table: Path) -> None:
@@ -125,7 +128,7 @@ class Bench:
             "tuning": {"kind": "lora", "lora": {"rank": LORA_RANK, "alpha": 2.0 * LORA_RANK}},
             "ppo": {"reward": [{"kind": "model", "path": str(self.reward)}], "prompt_tokens": PROMPT_TOKENS,
                     "response_tokens": RESPONSE_TOKENS, "rollout_prompts": BATCH, "epochs": EPOCHS,
-                    "kl_weight": KL_WEIGHT},
+                    "kl_weight": KL_WEIGHT, "value_model": self.value_model},
             "optim": {"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0},
             "duration": {"max_epochs": 1},
             "validation": {"at_start": False, "samples": 0},
