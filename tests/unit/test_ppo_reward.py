@@ -25,6 +25,7 @@ from train.config_ppo import RewardConfig
 from train.errors import UserError
 from train.objectives.ppo.episodes import Episode
 from train.objectives.ppo.judge import Judge
+from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.reward import Reward
 from train.recipe import parse
 
@@ -247,6 +248,20 @@ def test_without_a_chat_template_a_reward_model_reads_the_text_of_a_conversation
     chat = answered(tokenizer, "the cat", " sat", {"role": "user", "content": "the cat"})
     assert not score.reads_messages
     assert score([chat]) == score([replace(chat, messages=())])
+
+
+def test_a_conversation_that_its_template_refuses_is_told_before_any_step(
+    tmp_path: Path, reward_model: Path, tokenizer: Any
+) -> None:
+    folder = shutil.copytree(reward_model, tmp_path / "own")
+    own = AutoTokenizer.from_pretrained(folder)
+    own.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    own.save_pretrained(folder)
+    reward = Reward([RewardConfig("model", path=str(folder), name="good")], tokenizer, None, "fp32", Solo())
+    system, user = ({"role": role, "content": "Be brief."} for role in ("system", "user"))
+    reward.require([Prompt((1,), "rows:1", messages=(user,)), Prompt((1,), "rows:2")])
+    with pytest.raises(UserError, match=r"part good: rows:3: .*its chat template refuses .*no system here"):
+        reward.require([Prompt((1,), "rows:3", messages=(system, user))])
 
 
 def test_a_model_of_values_reads_sentences_as_its_task_does(tmp_path: Path, reward_model: Path, tokenizer: Any) -> None:

@@ -14,7 +14,8 @@ from train.config_ppo import RewardConfig
 from train.errors import UserError
 from train.models.folder import resolve
 from train.models.load import unsharded
-from train.objectives.ppo.episodes import Episode
+from train.objectives.ppo.episodes import Episode, Messages
+from train.objectives.ppo.prompts import Prompt
 
 
 class Judge:
@@ -53,6 +54,14 @@ class Judge:
         """Whether a conversation is more to it than its text."""
         return self.is_reward_model and self.prompter.template is not None
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError, before any step, for a conversation that its chat template refuses."""
+        for prompt in (prompt for prompt in prompts if prompt.messages and self.reads_messages):
+            try:
+                self._whole(prompt.messages, "")
+            except UserError as error:
+                raise UserError(f"{self.key}: {prompt.row}: {error}") from error
+
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """One number for each."""
         whole = [self._read(episode) for episode in episodes]
@@ -64,10 +73,12 @@ class Judge:
 
     def _read(self, episode: Episode) -> tuple[int, ...]:
         if episode.messages and self.reads_messages:
-            answer = {"role": "assistant", "content": self._text(episode.answer)}
-            return self.prompter.whole([*episode.messages, answer])
+            return self._whole(episode.messages, self._text(episode.answer))
         text = self._text([*episode.prompt, *episode.answer])
         return self.prompter.whole(text) if self.is_reward_model else self.prompter.sequence([text])[0]
+
+    def _whole(self, messages: Messages, answer: str) -> tuple[int, ...]:
+        return self.prompter.whole([*messages, {"role": "assistant", "content": answer}])
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -61,6 +61,7 @@ class PPO(Supervised):
         self.prompts = self._prompts(train, task, said, config.data.train[0].path)
         said = self._said("validation") if config.data.validation else said
         self.held_out_prompts = self._prompts(held_out, task, said, "the validation data") if held_out else []
+        self.reward.require([*self.prompts, *self.held_out_prompts])
         self.phases = Phases(self.ppo, config.duration, len(self.prompts))
         self._require_between()
         weights = [source.weight for source in config.data.train]

@@ -17,6 +17,7 @@ from train.config_ppo import RewardConfig
 from train.models.digest import model_digest
 from train.objectives.ppo.episodes import Episode, repetition
 from train.objectives.ppo.judge import Judge
+from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.task import TaskRows
 from train.protocols import Ranks
 
@@ -85,6 +86,11 @@ class Reward:
     def resume(self, state: Mapping[str, float]) -> None:
         """Take up what `state` gave."""
         self.not_finite, self.judged_in_part = (int(state[name]) for name in COUNTS)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError, before any step, for a prompt that a judge cannot read."""
+        for judge in self.judges:
+            judge.require(prompts)
 
     @property
     def reads_messages(self) -> bool:
