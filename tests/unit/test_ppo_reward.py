@@ -80,17 +80,22 @@ def test_of_several_outputs_one_must_be_chosen(bert: Path, tokenizer: Any, label
         Reward([part], tokenizer, None, "fp32", Solo())
 
 
+def broken_by_a_dog(folder: Path, tokenizer: Any) -> Path:
+    """A judge whose value of what ends in `the dog` is no number."""
+    model = AutoModelForSequenceClassification.from_pretrained(judge(folder))
+    row = tokenizer("the dog", add_special_tokens=False)["input_ids"][-1]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[row] = torch.nan
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("weight", [1.0, -1.0])
 def test_what_is_no_number_counts_as_the_worst_beside_it_and_is_counted(
     tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, weight: float
 ) -> None:
     """Nothing is gained by an answer that breaks a judge, though all its logits are below 0."""
-    folder = judge(tmp_path / "judge")
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    row = tokenizer("the dog", add_special_tokens=False)["input_ids"][-1]
-    with torch.no_grad():
-        model.get_input_embeddings().weight[row] = torch.nan
-    model.save_pretrained(folder)
+    folder = broken_by_a_dog(tmp_path / "judge", tokenizer)
     parts = [RewardConfig("model", weight, str(folder), "good"), RewardConfig("length", 0.0)]
     reward = Reward(parts, tokenizer, None, "fp32", Solo())
     with caplog.at_level(logging.WARNING):
@@ -107,13 +112,7 @@ def test_what_is_no_number_counts_as_the_worst_beside_it_and_is_counted(
 
 
 def test_the_worst_is_that_of_all_ranks(tmp_path: Path, tokenizer: Any) -> None:
-    folder = judge(tmp_path / "judge")
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    row = tokenizer("the dog", add_special_tokens=False)["input_ids"][-1]
-    with torch.no_grad():
-        model.get_input_embeddings().weight[row] = torch.nan
-    model.save_pretrained(folder)
-
+    folder = broken_by_a_dog(tmp_path / "judge", tokenizer)
     part = RewardConfig("model", 1.0, str(folder), "good")
     made = [Reward([part], tokenizer, None, "fp32", Solo()) for _ in range(3)]
 
