@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import NoReturn
 
 
-def tell_launcher(message: str) -> None:
-    """Have `accelerate launch` and torchrun name the reason in what they print last."""
+def tell_launcher(message: str, is_first: bool = True) -> None:
+    """Have `accelerate launch` and torchrun name the reason in what they print last.
+
+    is_first: whether this process is to blame, and not only ends with another. Launchers blame the earliest one by
+    whole seconds, and of several in one second the lowest rank.
+    """
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        said = {"message": message, "timestamp": int(time.time()) + (0 if is_first else 1)}
         with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+            Path(path).write_text(json.dumps(said), encoding="utf-8")
 
 
 def leave(code: int) -> NoReturn:

@@ -7,7 +7,7 @@ import sys
 
 from eval.leave import tell_launcher
 from eval.masking import mask
-from train.errors import UserError
+from train.errors import EndedWithError, UserError
 from train.pulse import PULSE
 
 _TOLD: list[Exception] = []
@@ -30,5 +30,5 @@ def tell(error: Exception) -> int:
             sys.stderr.write(f"[rank {rank}] failed after step {PULSE.step}, in `{PULSE.phase}`:\n")
         # The interpreter would, too, but then might wait for ranks that wait for us.
         sys.excepthook(type(error), error, error.__traceback__)
-    tell_launcher(message)
+    tell_launcher(message, is_first=not isinstance(error, EndedWithError))
     return code

@@ -30,7 +30,7 @@ from train.pulse import PULSE
 HANG = 70  # exit code
 TICK_SECONDS = 1.0
 GRACE_SECONDS = 3.0  # for the main thread to end by itself, and for ranks to show their stacks
-PATIENCE_SECONDS = 20.0  # for the rank that failed first to be gone: the launcher takes who ends first for the cause
+PATIENCE_SECONDS = 20.0  # for the rank that failed first to be gone: once any is, the launcher ends all others
 WRITING_SECONDS = 600.0  # for a checkpoint under way to be finished although the run has failed
 
 log = logging.getLogger(__name__)
