@@ -1,4 +1,4 @@
-"""How an error that ends a process is told: the launcher names the rank that failed first, not one that ends with it."""
+"""How an error that ends a process is told: the launcher names the rank that failed first."""
 
 from __future__ import annotations
 
