@@ -25,6 +25,7 @@ from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_i
 from eval.encoder import by_meaning, describe
 from eval.errors import UserError
 from eval.files import BadRow, Row, expand, sha256_file
+from eval.host_memory import keep_freed_memory
 from eval.hub import from_hub
 from eval.journal import Journal
 from eval.origin import origin_of
@@ -71,6 +72,8 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     tasks = by_meaning(config.chosen_tasks, config.encoder, ranks.device)
     training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:

@@ -29,6 +29,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from eval.host_memory import keep_freed_memory
 from train.engine.averaging import average_parameters_alone
 from train.engine.background import GlooGroup
 from train.engine.gathering import gathered, unsharded
@@ -120,6 +121,8 @@ class Runtime:
         self.index: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.main: bool = self.accelerator.is_main_process
         # A batch script says how many it asked for: launchers may start fewer, or separate ones.
         launched = int(os.environ.get("ZEROTUNE_RANKS") or os.environ.get("WORLD_SIZE") or 1)

@@ -182,13 +182,17 @@ class _FrozenHead(torch.autograd.Function):
             target_n1 = targets_n[part, None]
             logits_nv = layer.logits(hidden_nd[part])
             dtype = logits_nv.dtype
-            log_p_nv = (logits_nv.float() / temperature).log_softmax(-1)
+            # In place, so that two tensors of this size exist. Not by log_softmax: see eval.network.
+            below_nv = logits_nv.float().div_(temperature)
             del logits_nv
-            target_log_p_n1 = log_p_nv.gather(1, target_n1)
-            p_nv = log_p_nv.exp()
+            below_nv -= below_nv.amax(-1, keepdim=True)
+            p_nv = below_nv.exp()
+            sum_n1 = p_nv.sum(-1, keepdim=True)
+            target_log_p_n1 = below_nv.gather(1, target_n1) - sum_n1.log()
+            p_nv /= sum_n1
             log_p_n[part] = target_log_p_n1[:, 0]
-            entropy_n[part] = -log_p_nv.mul_(p_nv).sum(-1)
-            del log_p_nv
+            entropy_n[part] = sum_n1[:, 0].log() - below_nv.mul_(p_nv).sum(-1)
+            del below_nv
             if slope_nd is not None:
                 p_nv.neg_().scatter_(1, target_n1, -target_log_p_n1.expm1())
                 slope_nd[part] = (p_nv.to(dtype) @ layer.weight) / temperature
