@@ -88,11 +88,10 @@ def main() -> int:
         workplace = Workplace(Path(name) / "workplace")
         soaks = [Soak(zygote, workplace, Path(name) / kind, kind, given.seed) for kind in given.kinds]
         with tqdm(total=given.kills, unit="kill", disable=None) as bar:
-            while bar.n < given.kills:
+            while (kills := sum(soak.survived["kills"] for soak in soaks)) < given.kills:
+                bar.update(kills - bar.n)
                 for soak in soaks:
-                    before = soak.survived["kills"]
                     soak.run()
-                    bar.update(soak.survived["kills"] - before)
     zygote.close()
     for soak in soaks:
         print(f"{soak.kind}: {soak.runs} runs in {soak.lives} lives, {dict(soak.survived)}, all equal to the last bit")
