@@ -53,7 +53,7 @@ unit: $(READY)
 test-faults: $(READY) ## kills, signals, full disks: the whole fault suite (its list: CONTRIBUTING.md)
 	@$(RUN)/python -m pytest -q $(FAULTS)
 
-soak: $(READY) ## 200 random kills; the final weights must be those of an undisturbed run (half an hour)
+soak: $(READY) ## 200 random kills; the final weights must be those of an undisturbed run (ten minutes)
 	@$(RUN)/python -m tests.faults.soak --kills 200
 
 test-slurm: $(READY) ## a real SLURM cluster on this machine (needs slurm-wlm and munge, else says so)
