@@ -188,10 +188,11 @@ class _FrozenHead(torch.autograd.Function):
             below_nv -= below_nv.amax(-1, keepdim=True)
             p_nv = below_nv.exp()
             sum_n1 = p_nv.sum(-1, keepdim=True)
-            target_log_p_n1 = below_nv.gather(1, target_n1) - sum_n1.log()
+            log_sum_n1 = sum_n1.log()
+            target_log_p_n1 = below_nv.gather(1, target_n1) - log_sum_n1
             p_nv /= sum_n1
             log_p_n[part] = target_log_p_n1[:, 0]
-            entropy_n[part] = sum_n1[:, 0].log() - below_nv.mul_(p_nv).sum(-1)
+            entropy_n[part] = log_sum_n1[:, 0] - below_nv.mul_(p_nv).sum(-1)
             del below_nv
             if slope_nd is not None:
                 p_nv.neg_().scatter_(1, target_n1, -target_log_p_n1.expm1())
