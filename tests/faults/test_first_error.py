@@ -69,13 +69,16 @@ def test_a_rank_that_raises(ending_seconds: int, workplace: Workplace, tmp_path:
 
 
 def test_a_rank_that_is_killed(workplace: Workplace, tmp_path: Path) -> None:
-    orders = [{"at": "train.engine.loop:Loop._update", "nth": 5, "rank": 1, "do": "SIGKILL"}]
+    orders = [
+        {"at": "train.engine.loop:Loop._update", "nth": 5, "rank": 1, "do": "SIGKILL"},
+        {"at": DATA, "nth": 5, "rank": 1, "do": "sleep 3"},  # steps may be faster than its signs, one a second
+    ]
     run, text, seconds = launched(orders, workplace, tmp_path)
     assert seconds < SECONDS, text
     said = status(run)
     assert (said["state"], said["rank"], said["exit_code"], said["step"]) == ("failed", 1, 1, 4)
     assert said["reason"].startswith("rank 1 (process ")
-    assert re.search(r"was killed; last seen after step [2-4], in `", said["reason"])  # a second before at the most
+    assert "was killed; last seen after step 4, in `" in said["reason"]
     assert said["reason"] in text
     assert "closed by peer" not in text
     assert finished(run)[-1] in (2, 4)  # the newest one may have been under way
