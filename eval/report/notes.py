@@ -36,7 +36,8 @@ def warnings(result: Result) -> list[str]:
 def _contaminated(task: TaskResult) -> str:
     found = task.contamination
     assert found is not None
-    lead = f"{task.name}: {len(found.found):,} of {task.samples:,} rows stand in the training data"
+    stand = "share a passage with" if {overlap.how for overlap in found.found} == {"passage"} else "stand in"
+    lead = f"{task.name}: {len(found.found):,} of {task.samples:,} rows {stand} the training data"
     if not found.clean:
         return f"{lead}; no clean row is left, so these numbers say nothing about new data"
     if not found.metrics:

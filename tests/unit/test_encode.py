@@ -398,7 +398,7 @@ def test_overlap_is_dropped_from_training(overlapping):
 
 def test_data_without_overlap_says_so(tmp_path):
     corpus = corpus_of(tmp_path, questions(50), "qa", validation_fraction=0.2)
-    assert "overlap with the validation data: none" in corpus.lines
+    assert "overlap with the validation data: no row and no question" in corpus.lines
     with pytest.raises(UserError, match=r"left out of training, which would have no row \(data\.on_overlap: drop\)"):
         corpus_of(tmp_path, [TURN] * 4, "qa", validation_fraction=0.5, on_overlap="drop")
 

@@ -25,7 +25,7 @@ from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
-from eval.report.notes import circumstances
+from eval.report.notes import circumstances, warnings
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
 from eval.result import Evaluation, MetricResult, Result
@@ -277,6 +277,15 @@ def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     assert "the same row: 10" in report
     assert "could not be compared: lost.jsonl" in report
     assert "and 10 more in result.json" in report
+
+
+def test_a_passage_in_the_training_data_is_not_told_as_the_row(compared: Evaluation) -> None:
+    (task, *_) = compared.result.tasks
+    assert task.contamination is not None
+    passages = [dataclasses.replace(overlap, how="passage") for overlap in task.contamination.found]
+    found = dataclasses.replace(task.contamination, found=passages)
+    result = dataclasses.replace(compared.result, tasks=[dataclasses.replace(task, contamination=found)])
+    assert warnings(result)[0].startswith("quiz: 20 of 120 rows share a passage with the training data. ")
 
 
 def results(pairs: list[tuple[float, float]], metric: SampleMetric = ACCURACY) -> MetricResult:

@@ -70,7 +70,7 @@ def without_overlap(
     first_n = _joined([_is_first(part.column("number_n")) for part in train])
     same, asked = int((is_same_n & first_n).sum()), int((is_asked_n & first_n).sum())
     if not same and not asked:
-        return list(train), ["overlap with the validation data: none"]
+        return list(train), ["overlap with the validation data: no row and no question"]
     examples = [
         *_examples(train, held, is_same_n & first_n, full_n, "full_n"),
         *_examples(train, held, is_asked_n & first_n, prompt_n, "prompt_n"),
