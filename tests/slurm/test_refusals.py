@@ -42,6 +42,7 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
     cases = (
         (["--nodes=2", "--gpus=3", *TRAIN], "different numbers of GPUs (1, 2)"),
         (["--gpus-per-node=2", "--ntasks-per-node=3", *TRAIN], "3 tasks but 2 GPUs on each node"),
+        (["--nodes=2", "--exclusive", *TRAIN], "did not ask for them: --gpus-per-node=2"),
         (["--nodes=2", "--ntasks=3", *TRAIN], "different numbers of tasks (2,1)"),
         (
             ["slurm/job.sh", "--accelerate", "zero9", "recipes/demo.yaml"],
