@@ -9,8 +9,9 @@ CONTAINER=()
 SRUN_OPTIONS=()
 MAX_REQUEUES=${MAX_REQUEUES:-100}
 if [ -n "${ZEROTUNE_SITE-}" ]; then
+    [ -r "$ZEROTUNE_SITE" ] || { echo "slurm: ZEROTUNE_SITE: cannot read $ZEROTUNE_SITE" >&2; exit 64; }
     # shellcheck source=slurm/site.example.sh
-    . "$ZEROTUNE_SITE" || exit 64
+    . "$ZEROTUNE_SITE"
 elif [ -f slurm/site.sh ]; then
     # shellcheck source=slurm/site.example.sh
     . slurm/site.sh
@@ -30,6 +31,9 @@ refuse() {
     say "$*"
     exit 64
 }
+
+[ -n "${SLURM_JOB_ID-}" ] || [ "${0##*/}" = chain.sh ] ||
+    refuse "this is not a job of SLURM: start it with sbatch $0 in place of bash"
 
 # Of an array, the number of the first job alone would mean all of them.
 job() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,33 @@ def test_shellcheck_finds_nothing() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck: apt-get install shellcheck")
     subprocess.run(["shellcheck", "--external-sources", *map(str, SCRIPTS)], cwd=ROOT, check=True)
+
+
+WITHOUT_JOB = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "ZEROTUNE_SITE"))}
+
+
+def by_hand(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A script as on a login node, where no cluster is needed to refuse it."""
+    return subprocess.run(
+        ["bash", *words], cwd=ROOT, env=WITHOUT_JOB | variables, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("script", ["job", "eval", "merge", "sweep"])
+def test_a_batch_script_without_a_job(script: str) -> None:
+    done = by_hand(f"slurm/{script}.sh", "recipes/demo.yaml", "README.md")
+    said = f"slurm: this is not a job of SLURM: start it with sbatch slurm/{script}.sh in place of bash\n"
+    assert (done.returncode, done.stdout, done.stderr) == (64, "", said)
+
+
+def test_a_site_file(tmp_path: Path) -> None:
+    """One that is not there is named; what its last line ends with means nothing."""
+    site = tmp_path / "site.sh"
+    done = by_hand("slurm/chain.sh", ZEROTUNE_SITE=str(site))
+    assert (done.returncode, done.stderr) == (64, f"slurm: ZEROTUNE_SITE: cannot read {site}\n")
+    site.write_text("[ -d /no/such/folder ] && module load cuda\n")
+    done = by_hand("slurm/chain.sh", ZEROTUNE_SITE=str(site))
+    assert (done.returncode, done.stderr.split(" [")[0]) == (64, "slurm: bash slurm/chain.sh")
 
 
 def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workplace, tmp_path: Path) -> None:
