@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import Workplace
-from tests.process.runs import ROOT
+from tests.process.runs import BIN, ROOT
 from tests.slurm.cluster import Cluster
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -103,6 +103,24 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
         assert len(said) == message.count("\n") + 1, (words, log)
 
 
+CHAINS = {
+    "--nodes 2 recipes/demo.yaml -- --tasks qa": "there is no recipe 2; sbatch's options come first, each as one word",
+    "recipes/dem.yaml -- --tasks qa": "recipes/dem.yaml: there is no such recipe; did you mean recipes/demo.yaml?",
+    "recipes/demo.yaml -- --tasks gsm8": "unknown task gsm8; did you mean gsm8k?",
+    "recipes/demo.yaml -- --tasks qa --dat x.jsonl": "unknown option --dat; did you mean --data?",
+    "recipes/demo.yaml --tasks qa": "bash slurm/chain.sh [sbatch's options] recipes/NAME.yaml",
+}
+
+
+@pytest.mark.parametrize("words", CHAINS)
+def test_a_chain_is_looked_at_before_it_is_submitted(words: str) -> None:
+    """Also its evaluation, which would fail only after the training."""
+    done = by_hand("slurm/chain.sh", *words.split(), PATH=f"{BIN}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert CHAINS[words] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplace: Workplace) -> None:
     """Accelerate starts one process for MULTI_CPU and says nothing; the ranks know how many they must be."""
     config = workplace.folder / "mine.json"
@@ -120,7 +138,7 @@ def test_a_chain_that_is_not_taken_whole_leaves_nothing(cluster: Cluster, workpl
     words = ["--nodes=2", "--gpus=4", f"--output={cluster.folder}/%j.out", "--accelerate", "ddp"]
     script = [str(workplace.folder / "recipe.yaml"), *workplace.arguments(workplace.folder / "chain")]
     answer = subprocess.run(
-        ["bash", "slurm/chain.sh", *words, *script, "--", "--tasks", "x"],
+        ["bash", "slurm/chain.sh", *words, *script, "--", "--tasks", "qa"],
         cwd=ROOT, env=cluster.environment, capture_output=True, text=True,
     )  # fmt: skip
     assert (answer.returncode, answer.stdout) == (64, ""), answer.stderr
