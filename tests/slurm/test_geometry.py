@@ -1,4 +1,4 @@
-"""However sbatch is asked, each node's launcher gets all GPUs and cores of its node. Nothing trains here."""
+"""What the launchers are given, and what becomes of a sweep's tasks: with stubs in their place. Nothing trains here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 
-# In place of the real ones: the run folder, and what a launcher finds.
-STUBS = {
-    "python": "echo {folder}/run",
-    "accelerate": 'echo "launched with ${{SLURM_GPUS_ON_NODE:-0}} GPUs, $SLURM_CPUS_ON_NODE cores: $*"',
-}
+pytestmark = pytest.mark.timeout(600)  # seconds on an idle machine
+
+LAUNCHER = 'echo "launched with ${SLURM_GPUS_ON_NODE:-0} GPUs, $SLURM_CPUS_ON_NODE cores: $*"'
 # sbatch's options: (GPUs, cores) of a node, accelerate config, all ranks.
 ASKED = {
     "--gres=gpu:2": (2, 1, "ddp", 2),
@@ -32,12 +30,19 @@ ASKED = {
 }
 
 
-@pytest.mark.timeout(600)
+def stubs(cluster: Cluster, folder: Path, launcher: str) -> str:
+    """A site file by which `accelerate` is that shell script, and `python` tells the run folder: the last word if it
+    is one, else the recipe's.
+    """
+    scripts = {"python": f"case ${{!#}} in '{folder}'/*) echo \"${{!#}}\" ;; *) echo '{folder}/run' ;; esac"}
+    for name, script in (scripts | {"accelerate": launcher}).items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    return cluster.site(folder.name, f"PATH='{folder}':$PATH\n")
+
+
 def test_what_is_asked_for_is_what_the_launchers_get(cluster: Cluster, tmp_path: Path) -> None:
-    for name, line in STUBS.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line.format(folder=tmp_path)}\n")
-        (tmp_path / name).chmod(0o755)
-    site = cluster.site("stubs", f"PATH='{tmp_path}':$PATH\n")
+    site = stubs(cluster, tmp_path, LAUNCHER)
     script = ("slurm/job.sh", "recipes/demo.yaml")
     jobs = {asked: cluster.submit("--time=20", *asked.split(), *script, ZEROTUNE_SITE=site) for asked in ASKED}
     cluster.wait(*jobs.values())
@@ -48,3 +53,24 @@ def test_what_is_asked_for_is_what_the_launchers_get(cluster: Cluster, tmp_path:
         )
         expected = (str(gpus), str(cores), config, str(ranks))
         assert launched == [expected] * (2 if "--nodes=2" in asked else 1), (asked, log)
+
+
+# The first start of the second task is stopped. It says so as the trainer does, in the folder that is the last word.
+STOPPED_ONCE = r"""
+state=finished
+[ "$SLURM_ARRAY_TASK_ID" != 2 ] || [ -n "${SLURM_RESTART_COUNT-}" ] || state=preempted
+mkdir -p "${!#}"
+printf '{\n "state": "%s",\n "job": "%s",\n "time": ""\n}\n' \
+    "$state" "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" >"${!#}/status.json"
+"""
+
+
+def test_a_task_of_a_sweep_is_requeued_alone(cluster: Cluster, tmp_path: Path) -> None:
+    lines = tmp_path / "overrides.txt"
+    lines.write_text("--a 1\n--a 2\n--a 3\n", encoding="utf-8")
+    sweep = ("--array=1-3", "--time=20", "slurm/sweep.sh", "recipes/demo.yaml", lines)
+    job = cluster.submit(*sweep, ZEROTUNE_SITE=stubs(cluster, tmp_path, STOPPED_ONCE))
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [job])
+    shown = cluster.run("scontrol", "-o", "show", "job", job)
+    states = re.findall(r"ArrayTaskId=(\d) .* JobState=(\w+) .* Restarts=(\d) ", shown)
+    assert sorted(states) == [("1", "COMPLETED", "0"), ("2", "COMPLETED", "1"), ("3", "COMPLETED", "0")], shown
