@@ -134,7 +134,8 @@ launch() {
     if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
         head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
         address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # the name may mean nothing
-        several=(--main_process_ip "$address" --main_process_port "$((15000 + SLURM_JOB_ID % 15000))" --same_network
+        several=(--main_process_ip "${HEAD_ADDRESS:-$address}" --same_network
+            --main_process_port "${HEAD_PORT:-$((15000 + SLURM_JOB_ID % 15000))}"
             --rdzv_backend static --deepspeed_multinode_launcher standard)
     fi
     # Not --wait: the first rank may merge for longer than the others live.

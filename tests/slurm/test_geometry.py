@@ -55,6 +55,16 @@ def test_what_is_asked_for_is_what_the_launchers_get(cluster: Cluster, tmp_path:
         assert launched == [expected] * (2 if "--nodes=2" in asked else 1), (asked, log)
 
 
+def test_a_site_may_say_where_the_nodes_meet(cluster: Cluster, tmp_path: Path) -> None:
+    site = Path(stubs(cluster, tmp_path, LAUNCHER))
+    with site.open("a") as file:
+        file.write("HEAD_ADDRESS=10.1.2.3\nHEAD_PORT=41234\n")
+    job = cluster.submit("--nodes=2", "--time=20", "slurm/job.sh", "recipes/demo.yaml", ZEROTUNE_SITE=str(site))
+    cluster.wait(job)
+    assert cluster.log(job).count("--main_process_ip 10.1.2.3 ") == 2
+    assert cluster.log(job).count("--main_process_port 41234 ") == 2
+
+
 # The first start of the second task is stopped. It says so as the trainer does, in the folder that is the last word.
 STOPPED_ONCE = r"""
 state=finished
