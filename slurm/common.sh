@@ -9,8 +9,9 @@ CONTAINER=()
 SRUN_OPTIONS=()
 MAX_REQUEUES=${MAX_REQUEUES:-100}
 if [ -n "${ZEROTUNE_SITE-}" ]; then
+    [ -r "$ZEROTUNE_SITE" ] || { echo "slurm: ZEROTUNE_SITE: cannot read $ZEROTUNE_SITE" >&2; exit 64; }
     # shellcheck source=slurm/site.example.sh
-    . "$ZEROTUNE_SITE" || exit 64
+    . "$ZEROTUNE_SITE"
 elif [ -f slurm/site.sh ]; then
     # shellcheck source=slurm/site.example.sh
     . slurm/site.sh
@@ -30,6 +31,9 @@ refuse() {
     say "$*"
     exit 64
 }
+
+[ -n "${SLURM_JOB_ID-}" ] || [ "${0##*/}" = chain.sh ] ||
+    refuse "this is not a job of SLURM: start it with sbatch $0 in place of bash"
 
 # Of an array, the number of the first job alone would mean all of them.
 job() {
@@ -56,7 +60,11 @@ step() (
 )
 
 on_every_node() {
-    step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" "$@"
+    local gpus=()
+    # Of --gpus-per-task a step of one task a node would get that of one task.
+    [ -z "${SLURM_GPUS_PER_TASK-}" ] ||
+        gpus=(--gres="gpu:$((${SLURM_GPUS_PER_TASK##*:} * SLURM_NTASKS / SLURM_JOB_NUM_NODES))")
+    step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" "${gpus[@]}" "$@"
 }
 
 # A command on the first node, without GPUs, where Python is.
@@ -65,9 +73,13 @@ on_first_node() (
     step --nodes=1 --ntasks=1 --relative=0 --gres=none "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@"
 )
 
-# Sets RANKS and RANKS_PER_NODE: one rank per GPU, or per task where the job has no GPUs.
+# Sets RANKS, RANKS_PER_NODE and GPUS_PER_NODE: one rank per GPU, or per task where the job has no GPUs.
 count_ranks() {
-    local gpus tasks=$SLURM_TASKS_PER_NODE
+    local gpus tasks=1
+    [ -z "${SLURM_NTASKS-}" ] || tasks=$SLURM_TASKS_PER_NODE # where nobody asked for tasks these are cores
+    case $tasks in
+        *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
+    esac
     # shellcheck disable=SC2016 # expands on each node
     gpus=$(on_every_node bash -c 'echo "${SLURM_GPUS_ON_NODE:-0}"') || node_lost
     gpus=$(sort -nu <<<"$gpus")
@@ -75,16 +87,17 @@ count_ranks() {
         *[!0-9]*) refuse "the nodes have different numbers of GPUs (${gpus//$'\n'/, }), every rank needs one and every" \
             "node as many: ask for them with --gpus-per-node=N in place of --gpus" ;;
     esac
-    case $tasks in
-        *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
-    esac
     RANKS_PER_NODE=${tasks%%(*}
+    GPUS_PER_NODE=$gpus
     if [ "$gpus" != 0 ]; then
         case $RANKS_PER_NODE in
             1 | "$gpus") RANKS_PER_NODE=$gpus ;;
             *) refuse "$RANKS_PER_NODE tasks but $gpus GPUs on each node: every rank needs one GPU. Leave out" \
                 "--ntasks-per-node, or ask for --gpus-per-node=$RANKS_PER_NODE" ;;
         esac
+    elif [ -n "${SLURM_GPUS_ON_NODE-}" ]; then
+        refuse "the job holds $SLURM_GPUS_ON_NODE GPUs on a node, as by --exclusive, but did not ask for them:" \
+            "--gpus-per-node=$SLURM_GPUS_ON_NODE"
     fi
     RANKS=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))
     export RANKS RANKS_PER_NODE
@@ -95,10 +108,10 @@ accelerate_config() {
     local name=$1 file known single="^distributed_type: *[\"']?(NO|MULTI_CPU)[\"']? *(#|\$)"
     if [ -z "$name" ]; then
         name=ddp
-        [ -n "${SLURM_GPUS_ON_NODE-}" ] || name=cpu_ddp
+        [ "$GPUS_PER_NODE" != 0 ] || name=cpu_ddp
         if [ "$RANKS" = 1 ]; then
             name=one_gpu
-            [ -n "${SLURM_GPUS_ON_NODE-}" ] || name=cpu
+            [ "$GPUS_PER_NODE" != 0 ] || name=cpu
         fi
     fi
     file=$name
@@ -121,7 +134,8 @@ launch() {
     if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
         head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
         address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # the name may mean nothing
-        several=(--main_process_ip "$address" --main_process_port "$((15000 + SLURM_JOB_ID % 15000))" --same_network
+        several=(--main_process_ip "${HEAD_ADDRESS:-$address}" --same_network
+            --main_process_port "${HEAD_PORT:-$((15000 + SLURM_JOB_ID % 15000))}"
             --rdzv_backend static --deepspeed_multinode_launcher standard)
     fi
     # Not --wait: the first rank may merge for longer than the others live.

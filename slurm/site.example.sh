@@ -20,5 +20,9 @@ SRUN_OPTIONS=(--container-image=nvcr.io#nvidia/pytorch:25.10-py3 "--container-mo
 export NCCL_SOCKET_IFNAME=ib0
 export HF_HUB_OFFLINE=1
 
+# Where the nodes meet, if the first one's address in Slurm or the ports from 15000 to 29999 are closed to the others.
+HEAD_ADDRESS=$(hostname -I | cut -d " " -f 1)
+HEAD_PORT=$((40000 + SLURM_JOB_ID % 1000))
+
 # How often a job may start again before it asks for you.
 MAX_REQUEUES=100

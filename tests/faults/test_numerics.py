@@ -77,6 +77,16 @@ def test_all_ranks_skip_where_one_is_not_finite(
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["single", "ddp", "zero2"])
+def test_an_infinite_gradient_is_left_out(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """Not every overflow is a NaN, which infects whatever it is added to."""
+    run = tmp_path / "run"
+    orders = [{"at": LOSS, "nth": 0, "after_step": BAD - 1, "rank": 0, "do": "times inf"}]
+    processes = zygote.run(workplace.arguments(run, **options()), tmp_path / "log", kind, orders)
+    assert processes.codes == [0] * world(kind), processes.output
+    assert_skipped(run)
+
+
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
 def test_in_bf16_deepspeed_skips_too(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     """There it has no loss scale that would make it look for overflows anyway."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import Workplace
-from tests.process.runs import ROOT
+from tests.process.runs import BIN, ROOT
 from tests.slurm.cluster import Cluster
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -29,6 +30,33 @@ def test_shellcheck_finds_nothing() -> None:
     subprocess.run(["shellcheck", "--external-sources", *map(str, SCRIPTS)], cwd=ROOT, check=True)
 
 
+WITHOUT_JOB = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "ZEROTUNE_SITE"))}
+
+
+def by_hand(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A script as on a login node, where no cluster is needed to refuse it."""
+    return subprocess.run(
+        ["bash", *words], cwd=ROOT, env=WITHOUT_JOB | variables, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("script", ["job", "eval", "merge", "sweep"])
+def test_a_batch_script_without_a_job(script: str) -> None:
+    done = by_hand(f"slurm/{script}.sh", "recipes/demo.yaml", "README.md")
+    said = f"slurm: this is not a job of SLURM: start it with sbatch slurm/{script}.sh in place of bash\n"
+    assert (done.returncode, done.stdout, done.stderr) == (64, "", said)
+
+
+def test_a_site_file(tmp_path: Path) -> None:
+    """One that is not there is named; what its last line ends with means nothing."""
+    site = tmp_path / "site.sh"
+    done = by_hand("slurm/chain.sh", ZEROTUNE_SITE=str(site))
+    assert (done.returncode, done.stderr) == (64, f"slurm: ZEROTUNE_SITE: cannot read {site}\n")
+    site.write_text("[ -d /no/such/folder ] && module load cuda\n")
+    done = by_hand("slurm/chain.sh", ZEROTUNE_SITE=str(site))
+    assert (done.returncode, done.stderr.split(" [")[0]) == (64, "slurm: bash slurm/chain.sh")
+
+
 def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workplace, tmp_path: Path) -> None:
     typo = workplace.folder / "typo.yaml"
     typo.write_text("model:\n  pth: x\n", encoding="utf-8")
@@ -42,6 +70,7 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
     cases = (
         (["--nodes=2", "--gpus=3", *TRAIN], "different numbers of GPUs (1, 2)"),
         (["--gpus-per-node=2", "--ntasks-per-node=3", *TRAIN], "3 tasks but 2 GPUs on each node"),
+        (["--nodes=2", "--exclusive", *TRAIN], "did not ask for them: --gpus-per-node=2"),
         (["--nodes=2", "--ntasks=3", *TRAIN], "different numbers of tasks (2,1)"),
         (
             ["slurm/job.sh", "--accelerate", "zero9", "recipes/demo.yaml"],
@@ -74,6 +103,24 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
         assert len(said) == message.count("\n") + 1, (words, log)
 
 
+CHAINS = {
+    "--nodes 2 recipes/demo.yaml -- --tasks qa": "there is no recipe 2; sbatch's options come first, each as one word",
+    "recipes/dem.yaml -- --tasks qa": "recipes/dem.yaml: there is no such recipe; did you mean recipes/demo.yaml?",
+    "recipes/demo.yaml -- --tasks gsm8": "unknown task gsm8; did you mean gsm8k?",
+    "recipes/demo.yaml -- --tasks qa --dat x.jsonl": "unknown option --dat; did you mean --data?",
+    "recipes/demo.yaml --tasks qa": "bash slurm/chain.sh [sbatch's options] recipes/NAME.yaml",
+}
+
+
+@pytest.mark.parametrize("words", CHAINS)
+def test_a_chain_is_looked_at_before_it_is_submitted(words: str) -> None:
+    """Also its evaluation, which would fail only after the training."""
+    done = by_hand("slurm/chain.sh", *words.split(), PATH=f"{BIN}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert CHAINS[words] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplace: Workplace) -> None:
     """Accelerate starts one process for MULTI_CPU and says nothing; the ranks know how many they must be."""
     config = workplace.folder / "mine.json"
@@ -91,7 +138,7 @@ def test_a_chain_that_is_not_taken_whole_leaves_nothing(cluster: Cluster, workpl
     words = ["--nodes=2", "--gpus=4", f"--output={cluster.folder}/%j.out", "--accelerate", "ddp"]
     script = [str(workplace.folder / "recipe.yaml"), *workplace.arguments(workplace.folder / "chain")]
     answer = subprocess.run(
-        ["bash", "slurm/chain.sh", *words, *script, "--", "--tasks", "x"],
+        ["bash", "slurm/chain.sh", *words, *script, "--", "--tasks", "qa"],
         cwd=ROOT, env=cluster.environment, capture_output=True, text=True,
     )  # fmt: skip
     assert (answer.returncode, answer.stdout) == (64, ""), answer.stderr
