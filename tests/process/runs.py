@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from train.engine import native_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "models" / "tiny-qwen2"
@@ -59,6 +62,14 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **extra}
 
 
+@functools.cache
+def build_operator() -> None:
+    """Have DeepSpeed's operator for CPU ranks compiled, once on a machine: not on the time that a test grants a run."""
+    if not any(native_ops.folder().glob("*/*.so")):
+        code = "from train.engine.native_ops import build_for_cpu; build_for_cpu()"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True)
+
+
 def launch(
     words: list[str], config: str | None = None, ranks: int = 1, timeout: float = 180, **extra: str
 ) -> subprocess.CompletedProcess[str]:
@@ -67,6 +78,8 @@ def launch(
     """
     start = [sys.executable]
     if config is not None:
+        if config.startswith("zero") and "TORCH_EXTENSIONS_DIR" not in extra:
+            build_operator()
         file = str(ROOT / "accelerate_configs" / f"{config}.yaml")
         start = [
             str(BIN / "accelerate"),
