@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertTokenizer,
+)
 
 from eval.budget import Budget
 from eval.checkpoint import look
@@ -78,6 +86,22 @@ def test_of_several_outputs_one_must_be_chosen(bert: Path, tokenizer: Any, label
     part = RewardConfig("model", path=str(bert), label=label, name="tone")
     with pytest.raises(UserError, match=rf"part tone: label: {named} is not one of its classes: bad, good"):
         Reward([part], tokenizer, None, "fp32", Solo())
+
+
+def test_what_is_no_judge_is_told_of_its_part(tmp_path: Path, bert: Path, tiny_qwen2: Path, tokenizer: Any) -> None:
+    """A name that leads nowhere, a language model with all its weights, a classifier without some."""
+    nowhere, language, headless = (tmp_path / name for name in ("nowhere", "language", "headless"))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_qwen2)).save_pretrained(language)
+    shutil.copytree(bert, headless)
+    weights = load_file(headless / "model.safetensors")
+    save_file({k: w for k, w in weights.items() if "classifier" not in k}, headless / "model.safetensors")
+    tokenizer.save_pretrained(language)
+    for folder, reason in ((nowhere, "no folder"), (language, "a sequence head"), (headless, "weights are missing")):
+        part = RewardConfig("model", path=str(folder), label="good", name="tone")
+        with pytest.raises(UserError, match=reason) as caught:
+            Reward([part], tokenizer, None, "fp32", Solo())
+        assert str(caught.value).startswith("ppo.reward, part tone: ")
+        assert str(caught.value).count("part tone") == 1
 
 
 def broken_by_a_dog(folder: Path, tokenizer: Any) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +32,10 @@ class Judge:
 
     def __init__(self, part: RewardConfig, key: str, tokenizer: Any, precision: str, device: torch.device) -> None:
         self.key, self.tokenizer = key, tokenizer  # the policy's
-        try:
-            checkpoint = look(str(resolve(part.path, None, key)), key)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-        checkpoint.require(["sequence"])
+        folder = resolve(part.path, None, key)
+        with _named(key):
+            checkpoint = look(str(folder), key)
+            checkpoint.require(["sequence"])
         self.prompter = checkpoint.prompter("tokenizer", 1, 0)
         names = self.prompter.labels
         if len(names) > 1 and part.label not in names:
@@ -43,7 +43,7 @@ class Judge:
         self.column = names.index(part.label) if len(names) > 1 else 0
         # An objective that learns values of sentences says so, and reads them as classes are read.
         self.is_reward_model = len(names) == 1 and checkpoint.config.problem_type != "regression"
-        with unsharded():  # every rank has its own
+        with _named(key), unsharded():  # every rank has its own
             self.model = checkpoint.load("sequence", precision, "none", device)
         self.budget = choose(0, checkpoint.config, DTYPES[precision], device)
         self.limit = checkpoint.context_tokens
@@ -57,10 +57,8 @@ class Judge:
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Raise UserError, before any step, for a conversation that its chat template refuses."""
         for prompt in (prompt for prompt in prompts if prompt.messages and self.reads_messages):
-            try:
+            with _named(f"{self.key}: {prompt.row}"):
                 self._whole(prompt.messages, "")
-            except UserError as error:
-                raise UserError(f"{self.key}: {prompt.row}: {error}") from error
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """One number for each."""
@@ -83,3 +81,12 @@ class Judge:
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What is wrong inside is told of `what`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
