@@ -114,6 +114,19 @@ def broken_by_a_dog(folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
+def test_where_nothing_is_said_there_is_nothing_to_judge(tmp_path: Path, tokenizer: Any) -> None:
+    """Special tokens alone, and a classifier that reads without any: counted, alone or beside others."""
+    part = RewardConfig("model", path=str(judge(tmp_path / "judge")), label="good")
+    reward = Reward([part], tokenizer, None, "fp32", Solo())
+    end = tokenizer.eos_token_id
+    nothing = Episode((end,), (end,), True, "r")
+    assert reward([nothing]).total_e.tolist() == [0.0]
+    others = episodes(tokenizer)
+    expected = reward(others).total_e.tolist()
+    assert reward([others[0], nothing, *others[1:]]).total_e.tolist() == [expected[0], min(expected), *expected[1:]]
+    assert reward.not_finite == 2
+
+
 @pytest.mark.parametrize("weight", [1.0, -1.0])
 def test_what_is_no_number_counts_as_the_worst_beside_it_and_is_counted(
     tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, weight: float

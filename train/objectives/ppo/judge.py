@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,13 +62,16 @@ class Judge:
                 self._whole(prompt.messages, "")
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """One number for each."""
+        """One number for each; none (NaN) where there is not one token to read."""
         whole = [self._read(episode) for episode in episodes]
-        asked = [Classify(self.prompter.shortened(ids)) for ids in whole]
-        self.in_part += sum(len(ids) > len(part.prefix_ids) for ids, part in zip(whole, asked, strict=True))
-        found = dict(self.model.answers(asked, self.budget))
-        answers = [found[k] for k in range(len(asked))]
-        return [answer.logits[self.column] for answer in answers if isinstance(answer, Classified)]
+        said = [k for k, ids in enumerate(whole) if ids]
+        asked = [Classify(self.prompter.shortened(whole[k])) for k in said]
+        self.in_part += sum(len(whole[k]) > len(part.prefix_ids) for k, part in zip(said, asked, strict=True))
+        found = dict.fromkeys(range(len(whole)), math.nan)
+        for place, answer in self.model.answers(asked, self.budget):
+            assert isinstance(answer, Classified)
+            found[said[place]] = answer.logits[self.column]
+        return list(found.values())
 
     def _read(self, episode: Episode) -> tuple[int, ...]:
         if episode.messages and self.reads_messages:
