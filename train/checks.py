@@ -71,6 +71,7 @@ RANGES = {
     "watch.peak_tflops": "(0, inf)",
 }
 CLASSIFIERS = ("token_classification", "sequence_classification")
+READ_BY = {"path": "model", "label": "model", "metric": "task"}  # of a part of PPO's reward
 SOURCE_RANGES = {"weight": "(0, inf)", "fraction": "(0, 1]"}
 
 
@@ -105,6 +106,9 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
     for index, part in enumerate(ppo.reward):
         if part.kind == "model" and not part.path:
             yield "ppo.reward", f"ppo.reward[{index}].path: names no classifier"
+        for name, kind in READ_BY.items():
+            if getattr(part, name) and part.kind != kind:
+                yield "ppo.reward", f"ppo.reward[{index}].{name}: of kind {kind} alone, not of {part.kind}"
     if any(part.kind == "task" for part in ppo.reward) and not ppo.task:
         yield "ppo.reward", "ppo.reward: kind task scores answers to ppo.task, which names none; for example gsm8k_cot"
     if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:
