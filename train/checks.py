@@ -128,6 +128,13 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
             "tuning.lora.bias: PPO's reference is the model with its adapter switched off, which leaves trained biases "
             "on; set it to none",
         )
+    weighted = [index for index, source in enumerate(config.data.train) if source.weight != 1]
+    if weighted and not ppo.supervised_weight and not ppo.supervised_every:
+        yield (
+            f"data.train[{weighted[0]}].weight",
+            f"data.train[{weighted[0]}].weight: every prompt of PPO comes once an epoch, and weights count in "
+            "supervised steps alone; leave it out, or take a fraction",
+        )
     if config.data.streaming:
         yield "data.streaming", "data.streaming: PPO draws its prompts from data at rest; set it to false"
 
