@@ -239,6 +239,13 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> 
     return folder
 
 
+def test_a_class_of_a_model_without_classes_is_refused(reward_model: Path, tokenizer: Any) -> None:
+    part = RewardConfig("model", path=str(reward_model), label="positive", name="tone")
+    with pytest.raises(UserError, match=r"^ppo\.reward, part tone: label: positive is no class: it has one output"):
+        Reward([part], tokenizer, None, "fp32", Solo())
+    Reward([replace(part, label="LABEL_0")], tokenizer, None, "fp32", Solo())  # what its config calls the output
+
+
 def evaluated(folder: Path, row: dict[str, Any]) -> list[float]:
     """The outputs for both sides of a pair, as the evaluation task finds them."""
     checkpoint = look(str(folder), "model")
