@@ -71,6 +71,7 @@ RANGES = {
     "watch.peak_tflops": "(0, inf)",
 }
 CLASSIFIERS = ("token_classification", "sequence_classification")
+READ_BY = {"path": "model", "label": "model", "metric": "task"}  # of a part of PPO's reward
 SOURCE_RANGES = {"weight": "(0, inf)", "fraction": "(0, 1]"}
 
 
@@ -105,6 +106,9 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
     for index, part in enumerate(ppo.reward):
         if part.kind == "model" and not part.path:
             yield "ppo.reward", f"ppo.reward[{index}].path: names no classifier"
+        for name, kind in READ_BY.items():
+            if getattr(part, name) and part.kind != kind:
+                yield "ppo.reward", f"ppo.reward[{index}].{name}: of kind {kind} alone, not of {part.kind}"
     if any(part.kind == "task" for part in ppo.reward) and not ppo.task:
         yield "ppo.reward", "ppo.reward: kind task scores answers to ppo.task, which names none; for example gsm8k_cot"
     if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:
@@ -123,6 +127,13 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
             "tuning.lora.bias",
             "tuning.lora.bias: PPO's reference is the model with its adapter switched off, which leaves trained biases "
             "on; set it to none",
+        )
+    weighted = [index for index, source in enumerate(config.data.train) if source.weight != 1]
+    if weighted and not ppo.supervised_weight and not ppo.supervised_every:
+        yield (
+            f"data.train[{weighted[0]}].weight",
+            f"data.train[{weighted[0]}].weight: every prompt of PPO comes once an epoch, and weights count in "
+            "supervised steps alone; leave it out, or take a fraction",
         )
     if config.data.streaming:
         yield "data.streaming", "data.streaming: PPO draws its prompts from data at rest; set it to false"

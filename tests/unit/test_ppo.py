@@ -328,6 +328,10 @@ IMPOSSIBLE = {
     "a weight that could turn": (
         {**OF_A_ROLLOUT, "ppo.kl_target": "6", "ppo.kl_horizon": "7"}, r"ppo\.kl_horizon: 7 is less than the 8 answers",
     ),
+    "a weight that draws no prompt more often": (
+        {"data.train": '[{"path": "x", "format": "text"}, {"path": "y", "format": "text", "weight": 2}]'},
+        r"data\.train\[1\]\.weight: .* once an epoch",
+    ),
 }  # fmt: skip
 LEAST = [
     "--objective", "ppo", "--model.path", "m", "--data.train", '[{"path": "x", "format": "text"}]',
@@ -346,6 +350,12 @@ def test_as_many_steps_as_answers_are_possible() -> None:
     words = "--ppo.rollout_prompts 4 --ppo.minibatches 4 --ppo.kl_target 6 --ppo.kl_horizon 4"
     config = parse([*LEAST, *words.split()])
     assert config.ppo.minibatches == config.ppo.kl_horizon == 4
+
+
+@pytest.mark.parametrize("words", ["--ppo.supervised_weight 0.5", "--ppo.supervised_every 2 --ppo.supervised_steps 1"])
+def test_the_weight_of_a_source_counts_in_supervised_steps(words: str) -> None:
+    config = parse([*LEAST, "--data.train", '[{"path": "x", "format": "text", "weight": 2}]', *words.split()])
+    assert config.data.train[0].weight == 2
 
 
 def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own() -> None:

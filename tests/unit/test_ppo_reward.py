@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertTokenizer,
+)
 
 from eval.budget import Budget
 from eval.checkpoint import look
@@ -80,6 +88,22 @@ def test_of_several_outputs_one_must_be_chosen(bert: Path, tokenizer: Any, label
         Reward([part], tokenizer, None, "fp32", Solo())
 
 
+def test_what_is_no_judge_is_told_of_its_part(tmp_path: Path, bert: Path, tiny_qwen2: Path, tokenizer: Any) -> None:
+    """A name that leads nowhere, a language model with all its weights, a classifier without some."""
+    nowhere, language, headless = (tmp_path / name for name in ("nowhere", "language", "headless"))
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_qwen2)).save_pretrained(language)
+    shutil.copytree(bert, headless)
+    weights = load_file(headless / "model.safetensors")
+    save_file({k: w for k, w in weights.items() if "classifier" not in k}, headless / "model.safetensors")
+    tokenizer.save_pretrained(language)
+    for folder, reason in ((nowhere, "no folder"), (language, "a sequence head"), (headless, "weights are missing")):
+        part = RewardConfig("model", path=str(folder), label="good", name="tone")
+        with pytest.raises(UserError, match=reason) as caught:
+            Reward([part], tokenizer, None, "fp32", Solo())
+        assert str(caught.value).startswith("ppo.reward, part tone: ")
+        assert str(caught.value).count("part tone") == 1
+
+
 def broken_by_a_dog(folder: Path, tokenizer: Any) -> Path:
     """A judge whose value of what ends in `the dog` is no number."""
     model = AutoModelForSequenceClassification.from_pretrained(judge(folder))
@@ -88,6 +112,19 @@ def broken_by_a_dog(folder: Path, tokenizer: Any) -> Path:
         model.get_input_embeddings().weight[row] = torch.nan
     model.save_pretrained(folder)
     return folder
+
+
+def test_where_nothing_is_said_there_is_nothing_to_judge(tmp_path: Path, tokenizer: Any) -> None:
+    """Special tokens alone, and a classifier that reads without any: counted, alone or beside others."""
+    part = RewardConfig("model", path=str(judge(tmp_path / "judge")), label="good")
+    reward = Reward([part], tokenizer, None, "fp32", Solo())
+    end = tokenizer.eos_token_id
+    nothing = Episode((end,), (end,), True, "r")
+    assert reward([nothing]).total_e.tolist() == [0.0]
+    others = episodes(tokenizer)
+    expected = reward(others).total_e.tolist()
+    assert reward([others[0], nothing, *others[1:]]).total_e.tolist() == [expected[0], min(expected), *expected[1:]]
+    assert reward.not_finite == 2
 
 
 @pytest.mark.parametrize("weight", [1.0, -1.0])
@@ -132,6 +169,9 @@ def test_the_worst_is_that_of_all_ranks(tmp_path: Path, tokenizer: Any) -> None:
         ('[{"kind": "length", "name": "max"}]', "a part cannot be called max, since rollout/reward_max is the whole's"),
         ('[{"kind": "model"}]', r"ppo.reward\[0\].path: names no classifier"),
         ('[{"kind": "task"}]', "kind task scores answers to ppo.task, which names none"),
+        ('[{"kind": "length", "path": "judge"}]', r"ppo.reward\[0\].path: of kind model alone, not of length"),
+        ('[{"kind": "task", "label": "good"}]', r"ppo.reward\[0\].label: of kind model alone, not of task"),
+        ('[{"kind": "unfinished", "metric": "f1"}]', r"ppo.reward\[0\].metric: of kind task alone, not of unfinished"),
         ('[{"kind": "length", "weight": .nan}]', r"ppo.reward\[0\].weight: expected a number, got nan"),
         ('[{"kind": "length", "weight": -.inf}]', r"ppo.reward\[0\].weight: expected a number, got -inf"),
     ],
@@ -197,6 +237,13 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> 
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
     return folder
+
+
+def test_a_class_of_a_model_without_classes_is_refused(reward_model: Path, tokenizer: Any) -> None:
+    part = RewardConfig("model", path=str(reward_model), label="positive", name="tone")
+    with pytest.raises(UserError, match=r"^ppo\.reward, part tone: label: positive is no class: it has one output"):
+        Reward([part], tokenizer, None, "fp32", Solo())
+    Reward([replace(part, label="LABEL_0")], tokenizer, None, "fp32", Solo())  # what its config calls the output
 
 
 def evaluated(folder: Path, row: dict[str, Any]) -> list[float]:

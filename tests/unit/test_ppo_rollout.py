@@ -78,6 +78,22 @@ def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.
     assert drawn[: len(alone)] == pytest.approx(alone, abs=1e-5)
 
 
+def test_the_copy_is_gathered_once_however_many_passes_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Whole):
+        gathered = 0
+
+        def whole_copy(self, model: Any) -> Any:
+            self.gathered += 1
+            return super().whole_copy(model)
+
+    model, ranks = tuned("full"), Counting()
+    episodes, _ = played(model, monkeypatch, PROMPTS[:4])
+    scoring = Scoring(Shape(True, 1000, 1, 100, True, 0), CONFIG, ranks)  # a pass for each answer
+    scoring.keep_reference(tiny())
+    scoring.tokens(model, episodes)
+    assert ranks.gathered == 1
+
+
 def test_a_tuned_prompt_is_lent_to_the_language_model_and_taken_back() -> None:
     model = tuned("prompt")
     base = model.get_base_model()

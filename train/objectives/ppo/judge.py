@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,19 +33,20 @@ class Judge:
 
     def __init__(self, part: RewardConfig, key: str, tokenizer: Any, precision: str, device: torch.device) -> None:
         self.key, self.tokenizer = key, tokenizer  # the policy's
-        try:
-            checkpoint = look(str(resolve(part.path, None, key)), key)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-        checkpoint.require(["sequence"])
+        folder = resolve(part.path, None, key)
+        with _named(key):
+            checkpoint = look(str(folder), key)
+            checkpoint.require(["sequence"])
         self.prompter = checkpoint.prompter("tokenizer", 1, 0)
         names = self.prompter.labels
         if len(names) > 1 and part.label not in names:
             raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
+        if len(names) == 1 and part.label not in ("", *names):
+            raise UserError(f"{key}: label: {part.label} is no class: it has one output; leave the label out")
         self.column = names.index(part.label) if len(names) > 1 else 0
         # An objective that learns values of sentences says so, and reads them as classes are read.
         self.is_reward_model = len(names) == 1 and checkpoint.config.problem_type != "regression"
-        with unsharded():  # every rank has its own
+        with _named(key), unsharded():  # every rank has its own
             self.model = checkpoint.load("sequence", precision, "none", device)
         self.budget = choose(0, checkpoint.config, DTYPES[precision], device)
         self.limit = checkpoint.context_tokens
@@ -57,19 +60,20 @@ class Judge:
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Raise UserError, before any step, for a conversation that its chat template refuses."""
         for prompt in (prompt for prompt in prompts if prompt.messages and self.reads_messages):
-            try:
+            with _named(f"{self.key}: {prompt.row}"):
                 self._whole(prompt.messages, "")
-            except UserError as error:
-                raise UserError(f"{self.key}: {prompt.row}: {error}") from error
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """One number for each."""
+        """One number for each; none (NaN) where there is not one token to read."""
         whole = [self._read(episode) for episode in episodes]
-        asked = [Classify(self.prompter.shortened(ids)) for ids in whole]
-        self.in_part += sum(len(ids) > len(part.prefix_ids) for ids, part in zip(whole, asked, strict=True))
-        found = dict(self.model.answers(asked, self.budget))
-        answers = [found[k] for k in range(len(asked))]
-        return [answer.logits[self.column] for answer in answers if isinstance(answer, Classified)]
+        said = [k for k, ids in enumerate(whole) if ids]
+        asked = [Classify(self.prompter.shortened(whole[k])) for k in said]
+        self.in_part += sum(len(whole[k]) > len(part.prefix_ids) for k, part in zip(said, asked, strict=True))
+        found = dict.fromkeys(range(len(whole)), math.nan)
+        for place, answer in self.model.answers(asked, self.budget):
+            assert isinstance(answer, Classified)
+            found[said[place]] = answer.logits[self.column]
+        return list(found.values())
 
     def _read(self, episode: Episode) -> tuple[int, ...]:
         if episode.messages and self.reads_messages:
@@ -83,3 +87,12 @@ class Judge:
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What is wrong inside is told of `what`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

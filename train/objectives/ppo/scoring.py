@@ -46,12 +46,15 @@ class Scoring:
         """log_p, entropy and value of every token of the answers, and log_p under the reference: on every rank."""
         found = np.zeros((len(NAMES), int(episodes.starts[-1])))
         groups = micro_batches(np.arange(len(episodes)), episodes.lengths_n, self.shape, self.ranks.count)
-        for group in groups[self.ranks.index :: self.ranks.count]:
-            batch = collate(episodes, group, self.shape, filler=0).to(self.ranks.device)
-            places = episodes.places(group)
-            found[:3, places] = np.stack([x.double().cpu().numpy() for x in self.statistics(model, batch)])
-            with self._as_reference(model) as reference:
-                found[3, places] = self.statistics(reference, batch, values=False).log_p_n.double().cpu().numpy()
+        own = groups[self.ranks.index :: self.ranks.count]
+        batches = [(episodes.places(group), collate(episodes, group, self.shape, filler=0)) for group in own]
+        for places, batch in batches:
+            scores = self.statistics(model, batch.to(self.ranks.device))
+            found[:3, places] = np.stack([x.double().cpu().numpy() for x in scores])
+        with self._as_reference(model) as reference:  # once: a sharded copy is gathered for it
+            for places, batch in batches:
+                scores = self.statistics(reference, batch.to(self.ranks.device), values=False)
+                found[3, places] = scores.log_p_n.double().cpu().numpy()
         joined = np.array(self.ranks.sum(found.ravel().tolist())).reshape(found.shape)
         return dict(zip(NAMES, joined, strict=True))
 
