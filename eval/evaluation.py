@@ -30,7 +30,7 @@ from eval.hub import from_hub
 from eval.journal import Journal
 from eval.origin import origin_of
 from eval.prompt import Prompter
-from eval.protocols import Answer, Generate, Hub, Identified, Request, Sample, Task
+from eval.protocols import Answer, Generate, Generated, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A job done. cut_short: rows that the context had no room to go on with. For the rest see `TaskResult`."""
+    """A job done. cut_short: rows whose answers the context had no room for. For the rest see `TaskResult`."""
 
     samples: Sequence[Sample]
     cut_short: Sequence[str]
@@ -211,18 +211,28 @@ def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> Run:
 
 
 def _answered(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[dict[int, list[Answer]], list[str]]:
-    """The answers of each item, and the ids of rows that would have gone on, had the context had room."""
+    """The answers of each item, and the ids of rows that would or might have gone on, had the context had room."""
     asked = {k: requests for k, requests in enumerate(job.asked) if k not in skipped and not isinstance(requests, str)}
     answers: dict[int, list[Answer]] = {k: [] for k in asked}
-    cut_short: list[str] = []
+    cut_short: dict[str, None] = {}
     while asked:  # a round asks what the answers so far make possible: one round, where a task has no `follow`
         found = speaker.answers([request for own in asked.values() for request in own], job.task.name)
         for k, own in asked.items():
-            answers[k] += [next(found) for _ in own]
+            said = [next(found) for _ in own]
+            answers[k] += said
+            if any(_fills(job.prompter.context_tokens, *pair) for pair in zip(own, said, strict=True)):
+                cut_short[job.items[k].id] = None
         more = {k: _follow(job, k, answers[k]) for k in asked}
-        cut_short += [job.items[k].id for k, requests in more.items() if requests is None]
+        cut_short |= {job.items[k].id: None for k, requests in more.items() if requests is None}
         asked = {k: requests for k, requests in more.items() if requests}
-    return answers, cut_short
+    return answers, list(cut_short)
+
+
+def _fills(context_tokens: int | None, request: Request, answer: Answer) -> bool:
+    """Whether a generated answer goes on to the context's end without having come to its own."""
+    if not isinstance(answer, Generated) or answer.finished:
+        return False
+    return len(request.prefix_ids) + answer.tokens == context_tokens
 
 
 def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request] | None:

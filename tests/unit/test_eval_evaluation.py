@@ -237,6 +237,24 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
 
 
+def test_an_answer_that_the_context_ends_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its prompt fits, and leaves room for less than --max_new_tokens."""
+    tokenizer, path = eval_checkpoints.tokenizer(), tmp_path / "rows.jsonl"
+
+    def prompt_tokens(question: str) -> int:
+        asked = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        return len(asked["input_ids"])
+
+    long = max((" ".join(TEXT * 4)[:size] for size in range(10, 400)), key=lambda q: (prompt_tokens(q) <= 125, len(q)))
+    assert 123 <= prompt_tokens(long) <= 125, "3 to 5 of 6 tokens"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*QUESTIONS[:2], {"question": long, "answer": "yes"}]))
+    found = run("--model", folders["before"], "--tasks", "qa", "--data", path)
+    (task,) = found.result.tasks
+    assert (task.samples, task.skipped) == (3, [])
+    assert task.cut_short == {"before": [f"{path}:3"]}
+    assert "the context had no room for the rest of the answer, or the next turn" in markdown(found)
+
+
 def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     short = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}] * 2
@@ -246,7 +264,7 @@ def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_pat
     (task,) = found.result.tasks
     assert (task.samples, task.skipped) == (2, [])
     assert task.cut_short == {"before": [f"{path}:2"]}
-    assert "the context had no room for the next turn, try or tool call of 1 row" in markdown(found)
+    assert "the next turn, try or tool call, of 1 row" in markdown(found)
     (turns,) = task.tables["before"]
     assert [row[-1] for row in turns.rows] == [0, 1]
 
