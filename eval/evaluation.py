@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import platform
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ from eval.rows import load, local
 from eval.speaker import Speaker
 from eval.tasks.find import find, is_file
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+# What numbers may depend on; not all need be installed.
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "numpy", "bitsandbytes"),
+    *("sacrebleu", "rouge-score", "rouge-chinese", "jieba"),
+)
 
 
 @dataclass(frozen=True)
@@ -294,8 +299,15 @@ def _result(
         ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name], origin_of(c.folder))
         for c in checkpoints
     ]
-    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(now, settings, versions, models, tasks, encoder)
+    return Result(now, settings, _versions(), models, tasks, encoder)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from eval import evaluation
 from eval.checkpoint import look
 from eval.config import Config, parse
 from eval.errors import CannotWriteError, UserError
@@ -211,6 +213,19 @@ def test_the_documentation_names_every_field_of_result_json() -> None:
     fields = {*re.findall(r"'(\w+)':", str(SHAPE)), *(field.name for field in dataclasses.fields(Origin))}
     assert len(fields) > 20
     assert not [field for field in fields if f"`{field}`" not in text]
+
+
+def test_versions_of_what_the_numbers_depend_on(
+    folders: dict[str, Path], rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLEU moves with sacrebleu, Chinese words with jieba; what is not installed is left out."""
+    words = ["--model", folders["before"], "--tasks", "qa", "--data", rows]
+    versions = run(*words).result.versions
+    assert {"python", "torch", "transformers", "tokenizers", "numpy"} <= set(versions)
+    assert versions["sacrebleu"] == importlib.metadata.version("sacrebleu")
+    assert versions["jieba"] == importlib.metadata.version("jieba")
+    monkeypatch.setattr(evaluation, "LIBRARIES", ("torch", "a-library-that-nobody-has"))
+    assert set(run(*words).result.versions) == {"python", "torch"}
 
 
 def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> None:
