@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import platform
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ from eval.hub import from_hub
 from eval.journal import Journal
 from eval.origin import origin_of
 from eval.prompt import Prompter
-from eval.protocols import Answer, Generate, Hub, Identified, Request, Sample, Task
+from eval.protocols import Answer, Generate, Generated, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
 from eval.speaker import Speaker
 from eval.tasks.find import find, is_file
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+# What numbers may depend on; not all need be installed.
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "numpy", "bitsandbytes"),
+    *("sacrebleu", "rouge-score", "rouge-chinese", "jieba"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A job done. cut_short: rows that the context had no room to go on with. For the rest see `TaskResult`."""
+    """A job done. cut_short: rows whose answers the context had no room for. For the rest see `TaskResult`."""
 
     samples: Sequence[Sample]
     cut_short: Sequence[str]
@@ -211,18 +216,28 @@ def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> Run:
 
 
 def _answered(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[dict[int, list[Answer]], list[str]]:
-    """The answers of each item, and the ids of rows that would have gone on, had the context had room."""
+    """The answers of each item, and the ids of rows that would or might have gone on, had the context had room."""
     asked = {k: requests for k, requests in enumerate(job.asked) if k not in skipped and not isinstance(requests, str)}
     answers: dict[int, list[Answer]] = {k: [] for k in asked}
-    cut_short: list[str] = []
+    cut_short: dict[str, None] = {}
     while asked:  # a round asks what the answers so far make possible: one round, where a task has no `follow`
         found = speaker.answers([request for own in asked.values() for request in own], job.task.name)
         for k, own in asked.items():
-            answers[k] += [next(found) for _ in own]
+            said = [next(found) for _ in own]
+            answers[k] += said
+            if any(_fills(job.prompter.context_tokens, *pair) for pair in zip(own, said, strict=True)):
+                cut_short[job.items[k].id] = None
         more = {k: _follow(job, k, answers[k]) for k in asked}
-        cut_short += [job.items[k].id for k, requests in more.items() if requests is None]
+        cut_short |= {job.items[k].id: None for k, requests in more.items() if requests is None}
         asked = {k: requests for k, requests in more.items() if requests}
-    return answers, cut_short
+    return answers, list(cut_short)
+
+
+def _fills(context_tokens: int | None, request: Request, answer: Answer) -> bool:
+    """Whether a generated answer goes on to the context's end without having come to its own."""
+    if not isinstance(answer, Generated) or answer.finished:
+        return False
+    return len(request.prefix_ids) + answer.tokens == context_tokens
 
 
 def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request] | None:
@@ -284,8 +299,15 @@ def _result(
         ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name], origin_of(c.folder))
         for c in checkpoints
     ]
-    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(now, settings, versions, models, tasks, encoder)
+    return Result(now, settings, _versions(), models, tasks, encoder)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -14,7 +14,7 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class TaskResult:
     data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering, loading left out.
     tokens: model -> how many went through it meanwhile: what prompts share once, padding not. reused: model -> requests
     whose answers were known, and so cost neither. tables: model -> what its samples say beside the metrics.
-    contamination: None where there was no training data to compare with. cut_short: model -> ids of rows whose next
-    turn, try or tool call the context had no room for.
+    contamination: None where there was no training data to compare with. cut_short: model -> ids of rows for
+    whose whole answer, or next turn, try or tool call, the context had no room.
     """
 
     name: str

@@ -83,7 +83,15 @@ def local(*paths: str) -> Iterator[Row | BadRow]:
 
 def examples(check: Callable[[Example], Item]) -> Callable[[Row], Item]:
     """A task's `load` for rows that are texts or conversations."""
-    return lambda row: check(example(row))
+
+    def load_example(row: Row) -> Item:
+        understood = example(row)
+        try:
+            return check(understood)
+        except BadExampleError as reason:
+            raise BadExampleError(f"{reason}; its columns: {', '.join(map(str, row.value))}") from reason
+
+    return load_example
 
 
 def example(row: Row) -> Example:

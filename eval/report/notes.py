@@ -26,8 +26,8 @@ def warnings(result: Result) -> list[str]:
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
     found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
     return found + [
-        f"{task.name}, {model}: the context had no room for the next turn, try or tool call of "
-        f"{words.counted(len(ids), 'row')}"
+        f"{task.name}, {model}: the context had no room for the rest of the answer, or the next turn, try or tool "
+        f"call, of {words.counted(len(ids), 'row')}"
         for task in result.tasks
         for model, ids in task.cut_short.items()
     ]

@@ -25,9 +25,8 @@ def find(word: str) -> Task[Any]:
     """The task that the word means. Raises UserError where there is none, or its file is wrong."""
     if not is_file(word):
         if word not in TASKS:
-            raise UserError(
-                f"unknown task {word}{did_you_mean(word, TASKS)}; there are {', '.join(TASKS)}, and your own: FILE.yaml"
-            )
+            known = f"; there are {', '.join(TASKS)}, and your own: FILE.yaml"
+            raise UserError(f"unknown task {word}{did_you_mean(word, TASKS) or known}")
         return TASKS[word]
     path = Path(word)
     if not path.is_file():

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def check(example: Example) -> Example:
     """Conversations that end in the reference answer."""
     if not example.answered or len(example.messages) < 2:
-        raise BadExampleError("there is no question with a reference answer; messages must end with the assistant's")
+        raise BadExampleError(
+            "there is no question with a reference answer (question + answer, prompt + response, instruction + output, "
+            "or messages that end with the assistant's)"
+        )
     return example
 
 

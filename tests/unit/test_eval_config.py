@@ -45,6 +45,7 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--tasks qa --data x", "give --model"),
         ("--model a --data x", "give --tasks"),
         ("--model a --tasks qaa --data x", "unknown task qaa; did you mean qa?"),
+        ("--model a --tasks xyz --data x", "unknown task xyz; there are perplexity, qa, "),
         ("--modle a --tasks qa --data x", "unknown option --modle; did you mean --model?"),
         ("--model a --tasks qa --data x --max_rows -1", "--max_rows -1: must be at least 0"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),
@@ -67,6 +68,7 @@ def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
         parse(words.split())
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert "?;" not in str(refused.value)
 
 
 def config_file(tmp_path: Path, text: str) -> str:

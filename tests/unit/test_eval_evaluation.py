@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from eval import evaluation
 from eval.checkpoint import look
 from eval.config import Config, parse
 from eval.errors import CannotWriteError, UserError
@@ -213,6 +215,19 @@ def test_the_documentation_names_every_field_of_result_json() -> None:
     assert not [field for field in fields if f"`{field}`" not in text]
 
 
+def test_versions_of_what_the_numbers_depend_on(
+    folders: dict[str, Path], rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLEU moves with sacrebleu, Chinese words with jieba; what is not installed is left out."""
+    words = ["--model", folders["before"], "--tasks", "qa", "--data", rows]
+    versions = run(*words).result.versions
+    assert {"python", "torch", "transformers", "tokenizers", "numpy"} <= set(versions)
+    assert versions["sacrebleu"] == importlib.metadata.version("sacrebleu")
+    assert versions["jieba"] == importlib.metadata.version("jieba")
+    monkeypatch.setattr(evaluation, "LIBRARIES", ("torch", "a-library-that-nobody-has"))
+    assert set(run(*words).result.versions) == {"python", "torch"}
+
+
 def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> None:
     words = ["--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity", "--data", rows]
     found = run(*words, "--max_rows", 1)
@@ -237,6 +252,24 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
 
 
+def test_an_answer_that_the_context_ends_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its prompt fits, and leaves room for less than --max_new_tokens."""
+    tokenizer, path = eval_checkpoints.tokenizer(), tmp_path / "rows.jsonl"
+
+    def prompt_tokens(question: str) -> int:
+        asked = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        return len(asked["input_ids"])
+
+    long = max((" ".join(TEXT * 4)[:size] for size in range(10, 400)), key=lambda q: (prompt_tokens(q) <= 125, len(q)))
+    assert 123 <= prompt_tokens(long) <= 125, "3 to 5 of 6 tokens"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*QUESTIONS[:2], {"question": long, "answer": "yes"}]))
+    found = run("--model", folders["before"], "--tasks", "qa", "--data", path)
+    (task,) = found.result.tasks
+    assert (task.samples, task.skipped) == (3, [])
+    assert task.cut_short == {"before": [f"{path}:3"]}
+    assert "the context had no room for the rest of the answer, or the next turn" in markdown(found)
+
+
 def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     short = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}] * 2
@@ -246,7 +279,7 @@ def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_pat
     (task,) = found.result.tasks
     assert (task.samples, task.skipped) == (2, [])
     assert task.cut_short == {"before": [f"{path}:2"]}
-    assert "the context had no room for the next turn, try or tool call of 1 row" in markdown(found)
+    assert "the next turn, try or tool call, of 1 row" in markdown(found)
     (turns,) = task.tables["before"]
     assert [row[-1] for row in turns.rows] == [0, 1]
 

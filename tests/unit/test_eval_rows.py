@@ -64,6 +64,8 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
     [
         ("qa", {"text": "alone"}, "no question with a reference answer"),
         ("qa", {"question": "Q?"}, "no question with a reference answer"),
+        ("qa", {"question": "Q?", "anwser": "A."}, "(question + answer, "),
+        ("qa", {"question": "Q?", "anwser": "A."}, "its columns: question, anwser"),
         ("qa", {"question": "Q?", "answer": None}, "answer is null"),
         ("qa", {"question": "Q?", "answer": 42}, "answer is a number"),
         ("qa", {"question": "  ", "answer": "A."}, "question is empty"),
