@@ -43,7 +43,8 @@ class PpoConfig:
             negative weight makes a penalty.
         task: An evaluation task (python -m eval --help, or a YAML file) whose prompts are asked, without examples, in
             place of the rows' own; the rows must be such as it reads.
-        prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask.
+        prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask, and need no
+            answer.
         response_tokens: Longest answer.
         rollout_prompts: Prompts answered before the policy is updated, over all ranks together.
         samples_per_prompt: Answers to each of them; rloo and grpo need two or more.

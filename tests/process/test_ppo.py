@@ -274,6 +274,65 @@ def test_supervised_steps_between_and_beside(place: Place) -> None:
     assert len(metrics(run, "train/policy")) == max(learned) - between
 
 
+def sources(place: Place, name: str, form: str, rows: list[dict[str, object]]) -> dict[str, object]:
+    """Options for a run over these rows."""
+    path = place.folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data__train": json.dumps([{"path": str(path), "format": form}]), "duration__max_epochs": 2}
+
+
+WORDS = ("cat", "dog", "mat", "park", "ball", "red", "the", "sat", "ran", "on", "in", "with")
+QUESTION = [{"role": "user", "content": f"Who saw the {word}?"} for word in WORDS]
+ANSWER = {"role": "assistant", "content": "Nobody."}
+
+
+def test_a_chat_that_only_asks_trains_as_one_with_answers_does(place: Place) -> None:
+    asked = place.run("asked", **sources(place, "asked", "chat", [{"messages": [said]} for said in QUESTION]))
+    rows: list[dict[str, object]] = [{"messages": [said, ANSWER]} for said in QUESTION]
+    whole = place.run("answered", **sources(place, "answered", "chat", rows))
+    assert metrics(asked, "rollout/reward") == metrics(whole, "rollout/reward")
+    assert len(metrics(asked, "train/policy")) == 16
+    assert all(torch.equal(tensor, weights(asked)[key]) for key, tensor in weights(whole).items())
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_pairs_that_a_reward_model_learned_from_are_asked(place: Place, kind: str) -> None:
+    def row(said: dict[str, str]) -> dict[str, object]:
+        if kind == "text":
+            return {"prompt": said["content"], "chosen": " Nobody.", "rejected": " Who?"}
+        return {"prompt": [said], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "Who?"}]}
+
+    options = sources(place, f"pairs {kind}", "preference", [row(said) for said in QUESTION])
+    run = place.run(f"pairs {kind}", validation__samples=3, ppo__supervised_weight=0.5, **options)
+    assert len(metrics(run, "train/policy")) == len(metrics(run, "train/supervised")) == 16
+    lines = [line for file in (run / "samples").iterdir() for line in file.read_text("utf-8").splitlines()]
+    prompts = {json.loads(line)["prompt"] for line in lines}
+    questions = {said["content"] for said in QUESTION}
+    if kind == "text":
+        assert prompts <= questions
+    else:
+        assert all(any(f"user\n{question}" in prompt for question in questions) for prompt in prompts)
+        assert all("Nobody" not in prompt for prompt in prompts)
+
+
+def test_supervised_steps_learn_what_has_an_answer(place: Place) -> None:
+    rows: list[dict[str, object]] = [{"messages": [said, ANSWER][: 1 + k % 2]} for k, said in enumerate(QUESTION)]
+    options = sources(place, "half", "chat", rows) | {"ppo__supervised_weight": 0.5}
+    run = place.run("half", **options)
+    assert len(metrics(run, "train/supervised")) == len(metrics(run, "train/policy"))
+    told = r"\d of 9 training rows have no answer: they are asked, and passed over in supervised steps"
+    assert re.search(told, " ".join((place.folder / "half.rank0.log").read_text().split()))
+
+
+@pytest.mark.parametrize("supervised", [{"weight": 0.5}, {"every": 2, "steps": 1}])
+def test_supervised_steps_without_any_answer_are_refused(place: Place, supervised: dict[str, float]) -> None:
+    options = sources(place, "none", "chat", [{"messages": [said]} for said in QUESTION])
+    options |= {f"ppo__supervised_{key}": value for key, value in supervised.items()}
+    processes = place.zygote.run(place.words("no answers", **options), place.folder / "no answers")
+    assert set(processes.codes) == {64}, processes.output
+    assert f"ppo.supervised_{next(iter(supervised))}: no row of data.train has an answer to learn" in processes.output
+
+
 TASK = """\
 name: letters
 kind: generate

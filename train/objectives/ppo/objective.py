@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from eval.checkpoint import end_ids
 from eval.prompt import Prompter
-from train.config import Config
+from train.config import LEARNS_FROM, Config
 from train.data.encode import Corpus, Reading
 from train.data.encoded import Encoded
 from train.data.sources import Source, find
@@ -30,7 +30,7 @@ from train.objectives.ppo.phases import Phase, Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
 from train.objectives.ppo.reward import Reward, Rewarded
 from train.objectives.ppo.rollout import play, requests
-from train.objectives.ppo.row_steps import RowSteps
+from train.objectives.ppo.row_steps import RowSteps, answered
 from train.objectives.ppo.scoring import Scoring, drop_nothing
 from train.objectives.ppo.signs import Signs
 from train.objectives.ppo.task import TaskRows
@@ -51,7 +51,7 @@ class PPO(Supervised):
     lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading())
+        super().__init__(config, tuning, ranks, Reading(LEARNS_FROM["ppo"], asks=True))
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
@@ -64,8 +64,7 @@ class PPO(Supervised):
         self.reward.require([*self.prompts, *self.held_out_prompts])
         self.phases = Phases(self.ppo, config.duration, len(self.prompts))
         self._require_between()
-        weights = [source.weight for source in config.data.train]
-        self.row_steps = RowSteps(train, weights, self.shape, config.run.seed, ranks)
+        self.row_steps = self._row_steps(train)
         self.scoring = Scoring(self.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
@@ -235,6 +234,24 @@ class PPO(Supervised):
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
         self.corpus.lines.extend(told)
         return found
+
+    def _row_steps(self, rows: Encoded) -> RowSteps:
+        """Over the rows with an answer: told, where supervised steps pass over others."""
+        config, own = self.config, answered(rows)
+        steps = RowSteps(own, [source.weight for source in config.data.train], self.shape, config.run.seed, self.ranks)
+        key = "supervised_weight" if self.ppo.supervised_weight else "supervised_every"
+        if not getattr(self.ppo, key):
+            return steps
+        if steps.is_empty:
+            raise UserError(
+                f"ppo.{key}: no row of data.train has an answer to learn; add rows that have one, or set it to 0"
+            )
+        if len(own) < len(rows):
+            self.corpus.lines.append(
+                f"{len(rows) - len(own):,} of {len(rows):,} training rows have no answer: they are asked, and passed "
+                f"over in supervised steps (ppo.{key})"
+            )
+        return steps
 
     def _require_between(self) -> None:
         for key, every in (

@@ -38,16 +38,18 @@ def asked_by(rows: Encoded, corpus_tokens: int, row_tokens: int, said: Said = NO
     cut: set[str] = set()
     for index in range(len(rows)):
         ids, labels = rows.tokens(index)
-        start, _ = answer_at(labels)
-        row, is_corpus = rows.row_id(index), start <= 1
+        start, end = answer_at(labels)
+        is_answered = start < end
+        row, is_corpus = rows.row_id(index), is_answered and start <= 1
         goes_on = is_corpus and row in cut
         if is_corpus and len(ids) >= row_tokens:
             cut.add(row)
         if not goes_on:
             size = corpus_tokens if is_corpus else start
             whole = said.get((int(rows.sources_n[index]), row), ()) if said and not is_corpus else ()
-            messages = before_answer(whole, answers_in(labels) - 1) if whole else ()
-            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), messages) if size < len(ids) else None
+            messages = before_answer(whole, answers_in(labels) - 1) if whole and is_answered else whole
+            goes_on_behind = size < len(ids) or not is_answered
+            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), messages) if goes_on_behind else None
 
 
 def with_room(
