@@ -346,6 +346,13 @@ def test_rollouts_that_cannot_work_are_refused(name: str) -> None:
         parse([*LEAST, *(word for key, value in options.items() for word in (f"--{key}", value))])
 
 
+@pytest.mark.parametrize("key", ["rollout_prompts", "samples_per_prompt"])
+def test_a_rollout_of_nothing_is_told_once(key: str) -> None:
+    with pytest.raises(UserError, match=rf"ppo\.{key}: must lie in \[1, inf\), not 0") as told:
+        parse([*LEAST, f"--ppo.{key}", "0"])
+    assert "at most 0" not in str(told.value)
+
+
 def test_as_many_steps_as_answers_are_possible() -> None:
     words = "--ppo.rollout_prompts 4 --ppo.minibatches 4 --ppo.kl_target 6 --ppo.kl_horizon 4"
     config = parse([*LEAST, *words.split()])
