@@ -77,6 +77,7 @@ class PpoConfig:
             on average.
         level: Whether all tokens count the same, or all answers.
         supervised_weight: Of the rows' own answers, learned beside in every step (PTX, arXiv:2203.02155); 0 not.
+            The loss of the steps between rollouts has this weight too, or 1 where it is 0.
         supervised_every: After so many rollouts come supervised_steps steps on the rows' own answers; 0 never.
         supervised_steps: See supervised_every.
     """
