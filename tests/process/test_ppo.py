@@ -36,7 +36,7 @@ def broken(folder: Path) -> Path:
 class Place:
     """Runs over a few prompts, rewarded for words of one kind."""
 
-    def __init__(self, folder: Path, zygote: Zygote) -> None:
+    def __init__(self, folder: Path, zygote: Zygote | None = None) -> None:
         self.folder, self.zygote = folder, zygote
         text = "the cat sat on the mat and the dog ran in the park with a red ball"
         words = text.split()
@@ -67,6 +67,7 @@ class Place:
         return arguments(self.folder / name, self.rows, **chosen)
 
     def run(self, name: str, kind: str = "single", **options: object) -> Path:
+        assert self.zygote is not None
         processes = self.zygote.run(self.words(name, **options), self.folder / name, kind)
         assert set(processes.codes) == {0}, processes.output
         return self.folder / name
@@ -245,16 +246,20 @@ def test_the_bonus_for_entropy_is_its_mean_over_all_tokens(place: Place) -> None
     assert entropy[last] > metrics(plain, "rollout/entropy")[last]
 
 
+BANDIT: dict[str, object] = {
+    "ppo__response_tokens": 1, "ppo__rollout_prompts": 96, "ppo__epochs": 4, "ppo__minibatches": 1,
+    "optim__learning_rate": 1e-2, "duration__max_epochs": 16,
+}  # fmt: skip
+
+
 def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
     """One token for each prompt, worth what the judge says: more and more of what is worth most, if nothing holds."""
-    options: dict[str, object] = {"ppo__response_tokens": 1, "ppo__rollout_prompts": 96, "ppo__epochs": 4}
-    options |= {"ppo__minibatches": 1, "optim__learning_rate": 1e-2, "duration__max_epochs": 16}
-    free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **options)
+    free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **BANDIT)
     assert list(metrics(free, "train/policy")) == [60, 64]
     assert list(metrics(free, "rollout/reward")) == list(range(1, 64, 4))  # of each rollout
     for name in ("clip_fraction", "seconds_updating", "trained_tokens_per_second"):
         assert list(metrics(free, f"ppo/{name}")) == list(range(4, 65, 4))
-    held = place.run("held", ppo__kl_weight=1000.0, **options)
+    held = place.run("held", ppo__kl_weight=1000.0, **BANDIT)
     speed, seconds = (metrics(held, f"ppo/{name}") for name in ("trained_tokens_per_second", "seconds_updating"))
     tokens = {0: 0.0} | metrics(held, "train/tokens")
     assert all(speed[step] * seconds[step] == pytest.approx(tokens[step] - tokens[step - 4]) for step in speed)

@@ -26,7 +26,7 @@ from train.objectives.ppo.scoring import Scoring
 from train.tuning import TUNINGS
 
 PROMPTS = [tuple(range(5, 8 + k)) for k in range(8)] + [(40 + k, *range(50, 51 + k)) for k in range(8)]
-CONFIG = PpoConfig(response_tokens=7)
+CONFIG, SOLO = PpoConfig(response_tokens=7), Whole()
 
 
 def tuned(kind: str) -> Any:
@@ -42,7 +42,11 @@ def tuned(kind: str) -> Any:
 
 
 def played(
-    model: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[tuple[int, ...]], config: PpoConfig = CONFIG
+    model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: list[tuple[int, ...]],
+    config: PpoConfig = CONFIG,
+    ranks: Any = SOLO,
 ) -> tuple[Episodes, list[float]]:
     """Sampled answers, and the log-probability of each of their tokens as of its drawing."""
     found: dict[int, list[float]] = {}
@@ -57,7 +61,7 @@ def played(
         monkeypatch.setattr(engine, "choose", recording)
     given = [Prompt(ids, "r") for ids in prompts]
     asked = requests(given, config, (6, 9), (0, 1), greedy=False)
-    episodes = Episodes(play(model, Reads(), asked, given, Whole()))
+    episodes = Episodes(play(model, Reads(), asked, given, ranks))
     # Transformers' loop goes on drawing for rows that have ended, until all have.
     return episodes, [x for k, episode in enumerate(episodes.episodes) for x in found[k][: len(episode.answer)]]
 
