@@ -394,6 +394,7 @@ def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
 
     class Rows:
         pieces = (("a:1", 6), ("a:1", 6), ("a:1", 3), ("b:1", 5), ("b:1", 5), ("c:1", 2))
+        sources_n = np.zeros(len(pieces), np.int16)
 
         def __len__(self) -> int:
             return len(self.pieces)
@@ -406,7 +407,7 @@ def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
             return self.pieces[index][0]
 
     rows: Any = Rows()
-    found = list(asked_by(rows, corpus_tokens=2, row_tokens=6))
+    found = list(asked_by(rows, [0], corpus_tokens=2, row_tokens=6))
     assert found == [Prompt((0, 1), "a:1"), Prompt((30, 31), "b:1"), Prompt((40, 41), "b:1"), None]
 
 

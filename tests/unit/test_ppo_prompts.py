@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
 
 
 def prompts(corpus: Any, **options: Any) -> list[Prompt | None]:
-    return list(asked_by(corpus.train, 2, 128, **options))
+    return list(asked_by(corpus.train, [], 2, 128, **options))
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "raw", "marked"])
@@ -127,6 +127,14 @@ def test_pairs_of_texts_ask_their_prompt_as_it_stands(tmp_path: Path, bos: bool)
         assert list(prompt.ids) == using("How are you?")["input_ids"]
         assert learned(corpus, using, row) == [" Fine.</s>"]
         assert prompt.messages == ()
+
+
+def test_a_prompt_of_one_token_is_no_corpus(tmp_path: Path) -> None:
+    using = tokenizer()
+    rows = [pair("a", " Fine. And you?", " What?"), pair("a", " What about you?", " ")]
+    for prompt in prompts(corpus_of(tmp_path, rows, "preference", using, reading=ASKED)):
+        assert prompt is not None
+        assert using.decode(prompt.ids) == "a"
 
 
 def test_pairs_without_a_prompt_ask_nothing(tmp_path: Path) -> None:

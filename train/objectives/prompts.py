@@ -12,8 +12,8 @@ from train.data.document import IGNORED
 
 
 def answer_at(labels_t: NDArray[np.int32]) -> tuple[int, int]:
-    """(first token of the last answer, first after it); the former is 1 or less in a corpus, which asks nothing, and
-    both lie behind all tokens of a row without an answer.
+    """(first token of the last answer, first after it); the former is 1 in a corpus, which asks nothing, and both lie
+    behind all tokens of a row without an answer.
     """
     learned = np.flatnonzero(labels_t != IGNORED)
     if not len(learned):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from eval.checkpoint import end_ids
 from eval.prompt import Prompter
-from train.config import LEARNS_FROM, Config
+from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading
 from train.data.encoded import Encoded
 from train.data.sources import Source, find
@@ -58,9 +58,10 @@ class PPO(Supervised):
         self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
         train, held_out = self.corpus.train, self.corpus.validation
         said = self._said("train")
-        self.prompts = self._prompts(train, task, said, config.data.train[0].path)
+        self.prompts = self._prompts(train, task, said, config.data.train, config.data.train[0].path)
         said = self._said("validation") if config.data.validation else said
-        self.held_out_prompts = self._prompts(held_out, task, said, "the validation data") if held_out else []
+        sources = config.data.validation or config.data.train
+        self.held_out_prompts = self._prompts(held_out, task, said, sources, "the validation data") if held_out else []
         self.reward.require([*self.prompts, *self.held_out_prompts])
         self.phases = Phases(self.ppo, config.duration, len(self.prompts))
         self._require_between()
@@ -228,9 +229,12 @@ class PPO(Supervised):
         is_asked = self.reward.reads_messages and not self.ppo.task
         return conversations(self._sources(name), self.config.data.system_prompt) if is_asked else {}
 
-    def _prompts(self, rows: Encoded, task: TaskRows | None, said: Said, name: str) -> list[Prompt]:
+    def _prompts(
+        self, rows: Encoded, task: TaskRows | None, said: Said, sources: Sequence[SourceConfig], name: str
+    ) -> list[Prompt]:
         own, longest = self.ppo.prompt_tokens, self.config.data.max_length_tokens
-        asked = task.prompts(rows) if task else asked_by(rows, own, longest, said)
+        corpora = [number for number, source in enumerate(sources) if source.format == "text"]
+        asked = task.prompts(rows) if task else asked_by(rows, corpora, own, longest, said)
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
         self.corpus.lines.extend(told)
         return found
