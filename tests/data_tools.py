@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from train.config import DataConfig, SourceConfig
 from train.data.encode import Corpus, prepare
+from train.data.gold import TO_PREDICT
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris is the capital of France.",
@@ -72,9 +73,9 @@ def corpus_of(folder: Path, rows: list[dict[str, Any]], form: str, using: Any = 
     from tests.ranks import Solo
 
     path = write_jsonl(folder / "rows.jsonl", rows)
-    columns = options.pop("columns", {})
+    columns, reading = options.pop("columns", {}), options.pop("reading", TO_PREDICT)
     config = recipe(folder / "cache", SourceConfig(str(path), form, columns=columns), **options)
-    return prepare(config, using or tokenizer(), 0, Solo())
+    return prepare(config, using or tokenizer(), 0, Solo(), reading)
 
 
 def learned(corpus: Corpus, using: Any, row: int = 0) -> list[str]:

@@ -142,7 +142,7 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
 def _rollout_problems(ppo: PpoConfig) -> Iterator[tuple[str, str]]:
     answers = ppo.rollout_prompts * ppo.samples_per_prompt
     of_a_rollout = f"{answers:,} answers of a rollout (ppo.rollout_prompts x ppo.samples_per_prompt)"
-    if ppo.minibatches > answers:
+    if ppo.minibatches > answers > 0:  # of none its own range tells
         yield (
             "ppo.minibatches",
             f"ppo.minibatches: {ppo.minibatches:,} steps cannot share the {of_a_rollout}; give at most {answers:,}",

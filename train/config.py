@@ -28,7 +28,7 @@ LEARNS_FROM: Mapping[str, tuple[str, ...]] = {
     "sequence_classification": ("labelled",),
     "regression": ("labelled",),
     "reward_model": ("preference",),
-    "ppo": ("text", "qa", "pr", "io", "chat", "labelled"),
+    "ppo": ("text", "qa", "pr", "io", "chat", "labelled", "preference"),
 }
 
 

@@ -43,7 +43,8 @@ class PpoConfig:
             negative weight makes a penalty.
         task: An evaluation task (python -m eval --help, or a YAML file) whose prompts are asked, without examples, in
             place of the rows' own; the rows must be such as it reads.
-        prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask.
+        prompt_tokens: First tokens of a corpus text that are its prompt; other rows ask what they ask, and need no
+            answer.
         response_tokens: Longest answer.
         rollout_prompts: Prompts answered before the policy is updated, over all ranks together.
         samples_per_prompt: Answers to each of them; rloo and grpo need two or more.
@@ -76,6 +77,7 @@ class PpoConfig:
             on average.
         level: Whether all tokens count the same, or all answers.
         supervised_weight: Of the rows' own answers, learned beside in every step (PTX, arXiv:2203.02155); 0 not.
+            The loss of the steps between rollouts has this weight too, or 1 where it is 0.
         supervised_every: After so many rollouts come supervised_steps steps on the rows' own answers; 0 never.
         supervised_steps: See supervised_every.
     """

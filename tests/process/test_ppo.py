@@ -36,7 +36,7 @@ def broken(folder: Path) -> Path:
 class Place:
     """Runs over a few prompts, rewarded for words of one kind."""
 
-    def __init__(self, folder: Path, zygote: Zygote) -> None:
+    def __init__(self, folder: Path, zygote: Zygote | None = None) -> None:
         self.folder, self.zygote = folder, zygote
         text = "the cat sat on the mat and the dog ran in the park with a red ball"
         words = text.split()
@@ -67,6 +67,7 @@ class Place:
         return arguments(self.folder / name, self.rows, **chosen)
 
     def run(self, name: str, kind: str = "single", **options: object) -> Path:
+        assert self.zygote is not None
         processes = self.zygote.run(self.words(name, **options), self.folder / name, kind)
         assert set(processes.codes) == {0}, processes.output
         return self.folder / name
@@ -245,16 +246,20 @@ def test_the_bonus_for_entropy_is_its_mean_over_all_tokens(place: Place) -> None
     assert entropy[last] > metrics(plain, "rollout/entropy")[last]
 
 
+BANDIT: dict[str, object] = {
+    "ppo__response_tokens": 1, "ppo__rollout_prompts": 96, "ppo__epochs": 4, "ppo__minibatches": 1,
+    "optim__learning_rate": 1e-2, "duration__max_epochs": 16,
+}  # fmt: skip
+
+
 def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
     """One token for each prompt, worth what the judge says: more and more of what is worth most, if nothing holds."""
-    options: dict[str, object] = {"ppo__response_tokens": 1, "ppo__rollout_prompts": 96, "ppo__epochs": 4}
-    options |= {"ppo__minibatches": 1, "optim__learning_rate": 1e-2, "duration__max_epochs": 16}
-    free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **options)
+    free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **BANDIT)
     assert list(metrics(free, "train/policy")) == [60, 64]
     assert list(metrics(free, "rollout/reward")) == list(range(1, 64, 4))  # of each rollout
     for name in ("clip_fraction", "seconds_updating", "trained_tokens_per_second"):
         assert list(metrics(free, f"ppo/{name}")) == list(range(4, 65, 4))
-    held = place.run("held", ppo__kl_weight=1000.0, **options)
+    held = place.run("held", ppo__kl_weight=1000.0, **BANDIT)
     speed, seconds = (metrics(held, f"ppo/{name}") for name in ("trained_tokens_per_second", "seconds_updating"))
     tokens = {0: 0.0} | metrics(held, "train/tokens")
     assert all(speed[step] * seconds[step] == pytest.approx(tokens[step] - tokens[step - 4]) for step in speed)
@@ -272,6 +277,65 @@ def test_supervised_steps_between_and_beside(place: Place) -> None:
     assert len(learned) == max(learned)  # in every step
     between = 3 * 3  # steps of three phases: after every second of 6 rollouts
     assert len(metrics(run, "train/policy")) == max(learned) - between
+
+
+def sources(place: Place, name: str, form: str, rows: list[dict[str, object]]) -> dict[str, object]:
+    """Options for a run over these rows."""
+    path = place.folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data__train": json.dumps([{"path": str(path), "format": form}]), "duration__max_epochs": 2}
+
+
+WORDS = ("cat", "dog", "mat", "park", "ball", "red", "the", "sat", "ran", "on", "in", "with")
+QUESTION = [{"role": "user", "content": f"Who saw the {word}?"} for word in WORDS]
+ANSWER = {"role": "assistant", "content": "Nobody."}
+
+
+def test_a_chat_that_only_asks_trains_as_one_with_answers_does(place: Place) -> None:
+    asked = place.run("asked", **sources(place, "asked", "chat", [{"messages": [said]} for said in QUESTION]))
+    rows: list[dict[str, object]] = [{"messages": [said, ANSWER]} for said in QUESTION]
+    whole = place.run("answered", **sources(place, "answered", "chat", rows))
+    assert metrics(asked, "rollout/reward") == metrics(whole, "rollout/reward")
+    assert len(metrics(asked, "train/policy")) == 16
+    assert all(torch.equal(tensor, weights(asked)[key]) for key, tensor in weights(whole).items())
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_pairs_that_a_reward_model_learned_from_are_asked(place: Place, kind: str) -> None:
+    def row(said: dict[str, str]) -> dict[str, object]:
+        if kind == "text":
+            return {"prompt": said["content"], "chosen": " Nobody.", "rejected": " Who?"}
+        return {"prompt": [said], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "Who?"}]}
+
+    options = sources(place, f"pairs {kind}", "preference", [row(said) for said in QUESTION])
+    run = place.run(f"pairs {kind}", validation__samples=3, ppo__supervised_weight=0.5, **options)
+    assert len(metrics(run, "train/policy")) == len(metrics(run, "train/supervised")) == 16
+    lines = [line for file in (run / "samples").iterdir() for line in file.read_text("utf-8").splitlines()]
+    prompts = {json.loads(line)["prompt"] for line in lines}
+    questions = {said["content"] for said in QUESTION}
+    if kind == "text":
+        assert prompts <= questions
+    else:
+        assert all(any(f"user\n{question}" in prompt for question in questions) for prompt in prompts)
+        assert all("Nobody" not in prompt for prompt in prompts)
+
+
+def test_supervised_steps_learn_what_has_an_answer(place: Place) -> None:
+    rows: list[dict[str, object]] = [{"messages": [said, ANSWER][: 1 + k % 2]} for k, said in enumerate(QUESTION)]
+    options = sources(place, "half", "chat", rows) | {"ppo__supervised_weight": 0.5}
+    run = place.run("half", **options)
+    assert len(metrics(run, "train/supervised")) == len(metrics(run, "train/policy"))
+    told = r"\d of 9 training rows have no answer: they are asked, and passed over in supervised steps"
+    assert re.search(told, " ".join((place.folder / "half.rank0.log").read_text().split()))
+
+
+@pytest.mark.parametrize("supervised", [{"weight": 0.5}, {"every": 2, "steps": 1}])
+def test_supervised_steps_without_any_answer_are_refused(place: Place, supervised: dict[str, float]) -> None:
+    options = sources(place, "none", "chat", [{"messages": [said]} for said in QUESTION])
+    options |= {f"ppo__supervised_{key}": value for key, value in supervised.items()}
+    processes = place.zygote.run(place.words("no answers", **options), place.folder / "no answers")
+    assert set(processes.codes) == {64}, processes.output
+    assert f"ppo.supervised_{next(iter(supervised))}: no row of data.train has an answer to learn" in processes.output
 
 
 TASK = """\

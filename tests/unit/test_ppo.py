@@ -346,6 +346,13 @@ def test_rollouts_that_cannot_work_are_refused(name: str) -> None:
         parse([*LEAST, *(word for key, value in options.items() for word in (f"--{key}", value))])
 
 
+@pytest.mark.parametrize("key", ["rollout_prompts", "samples_per_prompt"])
+def test_a_rollout_of_nothing_is_told_once(key: str) -> None:
+    with pytest.raises(UserError, match=rf"ppo\.{key}: must lie in \[1, inf\), not 0") as told:
+        parse([*LEAST, f"--ppo.{key}", "0"])
+    assert "at most 0" not in str(told.value)
+
+
 def test_as_many_steps_as_answers_are_possible() -> None:
     words = "--ppo.rollout_prompts 4 --ppo.minibatches 4 --ppo.kl_target 6 --ppo.kl_horizon 4"
     config = parse([*LEAST, *words.split()])
@@ -387,6 +394,7 @@ def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
 
     class Rows:
         pieces = (("a:1", 6), ("a:1", 6), ("a:1", 3), ("b:1", 5), ("b:1", 5), ("c:1", 2))
+        sources_n = np.zeros(len(pieces), np.int16)
 
         def __len__(self) -> int:
             return len(self.pieces)
@@ -399,7 +407,7 @@ def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
             return self.pieces[index][0]
 
     rows: Any = Rows()
-    found = list(asked_by(rows, corpus_tokens=2, row_tokens=6))
+    found = list(asked_by(rows, [0], corpus_tokens=2, row_tokens=6))
     assert found == [Prompt((0, 1), "a:1"), Prompt((30, 31), "b:1"), Prompt((40, 41), "b:1"), None]
 
 

@@ -35,7 +35,7 @@ def asked(folder: Path, tokenizer: Any, rows: list[dict[str, Any]], kind: str, l
     )
     corpus = prepare(data, tokenizer, 1, Solo(), Reading())
     said = conversations([find(source, "data.train[0]")], data.system_prompt)
-    prompts = asked_by(corpus.train, 2, longest, said)
+    prompts = asked_by(corpus.train, [0] if kind == "text" else [], 2, longest, said)
     return {prompt.row.rpartition(":")[2]: prompt for prompt in prompts if prompt}
 
 

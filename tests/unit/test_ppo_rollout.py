@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from eval import generation
+from eval import generation, plain_generation
+from eval.answering import choose as draw
+from eval.network import Network
 from tests.ranks import Whole
 from tests.unit.test_ppo import Reads, tiny
 from train.config import LoraConfig, PromptConfig, TuningConfig
@@ -15,6 +18,7 @@ from train.config_ppo import PpoConfig
 from train.data.batch import Shape
 from train.models.token_statistics import add_value_head
 from train.models.virtual_tokens import prompt_as_tokens
+from train.objectives.ppo import figures
 from train.objectives.ppo.episodes import Episodes
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.rollout import play, requests
@@ -22,7 +26,7 @@ from train.objectives.ppo.scoring import Scoring
 from train.tuning import TUNINGS
 
 PROMPTS = [tuple(range(5, 8 + k)) for k in range(8)] + [(40 + k, *range(50, 51 + k)) for k in range(8)]
-CONFIG = PpoConfig(response_tokens=7)
+CONFIG, SOLO = PpoConfig(response_tokens=7), Whole()
 
 
 def tuned(kind: str) -> Any:
@@ -37,45 +41,92 @@ def tuned(kind: str) -> Any:
     return model.eval()
 
 
-def played(model: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[tuple[int, ...]]) -> tuple[Episodes, list[float]]:
+def played(
+    model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: list[tuple[int, ...]],
+    config: PpoConfig = CONFIG,
+    ranks: Any = SOLO,
+) -> tuple[Episodes, list[float]]:
     """Sampled answers, and the log-probability of each of their tokens as of its drawing."""
     found: dict[int, list[float]] = {}
-    draw = generation.choose
 
     def recording(rows: Any, logits_bv: torch.Tensor) -> list[int]:
         tokens = draw(rows, logits_bv)
-        for row, log_p_v, token in zip(rows, logits_bv.log_softmax(-1), tokens, strict=True):
+        for row, log_p_v, token in zip(rows, (logits_bv / config.temperature).log_softmax(-1), tokens, strict=True):
             found.setdefault(row.index, []).append(float(log_p_v[token]))
         return tokens
 
-    monkeypatch.setattr(generation, "choose", recording)
+    for engine in (generation, plain_generation):
+        monkeypatch.setattr(engine, "choose", recording)
     given = [Prompt(ids, "r") for ids in prompts]
-    asked = requests(given, CONFIG, (6, 9), (0, 1), greedy=False)
-    episodes = Episodes(play(model, Reads(), asked, given, Whole()))
-    return episodes, [log_p for index in sorted(found) for log_p in found[index]]
+    asked = requests(given, config, (6, 9), (0, 1), greedy=False)
+    episodes = Episodes(play(model, Reads(), asked, given, ranks))
+    # Transformers' loop goes on drawing for rows that have ended, until all have.
+    return episodes, [x for k, episode in enumerate(episodes.episodes) for x in found[k][: len(episode.answer)]]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("engine", ["shared beginnings", "padded on the left"])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("kind", ["full", "lora", "prompt"])
-def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tuned(kind)
-    episodes, drawn = played(model, monkeypatch, PROMPTS)
+def test_rollout_and_scoring_agree(
+    kind: str, packed: bool, engine: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = tuned(kind), replace(CONFIG, temperature=temperature)
+    near = 1e-5 / min(temperature, 1)  # rounding grows as logits do
+    if engine == "padded on the left":
+        monkeypatch.setattr(Network, "_prefixes_can_be_shared", lambda network: False)
+    episodes, drawn = played(model, monkeypatch, PROMPTS, config)
+    assert len({len(episode.prompt) for episode in episodes.episodes}) > 1
+    assert len({len(episode.answer) for episode in episodes.episodes}) > 1
     for tokens_per_micro_batch in (1, 1000):  # one row at a time, and all together
         shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)  # type: ignore[attr-defined]
-        scoring = Scoring(shape, CONFIG, Whole())
+        scoring = Scoring(shape, config, Whole())
         if kind == "full":
             scoring.keep_reference(tiny())
         scored = scoring.tokens(model, episodes)
-        assert scored["log_p"] == pytest.approx(drawn, abs=1e-5)
+        assert scored["log_p"] == pytest.approx(drawn, abs=near)
         plain = tiny()
         for index, episode in enumerate(episodes.episodes):
             logits_tv = plain(input_ids=torch.tensor([[*episode.prompt, *episode.answer]])).logits[0]
-            log_p_tv = logits_tv[len(episode.prompt) - 1 : -1].log_softmax(-1)
+            log_p_tv = (logits_tv[len(episode.prompt) - 1 : -1] / temperature).log_softmax(-1)
             expected = log_p_tv.gather(1, torch.tensor(episode.answer)[:, None])[:, 0].tolist()
             own = slice(int(episodes.starts[index]), int(episodes.starts[index + 1]))
-            assert scored["reference"][own] == pytest.approx(expected, abs=1e-5)
-    _, alone = played(model, monkeypatch, PROMPTS[:1])
-    assert drawn[: len(alone)] == pytest.approx(alone, abs=1e-5)
+            assert scored["reference"][own] == pytest.approx(expected, abs=near)
+    _, alone = played(model, monkeypatch, PROMPTS[:1], config)
+    assert drawn[: len(alone)] == pytest.approx(alone, abs=near)
+
+
+class Writes:
+    """A tokenizer whose every token is one letter, but for white space and a special token."""
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        return "".join({20: " ", 21: "\n", 22: "", 23: "!"}.get(int(token), "a") for token in ids)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops", "share"),
+    [
+        ([6], (), 1.0),  # ends at once
+        ([20, 21, 6], (), 1.0),
+        ([20] * 7, (), 1.0),
+        ([22, 6], (), 1.0),
+        ([20, 23], ("!",), 1.0),  # cut at once
+        ([20, 30, 6], (), 0.0),
+        ([30, 23], ("!",), 0.0),
+        ([23, 6], (), 0.0),
+    ],
+)
+def test_answers_that_say_nothing_are_counted_as_empty(
+    tokens: list[int], stops: tuple[str, ...], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "choose", lambda rows, logits_bv: [tokens[len(row.ids)] for row in rows])
+    given = [Prompt((5, 7), "r", stops)]
+    asked = requests(given, CONFIG, (6,), (0, 1), greedy=False)
+    (episode,) = play(tuned("full"), Writes(), asked, given, Whole())
+    assert list(episode.answer) == tokens
+    assert figures.of_answers(Episodes([episode]))["empty"] == share
 
 
 def test_the_copy_is_gathered_once_however_many_passes_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from eval.protocols import Generate
 from eval.readers import Row
 from eval.tasks import gsm8k_cot
 from tests.ranks import Solo
-from train.config import DataConfig, SourceConfig
+from train.config import LEARNS_FROM, DataConfig, SourceConfig
 from train.data.encode import Corpus, Reading, prepare
 from train.data.sources import find
 from train.errors import UserError
@@ -52,7 +52,7 @@ class Place:
     def of(self, name: str, file: str, skip: bool = False) -> tuple[TaskRows, Corpus]:
         source = SourceConfig(str(self.folder / file), "qa")
         data = DataConfig(train=[source], cache_folder=str(self.folder / "cache"))
-        corpus = prepare(data, self.tokenizer, 1, Solo(), Reading())
+        corpus = prepare(data, self.tokenizer, 1, Solo(), Reading(LEARNS_FROM["ppo"], asks=True))
         return TaskRows(name, [find(source, "data.train[0]")], self.prompter, skip), corpus
 
     def answered(self, row: int, text: str, *end: int) -> Episode:
@@ -134,6 +134,16 @@ def test_a_row_that_the_task_cannot_read_is_named_or_left_out(place: Place) -> N
         place.task("gsm8k_cot", rows)
     task, corpus = place.task("gsm8k_cot", rows, skip=True)
     assert sum(prompt is None for prompt in task.prompts(corpus.train)) == 1
+
+
+@pytest.mark.parametrize("name", ["gsm8k_cot", "qa", "capitals.yaml"])
+@pytest.mark.parametrize("answer", [{}, {"answer": None}, {"answer": ""}])
+def test_a_row_without_an_answer_to_score_by_is_named(place: Place, name: str, answer: dict[str, Any]) -> None:
+    """PPO itself could ask it."""
+    (place.folder / "capitals.yaml").write_text(CAPITALS)
+    chosen = str(place.folder / name) if name.endswith("yaml") else name
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: .*answer.*nothing to score an answer by"):
+        place.task(chosen, [*PROBLEMS, {"question": "What is 2 + 2?", **answer}])
 
 
 QUESTION = [{"question": "2 + 2?", "answer": "4", "label": "even", "sentence": "2 + 2", "A": "3", "text": "2 + 2 is 4"}]

@@ -11,6 +11,7 @@ from eval.readers import type_name
 from train.data.fields import Fields, RowError, checked_text
 
 ROLES = ("system", "user", "assistant", "tool")
+ASKING = ("user", "tool")  # whom the assistant answers
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -30,10 +31,17 @@ class Conversation:
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether it ends with a turn of the assistant."""
+        return bool(self.messages[-1]["role"] == "assistant")
 
-def turn(fields: Fields, prompt: str, answer: str) -> Conversation:
-    """One question and its answer."""
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+def turn(fields: Fields, prompt: str, answer: str | None) -> Conversation:
+    """One question and its answer, if there is one."""
+    messages = [{"role": "user", "content": prompt}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
     if fields.has("system"):
         messages.insert(0, {"role": "system", "content": fields.text("system")})
     return Conversation(messages)
@@ -46,11 +54,11 @@ def read_instruction(fields: Fields) -> Conversation:
         extra = fields.get("input")
         if not isinstance(extra, str) or not extra.isspace():
             prompt = f"{prompt}\n{fields.text('input')}"
-    return turn(fields, prompt, fields.text("output"))
+    return turn(fields, prompt, fields.answer("output"))
 
 
 def read_chat(fields: Fields) -> Conversation:
-    """A dialogue up to its last answer."""
+    """A dialogue up to its last answer, or all of it where it asks for one."""
     name = "messages" if fields.has("messages") or not fields.has("conversations") else "conversations"
     entries = fields.get(name)
     if not isinstance(entries, (list, tuple)):
@@ -60,9 +68,13 @@ def read_chat(fields: Fields) -> Conversation:
     messages = [message_in(entry, f"{name}[{index}]") for index, entry in enumerate(entries)]
     if fields.has("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": fields.text("system")})
+    if fields.asks and messages[-1]["role"] in ASKING:
+        return Conversation(messages, _tools(fields))
     answered = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answered:
-        raise RowError("nothing to learn: no turn of the assistant")
+        raise RowError(
+            "nothing is asked: no turn of the user" if fields.asks else "nothing to learn: no turn of the assistant"
+        )
     return Conversation(messages[: answered[-1] + 1], _tools(fields))  # what follows the last answer teaches nothing
 
 

@@ -20,10 +20,13 @@ class RowError(Exception):
 
 
 class Fields:
-    """The fields of one row under our names, checked as they are asked for; every error is a RowError."""
+    """The fields of one row under our names, checked as they are asked for; every error is a RowError.
 
-    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-        self.value, self.columns = value, columns
+    asks: whether it is enough that the row asks something; else it must hold an answer too.
+    """
+
+    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str], asks: bool = False) -> None:
+        self.value, self.columns, self.asks = value, columns, asks
 
     def has(self, name: str) -> bool:
         """Whether an optional field is there and says something."""
@@ -42,6 +45,12 @@ class Fields:
     def text(self, name: str) -> str:
         """A required field that is text and not only white space."""
         return checked_text(self.get(name), f"field `{self.columns.get(name, name)}`")
+
+    def answer(self, name: str) -> str | None:
+        """The text of an answer; None where there is none and none is needed."""
+        value = self.value.get(self.columns.get(name, name))
+        says_nothing = value is None or (isinstance(value, str) and not value.strip())
+        return None if self.asks and says_nothing else self.text(name)
 
 
 def checked_text(value: Any, name: str) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from train.data.conversations import Conversation, read_chat, read_instruction, turn
 from train.data.fields import Fields
 from train.data.labelled import Labelled, Tagged, read_labelled, read_tagged
-from train.data.preference import Preference, read_preference
+from train.data.preference import Continuation, Preference, read_asked, read_preference
 
-Example = str | Conversation | Labelled | Tagged | Preference
+Example = str | Conversation | Continuation | Labelled | Tagged | Preference
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,15 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "text": Format(("text",), lambda fields: fields.text("text")),
-    "qa": Format(("question", "answer"), lambda f: turn(f, f.text("question"), f.text("answer")), ("system",)),
-    "pr": Format(("prompt", "response"), lambda f: turn(f, f.text("prompt"), f.text("response")), ("system",)),
+    "qa": Format(("question", "answer"), lambda f: turn(f, f.text("question"), f.answer("answer")), ("system",)),
+    "pr": Format(("prompt", "response"), lambda f: turn(f, f.text("prompt"), f.answer("response")), ("system",)),
     "io": Format(("instruction", "output"), read_instruction, ("input", "system")),
     "chat": Format((), read_chat, ("system", "tools"), alternatives=("messages", "conversations")),
     "labelled": Format(("label",), read_labelled, ("sentence2",), alternatives=("sentence", "text", "sentence1")),
     "tagged": Format(("tokens", "tags"), read_tagged),
-    "preference": Format(("chosen", "rejected"), read_preference, ("prompt", "conversations", "system")),
+    "preference": Format(
+        ("chosen", "rejected"),
+        lambda f: read_asked(f) if f.asks else read_preference(f),
+        ("prompt", "conversations", "system"),
+    ),
 }

@@ -37,12 +37,14 @@ class Reading:
     formats: those that it can learn from. labels_as: words that a language model writes, classes, or values.
     labels: the names of the classes by their numbers; without any they are as they come.
     sub_words: which tokens of a word its class is learned at.
+    asks: whether rows are asked, and the objective answers by itself: an answer of their own may be missing.
     """
 
     formats: tuple[str, ...] = LEARNS_FROM["causal_lm"]
     labels_as: Literal["words", "classes", "values"] = "words"
     labels: tuple[str, ...] = ()
     sub_words: Literal["first", "all"] = "first"
+    asks: bool = False
 
     @property
     def has_gold(self) -> bool:

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from eval.readers import type_name
 from train.data.conversations import Conversation, message_in
 from train.data.fields import Fields, RowError, checked_text
 
 Side = str | Conversation
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A text and how it goes on, as they stand: a reward model reads them without a chat template."""
+
+    prompt: str
+    answer: str
+    is_answered: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,17 @@ def read_preference(fields: Fields) -> Preference:
     if chosen == rejected:
         raise RowError("nothing to learn: chosen and rejected are the same")
     return Preference(chosen, rejected)
+
+
+def read_asked(fields: Fields) -> Conversation | Continuation:
+    """What both sides answer, with the answer that was chosen."""
+    chosen = _side(fields, "chosen")
+    if isinstance(chosen, Conversation) and len(chosen.messages) > 1:
+        return chosen
+    if isinstance(chosen, Conversation) or not fields.has("prompt"):
+        raise RowError("nothing is asked: there is no prompt before the answers")
+    prompt = fields.text("prompt")
+    return Continuation(prompt, chosen.removeprefix(prompt))
 
 
 def _side(fields: Fields, name: str) -> Side:

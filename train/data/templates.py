@@ -15,6 +15,7 @@ import jinja2
 from eval.files import nearest
 from train.data.conversations import Conversation, tool_calls
 from train.data.fields import RowError
+from train.data.preference import Continuation
 from train.errors import UserError
 
 FOLDER = Path(__file__).with_name("chat_templates")
@@ -112,11 +113,15 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     Templates with {% generation %} marks say so themselves. For others, what the template writes for the turns before
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
+    Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
+
     Raises:
         RowError: The template refuses this conversation.
         UserError: The template writes earlier turns differently once later ones follow.
     """
     messages = _fitted(template.text, conversation)
+    if not conversation.is_answered:
+        return _checked(_asking(template, messages, conversation.tools), messages), []
     if GENERATION_MARK.search(template.text):
         text, marked = _render(template, messages, conversation.tools, marks=True)
         return _checked(text, messages), [_trimmed(text, span) for span in marked]
@@ -132,6 +137,23 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
             raise UserError(_not_a_prefix(template, index))
         spans.append(_trimmed(text, (len(before), len(through))))
     return _checked(text, messages), spans
+
+
+def _asking(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> str:
+    """What stands before an answer. A template with marks need not know generation prompts: it writes an answer."""
+    if not GENERATION_MARK.search(template.text):
+        return _render(template, messages, tools, prompt=True)[0]
+    text, marked = _render(template, [*messages, {"role": "assistant", "content": "?"}], tools, marks=True)
+    if not marked:
+        raise RowError("the chat template marks no answer behind it")
+    return text[: marked[-1][0]]
+
+
+def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tuple[str, list[Span]]:
+    """A text as it stands, between the tokens that begin and end one; how it goes on is learned, with the end."""
+    before = (template.special_tokens["bos_token"] if with_bos else "") + text.prompt
+    whole = before + text.answer + template.special_tokens.get("eos_token", "")
+    return whole, [(len(before), len(whole))]
 
 
 def _not_a_prefix(template: ChatTemplate, turn: int) -> str:

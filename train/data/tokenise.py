@@ -22,9 +22,9 @@ from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS, Example
 from train.data.gold import TO_PREDICT, GoldEncoder, Reading
 from train.data.labelled import Labelled, Tagged
-from train.data.preference import Preference
+from train.data.preference import Continuation, Preference
 from train.data.sources import NumberedRow
-from train.data.templates import ChatTemplate, Span, render
+from train.data.templates import ChatTemplate, Span, continued, render
 from train.errors import UserError
 
 
@@ -69,7 +69,13 @@ class Settings:
             "system_prompt": None if corpus else self.system_prompt,
             "max_length": self.max_length,
             "golden": golden,
+            **({"asks": True} if self.reading.asks and not corpus else {}),  # absent: tables from before it stay good
         }
+
+    @property
+    def is_golden(self) -> bool:
+        """Whether rows hold what is to be said of them, rather than conversations or texts."""
+        return self.format in GOLDEN and not (self.reading.asks and self.format == "preference")
 
 
 @dataclass
@@ -130,9 +136,12 @@ def _tokenizer(text: str) -> Tokenizer:
     return Tokenizer.from_str(text)
 
 
-def read_row(row: Row, kind: str, columns: Mapping[str, str], system: str | None) -> Example:
-    """What a row of the format `kind` says; a conversation without a system message gets `system`. Raises RowError."""
-    example = FORMATS[kind].read(Fields(row.value, columns))
+def read_row(row: Row, kind: str, columns: Mapping[str, str], system: str | None, asks: bool = False) -> Example:
+    """What a row of the format `kind` says; a conversation without a system message gets `system`. Raises RowError.
+
+    asks: see `Reading`.
+    """
+    example = FORMATS[kind].read(Fields(row.value, columns, asks))
     if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
         return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
     return example
@@ -168,7 +177,7 @@ class Encoder:
         out.unreadable = len(out.bad)
         if only_check:
             return out
-        if self.settings.format in GOLDEN:
+        if self.settings.is_golden:
             pieces = list(self._golden(usable, out))
         else:
             texts = self.settings.format == "text"
@@ -177,7 +186,7 @@ class Encoder:
 
     def _read(self, row: Row) -> Example:
         settings = self.settings
-        return read_row(row, settings.format, settings.columns, settings.system_prompt)
+        return read_row(row, settings.format, settings.columns, settings.system_prompt, settings.reading.asks)
 
     def _documents(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         """Each text, its end, and where it is longer than the limit the rest of it in further rows.
@@ -207,31 +216,36 @@ class Encoder:
     def _conversations(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         limit = self.settings.max_length
         rendered: list[tuple[int, str, list[Span]]] = []
-        for position, (row, read, conversation) in enumerate(usable):
-            assert self.settings.template is not None
-            assert isinstance(conversation, Conversation)
+        for position, (row, read, example) in enumerate(usable):
+            assert isinstance(example, (Conversation, Continuation))
             try:
-                rendered.append((position, *render(self.settings.template, conversation)))
+                rendered.append((position, *self._written(example)))
             except RowError as error:
                 _refuse(out, row, read, error)
             except UserError as error:
                 raise UserError(f"{read.place}: {error}") from None
         encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
         for (position, _, spans), encoding in zip(rendered, encodings, strict=True):
-            row, read, _ = usable[position]
+            row, read, example = usable[position]
             ids_t = np.array(encoding.ids, np.int32)
             learned_t = _overlapping(encoding.offsets, spans)
             learned_t[:1] = 0  # nothing stands before it to predict it from
-            if not learned_t.any():
-                _refuse(out, row, read, RowError("nothing to learn: the answers are empty once rendered"))
-            elif not learned_t[:limit].any():
-                _refuse(
-                    out, row, read, RowError("nothing left to learn after truncation: " + _shortage(learned_t, limit))
-                )
-            else:
-                out.endless += int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
-                out.cut += len(ids_t) > limit
-                yield _Piece(position, ids_t[:limit], learned_t[:limit])
+            assert isinstance(example, (Conversation, Continuation))
+            reason = _unusable(learned_t, limit) if example.is_answered else _unaskable(ids_t, limit)
+            if reason:
+                _refuse(out, row, read, RowError(reason))
+                continue
+            out.endless += example.is_answered and int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
+            out.cut += len(ids_t) > limit
+            yield _Piece(position, ids_t[:limit], learned_t[:limit])
+
+    def _written(self, example: Conversation | Continuation) -> tuple[str, list[Span]]:
+        """The text, and the stretches of it that are learned."""
+        template = self.settings.template
+        assert template is not None
+        if isinstance(example, Continuation):
+            return continued(template, example, self.settings.bos is not None)
+        return render(template, example)
 
     def _golden(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         for position, (row, read, example) in enumerate(usable):
@@ -249,8 +263,21 @@ class Encoder:
                 yield _Piece(position, ids_t, marks_t, gold, golden.second)
 
 
-def _shortage(learned_t: NDArray[np.uint8], limit: int) -> str:
-    return f"the first answer begins at token {int(np.flatnonzero(learned_t)[0]) + 1}, the limit is {limit}"
+def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
+    """Why nothing can be learned from a row, or nothing."""
+    if not learned_t.any():
+        return "nothing to learn: the answers are empty once rendered"
+    if learned_t[:limit].any():
+        return ""
+    first = int(np.flatnonzero(learned_t)[0]) + 1
+    return f"nothing left to learn after truncation: the first answer begins at token {first}, the limit is {limit}"
+
+
+def _unaskable(ids_t: NDArray[np.int32], limit: int) -> str:
+    """Why a row without an answer cannot be asked, or nothing: a prompt that is cut asks something else."""
+    if len(ids_t) <= limit:
+        return ""
+    return f"longer than data.max_length_tokens: {len(ids_t)} tokens are asked, the limit is {limit}"
 
 
 def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
@@ -310,8 +337,10 @@ def _hashes(example: Example) -> tuple[int, int]:
         return content_hash([*example.words, *map(str, example.tags)]), content_hash(example.words)
     if isinstance(example, Preference):
         return content_hash([str(example.chosen), str(example.rejected)]), 0
+    if isinstance(example, Continuation):
+        return content_hash([example.prompt, example.answer]), content_hash([example.prompt])
     said = [(message["role"], str(message["content"])) for message in example.messages if message["role"] != "system"]
-    last = max(index for index, (role, _) in enumerate(said) if role == "assistant")
+    last = max(k for k, (role, _) in enumerate(said) if role == "assistant") if example.is_answered else len(said)
     return content_hash([text for _, text in said]), content_hash([text for _, text in said[:last]])
 
 

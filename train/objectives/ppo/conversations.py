@@ -24,7 +24,7 @@ def _of(source: Source, system: str | None) -> Iterator[tuple[str, Messages]]:
         if isinstance(row, BadRow):
             continue  # told by the data's own reading
         try:
-            example = read_row(row, source.config.format, source.config.columns, system)
+            example = read_row(row, source.config.format, source.config.columns, system, asks=True)
         except RowError:
             continue
         if isinstance(example, Conversation):

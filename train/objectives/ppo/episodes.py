@@ -21,7 +21,8 @@ Messages = tuple[Message, ...]
 @dataclass(frozen=True)
 class Episode:
     """prompt, answer: token ids; the end token is part of the answer where there is one. row: where the prompt stands.
-    messages: the prompt, where it is a conversation; nothing where it is a text.
+    messages: the prompt, where it is a conversation; nothing where it is a text. is_blank: whether the answer's text,
+    up to where it stops, says nothing.
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +30,7 @@ class Episode:
     finished: bool
     row: str
     messages: Messages = ()
+    is_blank: bool = False
 
 
 class Episodes:

@@ -87,6 +87,6 @@ def of_answers(episodes: Episodes) -> dict[str, float]:
     return {
         "response_tokens": float(np.mean([len(episode.answer) for episode in all_])),
         "finished": float(np.mean([episode.finished for episode in all_])),
-        "empty": float(np.mean([len(episode.answer) == 1 and episode.finished for episode in all_])),
+        "empty": float(np.mean([episode.is_blank for episode in all_])),
         "repetition": float(np.mean([repetition(episode.answer) for episode in all_])),
     }

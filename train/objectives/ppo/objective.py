@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from eval.checkpoint import end_ids
 from eval.prompt import Prompter
-from train.config import Config
+from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading
 from train.data.encoded import Encoded
 from train.data.sources import Source, find
@@ -30,7 +30,7 @@ from train.objectives.ppo.phases import Phase, Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
 from train.objectives.ppo.reward import Reward, Rewarded
 from train.objectives.ppo.rollout import play, requests
-from train.objectives.ppo.row_steps import RowSteps
+from train.objectives.ppo.row_steps import RowSteps, answered
 from train.objectives.ppo.scoring import Scoring, drop_nothing
 from train.objectives.ppo.signs import Signs
 from train.objectives.ppo.task import TaskRows
@@ -51,21 +51,21 @@ class PPO(Supervised):
     lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading())
+        super().__init__(config, tuning, ranks, Reading(LEARNS_FROM["ppo"], asks=True))
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
         self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
         train, held_out = self.corpus.train, self.corpus.validation
         said = self._said("train")
-        self.prompts = self._prompts(train, task, said, config.data.train[0].path)
+        self.prompts = self._prompts(train, task, said, config.data.train, config.data.train[0].path)
         said = self._said("validation") if config.data.validation else said
-        self.held_out_prompts = self._prompts(held_out, task, said, "the validation data") if held_out else []
+        sources = config.data.validation or config.data.train
+        self.held_out_prompts = self._prompts(held_out, task, said, sources, "the validation data") if held_out else []
         self.reward.require([*self.prompts, *self.held_out_prompts])
         self.phases = Phases(self.ppo, config.duration, len(self.prompts))
         self._require_between()
-        weights = [source.weight for source in config.data.train]
-        self.row_steps = RowSteps(train, weights, self.shape, config.run.seed, ranks)
+        self.row_steps = self._row_steps(train)
         self.scoring = Scoring(self.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
@@ -229,12 +229,33 @@ class PPO(Supervised):
         is_asked = self.reward.reads_messages and not self.ppo.task
         return conversations(self._sources(name), self.config.data.system_prompt) if is_asked else {}
 
-    def _prompts(self, rows: Encoded, task: TaskRows | None, said: Said, name: str) -> list[Prompt]:
+    def _prompts(
+        self, rows: Encoded, task: TaskRows | None, said: Said, sources: Sequence[SourceConfig], name: str
+    ) -> list[Prompt]:
         own, longest = self.ppo.prompt_tokens, self.config.data.max_length_tokens
-        asked = task.prompts(rows) if task else asked_by(rows, own, longest, said)
+        corpora = [number for number, source in enumerate(sources) if source.format == "text"]
+        asked = task.prompts(rows) if task else asked_by(rows, corpora, own, longest, said)
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
         self.corpus.lines.extend(told)
         return found
+
+    def _row_steps(self, rows: Encoded) -> RowSteps:
+        """Over the rows with an answer: told, where supervised steps pass over others."""
+        config, own = self.config, answered(rows)
+        steps = RowSteps(own, [source.weight for source in config.data.train], self.shape, config.run.seed, self.ranks)
+        key = "supervised_weight" if self.ppo.supervised_weight else "supervised_every"
+        if not getattr(self.ppo, key):
+            return steps
+        if steps.is_empty:
+            raise UserError(
+                f"ppo.{key}: no row of data.train has an answer to learn; add rows that have one, or set it to 0"
+            )
+        if len(own) < len(rows):
+            self.corpus.lines.append(
+                f"{len(rows) - len(own):,} of {len(rows):,} training rows have no answer: they are asked, and passed "
+                f"over in supervised steps (ppo.{key})"
+            )
+        return steps
 
     def _require_between(self) -> None:
         for key, every in (

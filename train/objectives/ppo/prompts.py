@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,25 +29,30 @@ class Prompt:
     messages: Messages = ()
 
 
-def asked_by(rows: Encoded, corpus_tokens: int, row_tokens: int, said: Said = NOTHING_SAID) -> Iterator[Prompt | None]:
+def asked_by(
+    rows: Encoded, corpora: Container[int], corpus_tokens: int, row_tokens: int, said: Said = NOTHING_SAID
+) -> Iterator[Prompt | None]:
     """What each row asks; of a corpus text its first tokens, where it goes on behind them. None where it asks nothing.
 
+    corpora: numbers of the sources whose rows are texts.
     row_tokens: where a longer text was cut; what goes on in further rows asks nothing anew, and is passed over.
     said: rows as conversations, where their messages are wanted.
     """
     cut: set[str] = set()
     for index in range(len(rows)):
         ids, labels = rows.tokens(index)
-        start, _ = answer_at(labels)
-        row, is_corpus = rows.row_id(index), start <= 1
+        start, end = answer_at(labels)
+        is_answered, source = start < end, int(rows.sources_n[index])
+        row, is_corpus = rows.row_id(index), source in corpora
         goes_on = is_corpus and row in cut
         if is_corpus and len(ids) >= row_tokens:
             cut.add(row)
         if not goes_on:
             size = corpus_tokens if is_corpus else start
-            whole = said.get((int(rows.sources_n[index]), row), ()) if said and not is_corpus else ()
-            messages = before_answer(whole, answers_in(labels) - 1) if whole else ()
-            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), messages) if size < len(ids) else None
+            whole = said.get((source, row), ()) if said and not is_corpus else ()
+            messages = before_answer(whole, answers_in(labels) - 1) if whole and is_answered else whole
+            goes_on_behind = size < len(ids) or not is_answered
+            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), messages) if goes_on_behind else None
 
 
 def with_room(

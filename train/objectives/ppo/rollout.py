@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from eval import generation, plain_generation
@@ -62,7 +63,8 @@ def play(
     """The episodes of all requests, in order, on every rank. prompts: that of each request."""
     mine = shares(asked, ranks.count)[ranks.index]
     width = max(request.max_new_tokens for request in asked)
-    found = np.zeros((len(asked), width + 3))  # tokens of the answer and its end; how many; whether it ended by itself
+    # Tokens of the answer and its end; how many; whether it ended by itself; whether it says nothing.
+    found = np.zeros((len(asked), width + 4))
     with ranks.whole(model) as whole, _generating(whole) as base, prompt_as_tokens(whole) as before, torch.no_grad():
         network = Network(base)
         budget = choose(0, base.config, next(base.parameters()).dtype, ranks.device)
@@ -72,12 +74,15 @@ def play(
             for answer in ended:
                 ids = [*answer.ids, *([] if answer.end is None else [answer.end])]
                 found[mine[answer.index], : len(ids)] = ids
-                found[mine[answer.index], -2:] = len(ids), answer.finished
+                found[mine[answer.index], -3:] = len(ids), answer.finished, not answer.generated().text.strip()
     joined = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
-    return [
-        Episode(prompt.ids, tuple(int(x) for x in line[: int(line[-2])]), bool(line[-1]), prompt.row, prompt.messages)
-        for prompt, line in zip(prompts, joined, strict=True)
-    ]
+    return [_episode(prompt, line) for prompt, line in zip(prompts, joined, strict=True)]
+
+
+def _episode(prompt: Prompt, line: NDArray[np.float64]) -> Episode:
+    length, finished, is_blank = (int(x) for x in line[-3:])
+    answer = tuple(int(x) for x in line[:length])
+    return Episode(prompt.ids, answer, bool(finished), prompt.row, prompt.messages, bool(is_blank))
 
 
 @contextlib.contextmanager

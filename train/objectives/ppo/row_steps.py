@@ -13,11 +13,22 @@ from train.data.encoded import Encoded
 from train.protocols import Batch, Ranks
 
 
+def answered(rows: Encoded) -> Encoded:
+    """The rows that have an answer to learn."""
+    kept = np.split(rows.learned_n > 0, rows.starts[1:-1])
+    return Encoded([part.only(kept_n) for part, kept_n in zip(rows.parts, kept, strict=True)])
+
+
 class RowSteps:
     """The micro-batches of any step: a function of its number. weights: of the sources."""
 
     def __init__(self, rows: Encoded, weights: list[float], shape: Shape, seed: int, ranks: Ranks) -> None:
         self.rows, self.weights, self.shape, self.seed, self.ranks = rows, weights, shape, seed, ranks
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row to learn."""
+        return not self._per_epoch
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's."""

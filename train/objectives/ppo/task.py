@@ -91,7 +91,10 @@ class TaskRows:
             except BadExampleError as error:
                 if self.skip:
                     continue
-                raise UserError(f"{row.place}: {error}; so ppo.task {self.name} cannot read this row") from error
+                raise UserError(
+                    f"{row.place}: {error}; so ppo.task {self.name} cannot read this row, or has nothing to score an "
+                    "answer by; mend it, or leave such rows out with data.on_bad_row: skip"
+                ) from error
 
     def _refuse(self) -> NoReturn:
         raise UserError(f"ppo.task: {self.name} asks for no single generated answer; PPO can only reward such")
