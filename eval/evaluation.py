@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils import logging
 
 from eval.checkpoint import Checkpoint, choose_precision, look
+from eval.choice import choose, fewer
 from eval.compare import compare, corrected, outcomes
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
@@ -33,7 +33,7 @@ from eval.origin import origin_of
 from eval.prompt import Prompter
 from eval.protocols import Answer, Generate, Generated, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
-from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
+from eval.result import Evaluation, Fewer, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
 from eval.speaker import Speaker
 from eval.tasks.find import find, is_file
@@ -83,7 +83,10 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
-    items = {task.name: read_items(task, config) for task in tasks}
+    read = {task.name: read_items(task, config) for task in tasks}
+    items = {name: choose(own, config.max_rows, config.sample_seed) for name, own in read.items()}
+    less = {name: fewer(own, items[name]) for name, own in read.items()}
+    del read
     jobs = {
         checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
         for checkpoint in checkpoints
@@ -106,7 +109,8 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
         gc.collect()  # before the next one is loaded: two at once may not fit
     samples = {task: {name: run.samples for name, run in own.items()} for task, own in runs.items()}
     results = [
-        _task_result(task, config, runs[task.name], _rows(items[task.name], skipped[task.name])) for task in tasks
+        _task_result(task, config, runs[task.name], _rows(items[task.name], skipped[task.name]), less[task.name])
+        for task in tasks
     ]
     if overlaps is not None:
         results = [
@@ -118,15 +122,10 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
-    """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
+    """All that a task could ask: of the user's file, or of the task's own source. Raises UserError for bad rows."""
     items = task.arrange(load(rows_of(task, config), task.load))
     if not items:
         raise UserError(f"{', '.join(_files(task, config)) or task.name}: there are no rows in it")
-    if 0 < config.max_rows < len(items):
-        if config.sample_seed is None:
-            return items[: config.max_rows]
-        shuffled = np.random.default_rng(config.sample_seed).permutation(len(items))  # as `datasets` shuffles
-        return [items[k] for k in sorted(shuffled[: config.max_rows])]
     return items
 
 
@@ -254,6 +253,7 @@ def _task_result(
     config: Config,
     runs: Mapping[str, Run],
     skipped: Sequence[Skipped],
+    less: Fewer | None,
 ) -> TaskResult:
     samples = {name: run.samples for name, run in runs.items()}
     return TaskResult(
@@ -268,6 +268,7 @@ def _task_result(
         tokens={name: run.tokens for name, run in runs.items()},
         reused={name: run.reused for name, run in runs.items()},
         cut_short={name: run.cut_short for name, run in runs.items() if run.cut_short},
+        fewer=less,
     )
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.result import Contamination, Result, TaskResult
+from eval.result import Contamination, Fewer, Result, TaskResult
 
 HOW = {
     "row": "the same row",
@@ -22,7 +22,8 @@ SPEED = (
 
 def warnings(result: Result) -> list[str]:
     """What changes the meaning of the answer, in a sentence each."""
-    found = [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
+    found = [_asked(task.name, task.fewer, result.settings.get("sample_seed")) for task in result.tasks if task.fewer]
+    found += [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
     found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
     return found + [
@@ -31,6 +32,19 @@ def warnings(result: Result) -> list[str]:
         for task in result.tasks
         for model, ids in task.cut_short.items()
     ]
+
+
+def _asked(name: str, fewer: Fewer, seed: int | None) -> str:
+    lead = f"{name}: {fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
+    if seed is not None:
+        return lead + f"drawn with seed {seed}"
+    if fewer.of_files == 1:
+        return lead + "the first ones"
+    if fewer.files == fewer.of_files:
+        return lead + f"the first ones of each of {fewer.of_files:,} files by turns"
+    return (
+        lead + f"the first ones of {fewer.files:,} files; of the other {fewer.of_files - fewer.files:,} none was asked"
+    )
 
 
 def _contaminated(task: TaskResult) -> str:

@@ -26,7 +26,7 @@ from eval.origin import Origin
 from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.report.notes import circumstances
-from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation
+from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Fewer
 from eval.tasks import TASKS
 from tests import eval_checkpoints
 from tests.eval_checkpoints import TEXT
@@ -168,6 +168,7 @@ SHAPE: dict[str, Any] = {
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
+        "fewer": {"rows": int, "of_rows": int, "files": int, "of_files": int},
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
             "clean": int, "metrics": list,
@@ -200,7 +201,7 @@ def assert_shape(value: Any, shape: Any) -> None:
 
 def test_result_json_has_its_schema(folders: dict[str, Path], rows: str, texts: str) -> None:
     words = ["--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity,qa", "--data", rows]
-    found = run(*words, "--training_data", texts)
+    found = run(*words, "--training_data", texts, "--max_rows", len(QUESTIONS) - 1)
     written = json.loads(found.result.to_json())
     assert (written["schema"], written["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
     assert_shape(written, SHAPE)
@@ -235,6 +236,23 @@ def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> No
     assert metric.estimates[0].low is None
     assert metric.differences[0].verdict == "not tested"
     assert "not tested" in markdown(found)
+
+
+def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
+    folders: dict[str, Path], texts: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"{k} {TEXT[0]}"}) + "\n" for k in range(4)))
+    words = ["--model", folders["before"], "--tasks", "perplexity", "--data", texts, "--data", other]
+    found = run(*words, "--max_rows", 3)
+    report = markdown(found)
+    (task,) = found.result.tasks
+    assert {group.name for group in task.metrics[0].groups} == {texts, str(other)}
+    assert "By corpus" in report
+    note = "perplexity: 3 of 7 rows asked (--max_rows), the first ones of each of 2 files by turns"
+    assert note in report
+    assert task.fewer == Fewer(rows=3, of_rows=7, files=2, of_files=2)
+    assert run(*words).result.tasks[0].fewer is None
 
 
 def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[str, Path], tmp_path: Path) -> None:

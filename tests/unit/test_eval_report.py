@@ -28,7 +28,7 @@ from eval.report.html import page
 from eval.report.notes import circumstances, warnings
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
-from eval.result import Evaluation, MetricResult, Result
+from eval.result import Evaluation, Fewer, MetricResult, Result
 from tests.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
 
 
@@ -277,6 +277,23 @@ def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     assert "the same row: 10" in report
     assert "could not be compared: lost.jsonl" in report
     assert "and 10 more in result.json" in report
+
+
+@pytest.mark.parametrize(
+    ("fewer", "seed", "said"),
+    [
+        (Fewer(50, 1319, 1, 1), None, "the first ones"),
+        (Fewer(50, 1319, 1, 1), 42, "drawn with seed 42"),
+        (Fewer(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
+        (Fewer(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
+    ],
+)
+def test_fewer_rows_than_there_are_is_a_note(compared: Evaluation, fewer: Fewer, seed: int | None, said: str) -> None:
+    result = compared.result
+    tasks = [dataclasses.replace(result.tasks[0], fewer=fewer), *result.tasks[1:]]
+    told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
+    assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows asked (--max_rows), {said}"
+    assert "asked" not in warnings(result)[0]
 
 
 def test_a_passage_in_the_training_data_is_not_told_as_the_row(compared: Evaluation) -> None:
