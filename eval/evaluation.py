@@ -30,6 +30,7 @@ from eval.host_memory import keep_freed_memory
 from eval.hub import from_hub
 from eval.journal import Journal
 from eval.origin import origin_of
+from eval.own_code import code_state, own_version
 from eval.prompt import Prompter
 from eval.protocols import Answer, Generate, Generated, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
@@ -75,6 +76,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     """
     if ranks.index or not sys.stderr.isatty():
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
+    code = code_state(Path(__file__).parent)  # now: files may change while this runs
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
     if ranks.device.type == "cpu":
@@ -118,7 +120,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
             for task, result in zip(tasks, results, strict=True)
         ]
     won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
-    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results)), samples, won)
+    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results), code), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
@@ -294,6 +296,7 @@ def _result(
     digests: Mapping[str, Mapping[str, str]],
     encoder: ModelInfo | None,
     tasks: Sequence[TaskResult],
+    code: Mapping[str, Any] | None,
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
     models = [
@@ -303,11 +306,12 @@ def _result(
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(now, settings, _versions(), models, tasks, encoder)
+    return Result(now, settings, _versions(), models, tasks, encoder, code)
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    own = own_version()
+    found = ({"zerotune": own} if own else {}) | {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)

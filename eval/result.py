@@ -162,7 +162,10 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any."""
+    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any.
+
+    code: the commit of the evaluator itself and whether its files differed; None where it ran from no repository.
+    """
 
     created: str
     settings: Mapping[str, Any]
@@ -170,6 +173,7 @@ class Result:
     models: Sequence[ModelInfo]
     tasks: Sequence[TaskResult]
     encoder: ModelInfo | None = None
+    code: Mapping[str, Any] | None = None
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 

@@ -109,10 +109,17 @@ def circumstances(result: Result) -> list[str]:
             f"p: {', '.join(tests)}. A difference is significant where p < 0.05 and its interval leaves out 0. "
             "Noticeable from: true differences that 4 of 5 such evaluations would find"
         )
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    versions = ", ".join(f"{name} {version}{_commit(result, name)}" for name, version in result.versions.items())
     ranks = f"{result.settings['ranks']} process{'' if result.settings['ranks'] == 1 else 'es'}"
     lines.append(f"{result.created}, {result.settings['device']}, {ranks}; {versions}")
     return lines
+
+
+def _commit(result: Result, name: str) -> str:
+    """Behind ZeroTune's version: of the code that ran."""
+    if name != "zerotune" or result.code is None:
+        return ""
+    return f" (commit {result.code['commit'][:12]}{', with changes' if result.code['dirty'] else ''})"
 
 
 def _time(task: TaskResult, model: str) -> str:

@@ -162,6 +162,7 @@ def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> N
 
 SHAPE: dict[str, Any] = {
     "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict, "encoder": type(None),
+    "code": dict | None,
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
     }],
@@ -222,11 +223,11 @@ def test_versions_of_what_the_numbers_depend_on(
     """BLEU moves with sacrebleu, Chinese words with jieba; what is not installed is left out."""
     words = ["--model", folders["before"], "--tasks", "qa", "--data", rows]
     versions = run(*words).result.versions
-    assert {"python", "torch", "transformers", "tokenizers", "numpy"} <= set(versions)
+    assert {"zerotune", "python", "torch", "transformers", "tokenizers", "numpy"} <= set(versions)
     assert versions["sacrebleu"] == importlib.metadata.version("sacrebleu")
     assert versions["jieba"] == importlib.metadata.version("jieba")
     monkeypatch.setattr(evaluation, "LIBRARIES", ("torch", "a-library-that-nobody-has"))
-    assert set(run(*words).result.versions) == {"python", "torch"}
+    assert set(run(*words).result.versions) == {"zerotune", "python", "torch"}
 
 
 def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> None:

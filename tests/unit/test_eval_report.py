@@ -279,6 +279,14 @@ def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     assert "and 10 more in result.json" in report
 
 
+def test_the_evaluator_is_named_by_version_and_commit(compared: Evaluation) -> None:
+    result = dataclasses.replace(compared.result, versions={"zerotune": "1.2.3", "python": "3.11"})
+    code = {"commit": "ab" * 20, "dirty": True}
+    lines = ["\n".join(circumstances(dataclasses.replace(result, code=state))) for state in (None, code)]
+    assert "; zerotune 1.2.3, python 3.11" in lines[0]
+    assert "; zerotune 1.2.3 (commit abababababab, with changes), python 3.11" in lines[1]
+
+
 @pytest.mark.parametrize(
     ("fewer", "seed", "said"),
     [
