@@ -43,6 +43,12 @@ ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' cla
     "tokens": ("ForTokenClassification",),
     "sequence": ("ForSequenceClassification",),
 }
+ABILITIES: Mapping[Head, str] = {
+    "language": "continues texts",
+    "vision": "reads images and continues texts",
+    "tokens": "gives each token a class",
+    "sequence": "gives a text a class or a value",
+}
 # These number positions from pad_token_id + 1 on, and so take fewer tokens than they have positions.
 POSITIONS_BEHIND_PAD = (
     "camembert",
@@ -141,7 +147,7 @@ class Checkpoint:
         for head in heads:
             if names and not any(name.endswith(ENDINGS[head]) for name in names):
                 raise UserError(
-                    f"{self.folder}: this is a {names[0]}; the task needs a model with a {head} head "
+                    f"{self.folder}: this is a {names[0]}; the task needs a model that {ABILITIES[head]} "
                     f"({' or '.join('...' + ending for ending in ENDINGS[head])})"
                 )
 

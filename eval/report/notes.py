@@ -125,6 +125,7 @@ def _commit(result: Result, name: str) -> str:
 def _time(task: TaskResult, model: str) -> str:
     """How long, how fast, and what of it cost nothing."""
     seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
-    speed = [f"{task.samples / seconds:,.1f} rows/s", f"{tokens / seconds:,.0f} tokens/s"] if seconds and tokens else []
+    rows = words.plain(task.samples / seconds) if seconds else ""
+    speed = [f"{rows} rows/s", f"{tokens / seconds:,.0f} tokens/s"] if seconds and tokens else []
     known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
     return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

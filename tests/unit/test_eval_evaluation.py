@@ -27,6 +27,7 @@ from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.report.notes import circumstances
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Fewer
+from eval.speaker import open_journal
 from eval.tasks import TASKS
 from tests import eval_checkpoints
 from tests.eval_checkpoints import TEXT
@@ -301,6 +302,22 @@ def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_pat
     assert "the next turn, try or tool call, of 1 row" in markdown(found)
     (turns,) = task.tables["before"]
     assert [row[-1] for row in turns.rows] == [0, 1]
+
+
+def test_known_answers_are_told_once_a_task(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each turn of a dialogue is a round of its own."""
+    path = tmp_path / "rows.jsonl"
+    said = [{"role": role, "content": f"{role} {turn}"} for turn in range(3) for role in ("user", "assistant")]
+    path.write_text(json.dumps({"messages": said}) + "\n")
+    words = ["--model", folders["before"], "--tasks", "dialogue", "--data", path, "--out", tmp_path / "out"]
+    config = parse([*map(str, words), "--max_new_tokens", "2"])
+    evaluate(config, ALONE, open_journal(config, ALONE))
+    capsys.readouterr()
+    again = evaluate(config, ALONE, open_journal(config, ALONE))
+    assert again.result.tasks[0].reused == {"before": 3}
+    assert capsys.readouterr().err == "before: dialogue: 1 of 1 answers from the journal\n"
 
 
 def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path) -> None:

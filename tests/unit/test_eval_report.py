@@ -204,6 +204,22 @@ def test_markdown_shows_each_rows_numbers_and_the_turns_of_a_dialogue(compared: 
     assert "- turns:\n  1. asked: Hi?<br>answer: Ho.\n  2. asked: And?<br>answer: \n" in report
     first = compared.samples["quiz"]["merged"][0].values["similarity"]
     assert f"- similarity (merged): {first:.4g}\n" in report
+    right = compared.samples["quiz"]["merged"][0].values["accuracy"]
+    assert f"- accuracy (merged): {right:.0f}\n" in report
+
+
+def test_a_slow_task_has_a_speed(compared: Evaluation) -> None:
+    task = dataclasses.replace(compared.result.tasks[0], seconds={"base": 9000.0}, tokens={"base": 90_000})
+    lines = circumstances(dataclasses.replace(compared.result, tasks=[task]))
+    assert any(line.endswith("; base 9000.0 s (0.01333 rows/s, 10 tokens/s)") for line in lines)
+
+
+def test_one_model_is_no_baseline() -> None:
+    for names, colours in ((("merged",), [figure.OTHER]), (("base", "merged"), [figure.BASELINE, figure.OTHER])):
+        picture = draw(evaluation(names).result, "svg")
+        assert picture is not None
+        drawn = picture.decode()
+        assert [colour for colour in (figure.BASELINE, figure.OTHER) if f"stroke: {colour}" in drawn] == colours
 
 
 def test_a_task_that_brings_its_rows_names_no_file(compared: Evaluation) -> None:
