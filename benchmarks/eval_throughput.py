@@ -102,7 +102,7 @@ def prepare(folder: Path, data: Path, peer: Path, given: argparse.Namespace) -> 
     makers: dict[str, Callable[[Path], Job]] = {
         "cmmlu": lambda place: lm_eval_tasks.cmmlu(place, data / "cmmlu", package, SUBJECTS, rows),
         "perplexity": lambda place: lm_eval_tasks.perplexity(place, text, rows or DOCUMENTS, START),
-        "gsm8k": lambda place: lm_eval_tasks.gsm8k(place, data / "gsm8k", package, rows or PROBLEMS, NEW_TOKENS),
+        "gsm8k": lambda place: lm_eval_tasks.gsm8k(place, data / "gsm8k", package, range(rows or PROBLEMS), NEW_TOKENS),
     }
     return {name: makers[name](folder / name) for name in given.only}
 

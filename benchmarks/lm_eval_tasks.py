@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,15 @@ def cmmlu(folder: Path, data: Path, package: Path, subjects: Sequence[str], rows
     return Job(folder, [f"{PREFIX}cmmlu_{subject}" for subject in subjects], "cmmlu", folder / "ours")
 
 
-def gsm8k(folder: Path, data: Path, package: Path, rows: int, max_new_tokens: int) -> Job:
-    """The first `rows` questions by chain of thought, five examples before each. data: the published files."""
+def gsm8k(folder: Path, data: Path, package: Path, rows: Iterable[int], max_new_tokens: int) -> Job:
+    """Questions by chain of thought, five examples before each. data: the published files; rows: from 0, of its test
+    file.
+    """
     (folder / "ours").mkdir(parents=True)
     files = {}
-    for split, source, limit in (("train", "train_first1500.jsonl", 5), ("test", "test.jsonl", rows)):
-        lines = (data / source).read_text(encoding="utf-8").splitlines()[:limit]
-        files[split] = _write(folder / "ours" / f"{split}.jsonl", [json.loads(line) for line in lines])
+    for split, source, places in (("train", "train_first1500.jsonl", range(5)), ("test", "test.jsonl", rows)):
+        lines = (data / source).read_text(encoding="utf-8").splitlines()
+        files[split] = _write(folder / "ours" / f"{split}.jsonl", [json.loads(lines[place]) for place in places])
     stops = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "max_gen_toks": max_new_tokens}
     shots = {"sampler": "first_n", "split": "train"}
     own = package / "tasks/gsm8k/gsm8k.yaml"

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from eval import attention
+from eval.checkpoint_folder import require_checkpoint
 from eval.errors import UserError
 from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
@@ -41,6 +42,12 @@ ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' cla
     "vision": ("ForConditionalGeneration", "ForVision2Seq"),
     "tokens": ("ForTokenClassification",),
     "sequence": ("ForSequenceClassification",),
+}
+ABILITIES: Mapping[Head, str] = {
+    "language": "continues texts",
+    "vision": "reads images and continues texts",
+    "tokens": "gives each token a class",
+    "sequence": "gives a text a class or a value",
 }
 # These number positions from pad_token_id + 1 on, and so take fewer tokens than they have positions.
 POSITIONS_BEHIND_PAD = (
@@ -140,7 +147,7 @@ class Checkpoint:
         for head in heads:
             if names and not any(name.endswith(ENDINGS[head]) for name in names):
                 raise UserError(
-                    f"{self.folder}: this is a {names[0]}; the task needs a model with a {head} head "
+                    f"{self.folder}: this is a {names[0]}; the task needs a model that {ABILITIES[head]} "
                     f"({' or '.join('...' + ending for ending in ENDINGS[head])})"
                 )
 
@@ -185,21 +192,7 @@ LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
 
 def look(folder: str, name: str) -> Checkpoint:
     """What can be known without the weights. Raises UserError naming what is missing."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(
-            f"{folder}: there is no such folder (a hub model: `hf download NAME --local-dir {folder}` first)"
-        )
-    if (path / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder}: this is an adapter without its base model; merge it: python -m train.merge {folder} OUT"
-        )
-    if not (path / "config.json").exists():
-        raise UserError(f"{folder}: there is no config.json; a checkpoint folder in Hugging Face layout is needed")
-    if not list(path.glob("*.safetensors")):
-        found = ", ".join(p.name for p in sorted(path.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        why = f"only {found}, which can run foreign code when loaded" if found else "no weights"
-        raise UserError(f"{folder}: there are {why}; save it as safetensors")
+    path = require_checkpoint(folder)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

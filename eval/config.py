@@ -51,10 +51,11 @@ class Config:
         out: The folder for report.html, report.md, result.json and the samples.
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
-        max_rows: Use only so many rows of each task's data; 0 uses all.
+        max_rows: Use only so many rows of each task's data, the first ones of each of its files (of CMMLU, subjects) by
+            turns; 0 uses all.
         encoder: The folder of a sentence encoder (safetensors), by which qa and dialogue are scored by meaning too.
         temperatures: At which samples continues each prompt, one or more; 0 is greedy, above it tokens are drawn.
-        sample_seed: Draw these rows at random with this seed; without it they are the first.
+        sample_seed: Draw these rows at random with this seed from all files together; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
         allow_other_template: Let --template differ from the chat template that the checkpoint was trained with.

@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils import logging
 
 from eval.checkpoint import Checkpoint, choose_precision, look
+from eval.choice import choose, fewer
 from eval.compare import compare, corrected, outcomes
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
@@ -30,10 +30,11 @@ from eval.host_memory import keep_freed_memory
 from eval.hub import from_hub
 from eval.journal import Journal
 from eval.origin import origin_of
+from eval.own_code import code_state, own_version
 from eval.prompt import Prompter
 from eval.protocols import Answer, Generate, Generated, Hub, Identified, Request, Sample, Task
 from eval.ranks import Ranks
-from eval.result import Evaluation, ModelInfo, Result, Skipped, TaskResult
+from eval.result import Evaluation, Fewer, ModelInfo, Result, Skipped, TaskResult
 from eval.rows import load, local
 from eval.speaker import Speaker
 from eval.tasks.find import find, is_file
@@ -75,6 +76,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     """
     if ranks.index or not sys.stderr.isatty():
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
+    code = code_state(Path(__file__).parent)  # now: files may change while this runs
     names = unique_names(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
     if ranks.device.type == "cpu":
@@ -83,7 +85,10 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
         checkpoint.require(task.head for task in tasks)
-    items = {task.name: read_items(task, config) for task in tasks}
+    read = {task.name: read_items(task, config) for task in tasks}
+    items = {name: choose(own, config.max_rows, config.sample_seed) for name, own in read.items()}
+    less = {name: fewer(own, items[name]) for name, own in read.items()}
+    del read
     jobs = {
         checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
         for checkpoint in checkpoints
@@ -106,7 +111,8 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
         gc.collect()  # before the next one is loaded: two at once may not fit
     samples = {task: {name: run.samples for name, run in own.items()} for task, own in runs.items()}
     results = [
-        _task_result(task, config, runs[task.name], _rows(items[task.name], skipped[task.name])) for task in tasks
+        _task_result(task, config, runs[task.name], _rows(items[task.name], skipped[task.name]), less[task.name])
+        for task in tasks
     ]
     if overlaps is not None:
         results = [
@@ -114,19 +120,14 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
             for task, result in zip(tasks, results, strict=True)
         ]
     won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
-    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results)), samples, won)
+    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results), code), samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
-    """The items that a task asks: of the user's file, or of the task's own source. Raises UserError for bad rows."""
+    """All that a task could ask: of the user's file, or of the task's own source. Raises UserError for bad rows."""
     items = task.arrange(load(rows_of(task, config), task.load))
     if not items:
         raise UserError(f"{', '.join(_files(task, config)) or task.name}: there are no rows in it")
-    if 0 < config.max_rows < len(items):
-        if config.sample_seed is None:
-            return items[: config.max_rows]
-        shuffled = np.random.default_rng(config.sample_seed).permutation(len(items))  # as `datasets` shuffles
-        return [items[k] for k in sorted(shuffled[: config.max_rows])]
     return items
 
 
@@ -254,6 +255,7 @@ def _task_result(
     config: Config,
     runs: Mapping[str, Run],
     skipped: Sequence[Skipped],
+    less: Fewer | None,
 ) -> TaskResult:
     samples = {name: run.samples for name, run in runs.items()}
     return TaskResult(
@@ -268,6 +270,7 @@ def _task_result(
         tokens={name: run.tokens for name, run in runs.items()},
         reused={name: run.reused for name, run in runs.items()},
         cut_short={name: run.cut_short for name, run in runs.items() if run.cut_short},
+        fewer=less,
     )
 
 
@@ -293,6 +296,7 @@ def _result(
     digests: Mapping[str, Mapping[str, str]],
     encoder: ModelInfo | None,
     tasks: Sequence[TaskResult],
+    code: Mapping[str, Any] | None,
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
     models = [
@@ -302,11 +306,12 @@ def _result(
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(now, settings, _versions(), models, tasks, encoder)
+    return Result(now, settings, _versions(), models, tasks, encoder, code)
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    own = own_version()
+    found = ({"zerotune": own} if own else {}) | {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)

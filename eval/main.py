@@ -10,6 +10,7 @@ from pathlib import Path
 # Run as a script, eval/ itself comes first, and the package would not be found without an installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.checkpoint_folder import require_checkpoint
 from eval.config import parse
 from eval.errors import UserError
 from eval.leave import leave, tell_launcher
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str]) -> int:
     hide_secrets()
     try:
         config = parse(arguments)  # --help ends here, before anything heavy is imported
+        for folder in config.folders:
+            require_checkpoint(folder)  # here, since what follows imports torch: seconds to wait for a mistyped name
         from eval.evaluation import evaluate
         from eval.ranks import join
         from eval.report import show, write

@@ -14,7 +14,7 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,16 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Fewer:
+    """What was asked where `--max_rows` asks fewer than there are: rows of `of_rows`, from files of `of_files`."""
+
+    rows: int
+    of_rows: int
+    files: int
+    of_files: int
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """One task.
 
@@ -132,7 +142,7 @@ class TaskResult:
     tokens: model -> how many went through it meanwhile: what prompts share once, padding not. reused: model -> requests
     whose answers were known, and so cost neither. tables: model -> what its samples say beside the metrics.
     contamination: None where there was no training data to compare with. cut_short: model -> ids of rows for
-    whose whole answer, or next turn, try or tool call, the context had no room.
+    whose whole answer, or next turn, try or tool call, the context had no room. fewer: None where all rows were asked.
     """
 
     name: str
@@ -147,11 +157,15 @@ class TaskResult:
     tables: Mapping[str, Sequence[Table]] = field(default_factory=dict)
     contamination: Contamination | None = None
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    fewer: Fewer | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any."""
+    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any.
+
+    code: the commit of the evaluator itself and whether its files differed; None where it ran from no repository.
+    """
 
     created: str
     settings: Mapping[str, Any]
@@ -159,6 +173,7 @@ class Result:
     models: Sequence[ModelInfo]
     tasks: Sequence[TaskResult]
     encoder: ModelInfo | None = None
+    code: Mapping[str, Any] | None = None
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 

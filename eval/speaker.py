@@ -67,6 +67,7 @@ class Speaker:
         self._identity = journal.identity(digests, [head, self._precision, config.quantization])
         self._model: tuple[Model, Budget] | None = None
         self.tokens, self.reused, self.loading_seconds = 0, 0, 0.0
+        self._told: set[str] = set()  # tasks of whose known answers was told: each round asks, one line is enough
 
     def answers(self, requests: Sequence[Request], task: str) -> Iterator[Answer]:
         """The answers in order, on every rank."""
@@ -75,7 +76,8 @@ class Speaker:
         console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
         count = sum(request in known for request in requests)
         self.reused += count
-        if known:
+        if known and task not in self._told:
+            self._told.add(task)
             console.print(f"{title}: {count} of {len(requests)} answers from the journal", markup=False)
         left = list(dict.fromkeys(request for request in requests if request not in known))
         if left:

@@ -68,7 +68,7 @@ def saved(figure: Figure, form: Literal["png", "svg"]) -> bytes:
 def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) -> None:
     scale = 100.0 if metric.is_share else 1.0
     for place, found in enumerate(metric.estimates):
-        value, colour = scale * found.value, OTHER if place else BASELINE
+        value, colour = scale * found.value, BASELINE if place == 0 and len(names) > 1 else OTHER
         if not math.isfinite(value):
             continue
         if found.low is not None and found.high is not None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.result import Contamination, Result, TaskResult
+from eval.result import Contamination, Fewer, Result, TaskResult
 
 HOW = {
     "row": "the same row",
@@ -22,7 +22,8 @@ SPEED = (
 
 def warnings(result: Result) -> list[str]:
     """What changes the meaning of the answer, in a sentence each."""
-    found = [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
+    found = [_asked(task.name, task.fewer, result.settings.get("sample_seed")) for task in result.tasks if task.fewer]
+    found += [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
     found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
     return found + [
@@ -31,6 +32,19 @@ def warnings(result: Result) -> list[str]:
         for task in result.tasks
         for model, ids in task.cut_short.items()
     ]
+
+
+def _asked(name: str, fewer: Fewer, seed: int | None) -> str:
+    lead = f"{name}: {fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
+    if seed is not None:
+        return lead + f"drawn with seed {seed}"
+    if fewer.of_files == 1:
+        return lead + "the first ones"
+    if fewer.files == fewer.of_files:
+        return lead + f"the first ones of each of {fewer.of_files:,} files by turns"
+    return (
+        lead + f"the first ones of {fewer.files:,} files; of the other {fewer.of_files - fewer.files:,} none was asked"
+    )
 
 
 def _contaminated(task: TaskResult) -> str:
@@ -95,15 +109,23 @@ def circumstances(result: Result) -> list[str]:
             f"p: {', '.join(tests)}. A difference is significant where p < 0.05 and its interval leaves out 0. "
             "Noticeable from: true differences that 4 of 5 such evaluations would find"
         )
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    versions = ", ".join(f"{name} {version}{_commit(result, name)}" for name, version in result.versions.items())
     ranks = f"{result.settings['ranks']} process{'' if result.settings['ranks'] == 1 else 'es'}"
     lines.append(f"{result.created}, {result.settings['device']}, {ranks}; {versions}")
     return lines
 
 
+def _commit(result: Result, name: str) -> str:
+    """Behind ZeroTune's version: of the code that ran."""
+    if name != "zerotune" or result.code is None:
+        return ""
+    return f" (commit {result.code['commit'][:12]}{', with changes' if result.code['dirty'] else ''})"
+
+
 def _time(task: TaskResult, model: str) -> str:
     """How long, how fast, and what of it cost nothing."""
     seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
-    speed = [f"{task.samples / seconds:,.1f} rows/s", f"{tokens / seconds:,.0f} tokens/s"] if seconds and tokens else []
+    rows = words.plain(task.samples / seconds) if seconds else ""
+    speed = [f"{rows} rows/s", f"{tokens / seconds:,.0f} tokens/s"] if seconds and tokens else []
     known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
     return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

@@ -101,11 +101,11 @@ def _examples(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
 def _example(task: TaskResult, models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> str:
     """The row's own numbers, then what it shows: what all models share once, what differs for each."""
     lines = [f"**{escaped(row[0].id)}**", ""]
-    for metric in (metric for metric in task.metrics if metric.name in row[0].values and not metric.is_share):
+    for metric in (metric for metric in task.metrics if metric.name in row[0].values):
         pairs = zip(models, row, strict=True)
         lines += [
             f"- {words.named(metric)}{f' ({escaped(model)})' if len(row) > 1 else ''}: "
-            f"{words.number(metric, sample.values[metric.name])}"
+            f"{words.plain(sample.values[metric.name])}"
             for model, sample in pairs
         ]
     for key, value in row[0].shown.items():

@@ -70,18 +70,27 @@ def score(question: Question, answers: Sequence[Answer]) -> Sample:
     (answer,) = answers
     assert isinstance(answer, Generated)
     problem = question.problem
-    strict = next((found.strip() for found in _STRICT.findall(answer.text)), NOTHING)
-    flexible = next((found for found in reversed(_FLEXIBLE.findall(answer.text))), (NOTHING, ""))
     marked = number(gsm8k.behind_mark(answer.text))
     stated = last_number(answer.text) if marked is None else marked
     values = {
-        "strict_match": _match(strict, problem.solution),
-        "flexible_match": _match(next(filter(None, flexible)).strip(), problem.solution),
+        "strict_match": _match(strict_answer(answer.text), problem.solution),
+        "flexible_match": _match(flexible_answer(answer.text), problem.solution),
         "accuracy": float(same_number(stated, number(problem.answer))),
         "no_mark": float(marked is None),
     }
     shown = {"question": problem.question, "reference": problem.answer, "output": answer.text}
     return Sample(problem.id, values, shown | {"finished": answer.finished})
+
+
+def strict_answer(text: str) -> str:
+    """The number behind the first `#### `, as the harness reads it."""
+    return next((found.strip() for found in _STRICT.findall(text)), NOTHING)
+
+
+def flexible_answer(text: str) -> str:
+    """The last number, as the harness reads it."""
+    found: tuple[str, str] = next(reversed(_FLEXIBLE.findall(text)), (NOTHING, ""))
+    return next(filter(None, found)).strip()
 
 
 def _match(said: str, solution: str) -> float:

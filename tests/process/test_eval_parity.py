@@ -28,7 +28,8 @@ from eval.tasks import cmmlu, gsm8k, gsm8k_cot
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"
 SUBJECTS = ("agronomy", "high_school_physics")
-QUESTIONS, PROBLEMS, NEW_TOKENS = 3, 2, 24
+QUESTIONS, NEW_TOKENS = 10, 96
+PROBLEMS = (0, 1, 2, 3, 397, 556)  # rows of GSM8K's test file; the model solves the last two
 OUTPUTS = [
     " 16-7=9\n#### 9",
     "#### -9",
@@ -137,20 +138,27 @@ def test_cmmlu(theirs: Any, jobs: dict[str, Job]) -> None:
             assert sample.values["accuracy"] == row["acc"]
         accuracy = theirs["results"][f"rows_cmmlu_{subject}"]["acc,none"]
         assert fmean(sample.values["accuracy"] for _, sample in own) == pytest.approx(accuracy)
+    assert {sample.values["accuracy"] for sample in samples} == {0.0, 1.0}  # all alike would show little
 
 
 def test_gsm8k(theirs: Any, jobs: dict[str, Job]) -> None:
     samples = ours(jobs["gsm8k"])
     asked = gsm8k_cot.arrange(load(local(str(jobs["gsm8k"].data)), gsm8k_cot.load))
     rows = theirs["samples"]["rows_gsm8k"]
-    for matched, name in (("strict-match", "strict_match"), ("flexible-extract", "flexible_match")):
+    for matched, name, extracted in (
+        ("strict-match", "strict_match", gsm8k_cot.strict_answer),
+        ("flexible-extract", "flexible_match", gsm8k_cot.flexible_answer),
+    ):
         own = [row for row in rows if row["filter"] == matched]
+        assert len(own) == len(PROBLEMS)
         for row, question, sample in zip(own, asked, samples, strict=True):
             assert row["arguments"][0][0] == f"{question.examples}Question: {question.problem.question}\nAnswer:"
             assert sample.shown["output"] == row["resps"][0][0]
+            assert extracted(sample.shown["output"]) == row["filtered_resps"][0]
             assert sample.values[name] == row["exact_match"]
         accuracy = theirs["results"]["rows_gsm8k"][f"exact_match,{matched}"]
         assert fmean(sample.values[name] for sample in samples) == pytest.approx(accuracy)
+        assert 0 < accuracy < 1
 
 
 def test_perplexity(theirs: Any, jobs: dict[str, Job]) -> None:

@@ -18,6 +18,7 @@ from eval.prompt import Prompter
 from eval.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "transformers", "numpy", "matplotlib", "jinja2"}
 
 
 def test_options_reach_the_configuration() -> None:
@@ -162,7 +163,15 @@ def test_help_names_every_task_and_imports_nothing_heavy() -> None:
     code = "import sys; from eval.main import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert all(name in done.stdout for name in TASKS)
-    assert not {"torch", "transformers", "numpy", "matplotlib", "jinja2"} & set(done.stdout.split("'"))
+    assert not HEAVY & set(done.stdout.split("'"))
+
+
+def test_a_wrong_folder_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    words = ["--model", str(tmp_path / "nowhere"), "--tasks", "qa", "--data", "x"]
+    code = f"import sys; from eval.main import main\nprint(main({words!r}), {HEAVY!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.startswith(f"error: {tmp_path / 'nowhere'}: there is no such folder")
+    assert done.stdout.split() == ["64", "set()"]
 
 
 def test_help_is_there_within_a_second() -> None:

@@ -26,7 +26,8 @@ from eval.origin import Origin
 from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.report.notes import circumstances
-from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation
+from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Fewer
+from eval.speaker import open_journal
 from eval.tasks import TASKS
 from tests import eval_checkpoints
 from tests.eval_checkpoints import TEXT
@@ -162,12 +163,14 @@ def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> N
 
 SHAPE: dict[str, Any] = {
     "schema": str, "schema_version": int, "created": str, "settings": dict, "versions": dict, "encoder": type(None),
+    "code": dict | None,
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
     }],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
+        "fewer": {"rows": int, "of_rows": int, "files": int, "of_files": int},
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
             "clean": int, "metrics": list,
@@ -200,7 +203,7 @@ def assert_shape(value: Any, shape: Any) -> None:
 
 def test_result_json_has_its_schema(folders: dict[str, Path], rows: str, texts: str) -> None:
     words = ["--model", folders["before"], "--model", folders["after"], "--tasks", "perplexity,qa", "--data", rows]
-    found = run(*words, "--training_data", texts)
+    found = run(*words, "--training_data", texts, "--max_rows", len(QUESTIONS) - 1)
     written = json.loads(found.result.to_json())
     assert (written["schema"], written["schema_version"]) == (SCHEMA, SCHEMA_VERSION)
     assert_shape(written, SHAPE)
@@ -221,11 +224,11 @@ def test_versions_of_what_the_numbers_depend_on(
     """BLEU moves with sacrebleu, Chinese words with jieba; what is not installed is left out."""
     words = ["--model", folders["before"], "--tasks", "qa", "--data", rows]
     versions = run(*words).result.versions
-    assert {"python", "torch", "transformers", "tokenizers", "numpy"} <= set(versions)
+    assert {"zerotune", "python", "torch", "transformers", "tokenizers", "numpy"} <= set(versions)
     assert versions["sacrebleu"] == importlib.metadata.version("sacrebleu")
     assert versions["jieba"] == importlib.metadata.version("jieba")
     monkeypatch.setattr(evaluation, "LIBRARIES", ("torch", "a-library-that-nobody-has"))
-    assert set(run(*words).result.versions) == {"python", "torch"}
+    assert set(run(*words).result.versions) == {"zerotune", "python", "torch"}
 
 
 def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> None:
@@ -235,6 +238,23 @@ def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> No
     assert metric.estimates[0].low is None
     assert metric.differences[0].verdict == "not tested"
     assert "not tested" in markdown(found)
+
+
+def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
+    folders: dict[str, Path], texts: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"{k} {TEXT[0]}"}) + "\n" for k in range(4)))
+    words = ["--model", folders["before"], "--tasks", "perplexity", "--data", texts, "--data", other]
+    found = run(*words, "--max_rows", 3)
+    report = markdown(found)
+    (task,) = found.result.tasks
+    assert {group.name for group in task.metrics[0].groups} == {texts, str(other)}
+    assert "By corpus" in report
+    note = "perplexity: 3 of 7 rows asked (--max_rows), the first ones of each of 2 files by turns"
+    assert note in report
+    assert task.fewer == Fewer(rows=3, of_rows=7, files=2, of_files=2)
+    assert run(*words).result.tasks[0].fewer is None
 
 
 def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -282,6 +302,22 @@ def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_pat
     assert "the next turn, try or tool call, of 1 row" in markdown(found)
     (turns,) = task.tables["before"]
     assert [row[-1] for row in turns.rows] == [0, 1]
+
+
+def test_known_answers_are_told_once_a_task(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each turn of a dialogue is a round of its own."""
+    path = tmp_path / "rows.jsonl"
+    said = [{"role": role, "content": f"{role} {turn}"} for turn in range(3) for role in ("user", "assistant")]
+    path.write_text(json.dumps({"messages": said}) + "\n")
+    words = ["--model", folders["before"], "--tasks", "dialogue", "--data", path, "--out", tmp_path / "out"]
+    config = parse([*map(str, words), "--max_new_tokens", "2"])
+    evaluate(config, ALONE, open_journal(config, ALONE))
+    capsys.readouterr()
+    again = evaluate(config, ALONE, open_journal(config, ALONE))
+    assert again.result.tasks[0].reused == {"before": 3}
+    assert capsys.readouterr().err == "before: dialogue: 1 of 1 answers from the journal\n"
 
 
 def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def write(path: Path, *rows: Any) -> str:
     return str(path)
 
 
-def items(task: str, file: str, *options: str) -> list[Any]:
-    return read_items(TASKS[task], parse(["--model", "M", "--tasks", task, "--data", file, "--out", "O", *options]))
+def items(task: str, file: str) -> list[Any]:
+    return read_items(TASKS[task], parse(["--model", "M", "--tasks", task, "--data", file, "--out", "O"]))
 
 
 def metrics(task: str, samples: list[Sample]) -> dict[str, float]:
@@ -364,8 +364,8 @@ def test_prompts_of_one_sentence_and_of_two() -> None:
 
 
 def test_every_label_of_the_data_is_asked_for(tmp_path: Path) -> None:
-    """Even if only some rows are asked."""
-    (item,) = items("classification", write(tmp_path / "a.jsonl", *MRPC), "--max_rows", "1")
+    """Of each row."""
+    item, _ = items("classification", write(tmp_path / "a.jsonl", *MRPC))
     assert item.labels == ("equivalent", "not equivalent")
     task, vocabulary = TASKS["classification"], tokenizer()
     requests = task.ask(item, prompter())

@@ -28,7 +28,7 @@ from eval.report.html import page
 from eval.report.notes import circumstances, warnings
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
-from eval.result import Evaluation, MetricResult, Result
+from eval.result import Evaluation, Fewer, MetricResult, Result
 from tests.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
 
 
@@ -204,6 +204,22 @@ def test_markdown_shows_each_rows_numbers_and_the_turns_of_a_dialogue(compared: 
     assert "- turns:\n  1. asked: Hi?<br>answer: Ho.\n  2. asked: And?<br>answer: \n" in report
     first = compared.samples["quiz"]["merged"][0].values["similarity"]
     assert f"- similarity (merged): {first:.4g}\n" in report
+    right = compared.samples["quiz"]["merged"][0].values["accuracy"]
+    assert f"- accuracy (merged): {right:.0f}\n" in report
+
+
+def test_a_slow_task_has_a_speed(compared: Evaluation) -> None:
+    task = dataclasses.replace(compared.result.tasks[0], seconds={"base": 9000.0}, tokens={"base": 90_000})
+    lines = circumstances(dataclasses.replace(compared.result, tasks=[task]))
+    assert any(line.endswith("; base 9000.0 s (0.01333 rows/s, 10 tokens/s)") for line in lines)
+
+
+def test_one_model_is_no_baseline() -> None:
+    for names, colours in ((("merged",), [figure.OTHER]), (("base", "merged"), [figure.BASELINE, figure.OTHER])):
+        picture = draw(evaluation(names).result, "svg")
+        assert picture is not None
+        drawn = picture.decode()
+        assert [colour for colour in (figure.BASELINE, figure.OTHER) if f"stroke: {colour}" in drawn] == colours
 
 
 def test_a_task_that_brings_its_rows_names_no_file(compared: Evaluation) -> None:
@@ -277,6 +293,31 @@ def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     assert "the same row: 10" in report
     assert "could not be compared: lost.jsonl" in report
     assert "and 10 more in result.json" in report
+
+
+def test_the_evaluator_is_named_by_version_and_commit(compared: Evaluation) -> None:
+    result = dataclasses.replace(compared.result, versions={"zerotune": "1.2.3", "python": "3.11"})
+    code = {"commit": "ab" * 20, "dirty": True}
+    lines = ["\n".join(circumstances(dataclasses.replace(result, code=state))) for state in (None, code)]
+    assert "; zerotune 1.2.3, python 3.11" in lines[0]
+    assert "; zerotune 1.2.3 (commit abababababab, with changes), python 3.11" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("fewer", "seed", "said"),
+    [
+        (Fewer(50, 1319, 1, 1), None, "the first ones"),
+        (Fewer(50, 1319, 1, 1), 42, "drawn with seed 42"),
+        (Fewer(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
+        (Fewer(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
+    ],
+)
+def test_fewer_rows_than_there_are_is_a_note(compared: Evaluation, fewer: Fewer, seed: int | None, said: str) -> None:
+    result = compared.result
+    tasks = [dataclasses.replace(result.tasks[0], fewer=fewer), *result.tasks[1:]]
+    told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
+    assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows asked (--max_rows), {said}"
+    assert "asked" not in warnings(result)[0]
 
 
 def test_a_passage_in_the_training_data_is_not_told_as_the_row(compared: Evaluation) -> None:

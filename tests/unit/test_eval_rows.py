@@ -114,24 +114,17 @@ def test_rows_on_one_line_are_told_apart(tmp_path: Path) -> None:
 def test_several_files_are_read_in_the_order_given(tmp_path: Path) -> None:
     names = ("b.jsonl", "a.jsonl")
     paths = [write(tmp_path / name, {"question": f"{name}?", "answer": "A."}) for name in names]
-    assert taken(paths[0], "--data", paths[1], "--data", str(tmp_path)) == ["b.jsonl?", "a.jsonl?"]
+    assert asked(paths[0], "--data", paths[1], "--data", str(tmp_path)) == ["b.jsonl?", "a.jsonl?"]
 
 
-def taken(path: str, *options: str) -> list[str]:
-    words = ["--model", "m", "--tasks", "qa", "--data", path, "--max_rows", "2", *options]
+def asked(path: str, *options: str) -> list[str]:
+    words = ["--model", "m", "--tasks", "qa", "--data", path, *options]
     return [item.messages[0]["content"] for item in read_items(TASKS["qa"], parse(words))]
-
-
-def test_max_rows_takes_the_first_or_draws_with_a_seed(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", *({"question": f"Q{k}?", "answer": "A."} for k in range(50)))
-    assert taken(path) == ["Q0?", "Q1?"]
-    drawn = taken(path, "--sample_seed", "42")
-    assert drawn == taken(path, "--sample_seed", "42") != taken(path, "--sample_seed", "7")
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rows"):
-        taken(write(tmp_path / "rows.jsonl"))
+        asked(write(tmp_path / "rows.jsonl"))
 
 
 def test_answers_are_scored_with_their_end_of_turn() -> None:

@@ -203,7 +203,7 @@ def test_scienceqa_whole(root: Path) -> None:
 
 
 def test_a_checkpoint_without_eyes_is_refused(root: Path) -> None:
-    with pytest.raises(UserError, match="needs a model with a vision head"):
+    with pytest.raises(UserError, match="needs a model that reads images"):
         run(root, "text")
 
 

@@ -61,27 +61,6 @@ def test_circumstances_hold_versions_and_command_but_no_environment(
     assert "but-not-ours-to-tell" not in text
 
 
-def test_code_state(tmp_path: Path) -> None:
-    assert record.code_state(tmp_path) is None
-
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
-
-    git("init")
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
-    git("commit", "-m", "x")
-    state = record.code_state(tmp_path)
-    assert state is not None
-    assert len(state["commit"]) == 40
-    assert state["dirty"] is False
-    (tmp_path / "a").write_text("2")
-    changed = record.code_state(tmp_path)
-    assert changed is not None
-    assert changed["dirty"] is True
-
-
 def test_secrets_are_masked_everywhere_but_short_values_stay(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("LONGER_TOKEN", f"{secret}-and-more")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ import torch
 
 from eval.files import write_atomically
 from eval.masking import mask_all
+from eval.own_code import code_state
 
 _PACKAGES = (
     "torch",
@@ -94,18 +94,3 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def code_state(folder: Path) -> dict[str, Any] | None:
-    """The git commit that `folder` stands at and whether tracked files differ from it; None outside a repository."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD").strip()
-        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no").strip())}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-    ).stdout

@@ -1,0 +1,27 @@
+"""Whether a folder can be a checkpoint, by its files' names: imports nothing heavy, so that it is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval.errors import UserError
+
+
+def require_checkpoint(folder: str) -> Path:
+    """The folder. Raises UserError naming what is missing."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(
+            f"{folder}: there is no such folder (a hub model: `hf download NAME --local-dir {folder}` first)"
+        )
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: this is an adapter without its base model; merge it: python -m train.merge {folder} OUT"
+        )
+    if not (path / "config.json").exists():
+        raise UserError(f"{folder}: there is no config.json; a checkpoint folder in Hugging Face layout is needed")
+    if not list(path.glob("*.safetensors")):
+        found = ", ".join(p.name for p in sorted(path.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        why = f"only {found}, which can run foreign code when loaded" if found else "no weights"
+        raise UserError(f"{folder}: there are {why}; save it as safetensors")
+    return path

@@ -1,0 +1,51 @@
+"""Which of a task's rows are asked, where `--max_rows` asks fewer than there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from eval.protocols import Identified
+from eval.result import Fewer
+
+Item = TypeVar("Item", bound=Identified)
+
+
+def choose(items: Sequence[Item], count: int, seed: int | None) -> list[Item]:
+    """`count` of the items (0: all), in their order: drawn from all together with a seed, else by turns.
+
+    By turns: the first of each file, then the second of each, and so on, so that no file is left out while another has
+    two; of one file these are its first rows.
+    """
+    if not 0 < count < len(items):
+        return list(items)
+    if seed is None:
+        turns = _turns(items)
+        order = sorted(range(len(items)), key=turns.__getitem__)  # stable: within a turn the files keep their order
+    else:
+        order = np.random.default_rng(seed).permutation(len(items)).tolist()  # as `datasets` shuffles
+    return [items[k] for k in sorted(order[:count])]
+
+
+def fewer(items: Sequence[Identified], chosen: Sequence[Identified]) -> Fewer | None:
+    """What the chosen are of all; None where they are all."""
+    if len(chosen) == len(items):
+        return None
+    return Fewer(len(chosen), len(items), len(set(_files(chosen))), len(set(_files(items))))
+
+
+def _turns(items: Sequence[Identified]) -> list[int]:
+    """For each item, how many of its file stand before it."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for file in _files(items):
+        turns.append(seen[file])
+        seen[file] += 1
+    return turns
+
+
+def _files(items: Iterable[Identified]) -> list[str]:
+    return [item.id.rpartition(":")[0] for item in items]
