@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.faults.runs import until
+from tests.process.runs import ROOT
 from tests.slurm_stubs import Stubs
 
 RECIPE = "recipes/demo.yaml"
@@ -123,6 +126,19 @@ def test_what_a_site_prints_is_no_answer(script: str, stubs: Stubs, tmp_path: Pa
         assert stubs.launched[-2:] == ["--run.folder", "runs/demo-1"]
     if script == "job":
         assert "runs/demo" not in stubs.said
+
+
+def test_a_copy_of_the_example_site_file_changes_nothing(stubs: Stubs) -> None:
+    """Its lines wait to be uncommented; every one of them is a line of the shell."""
+    example = ROOT / "slurm" / "site.example.sh"
+    shown = 'set -euo pipefail; shown() { compgen -v | grep -v "^BASH\\|^before$"; }; before=$(shown); . "$0"; '
+    shown += '[ "$before" = "$(shown)" ]'
+    subprocess.run(["bash", "-c", shown, example], cwd=stubs.folder, check=True)  # a folder without a .venv
+    lines = example.read_text(encoding="utf-8").splitlines()
+    settings = [line[2:] for line in lines if re.match(r"# (export |module |[A-Z_]+=)", line)]
+    assert len(settings) == 10
+    (stubs.folder / "site.sh").write_text("\n".join(settings), encoding="utf-8")
+    subprocess.run(["bash", "-n", stubs.folder / "site.sh"], check=True)
 
 
 def test_python_that_says_nothing(stubs: Stubs) -> None:
