@@ -93,14 +93,15 @@ ask() {
 
 # Sets RANKS, RANKS_PER_NODE and GPUS_PER_NODE: one rank per GPU, or per task where the job has no GPUs.
 count_ranks() {
-    local gpus tasks=1
+    local said gpus tasks=1
     [ -z "${SLURM_NTASKS-}" ] || tasks=$SLURM_TASKS_PER_NODE # where nobody asked for tasks these are cores
     case $tasks in
         *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
     esac
     # shellcheck disable=SC2016 # expands on each node
-    gpus=$(on_every_node bash -c 'echo "[zerotune: ${SLURM_GPUS_ON_NODE:-0} :zerotune]"') || node_lost
-    gpus=$(grep -o '\[zerotune: [0-9]* :zerotune\]' <<<"$gpus" | tr -cd '0-9\n' | sort -nu)
+    said=$(on_every_node bash -c 'echo "[zerotune: ${SLURM_GPUS_ON_NODE:-0} :zerotune]"') || node_lost
+    gpus=$(grep -o '\[zerotune: [0-9]* :zerotune\]' <<<"$said" | tr -cd '0-9\n' | sort -nu) ||
+        refuse "no answer, but: $said"
     case $gpus in
         *[!0-9]*) refuse "the nodes have different numbers of GPUs (${gpus//$'\n'/, }), every rank needs one and every" \
             "node as many: ask for them with --gpus-per-node=N in place of --gpus" ;;

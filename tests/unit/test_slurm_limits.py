@@ -141,6 +141,12 @@ def test_a_copy_of_the_example_site_file_changes_nothing(stubs: Stubs) -> None:
     subprocess.run(["bash", "-n", stubs.folder / "site.sh"], check=True)
 
 
+def test_a_node_that_says_nothing(stubs: Stubs) -> None:
+    (stubs.folder / "chatter").write_text("echo 'This account is locked.'; exit 0\n")
+    assert stubs.run(*SCRIPTS["job"]) == 64, stubs.said
+    assert stubs.said == "slurm: no answer, but: This account is locked.\n"
+
+
 def test_python_that_says_nothing(stubs: Stubs) -> None:
     """What it has said instead is shown."""
     (stubs.folder / "python").write_text("#!/bin/bash\necho 'python: see module load'\n")
