@@ -1,9 +1,14 @@
-"""python -m eval.check [evaluation options]: whether they can be meant; looks at no model and no data. For scripts."""
+"""python -m eval.check [evaluation options]: whether they can be meant; looks at no model and no data.
+
+For scripts. Prints, between marks (slurm/common.sh: `ask`), the folder of the answers that the evaluation would use
+again if it had to go on; nothing between them where it would use none.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from eval.config import parse
 from eval.errors import UserError
@@ -14,10 +19,12 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, or that of what is wrong with the options."""
     hide_secrets()
     try:
-        parse(arguments)
+        config = parse(arguments)
     except UserError as error:
         sys.stderr.write(mask(f"{error}\n"))
         return error.exit_code
+    journal = "" if config.resume == "never" else Path(config.out) / "journal"
+    sys.stdout.write(f"[zerotune: {journal} :zerotune]\n")
     return 0
 
 

@@ -27,10 +27,10 @@ shift
 [ -f "${training[0]}" ] || [[ ${training[0]} == *.y*ml ]] || # train.run_folder knows what a recipe's name may have meant
     refuse "there is no recipe ${training[0]}; sbatch's options come first, each as one word (--nodes=2)"
 
-answer=$("${CONTAINER[@]}" python -m train.run_folder --config "${training[@]}" && echo .) || exit 64
-folder=${answer%$'\n'.}
+ask "${CONTAINER[@]}" python -m train.run_folder --config "${training[@]}" || exit 64
+folder=$ANSWER
 # A mistake here would be told only after the training.
-"${CONTAINER[@]}" python -m eval.check --model "$folder/merged" --out "$folder/evaluation" "$@" || exit 64
+ask "${CONTAINER[@]}" python -m eval.check --model "$folder/merged" --out "$folder/evaluation" "$@" || exit 64
 
 # Sets ID to the number of the job. Without all three there is no chain: the jobs before are cancelled.
 submitted=()

@@ -35,6 +35,14 @@ refuse() {
 [ -n "${SLURM_JOB_ID-}" ] || [ "${0##*/}" = chain.sh ] ||
     refuse "this is not a job of SLURM: start it with sbatch $0 in place of bash"
 
+[[ $MAX_REQUEUES =~ ^[0-9]{1,9}$ ]] || refuse "MAX_REQUEUES: a whole number is needed, not '$MAX_REQUEUES'"
+# Whoever started it again: a job that kills its nodes is requeued by Slurm, and never comes to the end of its script.
+if [ "${SLURM_RESTART_COUNT:-0}" -gt "$MAX_REQUEUES" ]; then
+    say "this is restart $SLURM_RESTART_COUNT, more than MAX_REQUEUES ($MAX_REQUEUES) allows." \
+        "The same command continues"
+    exit "$NOT_FINISHED"
+fi
+
 # Of an array, the number of the first job alone would mean all of them.
 job() {
     printf '%s' "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
@@ -73,16 +81,27 @@ on_first_node() (
     step --nodes=1 --ntasks=1 --relative=0 --gres=none "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@"
 )
 
+# shellcheck disable=SC2034 # for the caller
+# Sets ANSWER to what a command says between the marks; what a site's prolog, $BASH_ENV or a container says is none.
+ask() {
+    local said
+    said=$("$@") || return
+    [[ $said == *"[zerotune: "*" :zerotune]"* ]] || refuse "no answer, but: $said"
+    said=${said#*"[zerotune: "}
+    ANSWER=${said%" :zerotune]"*}
+}
+
 # Sets RANKS, RANKS_PER_NODE and GPUS_PER_NODE: one rank per GPU, or per task where the job has no GPUs.
 count_ranks() {
-    local gpus tasks=1
+    local said gpus tasks=1
     [ -z "${SLURM_NTASKS-}" ] || tasks=$SLURM_TASKS_PER_NODE # where nobody asked for tasks these are cores
     case $tasks in
         *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
     esac
     # shellcheck disable=SC2016 # expands on each node
-    gpus=$(on_every_node bash -c 'echo "${SLURM_GPUS_ON_NODE:-0}"') || node_lost
-    gpus=$(sort -nu <<<"$gpus")
+    said=$(on_every_node bash -c 'echo "[zerotune: ${SLURM_GPUS_ON_NODE:-0} :zerotune]"') || node_lost
+    gpus=$(grep -o '\[zerotune: [0-9]* :zerotune\]' <<<"$said" | tr -cd '0-9\n' | sort -nu) ||
+        refuse "no answer, but: $said"
     case $gpus in
         *[!0-9]*) refuse "the nodes have different numbers of GPUs (${gpus//$'\n'/, }), every rank needs one and every" \
             "node as many: ask for them with --gpus-per-node=N in place of --gpus" ;;
@@ -194,12 +213,12 @@ requeue() {
 }
 
 # Ends a job that its own limit warns before it gets anywhere: requeued, it would be warned there again, for ever.
-# Does nothing where the warning is a preemption's, or somebody's with more than an hour left.
+# Does nothing where the warning is a preemption's, or somebody's with more than an hour left. $1 is the least it must do.
 refuse_short_limit() {
     local shown end
     shown=$(SLURM_TIME_FORMAT=standard scontrol --oneliner show job "$(job)") || return 0
     [[ $shown == *" PreemptTime=None "* ]] || return 0
     end=$(date +%s --date="$(sed -n 's/.* EndTime=\([^ ]*\) .*/\1/p' <<<"$shown")" 2>/dev/null) || return 0 # no limit
     [ "$((end - $(date +%s)))" -ge 3600 ] ||
-        refuse "the limit is not longer than the warning (--signal), the start and one step: ask for more --time"
+        refuse "the limit is not longer than the warning (--signal), the start and $1: ask for more --time"
 }

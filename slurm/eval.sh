@@ -28,16 +28,27 @@ trap on_warning USR1
 
 count_ranks
 config=$(accelerate_config "")
+ask on_first_node python -m eval.check "$@" || exit 64 # options that cannot be meant, before any rank starts
+journal=$ANSWER                                        # empty where the next start would not read it
 if [ -n "$warned" ]; then
-    refuse_short_limit
+    refuse_short_limit "one answer"
     requeue "warned before the start"
 fi
+# Bytes of the answers that the next start would find.
+answered() {
+    [ -z "$journal" ] || { cat -- "$journal"/*.jsonl 2>/dev/null || true; } | wc -c
+}
+
+before=$(answered)
 launch "$config" eval/main.py "$@" &
 launched=$!
 [ -z "$warned" ] || end_step & # warned in between
 await "$launched"
 [ "$CODE" != 0 ] || exit 0
-[ -z "$warned" ] || requeue "warned; the answers so far are kept"
+if [ -n "$warned" ]; then
+    [ "$(answered)" != "$before" ] || refuse_short_limit "one answer"
+    requeue "warned; the answers so far are kept"
+fi
 on_every_node true || node_lost
 say "failed: the first error above counts. Not requeued"
 exit "$CODE"

@@ -61,11 +61,11 @@ set -- "${WORDS[@]}"
 
 count_ranks
 config=$(accelerate_config "$ACCELERATE")
-answer=$(on_first_node python -m train.run_folder --config "$@" && echo .) || exit 64 # a bad recipe, before any rank starts
-folder=${answer%$'\n'.}
+ask on_first_node python -m train.run_folder --config "$@" || exit 64 # a bad recipe, before any rank starts
+folder=$ANSWER
 forget_stop || true # of a start that was killed before it had saved
 if [ -n "$warned" ]; then
-    refuse_short_limit
+    refuse_short_limit "one step"
     requeue "warned before the start"
 fi
 
@@ -82,7 +82,7 @@ elif says '"state": "preempted"'; then
         say "stopped by a STOP file that somebody else made: not requeued. The same command continues from there"
         exit "$NOT_FINISHED"
     fi
-    [ -z "$warned" ] || [ "$(step_reached)" != "$before" ] || refuse_short_limit
+    [ -z "$warned" ] || [ "$(step_reached)" != "$before" ] || refuse_short_limit "one step"
     requeue "stopped and saved"
 fi
 on_every_node true || node_lost

@@ -26,6 +26,6 @@ xargs <<<"$line" >/dev/null 2>&1 || refuse "$file:$task: a quote is not closed; 
 mapfile -d '' -t words < <(xargs -r printf '%s\0' <<<"$line")
 [ "${#words[@]}" != 0 ] || refuse "$file:$task: an empty line; every line is a run"
 
-answer=$(on_first_node python -m train.run_folder --config "$recipe" "${words[@]}" && echo .) || exit 64
-set -- ${ACCELERATE:+"--accelerate=$ACCELERATE"} "$recipe" "${words[@]}" --run.folder "${answer%$'\n'.}-$task"
+ask on_first_node python -m train.run_folder --config "$recipe" "${words[@]}" || exit 64
+set -- ${ACCELERATE:+"--accelerate=$ACCELERATE"} "$recipe" "${words[@]}" --run.folder "$ANSWER-$task"
 . slurm/job.sh

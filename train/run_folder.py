@@ -1,4 +1,7 @@
-"""python -m train.run_folder --config recipes/NAME.yaml [...]: print the folder of that run. For scripts."""
+"""python -m train.run_folder --config recipes/NAME.yaml [...]: print the folder of that run.
+
+For scripts, which find it between the marks, whatever else is printed there (slurm/common.sh: `ask`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, or that of what is wrong with the recipe."""
     hide_secrets()
     try:
-        sys.stdout.write(parse(arguments).run.folder + "\n")
+        sys.stdout.write(f"[zerotune: {parse(arguments).run.folder} :zerotune]\n")
     except UserError as error:
         sys.stderr.write(mask(f"{error}\n"))
         return error.exit_code

@@ -2,14 +2,16 @@
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
 "nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "freeze 60" | "raise MESSAGE" | "touch FILE"
-| "await FILE" | "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW" | "times NUMBER" | "set VALUE"}.
+| "await FILE" | "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW" | "times NUMBER"
+| "steeper NUMBER" | "set VALUE"}.
 `nth` counts the calls of that function in the process, 0 means every call; `after_step`, if given, takes those after so
 many optimizer steps alone; `rank` is left out for all ranks.
 freeze: sleep whole seconds with Python's own lock held, so that none of its threads runs. await: until FILE is there.
 fill: write FILE until its disk is full. limit: no file of this process may grow beyond BYTES. rows: the function is
 `Loop._update`; add a line to FILE with the step and the rows of each micro-batch of this rank. nan: the function, which
-gives the terms of a loss, gives NaN in their place (for batches with that row). times: gives them multiplied. set: what
-is named is no function, but has this JSON value from the start.
+gives the terms of a loss, gives NaN in their place (for batches with that row). times: gives them multiplied. steeper:
+gives them as they are, but multiplies their gradient. set: what is named is no function, but has this JSON value from
+the start.
 A process started by a launcher takes the plug from `plug/sitecustomize.py` on PYTHONPATH.
 """
 
@@ -56,7 +58,7 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
         nonlocal calls
         calls += 1
         due = order.get("nth", 1) in (0, calls) and order.get("after_step") in (None, PULSE.step)
-        if due and order["do"].startswith(("nan", "times ")):
+        if due and order["do"].startswith(("nan", "times ", "steeper ")):
             return _spoiled(real(*arguments, **keywords), order["do"], arguments)
         if due and order["do"].startswith("rows "):
             _note_rows(Path(order["do"][5:]), *arguments)
@@ -77,6 +79,10 @@ def _spoiled(terms: Any, what: str, arguments: tuple[Any, ...]) -> Any:
     if verb == "nan" and given and given not in rows:
         return terms
     factor = float("nan") if verb == "nan" else float(given)
+    if verb == "steeper":
+        for value in terms.values():
+            value.register_hook(lambda gradient: gradient * factor)
+        return terms
     return {term: value * factor for term, value in terms.items()}
 
 

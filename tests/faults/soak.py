@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, status, weights, world
-from tests.faults.test_save_kill import POINTS
+from tests.faults.save_points import POINTS
 
 UPDATE = "train.engine.loop:Loop._update"
 STEPS = 20
@@ -34,8 +34,8 @@ def order(chance: random.Random, kind: str) -> dict[str, Any]:
     rank = chance.randrange(world(kind))
     what = chance.choice(("step", "save", "stop"))
     if what == "save":
-        point, _ = chance.choice(POINTS)
-        return {**point, "nth": chance.randint(1, 2), "rank": 0, "do": "SIGKILL"}
+        point, _ = chance.choice(POINTS[kind])
+        return {**point, "nth": chance.randint(1, 2), "do": "SIGKILL"}
     do = "SIGKILL" if what == "step" else chance.choice(STOPS)
     return {"at": UPDATE, "nth": chance.randint(1, 5), "rank": rank, "do": do}
 

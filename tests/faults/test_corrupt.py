@@ -76,6 +76,23 @@ def test_two_ranks_fall_back_together(zygote: Zygote, workplace: Workplace, tmp_
     assert losses(run) == curve
 
 
+def test_a_manifest_of_another_world_size(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """It does not list what the second rank wrote: both fall back to the checkpoint before."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    for folder, ranks in ((run, 2), (alone, 1)):
+        processes = zygote.run(workplace.arguments(folder), tmp_path / folder.name, "zero2", ranks=ranks)
+        assert processes.codes == [0] * ranks, processes.output
+    whole, curve = weights(run), losses(run)
+    shutil.copy(newest(alone) / "manifest.json", newest(run))
+    processes = zygote.run(workplace.arguments(run), tmp_path / "again", "zero2")
+    assert processes.codes == [0, 0], processes.output
+    (warning,) = [line for line in processes.output.splitlines() if "is not used" in line]
+    assert "deepspeed/" in warning
+    assert f"resumed from {commit.folder_of(run / 'checkpoints', STEPS - 2)}" in processes.output
+    assert weights(run) == whole
+    assert losses(run) == curve
+
+
 def test_all_bad_is_exit_66_and_nothing_is_lost(
     zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path
 ) -> None:

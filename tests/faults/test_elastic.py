@@ -119,24 +119,30 @@ def test_the_same_rows_and_the_same_numbers_up_to_rounding(case: str, runner: Ru
     assert_same_weights(reference, cut)
 
 
-def test_with_dropout_the_same_micro_batches_draw_the_same(runner: Runner) -> None:
+@pytest.mark.parametrize(("kind", "alone"), [("ddp", "single"), ("zero2", "zero2")])
+def test_with_dropout_the_same_micro_batches_draw_the_same(kind: str, alone: str, runner: Runner) -> None:
     """Where one rank computes the micro-batches that two would, dropout makes no difference between them."""
     options = TWO_PACKS | DROPOUT | {"optim.epsilon": 1e-4}
     reference, expected = uncut(runner, "whole-dropout", options, Life("single", 1))
     assert all(len(groups) == 2 for groups in expected.values())
-    for part in runner.live("dropout", options, Life("ddp", 2, 7), Life("single", 1)):
+    name = f"dropout-{kind}"
+    for part in runner.live(name, options, Life(kind, 2, 7), Life(alone, 1)):
         assert all(part[step] == expected[step] for step in part)
-    assert losses(runner.folder / "dropout") == pytest.approx(losses(reference), rel=TOLERANCE)
-    assert_same_weights(reference, runner.folder / "dropout")
+    assert losses(runner.folder / name) == pytest.approx(losses(reference), rel=TOLERANCE)
+    assert_same_weights(reference, runner.folder / name)
 
 
-def test_answers_of_a_rollout_do_not_depend_on_ranks(zygote: Zygote, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "alone"), [("ddp", "single"), ("zero2", "zero2")])
+def test_answers_of_a_rollout_do_not_depend_on_ranks(kind: str, alone: str, zygote: Zygote, tmp_path: Path) -> None:
     """PPO: killed on two ranks between two rollouts' checkpoints, continued by one."""
     place = Place(tmp_path, zygote)
     options: dict[str, object] = {"checkpoint__every_steps": 4, "checkpoint__asynchronous": "false"}
     options["tuning__kind"] = "lora"
     whole = place.run("whole", **options)
     orders = [{"at": UPDATE, "nth": 7, "do": "SIGKILL"}]
-    assert -9 in zygote.run(place.words("cut", **options), tmp_path / "killed", "ddp", orders).codes
+    assert -9 in zygote.run(place.words("cut", **options), tmp_path / "killed", kind, orders).codes
     assert finished(tmp_path / "cut") == [4]
-    assert_equal(whole, place.run("cut", **options), WATCHED, ROUNDING)
+    processes = zygote.run(place.words("cut", **options), tmp_path / "continued", alone, ranks=1)
+    assert processes.codes == [0], processes.output
+    assert "written by 2 processes" in processes.output
+    assert_equal(whole, tmp_path / "cut", WATCHED, ROUNDING)

@@ -77,11 +77,17 @@ def test_all_ranks_skip_where_one_is_not_finite(
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["single", "ddp", "zero2"])
-def test_an_infinite_gradient_is_left_out(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
-    """Not every overflow is a NaN, which infects whatever it is added to."""
+@pytest.mark.parametrize(
+    ("kind", "overflow"),
+    [(kind, "times") for kind in ("single", "ddp", "zero2")]
+    + [(kind, "steeper") for kind in ("single", "ddp", "zero2", "zero3")],
+)
+def test_an_infinite_gradient_is_left_out(
+    kind: str, overflow: str, zygote: Zygote, workplace: Workplace, tmp_path: Path
+) -> None:
+    """Not every overflow is a NaN, which infects whatever it is added to; nor does every one show in the loss."""
     run = tmp_path / "run"
-    orders = [{"at": LOSS, "nth": 0, "after_step": BAD - 1, "rank": 0, "do": "times inf"}]
+    orders = [{"at": LOSS, "nth": 0, "after_step": BAD - 1, "rank": 0, "do": f"{overflow} inf"}]
     processes = zygote.run(workplace.arguments(run, **options()), tmp_path / "log", kind, orders)
     assert processes.codes == [0] * world(kind), processes.output
     assert_skipped(run)
@@ -109,6 +115,18 @@ def test_it_gives_up_and_names_the_rows(kind: str, zygote: Zygote, workplace: Wo
     assert "3 updates in a row" in said["reason"]
     assert f"{workplace.rows.name}:" in said["reason"]
     assert "Traceback" not in processes.output
+
+
+def test_it_gives_up_where_every_loss_is_finite(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
+    """No row is to blame."""
+    run = tmp_path / "run"
+    orders = [{"at": LOSS, "nth": 0, "do": "steeper inf"}]
+    arguments = workplace.arguments(run, **options(**{"run.max_skipped_steps": 2}))
+    processes = zygote.run(arguments, tmp_path / "log", orders=orders)
+    assert processes.codes == [65], processes.output
+    said = status(run)
+    assert (said["state"], said["exit_code"], said["step"]) == ("failed", 65, 3)
+    assert "3 updates in a row had no finite gradient, though every loss was finite" in said["reason"]
 
 
 @pytest.mark.parametrize("kind", ["single", "ddp", "zero2", "zero3"])

@@ -1,4 +1,4 @@
-"""F3: rank 0 is killed at every point of a save; there is always a checkpoint, and the run goes on from the newest."""
+"""F3: a rank is killed at every point of a save; there is always a checkpoint, and the run goes on from the newest."""
 
 from __future__ import annotations
 
@@ -7,31 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, status, weights
-
-COMMIT = "train.engine.commit"
-# In this order on one run folder: (point, what the newest finished checkpoint is afterwards).
-POINTS = (
-    ({"at": f"{COMMIT}:_prepare", "nth": 2}, 2),
-    ({"at": "train.engine.whole_state:save_file", "nth": 1}, 2),
-    ({"at": "train.engine.whole_state:save_file", "nth": 2}, 2),
-    ({"at": f"{COMMIT}:_sync_files"}, 2),
-    ({"at": f"{COMMIT}:_digest_share"}, 2),
-    ({"at": f"{COMMIT}:_write_manifest"}, 2),
-    ({"at": f"{COMMIT}:_publish"}, 2),
-    ({"at": f"{COMMIT}:_publish", "when": "after"}, 4),
-    ({"at": "train.engine.checkpoint:prune"}, 6),
-    ({"at": "train.engine.checkpoint:_remove"}, 8),
-)
+from tests.faults.save_points import COMMIT, POINTS, SINGLE
 
 
 def test_killed_at_every_point_of_a_save(zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for life, (point, newest) in enumerate(POINTS):
+    for life, (point, newest) in enumerate(SINGLE):
         orders = [{**point, "do": "SIGKILL"}]
         processes = zygote.run(workplace.arguments(run), tmp_path / f"life{life}", orders=orders)
         assert processes.codes == [-9], (point, processes.output)
         assert finished(run)[-1] == newest, point
-        resumed = POINTS[life - 1][1] if life else 0
+        resumed = SINGLE[life - 1][1] if life else 0
         assert (status(run)["state"], status(run)["step"]) == ("running", resumed)
         if life:
             assert f"resumed from {run / 'checkpoints' / 'step-'}" in processes.output
@@ -68,15 +54,20 @@ def test_killed_by_a_step_while_a_checkpoint_is_written(
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2"])
 def test_one_rank_killed_in_a_save_of_two(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    orders = [{"at": f"{COMMIT}:_write_manifest", "nth": 2, "rank": 0, "do": "SIGKILL"}]
-    processes = zygote.run(workplace.arguments(run), tmp_path / "killed", kind, orders)
-    assert processes.codes[0] == -9, processes.output
-    assert processes.codes[1] != 0
-    assert finished(run) == [2]
-    assert leftovers(run) == ["step-000004.tmp"]
+    """Either one, at every point of its part."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    for life, (point, newest) in enumerate(POINTS[kind]):
+        orders = [{**point, "do": "SIGKILL"}]
+        processes = zygote.run(workplace.arguments(run), tmp_path / f"life{life}", kind, orders)
+        assert processes.codes[point["rank"]] == -9, (point, processes.output)
+        assert processes.codes[1 - point["rank"]] != 0, (point, processes.output)
+        assert finished(run)[-1] == newest, point
+        assert leftovers(run) == ([] if newest > 2 else ["step-000004.tmp"]), point
+    assert {point["rank"] for point, _ in POINTS[kind]} == {0, 1}
     processes = zygote.run(workplace.arguments(run), tmp_path / "again", kind)
     assert processes.codes == [0, 0], processes.output
-    assert "step-000002" in processes.output
+    assert f"resumed from {run / 'checkpoints' / 'step-000004'}" in processes.output
     assert leftovers(run) == []
-    assert status(run)["state"] == "finished"
+    assert zygote.run(workplace.arguments(whole), tmp_path / "whole", kind).codes == [0, 0]
+    assert losses(run) == losses(whole)
+    assert weights(run) == weights(whole)

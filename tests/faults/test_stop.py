@@ -74,6 +74,27 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert_goes_on_as(reference_of_two, run, zygote, workplace, tmp_path)
 
 
+def test_a_second_signal_to_either_rank_does_not_save_twice(
+    zygote: Zygote, workplace: Workplace, reference_of_two: Path, tmp_path: Path
+) -> None:
+    """The first to one rank in a step; the second to both, while they save."""
+    run, commit = tmp_path / "run", "train.engine.commit"
+    orders = [
+        {"at": UPDATE, "nth": 3, "rank": 1, "do": "SIGTERM"},
+        {"at": f"{commit}:_digest_share", "nth": 2, "do": "SIGTERM"},  # the first save was that of step 2
+        {"at": f"{commit}:_digest_share", "nth": 2, "when": "after", "do": f"touch {tmp_path / 'second'}"},
+        {"at": f"{commit}:_prepare", "nth": 3, "rank": 0, "do": f"touch {tmp_path / 'third'}"},
+    ]
+    processes = zygote.run(workplace.arguments(run), tmp_path / "log", "ddp", orders)
+    assert processes.codes == [0, 0], processes.output
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 3)
+    assert finished(run) == [2, 3]
+    assert leftovers(run) == []
+    assert (tmp_path / "second").exists()
+    assert not (tmp_path / "third").exists(), "saved again"
+    assert_goes_on_as(reference_of_two, run, zygote, workplace, tmp_path)
+
+
 def assert_goes_on_as(reference: Path, run: Path, zygote: Zygote, workplace: Workplace, folder: Path) -> None:
     """The same command, on two ranks, ends where the run that nobody stopped ended: every loss and every bit."""
     processes = zygote.run(workplace.arguments(run), folder / "last", "ddp")

@@ -34,7 +34,8 @@ def stubs(cluster: Cluster, folder: Path, launcher: str) -> str:
     """A site file by which `accelerate` is that shell script, and `python` tells the run folder: the last word if it
     is one, else the recipe's.
     """
-    scripts = {"python": f"case ${{!#}} in '{folder}'/*) echo \"${{!#}}\" ;; *) echo '{folder}/run' ;; esac"}
+    say = 'echo "[zerotune: $told :zerotune]"'
+    scripts = {"python": f"told=${{!#}}; case $told in '{folder}'/*) ;; *) told='{folder}/run' ;; esac; {say}"}
     for name, script in (scripts | {"accelerate": launcher}).items():
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)
@@ -63,6 +64,18 @@ def test_a_site_may_say_where_the_nodes_meet(cluster: Cluster, tmp_path: Path) -
     cluster.wait(job)
     assert cluster.log(job).count("--main_process_ip 10.1.2.3 ") == 2
     assert cluster.log(job).count("--main_process_port 41234 ") == 2
+
+
+def test_the_cap_counts_what_slurm_itself_starts_again(cluster: Cluster, tmp_path: Path) -> None:
+    site = stubs(cluster, tmp_path, "echo launched; sleep 100")
+    script = ("--time=20", "slurm/job.sh", "recipes/demo.yaml")
+    job = cluster.submit(*script, ZEROTUNE_SITE=site, MAX_REQUEUES="0")
+    cluster.until(lambda: "launched" in cluster.log(job), [job])
+    cluster.run("scontrol", "requeue", job)
+    cluster.wait(job)
+    assert (cluster.show(job)["ExitCode"], cluster.show(job)["Restarts"]) == ("75:0", "1"), cluster.log(job)
+    assert "slurm: this is restart 1, more than MAX_REQUEUES (0) allows" in cluster.log(job)
+    assert cluster.log(job).count("launched") == 1
 
 
 # The first start of the second task is stopped. It says so as the trainer does, in the folder that is the last word.

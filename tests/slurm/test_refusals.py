@@ -99,7 +99,7 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
         assert state == "FAILED", (words, log)
         assert cluster.show(job)["ExitCode"] == "64:0", (words, log)
         assert message in log, (words, log)
-        said = [line for line in log.splitlines() if not re.match(r"srun: (error|warning|Job step)", line)]
+        said = [line for line in log.splitlines() if not re.match(r"srun: (error|warning|Job |Step )", line)]
         assert len(said) == message.count("\n") + 1, (words, log)
 
 

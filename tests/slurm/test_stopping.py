@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.eval_checkpoints import save
 from tests.faults.runs import Workplace, status
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Reference
@@ -13,13 +14,13 @@ from tests.slurm.jobs import assert_equal, job_script, slow, steps
 
 pytestmark = pytest.mark.timeout(1200)  # one takes less than a minute on an idle machine
 
-SHORT = "the limit is not longer than the warning (--signal), the start and one step: ask for more --time"
+SHORT = "the limit is not longer than the warning (--signal), the start and {}: ask for more --time"
 BY_HAND = "slurm: stopped by a STOP file that somebody else made: not requeued"
 
 
 def test_warned_before_the_first_step(cluster: Cluster, workplace: Workplace, run: Path) -> None:
-    """By the limit, before and after the launch: refused, or it would be so for ever. By somebody: requeued, even
-    where the controller does not answer at first.
+    """By the limit, before and after the launch: refused, or it would be so for ever; an evaluation before its first
+    answer, too. By somebody: requeued, even where the controller does not answer at first.
     """
     busy = cluster.folder / "busy"
     at_once = cluster.site("at-once", "sleep 35\n")  # SLURM looks at the limits every 30 s
@@ -33,12 +34,16 @@ def test_warned_before_the_first_step(cluster: Cluster, workplace: Workplace, ru
     warned = cluster.submit(*scripts[2], ZEROTUNE_SITE=by_hand)
     early = cluster.submit("--time=10", *scripts[0], ZEROTUNE_SITE=at_once)
     late = cluster.submit("--time=10", *scripts[1], **slow(25, "train.engine.saving:Checkpoints.resume"))
+    model, rows = save(workplace.folder / "unheard", context_tokens=512), str(workplace.rows)
+    words = ["--model", model, "--tasks", "perplexity", "--data", rows, "--out", f"{run}-out"]
+    mute = slow(40, "eval.journal:Journal.write")
+    answers = cluster.submit("--time=2", "--gpus-per-node=1", "slurm/eval.sh", *words, **mute)
     cluster.until(lambda: "here" in cluster.log(warned), [warned])
     cluster.run("scancel", "--batch", "--signal=USR1", warned)
-    assert cluster.wait(early, late, warned) == ["FAILED", "FAILED", "COMPLETED"], cluster.log(warned)
-    for job in (early, late):
+    assert cluster.wait(early, late, answers, warned) == ["FAILED"] * 3 + ["COMPLETED"], cluster.log(warned)
+    for job, least in ((early, "one step"), (late, "one step"), (answers, "one answer")):
         assert (cluster.show(job)["ExitCode"], cluster.show(job)["Restarts"]) == ("64:0", "0"), cluster.log(job)
-        assert SHORT in cluster.log(job)
+        assert SHORT.format(least) in cluster.log(job)
     assert not runs[0].exists()
     assert (status(runs[1])["state"], status(runs[1])["step"]) == ("preempted", 0)
     assert cluster.show(warned)["Restarts"] == "1"

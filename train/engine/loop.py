@@ -223,12 +223,14 @@ class Loop:
             )
         culprits = [loss for loss in losses if not all(math.isfinite(value) for value in loss.sums.values())]
         rows = self.runtime.gather([row for loss in culprits for row in loss.row_ids])
-        more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
-        named = f"non-finite loss in the micro-batches of: {', '.join(rows[:ROWS_NAMED])}{more}"
-        where = named if rows else "the losses were finite"
+        where, look = ", though every loss was finite", ""
+        if rows:
+            more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+            where = f" (non-finite loss in the micro-batches of: {', '.join(rows[:ROWS_NAMED])}{more})"
+            look = " look at these rows,"
         raise NumericsError(
-            f"step {progress.step}: {self.skipped_in_a_row} updates in a row had no finite gradient ({where}). "
-            "Lower optim.learning_rate, look at these rows, or use run.precision bf16 or fp32"
+            f"step {progress.step}: {self.skipped_in_a_row} updates in a row had no finite gradient{where}. "
+            f"Lower optim.learning_rate,{look} or use run.precision bf16 or fp32"
         )
 
     def _write(self, progress: Progress, norm: float) -> None:
