@@ -13,8 +13,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from tests.process.runs import TINY
 from train.config import LoraConfig, TuningConfig
 from train.config_ppo import PpoConfig
 from train.engine.gathering import unsharded
@@ -28,6 +29,7 @@ SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
+TOKENIZER = AutoTokenizer.from_pretrained(TINY)  # a rollout reads its answers
 DOCUMENTS = [[11, 5], [7, 13]]  # lengths of the documents in each rank's pack
 
 
@@ -137,7 +139,7 @@ def answers(model, ranks):
     """Sampled answers, some prompts beginning alike."""
     prompts = [Prompt(tuple(range(5, 9 + k % 3)), "r") for k in range(6)]
     asked = requests(prompts, PpoConfig(response_tokens=6), (3,), (0, 1), greedy=False)
-    return [episode.answer for episode in play(model, None, asked, prompts, ranks)]
+    return [episode.answer for episode in play(model, TOKENIZER, asked, prompts, ranks)]
 
 
 def generating(tied: bool, adapted: bool) -> None:
