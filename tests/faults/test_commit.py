@@ -149,7 +149,7 @@ def test_killed_at_random_moments_until_done(tmp_path: Path) -> None:
                 together(2, lambda ranks, step=step: save(tmp_path, step, ranks))
 
         child = in_child(work)
-        time.sleep(chance.uniform(0.0, 4 * one_save))
+        time.sleep(chance.uniform(0.0, (4 + 0.2 * lives) * one_save))  # longer and longer: saves may have become slower
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         done = assert_usable(tmp_path, done)
