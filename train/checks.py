@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from train.config import LEARNS_FROM, Config, OptimConfig, flat
+from train.config import LEARNS_FROM, Config, OptimConfig
 from train.config_ppo import PpoConfig
+from train.fingerprint import flat
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
 RANGES = {

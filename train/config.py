@@ -6,14 +6,9 @@ This file imports nothing heavy: `--help` must answer in under a second.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from train.config_ppo import PpoConfig
 
@@ -387,46 +382,3 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
-
-
-# Keys that may change between a run and its resumption: they alter no number that training computes.
-FREE_KEYS = (
-    "run.folder",
-    "run.resume",
-    "run.stop_after_minutes",
-    "run.hang_seconds",
-    "batch.tokens_per_micro_batch",
-    "checkpoint",
-    "watch",
-    "merge",
-    "validation.samples",
-    "data.cache_folder",
-    "data.workers",
-)
-
-
-def cache_home(chosen: str | None = None) -> Path:
-    """Where what is made once for all runs is kept: the chosen folder, $ZEROTUNE_CACHE or ~/.cache/zerotune."""
-    return Path(chosen or os.environ.get("ZEROTUNE_CACHE") or "~/.cache/zerotune").expanduser()
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Every leaf of the configuration under its dotted key, as plain values; a list of sources is one leaf."""
-
-    def walk(value: Any, key: str) -> dict[str, Any]:
-        if dataclasses.is_dataclass(value):
-            inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            return {k: v for name, v in inner.items() for k, v in walk(v, f"{key}.{name}" if key else name).items()}
-        if isinstance(value, list):
-            value = [
-                dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v for v in value
-            ]
-        return {key: value}
-
-    return walk(config, "")
-
-
-def fingerprint(config: Config) -> str:
-    """sha256 of everything that training's numbers depend on."""
-    kept = {k: v for k, v in flat(config).items() if not any(k == f or k.startswith(f + ".") for f in FREE_KEYS)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -12,10 +12,11 @@ sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "
 
 from eval.leave import leave
 from eval.masking import hide_secrets
-from train.config import Config, flat
+from train.config import Config
 from train.engine.stop import Stop
 from train.errors import UserError
 from train.failure import tell
+from train.fingerprint import flat
 from train.recipe import parse
 
 log = logging.getLogger(__name__)

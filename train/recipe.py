@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.yaml_lines import Located, Way, dotted, dump_yaml, parse_yaml, read_yaml
 from train.checks import problems
-from train.config import FREE_KEYS, Config, flat
+from train.config import Config
 from train.errors import UserError
 from train.options_help import build_parser, print_help
 from train.suggest import did_you_mean
@@ -107,12 +107,6 @@ def load(path: str | Path) -> Config:
 def to_yaml(config: Config) -> str:
     """The resolved whole; `load` reads it back to an equal value."""
     return dump_yaml(dataclasses.asdict(config))
-
-
-def changed_keys(a: Config, b: Config) -> list[str]:
-    """The dotted keys that differ, less those that alter no number of the training (config.FREE_KEYS)."""
-    left, right = flat(a), flat(b)
-    return [k for k in left if left[k] != right[k] and not any(k == f or k.startswith(f + ".") for f in FREE_KEYS)]
 
 
 def _options(words: Sequence[str]) -> list[tuple[str, str]]:

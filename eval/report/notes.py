@@ -125,7 +125,8 @@ def _commit(result: Result, name: str) -> str:
 def _time(task: TaskResult, model: str) -> str:
     """How long, how fast, and what of it cost nothing."""
     seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
-    rows = words.plain(task.samples / seconds) if seconds else ""
-    speed = [f"{rows} rows/s", f"{tokens / seconds:,.0f} tokens/s"] if seconds and tokens else []
+    speed = []
+    if seconds and tokens:
+        speed = [f"{words.plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
     known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
     return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.config import Config, WatchConfig, flat
+from train.config import Config, WatchConfig
 from train.engine.board import Board
 from train.engine.progress import ProgressBar, duration
+from train.fingerprint import flat
 from train.protocols import Sample
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import Config, SourceConfig, flat
+from train.config import Config, SourceConfig
+from train.fingerprint import flat
 from train.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]

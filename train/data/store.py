@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from eval.files import cannot_write, sync_folder, write_atomically
-from train.config import DataConfig, cache_home
+from train.cache_home import cache_home
+from train.config import DataConfig
 from train.data.tokenise import Chunk
 
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from train.config import cache_home
+from train.cache_home import cache_home
 from train.errors import UserError
 
 log = logging.getLogger(__name__)

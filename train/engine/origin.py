@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from train.config import FREE_KEYS, Config, fingerprint, flat
+from train.config import Config
+from train.fingerprint import bound, fingerprint
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "safetensors", "numpy")
 # Kinds of sharding that read each other's checkpoints, whatever the number of ranks.
@@ -34,9 +35,7 @@ class Origin:
     @classmethod
     def of(cls, config: Config, distributed: str, world_size: int, digests: Mapping[str, str] | None = None) -> Origin:
         """The origin of a run with this configuration."""
-        free = tuple(f"{key}." for key in FREE_KEYS)
-        bound = {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
-        return cls(fingerprint(config), bound, distributed, world_size, dict(digests or {}))
+        return cls(fingerprint(config), bound(config), distributed, world_size, dict(digests or {}))
 
     def differences(self, manifest: Mapping[str, Any]) -> list[str]:
         """One line for everything in which this run and the checkpoint of `manifest` differ and must not."""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from eval.files import write_atomically
 from eval.masking import exposed, mask
-from train.config import Config, fingerprint, flat
+from train.config import Config
 from train.engine import record
 from train.engine.flops import Peak
 from train.engine.lock import hold
@@ -23,6 +23,7 @@ from train.engine.quiet import quiet_libraries
 from train.engine.runtime import Runtime
 from train.engine.stop import Stop, write_status
 from train.engine.watchdog import Watchdog
+from train.fingerprint import fingerprint, flat
 from train.protocols import Objective
 from train.recipe import to_yaml
 
