@@ -81,7 +81,7 @@ class Board:
         self._try("tensorboard", lambda: self._events.text(step, tag, markdown))
 
     def hyperparameters(self, flat: Mapping[str, Any]) -> None:
-        """The recipe under its dotted keys (`train.config.flat`), for TensorBoard's tab HPARAMS."""
+        """The recipe under its dotted keys (`train.fingerprint.flat`), for TensorBoard's tab HPARAMS."""
         masked = mask_all(dict(flat))
         plain = {
             k: v if type(v) in (int, float) else str(v) for k, v in masked.items()
