@@ -6,6 +6,7 @@ DeepSpeed and torch.distributed.checkpoint read their own files with an unrestri
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import pathlib
 import pickle
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from train.errors import UserError
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+GETATTR = "builtins.getattr"
 INDEX_CLASSES = (
     metadata.Metadata,
     metadata.TensorStorageMetadata,
@@ -39,6 +41,14 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
     return UserError(f"{path} is refused: loading it would build or call what no checkpoint holds ({error})")
 
 
+def _member(kind: Any, name: Any) -> enum.Enum:
+    """In place of `getattr`, by which Python 3.11.0 to 3.11.3 pickle a member of an enumeration: that and no more."""
+    if not isinstance(kind, enum.EnumMeta) or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"getattr of {kind}")
+    found: enum.Enum = kind.__members__[name]
+    return found
+
+
 @contextlib.contextmanager
 def restricted(path: Path, *classes: type) -> Iterator[None]:
     """Hold torch.load to tensors, plain containers and `classes`, also where a library asks it to load anything.
@@ -48,7 +58,7 @@ def restricted(path: Path, *classes: type) -> Iterator[None]:
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
     try:
-        with torch.serialization.safe_globals(list(classes)):
+        with torch.serialization.safe_globals([*classes, (_member, GETATTR)]):
             yield
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
@@ -64,6 +74,8 @@ class _IndexUnpickler(pickle.Unpickler):
         for known in INDEX_CLASSES:
             if (module, name) == (known.__module__, known.__qualname__):
                 return known
+        if f"{module}.{name}" == GETATTR:
+            return _member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
