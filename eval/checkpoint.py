@@ -36,6 +36,7 @@ from eval.quantization import keep_layout
 from eval.quantization import load_options as quantized_options
 from eval.runner import Model
 from eval.vision import VisionModel
+from eval.weight_files import weight_files
 
 ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
@@ -160,6 +161,7 @@ class Checkpoint:
                 dtype=DTYPES[choose_precision(precision, device)],
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 **quantized_options(quantization, DTYPES[choose_precision(precision, device)], device),
             )
@@ -193,12 +195,15 @@ LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
 def look(folder: str, name: str) -> Checkpoint:
     """What can be known without the weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
+    weight_files(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {error}") from error
-    return Checkpoint(path, name, config, tokenizer, end_ids(path, config))
+        ends = end_ids(path, config)
+    except Exception as error:  # transformers and tokenizers raise whatever a broken file makes them stumble over
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {reason}") from error
+    return Checkpoint(path, name, config, tokenizer, ends)
 
 
 def read_template(file: str) -> str:

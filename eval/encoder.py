@@ -81,7 +81,12 @@ class Encoder:
             raise UserError(f"--encoder {folder}: it needs a fast tokenizer (tokenizer.json)")
         try:
             model, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"--encoder {folder}: the weights cannot be loaded: {error}") from error

@@ -51,13 +51,14 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code)
     path = folder / "tokenizer_config.json"
     if path.exists():
-        raw = read_json(path)
-        refuse_code(path, {"auto_map": raw.get("auto_map", {}).get("AutoTokenizer")}, config.trust_remote_code)
+        code = read_json(path).get("auto_map")  # older files: the tokenizer's two classes as a list
+        code = code.get("AutoTokenizer") if isinstance(code, dict) else code
+        refuse_code(path, {"auto_map": code}, config.trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes the libraries stumble over
         raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
         raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
