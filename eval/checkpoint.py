@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -221,8 +221,12 @@ def _sha256(text: str) -> str:
 def end_ids(path: Path, config: Any) -> tuple[int, ...]:
     """What ends an answer by the generation settings of a model's folder, or by its configuration."""
     settings = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").exists() else config
-    end = getattr(settings, "eos_token_id", None)
-    return tuple(end) if isinstance(end, list) else () if end is None else (end,)
+    return listed(getattr(settings, "eos_token_id", None))
+
+
+def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids as transformers' configurations hold them: one, several or none. Id 0 is a token."""
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def choose_precision(requested: str, device: torch.device) -> str:
