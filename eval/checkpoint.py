@@ -44,6 +44,7 @@ from eval.quantization import keep_layout
 from eval.quantization import load_options as quantized_options
 from eval.runner import Model
 from eval.vision import VisionModel
+from eval.weight_files import weight_files
 
 ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
@@ -215,12 +216,15 @@ def look(folder: str, name: str) -> Checkpoint:
     """What can be known without the weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
     quantization_method(path)
+    weight_files(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {error}") from error
-    return Checkpoint(path, name, config, tokenizer, end_ids(path, config))
+        ends = end_ids(path, config)
+    except Exception as error:  # transformers and tokenizers raise whatever a broken file makes them stumble over
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {reason}") from error
+    return Checkpoint(path, name, config, tokenizer, ends)
 
 
 def read_template(file: str) -> str:

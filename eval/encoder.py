@@ -87,7 +87,12 @@ class Encoder:
         try:
             require_plain_numbers(checkpoint.folder)
             model, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"--encoder {folder}: the weights cannot be loaded: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
-from train.data.conversations import Conversation, tool_calls
+from train.data.conversations import Conversation
 from train.data.fields import RowError
+from train.data.fitting import checked, fitted
 from train.data.preference import Continuation
 from train.errors import UserError
 
@@ -119,24 +119,32 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
         RowError: The template refuses this conversation.
         UserError: The template writes earlier turns differently once later ones follow.
     """
-    messages = _fitted(template.text, conversation)
-    if not conversation.is_answered:
-        return _checked(_asking(template, messages, conversation.tools), messages), []
+    messages = fitted(template.text, conversation)
+    text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
+    return checked(text, messages), spans
+
+
+def _written(
+    template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None, is_answered: bool
+) -> tuple[str, list[Span]]:
+    """See `render`, for messages as the template takes them."""
+    if not is_answered:
+        return _asking(template, messages, tools), []
     if GENERATION_MARK.search(template.text):
-        text, marked = _render(template, messages, conversation.tools, marks=True)
-        return _checked(text, messages), [_trimmed(text, span) for span in marked]
-    text, _ = _render(template, messages, conversation.tools)
+        text, marked = _render(template, messages, tools, marks=True)
+        return text, [_trimmed(text, span) for span in marked]
+    text, _ = _render(template, messages, tools)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, _ = _render(template, messages[:index], conversation.tools, prompt=True)
+        before, _ = _render(template, messages[:index], tools, prompt=True)
         last = index == len(messages) - 1
-        through = text if last else _render(template, messages[: index + 1], conversation.tools)[0]
+        through = text if last else _render(template, messages[: index + 1], tools)[0]
         if not through.startswith(before) or not text.startswith(through):
             raise UserError(_not_a_prefix(template, index))
         spans.append(_trimmed(text, (len(before), len(through))))
-    return _checked(text, messages), spans
+    return text, spans
 
 
 def _asking(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> str:
@@ -188,36 +196,6 @@ def _render(
     return texts[0], marked[0] if marks else []
 
 
-def _fitted(text: str, conversation: Conversation) -> list[dict[str, Any]]:
-    """Calls of functions as this template can write them: as `tool_calls` if it knows these, else as JSON text."""
-    knows_calls = "tool_calls" in text
-    messages = []
-    for message in conversation.messages:
-        fitted = {key: value for key, value in message.items() if key != "function_call"}
-        if knows_calls and message.get("function_call"):
-            calls = tool_calls(message["content"])
-            if calls:
-                fitted = {**fitted, "content": "", "tool_calls": calls}
-        elif not knows_calls and message.get("tool_calls") and not message["content"]:
-            calls = [call.get("function", call) for call in message["tool_calls"]]
-            fitted["content"] = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
-        messages.append(fitted)
-    return messages
-
-
 def _trimmed(text: str, span: Span) -> Span:
     start, end = span
     return start, start + len(text[start:end].rstrip())
-
-
-def _checked(text: str, messages: Sequence[dict[str, Any]]) -> str:
-    """The text, if everything said is in it: templates of image models pass over plain text without a word."""
-    for index, message in enumerate(messages):
-        said = message["content"].split("</think>")[-1].strip()  # templates may set thoughts apart
-        if said not in text:
-            raise RowError(f"the chat template leaves out what the {message['role']} says in message {index}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowError("a nested field holds half a surrogate pair") from None
-    return text

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from eval.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
 from train.config import ModelConfig
 from train.errors import UserError
-from train.models.folder import read_config, read_json, refuse_code, resolve
+from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
 from train.models.unread import names_in_files, patterns, report_unread, tell_once, unread
 
 LOADING = ("quantization_config", "config", "attn_implementation")  # what of the options is no value of the config
@@ -55,13 +55,14 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code)
     path = folder / "tokenizer_config.json"
     if path.exists():
-        raw = read_json(path)
-        refuse_code(path, {"auto_map": raw.get("auto_map", {}).get("AutoTokenizer")}, config.trust_remote_code)
+        code = read_json(path).get("auto_map")  # older files: the tokenizer's two classes as a list
+        code = code.get("AutoTokenizer") if isinstance(code, dict) else code
+        refuse_code(path, {"auto_map": code}, config.trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes the libraries stumble over
         raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
         raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
@@ -98,41 +99,22 @@ def load_model(
         return _fresh(kind, folder, described, config, dtype, keywords, seed)
     if keywords.get("quantization_config") is not None:
         refuse_twice(folder, "tuning.quantization", "another quantisation")
-    names = names_in_files(folder)
     values = {key: keywords.pop(key) for key in list(keywords) if key not in LOADING}
     if values:  # given as arguments, those that the config does not know yet would go to the model's constructor
         for key, value in values.items():
             setattr(described, key, value)
         keywords["config"] = described
-    reading: dict[str, Any] = {
+    keywords |= {
         "dtype": dtype,
         "use_safetensors": True,
         "local_files_only": True,
         "trust_remote_code": config.trust_remote_code,
         "output_loading_info": True,
     }
-    stored = quantization_method(folder)
-    if stored:
-        name = str(dtype).removeprefix("torch.")
-        tell_once(logging.INFO, folder, f"its weights are quantised ({stored}); dequantised to {name}")
-        whole = keywords.pop("config", described)
-        with seeded(seed), unsharded(), _own_report():
-            model, found = load_dequantized(kind, folder, whole, new=new, **reading, **keywords)
-        report_unread(folder, sorted(found["unexpected_keys"]))
-        empty = list[str]()
-    else:
-        require_plain_numbers(folder)
-        lost, empty = unread(_empty(kind, keywords.get("config", described), config), names)
-        report_unread(folder, lost)
-        with seeded(seed), _own_report():
-            try:
-                model, found = kind.from_pretrained(folder, **reading, **keywords)
-            except RuntimeError as error:
-                if "size" not in str(error):
-                    raise
-                raise UserError(
-                    f"{folder}: a weight has another shape than its config.json asks for ({error})"
-                ) from error
+    with seeded(seed), _own_report():
+        model, found, empty = (_dequantized if quantization_method(folder) else _plain)(
+            kind, folder, config, keywords.pop("config", described), keywords, new
+        )
     lacking = sorted(name for name in found["missing_keys"] if not any(f".{part}." in f".{name}" for part in new))
     if lacking:
         raise UserError(
@@ -146,6 +128,38 @@ def load_model(
     model.made_anew = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _dequantized(
+    kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """(model, what transformers tells of its loading, weights for which the files have none)."""
+    weight_files(folder)
+    dtype = str(keywords["dtype"]).removeprefix("torch.")
+    tell_once(
+        logging.INFO, folder, f"its weights are quantised ({quantization_method(folder)}); dequantised to {dtype}"
+    )
+    with unsharded():
+        model, found = load_dequantized(kind, folder, described, new=new, **keywords)
+    report_unread(folder, sorted(found["unexpected_keys"]))
+    return model, found, []
+
+
+def _plain(
+    kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """The same, from weights that are what they look like."""
+    names = names_in_files(folder)
+    require_plain_numbers(folder)
+    lost, empty = unread(_empty(kind, described, config), names)
+    report_unread(folder, lost)
+    try:
+        model, found = kind.from_pretrained(folder, config=described, **keywords)
+    except RuntimeError as error:
+        if "size" not in str(error):
+            raise
+        raise UserError(f"{folder}: a weight has another shape than its config.json asks for ({error})") from error
+    return model, found, empty
 
 
 @contextlib.contextmanager
