@@ -46,7 +46,8 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading
         UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
     """
     setup = set_up(config, tokenizer, reading)
-    train, lines = load(setup.train, config, seed, ranks)
+    train, train_lines = load(setup.train, config, seed, ranks)
+    lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
     held, held_lines = load(setup.validation, config, seed, ranks)
     lines += held_lines

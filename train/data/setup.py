@@ -41,6 +41,16 @@ class Setup:
         return self.template.hash if self.template else ""
 
     @property
+    def lines(self) -> list[str]:
+        """What a person should know about the chat template."""
+        if self.template is None or not self.template.served:
+            return []
+        return [
+            f"chat template: rows are written with {self.template.name}, which belongs to the tokenizer's own;"
+            " checkpoints carry the tokenizer's own, and prompts are asked with it"
+        ]
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """The token that the model learns to end an answer, or a text, with; generation shall stop there."""
         settings = self.train[0].settings

@@ -209,7 +209,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
     ]
     return StreamingCorpus(
         validation=validation,
-        lines=[*streamed, *lines],
+        lines=[*setup.lines, *streamed, *lines],
         digest=digest.hexdigest(),
         template_hash=setup.template_hash,
         stop_ids=setup.stop_ids,

@@ -62,7 +62,7 @@ class Settings:
             "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
             "bos": self.bos if corpus or golden else None,
             "eos": self.eos if corpus or golden else None,
-            "template": None if corpus or self.template is None else self.template.hash,
+            "template": None if corpus or self.template is None else self.template.identity,
             "special_tokens": None if corpus or self.template is None else dict(self.template.special_tokens),
             "format": self.format,
             "columns": dict(self.columns),
