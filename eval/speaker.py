@@ -106,6 +106,10 @@ class Speaker:
         if self._model is None:
             start = time.perf_counter()
             config, device = self._config, self._ranks.device
+            if stored := self._checkpoint.quantized:
+                console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
+                name = self._checkpoint.name
+                console.print(f"{name}: weights stored in {stored}, evaluated dequantised", markup=False)
             model = self._checkpoint.load(self._head, self._precision, config.quantization, device)
             self._model = model, choose(config.batch_tokens, self._checkpoint.config, DTYPES[self._precision], device)
             self.loading_seconds += time.perf_counter() - start

@@ -82,10 +82,14 @@ def families() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.jinja") if not path.stem.endswith(ENDING))
 
 
+def source(family: str) -> str:
+    """The template that the family's tokenizers have."""
+    return (folder() / f"{family}.jinja").read_text(encoding="utf-8")
+
+
 @cache
 def template_of(family: str) -> ChatTemplate:
-    own = (folder() / f"{family}.jinja").read_text(encoding="utf-8")
-    return resolve("tokenizer", SimpleNamespace(chat_template=own, special_tokens_map=SPECIAL))
+    return resolve("tokenizer", SimpleNamespace(chat_template=source(family), special_tokens_map=SPECIAL))
 
 
 @cache

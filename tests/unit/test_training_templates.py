@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.data_tools import tokenizer
-from tests.template_table import CASES, PAGE, SPECIAL, families, page, template_of, turns, unequal
+from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
 from train.data import training_templates
 from train.data.conversations import Conversation
 from train.data.fields import RowError
@@ -20,10 +20,6 @@ from train.data.training_templates import ENDING, TRL, folder, training_template
 from train.errors import UserError
 
 PAIRED = [name for name in families() if (folder() / f"{name}{ENDING}.jinja").is_file()]
-
-
-def source(name: str) -> str:
-    return (folder() / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def resolved(own: Any) -> Any:

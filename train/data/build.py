@@ -37,6 +37,7 @@ class Facts:
     endless: int = 0
     loose: int = 0
     unreadable: int = 0
+    ends: set[int] = field(default_factory=set)
 
     def add(self, chunk: Chunk) -> None:
         """Count one more chunk."""
@@ -49,10 +50,12 @@ class Facts:
         self.cut += chunk.cut
         self.endless += chunk.endless
         self.loose += chunk.loose
+        self.ends |= chunk.ends
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"problems": self.problems.to_json(), "cut": self.cut, "endless": self.endless, "loose": self.loose}
+        counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose}
+        return {"problems": self.problems.to_json(), **counts, "ends": sorted(self.ends)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
