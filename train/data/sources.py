@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from eval.files import expand, nearest, read, sha256_file
 from eval.hub import named
-from eval.readers import READERS, BadRow, Row
+from eval.readers import READERS, BadRow, Row, without_nulls
 from train.config import SourceConfig
 from train.data.formats import FORMATS
 from train.errors import UserError
@@ -185,7 +185,8 @@ class HubSource:
         """All rows from `start` on, classes by their names; the line of a row is its number."""
         table = self.table.skip(start.number) if start.number else self.table
         for number, value in enumerate(table, start=start.number):
-            row = Row(self.names[0], number + 1, named(value, table.features or {}))
+            values = named(value, table.features or {})
+            row = Row(self.names[0], number + 1, {name: without_nulls(inner) for name, inner in values.items()})
             yield NumberedRow(0, number, row, Place(0, number + 1, number + 1))
 
     def lines(self) -> list[int]:

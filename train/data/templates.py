@@ -12,9 +12,10 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
+from train.data.completeness import checked
 from train.data.conversations import Conversation
 from train.data.fields import RowError
-from train.data.fitting import checked, fitted
+from train.data.fitting import fitted, learned_turns
 from train.data.preference import Continuation
 from train.errors import UserError
 
@@ -106,7 +107,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
+def render(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> tuple[str, list[Span]]:
     """The conversation as text, and the stretches of it that are learned: each of the assistant's turns with the token
     that ends it, without white space after that.
 
@@ -114,6 +115,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
+    left: gets what the template leaves out.
 
     Raises:
         RowError: The template refuses this conversation.
@@ -121,7 +123,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     """
     messages = fitted(template.text, conversation)
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
-    return checked(text, messages), spans
+    return checked(template.text, text, messages, conversation.tools, left), learned_turns(conversation, text, spans)
 
 
 def _written(
