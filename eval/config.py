@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from eval.config_file import words_of
+from eval.config_file import SLIP, words_of
 from eval.errors import UserError
 from eval.files import nearest
+from eval.foreign_words import about
 from eval.protocols import Task
 from eval.suggest import did_you_mean
 from eval.tasks import TASKS, samples
@@ -122,11 +123,15 @@ def parse(arguments: Sequence[str]) -> Config:
     """
     parser = _parser()
     known = [f.name for f in fields(Config)]
-    files, rest = _config_files(_known(arguments, known))
+    refused = _unknown(arguments, known)
+    files, rest = _config_files(arguments)
     words: list[str] = []
     for file in files:
-        own = words_of(file, known, REPEATABLE, lambda word: _parsed(parser, [word]))
+        own, faults = words_of(file, known, REPEATABLE, lambda word: _parsed(parser, [word]))
+        refused += faults
         words = _over(words, own)
+    if refused:
+        raise UserError("\n".join(refused))
     namespace = _parsed(parser, _over(words, rest))
     config = Config(**{name: namespace[name] for name in known})
     _check(config)
@@ -223,13 +228,12 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _known(arguments: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+def _unknown(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A line for each option that there is not."""
     known = [*(f"--{name}" for name in names), "--config", "--help"]
-    for word in arguments:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option not in known:
-            raise UserError(f"unknown option {option}{did_you_mean(option, known)}")
-    return arguments
+    options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    unknown = [word for word in options if word not in known]
+    return [f"unknown option {word}{about(word) or did_you_mean(word, known, SLIP)}" for word in unknown]
 
 
 def _check(config: Config) -> None:

@@ -72,6 +72,27 @@ def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
     assert "?;" not in str(refused.value)
 
 
+def test_options_of_other_programs_are_answered_at_once(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "num_fewshot: 5\nlimit: 3\nmodell: m\nprecision: fp8\n")
+    words = "--model hf --model_args pretrained=x --num-fewshot 5 --batch_size=8 --report_to x --use_cache y"
+    with pytest.raises(UserError) as refused:
+        parse([*words.split(), "--config", file])
+    assert str(refused.value).replace(str(tmp_path), "").splitlines() == [
+        "unknown option --model_args; did you mean --model FOLDER, without pretrained=?",
+        "unknown option --num-fewshot: the task says how many examples it shows; write your own in a task file"
+        " (docs/evaluation.md)",
+        "unknown option --batch_size; did you mean --batch_tokens, which is chosen by memory where it is not given?",
+        "unknown option --report_to",
+        "unknown option --use_cache; did you mean --resume auto, which is the default: answers are kept in"
+        " OUT/journal?",
+        "/eval.yaml:1: unknown option num_fewshot: the task says how many examples it shows; write your own in a task"
+        " file (docs/evaluation.md)",
+        "/eval.yaml:2: unknown option limit; did you mean max_rows?",
+        "/eval.yaml:3: unknown option modell; did you mean model?",
+        "/eval.yaml:4: --precision fp8: must be one of auto, bf16, fp16, fp32",
+    ]
+
+
 def config_file(tmp_path: Path, text: str) -> str:
     (tmp_path / "eval.yaml").write_text(text, encoding="utf-8")
     return str(tmp_path / "eval.yaml")

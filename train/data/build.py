@@ -38,6 +38,7 @@ class Facts:
     loose: int = 0
     unreadable: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    ends: set[int] = field(default_factory=set)
 
     def add(self, chunk: Chunk) -> None:
         """Count one more chunk."""
@@ -51,16 +52,12 @@ class Facts:
         self.endless += chunk.endless
         self.loose += chunk.loose
         self.left_out.update(chunk.left_out)
+        self.ends |= chunk.ends
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
-        return {
-            "problems": self.problems.to_json(),
-            "cut": self.cut,
-            "endless": self.endless,
-            "loose": self.loose,
-            "left_out": dict(self.left_out),
-        }
+        counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose, "left_out": dict(self.left_out)}
+        return {"problems": self.problems.to_json(), **counts, "ends": sorted(self.ends)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:

@@ -23,7 +23,7 @@ from train.config import LEARNS_FROM
 from train.data.fields import RowError
 from train.data.labelled import Label, Labelled, Tagged
 from train.data.preference import Preference, Side
-from train.data.templates import ChatTemplate, render
+from train.data.templates import ChatTemplate, whole
 from train.errors import UserError
 
 FIRST, FURTHER = 1, 2  # marks: of what is learned and measured; of what is only learned
@@ -195,8 +195,7 @@ class GoldEncoder:
             return self._unpadded(ids if end is None or ids[-1:] == [end] else [*ids, end])
         if self.settings.template is None:
             raise RowError("messages need a chat template: set data.chat_template")
-        text, _ = render(self.settings.template, side, left)
-        return self._unpadded(self._plain(text))
+        return self._unpadded(self._plain(whole(self.settings.template, side, left)))
 
     def _unpadded(self, ids: list[int]) -> list[int]:
         """Without padding tokens at the end. Many models pad with their end token, and transformers' heads read at the

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from eval.readers import BadRow, Row
 from train.data.conversations import Conversation
+from train.data.ends import ending_spans, last_tokens
 from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS, Example
 from train.data.gold import TO_PREDICT, GoldEncoder, Reading
@@ -63,7 +64,7 @@ class Settings:
             "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
             "bos": self.bos if corpus or golden else None,
             "eos": self.eos if corpus or golden else None,
-            "template": None if corpus or self.template is None else self.template.hash,
+            "template": None if corpus or self.template is None else self.template.identity,
             "special_tokens": None if corpus or self.template is None else dict(self.template.special_tokens),
             "format": self.format,
             "columns": dict(self.columns),
@@ -92,6 +93,7 @@ class Chunk:
     gold_g, golds_n: what is to be said at the marked tokens of the rows, one after another, and how many of each row;
     the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
     loose: entities that begin with I- or E-. left_out: what usable rows say that is not learned, and in how many rows.
+    ends: special tokens that answers and texts end with.
     """
 
     ids_k: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -112,6 +114,7 @@ class Chunk:
     endless: int = 0
     loose: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    ends: set[int] = field(default_factory=set)
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
     unreadable: int = 0
     missing: int = 0
@@ -227,6 +230,7 @@ class Encoder:
                 _refuse(out, row, read, RowError("nothing to learn: a single token"))
                 continue
             out.cut += len(ids) > limit
+            out.ends |= set() if settings.eos is None else {settings.eos}
             ids_t = np.array(ids, np.int32)
             for start in range(0, len(ids) - 1, limit - 1):
                 window_t = ids_t[start : start + limit]
@@ -260,7 +264,32 @@ class Encoder:
                 continue
             out.endless += example.is_answered and int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
             out.cut += len(ids_t) > limit
+            out.ends |= self._ends(example, ids_t[:limit], encoding.offsets, spans)
             yield _Piece(position, ids_t[:limit], learned_t[:limit])
+        if rendered and not out.ends:
+            out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
+
+    def _ends_if_answered(self, example: Example) -> set[int]:
+        """Of a row that asks without an answer: what would end one."""
+        if not isinstance(example, Conversation) or example.is_answered:
+            return set()
+        answer = {"role": "assistant", "content": "?"}
+        try:
+            text, spans = self._written(replace(example, messages=[*example.messages, answer]), set())
+        except (RowError, UserError):
+            return set()
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._ends(example, np.array(encoding.ids, np.int32), encoding.offsets, spans)
+
+    def _ends(
+        self,
+        example: Conversation | Continuation,
+        ids_t: NDArray[np.int32],
+        offsets: Sequence[Span],
+        spans: Sequence[Span],
+    ) -> set[int]:
+        starts_t, _ = _bounds(offsets)
+        return last_tokens(ids_t, starts_t, [end for _, end in ending_spans(example, spans)]) & self.settings.marks
 
     def _written(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
         """The text, and the stretches of it that are learned. left: gets what the template leaves out."""
@@ -281,6 +310,8 @@ class Encoder:
             except UserError as error:
                 raise UserError(f"{read.place}: {error}") from None
             out.cut += golden.cut
+            if self.settings.reading.labels_as == "words" and self.settings.eos is not None:
+                out.ends.add(self.settings.eos)
             out.loose += example.loose if isinstance(example, Tagged) else 0
             out.left_out.update(golden.left_out)
             for ids_t, marks_t, gold in golden.windows:
@@ -312,20 +343,23 @@ def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
 
 
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.uint8]:
-    """1 for each token that holds a character of a span.
-
-    Tokenizers that trim offsets leave white space out of them: a token is taken to begin where the one before it ended,
-    unless it shares a character with that one (a byte-level tokenizer spreads one character over several tokens).
-    """
-    bounds = np.array(offsets, np.int64).reshape(-1, 2)
-    if not len(bounds):
-        return np.zeros(0, np.uint8)
-    end_t = bounds[:, 1]
-    start_t = np.minimum(bounds[:, 0], np.concatenate([[0], end_t[:-1]]))
+    """1 for each token that holds a character of a span."""
+    start_t, end_t = _bounds(offsets)
     learned_t = np.zeros(len(end_t), np.uint8)
     for start, end in spans:
         learned_t |= (np.maximum(start_t, start) < np.minimum(end_t, end)).astype(np.uint8)
     return learned_t
+
+
+def _bounds(offsets: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each token begins and ends.
+
+    Tokenizers that trim offsets leave white space out of them: a token is taken to begin where the one before it ended,
+    unless it shares a character with that one (a byte-level tokenizer spreads one character over several tokens).
+    """
+    bounds_t2 = np.array(offsets, np.int64).reshape(-1, 2)
+    end_t = bounds_t2[:, 1]
+    return np.minimum(bounds_t2[:, 0], np.concatenate([[0], end_t])[: len(end_t)]), end_t
 
 
 def _filled(out: Chunk, usable: Sequence[Usable], pieces: Sequence[_Piece]) -> Chunk:
