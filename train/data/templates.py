@@ -13,9 +13,10 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
+from train.data.completeness import checked
 from train.data.conversations import Conversation
 from train.data.fields import RowError
-from train.data.fitting import checked, fitted
+from train.data.fitting import fitted, learned_turns
 from train.data.preference import Continuation
 from train.data.training_templates import training_template
 from train.errors import UserError
@@ -141,7 +142,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
+def render(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> tuple[str, list[Span]]:
     """The conversation as text, and the stretches of it that are learned: each of the assistant's turns with the token
     that ends it, without white space after that.
 
@@ -149,6 +150,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
+    left: gets what the template leaves out.
 
     Raises:
         RowError: The template refuses this conversation.
@@ -159,7 +161,9 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
     if template.served and spans:
         spans = _behind_prompts(template, fitted(template.served, conversation), conversation.tools, text, spans)
-    return checked(text, messages), [_trimmed(text, span) for span in spans]
+    source = template.text if conversation.is_answered else template.asking
+    text = checked(source, text, messages, conversation.tools, left)
+    return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
 
 
 def asked(template: ChatTemplate, conversation: Conversation) -> str:
@@ -168,11 +172,15 @@ def asked(template: ChatTemplate, conversation: Conversation) -> str:
     return _asking(template, fitted(template.asking, conversation), conversation.tools)
 
 
-def whole(template: ChatTemplate, conversation: Conversation) -> str:
-    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError."""
+def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
+    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError.
+
+    left: gets what the template leaves out.
+    """
     template = template.of(conversation)
     messages = fitted(template.asking, conversation)
-    return checked(_render(template, messages, conversation.tools, served=True)[0], messages)
+    text = _render(template, messages, conversation.tools, served=True)[0]
+    return checked(template.asking, text, messages, conversation.tools, left)
 
 
 def _written(
