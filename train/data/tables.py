@@ -16,7 +16,7 @@ from train.data.build import Facts, Workers, build
 from train.data.encoded import Part
 from train.data.rows import bad_rows_error, check_columns, sampled, skipped_line
 from train.data.setup import Spec
-from train.data.sources import NumberedRow, Source, find
+from train.data.sources import NumberedRow, Source, find, options_of
 from train.data.store import TableWriter, TokenTable, cache_root, folder_of, is_whole, manifest, obtain
 from train.data.together import share, together
 from train.errors import UserError
@@ -132,6 +132,7 @@ def entry_key(content: Sequence[str], spec: Spec, seed: int, **more: Any) -> str
         "content": list(content),
         "fraction": None if fraction == 1 else [fraction, seed],
         "settings": spec.settings.identity(),
+        **({"read": read} if (read := options_of(spec.config).identity()) else {}),  # absent: older tables stay good
         **more,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
