@@ -20,7 +20,7 @@ from train.data.preference import Continuation
 def ending_spans(example: Conversation | Continuation, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Those of the learned `spans` of a row whose end is one at which generation stops."""
     messages = example.messages if isinstance(example, Conversation) else []
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and message.get("learned", True)]
     if len(turns) != len(spans):
         return list(spans[-1:])
     answered = [index + 1 < len(messages) and messages[index + 1]["role"] == "tool" for index in turns]

@@ -15,9 +15,10 @@ import jinja2
 
 from eval.files import nearest
 from eval.template_clock import dated, reads_clock
+from train.data.completeness import checked
 from train.data.conversations import Conversation
 from train.data.fields import RowError
-from train.data.fitting import checked, fitted
+from train.data.fitting import fitted, learned_turns
 from train.data.preference import Continuation
 from train.data.training_templates import training_template
 from train.errors import UserError
@@ -158,7 +159,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
+def render(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> tuple[str, list[Span]]:
     """The conversation as text, and the stretches of it that are learned: each of the assistant's turns with the token
     that ends it, without white space after that.
 
@@ -166,6 +167,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
+    left: gets what the template leaves out.
 
     Raises:
         RowError: The template refuses this conversation.
@@ -176,7 +178,9 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
     if template.trains_apart and spans:
         spans = _behind_prompts(template, fitted(template.asking, conversation), conversation.tools, text, spans)
-    return checked(text, messages), [_trimmed(text, span) for span in spans]
+    source = template.text if conversation.is_answered else template.asking
+    text = checked(source, text, messages, conversation.tools, left)
+    return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
 
 
 def asked(template: ChatTemplate, conversation: Conversation) -> str:
@@ -185,11 +189,15 @@ def asked(template: ChatTemplate, conversation: Conversation) -> str:
     return _asking(template, fitted(template.asking, conversation), conversation.tools)
 
 
-def whole(template: ChatTemplate, conversation: Conversation) -> str:
-    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError."""
+def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
+    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError.
+
+    left: gets what the template leaves out.
+    """
     template = template.of(conversation)
     messages = fitted(template.asking, conversation)
-    return checked(_render(template, messages, conversation.tools, served=True)[0], messages)
+    text = _render(template, messages, conversation.tools, served=True)[0]
+    return checked(template.asking, text, messages, conversation.tools, left)
 
 
 def _written(
