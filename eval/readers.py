@@ -314,9 +314,21 @@ def _read_arrow(path: Path, skip: int, options: FileOptions) -> Iterator[Row | B
 
 def _parquet_row(file: str, line: int, batch: Any, offset: int) -> Row | BadRow:
     try:
-        return Row(file, line, {name: batch.column(name)[offset].as_py() for name in batch.schema.names})
+        values = {name: batch.column(name)[offset].as_py(maps_as_pydicts="strict") for name in batch.schema.names}
+        return Row(file, line, {name: without_nulls(value) for name, value in values.items()})
+    except KeyError as error:
+        return BadRow(file, line, f"a map holds a key twice: {error}")
     except UnicodeDecodeError as error:
         return BadRow(file, line, f"not UTF-8: byte 0x{error.object[error.start]:02x}")
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of a table without the keys that are null, at any depth: every object of a table has every key that one
+    of them has, so that nobody can tell a null that was meant from one that the table's schema made.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _read_text(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:

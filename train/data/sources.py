@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from eval.file_options import FileOptions, RowFilter
 from eval.files import expand, nearest, sha256_file
 from eval.hub import named
-from eval.readers import BINARY, BadRow, Row, read, reader_of
+from eval.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
 from eval.text_files import COMPRESSED, kind_of, open_bytes
 from train.config import SourceConfig
 from train.data.formats import FORMATS
@@ -233,7 +233,8 @@ class HubSource:
     def _rows(self, start: Place) -> Iterator[NumberedRow]:
         table = self.table.skip(start.number) if start.number else self.table
         for number, value in enumerate(table, start=start.number):
-            row = Row(self.names[0], number + 1, named(value, table.features or {}))
+            values = named(value, table.features or {})
+            row = Row(self.names[0], number + 1, {name: without_nulls(inner) for name, inner in values.items()})
             yield NumberedRow(0, number, row, Place(0, number + 1, number + 1))
 
     def lines(self) -> list[int]:
