@@ -86,7 +86,7 @@ def test_everything_is_told_at_once(model: Path, rows: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), "model.path: /base/config.json: cannot be read as JSON"),
+        (lambda f: (f / "config.json").unlink(), "model.path: /base: there is no config.json; a checkpoint folder"),
         (lambda f: (f / "config.json").write_text("{"), "model.path: /base/config.json: cannot be read as JSON"),
         (
             lambda f: (f / "model.safetensors").unlink(),
@@ -202,6 +202,25 @@ def test_the_first_line_comes_before_torch(tmp_path: Path, model: Path, rows: Pa
     assert str(model) in first
     assert str(tmp_path / "run") in first
     assert second == "importing libraries\n"
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        (["run.json", "merged/config.json"], "this is the folder of a run; its model is /run/merged"),
+        (["run.json"], "this is the folder of a run; make a model of it: python -m train.merge /run OUT"),
+        (["checkpoint-5/config.json"], "there is no config.json, but there is one in /run/checkpoint-5"),
+    ],
+)
+def test_a_folder_around_a_model_points_into_it(model: Path, rows: Path, inside: list[str], said: str) -> None:
+    run = model.parent / "run"
+    for name in inside:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    assert refusal(model, rows, f"model.path={run}") == [f"model.path: /run: {said}"]
+    with pytest.raises(UserError) as caught:
+        check_evaluation(parse_eval(f"--model {run} --tasks qa --data {rows}".split()))
+    assert str(caught.value).replace(str(model.parent), "") == f"/run: {said}"
 
 
 def test_an_evaluation_tells_everything_at_once(tmp_path: Path, model: Path, rows: Path) -> None:

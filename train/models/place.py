@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eval.checkpoint_folder import without_config
 from eval.files import nearest
 from eval.weight_files import read_json, weight_files
 from train.errors import UserError
@@ -41,6 +42,8 @@ def refuse_adapter(folder: Path) -> None:
 def require_model(folder: Path, with_weights: bool) -> None:
     """Raises UserError where a folder lacks its config, or weights that are whole."""
     refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: {without_config(folder)}")
     read_json(folder / "config.json")
     if with_weights:
         weight_files(folder)
