@@ -65,6 +65,15 @@ def test_a_family_stops_where_its_rows_end(name: str, tmp_path: Path) -> None:
     assert last.endswith(ENDS[name][0])
 
 
+def test_a_turn_in_the_middle_is_no_end(tmp_path: Path) -> None:
+    """gpt-oss closes earlier turns with <|end|>, which within an answer only ends its thoughts."""
+    using, talk = of_family("gptoss"), CASES["more"].messages
+    rows = [{"messages": [*talk[:3], {**talk[3], "weight": 0}]}, {"messages": talk[:2]}]
+    corpus = corpus_of(tmp_path, rows, "chat", using, chat_template="tokenizer", max_length_tokens=4000)
+    assert learned(corpus, using)[0].endswith("<|end|>")
+    assert corpus.stop_ids == (using.convert_tokens_to_ids("<|return|>"),)
+
+
 def test_a_template_may_insist_on_a_system_message(tmp_path: Path) -> None:
     using = tokenizer()
     using.chat_template = NEEDS_SYSTEM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,8 @@ class Corpus:
 
     lines: what a person should know, ready to print. rows_left_out: bad rows of the training data.
     digest: of both splits and the weights.
-    template_hash: sha256 of the chat template, empty where none is used. stop_ids: tokens that end an answer.
+    template_hash: sha256 of the chat template, empty where none is used. reads_clock: whether the tokens depend on the
+    run's day. stop_ids: tokens that end an answer.
     """
 
     train: Encoded
@@ -40,16 +42,26 @@ class Corpus:
     rows_left_out: int
     digest: str
     template_hash: str
+    reads_clock: bool
     stop_ids: tuple[int, ...]
 
 
-def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading: Reading = TO_PREDICT) -> Corpus:
+def prepare(
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    ranks: Ranks,
+    reading: Reading = TO_PREDICT,
+    day: date | None = None,
+) -> Corpus:
     """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
+
+    day: what a chat template is told that reads the clock; today, where none is given.
 
     Raises:
         UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
     """
-    setup = set_up(config, tokenizer, reading)
+    setup = set_up(config, tokenizer, reading, day)
     train, train_lines = load(setup.train, config, seed, ranks)
     lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
@@ -76,6 +88,7 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading
         rows_left_out=rows_left_out,
         digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         template_hash=setup.template_hash,
+        reads_clock=setup.reads_clock,
         stop_ids=_learned_ends((part.table for part in train), setup.marks, config.max_length_tokens),
     )
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ class StreamingCorpus:
     lines: list[str]
     digest: str
     template_hash: str
+    reads_clock: bool
     stop_ids: tuple[int, ...]
     config: DataConfig = field(repr=False)
     setup: Setup = field(repr=False)
@@ -176,7 +178,7 @@ class _Reader:
         return {"tables": tables, "notes": said, "bad": bad}
 
 
-def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> StreamingCorpus:
+def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: date | None = None) -> StreamingCorpus:
     """A corpus whose training rows are read window by window, called by all ranks together.
 
     Validation data are prepared whole; no share of the training data is held out, for that would need them all.
@@ -190,7 +192,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
         )
     if config.streaming_window_rows < 1:
         raise UserError(f"data.streaming_window_rows must be at least 1, not {config.streaming_window_rows}")
-    setup = set_up(config, tokenizer)
+    setup = set_up(config, tokenizer, day=day)
 
     def describe() -> str:
         sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
@@ -215,6 +217,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
         lines=[*setup.lines, *streamed, *lines],
         digest=digest.hexdigest(),
         template_hash=setup.template_hash,
+        reads_clock=setup.reads_clock,
         stop_ids=tuple(ends),
         config=config,
         setup=setup,
