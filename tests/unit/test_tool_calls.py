@@ -78,11 +78,15 @@ def read(row):
     return FORMATS["chat"].read(Fields(row, {}))
 
 
+def template(source):
+    return ChatTemplate("", source, TOKENS, source, source)
+
+
 def written(name, row):
     """What is learned of a row, and what is left out; or why it is refused."""
     left: set[str] = set()
     try:
-        text, spans = render(ChatTemplate(name, TEMPLATES[name], TOKENS), read(row), left)
+        text, spans = render(template(TEMPLATES[name]), read(row), left)
     except (RowError, UserError) as error:
         return str(error)
     return [text[start:end] for start, end in spans], left
@@ -269,7 +273,7 @@ def test_the_marks_of_a_hermes_result_are_not_doubled():
     row = chat(
         {"tool_calls": tool_calls(CALL)}, {"role": "tool", "content": f"<tool_response>\n{ANSWER}\n</tool_response>"}
     )
-    text, _ = render(ChatTemplate("", TEMPLATES["qwen2_5"], TOKENS), read(row))
+    text, _ = render(template(TEMPLATES["qwen2_5"]), read(row))
     assert text.count("<tool_response>") == 1
     assert ANSWER in text
 
@@ -305,7 +309,7 @@ def test_ids_of_calls_are_as_the_template_takes_them(given):
         order = [1, 0] if given else [0, 1]  # tools may answer in another order, where ids tell which is which
         row = {"messages": [USER, {"role": "assistant", "tool_calls": calls}, *(results[k] for k in order), END]}
         conversation = read(row)
-        text, spans = render(ChatTemplate(family, TEMPLATES.pop(family), TOKENS), conversation)
+        text, spans = render(template(TEMPLATES.pop(family)), conversation)
         said = text[slice(*spans[0])]
         ids = re.findall(r"([0-9a-z]{9})天气" if family == "Mistral" else r"(functions\.天气:[01])", said)
         assert len(set(ids)) == 2
