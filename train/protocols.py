@@ -133,12 +133,14 @@ class Objective(Protocol):
     lower_is_better: for each validation metric that can choose the best checkpoint. judged_by: the one that does by
         default.
     model_use: peft's name for what the model is used for.
+    tokenizer: The one in use.
     """
 
     terms: tuple[str, ...]
     lower_is_better: Mapping[str, bool]
     judged_by: str
     model_use: str
+    tokenizer: Any
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 
