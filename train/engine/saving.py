@@ -21,7 +21,7 @@ from train.engine import checkpoint, commit
 from train.engine.background import Background, GlooGroup
 from train.engine.host_copy import HostCopy
 from train.engine.loop import Progress
-from train.engine.origin import Origin
+from train.engine.origin import CONFIG_OF, Origin
 from train.engine.runtime import Runtime
 from train.engine.state import bytes_to_save, load_state, state_writer
 from train.errors import NoCheckpointError, UserError
@@ -58,6 +58,7 @@ class Checkpoints:
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
             "base model": objective.facts["model"]["digest"],
+            CONFIG_OF + "the base model": objective.facts["model"]["config_digest"],
             **objective.facts.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
@@ -179,8 +180,10 @@ class Checkpoints:
         if newest is None:
             if wish == "must":
                 raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
+            self.recorder.begin(self.model)
             return Progress()
         with self._named(newest):
+            self.recorder.resume(newest)
             load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
             progress = Progress(**commit.read_state(newest))
             self.objective.resume(progress.objective)
