@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
 from eval.images import Images, load_images
 from eval.model import LanguageModel
-from eval.origin import facts_of
+from eval.origin import day_of, facts_of
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.quantization import keep_layout
@@ -100,8 +101,13 @@ class Checkpoint:
             return int(size) - int(config.pad_token_id or 0) - 1
         return int(size) if size else None
 
-    def prompter(self, template: str, max_new_tokens: int, window_tokens: int) -> Prompter:
-        """The encoder of its prompts. template: tokenizer (its own), raw, or a .jinja file."""
+    @cached_property
+    def run_day(self) -> date | None:
+        """The day that the run which trained it told its chat template; None for a checkpoint from elsewhere."""
+        return day_of(facts_of(self.folder))
+
+    def prompter(self, template: str, max_new_tokens: int, window_tokens: int, day: date | None = None) -> Prompter:
+        """The encoder of its prompts. template: tokenizer (its own), raw, or a .jinja file. day: see `Prompter`."""
         return Prompter(
             self.tokenizer,
             template=self.chat_template if template in ("tokenizer", "raw") else read_template(template),
@@ -113,6 +119,7 @@ class Checkpoint:
             name=self.name,
             labels=getattr(self.config, "id2label", None) or {},
             images=lambda: self.images,
+            day=day,
         )
 
     @cached_property
@@ -126,7 +133,7 @@ class Checkpoint:
         template = self.tokenizer.chat_template
         if not template and (self.folder / "chat_template.json").is_file():
             template = json.loads((self.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
-        return template.get("default") if isinstance(template, dict) else template
+        return default_template(template)
 
     def digests(self) -> dict[str, str]:
         """sha256 of the weights (all files in order), the configurations, the tokenizer and the chat template."""
@@ -235,6 +242,11 @@ def read_template(file: str) -> str:
         raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
 
 
+def default_template(template: str | Mapping[str, str] | None) -> str | None:
+    """The template of a tokenizer that may have several; None where it has none for what has no tools."""
+    return template.get("default") if isinstance(template, Mapping) else template
+
+
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -242,8 +254,12 @@ def _sha256(text: str) -> str:
 def end_ids(path: Path, config: Any) -> tuple[int, ...]:
     """What ends an answer by the generation settings of a model's folder, or by its configuration."""
     settings = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").exists() else config
-    end = getattr(settings, "eos_token_id", None)
-    return tuple(end) if isinstance(end, list) else () if end is None else (end,)
+    return listed(getattr(settings, "eos_token_id", None))
+
+
+def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids as transformers' configurations hold them: one, several or none. Id 0 is a token."""
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def choose_precision(requested: str, device: torch.device) -> str:

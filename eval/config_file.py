@@ -22,8 +22,8 @@ def words_of(
     """(the file as words of a command line, everything wrong in it). A word is `--key=value`, so that there is one way
     to understand a value.
 
-    Options of `JOINED` and repeatable ones may be lists, and data also a mapping of tasks to files; null is as if not
-    given.
+    Options of `JOINED` and repeatable ones may be lists, data also a mapping of tasks to files, and filter one of
+    columns to values; null is as if not given.
     check: raises UserError for a word that cannot be meant; the file and line are put before it.
     """
     located = read_yaml(path)
@@ -51,6 +51,9 @@ def _texts(key: str, value: Any, repeatable: Sequence[str]) -> list[str]:
     if isinstance(value, Mapping) and key == "data":
         named = [(task, file) for task, found in value.items() for file in _listed(found)]
         return [f"{task}={_text(key, file)}" for task, file in named]
+    if isinstance(value, Mapping) and key == "filter":
+        wanted = [(column, option) for column, found in value.items() for option in _listed(found)]
+        return [f"{column}={'null' if option is None else _text(key, option)}" for column, option in wanted]
     if isinstance(value, list) and key in repeatable:
         return [_text(key, inner) for inner in value]
     if isinstance(value, list) and key in JOINED:

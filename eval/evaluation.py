@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
 from eval.encoder import by_meaning, describe
 from eval.errors import UserError
+from eval.file_options import DEFAULT
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.host_memory import keep_freed_memory
 from eval.hub import from_hub
@@ -81,6 +82,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
     if ranks.device.type == "cpu":
         keep_freed_memory()
+    notes = notes or Journal()
     tasks = by_meaning(config.chosen_tasks, config.encoder, ranks.device)
     training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
@@ -90,8 +92,8 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     less = {name: fewer(own, items[name]) for name, own in read.items()}
     del read
     jobs = {
-        checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
-        for checkpoint in checkpoints
+        checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config, day)) for task in tasks]
+        for checkpoint, day in zip(checkpoints, _days(checkpoints, config, notes.begun), strict=True)
     }
     for checkpoint in checkpoints:
         _check_template(checkpoint, jobs[checkpoint.name], config)
@@ -100,7 +102,6 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     digests = ranks.share({c.name: c.digests() for c in checkpoints} if ranks.index == 0 else {})
     encoder = ranks.share(describe(config.encoder) if config.encoder and ranks.index == 0 else None)
-    notes = notes or Journal()
     runs: dict[str, dict[str, Run]] = {task.name: {} for task in tasks}
     for checkpoint, head in [(c, head) for c in checkpoints for head in dict.fromkeys(task.head for task in tasks)]:
         speaker = Speaker(checkpoint, head, config, ranks, notes, digests[checkpoint.name])
@@ -120,7 +121,9 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
             for task, result in zip(tasks, results, strict=True)
         ]
     won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
-    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results), code), samples, won)
+    told = {name: next((day for job in own if (day := job.prompter.told_day)), None) for name, own in jobs.items()}
+    result = _result(config, ranks, checkpoints, digests, told, encoder, corrected(results), code)
+    return Evaluation(result, samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
@@ -134,7 +137,7 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
 def rows_of(task: Task[Any], config: Config) -> Iterable[Row | BadRow]:
     """The rows of the user's file, or of the task's own source."""
     if files := _files(task, config):
-        return local(*files)
+        return local(*files, options=config.file_options if config.data_of(task.name) else DEFAULT)
     return from_hub(task.source) if isinstance(task.source, Hub) else _built_in(task)
 
 
@@ -166,8 +169,21 @@ def unique_names(folders: Sequence[str]) -> list[str]:
     return names
 
 
-def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config) -> Prompter:
-    return checkpoint.prompter(config.template, config.max_new_tokens or task.max_new_tokens, config.window_tokens)
+def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
+    limit = config.max_new_tokens or task.max_new_tokens
+    return checkpoint.prompter(config.template, limit, config.window_tokens, day)
+
+
+def _days(checkpoints: Sequence[Checkpoint], config: Config, begun: date) -> list[date]:
+    """What the chat template of each checkpoint is told where it reads the clock: --date, or the day of its own run.
+
+    One from elsewhere is told what the first of the others is, so that both are asked the same; or the day on which
+    the evaluation began.
+    """
+    given = date.fromisoformat(config.date) if config.date else None
+    known = [checkpoint.run_day for checkpoint in checkpoints]
+    other = next((day for day in known if day), begun)
+    return [given or day or other for day in known]
 
 
 def _asked(requests: Sequence[Request], context_tokens: int | None) -> Sequence[Request] | str:
@@ -294,13 +310,22 @@ def _result(
     ranks: Ranks,
     checkpoints: Sequence[Checkpoint],
     digests: Mapping[str, Mapping[str, str]],
+    told: Mapping[str, date | None],
     encoder: ModelInfo | None,
     tasks: Sequence[TaskResult],
     code: Mapping[str, Any] | None,
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
     models = [
-        ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name], origin_of(c.folder))
+        ModelInfo(
+            name=c.name,
+            path=str(c.folder),
+            precision=precision,
+            context_tokens=c.context_tokens,
+            digests=digests[c.name],
+            origin=origin_of(c.folder),
+            template_date=day.isoformat() if (day := told[c.name]) else None,
+        )
         for c in checkpoints
     ]
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"

@@ -14,12 +14,15 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None where no run made it."""
+    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None where no run made it.
+
+    template_date: the day that its chat template was told; None where it reads no clock, or was not used.
+    """
 
     name: str
     path: str
@@ -27,6 +30,7 @@ class ModelInfo:
     context_tokens: int | None
     digests: Mapping[str, str]
     origin: Origin | None = None
+    template_date: str | None = None
 
 
 @dataclass(frozen=True)

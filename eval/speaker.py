@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -43,8 +44,10 @@ def every(
 def open_journal(config: Config, ranks: Ranks) -> Journal:
     """What the first rank reads is what all ranks know: they must agree on what is left to be asked."""
     folder = Path(config.out) / "journal"
-    known = journal.read(folder) if ranks.index == 0 and config.resume == "auto" else {}
-    return Journal(folder, ranks.index, ranks.share(known))
+    goes_on = ranks.index == 0 and config.resume == "auto"
+    known, begun = journal.read(folder) if goes_on else {}, journal.first_day(folder) if goes_on else None
+    known, begun = ranks.share((known, begun or datetime.now(UTC).date()))
+    return Journal(folder, ranks.index, known, begun)
 
 
 class Speaker:

@@ -90,6 +90,7 @@ def circumstances(result: Result) -> list[str]:
     """Checkpoints, data, time, methods, versions."""
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
+        + (f"; its chat template reads the clock: it was told {model.template_date}" if model.template_date else "")
         for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:

@@ -166,6 +166,7 @@ SHAPE: dict[str, Any] = {
     "code": dict | None,
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
+        "template_date": str | None,
     }],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.data_tools import tokenizer
-from tests.template_table import CASES, PAGE, SPECIAL, families, page, template_of, turns, unequal
+from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
 from train.data import training_templates
 from train.data.conversations import Conversation
 from train.data.fields import RowError
@@ -20,10 +20,6 @@ from train.data.training_templates import ENDING, TRL, folder, training_template
 from train.errors import UserError
 
 PAIRED = [name for name in families() if (folder() / f"{name}{ENDING}.jinja").is_file()]
-
-
-def source(name: str) -> str:
-    return (folder() / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def resolved(own: Any) -> Any:
@@ -67,8 +63,10 @@ def test_another_trl_is_one_message(found: str | None, named: str, monkeypatch: 
 def test_only_the_very_template_is_replaced(change: str) -> None:
     """Line ends and one at the end are nothing to Jinja; a space is."""
     own = source("qwen3").removesuffix("\n")
-    assert bool(resolved(change.format(own)).served) == (change.strip("\n") == "{}")
-    assert resolved(change.format(own.replace("\n", "\r\n"))).served or change.strip("\n") != "{}"
+    is_own = change.strip("\n") == "{}"
+    for text in (change.format(own), change.format(own).replace("\n", "\r\n")):
+        assert resolved(text).trains_apart == is_own
+        assert resolved(text).served == text
 
 
 def test_checkpoints_carry_the_own_template(tmp_path: Path) -> None:
@@ -85,7 +83,7 @@ def test_checkpoints_carry_the_own_template(tmp_path: Path) -> None:
 def test_tools_have_the_template_that_transformers_takes() -> None:
     both = {"default": "{{ messages[0].content }}", "tool_use": source("qwen3")}
     template = resolved(both)
-    assert (template.text, template.served) == (both["default"], "")
+    assert (template.text, template.trains_apart) == (both["default"], False)
     assert template.of(CASES["one"]) is template
     assert template.of(CASES["tools"]).served == both["tool_use"]
     using = tokenizer()
@@ -117,7 +115,7 @@ def test_one_turn_is_learned_behind_the_prompt_of_inference(name: str) -> None:
 def test_where_the_own_template_can_be_learned_from_the_training_one_says_the_same(name: str) -> None:
     """So that runs begun with it go on: the same text, and the same of it learned."""
     template = template_of(name)
-    own = ChatTemplate("own", template.served, SPECIAL)
+    own = ChatTemplate("own", template.asking, SPECIAL, template.served, template.asking)
     for case, talk in CASES.items():
         try:
             expected = render(own, talk)

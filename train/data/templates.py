@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
+from eval.template_clock import dated, reads_clock
+from train.data.completeness import checked
 from train.data.conversations import Conversation
 from train.data.fields import RowError
-from train.data.fitting import checked, fitted
+from train.data.fitting import fitted, learned_turns
 from train.data.preference import Continuation
 from train.data.training_templates import training_template
 from train.errors import UserError
@@ -32,26 +35,32 @@ Span = tuple[int, int]  # first character, and the one after the last
 class ChatTemplate:
     """A template in use.
 
-    name: for messages. text: Jinja source that rows are written with. special_tokens: what it may name, as eos_token.
-    served: the source that checkpoints carry and the model is asked with, where that is another one than `text`.
+    name: for messages. text: Jinja source that rows are written with, on the run's day. special_tokens: what it may
+    name, as eos_token. served: the source that checkpoints carry. asking: the same, on the run's day.
     with_tools: the template of rows with tools, for tokenizers that have one of its own for them.
     """
 
     name: str
     text: str
     special_tokens: Mapping[str, str]
-    served: str = ""
+    served: str
+    asking: str
     with_tools: ChatTemplate | None = None
 
     @property
-    def asking(self) -> str:
-        """The source of prompts."""
-        return self.served or self.text
+    def trains_apart(self) -> bool:
+        """Whether rows are written with another template than the one that the model is asked with."""
+        return self.text != self.asking
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether its texts depend on the day."""
+        return reads_clock(self.served) or (self.with_tools is not None and self.with_tools.reads_clock)
 
     @property
     def hash(self) -> str:
         """sha256 of the source that checkpoints carry: a model is only good with the template that it learned."""
-        return hashlib.sha256(self.asking.encode()).hexdigest()
+        return hashlib.sha256(self.served.encode()).hexdigest()
 
     @property
     def identity(self) -> str:
@@ -64,10 +73,11 @@ class ChatTemplate:
         return self.with_tools if self.with_tools and conversation.tools else self
 
 
-def resolve(choice: str, tokenizer: Any) -> ChatTemplate:
+def resolve(choice: str, tokenizer: Any, day: date | None = None) -> ChatTemplate:
     """The template that `data.chat_template` names; it is set on the tokenizer too, so that checkpoints carry it.
 
     The tokenizer's own stays on it as it is. Rows are written with the training template that trl has for it, if any.
+    day: what templates that read the clock are told; today, where none is given.
 
     Raises:
         UserError: Unknown name, bad Jinja, or a template that needs tokens which the tokenizer lacks.
@@ -76,26 +86,34 @@ def resolve(choice: str, tokenizer: Any) -> ChatTemplate:
     own = tokenizer.chat_template
     owned = own if isinstance(own, Mapping) else {"default": own}
     if choice == "tokenizer" and owned.get("default"):
-        template = _own(owned["default"], special_tokens)
+        template = _own(owned["default"], special_tokens, day)
         for_tools = owned.get("tool_use")  # transformers' name for it
-        return replace(template, with_tools=_own(for_tools, special_tokens)) if for_tools else template
+        return replace(template, with_tools=_own(for_tools, special_tokens, day)) if for_tools else template
     name = DEFAULT if choice == "tokenizer" else choice
     text = _source(name)
     _check(name, text)
     if name in NAMED:
         text = _for_tokenizer(name, text, tokenizer)
     tokenizer.chat_template = text
-    return ChatTemplate(name, text, special_tokens)
+    return _made(name, text, text, special_tokens, day)
 
 
-def _own(text: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+def _own(text: str, special_tokens: Mapping[str, str], day: date | None) -> ChatTemplate:
     name = "the tokenizer's own template"
     _check(name, text)
     pair = None if GENERATION_MARK.search(text) else training_template(text)
     if pair is None:
-        return ChatTemplate(name, text, special_tokens)
+        return _made(name, text, text, special_tokens, day)
     family, training = pair
-    return ChatTemplate(f"trl's {family}_training.jinja", training, special_tokens, served=text)
+    return _made(f"trl's {family}_training.jinja", training, text, special_tokens, day)
+
+
+def _made(name: str, text: str, served: str, special_tokens: Mapping[str, str], day: date | None) -> ChatTemplate:
+    day = day or date.today()
+    try:
+        return ChatTemplate(name, dated(text, day), special_tokens, served, dated(served, day))
+    except UserError as error:
+        raise UserError(f"data.chat_template: {name}: {error}") from error
 
 
 def _source(name: str) -> str:
@@ -141,7 +159,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
+def render(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> tuple[str, list[Span]]:
     """The conversation as text, and the stretches of it that are learned: each of the assistant's turns with the token
     that ends it, without white space after that.
 
@@ -149,6 +167,7 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
+    left: gets what the template leaves out.
 
     Raises:
         RowError: The template refuses this conversation.
@@ -157,9 +176,11 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     template = template.of(conversation)
     messages = fitted(template.text if conversation.is_answered else template.asking, conversation)
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
-    if template.served and spans:
-        spans = _behind_prompts(template, fitted(template.served, conversation), conversation.tools, text, spans)
-    return checked(text, messages), [_trimmed(text, span) for span in spans]
+    if template.trains_apart and spans:
+        spans = _behind_prompts(template, fitted(template.asking, conversation), conversation.tools, text, spans)
+    source = template.text if conversation.is_answered else template.asking
+    text = checked(source, text, messages, conversation.tools, left)
+    return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
 
 
 def asked(template: ChatTemplate, conversation: Conversation) -> str:
@@ -168,11 +189,15 @@ def asked(template: ChatTemplate, conversation: Conversation) -> str:
     return _asking(template, fitted(template.asking, conversation), conversation.tools)
 
 
-def whole(template: ChatTemplate, conversation: Conversation) -> str:
-    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError."""
+def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
+    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError.
+
+    left: gets what the template leaves out.
+    """
     template = template.of(conversation)
     messages = fitted(template.asking, conversation)
-    return checked(_render(template, messages, conversation.tools, served=True)[0], messages)
+    text = _render(template, messages, conversation.tools, served=True)[0]
+    return checked(template.asking, text, messages, conversation.tools, left)
 
 
 def _written(

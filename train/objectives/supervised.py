@@ -15,6 +15,7 @@ from eval.dequantize import quantization_method
 from train.config import Config
 from train.data.batch import Rows, Shape, collate, micro_batches
 from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
+from train.data.run_day import run_day
 from train.data.steps import FixedSteps, Steps
 from train.data.streamed import StreamedSteps
 from train.errors import UserError
@@ -45,14 +46,15 @@ class Supervised:
         self._require_positions()
         self.tokenizer: Any = load_tokenizer(config.model)
         data, seed = config.data, config.run.seed
+        self.day = run_day(config.run.folder, ranks)
         self.corpus: Corpus | StreamingCorpus
         self.source: Steps
         if data.streaming:
-            self.corpus = stream(data, self.tokenizer, seed, ranks)
+            self.corpus = stream(data, self.tokenizer, seed, ranks, self.day)
             self.shape = self._shape()
             self.source = StreamedSteps(self.corpus.windows, self.shape, seed, config.duration, ranks)
         else:
-            self.corpus = prepare(data, self.tokenizer, seed, ranks, reading)
+            self.corpus = prepare(data, self.tokenizer, seed, ranks, reading, self.day)
             self.shape = self._shape()
             weights = [source.weight for source in data.train]
             self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
@@ -79,6 +81,7 @@ class Supervised:
                 "quantized": self.base_quantization,
             },
             "template_hash": self.corpus.template_hash,
+            **({"template_date": self.day.isoformat()} if self.corpus.reads_clock else {}),
         }
 
     @property
