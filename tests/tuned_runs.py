@@ -106,7 +106,7 @@ def finished_run(
     tokens = load_tokenizer(config.model)
     fit_vocabulary(loaded, tokens, 3)
     tuned = chosen.apply(loaded)
-    recorder = Recorder(tokens, [], config.run.precision, torch.device("cpu"), 32)
+    recorder = Recorder(tuned, tokens, [], config.run.precision, torch.device("cpu"))
     recorder.begin(tuned)
     disturb(tuned)
     folder.mkdir(parents=True)

@@ -26,14 +26,10 @@ from train.engine.runtime import Runtime
 from train.engine.state import bytes_to_save, load_state, state_writer
 from train.errors import NoCheckpointError, UserError
 from train.failure import tell
-from train.models.answers import FILE, POSITIONS, Recorder
-from train.models.loss_head import causal_lm
-from train.protocols import Group, Objective, Tuning
+from train.protocols import Group, Objective, Recorder, Tuning
 from train.pulse import PULSE
 
 log = logging.getLogger(__name__)
-
-SPARE_POSITIONS = 4  # some families count positions from 2 on
 
 
 class Checkpoints:
@@ -50,6 +46,7 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Any,
         tuning: Tuning,
+        recorder: Recorder,
     ) -> None:
         self.config, self.runtime, self.objective = config, runtime, objective
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
@@ -63,7 +60,7 @@ class Checkpoints:
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()
-        self.recorder = _recorder(config, runtime, objective, model)
+        self.recorder = recorder
         self.group = runtime.second_group() if config.checkpoint.asynchronous else None
 
     def save(self, progress: Progress) -> None:
@@ -73,7 +70,7 @@ class Checkpoints:
         """
         self.background.wait()
         progress.objective = dict(self.objective.state())
-        answers = self.recorder.record(self.model).to_bytes()
+        answers = self.recorder.files(self.model)
         mine = bytes_to_save(self.runtime.accelerator, self.model, self.optimizer)
         sizes = commit.gather(self.runtime, float(mine))
         finish = partial(
@@ -130,12 +127,12 @@ class Checkpoints:
         checkpoint.prune(self.folder, self.config.checkpoint.keep_last, best, ranks)
 
     def _writer(
-        self, answers: bytes, copied: HostCopy | None = None, group: GlooGroup | None = None
+        self, answers: Mapping[str, bytes], copied: HostCopy | None = None, group: GlooGroup | None = None
     ) -> Callable[[Path], None]:
         """What writes this rank's files; with `copied` those of now, whatever training does meanwhile."""
         met = group.process_group if group else None
         write_state = state_writer(self.runtime.accelerator, self.model, self.optimizer, copied, met)
-        description = {FILE: answers, **self._description()} if self.runtime.main else None
+        description = {**answers, **self._description()} if self.runtime.main else None
 
         def write(folder: Path) -> None:
             write_state(folder)
@@ -146,7 +143,7 @@ class Checkpoints:
 
         return write
 
-    def _writer_of_copy(self, answers: bytes, group: GlooGroup) -> Callable[[Path], None]:
+    def _writer_of_copy(self, answers: Mapping[str, bytes], group: GlooGroup) -> Callable[[Path], None]:
         """The same; what fails on this rank alone is raised where it meets the others."""
         try:
             return self._writer(answers, self.copy, group)
@@ -205,13 +202,3 @@ class Checkpoints:
                 f"{folder}: it verifies (checkpoint.verify: {self.config.checkpoint.verify}), but cannot be loaded "
                 f"({type(error).__name__}: {error}). Move it elsewhere to resume from the one before it"
             ) from error
-
-
-def _recorder(config: Config, runtime: Runtime, objective: Objective, model: nn.Module) -> Recorder:
-    rows = getattr(objective, "held_out", None)
-    real = [rows.documents(0)[0].ids_t.tolist()] if rows is not None and len(rows) else []
-    described: Any = causal_lm(model).config
-    longest = getattr(described.get_text_config(), "max_position_embeddings", None) or POSITIONS
-    in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
-    room = longest - in_front - SPARE_POSITIONS
-    return Recorder(objective.tokenizer, real, runtime.precision, runtime.device, room)

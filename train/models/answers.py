@@ -7,6 +7,7 @@ Shape suffixes: r rows of the batch, t positions, v outputs (of the vocabulary, 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from train.models.loss_head import causal_lm
+
 # A little of what models meet: English, Chinese, digits, code. Enough to tell right from wrong, short enough for a CPU.
 TEXT = (
     'The old lighthouse keeper counted 37 ships before dawn, and wrote: "fog from the north-west; nothing lost." '
@@ -25,6 +28,7 @@ TEXT = (
 POSITIONS = 64
 OUTPUTS = 256  # of each position: all logits of a large vocabulary would be tens of megabytes a checkpoint
 NEWEST = 16  # of the outputs and of the tokens, the last ones: rows that were added to the vocabulary
+SPARE_POSITIONS = 4  # some families count positions from 2 on
 FILE = "answers.safetensors"
 
 
@@ -73,17 +77,27 @@ class Recorder:
     """Asks the model in training. All ranks do so together, since each may hold a part of its weights.
 
     Args:
+        model: To know its positions.
         tokenizer: For the text of the batch.
         rows: Tokens of real rows, which join the batch.
         precision: Of the forward pass.
         device: Where the batch goes.
-        positions: How many the model takes at most.
+        in_front: Positions that a tuned prompt takes.
     """
 
     def __init__(
-        self, tokenizer: Any, rows: Sequence[Sequence[int]], precision: str, device: torch.device, positions: int
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        rows: Sequence[Sequence[int]],
+        precision: str,
+        device: torch.device,
+        in_front: int = 0,
     ) -> None:
-        self.ids_rt = batch(tokenizer, rows, len(tokenizer), max(min(positions, POSITIONS), 1))
+        described: Any = causal_lm(model).config
+        longest = getattr(described.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        positions = max(min(longest - in_front - SPARE_POSITIONS, POSITIONS), 1)
+        self.ids_rt = batch(tokenizer, rows, len(tokenizer), positions)
         self.precision, self.device = precision, device
         self.start_rtk: Tensor | None = None
 
@@ -96,6 +110,10 @@ class Recorder:
         kept = read_answers(folder)
         same = kept is not None and torch.equal(kept.ids_rt, self.ids_rt)
         self.start_rtk = kept.start_rtk if kept is not None and same else None
+
+    def files(self, model: nn.Module) -> Mapping[str, bytes]:
+        """For a checkpoint: its file and name."""
+        return {FILE: self.record(model).to_bytes()}
 
     def record(self, model: nn.Module) -> Answers:
         """The model's answers now. It stays in the mode (training or not) that it is in."""

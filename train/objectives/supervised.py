@@ -117,6 +117,11 @@ class Supervised:
     def resume(self, state: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def real_rows(self) -> Sequence[Sequence[int]]:
+        """The first held-out one."""
+        rows = self.held_out
+        return [rows.documents(0)[0].ids_t.tolist()] if rows is not None and len(rows) else []
+
     def save_assets(self, folder: Path) -> None:
         """The tokenizer with the chat template in use."""
         self.tokenizer.save_pretrained(folder)
