@@ -19,6 +19,7 @@ from eval.journal import Journal
 from eval.masking import printable
 from eval.protocols import Answer, Head, Request
 from eval.ranks import Ranks
+from eval.reasoning import set_aside
 from eval.runner import Model, answer
 
 TOLD_SECONDS = 60.0
@@ -74,7 +75,7 @@ class Speaker:
         self._told: set[str] = set()  # tasks of whose known answers was told: each round asks, one line is enough
 
     def answers(self, requests: Sequence[Request], task: str) -> Iterator[Answer]:
-        """The answers in order, on every rank."""
+        """The answers in order, on every rank, without what the model thought before it."""
         known = self._notes.known(self._identity, requests)
         title = printable(f"{self._checkpoint.name}: {task}")
         console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
@@ -91,7 +92,8 @@ class Speaker:
                     TOLD_SECONDS, title, len(left) // self._ranks.count, lambda text: console.print(text, markup=False)
                 )
                 known |= self._asked(left, (lambda: progress.advance(bar)) if sys.stderr.isatty() else line)
-        return iter([known[request] for request in requests])
+        tokenizer = self._checkpoint.tokenizer
+        return iter([set_aside(known[request], request, tokenizer) for request in requests])
 
     def _asked(self, requests: Sequence[Request], on_answer: Callable[[], None]) -> dict[Request, Answer]:
         def note(request: Request, found: Answer) -> None:

@@ -170,7 +170,7 @@ SHAPE: dict[str, Any] = {
     }],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
-        "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
+        "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict, "only_reasoning": dict,
         "fewer": {"rows": int, "of_rows": int, "files": int, "of_files": int},
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
