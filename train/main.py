@@ -52,6 +52,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.runtime import Runtime
     from train.engine.saving import Checkpoints
     from train.engine.session import describe, finish, session
+    from train.models.answers import Recorder
     from train.objectives import OBJECTIVES
     from train.tuning import TUNINGS, share_trained
 
@@ -75,7 +76,13 @@ def run(config: Config, stop: Stop) -> None:
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
-        checkpoints = afterwards.enter_context(Checkpoints(config, runtime, objective, model, optimizer, tuning))
+        in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
+        recorder = Recorder(
+            model, objective.tokenizer, objective.real_rows(), runtime.precision, runtime.device, in_front
+        )
+        checkpoints = afterwards.enter_context(
+            Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder)
+        )
         progress = checkpoints.resume()
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
         peak = Peak(runtime.sum([device.flops])[0], device.source)
