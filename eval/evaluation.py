@@ -59,10 +59,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A job done. cut_short: rows whose answers the context had no room for. For the rest see `TaskResult`."""
+    """A job done. cut_short: rows whose answers the context had no room for; only_reasoning: rows with an answer that
+    ended within its reasoning. For the rest see `TaskResult`.
+    """
 
     samples: Sequence[Sample]
     cut_short: Sequence[str]
+    only_reasoning: Sequence[str]
     seconds: float
     tokens: int
     reused: int
@@ -227,9 +230,18 @@ def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> Run:
     """Ask, answer, score."""
     start, tokens, reused, loading = time.perf_counter(), speaker.tokens, speaker.reused, speaker.loading_seconds
     answers, cut_short = _answered(speaker, job, skipped)
-    samples = [job.task.score(job.items[k], own) for k, own in answers.items()]
+    samples = [_with_reasoning(job.task.score(job.items[k], own), own) for k, own in answers.items()]
+    thinking = [job.items[k].id for k, own in answers.items() if any(getattr(a, "only_reasoning", False) for a in own)]
     seconds = time.perf_counter() - start - (speaker.loading_seconds - loading)
-    return Run(samples, cut_short, round(seconds, 3), speaker.tokens - tokens, speaker.reused - reused)
+    return Run(samples, cut_short, thinking, round(seconds, 3), speaker.tokens - tokens, speaker.reused - reused)
+
+
+def _with_reasoning(sample: Sample, answers: Sequence[Answer]) -> Sample:
+    """What was set aside is shown beside what was scored."""
+    thoughts = [answer.reasoning for answer in answers if isinstance(answer, Generated) and answer.reasoning]
+    if not thoughts:
+        return sample
+    return dataclasses.replace(sample, shown={**sample.shown, "reasoning": "\n\n".join(thoughts)})
 
 
 def _answered(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[dict[int, list[Answer]], list[str]]:
@@ -286,6 +298,7 @@ def _task_result(
         tokens={name: run.tokens for name, run in runs.items()},
         reused={name: run.reused for name, run in runs.items()},
         cut_short={name: run.cut_short for name, run in runs.items() if run.cut_short},
+        only_reasoning={name: run.only_reasoning for name, run in runs.items() if run.only_reasoning},
         fewer=less,
     )
 

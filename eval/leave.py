@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+PATIENCE_SECONDS = 5.0
+
 
 def tell_launcher(message: str, is_first: bool = True) -> None:
     """Have `accelerate launch` and torchrun name the reason in what they print last.
@@ -22,6 +24,15 @@ def tell_launcher(message: str, is_first: bool = True) -> None:
         said = {"message": message, "timestamp": int(time.time()) + (0 if is_first else 1)}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps(said), encoding="utf-8")
+
+
+def let_the_first_speak() -> None:
+    """Wait, in all processes of a machine but the first, before telling what all of them have found by themselves.
+
+    The first one tells it and leaves; the launcher then ends the others, before they say the same once more.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE_SECONDS)
 
 
 def leave(code: int) -> NoReturn:

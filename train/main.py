@@ -10,8 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import leave
+from eval.leave import leave, let_the_first_speak
 from eval.masking import hide_secrets
+from eval.progress import say, shortened
 from train.config import Config
 from train.engine.stop import Stop
 from train.errors import UserError
@@ -20,6 +21,22 @@ from train.fingerprint import flat
 from train.recipe import parse
 
 log = logging.getLogger(__name__)
+
+
+def checked(arguments: list[str]) -> Config:
+    """The recipe, its files looked at; says what is going to happen. Nothing heavy is imported for it."""
+    try:
+        config = parse(arguments)
+        from train.preflight import check_inputs, sources
+
+        check_inputs(config)
+    except UserError:
+        let_the_first_speak()
+        raise
+    files = shortened([source.path for key, source in sources(config) if key.startswith("data.train")])
+    say(f"{config.objective} ({config.tuning.kind}): {config.model.path} on {files} -> {config.run.folder}")
+    say("importing libraries")
+    return config
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -35,6 +52,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.runtime import Runtime
     from train.engine.saving import Checkpoints
     from train.engine.session import describe, finish, session
+    from train.models.answers import Recorder
     from train.objectives import OBJECTIVES
     from train.tuning import TUNINGS, share_trained
 
@@ -51,12 +69,20 @@ def run(config: Config, stop: Stop) -> None:
     )
     with session(config, runtime, stop) as (folder, afterwards):
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
+        say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
+        say("loading the model")
         model = objective.complete(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
-        checkpoints = afterwards.enter_context(Checkpoints(config, runtime, objective, model, optimizer, tuning))
+        in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
+        recorder = Recorder(
+            model, objective.tokenizer, objective.real_rows(), runtime.precision, runtime.device, in_front
+        )
+        checkpoints = afterwards.enter_context(
+            Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder)
+        )
         progress = checkpoints.resume()
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
         peak = Peak(runtime.sum([device.flops])[0], device.source)
@@ -92,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     hide_secrets()
     try:
         with Stop() as stop:
-            run(parse(sys.argv[1:] if arguments is None else arguments), stop)
+            run(checked(sys.argv[1:] if arguments is None else arguments), stop)
     except Exception as error:
         return tell(error)
     return 0

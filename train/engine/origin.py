@@ -16,6 +16,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsand
 # Kinds of sharding that read each other's checkpoints, whatever the number of ranks.
 FAMILIES = (("single", "ddp"), ("zero-1", "zero-2", "zero-3"), ("fsdp",))
 
+CONFIG_OF = (
+    "config.json of "  # digests by this name: checkpoints of earlier versions have none, and are resumed all the same
+)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -52,6 +56,7 @@ class Origin:
             f"{name}: digest {_shown(manifest['digests'], name)} in the checkpoint, {_shown(self.digests, name)} now"
             for name in sorted(names)
             if manifest["digests"].get(name) != self.digests.get(name)
+            and (name in manifest["digests"] or not name.startswith(CONFIG_OF))
         ]
         if _family(manifest["distributed"]) != _family(self.distributed):
             lines.append(f"sharding: {manifest['distributed']} in the checkpoint, {self.distributed} now")
