@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
+CTRL_C = 128 + signal.SIGINT  # as shells count it
 FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # Ctrl-C, and a terminal that was closed
 
 
@@ -43,16 +43,13 @@ def leave(code: int) -> NoReturn:
     After Ctrl-C (code 130) one alone ends as by SIGINT: a shell then leaves its loop too, and does not go on with the
     next run.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        if code == 128 + signal.SIGINT:
-            sys.excepthook = _say_nothing
-            raise KeyboardInterrupt
+    if os.environ.get("WORLD_SIZE", "1") == "1" and code != CTRL_C:
         sys.exit(code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)
-
-
-def _say_nothing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """In place of a traceback."""

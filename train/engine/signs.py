@@ -142,7 +142,7 @@ class Signs:
         self.withdraw()
         with contextlib.suppress(OSError):
             if not self.read():
-                shutil.rmtree(self.folder)
+                shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.parent.rmdir()
 
     def read(self) -> Mapping[int, Sign]:

@@ -66,6 +66,7 @@ class Stop:
             if number not in ignored:
                 self._before[number] = signal.signal(number, self._take)
         os.register_at_fork(after_in_child=self._release)
+        sys.unraisablehook = _say_what_counts
         self._sentinel.__enter__()
         return self
 
@@ -77,6 +78,8 @@ class Stop:
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """While the block runs there is something to save: Ctrl-C and a closed terminal only raise the flag too."""
+        if self.interrupt is not None:  # whoever ran just then may have swallowed the exception
+            raise Interrupted(self.interrupt.name)
         self._saves = True
         try:
             yield
@@ -124,6 +127,7 @@ class Stop:
         """Give the signals back to whoever had them."""
         if self._before:
             self._sentinel.__exit__()
+            sys.unraisablehook = sys.__unraisablehook__
         self._give_back()
 
     def _give_back(self) -> None:
@@ -167,6 +171,12 @@ class Stop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+
+def _say_what_counts(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupted in a destructor is not lost: the flag is up."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
 
 
 def _let_go_of_terminal() -> None:
