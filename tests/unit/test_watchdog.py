@@ -28,7 +28,6 @@ from train.engine.hang import SLOW, Stillness, judge, whereabouts
 from train.engine.process import ended, started
 from train.engine.signs import Failure, Sign, Signs, sign
 from train.engine.stop import Status, read_status
-from train.engine.stop import Status, read_status
 from train.engine.watchdog import HANG, Watchdog
 from train.errors import CannotWriteError, EndedWithError, UserError
 from train.pulse import PULSE, Pulse

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from eval.files import cannot_write, sync_folder, write_atomically
-from train.cache_home import cache_home
+from train.cache_home import cache_home, make_folder, share_file
 from train.config import DataConfig
 from train.data.tokenise import Chunk
 
@@ -211,8 +211,8 @@ def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] |
     if is_whole(folder, thorough=True):
         return False
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(Path(f"{folder}.lock")):
+        make_folder(folder.parent, root.parent)
+        with _locked(Path(f"{folder}.lock"), root.parent):
             if is_whole(folder, thorough=True):  # another run was faster
                 return False
             for leftover in folder.parent.glob(f"{key}.tmp-*"):  # of a run that was killed: the lock is ours
@@ -234,13 +234,14 @@ def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] |
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, home: Path) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=PATIENCE_SECONDS)
     except Timeout:
         Console(stderr=True).print(f"waiting for another run that tokenises the same data ({path})", soft_wrap=True)
         lock.acquire()
+    share_file(path, home)
     try:
         yield
     finally:
