@@ -9,6 +9,7 @@ the key: they change no answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import json
 import secrets
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,9 +37,17 @@ class Journal:
         folder: Where its file is made with the first answer; without one, answers are only remembered.
         rank: For the file's name.
         answers: What the journal held at the start, the same on all ranks.
+        begun: The day of the evaluation's first start, the same on all ranks; today, where it is not given.
     """
 
-    def __init__(self, folder: Path | None = None, rank: int = 0, answers: Mapping[str, Answer] = NOTHING) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        rank: int = 0,
+        answers: Mapping[str, Answer] = NOTHING,
+        begun: date | None = None,
+    ) -> None:
+        self.begun = begun or datetime.now(UTC).date()
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._path = folder / f"{now}-{rank:03}-{secrets.token_hex(4)}.jsonl" if folder else None
         self._answers = dict(answers)
@@ -78,6 +87,14 @@ def read(folder: Path) -> dict[str, Answer]:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}; use --resume never") from error
         answers |= dict(filter(None, map(_entry, lines)))
     return answers
+
+
+def first_day(folder: Path) -> date | None:
+    """The day of the journal's first file, by its name; None where there is none."""
+    names = sorted(path.name for path in folder.glob("*T*.jsonl"))
+    with contextlib.suppress(ValueError, IndexError):
+        return datetime.strptime(names[0].partition("T")[0], "%Y%m%d").date()
+    return None
 
 
 def identity(digests: Mapping[str, str], settings: Sequence[str]) -> str:

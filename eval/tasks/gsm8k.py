@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eval.metrics.calculator import calculate, written
-from eval.metrics.json_answer import json_answer
+from eval.metrics.json_answer import json_answers
 from eval.metrics.numeric import number, same_number
 from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Table, Task
 from eval.readers import Row
@@ -30,6 +30,9 @@ MAX_TRIES, MAX_CALLS = 3, 8  # calls of the calculator in each try
 LEAST_NEW_TOKENS = 64  # for what follows a calculator's result, however long the answer is already
 CALL_END = ">>"
 OPEN_CALL = re.compile(r"<<([^<>\n]*)$")
+STARTS_NUMBER = re.compile(r"\W{0,8}(?:[\d¼½¾]|[dt]?frac|boxed)")
+NUMBERED = re.compile(r"\d{1,2}[.)]\s+[^\W\d]")
+BOXED = re.compile(r"\\boxed\s{0,3}\{((?:[^{}]|\{[^{}]{0,60}\}){1,100})\}")
 ASK = """Solve this math problem. Answer with one JSON object in a fenced code block and nothing after it:
 
 ```json
@@ -61,9 +64,12 @@ class Problem:
 
 @dataclass
 class Try:
-    """One of the assistant's turns. text: with the calculator's results in place. is_open: it ends in such a result."""
+    """One of the assistant's turns. text: as written, with the calculator's results in place. answer: without its
+    reasoning. is_open: it ends in such a result.
+    """
 
     text: str = ""
+    answer: str = ""
     tokens: int = 0
     calls: int = 0
     failed_calls: int = 0
@@ -71,16 +77,27 @@ class Try:
 
     @property
     def number_text(self) -> str | None:
-        """What it gives as its answer; None where that holds no number."""
-        said = json_answer(self.text)
-        if said is None and MARK in self.text:
-            said = behind_mark(self.text)
-        return said if said is not None and number(said) is not None else None
+        """What it gives as its answer: in JSON, else behind the mark, else in LaTeX's box.
+
+        None where that holds no number that can be read whole, or several different ones.
+        """
+        said = json_answers(self.answer) or list(filter(None, [behind_mark(self.answer)])) or boxed(self.answer)
+        numbers = {text: value for text in said if (value := number(text)) is not None}
+        return next(iter(numbers)) if len(set(numbers.values())) == 1 else None
 
 
 def behind_mark(text: str) -> str:
-    """The rest of the line behind the first mark; empty where there is none."""
-    return text.partition(MARK)[2].partition("\n")[0].strip()
+    """The rest of the line behind the first mark that a number follows; empty where there is none.
+
+    "#### 1. First step" and "#### Step 1" are headings.
+    """
+    rests = (rest.partition("\n")[0].strip() for rest in text.split(MARK)[1:])
+    return next((rest for rest in rests if STARTS_NUMBER.match(rest) and not NUMBERED.match(rest)), "")
+
+
+def boxed(text: str) -> Sequence[str]:
+    """What stands in LaTeX's boxes."""
+    return BOXED.findall(text)
 
 
 def load(row: Row) -> Problem:
@@ -121,14 +138,16 @@ def conversation(answers: Sequence[Answer], has_tool: bool) -> list[Try]:
         if not tries or not tries[-1].is_open:
             tries.append(Try())
         turn = tries[-1]
-        turn.text, turn.tokens = turn.text + answer.text, turn.tokens + answer.tokens
-        call = OPEN_CALL.search(turn.text) if has_tool and answer.finished else None
+        turn.answer += answer.text
+        turn.text, turn.tokens = turn.text + answer.turn, turn.tokens + answer.tokens
+        call = OPEN_CALL.search(turn.answer) if has_tool and answer.finished else None
         turn.is_open = call is not None and turn.calls < MAX_CALLS
         if call and turn.is_open:
             expression = call[1].partition("=")[0]  # a model may go on to the result, as the data's annotations do
             value = calculate(expression)
             result = "error" if value is None else written(value)
-            turn.text = f"{turn.text[: call.start()]}<<{expression}={result}{CALL_END}"
+            done = f"<<{expression}={result}{CALL_END}"
+            turn.text, turn.answer = turn.text.removesuffix(call[0]) + done, turn.answer[: call.start()] + done
             turn.calls, turn.failed_calls = turn.calls + 1, turn.failed_calls + (value is None)
     return tries
 
@@ -148,7 +167,7 @@ def score(problem: Problem, answers: Sequence[Answer], has_tool: bool) -> Sample
         "failed_calls": float(sum(turn.failed_calls for turn in tries)),
     }
     shown = {"question": problem.question, "reference": problem.answer, "answer": last}
-    return Sample(problem.id, values, shown | {"outputs": [turn.text for turn in tries]})
+    return Sample(problem.id, values, shown | {"outputs": [turn.answer for turn in tries]})
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
@@ -167,7 +186,7 @@ def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_too
     asked = ASK.format(question=problem.question, tool=TOOL if has_tool else "")
     messages: list[Message] = [{"role": "user", "content": asked}]
     for turn in tries[:-1]:
-        messages += [{"role": "assistant", "content": turn.text}, {"role": "user", "content": ASK_AGAIN}]
+        messages += [{"role": "assistant", "content": turn.answer}, {"role": "user", "content": ASK_AGAIN}]
     turn = tries[-1]
     can_call = has_tool and turn.calls < MAX_CALLS
     return Generate(
@@ -181,7 +200,7 @@ def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_too
 def _task(name: str, about: str, has_tool: bool) -> Task[Problem]:
     return Task(
         name=name,
-        version=1,
+        version=2,
         about=about,
         load=load,
         arrange=arrange,

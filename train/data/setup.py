@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
-from eval.readers import Row
 from eval.word_windows import untruncated
 from train.config import DataConfig, SourceConfig
 from train.data.gold import TO_PREDICT, Reading
-from train.data.sources import START, NumberedRow
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
-from train.data.tokenise import Encoder, Settings
+from train.data.tokenise import Settings
 from train.errors import UserError
 
 SILENT = ("text", "labelled", "tagged")  # formats that no chat template writes
@@ -41,19 +40,30 @@ class Setup:
         return self.template.hash if self.template else ""
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The token that the model learns to end an answer, or a text, with; generation shall stop there."""
-        settings = self.train[0].settings
-        if self.template is None:
-            return () if settings.eos is None else (settings.eos,)
-        probe = replace(settings, format="pr", columns={}, system_prompt=None, max_length=1 << 30)
-        row = Row("", 1, {"prompt": "a", "response": "b"})
-        chunk = Encoder(probe).chunk([NumberedRow(0, 0, row, START)])
-        learned = chunk.ids_k[chunk.learned_k == 1]
-        return (int(learned[-1]),) if len(learned) and not chunk.endless else ()
+    def lines(self) -> list[str]:
+        """What a person should know about the chat template."""
+        template, lines = self.template, []
+        if template and template.trains_apart:
+            lines.append(
+                f"chat template: rows are written with {template.name}, which belongs to the tokenizer's own;"
+                " checkpoints carry the tokenizer's own, and prompts are asked with it"
+            )
+        if template and template.reads_clock:
+            lines.append("chat template: it reads the clock, and is told the day of the run's first start")
+        return lines
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the tokens depend on the run's day."""
+        return self.template is not None and self.template.reads_clock
+
+    @property
+    def marks(self) -> frozenset[int]:
+        """The tokenizer's special tokens."""
+        return self.train[0].settings.marks
 
 
-def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) -> Setup:
+def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, day: date | None = None) -> Setup:
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
 
     Raises:
@@ -70,7 +80,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) ->
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
     talks = any(source.format not in SILENT for source in sources)
-    template = resolve(config.chat_template, tokenizer) if talks else None
+    template = resolve(config.chat_template, tokenizer, day) if talks else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None

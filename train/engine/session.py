@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.files import write_atomically
-from eval.masking import exposed, mask
+from eval.masking import exposed, printable
 from train.config import Config
 from train.engine import record
 from train.engine.flops import Peak
@@ -133,7 +133,7 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
 def say(line: str) -> None:
     """On the terminal, if it is still there."""
     with contextlib.suppress(OSError):
-        Console(stderr=True, highlight=False).print(mask(line), soft_wrap=True, markup=False)
+        Console(stderr=True, highlight=False).print(printable(line), soft_wrap=True, markup=False)
 
 
 def describe(

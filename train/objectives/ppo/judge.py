@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any
 
 import torch
@@ -27,17 +28,26 @@ class Judge:
     in the task reward_model: a conversation through its own chat template, else the text with its end token. Of what is
     longer than its context it reads the end.
 
+    day: what a chat template that reads the clock is told, where no run of ours trained the judge.
     limit: tokens of its context. in_part: how many it has read the end of. Raises UserError, which begins with `key`,
     where there is no such classifier or class.
     """
 
-    def __init__(self, part: RewardConfig, key: str, tokenizer: Any, precision: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        part: RewardConfig,
+        key: str,
+        tokenizer: Any,
+        precision: str,
+        device: torch.device,
+        day: date | None = None,
+    ) -> None:
         self.key, self.tokenizer = key, tokenizer  # the policy's
         folder = resolve(part.path, None, key)
         with _named(key):
             checkpoint = look(str(folder), key)
             checkpoint.require(["sequence"])
-        self.prompter = checkpoint.prompter("tokenizer", 1, 0)
+        self.prompter = checkpoint.prompter("tokenizer", 1, 0, checkpoint.run_day or day)
         names = self.prompter.labels
         if len(names) > 1 and part.label not in names:
             raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")

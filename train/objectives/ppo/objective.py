@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import end_ids
+from eval.checkpoint import default_template, end_ids
 from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading
@@ -55,7 +55,7 @@ class PPO(Supervised):
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
-        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
+        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks, self.day)
         train, held_out = self.corpus.train, self.corpus.validation
         said = self._said("train")
         self.prompts = self._prompts(train, task, said, config.data.train, config.data.train[0].path)
@@ -214,9 +214,16 @@ class PPO(Supervised):
     def _task(self) -> TaskRows:
         tokenizer = self.tokenizer
         sources = [*self._sources("train"), *self._sources("validation")]
-        template = tokenizer.chat_template
         prompter = Prompter(
-            tokenizer, template, False, self.longest, self.ppo.response_tokens, 0, self.stop_ids, self.config.model.path
+            tokenizer,
+            default_template(tokenizer.chat_template),
+            False,
+            self.longest,
+            self.ppo.response_tokens,
+            0,
+            self.stop_ids,
+            self.config.model.path,
+            day=self.day,
         )
         return TaskRows(self.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
 

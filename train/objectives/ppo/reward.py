@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,18 @@ class Reward:
     """
 
     def __init__(
-        self, parts: Sequence[RewardConfig], tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks
+        self,
+        parts: Sequence[RewardConfig],
+        tokenizer: Any,
+        task: TaskRows | None,
+        precision: str,
+        ranks: Ranks,
+        day: date | None = None,
     ) -> None:
         self.ranks = ranks
         self.weights = {part.name or part.kind: part.weight for part in parts}
         self.scores: dict[str, Score] = {
-            part.name or part.kind: _score(part, tokenizer, task, precision, ranks) for part in parts
+            part.name or part.kind: _score(part, tokenizer, task, precision, ranks, day) for part in parts
         }
         self.digests = {f"reward {part.name or part.kind}": model_digest(part.path) for part in parts if part.path}
         if task is not None:
@@ -134,10 +141,12 @@ def _finite(value_e: Floats, bad_e: Bools, more_is_better: bool) -> Floats:
     return np.where(bad_e, worst, value_e)
 
 
-def _score(part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks) -> Score:
+def _score(
+    part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks, day: date | None
+) -> Score:
     key = f"ppo.reward, part {part.name or part.kind}"
     if part.kind == "model":
-        return Judge(part, key, tokenizer, precision, ranks.device)
+        return Judge(part, key, tokenizer, precision, ranks.device, day)
     if part.kind == "task":
         assert task is not None
         return task.metric(part.metric, key)
