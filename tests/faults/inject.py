@@ -106,7 +106,8 @@ def _act(what: str) -> None:
     elif verb == "touch":
         Path(argument).touch()
     elif verb == "remove":
-        shutil.rmtree(argument)
+        while Path(argument).exists():  # the run is writing into it
+            shutil.rmtree(argument, ignore_errors=True)
     elif verb == "fill":
         _fill(Path(argument))
     elif verb == "limit":

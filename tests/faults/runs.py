@@ -22,6 +22,9 @@ from tests.process.runs import BIN, ROOT, TINY, build_operator, environment, wri
 from tests.process.runs import arguments as base_arguments
 from train.engine import commit, manifest
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in the background: what it starts would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 STEPS = 12
 PATIENCE = 120.0  # seconds; the machine may be busy
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_")

@@ -67,7 +67,8 @@ def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.O
         raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
     if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for p in trained):  # others keep float32 copies
         raise UserError("model.weights: float16 weights cannot be trained, small updates would be lost; use auto")
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Under ZeRO-3 a parameter's own shape is that of its shard; ds_shape is the whole.
