@@ -38,6 +38,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.runtime import Runtime
     from train.engine.saving import Checkpoints
     from train.engine.session import describe, session
+    from train.models.answers import Recorder
     from train.objectives import OBJECTIVES
     from train.tuning import TUNINGS, share_trained
 
@@ -60,8 +61,12 @@ def run(config: Config, stop: Stop) -> None:
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
+        in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
+        recorder = Recorder(
+            model, objective.tokenizer, objective.real_rows(), runtime.precision, runtime.device, in_front
+        )
         checkpoints = held.afterwards.enter_context(
-            Checkpoints(config, runtime, objective, model, optimizer, tuning, held.require_folder)
+            Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder, held.require_folder)
         )
         progress = checkpoints.resume()
         if held.is_over(config, progress, checkpoints.extended):

@@ -21,12 +21,12 @@ from train.engine import checkpoint, commit, manifest
 from train.engine.background import Background, GlooGroup
 from train.engine.host_copy import HostCopy
 from train.engine.loop import Progress
-from train.engine.origin import Origin
+from train.engine.origin import CONFIG_OF, Origin
 from train.engine.runtime import Runtime
 from train.engine.state import bytes_to_save, load_state, state_writer
 from train.errors import CannotWriteError, EndedWithError, NoCheckpointError, UserError
 from train.failure import tell
-from train.protocols import Group, Objective, Tuning
+from train.protocols import Group, Objective, Recorder, Tuning
 from train.pulse import PULSE
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Any,
         tuning: Tuning,
+        recorder: Recorder,
         require_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.runtime, self.objective = config, runtime, objective
@@ -57,10 +58,12 @@ class Checkpoints:
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
             "base model": objective.facts["model"]["digest"],
+            CONFIG_OF + "the base model": objective.facts["model"]["config_digest"],
             **objective.facts.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()
+        self.recorder = recorder
         self.group = runtime.second_group() if config.checkpoint.asynchronous else None
 
     def save(self, progress: Progress) -> None:
@@ -71,6 +74,7 @@ class Checkpoints:
         self.background.wait()
         self._require_folder()
         progress.objective = dict(self.objective.state())
+        answers = self.recorder.files(self.model)
         mine = bytes_to_save(self.runtime.accelerator, self.model, self.optimizer)
         sizes = commit.gather(self.runtime, float(mine))
         finish = partial(
@@ -82,9 +86,9 @@ class Checkpoints:
         )
         goes_on = progress.step < self.objective.plan.total_steps
         if self.group is not None and goes_on and self.copy.fits(sizes, self.runtime):
-            self.background.start(partial(finish, self._writer_of_copy(self.group), self.group))
+            self.background.start(partial(finish, self._writer_of_copy(answers, self.group), self.group))
         else:
-            finish(lambda folder: self._writer()(folder), self.runtime)
+            finish(lambda folder: self._writer(answers)(folder), self.runtime)
 
     def failed(self) -> bool:
         """Whether this rank knows that a checkpoint was not written: a reason to stop, where the error is raised."""
@@ -136,11 +140,13 @@ class Checkpoints:
         commit.commit(self.folder, step, write, state, self.origin, ranks, expected_bytes)
         checkpoint.prune(self.folder, self.config.checkpoint.keep_last, best, ranks)
 
-    def _writer(self, copied: HostCopy | None = None, group: GlooGroup | None = None) -> Callable[[Path], None]:
+    def _writer(
+        self, answers: Mapping[str, bytes], copied: HostCopy | None = None, group: GlooGroup | None = None
+    ) -> Callable[[Path], None]:
         """What writes this rank's files; with `copied` those of now, whatever training does meanwhile."""
         met = group.process_group if group else None
         write_state = state_writer(self.runtime.accelerator, self.model, self.optimizer, copied, met)
-        description = self._description() if self.runtime.main else None
+        description = {**answers, **self._description()} if self.runtime.main else None
 
         def write(folder: Path) -> None:
             write_state(folder)
@@ -151,10 +157,10 @@ class Checkpoints:
 
         return write
 
-    def _writer_of_copy(self, group: GlooGroup) -> Callable[[Path], None]:
+    def _writer_of_copy(self, answers: Mapping[str, bytes], group: GlooGroup) -> Callable[[Path], None]:
         """The same; what fails on this rank alone is raised where it meets the others."""
         try:
-            return self._writer(self.copy, group)
+            return self._writer(answers, self.copy, group)
         except Exception as error:
             failure = error
 
@@ -185,8 +191,10 @@ class Checkpoints:
         if newest is None:
             if wish == "must":
                 raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
+            self.recorder.begin(self.model)
             return Progress()
         with self._named(newest):
+            self.recorder.resume(newest)
             load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
             progress = Progress(**commit.read_state(newest))
             self.objective.resume(progress.objective)
