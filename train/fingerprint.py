@@ -107,7 +107,11 @@ def _entry(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         for field in dataclasses.fields(kind)
         if field.name not in given
     }
-    return {name: value for name, value in {**missing, **given}.items() if name not in PLACES_INSIDE}
+    return {
+        name: value
+        for name, value in {**missing, **given}.items()
+        if name not in PLACES_INSIDE and value is not dataclasses.MISSING
+    }
 
 
 def _unused(values: Mapping[str, Any]) -> tuple[str, ...]:
