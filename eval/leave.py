@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+PATIENCE_SECONDS = 5.0
 CTRL_C = 128 + signal.SIGINT  # as shells count it
 FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # Ctrl-C, and a terminal that was closed
 
@@ -32,6 +33,15 @@ def tell_launcher(message: str, is_first: bool = True) -> None:
         said = {"message": message, "timestamp": int(time.time()) + (0 if is_first else 1)}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps(said), encoding="utf-8")
+
+
+def let_the_first_speak() -> None:
+    """Wait, in all processes of a machine but the first, before telling what all of them have found by themselves.
+
+    The first one tells it and leaves; the launcher then ends the others, before they say the same once more.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE_SECONDS)
 
 
 def leave(code: int) -> NoReturn:

@@ -10,11 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import die_quietly_of_ctrl_c, leave
+from eval.leave import die_quietly_of_ctrl_c, leave, let_the_first_speak
 
 die_quietly_of_ctrl_c()  # what follows takes a while
 
 from eval.masking import hide_secrets
+from eval.progress import say, shortened
 from train.config import Config
 from train.engine.stop import Interrupted, Stop
 from train.errors import UserError
@@ -23,6 +24,22 @@ from train.fingerprint import flat
 from train.recipe import parse
 
 log = logging.getLogger(__name__)
+
+
+def checked(arguments: list[str]) -> Config:
+    """The recipe, its files looked at; says what is going to happen. Nothing heavy is imported for it."""
+    try:
+        config = parse(arguments)
+        from train.preflight import check_inputs, sources
+
+        check_inputs(config)
+    except UserError:
+        let_the_first_speak()
+        raise
+    files = shortened([source.path for key, source in sources(config) if key.startswith("data.train")])
+    say(f"{config.objective} ({config.tuning.kind}): {config.model.path} on {files} -> {config.run.folder}")
+    say("importing libraries")
+    return config
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -56,7 +73,9 @@ def run(config: Config, stop: Stop) -> None:
     with session(config, runtime, stop) as held:
         folder = held.folder
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
+        say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
+        say("loading the model")
         model = objective.complete(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
@@ -103,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     hide_secrets()
     with Stop() as stop:
         try:
-            run(parse(sys.argv[1:] if arguments is None else arguments), stop)
+            run(checked(sys.argv[1:] if arguments is None else arguments), stop)
         except Interrupted:
             return stop.leave()
         except Exception as error:

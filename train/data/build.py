@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.readers import BadRow
-from train.data.rows import Problems
+from train.data.rows import Problems, joined
 from train.data.sources import NumberedRow, Source
 from train.data.store import TableWriter
 from train.data.tokenise import Chunk, Encoder, Settings
@@ -46,7 +46,7 @@ class Facts:
             self.problems.add(file, bad)
         self.problems.rows += chunk.rows
         self.problems.missing += chunk.missing
-        self.problems.columns = self.problems.columns or chunk.columns
+        self.problems.columns = joined(self.problems.columns, chunk.columns)
         self.unreadable += chunk.unreadable
         self.cut += chunk.cut
         self.endless += chunk.endless

@@ -116,11 +116,18 @@ def _made(name: str, text: str, served: str, special_tokens: Mapping[str, str], 
         raise UserError(f"data.chat_template: {name}: {error}") from error
 
 
+def require_template(choice: str) -> None:
+    """Raises UserError where `data.chat_template` names neither a template nor a file."""
+    if choice != "tokenizer":
+        _source(choice)
+
+
 def _source(name: str) -> str:
     path = FOLDER / f"{name}.jinja" if name in NAMED else Path(name).expanduser()
     if path.suffix != ".jinja":
         raise UserError(
-            f"data.chat_template: unknown template `{name}`; known are tokenizer, {', '.join(NAMED)}, or a .jinja file"
+            f"data.chat_template: unknown template `{name}`; known are tokenizer, {', '.join(NAMED)}, or a .jinja file;"
+            " a model's own template is the default, tokenizer"
         )
     try:
         return path.read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from train.data.formats import FORMATS, Example
 from train.data.gold import TO_PREDICT, GoldEncoder, Reading
 from train.data.labelled import Labelled, Tagged
 from train.data.preference import Continuation, Preference
+from train.data.rows import joined
 from train.data.sources import NumberedRow
 from train.data.templates import ChatTemplate, Span, continued, render
 from train.errors import UserError
@@ -88,7 +89,7 @@ class Chunk:
     full_n, prompt_n: hashes of the row's normalised content, and of what stands before its last answer (0: nothing);
     a corpus text that was cut into windows repeats them.
     rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
-    before tokenisation, `missing` of those lack a field, and the first of these has these `columns`.
+    before tokenisation, `missing` of those lack a field, and the first of these have these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
     gold_g, golds_n: what is to be said at the marked tokens of the rows, one after another, and how many of each row;
     the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
@@ -339,7 +340,7 @@ def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
     out.bad.append((row.file, read.refused(str(error))))
     if error.missing:
         out.missing += 1
-        out.columns = out.columns or list(read.value)
+        out.columns = joined(out.columns, read.value)
 
 
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.uint8]:
