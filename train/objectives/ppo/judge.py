@@ -14,6 +14,8 @@ from eval.budget import choose
 from eval.checkpoint import DTYPES, look
 from eval.protocols import Classified, Classify
 from train.config_ppo import RewardConfig
+from train.data.conversations import Conversation
+from train.data.fitting import fitted
 from train.errors import UserError
 from train.models.folder import resolve
 from train.models.load import unsharded
@@ -92,7 +94,8 @@ class Judge:
         return self.prompter.whole(text) if self.is_reward_model else self.prompter.sequence([text])[0]
 
     def _whole(self, messages: Messages, answer: str) -> tuple[int, ...]:
-        return self.prompter.whole([*messages, {"role": "assistant", "content": answer}])
+        said = [*map(dict, messages), {"role": "assistant", "content": answer}]
+        return self.prompter.whole(fitted(self.prompter.template or "", Conversation(said)))
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

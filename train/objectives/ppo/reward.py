@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config_ppo import RewardConfig
-from train.models.digest import model_digest
+from train.models.digest import config_digest, model_digest
 from train.objectives.ppo.episodes import Episode, repetition
 from train.objectives.ppo.judge import Judge
 from train.objectives.ppo.prompts import Prompt
@@ -59,7 +59,9 @@ class Reward:
         self.scores: dict[str, Score] = {
             part.name or part.kind: _score(part, tokenizer, task, precision, ranks, day) for part in parts
         }
-        self.digests = {f"reward {part.name or part.kind}": model_digest(part.path) for part in parts if part.path}
+        stored = {part.name or part.kind: part.path for part in parts if part.path}
+        self.digests = {f"reward {name}": model_digest(path) for name, path in stored.items()}
+        self.digests |= {f"config.json of the reward {name}": config_digest(path) for name, path in stored.items()}
         if task is not None:
             self.digests["ppo.task"] = task.digest
         self.judges = [score for score in self.scores.values() if isinstance(score, Judge)]
