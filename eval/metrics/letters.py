@@ -52,12 +52,17 @@ _AFTER = (re.compile(_NEGATED, re.IGNORECASE), re.compile(_NAMES))
 
 
 def read_letter(text: str, options: int) -> str | None:
-    """The letter that the answer names, of the first `options` letters; None where it names none, or several.
+    r"""The letter that the answer names, of the first `options` letters; None where it names none, or several.
 
-    The first of these that names any letter decides: what stands behind "答案", "answer" or in `\\boxed{}`; what is said
-    to be right ("D正确", "D is correct"); what stands behind "选", "option", "choose"; what the text begins with; what
-    stands alone where an answer can stand. A letter that is denied ("A不对", "不选A"), that belongs to a word (维生素A,
-    vitamin A, C语言) or to a list (A、B) is none.
+    The first of these that names any letter decides:
+
+    - what stands behind "答案", "answer" or in `\boxed{}`;
+    - what is said to be right ("D正确", "D is correct");
+    - what stands behind "选", "option", "choose";
+    - what the text begins with;
+    - what stands alone where an answer can stand.
+
+    No letter is one that is denied (A不对), belongs to a word (维生素A, vitamin A, C语言), or to a list (A、B).
     """
     text = text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
     text = text.translate(_WIDE).strip()
