@@ -186,7 +186,7 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
     if template.trains_apart and spans:
         spans = _behind_prompts(template, fitted(template.asking, conversation), conversation.tools, text, spans)
     source = template.text if conversation.is_answered else template.asking
-    text = checked(source, text, messages, conversation.tools, left)
+    text = checked(source, text, spans, messages, conversation.tools, left)
     return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
 
 
@@ -204,7 +204,7 @@ def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | N
     template = template.of(conversation)
     messages = fitted(template.asking, conversation)
     text = _render(template, messages, conversation.tools, served=True)[0]
-    return checked(template.asking, text, messages, conversation.tools, left)
+    return checked(template.asking, text, (), messages, conversation.tools, left)
 
 
 def _written(
