@@ -298,10 +298,10 @@ def test_every_label_is_read_in_every_width_and_unicode_form(chosen: tuple[str, 
 @pytest.mark.parametrize("piece", ["好评", "好", "positive ", "a", "ดี", "e\u0301", "\u0301", "，", "1"])
 def test_labels_are_read_in_time(piece: str) -> None:
     first_label("好评因为", LABELS["zh"])  # loads jieba
-    start = time.perf_counter()
+    start = time.process_time()
     for labels in LABELS.values():
         first_label(piece * (100_000 // len(piece)), labels)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_label_that_begins_another_is_scored_with_its_end(tmp_path: Path) -> None:
