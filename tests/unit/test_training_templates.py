@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.data_tools import tokenizer
+from tests.data_tools import corpus_of, tokenizer
 from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
 from train.data import training_templates
 from train.data.conversations import Conversation
@@ -143,6 +143,45 @@ def test_a_family_that_trl_does_not_know_names_the_cure() -> None:
     own = source("qwen3").replace("<|im_start|>", "<|turn|>")
     with pytest.raises(UserError, match=r"writes the conversation before message 1 differently .*generation"):
         render(resolved(own), CASES["more, thought"])
+
+
+@pytest.mark.parametrize(
+    ("name", "thought", "count"),
+    [("deepseekv3", "", 1), ("nemotron_3_nano", "", 1), ("nemotron_3_nano", "R1", 0), ("qwen3", "", 0),
+     ("qwen3_5_nothink", "R1", 1), ("qwen3_5_think", "", 0), ("gptoss", "", 0)],
+)  # fmt: skip
+def test_answers_that_will_be_asked_for_otherwise_are_counted(
+    name: str, thought: str, count: int, tmp_path: Path
+) -> None:
+    using = tokenizer(bos_token="<s>")
+    using.chat_template = source(name)
+    answer = {"role": "assistant", "content": "A1"} | ({"reasoning_content": thought} if thought else {})
+    rows = [{"messages": [{"role": "user", "content": "Q1"}, answer]}]
+    lines = corpus_of(tmp_path, rows, "chat", using, chat_template="tokenizer", max_length_tokens=4000).lines
+    assert any(f"trl's {name}_training.jinja" in line for line in lines)
+    assert sum("1 last answers stand behind another prompt" in line for line in lines) == count
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_tokens_before_an_answer_are_those_of_the_prompt(name: str, tmp_path: Path) -> None:
+    """Also where a line feed of the prompt and one of the answer would be one token; of a row's first answer."""
+    for number, (case, talk) in enumerate(CASES.items()):
+        found = turns(name, case)
+        if isinstance(found, str) or len(found) > 1 or found[0].before != found[0].asked:
+            continue
+        using = tokenizer(bos_token="<BOS>", eos_token="<EOS>", marks=("<EOS>", "<BOS>", "<think>", "</think>", "\n\n"))
+        using.chat_template = source(name)
+        row = {"messages": talk.messages} | ({"tools": talk.tools} if talk.tools else {})
+        corpus = corpus_of(
+            tmp_path / str(number), [row], "chat", using, chat_template="tokenizer", max_length_tokens=9000
+        )
+        ids, labels = corpus.train.tokens(0)
+        template = resolve("tokenizer", using)
+        prompt = using(asked(template, Conversation(talk.messages[:-1], talk.tools)), add_special_tokens=False)
+        first = len(prompt["input_ids"])
+        assert ids[:first].tolist() == prompt["input_ids"]
+        assert labels[first] == ids[first]
+        assert labels[first - 1] == -100
 
 
 def test_what_is_unequal_is_only_what_the_page_explains() -> None:

@@ -39,6 +39,7 @@ class Facts:
     unreadable: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     ends: set[int] = field(default_factory=set)
+    asked_otherwise: int = 0
 
     def add(self, chunk: Chunk) -> None:
         """Count one more chunk."""
@@ -53,17 +54,21 @@ class Facts:
         self.loose += chunk.loose
         self.left_out.update(chunk.left_out)
         self.ends |= chunk.ends
+        self.asked_otherwise += chunk.asked_otherwise
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
         counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose, "left_out": dict(self.left_out)}
-        return {"problems": self.problems.to_json(), **counts, "ends": sorted(self.ends)}
+        problems, ends = self.problems.to_json(), sorted(self.ends)
+        return {"problems": problems, **counts, "ends": ends, "asked_otherwise": self.asked_otherwise}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
         """What `to_json` gave."""
         problems, left_out = Problems.from_json(value["problems"]), Counter(value["left_out"])
-        return cls(problems, value["cut"], value["endless"], value["loose"], left_out=left_out)
+        ends, asked_otherwise = set(value["ends"]), value["asked_otherwise"]
+        counts = value["cut"], value["endless"], value["loose"]
+        return cls(problems, *counts, left_out=left_out, ends=ends, asked_otherwise=asked_otherwise)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from train.data.encoded import Encoded
 from train.data.sources import Source, find
 from train.errors import UserError
 from train.models import loss_head
+from train.models.digest import model_digest
 from train.models.folder import resolve
 from train.models.token_statistics import add_value_head, require_plain_head, token_loss
 from train.objectives.ppo import advantages as worth
@@ -105,7 +106,12 @@ class PPO(Supervised):
     @property
     def facts(self) -> Mapping[str, Any]:
         """And what rewards."""
-        return {**super().facts, "digests": self.reward.digests}
+        return {**super().facts, "digests": {**self.reward.digests, **self._value_digest}}
+
+    @cached_property
+    def _value_digest(self) -> Mapping[str, str]:
+        """Of the value model, which may move as the others may."""
+        return {"ppo.value_model": model_digest(self.ppo.value_model)} if self.ppo.value_model else {}
 
     def load_model(self) -> nn.Module:
         """The policy; beside it the reference, where all weights move."""
