@@ -71,6 +71,11 @@ def closing_mark(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
     return next((closing for opening, closing in MARKS if end.endswith(opening)), "")
 
 
+def whole_letters(text: str) -> str:
+    """A text that was cut at a token, without the bytes at its end that are no whole letter."""
+    return text.rstrip("\ufffd")
+
+
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of an answer without special tokens, but with those that are marks of reasoning."""
     marks = _special_marks(tokenizer)

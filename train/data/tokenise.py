@@ -351,7 +351,10 @@ def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
     if learned_t[:limit].any():
         return ""
     first = int(np.flatnonzero(learned_t)[0]) + 1
-    return f"nothing left to learn after truncation: the first answer begins at token {first}, the limit is {limit}"
+    return (
+        f"nothing left to learn after truncation: the first answer begins at token {first}, data.max_length_tokens is "
+        f"{limit}"
+    )
 
 
 def _unaskable(ids_t: NDArray[np.int32], limit: int) -> str:
