@@ -41,7 +41,8 @@ def matching(one: str, other: str) -> int:
         start = place = 0
         for found, where in _matches(first, second, length) if length else ():
             total += length
-            waiting.append((first[start:found], second[place:where], length - 1))
+            if length > 1:
+                waiting.append((first[start:found], second[place:where], length - 1))
             start, place = found + length, where + length
         if length > 1:
             waiting.append((first[start:], second[place:], length - 1))
@@ -59,7 +60,7 @@ def longest_common(one: str, other: str, most: int) -> int:
     best, fails = 1, min(most, len(one), len(other)) + 1
     length = 2
     while best + 1 < fails:
-        if next(_matches(one, other, length), None):
+        if _common(one, other, length):
             best = length
         else:
             fails = length
@@ -67,17 +68,22 @@ def longest_common(one: str, other: str, most: int) -> int:
     return best
 
 
+def _common(one: str, other: str, length: int) -> bool:
+    """Whether both have some substring of that length in common."""
+    known = {hash(other[k : k + length]) for k in range(len(other) - length + 1)}  # not the texts: they would be large
+    parts = (one[k : k + length] for k in range(len(one) - length + 1))
+    return any(hash(part) in known and part in other for part in parts)  # another text may have the same hash
+
+
 def _matches(one: str, other: str, length: int) -> Iterator[tuple[int, int]]:
     """The places of common substrings of that length, from the left: the first in `one`, then behind it, and so on."""
-    last = {
-        hash(other[k : k + length]): k for k in range(len(other) - length + 1)
-    }  # not the texts: they would be large
+    last = {hash(other[k : k + length]): k for k in range(len(other) - length + 1)}
     start = place = 0
-    while start <= len(one) - length:
-        part = one[start : start + length]
-        found = other.find(part, place) if last.get(hash(part), -1) >= place else -1
-        if found < 0:  # or another text with the same hash
-            start += 1
+    for found in [k for k in range(len(one) - length + 1) if hash(one[k : k + length]) in last]:
+        if found < start:
             continue
-        yield start, found
-        start, place = start + length, found + length
+        part = one[found : found + length]
+        where = other.find(part, place) if last[hash(part)] >= place else -1
+        if where >= 0:  # else it was further left, or is another text with the same hash
+            yield found, where
+            start, place = found + length, where + length
