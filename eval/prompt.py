@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
+from eval.template_clock import dated, reads_clock
 from eval.word_windows import Words, glues_words, untruncated
 
 if TYPE_CHECKING:
@@ -32,6 +35,11 @@ class Passage:
     bytes: int
 
 
+def beginning(texts: Sequence[str]) -> tuple[str, str] | None:
+    """A text and another that begins with it, if there are any: in sorted order two such stand side by side."""
+    return next(((one, other) for one, other in pairwise(sorted(set(texts))) if other.startswith(one)), None)
+
+
 class Prompter:
     """Encodes for one checkpoint.
 
@@ -45,6 +53,7 @@ class Prompter:
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
         labels: The names of its head's classes, by their numbers.
+        day: What a template that reads the clock is told; today, where none is given.
         images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
 
     wrote_conversations: whether any prompt depended on the chat template, or on there being none.
@@ -63,10 +72,12 @@ class Prompter:
         name: str,
         labels: Mapping[int, str] = NO_LABELS,
         images: Callable[[], Images] | None = None,
+        day: date | None = None,
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
+        self._day = day or date.today()
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
         sizes = [size for size in (window_tokens, context_tokens) if size]
@@ -156,6 +167,21 @@ class Prompter:
         spaces = context[len(given) :]  # merged away where the whole is no longer than the context: encode it apart
         return prefix, [tail or self._encode(spaces + c) for tail, c in zip(tails, continuations, strict=True)]
 
+    def with_ends(self, continuations: Sequence[Ids], texts: Sequence[str]) -> list[Ids]:
+        """Each continuation with the end token, if one of the texts begins another: else the shorter one, which holds
+        all that begins with it, could not lose. Raises UserError where the tokenizer has no end token.
+        """
+        pair = beginning(texts)
+        if pair is None:
+            return list(continuations)
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise UserError(
+                f"{self.name}: {pair[0]!r} begins {pair[1]!r}, and the tokenizer has no end token by which to tell "
+                "them apart; write them so that none begins another"
+            )
+        return [(*ids, end) for ids in continuations]
+
     def begun(self, messages: Sequence[Message], answer: str) -> Ids:
         """The conversation and the beginning of the assistant's answer, to be continued."""
         ids = self.question(messages) + self._encode(answer)
@@ -204,13 +230,26 @@ class Prompter:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                chat_template=self.template,
+                chat_template=self._dated_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
         except TemplateError as error:
             raise UserError(f"{self.name}: its chat template refuses this conversation: {error}") from error
         return text
+
+    @cached_property
+    def _dated_template(self) -> str:
+        try:
+            return dated(self.template or "", self._day)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}, and give the file with --template") from error
+
+    @property
+    def told_day(self) -> date | None:
+        """The day that prompts depended on; None where they depended on none."""
+        depends = self.wrote_conversations and self.template is not None and reads_clock(self.template)
+        return self._day if depends else None
 
     def _stop_ids(self, end_ids: Sequence[int]) -> Ids:
         """The checkpoint's end tokens, and the template's end of turn: a base model's settings do not know that one."""

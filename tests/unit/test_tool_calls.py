@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,15 @@ def read(row):
     return FORMATS["chat"].read(Fields(row, {}))
 
 
+def template(source):
+    return ChatTemplate("", source, TOKENS, source, source)
+
+
 def written(name, row):
     """What is learned of a row, and what is left out; or why it is refused."""
     left: set[str] = set()
     try:
-        text, spans = render(ChatTemplate(name, TEMPLATES[name], TOKENS), read(row), left)
+        text, spans = render(template(TEMPLATES[name]), read(row), left)
     except (RowError, UserError) as error:
         return str(error)
     return [text[start:end] for start, end in spans], left
@@ -268,7 +273,7 @@ def test_the_marks_of_a_hermes_result_are_not_doubled():
     row = chat(
         {"tool_calls": tool_calls(CALL)}, {"role": "tool", "content": f"<tool_response>\n{ANSWER}\n</tool_response>"}
     )
-    text, _ = render(ChatTemplate("", TEMPLATES["qwen2_5"], TOKENS), read(row))
+    text, _ = render(template(TEMPLATES["qwen2_5"]), read(row))
     assert text.count("<tool_response>") == 1
     assert ANSWER in text
 
@@ -281,3 +286,110 @@ def test_the_history_of_an_instruction_is_the_turns_before(history):
     assert [message["role"] for message in said[1:3]] == ["user", "assistant"]
     with pytest.raises(RowError, match="field `history` is not a list of pairs"):
         FORMATS["io"].read(Fields({**row, "history": ["一"]}, {}))
+
+
+TURN = "<{{ m.role }}>{% if m.tool_calls %}{{ m.content }}{% for c in m.tool_calls %}{{ %s }}"
+TURN += "{{ c.function.arguments | tojson }}{% endfor %}{% elif m.role == 'tool' %}{{ %s }}{{ m.content }}"
+TURN = "{% for m in messages %}" + TURN + "{% else %}{{ m.content }}{% endif %}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("given", ["call_9", "abcdefghi", ""])
+def test_ids_of_calls_are_as_the_template_takes_them(given):
+    names = {
+        "Mistral": "(raise_exception('nine letters') if c.id | default('') | length != 9 else c.id) + c.function.name"
+    }
+    names["Kimi"] = "c.id"  # which holds the name
+    for family, call in names.items():
+        TEMPLATES[family] = TURN.replace("%s", call, 1).replace("%s", "m.tool_call_id", 1)
+        calls = [{"id": f"{given[:-1]}{k}", "function": CALL} if given else {"function": CALL} for k in (1, 2)]
+        results = [
+            {"role": "tool", "content": f"{k} Grad", **({"tool_call_id": calls[k - 1]["id"]} if given else {})}
+            for k in (1, 2)
+        ]
+        order = [1, 0] if given else [0, 1]  # tools may answer in another order, where ids tell which is which
+        row = {"messages": [USER, {"role": "assistant", "tool_calls": calls}, *(results[k] for k in order), END]}
+        conversation = read(row)
+        text, spans = render(template(TEMPLATES.pop(family)), conversation)
+        said = text[slice(*spans[0])]
+        ids = re.findall(r"([0-9a-z]{9})天气" if family == "Mistral" else r"(functions\.天气:[01])", said)
+        assert len(set(ids)) == 2
+        assert [text.index(f"{ids[k]}{k + 1} Grad") for k in order] == sorted(
+            text.index(f"{ids[k]}{k + 1} Grad") for k in order
+        )
+        assert ids == ["abcdefgh1", "abcdefgh2"] or family == "Kimi" or given != "abcdefghi"
+
+
+SAID = {
+    "messages": [
+        {"role": "system", "content": "SYSTEM"},
+        {"role": "user", "content": "FIRST"},
+        {
+            "role": "assistant",
+            "reasoning_content": "THOUGHT1",
+            "tool_calls": [{"name": "NAME", "arguments": {"KEY": "VALUE"}}],
+        },
+        {"role": "tool", "content": "RESULT"},
+        {"role": "assistant", "content": "ANSWER1", "reasoning_content": "THOUGHT2"},
+        {"role": "user", "content": "SECOND"},
+        {"role": "assistant", "content": "ANSWER2", "reasoning_content": "THOUGHT3"},
+    ],
+    "tools": [{"name": "NAME", "parameters": {"type": "object", "properties": {"KEY": {"type": "string"}}}}],
+}
+LEARNED = ("NAME", "KEY", "VALUE", "ANSWER1", "ANSWER2", "THOUGHT3")
+READ = ("SYSTEM", "FIRST", "RESULT", "SECOND")
+FAMILIES = (
+    "qwen2_5",
+    "qwen3_training",
+    "glm4moe_training",
+    "deepseek_r1_distill_training",
+    "lfm2_2_5",
+    "gptoss_training",
+)
+
+
+def lost(source):
+    """What of SAID is neither learned nor read, nor named as left out; nothing where the row is refused."""
+    left: set[str] = set()
+    try:
+        text, spans = render(template(source), read(SAID), left)
+    except (RowError, UserError):
+        return []
+    learned = "".join(text[start:end] for start, end in spans)
+    is_named = any("reasoning" in name for name in left)
+    thoughts = [] if is_named else [thought for thought in ("THOUGHT1", "THOUGHT2") if thought not in learned]
+    return [*(word for word in LEARNED if word not in learned), *(word for word in READ if word not in text), *thoughts]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_is_taken_out_of_a_template_nothing_is_lost_in_silence(name):
+    source = TEMPLATES[name]
+    outputs = [
+        match
+        for match in re.finditer(r"\{\{-?.*?-?\}\}", source, re.DOTALL)
+        if re.search("content|call|tool|reas|think", match[0])
+    ]
+    assert len(outputs) > 5
+    assert lost(source) == []
+    broken = {match[0]: lost(source[: match.start()] + source[match.end() :]) for match in outputs}
+    assert {output: words for output, words in broken.items() if words} == {}
+
+
+def test_what_is_asked_only_ignores_marks_and_says_so():
+    row = {"messages": [ASKED, {**END, "weight": 0}, ASKED, {**END, "weight": 0}]}
+    conversation = FORMATS["chat"].read(Fields(row, {}, asks=True))
+    assert conversation.left_out == ("marks of turns that are not to be learned",)
+    assert not any("learned" in message for message in conversation.messages)
+
+
+def test_preferred_answers_know_calls_tools_and_what_is_left_out():
+    chosen, other = (
+        {"role": "assistant", "content": text, "audio": {"id": 1}, "weight": 1} for text in ("下雨。", "不。")
+    )
+    before = NOTATIONS["OpenAI"]["messages"][:3]
+    row = {"prompt": before, "chosen": [{**chosen, "weight": 0}], "rejected": [other], "tools": TOOLS}
+    pair = FORMATS["preference"].read(Fields(row, {}))
+    assert pair.chosen.tools == pair.rejected.tools == TOOLS
+    assert pair.chosen.messages[1]["tool_calls"][0]["function"]["arguments"] == ARGUMENTS
+    assert pair.chosen.left_out == ("chosen[].audio", "marks of turns that are not to be learned")
+    with pytest.raises(RowError, match="chosen and rejected are the same"):
+        FORMATS["preference"].read(Fields({**row, "rejected": [chosen]}, {}))

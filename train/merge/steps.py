@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 import shutil
 import time
@@ -19,17 +20,19 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from eval.dequantize import quantization_method
+from eval.own_template import default_template
 from train.config import MergeConfig
 from train.errors import UserError
 from train.merge import verify
 from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
 from train.merge.draft import draft_of, refuse_foreign
 from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
-from train.merge.reference import POSITIONS, logits, probe, take_over_quantized, trained_model
+from train.merge.reference import take_over_quantized, trained_model
 from train.merge.report import MergeReport
 from train.merge.source import Source, new_parts, open_source, text_rows
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
+from train.models.answers import POSITIONS, batch, logits, read_answers
 from train.models.folder import read_config, read_json
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.tuning.describe import write_json
@@ -79,11 +82,12 @@ class _Merge:
         self.arithmetic = torch.float32 if enough else torch.bfloat16
         self.quantized_rtv: Tensor | None = None
         self.divergence: dict[str, float] = {}
+        self.recorded = read_answers(source.checkpoint)
 
     def run(self, began: float) -> MergeReport:
         """Write, check, put in place."""
         tokenizer, before = self._tokenizer(), self._tokenizer()
-        ids_rt = probe(before, min(self.source.base_rows, len(before)), self._positions())
+        ids_rt = batch(before, [], min(self.source.base_rows, len(before)), self._positions())
         expected_rtv, quantized = self._expected(ids_rt)
         base, model = self._base(quantized)
         if self.source.tuning.kind == "prompt":
@@ -95,8 +99,15 @@ class _Merge:
             del base, model, quantized  # from here on the merged model alone is in memory
             report = self._check(draft, digests, before, ids_rt, expected_rtv)
             report = dataclasses.replace(report, seconds=round(time.monotonic() - began, 1))
-            write_json(draft / "run.json", {**self.source.facts, "merge": report.facts()})
+            write_json(draft / "run.json", {**self.source.facts, **self._template(tokenizer), "merge": report.facts()})
         return report
+
+    def _template(self, tokenizer: Any) -> dict[str, str]:
+        """The digest of the chat template with the prompt before it: evaluation compares the two."""
+        template = default_template(tokenizer.chat_template)
+        if not self.source.prompt_ids or not template or not self.source.facts.get("template_hash"):
+            return {}
+        return {"template_hash": hashlib.sha256(template.encode()).hexdigest()}
 
     def _positions(self) -> int:
         """As many as the model has, up to the usual number."""
@@ -117,6 +128,9 @@ class _Merge:
             return logits(trained_model(self.source, self.arithmetic), ids_rt), None
         quantized = trained_model(self.source, self.source.arithmetic, quantized=True)
         self.quantized_rtv = logits(quantized, ids_rt)
+        if self.recorded is not None:
+            found_rtv = logits(quantized, self.recorded.ids_rt)
+            verify.check_recorded(self.recorded, found_rtv, "the quantised model as rebuilt", torch.bfloat16)
         plain = trained_model(self.source, self.arithmetic)
         by_base = {"original": logits(plain, ids_rt)}
         take_over_quantized(plain, quantized)
@@ -206,6 +220,7 @@ class _Merge:
         model = verify.reload(draft, source.model_class, self.arithmetic, self._code)
         found_rtv = logits(model, ids_rt, source.prompt_ids)
         comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)
+        recorded = self._check_recorded(model) if self.recorded is not None else None
         if self.quantized_rtv is not None:  # measured on what was written, roundings and all
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
             self._warn_of_divergence()
@@ -220,12 +235,22 @@ class _Merge:
             parameters=parameters,
             compared_in=_name(self.arithmetic),
             comparison=comparison,
+            recorded=recorded,
             divergence=self.divergence,
             quantized_base=self.settings.quantized_base if self.divergence else None,
             dequantized_from=None if source.tuning.kind == "full" else quantization_method(source.base),
             prompt_tokens=source.prompt_ids,
             prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
         )
+
+    def _check_recorded(self, model: Any) -> verify.Recorded:
+        """Compare what was loaded from the disk with what the trained model answered during training."""
+        assert self.recorded is not None
+        found_rtv = logits(model, self.recorded.ids_rt, self.source.prompt_ids)
+        other_base = self.quantized_rtv is not None and self.settings.quantized_base == "original"
+        # Products of a quantised model are as coarse as in 16 bit, whatever the run's precision.
+        kinds = (self.weights, self.arithmetic, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
+        return verify.check_recorded(self.recorded, found_rtv, "the merged model", *kinds, other_base=other_base)
 
     def _warn_of_divergence(self) -> None:
         chosen, by_base = self.settings.quantized_base, self.divergence
