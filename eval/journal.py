@@ -51,12 +51,17 @@ class Journal:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._path = folder / f"{now}-{rank:03}-{secrets.token_hex(4)}.jsonl" if folder else None
         self._answers = dict(answers)
+        self._before = frozenset(answers)
         self._handle: IO[str] | None = None
 
     def known(self, model: str, requests: Iterable[Request]) -> dict[Request, Answer]:
         """The answers that `model` (see `identity`) has given already, in this evaluation or one before."""
         keys = {request: _key(model, request) for request in requests}
         return {request: self._answers[key] for request, key in keys.items() if key in self._answers}
+
+    def from_before(self, model: str, requests: Iterable[Request]) -> int:
+        """How many of the requests an evaluation before this one has answered."""
+        return sum(_key(model, request) in self._before for request in requests) if self._before else 0
 
     def write(self, model: str, request: Request, answer: Answer) -> None:
         """Append an answer; after a kill it is there. Raises CannotWriteError."""

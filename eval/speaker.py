@@ -17,6 +17,7 @@ from eval.checkpoint import DTYPES, Checkpoint, choose_precision
 from eval.config import Config
 from eval.journal import Journal
 from eval.masking import printable
+from eval.progress import say
 from eval.protocols import Answer, Head, Request
 from eval.ranks import Ranks
 from eval.reasoning import set_aside
@@ -79,9 +80,8 @@ class Speaker:
         known = self._notes.known(self._identity, requests)
         title = printable(f"{self._checkpoint.name}: {task}")
         console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
-        count = sum(request in known for request in requests)
-        self.reused += count
-        if known and task not in self._told:
+        self.reused += sum(request in known for request in requests)
+        if (count := self._notes.from_before(self._identity, requests)) and task not in self._told:
             self._told.add(task)
             console.print(f"{title}: {count} of {len(requests)} answers from the journal", markup=False)
         left = list(dict.fromkeys(request for request in requests if request not in known))
@@ -110,6 +110,7 @@ class Speaker:
     def _loaded(self) -> tuple[Model, Budget]:
         if self._model is None:
             start = time.perf_counter()
+            say(f"loading {self._checkpoint.name}")
             config, device = self._config, self._ranks.device
             if stored := self._checkpoint.quantized:
                 console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)

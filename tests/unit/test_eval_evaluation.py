@@ -321,6 +321,17 @@ def test_known_answers_are_told_once_a_task(
     assert capsys.readouterr().err == "before: dialogue: 1 of 1 answers from the journal\n"
 
 
+def test_answers_of_this_evaluation_are_not_said_to_be_from_the_journal(
+    folders: dict[str, Path], rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same checkpoint twice: the second asks nothing anew."""
+    words = ["--model", str(folders["before"]), "--model", str(folders["before"]), "--tasks", "qa", "--data", rows]
+    config = parse([*words, "--out", str(tmp_path / "fresh")])
+    result = evaluate(config, ALONE, open_journal(config, ALONE)).result
+    assert list(result.tasks[0].reused.values())[1] > 0
+    assert "journal" not in capsys.readouterr().err
+
+
 def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "# A | B\n<script>", "answer": "*x*"}))

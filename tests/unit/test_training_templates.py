@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.data_tools import tokenizer
+from tests.data_tools import corpus_of, tokenizer
 from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
+from train.config import ModelConfig
 from train.data import training_templates
 from train.data.conversations import Conversation
 from train.data.fields import RowError
 from train.data.templates import ChatTemplate, asked, render, resolve
 from train.data.training_templates import ENDING, TRL, folder, training_template
 from train.errors import UserError
+from train.models.load import load_tokenizer
 
 PAIRED = [name for name in families() if (folder() / f"{name}{ENDING}.jinja").is_file()]
 
@@ -91,6 +94,16 @@ def test_tools_have_the_template_that_transformers_takes() -> None:
     assert resolve("tokenizer", using).name == "plain"
 
 
+def test_a_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
+    """As older vision models have it; evaluation reads it too."""
+    tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template is None
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": source("qwen3")}))
+    assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template == source("qwen3")
+    (tmp_path / "chat_template.jinja").write_text(source("llama3"))
+    assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template == source("llama3")
+
+
 def test_a_dict_of_templates_is_kept_whole(tmp_path: Path) -> None:
     using = tokenizer()
     using.chat_template = {"default": source("qwen3"), "tool_use": source("llama3")}
@@ -143,6 +156,45 @@ def test_a_family_that_trl_does_not_know_names_the_cure() -> None:
     own = source("qwen3").replace("<|im_start|>", "<|turn|>")
     with pytest.raises(UserError, match=r"writes the conversation before message 1 differently .*generation"):
         render(resolved(own), CASES["more, thought"])
+
+
+@pytest.mark.parametrize(
+    ("name", "thought", "count"),
+    [("deepseekv3", "", 1), ("nemotron_3_nano", "", 1), ("nemotron_3_nano", "R1", 0), ("qwen3", "", 0),
+     ("qwen3_5_nothink", "R1", 1), ("qwen3_5_think", "", 0), ("gptoss", "", 0)],
+)  # fmt: skip
+def test_answers_that_will_be_asked_for_otherwise_are_counted(
+    name: str, thought: str, count: int, tmp_path: Path
+) -> None:
+    using = tokenizer(bos_token="<s>")
+    using.chat_template = source(name)
+    answer = {"role": "assistant", "content": "A1"} | ({"reasoning_content": thought} if thought else {})
+    rows = [{"messages": [{"role": "user", "content": "Q1"}, answer]}]
+    lines = corpus_of(tmp_path, rows, "chat", using, chat_template="tokenizer", max_length_tokens=4000).lines
+    assert any(f"trl's {name}_training.jinja" in line for line in lines)
+    assert sum("1 last answers stand behind another prompt" in line for line in lines) == count
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_tokens_before_an_answer_are_those_of_the_prompt(name: str, tmp_path: Path) -> None:
+    """Also where a line feed of the prompt and one of the answer would be one token; of a row's first answer."""
+    for number, (case, talk) in enumerate(CASES.items()):
+        found = turns(name, case)
+        if isinstance(found, str) or len(found) > 1 or found[0].before != found[0].asked:
+            continue
+        using = tokenizer(bos_token="<BOS>", eos_token="<EOS>", marks=("<EOS>", "<BOS>", "<think>", "</think>", "\n\n"))
+        using.chat_template = source(name)
+        row = {"messages": talk.messages} | ({"tools": talk.tools} if talk.tools else {})
+        corpus = corpus_of(
+            tmp_path / str(number), [row], "chat", using, chat_template="tokenizer", max_length_tokens=9000
+        )
+        ids, labels = corpus.train.tokens(0)
+        template = resolve("tokenizer", using)
+        prompt = using(asked(template, Conversation(talk.messages[:-1], talk.tools)), add_special_tokens=False)
+        first = len(prompt["input_ids"])
+        assert ids[:first].tolist() == prompt["input_ids"]
+        assert labels[first] == ids[first]
+        assert labels[first - 1] == -100
 
 
 def test_what_is_unequal_is_only_what_the_page_explains() -> None:

@@ -57,11 +57,6 @@ class Setup:
         """Whether the tokens depend on the run's day."""
         return self.template is not None and self.template.reads_clock
 
-    @property
-    def marks(self) -> frozenset[int]:
-        """The tokenizer's special tokens."""
-        return self.train[0].settings.marks
-
 
 def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, day: date | None = None) -> Setup:
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.

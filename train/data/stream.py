@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import write_atomically
+from train.cache_home import make_folder
 from train.config import DataConfig
 from train.data.build import CHUNK_ROWS, Workers
 from train.data.encoded import Encoded, Part
@@ -151,6 +152,7 @@ class _Reader:
         self.at = (epoch, number + 1)
         window = self._encode(self._key(epoch, number), taken)
         window |= {"last": self.mixture.is_over, "marks": marks_to_json(self.mixture.marks)}
+        make_folder(self._path(epoch, number).parent, self.root.parent)
         write_atomically(self._path(epoch, number), json.dumps(window, ensure_ascii=False))
         return window
 

@@ -26,6 +26,7 @@ from train.errors import UserError
 FOLDER = Path(__file__).with_name("chat_templates")
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
+OTHER_PROMPT = "another prompt"  # among what a template leaves out: a row's last answer is asked for otherwise
 OPENED_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")  # of a generation prompt
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]  # first character, and the one after the last
@@ -116,11 +117,18 @@ def _made(name: str, text: str, served: str, special_tokens: Mapping[str, str], 
         raise UserError(f"data.chat_template: {name}: {error}") from error
 
 
+def require_template(choice: str) -> None:
+    """Raises UserError where `data.chat_template` names neither a template nor a file."""
+    if choice != "tokenizer":
+        _source(choice)
+
+
 def _source(name: str) -> str:
     path = FOLDER / f"{name}.jinja" if name in NAMED else Path(name).expanduser()
     if path.suffix != ".jinja":
         raise UserError(
-            f"data.chat_template: unknown template `{name}`; known are tokenizer, {', '.join(NAMED)}, or a .jinja file"
+            f"data.chat_template: unknown template `{name}`; known are tokenizer, {', '.join(NAMED)}, or a .jinja file;"
+            " a model's own template is the default, tokenizer"
         )
     try:
         return path.read_text(encoding="utf-8")
@@ -167,7 +175,8 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
-    left: gets what the template leaves out.
+    left: gets what the template leaves out, and OTHER_PROMPT where the model will not be asked for the last answer as
+    it is learned.
 
     Raises:
         RowError: The template refuses this conversation.
@@ -177,9 +186,12 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
     messages = fitted(template.text if conversation.is_answered else template.asking, conversation)
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
     if template.trains_apart and spans:
-        spans = _behind_prompts(template, fitted(template.asking, conversation), conversation.tools, text, spans)
+        asked = fitted(template.asking, conversation)
+        spans, is_asked_so = _behind_prompts(template, asked, conversation.tools, text, spans)
+        if not is_asked_so and left is not None:
+            left.add(OTHER_PROMPT)
     source = template.text if conversation.is_answered else template.asking
-    text = checked(source, text, messages, conversation.tools, left)
+    text = checked(source, text, spans, messages, conversation.tools, left)
     return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
 
 
@@ -197,7 +209,7 @@ def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | N
     template = template.of(conversation)
     messages = fitted(template.asking, conversation)
     text = _render(template, messages, conversation.tools, served=True)[0]
-    return checked(template.asking, text, messages, conversation.tools, left)
+    return checked(template.asking, text, (), messages, conversation.tools, left)
 
 
 def _written(
@@ -250,44 +262,47 @@ def _behind_prompts(
     tools: list[Any] | None,
     text: str,
     spans: list[Span],
-) -> list[Span]:
-    """Spans that begin where the prompt at inference ends.
+) -> tuple[list[Span], bool]:
+    """Spans that begin where the prompt at inference ends; and whether the last one stands behind such a prompt.
 
     trl's marks may begin within or before the generation prompt (`<|start|>assistant`, `<think>`), which is never the
     model's to say, or behind what it has to say itself.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) != len(spans):
-        return spans
-    found: list[Span] = []
+        return spans, True
+    found, is_asked_so = list[Span](), True
     for index, (start, end) in zip(turns, spans, strict=True):
-        begins = _end_of_prompt(template, messages[:index], tools, text, start)
+        begins, is_asked_so = _end_of_prompt(template, messages[:index], tools, text, start)
         free = found[-1][1] if found else 1
         found.append((begins if free <= begins < end else start, end))
-    return found
+    return found, is_asked_so
 
 
 def _end_of_prompt(
     template: ChatTemplate, before: Sequence[dict[str, Any]], tools: list[Any] | None, text: str, start: int
-) -> int:
-    """Where the prompt for the turn ends that is marked from `start` on; 0 where it cannot be told."""
+) -> tuple[int, bool]:
+    """Where the prompt for the turn ends that is marked from `start` on, 0 where it cannot be told; and whether it is
+    the one that the model is asked with, whatever the turns before it.
+    """
     try:
         asked = _render(template, before, tools, prompt=True)[0]
         if text.startswith(asked):
-            return len(asked)
+            return len(asked), True
         history = _render(template, before, tools, served=True)[0]
     except RowError:  # the model could not be asked this way, but trl's template can teach it
-        return 0
+        return 0, True
     # Earlier turns are written differently; the prompt proper is what it has more than these.
-    return _end_of_cue(text, start, asked[len(commonprefix([asked, history])) :])  # noqa: RUF071 - characters are meant
+    cue = asked[len(commonprefix([asked, history])) :]  # noqa: RUF071 - characters are meant
+    end = _end_of(cue, text, start)
+    return (end, True) if end else (_end_of(OPENED_THOUGHTS.sub("", cue), text, start), not cue)
 
 
-def _end_of_cue(text: str, start: int, cue: str) -> int:
-    """Where `cue`, or else `cue` without the thoughts that it opens, ends that begins at `start` or before it; or 0."""
-    for part in dict.fromkeys((cue, OPENED_THOUGHTS.sub("", cue))):
-        for before in range(min(len(part), start), -1, -1):
-            if part and text.startswith(part, start - before):
-                return start - before + len(part)
+def _end_of(cue: str, text: str, start: int) -> int:
+    """Where `cue` ends that begins at `start` or right before it; 0 if it stands at neither."""
+    for before in range(min(len(cue), start), -1, -1):
+        if cue and text.startswith(cue, start - before):
+            return start - before + len(cue)
     return 0
 
 

@@ -17,14 +17,14 @@ from typing import Any
 from torch import nn
 
 from train.config import Config
-from train.engine import checkpoint, commit
+from train.engine import checkpoint, commit, manifest
 from train.engine.background import Background, GlooGroup
 from train.engine.host_copy import HostCopy
 from train.engine.loop import Progress
 from train.engine.origin import CONFIG_OF, Origin
 from train.engine.runtime import Runtime
 from train.engine.state import bytes_to_save, load_state, state_writer
-from train.errors import NoCheckpointError, UserError
+from train.errors import CannotWriteError, EndedWithError, NoCheckpointError, UserError
 from train.failure import tell
 from train.protocols import Group, Objective, Recorder, Tuning
 from train.pulse import PULSE
@@ -47,10 +47,13 @@ class Checkpoints:
         optimizer: Any,
         tuning: Tuning,
         recorder: Recorder,
+        require_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.runtime, self.objective = config, runtime, objective
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
         self.folder = Path(config.run.folder) / "checkpoints"
+        self.require_folder = require_folder  # raises where the run folder is gone; known to the first rank
+        self.extended = False  # whether `resume` goes on to another end than the run had
         digests = {
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
@@ -69,6 +72,7 @@ class Checkpoints:
         First waits for the one before, and raises what went wrong with it.
         """
         self.background.wait()
+        self._require_folder()
         progress.objective = dict(self.objective.state())
         answers = self.recorder.files(self.model)
         mine = bytes_to_save(self.runtime.accelerator, self.model, self.optimizer)
@@ -113,6 +117,16 @@ class Checkpoints:
             log.warning("the checkpoint under way was not written: %s", failure)
         finally:
             self.background.close()
+
+    def _require_folder(self) -> None:
+        """All ranks raise where the run folder is gone: a save would make a new one, with nothing else in it."""
+        failure: UserError | None = None
+        try:
+            self.require_folder()
+        except UserError as error:
+            failure = error
+        if self.runtime.sum([float(failure is not None)])[0]:
+            raise failure or EndedWithError("ended because the run folder was removed", CannotWriteError.exit_code)
 
     def _commit(
         self,
@@ -184,6 +198,7 @@ class Checkpoints:
             load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
             progress = Progress(**commit.read_state(newest))
             self.objective.resume(progress.objective)
+        self._extend(progress, self.origin.changed(manifest.read(newest)))
         if self.runtime.main:
             log.info("resumed from %s (step %d)", newest, progress.step)
         return progress
@@ -202,3 +217,18 @@ class Checkpoints:
                 f"{folder}: it verifies (checkpoint.verify: {self.config.checkpoint.verify}), but cannot be loaded "
                 f"({type(error).__name__}: {error}). Move it elsewhere to resume from the one before it"
             ) from error
+
+    def _extend(self, progress: Progress, changed: Mapping[str, str]) -> None:
+        """Take over the new end: from here on all is as in a run that was planned for it, so nothing else is to do."""
+        if not changed:
+            return
+        self.extended = True
+        total = self.objective.plan.total_steps
+        if total <= progress.step:
+            raise UserError(
+                f"run.extend: the new end, step {total}, does not lie after step {progress.step}, which the run has "
+                "reached: raise whichever of duration.max_steps, duration.max_epochs and duration.max_tokens are given"
+            )
+        progress.validations_without_better = 0  # else a run that patience has ended would end at once
+        if self.runtime.main:
+            log.info("extended after step %d, now to step %d: %s", progress.step, total, "; ".join(changed.values()))

@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import default_template, end_ids
+from eval.checkpoint import end_ids
+from eval.own_template import default_template
+from eval.progress import counted
 from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading
@@ -18,6 +20,7 @@ from train.data.encoded import Encoded
 from train.data.sources import Source, find
 from train.errors import UserError
 from train.models import loss_head
+from train.models.digest import model_digest
 from train.models.folder import resolve
 from train.models.token_statistics import add_value_head, require_plain_head, token_loss
 from train.objectives.ppo import advantages as worth
@@ -94,16 +97,22 @@ class PPO(Supervised):
             attention_length=length / 2,
             head_share=own.response_tokens / length,
             lines=(
-                f"{len(self.prompts):,} prompts, {len(self.held_out_prompts):,} held out",
-                f"{rollouts:,} rollouts of {own.rollout_prompts} prompts, {own.samples_per_prompt} answers to each,"
-                f" {own.epochs} passes in {own.minibatches} steps each: {phases.steps:,} steps",
+                f"{counted(len(self.prompts), 'prompt')}, {len(self.held_out_prompts):,} held out",
+                f"{counted(rollouts, 'rollout')} of {counted(own.rollout_prompts, 'prompt')},"
+                f" {counted(own.samples_per_prompt, 'answer')} to each, {counted(own.epochs, 'pass', 'passes')} in"
+                f" {counted(own.minibatches, 'step')} each: {counted(phases.steps, 'step')}",
             ),
         )
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """And what rewards."""
-        return {**super().facts, "digests": self.reward.digests}
+        return {**super().facts, "digests": {**self.reward.digests, **self._value_digest}}
+
+    @cached_property
+    def _value_digest(self) -> Mapping[str, str]:
+        """Of the value model, which may move as the others may."""
+        return {"ppo.value_model": model_digest(self.ppo.value_model)} if self.ppo.value_model else {}
 
     def load_model(self) -> nn.Module:
         """The policy; beside it the reference, where all weights move."""
