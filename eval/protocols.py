@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from eval.scale import SHARE, Scale
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -166,23 +168,47 @@ class SampleMetric:
     name: str
     higher_is_better: bool
     is_share: bool = False
+    scale: Scale = SHARE
+
+
+@dataclass(frozen=True)
+class RatioMetric:
+    """A function of one ratio over all samples: the sum of column `top` over that of the columns in `bottom`.
+
+    of_ratio: a factor, or exp; rises. Where the scale has no upper end (losses) intervals and tests are those of the
+    ratio, so all that share a top and ask the same rows agree.
+    """
+
+    name: str
+    higher_is_better: bool
+    top: str
+    bottom: tuple[str, ...]
+    scale: Scale = SHARE
+    of_ratio: Callable[[float], float] = float
+
+    def of(self, columns: Columns) -> float:
+        """Over all samples; 0 of nothing."""
+        below = sum(float(columns[name].sum()) for name in self.bottom)
+        return self.of_ratio(float(columns[self.top].sum()) / below if below else 0.0)
 
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A function of all samples together (perplexity, BLEU, entity F1); a mean over parts would be another number.
+    """A function of all samples together (BLEU, entity F1); a mean over parts would be another number.
 
-    of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker
-    and truer.
+    of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker.
+    too_few: why these samples allow no interval though there are enough of them; empty where they do.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[Columns], float]
     of_sums: bool = False
+    scale: Scale = SHARE
+    too_few: Callable[[Columns], str] | None = None
 
 
-Metric = SampleMetric | CorpusMetric
+Metric = SampleMetric | RatioMetric | CorpusMetric
 
 
 @dataclass(frozen=True)

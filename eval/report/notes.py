@@ -6,6 +6,7 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
+from eval.scale import plain
 from eval.result import Contamination, Fewer, Result, TaskResult
 
 HOW = {
@@ -127,6 +128,6 @@ def _time(task: TaskResult, model: str) -> str:
     seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
     speed = []
     if seconds and tokens:
-        speed = [f"{words.plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
+        speed = [f"{plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
     known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
     return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from eval.origin import Origin
 from eval.protocols import Table
 from eval.report import words
+from eval.scale import percent, plain
 from eval.result import MetricResult, Result, TaskResult
 
 LONGEST = 24  # rows of a table in Markdown
@@ -66,10 +67,10 @@ def _training(origin: Origin | None) -> list[Cell]:
     share = origin.trained / origin.total if origin.trained is not None and origin.total else None
     return [
         Cell(trained, None if origin.trained is None else float(origin.trained)),
-        Cell("" if share is None else words.percent(share), share),
+        Cell("" if share is None else percent(share), share),
         Cell(f"{origin.step:,}", float(origin.step)),
-        Cell("" if origin.epochs is None else words.plain(origin.epochs), origin.epochs),
-        Cell("" if origin.data_share is None else words.percent(origin.data_share), origin.data_share),
+        Cell("" if origin.epochs is None else plain(origin.epochs), origin.epochs),
+        Cell("" if origin.data_share is None else percent(origin.data_share), origin.data_share),
     ]
 
 
@@ -78,7 +79,7 @@ def metrics(result: Result) -> Sheet:
     rows = [
         [
             Cell(task.name),
-            Cell(words.named(metric)),
+            Cell(words.titled(metric)),
             _count(task.samples),
             *(Cell(words.with_interval(metric, estimate), estimate.value) for estimate in metric.estimates),
         ]
@@ -212,7 +213,7 @@ def clean(task: TaskResult) -> Sheet | None:
 
 
 def _cell(value: str | float) -> Cell:
-    return Cell(value) if isinstance(value, str) else Cell(words.plain(value), float(value))
+    return Cell(value) if isinstance(value, str) else Cell(plain(value), float(value))
 
 
 def _count(samples: int) -> Cell:

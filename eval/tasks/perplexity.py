@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.metrics.perplexity import LARGEST_EXPONENT, bits_per_byte, perplexity, perplexity_per_word, windows
+from eval import scale
+from eval.metrics.perplexity import BITS_PER_BYTE, LARGEST_EXPONENT, PERPLEXITY, PERPLEXITY_PER_WORD, windows
 from eval.metrics.script import words
 from eval.metrics.word_shift import divergence, frequencies, shifts
-from eval.protocols import Answer, CorpusMetric, Hub, Request, Sample, SampleMetric, Score, Scored, Table, Task
+from eval.protocols import Answer, Hub, Request, Sample, SampleMetric, Score, Scored, Table, Task
 from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("perplexity", higher_is_better=False, of=perplexity, of_sums=True),
-        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte, of_sums=True),
-        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word, of_sums=True),
-        SampleMetric("sentence_perplexity", higher_is_better=False),
+        PERPLEXITY,
+        BITS_PER_BYTE,
+        PERPLEXITY_PER_WORD,
+        SampleMetric("sentence_perplexity", higher_is_better=False, scale=scale.PERPLEXITY),
     ),
     tables=tables,
     source=Hub(

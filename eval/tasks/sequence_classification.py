@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.errors import UserError
-from eval.metrics.labels import macro_f1, mcc, pearson, rmse
+from eval.metrics.labels import macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, text_in
+from eval.scale import CORRELATION, POSITIVE
 from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ TASK = Task(
     score=score,
     metrics=(
         SampleMetric("accuracy", higher_is_better=True, is_share=True),
-        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
-        CorpusMetric("mcc", higher_is_better=True, of=mcc),
+        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1, too_few=too_few),
+        CorpusMetric("mcc", higher_is_better=True, of=mcc, scale=CORRELATION, too_few=too_few),
     ),
     tables=by_label,
     head="sequence",
@@ -132,8 +133,8 @@ REGRESSION = Task(
     ask=ask,
     score=score_value,
     metrics=(
-        CorpusMetric("pearson", higher_is_better=True, of=pearson),
-        CorpusMetric("rmse", higher_is_better=False, of=rmse),
+        CorpusMetric("pearson", higher_is_better=True, of=pearson, scale=CORRELATION),
+        CorpusMetric("rmse", higher_is_better=False, of=rmse, scale=POSITIVE),
     ),
     head="sequence",
     source=Hub("nyu-mll/glue", split="validation", name="stsb"),
