@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.config import parse
 from eval.errors import UserError
-from eval.masking import hide_secrets, mask
+from eval.masking import hide_secrets, printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = parse(arguments)
     except UserError as error:
-        sys.stderr.write(mask(f"{error}\n"))
+        sys.stderr.write(printable(f"{error}\n"))
         return error.exit_code
     journal = "" if config.resume == "never" else Path(config.out) / "journal"
     sys.stdout.write(f"[zerotune: {journal} :zerotune]\n")

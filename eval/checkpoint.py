@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,13 @@ from transformers import (
 
 from eval import attention
 from eval.checkpoint_folder import require_checkpoint
+from eval.dequantize import (
+    load_dequantized,
+    quantization_method,
+    refuse_twice,
+    require_no_packed,
+    require_plain_numbers,
+)
 from eval.errors import UserError
 from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
@@ -36,6 +44,7 @@ from eval.quantization import keep_layout
 from eval.quantization import load_options as quantized_options
 from eval.runner import Model
 from eval.vision import VisionModel
+from eval.weight_files import weight_files
 
 ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
@@ -76,6 +85,11 @@ class Checkpoint:
     config: Any
     tokenizer: Any
     end_ids: tuple[int, ...]
+
+    @property
+    def quantized(self) -> str | None:
+        """How its weights are stored quantised; they are evaluated dequantised."""
+        return quantization_method(self.folder)
 
     @property
     def context_tokens(self) -> int | None:
@@ -154,19 +168,27 @@ class Checkpoint:
     def load(self, head: Head, precision: str, quantization: str, device: torch.device) -> Model:
         """The weights in `precision`, or in fewer bits. Raises UserError where they are broken or incomplete."""
         kind, answering = LOADERS[head]
+        reading: dict[str, Any] = {
+            "dtype": DTYPES[choose_precision(precision, device)],
+            "use_safetensors": True,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "output_loading_info": True,
+        }
+        if quantization != "none":
+            refuse_twice(self.folder, "--quantization", quantization)
         try:
-            model, report = kind.from_pretrained(
-                self.folder,
-                dtype=DTYPES[choose_precision(precision, device)],
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **quantized_options(quantization, DTYPES[choose_precision(precision, device)], device),
-            )
+            if self.quantized:
+                model, report = load_dequantized(kind, self.folder, copy.deepcopy(self.config), **reading)
+            else:
+                require_plain_numbers(self.folder)
+                quantized = quantized_options(quantization, reading["dtype"], device)
+                model, report = kind.from_pretrained(self.folder, **reading, **quantized)
         except ImportError as error:
             raise UserError(f"--quantization {quantization}: {error}") from error
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{self.folder}: the weights cannot be loaded: {error}") from error
+        require_no_packed(self.folder, report["unexpected_keys"])
         missing = sorted(report["missing_keys"])
         if missing:  # transformers would fill them with random numbers
             raise UserError(
@@ -193,12 +215,16 @@ LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
 def look(folder: str, name: str) -> Checkpoint:
     """What can be known without the weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
+    quantization_method(path)
+    weight_files(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {error}") from error
-    return Checkpoint(path, name, config, tokenizer, end_ids(path, config))
+        ends = end_ids(path, config)
+    except Exception as error:  # transformers and tokenizers raise whatever a broken file makes them stumble over
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {reason}") from error
+    return Checkpoint(path, name, config, tokenizer, ends)
 
 
 def read_template(file: str) -> str:
@@ -216,8 +242,12 @@ def _sha256(text: str) -> str:
 def end_ids(path: Path, config: Any) -> tuple[int, ...]:
     """What ends an answer by the generation settings of a model's folder, or by its configuration."""
     settings = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").exists() else config
-    end = getattr(settings, "eos_token_id", None)
-    return tuple(end) if isinstance(end, list) else () if end is None else (end,)
+    return listed(getattr(settings, "eos_token_id", None))
+
+
+def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids as transformers' configurations hold them: one, several or none. Id 0 is a token."""
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def choose_precision(requested: str, device: torch.device) -> str:

@@ -18,7 +18,7 @@ def require_checkpoint(folder: str) -> Path:
         raise UserError(
             f"{folder}: this is an adapter without its base model; merge it: python -m train.merge {folder} OUT"
         )
-    if not (path / "config.json").exists():
+    if not (path / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json; a checkpoint folder in Hugging Face layout is needed")
     if not list(path.glob("*.safetensors")):
         found = ", ".join(p.name for p in sorted(path.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))

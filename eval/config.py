@@ -16,15 +16,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from eval.config_file import words_of
+from eval.config_file import SLIP, words_of
 from eval.errors import UserError
+from eval.file_options import FileOptions
 from eval.files import nearest
+from eval.foreign_words import about
 from eval.protocols import Task
 from eval.suggest import did_you_mean
 from eval.tasks import TASKS, samples
 from eval.tasks.find import find
 
-REPEATABLE = ("model", "data", "training_data")
+REPEATABLE = ("model", "data", "training_data", "filter")
 WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)": .*(?:Got|Given) value: (?P<value>.*)')
 TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
@@ -48,6 +50,9 @@ class Config:
             all are read. Without it a task takes a public data set (docs/evaluation.md).
         training_data: A file, folder or glob that a model was trained on, to be looked for among the tasks' rows.
             Repeatable. What a checkpoint's run.json names is looked at anyway.
+        delimiter: What stands between the columns of --data's CSV files; by default a comma, in .tsv a tab.
+        encoding: Of --data's text files (gb18030, big5, utf-16, cp1252); by default UTF-8, or UTF-16 with its mark.
+        filter: COLUMN=VALUE, which rows of --data to use. Repeatable: values of one column are alternatives.
         out: The folder for report.html, report.md, result.json and the samples.
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
         template: Chat template of conversations. tokenizer is the checkpoint's own; raw uses none; or a .jinja file.
@@ -70,6 +75,9 @@ class Config:
     tasks: str = ""
     data: list[str] = field(default_factory=list)
     training_data: list[str] = field(default_factory=list)
+    delimiter: str | None = None
+    encoding: str | None = None
+    filter: list[str] = field(default_factory=list)
     out: str = "runs/evaluation"
     tensorboard: str | None = None
     template: str = "tokenizer"
@@ -106,6 +114,14 @@ class Config:
         """The checkpoints, the baseline first."""
         return [self.baseline, *self.model] if self.baseline else self.model
 
+    @property
+    def file_options(self) -> FileOptions:
+        """How the files of --data are read."""
+        wanted: dict[str, list[str]] = {}
+        for column, _, value in (entry.partition("=") for entry in self.filter):
+            wanted.setdefault(column, []).append(value)
+        return FileOptions(self.delimiter, self.encoding, wanted)
+
     def data_of(self, task: str) -> list[str]:
         """The data given for this task, or else for all; in the order given."""
         own = [entry.partition("=")[2] for entry in self.data if entry.startswith(f"{task}=")]
@@ -122,11 +138,15 @@ def parse(arguments: Sequence[str]) -> Config:
     """
     parser = _parser()
     known = [f.name for f in fields(Config)]
-    files, rest = _config_files(_known(arguments, known))
+    refused = _unknown(arguments, known)
+    files, rest = _config_files(arguments)
     words: list[str] = []
     for file in files:
-        own = words_of(file, known, REPEATABLE, lambda word: _parsed(parser, [word]))
+        own, faults = words_of(file, known, REPEATABLE, lambda word: _parsed(parser, [word]))
+        refused += faults
         words = _over(words, own)
+    if refused:
+        raise UserError("\n".join(refused))
     namespace = _parsed(parser, _over(words, rest))
     config = Config(**{name: namespace[name] for name in known})
     _check(config)
@@ -223,13 +243,12 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _known(arguments: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+def _unknown(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A line for each option that there is not."""
     known = [*(f"--{name}" for name in names), "--config", "--help"]
-    for word in arguments:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option not in known:
-            raise UserError(f"unknown option {option}{did_you_mean(option, known)}")
-    return arguments
+    options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    unknown = [word for word in options if word not in known]
+    return [f"unknown option {word}{about(word) or did_you_mean(word, known, SLIP)}" for word in unknown]
 
 
 def _check(config: Config) -> None:
@@ -246,6 +265,11 @@ def _check(config: Config) -> None:
     for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 0}.items():
         if getattr(config, key) < least:
             raise UserError(f"--{key} {getattr(config, key)}: must be at least {least}")
+    for option, problem in config.file_options.problems():
+        raise UserError(f"--{option}: {problem}")
+    for entry in config.filter:
+        if "=" not in entry:
+            raise UserError(f"--filter {entry}: must be COLUMN=VALUE")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
@@ -264,6 +288,9 @@ def _check_use(config: Config, given: Set[str]) -> None:
             raise UserError(f"--data {entry}: {task} is not among --tasks")
         if equals and (meant := did_you_mean(task, names)) and task not in names and not Path(entry).exists():
             raise UserError(f"--data {entry}: there is no such file, and no task {task}{meant}")
+    for option in ("--delimiter", "--encoding", "--filter"):
+        if option in given and not config.data:
+            raise UserError(f"{option}: it says how the files of --data are read; give that too")
     if "--temperatures" in given and samples.TASK.name not in config.task_names:
         raise UserError("--temperatures: only the task samples reads them; give --tasks samples too")
     if "--sample_seed" in given and not config.max_rows:

@@ -7,22 +7,27 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.compare import compare
 from eval.errors import UserError
+from eval.file_options import DEFAULT, FileOptions, RowFilter
 from eval.files import expand
 from eval.labelled_lines import decoded
 from eval.overlap import Fields, Index, fields
 from eval.protocols import Metric, Sample
-from eval.readers import READERS, BadRow, Row
+from eval.readers import BadRow, Row, read
 from eval.result import Contamination, Overlap, TaskResult
+from eval.text_files import kind_of
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """files: to be compared with. missing: what a checkpoint was trained on that is not here, and why."""
+    """files: to be compared with, and how they are read. missing: what a checkpoint was trained on that is not here,
+    and why.
+    """
 
-    files: tuple[Path, ...]
+    files: Mapping[Path, FileOptions]
     missing: tuple[str, ...]
 
 
@@ -40,21 +45,21 @@ def training_data(named: Sequence[str], checkpoints: Sequence[Path]) -> Training
 
     Raises UserError where a file that the user names is not there; of the others it is only said.
     """
-    files = {file.resolve(): file for path in named for file in expand(path)}
+    files = {file.resolve(): (file, DEFAULT) for path in named for file in expand(path)}
     missing = []
     for checkpoint in checkpoints:
-        for path in _trained_on(checkpoint / "run.json"):
+        for path, split, options in _trained_on(checkpoint / "run.json"):
             try:
-                files |= {file.resolve(): file for file in expand(path)}
+                files |= {file.resolve(): (file, options) for file in expand(path, split=split)}
             except UserError as error:
                 missing.append(str(error))
-    return TrainingData(tuple(files.values()), tuple(dict.fromkeys(missing)))
+    return TrainingData(dict(files.values()), tuple(dict.fromkeys(missing)))
 
 
 def find_overlaps(training: TrainingData, tasks: Mapping[str, Mapping[str, Fields]]) -> Overlaps:
     """tasks: name -> id of a sample -> its texts."""
     index = Index([list(rows.values()) for rows in tasks.values()])
-    counts = {str(file): _look_at(index, file) for file in training.files}
+    counts = {str(file): _look_at(index, file, options) for file, options in training.files.items()}
     places = index.found()
     numbered = enumerate((task, sample) for task, rows in tasks.items() for sample in rows)
     found: dict[str, list[Overlap]] = {task: [] for task in tasks}
@@ -87,30 +92,34 @@ def with_contamination(
     return dataclasses.replace(task, contamination=contamination)
 
 
-def _trained_on(run: Path) -> list[str]:
-    """The paths of the training data that a run's record names; none where there is no record."""
+def _trained_on(run: Path) -> list[tuple[str, str, FileOptions]]:
+    """The paths of the training data that a run's record names, their splits and options; none without a record."""
     try:
         sources = json.loads(run.read_text(encoding="utf-8"))["config"]["data"]["train"]
-        return [str(source["path"]) for source in sources]
+        return [(str(source["path"]), str(source.get("split")), _options(source)) for source in sources]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def _look_at(index: Index, file: Path) -> int:
+def _options(source: Mapping[str, Any]) -> FileOptions:
+    return FileOptions(source.get("delimiter"), source.get("encoding"), source.get("filter") or {})
+
+
+def _look_at(index: Index, file: Path, options: FileOptions) -> int:
     """Every row of a training file; how many there were. Rows that cannot be read are left out."""
-    if file.suffix.lower() in READERS and file.suffix.lower() != ".txt":
-        count = 0
-        for row in READERS[file.suffix.lower()](file, 0):
-            if isinstance(row, Row):
-                index.look_at(fields(row.value), row.place)
-                count += 1
-        return count
-    return _look_at_text(index, file)
+    if kind_of(file) == ".txt":
+        return _look_at_text(index, file, options)
+    count, chosen = 0, RowFilter(options.filter)
+    for row in read(file, 0, options):
+        if isinstance(row, Row) and chosen.takes(row.value):
+            index.look_at(fields(row.value), row.place)
+            count += 1
+    return count
 
 
-def _look_at_text(index: Index, file: Path) -> int:
+def _look_at_text(index: Index, file: Path, options: FileOptions) -> int:
     """Each line is a row, and a passage may go over lines; not every published corpus is UTF-8."""
-    lines = [line.strip() for line in decoded(file.read_bytes()).split("\n")]
+    lines = [line.strip() for line in decoded(file, options.encoding).split("\n")]
     for number, line in enumerate(lines, start=1):
         if line:
             index.look_at([line], f"{file}:{number}", goes_on=any(lines[number : number + 1]))

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from eval.checkpoint import look
+from eval.dequantize import require_plain_numbers
 from eval.errors import UserError
 from eval.metrics.consistency import consistency
 from eval.protocols import Answer, Sample, SampleMetric, Task
@@ -80,9 +81,19 @@ class Encoder:
         checkpoint = look(folder, NAME)
         if not checkpoint.tokenizer.is_fast:
             raise UserError(f"--encoder {folder}: it needs a fast tokenizer (tokenizer.json)")
+        if checkpoint.quantized:
+            raise UserError(
+                f"--encoder {folder}: its weights are quantised ({checkpoint.quantized}); take one in 16 or 32 bit"
+            )
         try:
+            require_plain_numbers(checkpoint.folder)
             model, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"--encoder {folder}: the weights cannot be loaded: {error}") from error

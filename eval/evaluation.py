@@ -25,6 +25,7 @@ from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
 from eval.encoder import by_meaning, describe
 from eval.errors import UserError
+from eval.file_options import DEFAULT
 from eval.files import BadRow, Row, expand, sha256_file
 from eval.host_memory import keep_freed_memory
 from eval.hub import from_hub
@@ -134,7 +135,7 @@ def read_items(task: Task[Any], config: Config) -> list[Any]:
 def rows_of(task: Task[Any], config: Config) -> Iterable[Row | BadRow]:
     """The rows of the user's file, or of the task's own source."""
     if files := _files(task, config):
-        return local(*files)
+        return local(*files, options=config.file_options if config.data_of(task.name) else DEFAULT)
     return from_hub(task.source) if isinstance(task.source, Hub) else _built_in(task)
 
 

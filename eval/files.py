@@ -7,11 +7,11 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+from eval import saved_datasets
 from eval.errors import CannotWriteError, UserError
-from eval.readers import READERS, BadRow, Row
+from eval.readers import READERS, BadRow, Row, read, reader_of
 
 __all__ = [
     "BadRow",
@@ -26,32 +26,49 @@ __all__ = [
 ]
 
 
-def expand(*paths: str) -> list[Path]:
+KNOWN = f"{', '.join(READERS)}; text files compressed too, as in .jsonl.gz"
+
+
+def expand(*paths: str, split: str | None = None) -> list[Path]:
     """The data files that file names, folders (searched deeply) and globs stand for, each once: in the order of the
-    paths, and of the names within each.
+    paths, and of the names within each. A folder of `save_to_disk` stands for its Arrow files; split: which one,
+    where it holds several.
 
     Raises:
         UserError: Nothing matches, or a file is of no known kind.
     """
-    return list(dict.fromkeys(file for path in paths for file in _expand(path)))
+    return list(dict.fromkeys(file for path in paths for file in _expand(path, split)))
 
 
-def _expand(path: str) -> list[Path]:
+def _expand(path: str, split: str | None) -> list[Path]:
     place = Path(path).expanduser()
     if place.is_file():
-        if place.suffix.lower() not in READERS:
-            raise UserError(f"{path}: files of kind `{place.suffix}` cannot be read; known are {', '.join(READERS)}")
+        if not reader_of(place):
+            raise UserError(f"{path}: files of kind `{place.suffix}` cannot be read; known are {KNOWN}")
         return [place]
     if place.is_dir():
+        if saved_datasets.splits(place):
+            place = saved_datasets.chosen(place, split)
+        if saved_datasets.is_saved(place):
+            return saved_datasets.files(place)
         candidates = [file for file in place.rglob("*") if not _is_hidden(file.relative_to(place))]
+        candidates = _without_saved(candidates)
     else:
         candidates = [Path(name) for name in glob.glob(str(place), recursive=True)]  # noqa: PTH207 (absolute globs)
-    files = sorted((f for f in candidates if f.is_file() and f.suffix.lower() in READERS), key=lambda f: f.as_posix())
+    files = sorted((f for f in candidates if f.is_file() and reader_of(f)), key=lambda f: f.as_posix())
     if files:
         return files
     if candidates or place.is_dir():
-        raise UserError(f"{path}: holds no data file; known are {', '.join(READERS)}")
+        raise UserError(f"{path}: holds no data file; known are {KNOWN}")
     raise UserError(f"{path}: no such file, folder or glob{nearest(place)}")
+
+
+def _without_saved(candidates: list[Path]) -> list[Path]:
+    """The files of a folder, of the data sets saved in it those that hold rows. Other Arrow files are mostly caches."""
+    saved = {file.parent for file in candidates if file.name == saved_datasets.STATE}
+    saved = {folder for folder in saved if saved_datasets.is_saved(folder)}
+    kept = [f for f in candidates if f.parent not in saved and f.suffix != ".arrow" and f.name != saved_datasets.SPLITS]
+    return kept + [file for folder in saved for file in saved_datasets.files(folder)]
 
 
 def nearest(place: Path) -> str:
@@ -62,20 +79,6 @@ def nearest(place: Path) -> str:
     names = [entry.name for entry in parent.iterdir()] if os.access(parent, os.R_OK) else []
     matches = difflib.get_close_matches(place.name, names, n=1)
     return f"; did you mean {parent / matches[0]}?" if matches else ""
-
-
-def read(path: Path, skip: int = 0) -> Iterator[Row | BadRow]:
-    """The rows of one file in order, read as they are asked for, without the first `skip` (of both kinds).
-
-    JSON arrays are held in memory whole, and so is one document of a text file.
-
-    Raises:
-        UserError: The file cannot be opened.
-    """
-    try:
-        yield from READERS[path.suffix.lower()](path, skip)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def sha256_file(path: Path) -> str:

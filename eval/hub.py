@@ -9,7 +9,7 @@ from typing import Any
 from eval.cells import cell, condition
 from eval.errors import UserError
 from eval.protocols import Hub
-from eval.readers import BadRow, Row
+from eval.readers import BadRow, Row, without_nulls
 from eval.rows import BadExampleError
 
 
@@ -39,7 +39,7 @@ def _values(source: Hub, name: str | None, split: str) -> Iterator[Mapping[str, 
         for column, feature in dataset.features.items()
     }
     for value in dataset:
-        yield named(value, features)
+        yield {column: without_nulls(inner) for column, inner in named(value, features).items()}
 
 
 def _load(source: Hub, name: str | None, split: str) -> Any:

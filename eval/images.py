@@ -60,7 +60,9 @@ def load_images(folder: Path, config: Any, tokenizer: Any) -> Images:
     kind = PROCESSOR_MAPPING[type(config)]
     try:
         settings, _ = kind.get_processor_dict(folder, local_files_only=True)
-        images = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        images = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
         parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
         return Images(_without_video(kind).from_args_and_dict([parts[p] for p in kind.get_attributes()], settings))
     except KeyError as error:
@@ -84,6 +86,7 @@ def _opened(files: Sequence[str]) -> list[Image.Image] | None:
         try:
             with Image.open(file) as image:
                 opened.append(image.convert("RGB"))
-        except (OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file}: this image cannot be read: {error}") from error
+        except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+            reason = str(error) or type(error).__name__
+            raise UserError(f"{file}: this image cannot be read: {reason}") from error
     return opened or None

@@ -7,31 +7,30 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from eval.text_files import lines, whole
+
 LOOKED_AT = 20  # lines; where all of them end in a label the file is of this kind
 LABEL = re.compile(r"[A-Za-z][\w-]*")
 
 
-def is_labelled(path: Path) -> bool:
+def is_labelled(path: Path, encoding: str | None = None) -> bool:
     """Whether the first filled lines of a file, two at least, all end in a label."""
-    with path.open("rb") as handle:
-        filled = (line for line in handle if line.strip())
-        first = list(itertools.islice(filled, LOOKED_AT))
-    return len(first) > 1 and all(_parts(line.decode("iso-8859-1")) for line in first)
+    filled = (text for _, text, _ in lines(path, encoding) if text.strip())
+    first = list(itertools.islice(filled, LOOKED_AT))
+    return len(first) > 1 and all(map(_parts, first))
 
 
-def labelled_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+def labelled_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str, str]]:
     """Number, sentence and label of each filled line; an empty label where the line does not end in one."""
-    for number, line in enumerate(decoded(path.read_bytes()).split("\n"), start=1):
+    for number, line in enumerate(decoded(path, encoding).split("\n"), start=1):
         if line.strip():
             yield number, *(_parts(line) or (line.strip(), ""))
 
 
-def decoded(raw: bytes) -> str:
-    """The text of a file in one of the two encodings; every byte is a character of the second."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("iso-8859-1")
+def decoded(path: Path, encoding: str | None = None) -> str:
+    """The text of a file: in the encoding that is said, else in UTF-8 or ISO-8859-1, where any byte is valid."""
+    text, problem = whole(path, encoding)
+    return whole(path, "iso-8859-1")[0] if problem and not encoding else text
 
 
 def _parts(line: str) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from eval.checkpoint_folder import require_checkpoint
 from eval.config import parse
 from eval.errors import UserError
 from eval.leave import leave, tell_launcher
-from eval.masking import hide_secrets, mask
+from eval.masking import hide_secrets, printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         if ranks.index == 0:
             write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
             show(evaluation.result)
-            print(mask(f"\nReport: {Path(config.out) / 'report.html'}"))
+            print(printable(f"\nReport: {Path(config.out) / 'report.html'}"))
         ranks.close()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        message = mask(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
+        message = printable(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
         print(message, file=sys.stderr)
         tell_launcher(message)
         return error.exit_code

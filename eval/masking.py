@@ -1,7 +1,10 @@
-"""Values of secret environment variables reach no terminal and no file, but where the user wrote them himself.
+"""What may leave this process: no value of a secret environment variable, and no control character to a terminal.
 
 A recipe is kept as it is (config.yaml, the checkpoints' manifests), since resuming and merging read it again: `exposed`
 finds what to warn of. Everything else is masked.
+
+A terminal obeys control characters: a row, a column name or an answer that holds an escape sequence could retitle the
+window, hide lines or type for the user. They are shown as \\x1b and the like.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +23,8 @@ _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 # Shorter values (TOKENIZERS_PARALLELISM=false) are no secrets, and masking them would tear holes into ordinary words.
 _MIN_CHARACTERS = 6
 _MASK = "***"
+# C0 without tab and line feed, delete, and C1 (0x9b alone begins a sequence on some terminals).
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _secrets() -> dict[str, str]:
@@ -29,14 +34,26 @@ def _secrets() -> dict[str, str]:
 
 def mask(text: str) -> str:
     """`text` with the value of every environment variable named like a secret replaced by ***."""
-    masked: str = _replaced(text, _longest_first())
-    return masked
+    return _masked(text, _longest_first())
 
 
 def mask_all(value: Any) -> Any:
-    """The same for every string inside dicts (keys included), lists, tuples and dataclasses."""
+    """The same for every string inside dicts (keys included), lists, tuples and dataclasses.
+
+    To be called before a text is escaped for Markdown, HTML or JSON: an escaped secret is not found any more.
+    """
     secrets = _longest_first()
-    return _replaced(value, secrets) if secrets else value
+    return _each_text(value, lambda text: _masked(text, secrets)) if secrets else value
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: masked, and control characters but tab and line feed shown as \\x1b."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", mask(text))
+
+
+def printable_all(value: Any) -> Any:
+    """The same for every string inside dicts (keys included), lists, tuples and dataclasses."""
+    return _each_text(value, printable)
 
 
 def _longest_first() -> list[str]:
@@ -44,18 +61,22 @@ def _longest_first() -> list[str]:
     return sorted(_secrets(), key=len, reverse=True)
 
 
-def _replaced(value: Any, secrets: Sequence[str]) -> Any:
+def _masked(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, _MASK)
+    return text
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, _MASK)
-        return value
+        return change(value)
     if isinstance(value, Mapping):
-        return {_replaced(k, secrets): _replaced(v, secrets) for k, v in value.items()}
+        return {_each_text(k, change): _each_text(v, change) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_replaced(v, secrets) for v in value)
+        return type(value)(_each_text(v, change) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        return dataclasses.replace(value, **_replaced(found, secrets))
+        return dataclasses.replace(value, **_each_text(found, change))
     return value
 
 
@@ -66,7 +87,7 @@ def exposed(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def hide_secrets() -> None:
-    """Mask every log record of this process, whichever logger or handler it takes, and uncaught exceptions.
+    """Make every log record of this process printable, whichever logger or handler it takes, and uncaught exceptions.
 
     The record factory is the one place that all records pass: filters of the root logger see only its own records, and
     libraries bring handlers of their own.
@@ -81,17 +102,17 @@ def hide_secrets() -> None:
             message = record.getMessage()
         except (TypeError, ValueError):  # a wrong format string is reported by the handler
             return record
-        if (masked := mask(message)) != message:
-            record.msg, record.args = masked, ()
+        if (shown := printable(message)) != message:
+            record.msg, record.args = shown, ()
         if record.exc_info and record.exc_info[0] is not None:
-            record.exc_text = mask("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_text = printable("".join(traceback.format_exception(*record.exc_info)).rstrip())
         if record.stack_info:
-            record.stack_info = mask(record.stack_info)
+            record.stack_info = printable(record.stack_info)
         return record
 
-    def print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+    def print_printable(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
     make_masked.hides_secrets = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(make_masked)
-    sys.excepthook = print_masked
+    sys.excepthook = print_printable

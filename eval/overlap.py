@@ -1,16 +1,14 @@
 """Which rows of a test set stand in training data too: whole, or with a passage in common.
 
 The index holds the test rows, and training rows pass by once, so that memory does not grow with the training data and
-time grows with its length alone. A word is a run of letters and digits, or one Chinese, Japanese or Korean character;
-case, full-width forms, punctuation and spaces make no difference.
+time grows with its length alone. A word is a run of letters and digits, or one letter of a script without spaces
+between words (Chinese, Japanese, Thai ...); case, full-width forms, punctuation and spaces make no difference.
 
 Shape suffixes: t words of training rows, one row after another; w passages of the test rows.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.exact_match import CJK
+from eval.metrics.script import Writing, folded, tokens
 
 PASSAGE = 13  # words; arXiv:2005.14165 (appendix C) calls rows with 13 in common dirty
 SHORTEST = 6  # words; a row without a field of 13 is looked for by its longest field, if that has at least these
 COMMON_ROWS = 10  # a passage in more test rows than these is an instruction or a form, not a leak
 BLOCK = 1_000_000  # words that are compared at once
-WORD = re.compile(rf"(?=\w)[{CJK}]|[^\W_{CJK}]+")
 # Keys whose text is not said to anybody: sequences of tags are alike in all sentences.
 NOT_TEXT = frozenset({"role", "from", "id", "image", "image_path", "tags"})
 STRENGTH = {"passage": 0, "words": 1, "row": 2}
@@ -49,7 +46,7 @@ def fields(value: Any) -> list[str]:
 
 def words(text: str) -> list[str]:
     """The words by which texts are compared."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return tokens(folded(text), Writing.UNSPACED)
 
 
 class Index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,15 +220,16 @@ class Prompter:
         return tuple(sorted(stops))
 
     def _end_of_turn(self) -> str:
-        """What the template writes after an answer."""
+        """What the template writes after an answer; nothing where it refuses every conversation made up here."""
         mark = "zerotune-answer"
-        for content in (mark, [{"type": "text", "text": mark}]):  # a vision model's may take parts only
-            question = content if content is not mark else "?"
-            whole = self._rendered(
-                [{"role": "user", "content": question}, {"role": "assistant", "content": content}], False
-            )
-            if mark in whole:
-                return whole.rpartition(mark)[2]
+        parts = [{"type": "text", "text": mark}]  # a vision model's may take nothing else
+        for roles in (("user", "assistant"), ("system", "user", "assistant")):  # one may insist on a system message
+            for content in (mark, parts):
+                said = [{"role": role, "content": content} for role in roles]
+                with contextlib.suppress(UserError, TypeError):
+                    whole = self._rendered(said, add_generation_prompt=False)
+                    if mark in whole:
+                        return whole.rpartition(mark)[2]
         return ""
 
     @cached_property

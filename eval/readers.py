@@ -1,7 +1,7 @@
 """The readers behind `eval.files.read`, one for each kind of file: rows with the line they stand on.
 
-Text must be UTF-8 (a byte order mark is taken off), that of `sentence@label` lines may be ISO-8859-1. A row that cannot
-be read is yielded with its reason, never raised.
+Text must be UTF-8 where no other encoding is said (a byte order mark is taken off), that of `sentence@label` lines may
+be ISO-8859-1. A row that cannot be read is yielded with its reason, never raised.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval import text_files
+from eval.errors import UserError
+from eval.file_options import DEFAULT, FileOptions
 from eval.json_table import json_table
 from eval.labelled_lines import is_labelled, labelled_lines
+from eval.saved_datasets import classes, named
 
+SEPARATORS = "\t;|,"  # what may stand between columns
 DOCUMENT_END = "<|endoftext|>"  # a line with nothing else ends a document of a text file
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACE = re.compile(r"[ \t\r\n]*")
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" leaves where a byte is not UTF-8
 
@@ -68,20 +72,14 @@ def place_of(file: str, line: int, number: int) -> str:
     return f"{file}:{line}, row {number}" if number else f"{file}:{line}"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, BadRow | None]]:
-    """Number, text and problem of each line. Lines end at line feeds alone: JSON strings may hold other separators."""
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            raw = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-            try:
-                yield number, raw.decode("utf-8"), None
-            except UnicodeDecodeError as error:
-                reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-                yield number, raw.decode("utf-8", "surrogateescape"), BadRow(str(path), number, reason)
+def _lines(path: Path, options: FileOptions) -> Iterator[tuple[int, str, BadRow | None]]:
+    """Number, text and problem of each line."""
+    for number, text, problem in text_files.lines(path, options.encoding):
+        yield number, text, BadRow(str(path), number, problem) if problem else None
 
 
-def _read_jsonl(path: Path, skip: int) -> Iterator[Row | BadRow]:
-    filled = (entry for entry in _lines(path) if entry[1].strip())
+def _read_jsonl(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    filled = (entry for entry in _lines(path, options) if entry[1].strip())
     for number, text, problem in itertools.islice(filled, skip, None):
         yield problem or _object(str(path), number, text)
 
@@ -119,13 +117,11 @@ def _json_reason(error: Exception, text: str) -> str:
     return f"not valid JSON: {error.msg} (column {error.colno})"
 
 
-def _read_json(path: Path, skip: int) -> Iterator[Row | BadRow]:
-    raw = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
-    try:
-        text, is_clean = raw.decode("utf-8"), True
-    except UnicodeDecodeError:
-        text, is_clean = raw.decode("utf-8", "surrogateescape"), False
-    return itertools.islice(_numbered(_walk_json(str(path), text, is_clean)), skip, None)
+def _read_json(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    text, problem = text_files.whole(path, options.encoding)
+    if problem and not text:
+        return iter([BadRow(str(path), 1, problem)])
+    return itertools.islice(_numbered(_walk_json(str(path), text, problem)), skip, None)
 
 
 def _numbered(rows: Iterable[tuple[int, Row | BadRow]]) -> Iterator[Row | BadRow]:
@@ -135,13 +131,13 @@ def _numbered(rows: Iterable[tuple[int, Row | BadRow]]) -> Iterator[Row | BadRow
         yield from (row if len(together) == 1 else replace(row, number=number) for number, row in together)
 
 
-def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[tuple[int, Row | BadRow]]:
+def _walk_json(file: str, text: str, problem: str) -> Iterator[tuple[int, Row | BadRow]]:
     """The elements of an array, or objects one after another, with their numbers; each with the line it begins on.
 
     One object that holds nothing but objects is a table: its keys become the rows' `id` where they have none.
     """
     decode = json.JSONDecoder().raw_decode
-    table = json_table(text) if is_clean else []
+    table = [] if problem else json_table(text)
     if table:
         entries = (Row(file, line, {"id": key, **value}) for line, key, value in table)
         yield from enumerate(entries, start=1)
@@ -167,10 +163,13 @@ def _walk_json(file: str, text: str, is_clean: bool) -> Iterator[tuple[int, Row 
                 yield number, BadRow(file, broken_line, reason)
                 return
             continue
-        escaped = None if is_clean else ESCAPED_BYTE.search(text, position, end)
+        escaped = ESCAPED_BYTE.search(text, position, end) if problem else None
         if escaped:
             escaped_line = line + text.count("\n", position, escaped.start())
-            yield number, BadRow(file, escaped_line, f"not UTF-8: byte 0x{ord(escaped.group()) - 0xDC00:02x}")
+            kind, _, hint = problem.partition(":")
+            hint = hint[hint.index(" (") :] if " (" in hint else ""
+            yield number, BadRow(file, escaped_line, f"{kind}: byte 0x{ord(escaped.group()) - 0xDC00:02x}{hint}")
+            problem = kind
         else:
             yield number, _row(file, line, value)
         position = _skip_space(text, end)
@@ -202,17 +201,25 @@ def _next_start(text: str, position: int) -> int:
     return len(text) if found < 0 else text.index("{", found)
 
 
-def _read_csv(path: Path, skip: int) -> Iterator[Row | BadRow]:
+def _read_csv(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    return _separated(path, skip, options, ",")
+
+
+def _read_tsv(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    return _separated(path, skip, options, "\t")
+
+
+def _separated(path: Path, skip: int, options: FileOptions, usual: str) -> Iterator[Row | BadRow]:
     csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 KiB
     problems: dict[int, BadRow] = {}
 
     def lines() -> Iterator[str]:
-        for number, text, problem in _lines(path):
+        for number, text, problem in _lines(path, options):
             if problem:
                 problems[number] = problem
             yield text
 
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(lines(), delimiter=options.separator or usual, strict=True)
     header: list[str] | None = None
     yielded = 0
     while True:
@@ -229,15 +236,28 @@ def _read_csv(path: Path, skip: int) -> Iterator[Row | BadRow]:
             problem = next((problems[n] for n in range(line, reader.line_num + 1) if n in problems), None)
             if header is None:
                 header = record
-                repeated = sorted({name for name in header if header.count(name) > 1})
-                if problem or repeated:
-                    yield problem or BadRow(str(path), line, f"not valid CSV: the header repeats {', '.join(repeated)}")
+                if reason := _header_reason(header, is_guessed=options.delimiter is None):
+                    problem = problem or BadRow(str(path), line, f"not valid CSV: {reason}")
+                if problem:
+                    yield problem
                     return
                 continue
             result = problem or _csv_row(str(path), line, header, record)
         yielded += 1
         if yielded > skip:
             yield result
+
+
+def _header_reason(header: Sequence[str], is_guessed: bool) -> str:
+    """What is wrong with a header, or nothing. is_guessed: nobody has said what stands between its columns."""
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        return f"the header repeats {', '.join(repeated)}"
+    seems = next((mark for mark in SEPARATORS if mark in header[0]), "") if is_guessed and len(header) == 1 else ""
+    if not seems:
+        return ""
+    shown = "tab" if seems == "\t" else f"'{seems}'"
+    return f"the columns seem to be parted by {shown} ({header[0]!r}): set delimiter: {shown}"
 
 
 def _csv_reason(error: csv.Error) -> str:
@@ -251,7 +271,7 @@ def _csv_row(file: str, line: int, header: list[str], record: list[str]) -> Row 
     return Row(file, line, dict(zip(header, record, strict=True)))
 
 
-def _read_parquet(path: Path, skip: int) -> Iterator[Row | BadRow]:
+def _read_parquet(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
     import pyarrow
     from pyarrow import parquet
 
@@ -272,20 +292,53 @@ def _read_parquet(path: Path, skip: int) -> Iterator[Row | BadRow]:
                 line += len(batch)
 
 
+def _read_arrow(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    """Of a data set that `datasets` saved; classes by their names."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            table = pyarrow.ipc.open_stream(source)
+            features = classes(table.schema)
+            line = 0
+            for batch in table:
+                for offset in range(max(0, skip - line), len(batch)):
+                    row = _parquet_row(str(path), line + offset + 1, batch, offset)
+                    if isinstance(row, Row):
+                        row = replace(row, value={name: named(v, features.get(name)) for name, v in row.value.items()})
+                    yield row
+                line += len(batch)
+    except pyarrow.ArrowInvalid as error:
+        yield BadRow(str(path), 1, f"not an Arrow file: {error}")
+
+
 def _parquet_row(file: str, line: int, batch: Any, offset: int) -> Row | BadRow:
     try:
-        return Row(file, line, {name: batch.column(name)[offset].as_py() for name in batch.schema.names})
+        values = {name: batch.column(name)[offset].as_py(maps_as_pydicts="strict") for name in batch.schema.names}
+        return Row(file, line, {name: without_nulls(value) for name, value in values.items()})
+    except KeyError as error:
+        return BadRow(file, line, f"a map holds a key twice: {error}")
     except UnicodeDecodeError as error:
         return BadRow(file, line, f"not UTF-8: byte 0x{error.object[error.start]:02x}")
 
 
-def _read_text(path: Path, skip: int) -> Iterator[Row | BadRow]:
-    return itertools.islice(_labelled(path) if is_labelled(path) else _documents(path), skip, None)
+def without_nulls(value: Any) -> Any:
+    """A value of a table without the keys that are null, at any depth: every object of a table has every key that one
+    of them has, so that nobody can tell a null that was meant from one that the table's schema made.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _labelled(path: Path) -> Iterator[Row | BadRow]:
+def _read_text(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    rows = _labelled(path, options) if is_labelled(path, options.encoding) else _documents(path, options)
+    return itertools.islice(rows, skip, None)
+
+
+def _labelled(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
     """A row for each line; its sentence is its `text`, so that corpora may be read from such a file too."""
-    for number, sentence, label in labelled_lines(path):
+    for number, sentence, label in labelled_lines(path, options.encoding):
         if label:
             yield Row(str(path), number, {"text": sentence, "label": label})
         else:
@@ -293,12 +346,12 @@ def _labelled(path: Path) -> Iterator[Row | BadRow]:
             yield BadRow(str(path), number, reason)
 
 
-def _documents(path: Path) -> Iterator[Row | BadRow]:
+def _documents(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
     """Documents between lines that hold only <|endoftext|>; without such a line the file is one document."""
     lines: list[str] = []
     problem: BadRow | None = None
     start = 0
-    for number, text, bad in itertools.chain(_lines(path), [(0, DOCUMENT_END, None)]):
+    for number, text, bad in itertools.chain(_lines(path, options), [(0, DOCUMENT_END, None)]):
         if text.strip() == DOCUMENT_END:
             if problem or start:
                 yield problem or Row(str(path), start, {"text": "".join(lines).strip("\n")})
@@ -309,11 +362,11 @@ def _documents(path: Path) -> Iterator[Row | BadRow]:
             lines.append(text[:-2] + "\n" if text.endswith("\r\n") else text)
 
 
-def _read_conll(path: Path, skip: int) -> Iterator[Row | BadRow]:
-    return itertools.islice(_sentences(path), skip, None)
+def _read_conll(path: Path, skip: int, options: FileOptions) -> Iterator[Row | BadRow]:
+    return itertools.islice(_sentences(path, options), skip, None)
 
 
-def _sentences(path: Path) -> Iterator[Row | BadRow]:
+def _sentences(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
     """Sentences between blank lines, each with the line it begins on; of a line's columns the first is the token and
     the last its tag. Columns stand between tabs, or between spaces in a line without tabs. -DOCSTART- is no sentence.
     """
@@ -321,7 +374,7 @@ def _sentences(path: Path) -> Iterator[Row | BadRow]:
     tags: list[str] = []
     problem: BadRow | None = None
     start = 0
-    for number, text, bad in itertools.chain(_lines(path), [(0, "", None)]):
+    for number, text, bad in itertools.chain(_lines(path, options), [(0, "", None)]):
         line = text.rstrip("\r\n")
         columns = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
         if any(map(str.strip, columns)):
@@ -337,13 +390,41 @@ def _sentences(path: Path) -> Iterator[Row | BadRow]:
             tokens, tags, problem, start = [], [], None, 0
 
 
-READERS: Mapping[str, Callable[[Path, int], Iterator[Row | BadRow]]] = {
+READERS: Mapping[str, Callable[[Path, int, FileOptions], Iterator[Row | BadRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
     ".txt": _read_text,
     ".conll": _read_conll,
     ".iob": _read_conll,
     ".iob2": _read_conll,
 }
+BINARY = (".parquet", ".arrow")  # no text, and no other compression around it
+
+
+def reader_of(path: Path) -> Callable[[Path, int, FileOptions], Iterator[Row | BadRow]] | None:
+    """What reads a file of this name; None where nothing does."""
+    kind = text_files.kind_of(path)
+    return None if kind in BINARY and path.suffix.lower() != kind else READERS.get(kind)
+
+
+def read(path: Path, skip: int = 0, options: FileOptions = DEFAULT) -> Iterator[Row | BadRow]:
+    """The rows of one file in order, read as they are asked for, without the first `skip` (of both kinds). The filter
+    of the options is not applied.
+
+    JSON arrays are held in memory whole, and so is one document of a text file.
+
+    Raises:
+        UserError: The file cannot be opened, or uncompressed.
+    """
+    reader = reader_of(path)
+    assert reader, path
+    try:
+        yield from reader(path, skip, options)
+    except text_files.BROKEN as error:
+        raise text_files.broken(path, error) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

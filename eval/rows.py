@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from eval.errors import UserError
+from eval.file_options import DEFAULT, FileOptions, RowFilter
 from eval.files import BadRow, Row, expand, read
 from eval.readers import type_name
 
@@ -75,10 +76,14 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
     return items
 
 
-def local(*paths: str) -> Iterator[Row | BadRow]:
-    """The rows of files, folders and globs."""
+def local(*paths: str, options: FileOptions = DEFAULT) -> Iterator[Row | BadRow]:
+    """The rows of files, folders and globs that the options mean."""
+    chosen = RowFilter(options.filter)
     for file in expand(*paths):
-        yield from read(file)
+        for row in read(file, 0, options):
+            if isinstance(row, BadRow) or chosen.takes(row.value):
+                yield row
+    chosen.require_rows()
 
 
 def examples(check: Callable[[Example], Item]) -> Callable[[Row], Item]:

@@ -15,6 +15,7 @@ from eval.budget import Budget, choose
 from eval.checkpoint import DTYPES, Checkpoint, choose_precision
 from eval.config import Config
 from eval.journal import Journal
+from eval.masking import printable
 from eval.protocols import Answer, Head, Request
 from eval.ranks import Ranks
 from eval.runner import Model, answer
@@ -72,7 +73,7 @@ class Speaker:
     def answers(self, requests: Sequence[Request], task: str) -> Iterator[Answer]:
         """The answers in order, on every rank."""
         known = self._notes.known(self._identity, requests)
-        title = f"{self._checkpoint.name}: {task}"
+        title = printable(f"{self._checkpoint.name}: {task}")
         console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
         count = sum(request in known for request in requests)
         self.reused += count
@@ -105,6 +106,10 @@ class Speaker:
         if self._model is None:
             start = time.perf_counter()
             config, device = self._config, self._ranks.device
+            if stored := self._checkpoint.quantized:
+                console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
+                name = self._checkpoint.name
+                console.print(f"{name}: weights stored in {stored}, evaluated dequantised", markup=False)
             model = self._checkpoint.load(self._head, self._precision, config.quantization, device)
             self._model = model, choose(config.batch_tokens, self._checkpoint.config, DTYPES[self._precision], device)
             self.loading_seconds += time.perf_counter() - start

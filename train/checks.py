@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from eval.file_options import FileOptions
 from train.config import LEARNS_FROM, Config, OptimConfig
 from train.config_ppo import PpoConfig
 from train.fingerprint import flat
@@ -194,6 +195,9 @@ def _source_problems(name: str, source: dict[str, Any]) -> Iterator[tuple[str, s
     for key, interval in SOURCE_RANGES.items():
         if not _inside(source[key], interval):
             yield f"{name}.{key}", f"{name}.{key}: must lie in {interval}, not {source[key]}"
+    options = FileOptions(source["delimiter"], source["encoding"], source["filter"])
+    for option, problem in options.problems():
+        yield f"{name}.{option}", f"{name}.{option}: {problem}"
     if not source["path"].strip():
         yield f"{name}.path", f"{name}.path is empty: give a file, folder, glob or hub data set"
 

@@ -16,6 +16,8 @@ ObjectiveName = Literal[
     "causal_lm", "token_classification", "sequence_classification", "regression", "reward_model", "ppo"
 ]
 
+Wanted = str | bool | int | float | list[str | bool | int | float | None] | None  # a value, or several, of a column
+
 # The formats of rows that each objective can learn from.
 LEARNS_FROM: Mapping[str, tuple[str, ...]] = {
     "causal_lm": ("text", "qa", "pr", "io", "chat", "labelled"),
@@ -84,15 +86,19 @@ class SourceConfig:
     """One source of rows.
 
     Args:
-        path: A JSON, JSONL, CSV, Parquet or text file, a folder or glob of them, or a hub data set.
+        path: A JSON, JSONL, CSV, TSV, Parquet or text file (text also as .gz, .bz2, .xz, .zst), a folder or glob of
+            them, a folder of save_to_disk, or a hub data set.
         format: How a row is read: text (corpus), qa (question, answer), pr (prompt, response),
             io (instruction, input, output), chat (messages or ShareGPT conversations), labelled (sentence or text, or
             sentence1 and sentence2, and label), tagged (tokens, tags), preference (prompt, chosen, rejected).
         columns: Our field name -> the column in this source, where they differ.
         weight: Passes over this source per epoch: 2 shows each row twice, 0.5 another half each epoch.
         fraction: Share of the rows that is used at all (drawn with the seed).
-        split: The split of a hub data set.
+        split: The split of a hub data set, or of a folder of save_to_disk that holds several.
         revision: The revision of a hub data set.
+        delimiter: What stands between the columns of CSV files, tab for a tab; by default a comma, in .tsv a tab.
+        encoding: Of text files, for example gb18030, big5, utf-16, cp1252; by default UTF-8, or UTF-16 with its mark.
+        filter: A column -> its value, or list of values, in the rows to use, for example {split: train}.
     """
 
     path: str
@@ -102,6 +108,9 @@ class SourceConfig:
     fraction: float = 1.0
     split: str = "train"
     revision: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    filter: dict[str, Wanted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

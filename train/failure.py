@@ -6,7 +6,7 @@ import os
 import sys
 
 from eval.leave import tell_launcher
-from eval.masking import mask
+from eval.masking import printable
 from train.errors import EndedWithError, UserError
 from train.pulse import PULSE
 
@@ -21,11 +21,11 @@ def tell(error: Exception) -> int:
     _TOLD.append(error)
     rank = int(os.environ.get("RANK", 0))
     if isinstance(error, UserError):
-        message = mask(f"[rank {rank}] {error}" if rank else str(error))
+        message = printable(f"[rank {rank}] {error}" if rank else str(error))
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
     else:
-        message = mask(f"{type(error).__name__}: {error}")
+        message = printable(f"{type(error).__name__}: {error}")
         if "RANK" in os.environ:
             sys.stderr.write(f"[rank {rank}] failed after step {PULSE.step}, in `{PULSE.phase}`:\n")
         # The interpreter would, too, but then might wait for ranks that wait for us.

@@ -24,6 +24,9 @@ FREE_KEYS = (
     "data.workers",
 )
 
+SOURCES = ("data.train", "data.validation")
+LATER_OPTIONS = ("delimiter", "encoding", "filter")  # of a source
+
 
 def flat(config: Config) -> dict[str, Any]:
     """Every leaf of the configuration under its dotted key, as plain values; a list of sources is one leaf."""
@@ -44,7 +47,15 @@ def flat(config: Config) -> dict[str, Any]:
 def bound(config: Config) -> dict[str, Any]:
     """Of `flat` what training's numbers depend on: what may not change when a run goes on."""
     free = tuple(f"{key}." for key in FREE_KEYS)
-    return {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
+    kept = {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
+    return kept | {name: [_as_before(source) for source in kept[name]] for name in SOURCES}
+
+
+def _as_before(source: Any) -> Any:
+    """A source without the options that are not given and that runs from before them did not know."""
+    if not isinstance(source, dict):
+        return source
+    return {key: value for key, value in source.items() if value or key not in LATER_OPTIONS}
 
 
 def fingerprint(config: Config) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +21,8 @@ from train.checks import problems
 from train.config import Config
 from train.errors import UserError
 from train.options_help import build_parser, print_help
-from train.suggest import did_you_mean
-from train.value_types import accepts, find_fault, is_union, kind_at, leaf_ways, shown
+from train.suggest import about_key, about_value, meant_key, nearest_file, way_of
+from train.value_types import Fault, accepts, clean, is_union, kind_at, shown
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,6 +35,22 @@ class _Draft:
     tree: dict[str, Any] = dataclasses.field(default_factory=dict)
     places: dict[Way, str] = dataclasses.field(default_factory=dict)
     source: str = "command line"
+    refused: list[str] = dataclasses.field(default_factory=list)  # lines of the message
+    doubted: list[str] = dataclasses.field(default_factory=list)  # dotted keys whose values are not what was meant
+
+    def refuse(self, faults: Iterable[Fault], places: Mapping[Way, str], spell: Callable[[Way], str]) -> None:
+        """Keeps what is wrong for the one message that lists all of it."""
+        faults = list(faults)
+        meant = {meant_key(fault.way).partition(":")[0] for fault in faults if fault.unknown}
+        for fault in faults:
+            about = dotted(fault.about or fault.way)
+            if not (fault.about and about in meant):  # what is missing stands there under another name
+                cure = (
+                    about_key(fault.way, fault.value, spell) if fault.unknown else about_value(fault.way, fault.value)
+                )
+                self.refused.append(f"{_place(places, fault.way)}: {fault.message}{cure}")
+            self.doubted.append(about)
+        self.doubted += filter(None, meant)
 
     def put(self, way: Way, value: Any, places: dict[Way, str]) -> None:
         """Writes `value` at `way`: mappings are merged, anything else replaces what was there."""
@@ -57,7 +72,7 @@ class _Draft:
         spot[way[-1]] = value
 
 
-def _place(places: dict[Way, str], way: Way) -> str:
+def _place(places: Mapping[Way, str], way: Way) -> str:
     """Where `way` was given: itself, else something inside it, else what it stands in."""
     if way in places:
         return places[way]
@@ -85,8 +100,10 @@ def parse(arguments: Sequence[str]) -> Config:
     for name, text in options:
         if name == "--config":
             located = _read(text)
-            _refuse_foreign_code(located)
-            draft.put((), located.value, located.places)
+            value, faults = clean(Config, located.value)
+            draft.refuse(faults, located.places, dotted)
+            _refuse_foreign_code(draft, value, located.places)
+            draft.put((), value, located.places)
             draft.source = text
     for name, text in options:
         if name != "--config":
@@ -101,7 +118,10 @@ def parse(arguments: Sequence[str]) -> Config:
 def load(path: str | Path) -> Config:
     """The configuration in a run folder's `config.yaml`, checked as strictly as a recipe."""
     located = _read(str(path))
-    return _finish(_Draft(located.value, located.places, str(path)))
+    value, faults = clean(Config, located.value)
+    draft = _Draft(value, located.places, str(path))
+    draft.refuse(faults, located.places, dotted)
+    return _finish(draft)
 
 
 def to_yaml(config: Config) -> str:
@@ -118,87 +138,78 @@ def _options(words: Sequence[str]) -> list[tuple[str, str]]:
         if not word.startswith("--"):
             raise UserError(f"command line: unexpected {word!r}; every value follows an option: --config FILE.")
         name, equals, text = word.partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(f"command line: {name} needs a value.")
-            text = rest.pop(0)
-        pairs.append((name, text))
+        words = []
+        while not equals and rest and not rest[0].startswith("--") and (not words or not _is_known(name)):
+            words.append(rest.pop(0))  # of an option that there is not, all words: it may be a list where it comes from
+        if not equals and not words and _is_known(name):
+            raise UserError(f"command line: {name} needs a value.")
+        pairs.append((name, text if equals else " ".join(words)))
     return pairs
+
+
+def _is_known(option: str) -> bool:
+    return option == "--config" or kind_at(Config, way_of(option.removeprefix("--"))) is not None
 
 
 def _read(file: str) -> Located:
     path = Path(file)
     if not path.is_file():
         beside = sorted(map(str, path.parent.glob("*.yaml"))) if path.parent.is_dir() else []
-        raise UserError(f"{file}: there is no such recipe{did_you_mean(file, beside) or '.'}")
+        raise UserError(f"{file}: there is no such recipe{nearest_file(file, beside) or '.'}")
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise UserError(f"{file}:1: a recipe is a mapping of keys to values, not {shown(located.value)}.")
-    _refuse_faults(Config, located.value, (), located.places)
     return located
-
-
-def _refuse_faults(kind: Any, value: Any, way: Way, places: dict[Way, str]) -> None:
-    fault = find_fault(kind, value, way)
-    if fault is None:
-        return
-    cure = _nearest(fault.way, dotted) if fault.unknown else "."
-    raise UserError(f"{_place(places, fault.way)}: {fault.message}{cure}")
-
-
-def _nearest(way: Way, spell: Callable[[Way], str]) -> str:
-    """`; did you mean ...?` for an unknown key, spelt as it would be given."""
-    if len(way) > 2 and isinstance(way[2], int):  # a field of one source
-        ways = [(*way[:3], *leaf) for leaf in leaf_ways(kind_at(Config, way[:3]))]
-    else:
-        ways = leaf_ways(Config)
-    return did_you_mean(spell(way), [spell(leaf) for leaf in ways]) or "; --help lists all keys."
 
 
 def _option(way: Way) -> str:
     return "--" + ".".join(map(str, way))
 
 
-def _refuse_foreign_code(located: Located) -> None:
-    if located.value.get("model", {}).get("trust_remote_code"):
-        place = located.places["model", "trust_remote_code"]
-        raise UserError(
-            f"{place}: model.trust_remote_code runs foreign code and is accepted on the command line only: "
-            "--model.trust_remote_code true"
+def _refuse_foreign_code(draft: _Draft, value: Mapping[str, Any], places: Mapping[Way, str]) -> None:
+    if value.get("model", {}).get("trust_remote_code"):
+        draft.refused.append(
+            f"{places['model', 'trust_remote_code']}: model.trust_remote_code runs foreign code and is accepted on the "
+            "command line only: --model.trust_remote_code true"
         )
 
 
 def _put_option(draft: _Draft, name: str, text: str) -> None:
-    way = _way(name.removeprefix("--"))
+    way = way_of(name.removeprefix("--"))
     kind = kind_at(Config, way)
     if kind is None:
-        raise UserError(f"command line: unknown option {name}{_nearest(way, _option)}")
+        draft.refuse([Fault(way, f"unknown option {name}", unknown=True, value=text)], {(): "command line"}, _option)
+        return
     if accepts(kind, text) and not (is_union(kind) and (text == "null" or text.startswith("["))):
         located = Located(text, {(): ""})  # text is taken as it is
     else:
         located = parse_yaml(text, f"command line: {name}")
     places = dict.fromkeys(((*way, *inner) for inner in located.places), "command line")
-    _refuse_faults(kind, located.value, way, places)
-    draft.put(way, located.value, places)
-
-
-def _way(key: str) -> Way:
-    """data.train.0.path or data.train[0].path -> ("data", "train", 0, "path")"""
-    parts = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
-    return tuple(int(part) if re.fullmatch("[0-9]+", part) else part for part in parts)
+    value, faults = clean(kind, located.value, way)
+    draft.refuse(faults, places, dotted)
+    if accepts(kind, value):
+        draft.put(way, value if located.value is not None else None, places)  # an empty mapping would only be merged
 
 
 def _finish(draft: _Draft) -> Config:
-    """Checks the whole and builds it."""
+    """Checks the whole and builds it. Raises UserError with all that is wrong in any file or option."""
     places = {**draft.places, (): draft.source}
-    _refuse_faults(Config, draft.tree, (), places)
+    tree, faults = clean(Config, draft.tree)
+    draft.refuse(faults, places, dotted)
     parser = _builder()
-    built = parser.instantiate(parser.parse_object(copy.deepcopy(draft.tree)))
+    built = parser.instantiate(parser.parse_object(copy.deepcopy(tree)))
     config = Config(**{field.name: built[field.name] for field in dataclasses.fields(Config)})
-    found = list(problems(config))
-    if found:
-        raise UserError("\n".join(f"{_place(places, _way(key))}: {message}." for key, message in found))
+    found = [(key, message) for key, message in problems(config) if not _is_doubted(key, message, draft.doubted)]
+    told = draft.refused + [f"{_place(places, way_of(key))}: {message}." for key, message in found]
+    if told:
+        raise UserError("\n".join(dict.fromkeys(told)))
     return config
+
+
+def _is_doubted(key: str, message: str, doubted: Sequence[str]) -> bool:
+    """Whether a problem may only come from a value that was left out for being wrong itself."""
+    above_or_below = (f"{key}.".startswith((f"{d}.", f"{d}[")) or f"{d}.".startswith(f"{key}.") for d in doubted)
+    return any(above_or_below) or any(d in message for d in doubted)
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from eval.masking import hide_secrets, mask
+from eval.masking import hide_secrets, printable
 from train.errors import UserError
 from train.recipe import parse
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         sys.stdout.write(f"[zerotune: {parse(arguments).run.folder} :zerotune]\n")
     except UserError as error:
-        sys.stderr.write(mask(f"{error}\n"))
+        sys.stderr.write(printable(f"{error}\n"))
         return error.exit_code
     return 0
 

@@ -1,53 +1,104 @@
-"""The nearest known name to one that is not known."""
+"""What was probably meant by a key or a value that there is not. Better no suggestion than a misleading one."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args, get_origin
 
-# What other trainers call it; for people who come from there.
-ELSEWHERE = {
-    "bf16": "run.precision",
-    "cutoff_len": "data.max_length_tokens",
-    "dataset": "data.train",
-    "eval_steps": "validation.every_steps",
-    "finetuning_type": "tuning.kind",
-    "fp16": "run.precision",
-    "gradient_accumulation_steps": "batch.tokens_per_step",
-    "logging_steps": "watch.every_steps",
-    "lora_alpha": "tuning.lora.alpha",
-    "lora_dropout": "tuning.lora.dropout",
-    "lora_r": "tuning.lora.rank",
-    "lora_rank": "tuning.lora.rank",
-    "lora_target": "tuning.lora.targets",
-    "lr": "optim.learning_rate",
-    "lr_scheduler_type": "optim.schedule",
-    "max_grad_norm": "optim.clip_norm",
-    "max_seq_length": "data.max_length_tokens",
-    "model_name_or_path": "model.path",
-    "num_train_epochs": "duration.max_epochs",
-    "output_dir": "run.folder",
-    "packing": "batch.layout",
-    "per_device_train_batch_size": "batch.tokens_per_micro_batch",
-    "quantization_bit": "tuning.quantization",
-    "r": "tuning.lora.rank",
-    "save_steps": "checkpoint.every_steps",
-    "save_total_limit": "checkpoint.keep_last",
-    "target_modules": "tuning.lora.targets",
-    "template": "data.chat_template",
-    "val_size": "data.validation_fraction",
-    "warmup_ratio": "optim.warmup_fraction",
-}
+from eval.yaml_lines import Way, dotted
+from train.config import Config
+from train.foreign_words import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
+from train.value_types import is_section, kind_at, leaf_ways
+
+SAME_SECTION, ANYWHERE = 0.7, 0.9  # how alike two words must be (difflib), to be taken for a slip of the finger
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean X?`, or nothing if no known name is near. Names are dotted keys or files."""
-    lasts = {key: key.rpartition(".")[2] for key in known}
-    last = name.removeprefix("--").rpartition(".")[2]
-    elsewhere = [key for key in known if key.removeprefix("--") == ELSEWHERE.get(last)]
-    same_last = [key for key in known if lasts[key] == last]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near_last = difflib.get_close_matches(last, list(lasts.values()), n=1, cutoff=0.75)
-    by_last = [key for key in known if lasts[key] in near_last]
-    choice = (same_last if len(same_last) == 1 else []) or elsewhere or near or by_last
-    return f"; did you mean {choice[0]}?" if choice else ""
+def meant_key(way: Way) -> str:
+    """Our key that an unknown one stands for, as `section.key` or `section.key: value`; empty where none is certain."""
+    last = str(way[-1])
+    if len(way) > 2 and isinstance(way[2], int):  # a field of one source, or of one part of a reward
+        own = [dotted(leaf) for leaf in leaf_ways(kind_at(Config, way[:-1]))]
+        theirs = SOURCE_KEYS.get(last, "") if way[0] == "data" else ""
+        name = theirs if theirs in own else _alike(last, own, SAME_SECTION)
+        return f"{dotted(way[:-1])}.{name}" if name else ""
+    if last in COUNTERPARTS:
+        return COUNTERPARTS[last]
+    if last in NO_COUNTERPART:
+        return ""
+    keys = [dotted(leaf) for leaf in leaf_ways(Config)]
+    return _same_last(dotted(way), keys) or _alike_in_section(way, keys) or _alike_anywhere(last, keys)
+
+
+def _same_last(name: str, keys: Sequence[str]) -> str:
+    """The key of that last part: in the wrong section, or in a mistyped one."""
+    last = name.rpartition(".")[2]
+    same = [key for key in keys if key.rpartition(".")[2] == last]
+    return same[0] if len(same) == 1 else _alike(name, same, SAME_SECTION) if name != last else ""
+
+
+def _alike_in_section(way: Way, keys: Sequence[str]) -> str:
+    section = f"{dotted(way[:-1])}."
+    own = [key for key in keys if len(way) > 1 and key.startswith(section)]
+    found = _alike(str(way[-1]), [key.removeprefix(section) for key in own], SAME_SECTION)
+    return section + found if found else ""
+
+
+def _alike_anywhere(last: str, keys: Sequence[str]) -> str:
+    lasts = [key.rpartition(".")[2] for key in keys]
+    found = _alike(last, lasts, ANYWHERE)
+    return keys[lasts.index(found)] if lasts.count(found) == 1 else ""
+
+
+def _alike(name: str, known: Sequence[str], cutoff: float) -> str:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), "")
+
+
+def about_key(way: Way, value: object, spell: Callable[[Way], str]) -> str:
+    """What is said behind `unknown key NAME`: what was meant, why there is none, or where all keys stand.
+
+    value: what was given for it. spell: a key as it would be given, in a recipe or on the command line.
+    """
+    key, _, ours = meant_key(way).partition(": ")
+    if key:
+        ours = ours or _our_value(key, value)
+        shown = spell(way_of(key)) + ((": " if spell is dotted else " ") + ours if ours else "")
+        note = f" ({NOTES[key]})" if key in NOTES and way[-1] in COUNTERPARTS and not ours else ""
+        return f"; did you mean {shown}{note}?"
+    reason = NO_COUNTERPART.get(str(way[-1]))
+    return f": {reason}." if reason else "; --help lists all keys."
+
+
+def about_value(way: Way, value: object) -> str:
+    """What is said behind a refused value: ours for a word of another trainer, else a full stop."""
+    if is_section(kind_at(Config, way)) and isinstance(value, str):
+        ours = COUNTERPARTS.get(dotted(way), "")
+    else:
+        ours = _our_value(dotted(way), value)
+    return f"; did you mean {ours}?" if ours else "."
+
+
+def _our_value(key: str, value: object) -> str:
+    """What another trainer's value of a choice is here; empty where that is not known."""
+    way, text = way_of(key), str(value).lower()
+    kind = kind_at(Config, way)
+    if get_origin(kind) is not Literal:
+        return ""
+    is_format = way[-1] == "format"
+    theirs = VALUES.get("format" if is_format else key, {})
+    words = [text, re.split("[.:]", text)[0]] if is_format else [text]  # axolotl's alpaca.load_concise
+    known = {**theirs, **{name: name for name in get_args(kind)}}
+    return next((known[word] for word in words if word in known), "")
+
+
+def way_of(key: str) -> Way:
+    """data.train.0.path or data.train[0].path -> ("data", "train", 0, "path")"""
+    parts = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
+    return tuple(int(part) if re.fullmatch("[0-9]+", part) else part for part in parts)
+
+
+def nearest_file(name: str, beside: Sequence[str]) -> str:
+    """`; did you mean X?` with the most similar file, or nothing."""
+    found = _alike(name, beside, 0.6)
+    return f"; did you mean {found}?" if found else ""

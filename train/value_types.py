@@ -20,11 +20,15 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong at `way`; `unknown` when it is the key itself."""
+    """What is wrong at `way`; `unknown` when it is the key itself. value: what stands there. about: the key that is
+    missing, where one is.
+    """
 
     way: Way
     message: str
     unknown: bool = False
+    value: Any = None
+    about: Way = ()
 
 
 def is_section(kind: Any) -> bool:
@@ -40,32 +44,51 @@ def fields_of(kind: Any) -> dict[str, Any]:
 
 def find_fault(kind: Any, value: Any, way: Way = ()) -> Fault | None:
     """The first place inside `value` that `kind` does not accept: an unknown or missing key, a wrong type or value."""
+    return next(iter(clean(kind, value, way)[1]), None)
+
+
+def clean(kind: Any, value: Any, way: Way = ()) -> tuple[Any, list[Fault]]:
+    """(what of `value` can be used, everything in it that `kind` does not accept).
+
+    Without faults the first equals `value`, but for null in place of a list or mapping, which is an empty one. With
+    faults it lacks what is wrong; a required key has some value of its type, so that the rest can still be checked.
+    """
+    faults: list[Fault] = []
+    if value is None and get_origin(kind) in (list, dict):
+        value = get_origin(kind)()
     if is_section(kind) and isinstance(value, dict):
-        return _fault_in_section(kind, value, way)
+        return _clean_section(kind, value, way)
     if get_origin(kind) is list and isinstance(value, list):
-        found = (find_fault(get_args(kind)[0], inner, (*way, i)) for i, inner in enumerate(value))
-        return next(filter(None, found), None)
+        items = [clean(get_args(kind)[0], inner, (*way, i)) for i, inner in enumerate(value)]
+        return [item for item, _ in items], [fault for _, found in items for fault in found]
     if get_origin(kind) is dict and isinstance(value, dict):
-        found = (find_fault(get_args(kind)[1], inner, (*way, key)) for key, inner in value.items())
-        return next(filter(None, found), None)
-    if accepts(kind, value):
-        return None
-    return Fault(way, f"{dotted(way)}: expected {describe(kind)}, got {shown(value)}")
+        entries = {key: clean(get_args(kind)[1], inner, (*way, key)) for key, inner in value.items()}
+        return {key: item for key, (item, _) in entries.items()}, [f for _, found in entries.values() for f in found]
+    if not accepts(kind, value):
+        faults.append(Fault(way, f"{dotted(way)}: expected {describe(kind)}, got {shown(value)}", value=value))
+    return value, faults
 
 
-def _fault_in_section(kind: Any, value: Mapping[str, Any], way: Way) -> Fault | None:
+def _clean_section(kind: Any, value: Mapping[str, Any], way: Way) -> tuple[dict[str, Any], list[Fault]]:
     known = fields_of(kind)
+    kept: dict[str, Any] = {}
+    faults: list[Fault] = []
     for key, inner in value.items():
         if key not in known:
-            return Fault((*way, key), f"unknown key {dotted((*way, key))}", unknown=True)
-        fault = find_fault(known[key], inner, (*way, key))
-        if fault:
-            return fault
+            faults.append(Fault((*way, key), f"unknown key {dotted((*way, key))}", unknown=True, value=inner))
+            continue
+        item, found = clean(known[key], inner, (*way, key))
+        faults += found
+        if accepts(known[key], item):
+            kept[key] = item
     for field in dataclasses.fields(kind):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in value:
-            return Fault(way, f"{dotted((*way, field.name))} is missing: {describe(known[field.name])}")
-    return None
+        if required and field.name not in kept:
+            if field.name not in value:
+                missing = f"{dotted((*way, field.name))} is missing: {describe(known[field.name])}"
+                faults.append(Fault(way, missing, about=(*way, field.name)))
+            kept[field.name] = next(iter(get_args(known[field.name])), "?")
+    return kept, faults
 
 
 def accepts(kind: Any, value: Any) -> bool:

@@ -1,8 +1,9 @@
 """BLEU (Papineni 2002, aclanthology.org/P02-1040) and chrF (Popovic 2015, aclanthology.org/W15-3049) of corpora.
 
 Both are functions of sums over the corpus: a row carries the counts that are summed, and sacrebleu makes the score of
-the sums, as it does for its own resampling. No score is ever averaged over rows. Chinese references are cut by
-sacrebleu's tokenizer `zh`, others by `13a`.
+the sums, as it does for its own resampling. No score is ever averaged over rows. sacrebleu's tokenizer `zh` cuts
+Chinese pairs, `char` those of other scripts without spaces between words (Thai, Japanese ...), `13a` all others. As in
+sacrebleu case and width count; composed and decomposed forms do not.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from eval.metrics.script import is_chinese, missing
+from eval.metrics.script import Writing, composed, missing, writing
 from eval.protocols import Columns
+
+TOKENIZERS = {Writing.CHINESE: "zh", Writing.UNSPACED: "char", Writing.SPACED: "13a"}
 
 
 def bleu_counts(prediction: str, reference: str) -> Mapping[str, float]:
     """What one row adds to the corpus. Raises UserError without sacrebleu."""
-    return _counts("bleu", _bleu("zh" if is_chinese(reference) else "13a"), prediction, reference)
+    return _counts("bleu", _bleu(TOKENIZERS[writing(reference, prediction)]), prediction, reference)
 
 
 def bleu(columns: Columns) -> float:
@@ -36,7 +39,7 @@ def chrf(columns: Columns) -> float:
 
 
 def _counts(name: str, metric: Any, prediction: str, reference: str) -> Mapping[str, float]:
-    (counts,) = metric._extract_corpus_statistics([prediction], [[reference]])
+    (counts,) = metric._extract_corpus_statistics([composed(prediction)], [[composed(reference)]])
     return {f"{name}_{k}": float(count) for k, count in enumerate(counts)}
 
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import regex
 
-from eval.metrics.exact_match import CJK, normalise
+from eval.metrics.exact_match import normalise
+from eval.metrics.script import IN_WORD, UNSPACED
 
-_WORD = rf"[^\W{CJK}]|[.-]"  # after `normalise` a dot or dash stands only in a number
+_IN_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]", regex.V1)
+_WORD_OR_NUMBER = rf"[[{IN_WORD}.:/^-]--[{UNSPACED}]]"  # after `normalise` these signs stand only in numbers and grades
 
 
 def contains(prediction: str, reference: str) -> float:
-    """1.0 where the reference stands in the prediction as whole words or numbers ("5" is not in "-5" or "15"), or, if
-    it is Chinese, as it is; else 0.0.
+    """1.0 where the reference stands in the prediction as whole words or numbers ("5" is not in "-5", "15" or "2:5",
+    "C" not in "C++"), or, in a script without spaces, as whole letters; else 0.0.
+
+    Nothing visible is contained only in nothing visible.
     """
-    part = normalise(reference)
-    if not part:
+    part, whole = normalise(reference), normalise(prediction)
+    if part == whole:
+        return 1.0
+    if not part or part not in whole:
         return 0.0
-    before = rf"(?<!{_WORD})" if re.match(_WORD, part[0]) else ""
-    after = rf"(?!{_WORD})" if re.match(_WORD, part[-1]) else ""
-    return float(re.search(before + re.escape(part) + after, normalise(prediction)) is not None)
+    return float(regex.search(_before(part) + regex.escape(part) + _after(part), whole, regex.V1) is not None)
+
+
+def _before(part: str) -> str:
+    if _IN_WORD.match(part[0]):
+        return f"(?<!{_WORD_OR_NUMBER})"
+    return "(?<!-)"  # "$5" is not in "-$5"
+
+
+def _after(part: str) -> str:
+    if not _IN_WORD.match(part[-1]):
+        return r"(?!\p{M})"
+    return rf"(?!{_WORD_OR_NUMBER})" + (r"(?![+#](?!\w))" if part[-1].isalpha() else "")

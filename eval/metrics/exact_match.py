@@ -1,49 +1,117 @@
-"""Exact match of short answers, forgiving about form in Chinese and English.
+"""Exact match of short answers, forgiving about form.
 
 English follows SQuAD's evaluation (arXiv:1606.05250): case, punctuation, articles and extra spaces do not count.
-Chinese follows CMRC 2018's (arXiv:1810.07366): punctuation and spaces between characters do not count. Three things
-differ, each to keep different answers apart: numbers keep their sign and decimal point, a dash or slash separates
-("10-20" is not "1020"), and no step may leave nothing of a text ("A" stays an answer).
+Chinese follows CMRC 2018's (arXiv:1810.07366): punctuation and spaces between characters do not count. Differences from
+both keep different answers apart, and no step may leave nothing of a text:
+
+- Numbers keep their sign, decimal point, colon, fraction bar, exponent, percent and currency sign. Other punctuation
+  between two digits separates ("3,5" is not "35"), but thousands separators go ("1,234" is "1234").
+- A dash or slash separates ("well-known" is "well known", "10-20" is not "1020").
+- "A" that stands for something is no article: "vitamin A", "A. Paris", "the answer is A".
+- C++, C# and C are three; so are the grades and blood groups B+, B- and B.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
-CJK = "\u2e80-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_NUMBER = re.compile(r"(?<![\w.])[-\u2212](?=\.?[0-9])|(?<=[0-9])[.](?=[0-9])|(?<![\w.])[.](?=[0-9])")
-_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_SPACE_BY_CJK = re.compile(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])")
+import regex
+
+from eval.metrics.script import IN_WORD, UNSPACED, compatible, folded
+
+LETTER_A = "\u1d00"  # the letter A, where it is no article, in the form of `normalise`: a small capital A
+
+_LETTER = rf"[[{IN_WORD}]--[{UNSPACED}]]"  # of a script with spaces between words
+_UNITS = "[年月日号点时分秒度元岁章节页级层楼周天万亿千百]"
+_HYPHENS = {ord(hyphen): "-" for hyphen in "\u2010\u2012\u2013\u2212"}  # hyphen, figure dash, en dash, minus sign
+_SAME = _HYPHENS | {0x2044: "/", 0x2215: "/", 0x2236: ":", 0x066A: "%", 0x066B: ".", 0x066C: ","}
+
+# Digits that NFKC would glue to their neighbours: exponents, ½ after a digit, enclosed numbers.
+_SPECIAL_NUMBER = regex.compile(r"[⁺⁻]?[⁰¹²³⁴-⁹]+|[\p{No}--[⁰¹²³⁴-⁹₀-₉]]", regex.V1)
+_EXPONENT = regex.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
+
+_ARTICLE_A = regex.compile(
+    rf"(?<![{IN_WORD}'’.-])[aA](?=\s+[\"'“‘(\[]*(?:\p{{Sc}}|[0-9]|\p{{Latin}}))"
+    r"(?!\s+\p{L}(?![\w'’-]|\.\w))"  # another single letter: "A B", but "a U.S. city"
+    r"(?!\s+(?:and|or|nor|is|are|was|were|has|to|of|in|because|since|vs|the|an)\b(?!-))"
+)
+_ALL_CAPITALS = regex.compile(r"^\P{Ll}*$")
+_BEFORE_ARTICLE = regex.compile(
+    r"(?:^|[^\p{L}\p{M}\p{N}\s'’)\]]\s*|\n\s*|(?<!\w)(?:of|in|on|upon|for|with|to|at|from|by|as|like|into|than|what|such"
+    r"|and|or|but|not)\s+)$",
+    regex.IGNORECASE,
+)
+_LONGEST_BEFORE = 12  # characters that `_BEFORE_ARTICLE` needs
+_ARTICLES = regex.compile(rf"(?<![{IN_WORD}])(?:an|the)(?![{IN_WORD}])")
+_LONE_A = regex.compile(rf"(?<!{_LETTER})a(?!{_LETTER})", regex.V1)
+
+_THOUSANDS = regex.compile(r"(?<![0-9])(?<![0-9][.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:,[0-9]{2})+,[0-9]{3})(?!,?[0-9])")
+_CHAIN = regex.compile("[0-9]+(?:/[0-9]+){2,}")  # a date, not a fraction
+_MINUS_INSIDE = regex.compile(rf"(?<!{_LETTER})(\p{{Sc}})-(?=\.?[0-9])", regex.V1)
+_PLUS = regex.compile(r"(?<![\w)\]%+\p{Sc}])\+(?=\p{Sc}?\.?[0-9])")
+_BARE_POINT = regex.compile(rf"(?<!{_LETTER}|[.%])\.(?=[0-9])", regex.V1)
+_PUNCTUATION = regex.compile(
+    rf"(?P<sign>(?<!{_LETTER}|[-^%°\p{{Sc}}]|[0-9]{_UNITS}{{1,3}})-(?=\p{{Sc}}?[0-9]))"
+    rf"|(?P<kept>(?<=[0-9])[.:/](?=[0-9])|(?<=\^)-(?=[0-9])|(?<=[0-9])\s*[%‰‱]|(?<=(?<!{_LETTER})[a-zᴀ])#"
+    rf"|(?<=(?<!{_LETTER})(?:[a-zᴀ]|ab))-(?!{_LETTER}|-))"
+    r"|(?P<apart>[\p{Pd}/\\_፡་]|(?<=[0-9])[[\p{P}`]--[-]]+(?=-?[0-9]))"
+    r"|[\p{P}`]",
+    regex.V1,
+)
+_SPACE_AROUND_SIGN = regex.compile(r"\s*([=≈≠<>≤≥])\s*|(?<![0-9]\s?)(\p{Sc})\s+(?=[0-9])")
+_SPACE_BY_UNSPACED = regex.compile(rf"(?<=[{UNSPACED}])\s+(?!-)|\s+(?=[{UNSPACED}])")
 
 
 def normalise(text: str) -> str:
-    """The form in which answers are compared; applying it twice changes nothing, and only blank text becomes empty."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = unicodedata.normalize("NFKC", text)
-    text = _THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
-    text = _unless_nothing_left(_without_punctuation(text), text)
-    text = _unless_nothing_left(_ARTICLES.sub(" ", text), text)
-    return _SPACE_BY_CJK.sub("", " ".join(text.split()))
+    """The form in which answers are compared: the same for any case, width and Unicode form.
+
+    It is idempotent, and empty only where nothing is visible. Words are in lower case, parted by one space, without
+    one beside an unspaced script; "-" before a digit is a minus sign, and has a space before it unless the text begins
+    there; ".", ":" and "/" stand only inside numbers; `LETTER_A` is the letter A where it is no article.
+    """
+    text = compatible(_SPECIAL_NUMBER.sub(_special_number, text))
+    text = folded(_without_article_a(text)).translate(_SAME)
+    text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    text = _CHAIN.sub(lambda number: number[0].replace("/", " "), text)
+    text = _BARE_POINT.sub("0.", _PLUS.sub("", _MINUS_INSIDE.sub(r"-\1", text)))
+    text = _unless_nothing_left(_PUNCTUATION.sub(_replacement, text), text)
+    text = _LONE_A.sub(LETTER_A, _unless_nothing_left(_ARTICLES.sub(" ", text), text))
+    text = _SPACE_AROUND_SIGN.sub(r"\1\2", " ".join(text.split()))
+    return str(_SPACE_BY_UNSPACED.sub("", text))
 
 
 def exact_match(prediction: str, reference: str) -> float:
     """1.0 where both are the same answer after `normalise`, else 0.0."""
-    return float(normalise(prediction) == normalise(reference))
+    return float(prediction == reference or normalise(prediction) == normalise(reference))
 
 
 def _unless_nothing_left(shorter: str, text: str) -> str:
     return shorter if shorter.strip() else text
 
 
-def _without_punctuation(text: str) -> str:
-    kept = {match.start() for match in _NUMBER.finditer(text)}
-    return "".join(c.replace("\u2212", "-") if i in kept else _outside_numbers(c) for i, c in enumerate(text))
+def _special_number(found: regex.Match[str]) -> str:
+    """10² as 10^2, 1½ as 1 1/2, ①② as 1 2."""
+    plain = unicodedata.normalize("NFKC", found[0])
+    return f"^{plain}" if _EXPONENT.fullmatch(found[0]) else f" {plain} "
 
 
-def _outside_numbers(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Pd" or character in "/_":
-        return " "
-    return "" if category.startswith("P") or character == "`" else character
+def _without_article_a(text: str) -> str:
+    """A capital A inside a text that has lower-case letters too is an article only behind a preposition or the like."""
+    shouted = _ALL_CAPITALS.match(text) is not None
+
+    def replacement(found: regex.Match[str]) -> str:
+        before = text[max(found.start() - _LONGEST_BEFORE, 0) : found.start()]
+        return " " if found[0] == "a" or shouted or _BEFORE_ARTICLE.search(before) else "A"
+
+    return _unless_nothing_left(_ARTICLE_A.sub(replacement, text), text)
+
+
+def _replacement(found: regex.Match[str]) -> str:
+    match found.lastgroup:
+        case "sign":
+            return " -"
+        case "kept":
+            return str(found[0]).strip()
+        case "apart":
+            return " "
+    return ""

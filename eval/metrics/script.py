@@ -1,29 +1,165 @@
-"""Which kind of words a text has, and where one ends: white space parts English words, jieba Chinese ones."""
+"""The one place that decides how a pair of texts is written, in which form its words are compared, and where they end.
+
+Texts are written in one of three ways, by which each metric chooses its words:
+
+- CHINESE: jieba cuts the words.
+- UNSPACED: Japanese, Thai, Lao, Khmer, Burmese and other scripts without spaces between words. No word list is at hand,
+  so every letter with its marks (a grapheme cluster) counts as a word.
+- SPACED: all others. A word is a run of letters, marks and digits.
+
+Words of another script inside a text keep their own rule: in a Thai text, "Bangkok" is one word.
+"""
 
 from __future__ import annotations
 
+import html
 import logging
 import re
+import unicodedata
+from collections.abc import Iterator
+from enum import Enum
 from functools import cache
 from types import ModuleType
+from typing import Literal
+
+import regex
 
 from eval.errors import UserError
 
-LATIN_WORD = re.compile("[A-Za-z]+")
-EDGES = re.compile(r"^\W+|\W+$")  # punctuation around a word
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+HAN = r"\p{Han}"
+KANA = r"\p{Hiragana}\p{Katakana}"
+UNSPACED = (  # scripts whose words are written without a space between them
+    rf"{HAN}{KANA}\p{{Bopomofo}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tai_Le}}\p{{New_Tai_Lue}}\p{{Tai_Tham}}"
+    r"\p{Tai_Viet}\p{Javanese}\p{Balinese}"
+)
+IN_WORD = r"\p{L}\p{M}\p{N}"
+LONGEST_RUN = 1000  # Han characters that jieba is given at once: its time grows with the square of an unbroken run
+UNKNOWN = "<unk>"  # a word outside the vocabulary, in a tokenised corpus
+MOST_MARKS = 30  # on one letter, as in Unicode's stream-safe format (UAX #15): the sort of marks takes quadratic time
+
+_SPACED_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]+", regex.V1)
+_UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
+_HAN, _KANA, _HAN_RUN = regex.compile(f"[{HAN}]"), regex.compile(f"[{KANA}]"), regex.compile(f"[{HAN}]+")
+_ASCII_WORD = re.compile("[A-Za-z0-9]+")
+_WORD = regex.compile(  # the first part only for speed
+    rf"[\u4e00-\u9fff](?!\p{{M}})|[[{UNSPACED}]&&\p{{L}}]\p{{M}}*|[[{IN_WORD}]--[[{UNSPACED}]&&\p{{L}}]]+", regex.V1
+)
+_EDGES = regex.compile(rf"^[^{IN_WORD}]+|[^{IN_WORD}]+$")
+# What only a tokenised corpus has: marks, escapes, joints as in "five @-@ year", "do n't", "wor@@ d".
+_MARK = (r"(?i)</?(?:s|eos|bos|pad|sep|cls|mask|br|p)\s*/?>|\[(?:CLS|SEP|PAD|EOS|BOS)\]|-(?:[LR][RSC]B)-", " ")
+_JOINT = (r"\s@([-,.])@\s|@@\s|\s(?=(?:n't|'(?:s|re|ve|ll|d|m))\b)", r"\1")
+_TOKENISED = regex.compile(rf"{_MARK[0]}|{_JOINT[0]}|&(?:apos|quot|amp|lt|gt|#91|#93|#124);")
+_MANY_MARKS = regex.compile(rf"(\p{{M}}{{{MOST_MARKS}}})\p{{M}}+")
+# Joiners, marks of direction, soft hyphens, variation selectors; not the tags in the flag of Wales.
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--[\U000E0020-\U000E007F]]+", regex.V1)
+_OTHER_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 
 
-def is_chinese(text: str) -> bool:
-    """Whether there are more Han characters than Latin words: an English text may name 北京."""
-    return len(HAN.findall(text)) > len(LATIN_WORD.findall(text))
+class Writing(Enum):
+    """How a text parts its words."""
+
+    CHINESE = "chinese"
+    UNSPACED = "unspaced"
+    SPACED = "spaced"
 
 
-def words(text: str) -> list[str]:
-    """The words of a text; of a Chinese one as jieba cuts it, without white space."""
-    if not is_chinese(text):
-        return text.split()
-    return [word for word in _jieba().lcut(text) if not word.isspace()]
+def writing(reference: str, prediction: str = "") -> Writing:
+    """How both texts of a pair are taken to be written: the reference decides, the prediction only where the reference
+    has no letter.
+
+    A text is unspaced if it has at least as many letters of unspaced scripts as words of others ("AI技术", but not an
+    English sentence that names 北京). It is then Chinese if most of these are Han and less than a tenth of Han and kana
+    is kana.
+    """
+    for text in (reference, prediction):
+        letters = len(_UNSPACED_LETTER.findall(text))
+        spaced = sum(not word.isdecimal() for word in _SPACED_WORD.findall(text))
+        if letters and letters >= spaced:
+            han, kana = len(_HAN.findall(text)), len(_KANA.findall(text))
+            return Writing.CHINESE if 2 * han > letters and 10 * kana < han + kana else Writing.UNSPACED
+        if spaced:
+            return Writing.SPACED
+    return Writing.SPACED
+
+
+def compatible(text: str) -> str:
+    """The text in Unicode's NFKC, without invisible characters, with digits of every script as 0 to 9.
+
+    Marks beyond the thirtieth on a letter are dropped: they are noise, and would cost quadratic time.
+    """
+    if text.isascii():
+        return text
+    text = _normalized("NFKC", _INVISIBLE.sub("", text))
+    text = _MANY_MARKS.sub(r"\1", text)
+    return str(_OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text))
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's NFC: what looks the same is the same, and nothing else changes."""
+    return text if text.isascii() else _normalized("NFC", text)
+
+
+def folded(text: str) -> str:
+    """The same for upper and lower case, full and half width, composed and decomposed forms; idempotent."""
+    once = compatible(text.casefold())
+    lower = once.casefold()  # of letters such as the script capital, which are no capitals before NFKC
+    return once if lower == once else compatible(lower)
+
+
+def words(text: str, written: Writing | None = None) -> list[str]:
+    """The running words of a text, without the punctuation around them; what has no letter or digit is no word.
+
+    In a corpus that is already tokenised words are those of the text behind it: "five @-@ year" is one, "do n't" too,
+    marks of beginnings and ends are none. `UNKNOWN` stands for a word, and stays as it is.
+
+    Args:
+        written: `writing` of the pair that the text belongs to; of the text alone where None.
+    """
+    match written or writing(text):
+        case Writing.CHINESE:
+            found = jieba_tokens(text)
+        case Writing.UNSPACED:
+            return tokens(text, Writing.UNSPACED)
+        case Writing.SPACED:
+            found = untokenised(text).split()
+    return [word for token in found if (word := token if token == UNKNOWN else _EDGES.sub("", token))]
+
+
+def untokenised(text: str) -> str:
+    """Running text of a tokenised one (WikiText, Penn Treebank, Moses, byte pairs): words whole, and no marks."""
+    if not _TOKENISED.search(text):
+        return text
+    joined: str = regex.sub(*_JOINT, html.unescape(text))
+    return str(regex.sub(*_MARK, joined))
+
+
+def tokens(text: str, written: Writing) -> list[str]:
+    """What ROUGE counts: runs of letters and digits (of an unspaced script, single letters), as rouge-score does; in a
+    Chinese text words and punctuation.
+    """
+    if written is Writing.CHINESE:
+        return jieba_tokens(text)
+    return list((_ASCII_WORD if text.isascii() else _WORD).findall(text))
+
+
+def jieba_tokens(text: str) -> list[str]:
+    """Words and punctuation of a Chinese text as jieba cuts them, without white space."""
+    return [token for part in _parts(text) for token in _jieba().lcut(part) if not token.isspace()]
+
+
+def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
+    return unicodedata.normalize(form, _MANY_MARKS.sub(r"\1", text))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text, cut where an unbroken run of Han characters is too long for jieba."""
+    start = 0
+    for run in _HAN_RUN.finditer(text):
+        while run.end() - max(run.start(), start) > LONGEST_RUN:
+            end = max(run.start(), start) + LONGEST_RUN
+            yield text[start:end]
+            start = end
+    yield text[start:]
 
 
 @cache

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.metrics.script import EDGES, words
+from eval.metrics.script import UNKNOWN, folded, words
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Shift:
 
 
 def frequencies(texts: Iterable[str]) -> dict[str, float]:
-    """The share of each word (in lower case, without punctuation around it) among all words."""
-    bare = (EDGES.sub("", word).casefold() for text in texts for word in words(text))
-    counts = Counter(word for word in bare if word)
+    """The share of each word, in lower case, among all words; a mark of unknown words is none."""
+    counts = Counter(word for text in texts for word in words(folded(text)) if word != UNKNOWN)
     total = counts.total()
     return {word: count / total for word, count in counts.items()}
 

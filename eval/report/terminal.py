@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.masking import mask_all
+from eval.masking import printable_all
 from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Result
@@ -26,7 +26,7 @@ def show(result: Result, console: Console | None = None) -> None:
     """Print verdicts, warnings, every metric with its interval, and what tasks without metrics have to show; no secret
     of the environment.
     """
-    result = mask_all(result)
+    result = printable_all(result)
     console = console or Console()
     for sentence in words.sentences(result):
         console.print(Text.assemble("- ", sentence.before, (sentence.verdict, "bold"), sentence.after))

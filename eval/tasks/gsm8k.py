@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eval.metrics.calculator import calculate, written
-from eval.metrics.json_answer import json_answer
+from eval.metrics.json_answer import json_answers
 from eval.metrics.numeric import number, same_number
 from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Table, Task
 from eval.readers import Row
@@ -30,6 +30,9 @@ MAX_TRIES, MAX_CALLS = 3, 8  # calls of the calculator in each try
 LEAST_NEW_TOKENS = 64  # for what follows a calculator's result, however long the answer is already
 CALL_END = ">>"
 OPEN_CALL = re.compile(r"<<([^<>\n]*)$")
+STARTS_NUMBER = re.compile(r"\W{0,8}(?:[\d¼½¾]|[dt]?frac|boxed)")
+NUMBERED = re.compile(r"\d{1,2}[.)]\s+[^\W\d]")
+BOXED = re.compile(r"\\boxed\s{0,3}\{((?:[^{}]|\{[^{}]{0,60}\}){1,100})\}")
 ASK = """Solve this math problem. Answer with one JSON object in a fenced code block and nothing after it:
 
 ```json
@@ -71,16 +74,27 @@ class Try:
 
     @property
     def number_text(self) -> str | None:
-        """What it gives as its answer; None where that holds no number."""
-        said = json_answer(self.text)
-        if said is None and MARK in self.text:
-            said = behind_mark(self.text)
-        return said if said is not None and number(said) is not None else None
+        """What it gives as its answer: in JSON, else behind the mark, else in LaTeX's box.
+
+        None where that holds no number that can be read whole, or several different ones.
+        """
+        said = json_answers(self.text) or list(filter(None, [behind_mark(self.text)])) or boxed(self.text)
+        numbers = {text: value for text in said if (value := number(text)) is not None}
+        return next(iter(numbers)) if len(set(numbers.values())) == 1 else None
 
 
 def behind_mark(text: str) -> str:
-    """The rest of the line behind the first mark; empty where there is none."""
-    return text.partition(MARK)[2].partition("\n")[0].strip()
+    """The rest of the line behind the first mark that a number follows; empty where there is none.
+
+    "#### 1. First step" and "#### Step 1" are headings.
+    """
+    rests = (rest.partition("\n")[0].strip() for rest in text.split(MARK)[1:])
+    return next((rest for rest in rests if STARTS_NUMBER.match(rest) and not NUMBERED.match(rest)), "")
+
+
+def boxed(text: str) -> Sequence[str]:
+    """What stands in LaTeX's boxes."""
+    return BOXED.findall(text)
 
 
 def load(row: Row) -> Problem:
@@ -181,7 +195,7 @@ def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_too
 def _task(name: str, about: str, has_tool: bool) -> Task[Problem]:
     return Task(
         name=name,
-        version=1,
+        version=2,
         about=about,
         load=load,
         arrange=arrange,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from eval.errors import UserError
@@ -66,20 +67,25 @@ def ask(question: Question, prompter: Prompter) -> Sequence[Request]:
 
 
 def score(question: Question, answers: Sequence[Answer]) -> Sample:
-    """As the harness scores (strict and flexible), and by the number behind the mark or else the last one."""
+    """As the harness scores (strict and flexible), and by the number that the answer states."""
     (answer,) = answers
     assert isinstance(answer, Generated)
     problem = question.problem
-    marked = number(gsm8k.behind_mark(answer.text))
-    stated = last_number(answer.text) if marked is None else marked
+    marked = gsm8k.behind_mark(answer.text)
     values = {
         "strict_match": _match(strict_answer(answer.text), problem.solution),
         "flexible_match": _match(flexible_answer(answer.text), problem.solution),
-        "accuracy": float(same_number(stated, number(problem.answer))),
-        "no_mark": float(marked is None),
+        "accuracy": float(same_number(stated_number(answer.text), number(problem.answer))),
+        "no_mark": float(number(marked) is None),
     }
     shown = {"question": problem.question, "reference": problem.answer, "output": answer.text}
     return Sample(problem.id, values, shown | {"finished": answer.finished})
+
+
+def stated_number(text: str) -> Fraction | None:
+    """The number behind the mark; where there is no mark, in the last box; else the last one. None: cannot be read."""
+    said = gsm8k.behind_mark(text) or next(reversed(gsm8k.boxed(text)), "")
+    return number(said) if said else last_number(text)
 
 
 def strict_answer(text: str) -> str:
@@ -101,7 +107,7 @@ def _match(said: str, solution: str) -> float:
 
 TASK = Task(
     name="gsm8k_cot",
-    version=1,
+    version=2,
     about="math problems by chain of thought, 5 shots",
     load=load,
     arrange=arrange,

@@ -47,7 +47,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     values = {
         "nll": nll,
         "tokens": float(tokens),
-        "words": float(sum(len(words(text)) for text in said)),
+        "words": float(max(sum(len(words(text)) for text in said), 1)),  # a row without a word is one
         "bytes": float(sum(a.bytes for a in scored)),
         "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
     }

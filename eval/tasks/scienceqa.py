@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.errors import UserError
-from eval.metrics.json_answer import json_answer
+from eval.metrics.json_answer import json_answers
 from eval.metrics.letters import read_letter
 from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Score, Scored, Task
 from eval.readers import Row
@@ -107,12 +107,13 @@ def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
     """Right where the JSON's answer (or else the text) names the right letter; one that names none is counted apart."""
     (answer,) = answers
     assert isinstance(answer, Generated)
-    stated = json_answer(answer.text)
-    chosen = read_letter(answer.text if stated is None else stated, question.options)
+    stated = json_answers(answer.text)
+    letters = {read_letter(text, question.options) for text in stated or [answer.text]}
+    chosen = letters.pop() if len(letters) == 1 else None
     values = {
         "accuracy": float(chosen == question.answer),
         "no_letter": float(chosen is None),
-        "no_json": float(stated is None),
+        "no_json": float(not stated),
     }
     return _sample(question, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
 

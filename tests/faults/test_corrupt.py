@@ -118,3 +118,18 @@ def test_another_configuration_is_refused_naming_the_key(
     processes = zygote.run(changed, tmp_path / "log")
     assert processes.codes == [64], processes.output
     assert "optim.learning_rate: 0.001 in the checkpoint, 0.5 now" in processes.output
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "model.safetensors", "optimizer.json", "state.json"])
+def test_garbage_of_the_right_size_is_one_message(
+    name: str, zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path
+) -> None:
+    """`checkpoint.verify: size` lets it through."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    path = newest(run) / name
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    processes = zygote.run(workplace.arguments(run, **{"checkpoint.verify": "size"}), tmp_path / "log")
+    assert processes.codes == [66], processes.output
+    assert f"step-{STEPS:06d}: it verifies (checkpoint.verify: size), but cannot be loaded" in processes.output
+    assert "Traceback" not in processes.output

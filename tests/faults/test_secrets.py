@@ -16,7 +16,7 @@ from tests.process.runs import arguments, write_rows
 from train.merge.__main__ import main as merge
 from train.report.__main__ import main as report
 
-CANARY = "canary-5f21c8"
+CANARY = "hf_canary_5f21c8"  # Markdown escapes _
 AS_GIVEN = {"config.yaml", "manifest.json"}  # both are read again, to merge and to resume
 
 
@@ -40,6 +40,26 @@ def test_a_run_that_ends_well(zygote: Zygote, tmp_path: Path) -> None:
     assert CANARY not in processes.output
     written = {path.name for path in run.rglob("*")}
     assert {"run.json", "status.json", "report.md", "metrics.jsonl", "merged", *AS_GIVEN} <= written
+    assert not holding(run)
+
+
+def test_rows_that_hold_the_secret(zygote: Zygote, tmp_path: Path) -> None:
+    """Samples of held-out rows reach the terminal, TensorBoard, samples/ and the report, masked everywhere; and a row's
+    escape sequence reaches no terminal.
+    """
+    rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    row = {"question": f"Is \x1b[2J {CANARY} a secret?", "answer": f"Yes, {CANARY} is."}
+    rows.write_text("".join(json.dumps({**row, "question": f"{k}. {row['question']}"}) + "\n" for k in range(8)))
+    options = {"watch.tensorboard": "true", "validation.samples": 2, "duration.max_steps": 2, "merge.at_end": "false"}
+    options |= {"data.validation_fraction": 0.5, "validation.every_steps": 1}
+    processes = zygote.run(arguments(run, rows, **options), tmp_path / "log")
+    assert processes.codes == [0], processes.output
+    assert CANARY not in processes.output
+    assert "\x1b[2J" not in processes.output
+    samples = max((run / "samples").glob("*.jsonl")).read_text()
+    assert "*** a secret?" in samples
+    assert "a secret?" in (run / "report.md").read_text()
+    assert "\x1b" not in (run / "report.md").read_text()
     assert not holding(run)
 
 

@@ -418,3 +418,76 @@ def test_published_chinese_and_english_rows_come_back_whole(tmp_path):
         corpus = corpus_of(tmp_path / name, rows, "io", using, **options)
         for number, row in enumerate(rows):
             assert learned(corpus, using, number) == [row["output"].lstrip("\n") + "<|im_end|>"]
+
+
+# what is left out
+
+
+def left_out(corpus):
+    return [line for line in corpus.lines if "left out (in how many)" in line]
+
+
+def test_what_rows_say_and_nobody_learns_is_named_once_a_source(tmp_path):
+    rows = [{**TURN, "id": number, "lang": "zh" if number else None, "题目": ""} for number in range(3)]
+    corpus = corpus_of(tmp_path, rows, "qa")
+    assert left_out(corpus) == [
+        "data.train[0]: said in rows and left out (in how many): column id (3), column lang (2)"
+    ]
+    again = corpus_of(tmp_path, rows, "qa")
+    assert "(from the cache)" in again.lines[0]
+    assert left_out(again) == left_out(corpus)
+    assert left_out(corpus_of(tmp_path, [TURN], "qa")) == []
+
+
+def test_keys_of_messages_and_tools_without_a_place_are_named(tmp_path):
+    messages = [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Hello"}]
+    row = {"messages": messages, "tools": [{"name": "f"}], "conversations": [{"from": "gpt", "value": "x"}]}
+    [line] = left_out(corpus_of(tmp_path, [row] * 2, "chat", chat_template="raw"))
+    assert line.endswith("column conversations (2), messages[].name (2), tools (the chat template writes none) (2)")
+
+
+def test_nulls_that_a_table_invents_are_not_learned_and_those_of_jsonl_are(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    def row(name, arguments, schema):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        messages = [
+            {"role": "user", "content": "雨?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "3"},
+            {"role": "assistant", "content": "ja"},
+        ]
+        return {"messages": messages, "tools": [{"type": "function", "function": {"name": name, "parameters": schema}}]}
+
+    rows = [
+        row("rain", {"city": "Oslo"}, {"properties": {"city": {"type": "string"}}}),
+        row("add", {"n": {"a": 1, "of": [{"x": 1}, {"y": "z"}]}}, {"properties": {"n": {"type": "object"}}}),
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    using = tokenizer()
+    source = SourceConfig(str(tmp_path / "rows.parquet"), "chat")
+    table = prepare(recipe(tmp_path / "cache", source, max_length_tokens=2000), using, 0, Solo())
+    written = [using.decode(table.train.tokens(number)[0]) for number in range(2)]
+    assert not [text for text in written if "null" in text or "None" in text]
+    lines = corpus_of(tmp_path, rows, "chat", using, max_length_tokens=2000)
+    assert written == [using.decode(lines.train.tokens(number)[0]) for number in range(2)]
+    rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": None}
+    said = corpus_of(tmp_path, rows, "chat", using, max_length_tokens=2000)
+    assert learned(said, using)[0] == '{"name": "rain", "arguments": {"city": null}}</s>'
+
+
+def test_published_tool_dialogues_in_chinese_are_learned_whole(tmp_path):
+    folder = shared_data()
+    using = AutoTokenizer.from_pretrained(folder / "tokenizer-zh-en")
+    rows = json.loads((folder / "alpaca" / "glaive_toolcall_zh_demo.json").read_text(encoding="utf-8"))
+    corpus = corpus_of(tmp_path, rows, "chat", using, chat_template="tokenizer", max_length_tokens=100_000)
+    assert len(corpus.train) == len(rows) == 300
+    assert left_out(corpus) == []
+    for number, row in enumerate(rows):
+        said = "".join(learned(corpus, using, number))
+        for turn in row["conversations"]:
+            if turn["from"] == "gpt":
+                assert turn["value"].strip() in said
+            elif turn["from"] == "function_call":
+                assert json.dumps(json.loads(turn["value"])["arguments"], ensure_ascii=False) in said

@@ -72,6 +72,52 @@ def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
     assert "?;" not in str(refused.value)
 
 
+def test_how_files_are_read(tmp_path: Path) -> None:
+    words = "--model a --tasks qa --data x --delimiter tab --encoding gbk"
+    options = parse([*words.split(), *"--filter split=test --filter split=a=b --filter n=1".split()]).file_options
+    assert (options.separator, options.encoding) == ("\t", "gbk")
+    assert options.filter == {"split": ["test", "a=b"], "n": ["1"]}
+    file = config_file(tmp_path, "model: m\ntasks: qa\ndata: x\nfilter: {split: [test, dev], good: true, n: null}\n")
+    assert parse(["--config", file]).file_options.filter == {"split": ["test", "dev"], "good": ["true"], "n": ["null"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data x --delimiter ;;", "--delimiter: must be one character, or tab, not ';;'"),
+        ("--data x --encoding gbkk", "--encoding: there is no 'gbkk'"),
+        ("--data x --encoding hex", "--encoding: there is no 'hex'"),
+        ("--data x --filter split", "--filter split: must be COLUMN=VALUE"),
+        ("--encoding gbk", "--encoding: it says how the files of --data are read; give that too"),
+    ],
+)
+def test_how_files_cannot_be_read(words: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(["--model", "a", "--tasks", "cmmlu", *words.split()])
+    assert message in str(refused.value)
+
+
+def test_options_of_other_programs_are_answered_at_once(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "num_fewshot: 5\nlimit: 3\nmodell: m\nprecision: fp8\n")
+    words = "--model hf --model_args pretrained=x --num-fewshot 5 --batch_size=8 --report_to x --use_cache y"
+    with pytest.raises(UserError) as refused:
+        parse([*words.split(), "--config", file])
+    assert str(refused.value).replace(str(tmp_path), "").splitlines() == [
+        "unknown option --model_args; did you mean --model FOLDER, without pretrained=?",
+        "unknown option --num-fewshot: the task says how many examples it shows; write your own in a task file"
+        " (docs/evaluation.md)",
+        "unknown option --batch_size; did you mean --batch_tokens, which is chosen by memory where it is not given?",
+        "unknown option --report_to",
+        "unknown option --use_cache; did you mean --resume auto, which is the default: answers are kept in"
+        " OUT/journal?",
+        "/eval.yaml:1: unknown option num_fewshot: the task says how many examples it shows; write your own in a task"
+        " file (docs/evaluation.md)",
+        "/eval.yaml:2: unknown option limit; did you mean max_rows?",
+        "/eval.yaml:3: unknown option modell; did you mean model?",
+        "/eval.yaml:4: --precision fp8: must be one of auto, bf16, fp16, fp32",
+    ]
+
+
 def config_file(tmp_path: Path, text: str) -> str:
     (tmp_path / "eval.yaml").write_text(text, encoding="utf-8")
     return str(tmp_path / "eval.yaml")

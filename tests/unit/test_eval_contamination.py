@@ -12,6 +12,7 @@ import pytest
 from eval.compare import compare
 from eval.contamination import TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
 from eval.errors import UserError
+from eval.file_options import DEFAULT
 from eval.files import read
 from eval.overlap import Fields, Index, fields, words
 from eval.protocols import Sample, SampleMetric
@@ -105,7 +106,7 @@ def test_lines_of_a_text_file_are_rows_in_any_encoding(tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes(f"Zürich is nice@positive\n\n{LONG[:40]}\n{LONG[40:]}\n".encode("iso-8859-1"))
     rows = {"a": ["Zürich is nice", "positive"], "b": [LONG.replace("brown fox ", "brown fox\n")], "c": ["no"]}
-    overlaps = find_overlaps(TrainingData((path,), ()), {"quiz": rows})
+    overlaps = find_overlaps(TrainingData({path: DEFAULT}, ()), {"quiz": rows})
     assert [(o.id, o.how, o.place.rpartition(":")[2]) for o in overlaps.found["quiz"]] == [
         ("a", "words", "1"),
         ("b", "passage", "3"),
@@ -118,7 +119,7 @@ def test_the_record_of_a_merged_checkpoint_names_its_training_data(tmp_path: Pat
     sources = [{"path": str(data), "format": "qa"}, {"path": "owner/nowhere", "format": "qa"}]
     (tmp_path / "run.json").write_text(json.dumps({"config": {"data": {"train": sources}}}))
     training = training_data([str(data)], [tmp_path, tmp_path / "absent"])
-    assert training.files == (data,)  # once, though named twice
+    assert list(training.files) == [data]  # once, though named twice
     assert [text.partition(":")[0] for text in training.missing] == ["owner/nowhere"]
     with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
         training_data([str(tmp_path / "missing.jsonl")], [])
@@ -133,7 +134,7 @@ def test_the_metrics_are_computed_again_on_the_clean_rows(tmp_path: Path) -> Non
         for model, right in (("base", 2), ("tuned", 5))
     }
     texts = texts_by_id(read(tests), ids)
-    overlaps = find_overlaps(TrainingData((training,), ()), {"quiz": texts})
+    overlaps = find_overlaps(TrainingData({training: DEFAULT}, ()), {"quiz": texts})
     result = TaskResult("quiz", 1, {}, 8, [], compare([ACCURACY], samples), {})
     again = with_contamination(result, [ACCURACY], samples, overlaps).contamination
     assert again is not None
@@ -154,7 +155,7 @@ def test_the_published_phrasebank_split_is_contaminated_through_and_through(shar
     lines = (folder / "Sentences_66Agree.txt").read_text(encoding="iso-8859-1").split("\n")
     rows = {str(k): line.strip().rsplit("@", 1) for k, line in enumerate(lines) if line.strip()}
     assert len(rows) == 4217
-    overlaps = find_overlaps(TrainingData((folder / "Sentences_50Agree.txt",), ()), {"phrasebank": rows})
+    overlaps = find_overlaps(TrainingData({folder / "Sentences_50Agree.txt": DEFAULT}, ()), {"phrasebank": rows})
     assert len(overlaps.found["phrasebank"]) == 4217
     assert {overlap.how for overlap in overlaps.found["phrasebank"]} == {"words"}
     prompts = Index([list(rows.values())])  # as the published prompts write them; the shortest sentences escape

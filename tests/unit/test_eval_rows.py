@@ -159,7 +159,14 @@ def test_no_template_is_one_clear_error() -> None:
 
 def test_a_template_that_refuses_is_an_error() -> None:
     with pytest.raises(UserError, match="refuses this conversation: no system"):
-        prompter(template="{{ raise_exception('no system') }}")
+        prompter(template="{{ raise_exception('no system') }}").question([USER])
+
+
+def test_a_template_that_insists_on_a_system_message_still_tells_its_end() -> None:
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('a system first') }}{% endif %}"
+    using = prompter(template=template + eval_checkpoints.CHATML)
+    assert using.stop_ids == prompter().stop_ids
+    assert using.question([{"role": "system", "content": "Be brief."}, USER])
 
 
 def test_a_template_without_continuation_is_an_error() -> None:

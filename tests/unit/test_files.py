@@ -305,7 +305,7 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path):
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(UserError, match=r"trian\.jsonl: no such file.*did you mean .*/train\.jsonl\?"):
         expand(str(tmp_path / "trian.jsonl"))
-    with pytest.raises(UserError, match=r"`\.md` cannot be read; known are \.json, \.jsonl, \.csv, \.parquet, \.txt"):
+    with pytest.raises(UserError, match=r"`\.md` cannot be read; known are \.json, \.jsonl, \.csv, \.tsv, \.parquet"):
         expand(str(written(tmp_path, "a.md", "x")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no data file"):

@@ -65,7 +65,8 @@ def test_chat_takes_messages_and_sharegpt():
     ]
     read_one = read("chat", {"conversations": sharegpt, "system": "S", "tools": '[{"name": "f"}]'})
     assert [role for role, _ in turns(read_one)] == ["system", "user", "assistant", "tool", "assistant"]
-    assert read_one.tools == [{"name": "f"}]
+    assert read_one.tools == [{"type": "function", "function": {"name": "f"}}]
+    assert read_one.left_out == ("turns after the last answer",)
     assert turns(read("chat", {"conversations": messages, "messages": None})) == [("user", "Q"), ("assistant", "A")]
 
 
@@ -186,7 +187,7 @@ def test_a_conversation_that_a_template_refuses_is_a_bad_row(tmp_path):
 
 
 def test_a_template_that_leaves_out_what_is_said_is_noticed(tmp_path):
-    (tmp_path / "parts.jinja").write_text("{% for m in messages %}{{ m.role }}{{ m.content[0].text }}</s>{% endfor %}")
+    (tmp_path / "parts.jinja").write_text("{% for m in messages %}{{ m.role }}{{ m.content.text }}</s>{% endfor %}")
     with pytest.raises(RowError, match="the chat template leaves out what the system says in message 0"):
         render(resolve(str(tmp_path / "parts.jinja"), tokenizer()), Conversation(TURNS))
 
@@ -213,14 +214,17 @@ def test_templates_need_the_tokens_they_end_with():
         resolve("plain", tokenizer(eos_token=None))
 
 
-CALLS = Conversation(
-    [
-        {"role": "user", "content": "2+2?"},
-        {"role": "assistant", "content": '{"name": "add", "arguments": {"a": 2, "b": 2}}', "function_call": True},
-        {"role": "tool", "content": "4"},
-        {"role": "assistant", "content": "4."},
-    ],
-    [{"name": "add"}],
+CALLS = read(
+    "chat",
+    {
+        "conversations": [
+            {"from": "human", "value": "2+2?"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2, "b": 2}}'},
+            {"from": "observation", "value": "4"},
+            {"from": "gpt", "value": "4."},
+        ],
+        "tools": [{"name": "add"}],
+    },
 )
 KNOWS_CALLS = (
     "{% for m in messages %}{% if m.tool_calls %}CALL {{ m.tool_calls[0].function.name }}"
@@ -233,7 +237,7 @@ def test_calls_are_written_as_the_template_knows_them(tmp_path):
     text, spans = render(resolve(str(tmp_path / "calls.jinja"), tokenizer()), CALLS)
     assert [text[start:end] for start, end in spans] == ['CALL add({"a": 2, "b": 2})</s>', "4.</s>"]
     text, spans = render(resolve("plain", tokenizer()), CALLS)
-    assert text.startswith('### Tools:\n[{"name": "add"}]\n\n### User:\n2+2?')
+    assert text.startswith('### Tools:\n[{"type": "function", "function": {"name": "add"}}]\n\n### User:\n2+2?')
     assert [text[start:end] for start, end in spans] == ['{"name": "add", "arguments": {"a": 2, "b": 2}}</s>', "4.</s>"]
     native = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}]
     openai = read("chat", {"messages": [TURNS[1], {"role": "assistant", "content": None, "tool_calls": native}]})

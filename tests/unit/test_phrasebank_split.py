@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from eval.contamination import TrainingData, find_overlaps, texts_by_id
+from eval.file_options import DEFAULT
 from eval.files import read
 from eval.overlap import words
 from eval.rows import load
@@ -78,7 +79,7 @@ def found_by_eval(test: Path, training: Path) -> tuple[int, int]:
     """Rows of the test set, and how many of them the evaluation finds in the training data."""
     items = classification.arrange(load(read(test), classification.load))
     texts = texts_by_id(read(test), [item.id for item in items])
-    overlaps = find_overlaps(TrainingData((training,), ()), {"quiz": texts})
+    overlaps = find_overlaps(TrainingData({training: DEFAULT}, ()), {"quiz": texts})
     return len(items), len(overlaps.found["quiz"])
 
 

@@ -173,12 +173,14 @@ class TestRefusals:
         assert refusal(added(recipe, "run: {seed: 1}\n\tx: 1\n")).startswith("x.yaml:8: not valid YAML")
 
     def test_source_fields(self, recipe: Path) -> None:
-        recipe.write_text("data:\n  train:\n    - path: a\n      format: qa\n    - path: b\n      fromat: qa\n")
-        assert refusal(recipe) == "x.yaml:6: unknown key data.train[1].fromat; did you mean data.train[1].format?"
-        recipe.write_text("data:\n  train:\n    - path: a\n")
+        model = "model: {path: m}\n"
+        sources = "data:\n  train:\n    - path: a\n      format: qa\n    - path: b\n      fromat: qa\n"
+        recipe.write_text(sources + model)
+        assert refusal(recipe) == "x.yaml:6: unknown key data.train[1].fromat; did you mean data.train[1].format: qa?"
+        recipe.write_text("data:\n  train:\n    - path: a\n" + model)
         known = "text, qa, pr, io, chat, labelled, tagged, preference"
         assert refusal(recipe) == f"x.yaml:3: data.train[0].format is missing: one of {known}."
-        recipe.write_text("data:\n  train:\n    - {path: a, format: qb}\n")
+        recipe.write_text("data:\n  train:\n    - {path: a, format: qb}\n" + model)
         message = f"x.yaml:3: data.train[0].format: expected one of {known}, got 'qb'."
         assert refusal(recipe) == message
 

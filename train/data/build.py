@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,6 +37,8 @@ class Facts:
     endless: int = 0
     loose: int = 0
     unreadable: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    ends: set[int] = field(default_factory=set)
 
     def add(self, chunk: Chunk) -> None:
         """Count one more chunk."""
@@ -49,15 +51,19 @@ class Facts:
         self.cut += chunk.cut
         self.endless += chunk.endless
         self.loose += chunk.loose
+        self.left_out.update(chunk.left_out)
+        self.ends |= chunk.ends
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"problems": self.problems.to_json(), "cut": self.cut, "endless": self.endless, "loose": self.loose}
+        counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose, "left_out": dict(self.left_out)}
+        return {"problems": self.problems.to_json(), **counts, "ends": sorted(self.ends)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
         """What `to_json` gave."""
-        return cls(Problems.from_json(value["problems"]), value["cut"], value["endless"], value["loose"])
+        problems, left_out = Problems.from_json(value["problems"]), Counter(value["left_out"])
+        return cls(problems, value["cut"], value["endless"], value["loose"], left_out=left_out)
 
 
 @dataclass(frozen=True)

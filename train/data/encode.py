@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from train.config import DataConfig
 from train.data.encoded import Encoded, GoldRows, Part
 from train.data.gold import TO_PREDICT, Reading
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
+from train.data.store import TokenTable
 from train.data.stream import StreamingCorpus, stream
 from train.data.tables import load
 from train.errors import UserError
 from train.protocols import Ranks
 
+ROWS_OF_OLD_TABLES = 1000
 __all__ = ["Corpus", "Encoded", "GoldRows", "Reading", "StreamingCorpus", "prepare", "stream"]
 
 
@@ -46,7 +50,8 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading
         UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
     """
     setup = set_up(config, tokenizer, reading)
-    train, lines = load(setup.train, config, seed, ranks)
+    train, train_lines = load(setup.train, config, seed, ranks)
+    lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
     held, held_lines = load(setup.validation, config, seed, ranks)
     lines += held_lines
@@ -71,7 +76,7 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading
         rows_left_out=rows_left_out,
         digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         template_hash=setup.template_hash,
-        stop_ids=setup.stop_ids,
+        stop_ids=_learned_ends((part.table for part in train), setup.marks, config.max_length_tokens),
     )
 
 
@@ -91,3 +96,22 @@ def _check_weight(part: Part, weight: float) -> None:
             f"data.train[{part.source}].weight: {weight:g} of {len(part)} row(s) is not even one row an epoch;"
             " raise it, or leave the source out"
         )
+
+
+def _learned_ends(tables: Iterable[TokenTable], marks: Set[int], limit: int) -> tuple[int, ...]:
+    """The special tokens (`marks`) that the rows' answers and texts end with, as encoding found them."""
+    found: set[int] = set()
+    for table in tables:
+        known = table.manifest.get("ends")
+        found |= _of_first_rows(table, limit) & marks if known is None else set(known)
+    return tuple(sorted(found))
+
+
+def _of_first_rows(table: TokenTable, limit: int) -> set[int]:
+    """Of a table from before its manifest named them. A row as long as the limit may have been cut."""
+    found: set[int] = set()
+    for row in range(min(len(table), ROWS_OF_OLD_TABLES)):
+        ids_t, learned_t = table.tokens(row)
+        if len(ids_t) < limit and learned_t.any():
+            found.add(int(ids_t[np.flatnonzero(learned_t)[-1]]))
+    return found

@@ -27,15 +27,22 @@ class Fields:
 
     def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str], asks: bool = False) -> None:
         self.value, self.columns, self.asks = value, columns, asks
+        self.read: set[str] = set()
 
     def has(self, name: str) -> bool:
         """Whether an optional field is there and says something."""
-        value = self.value.get(self.columns.get(name, name))
-        return value is not None and value != "" and value != []
+        return says_something(self.value.get(self.columns.get(name, name)))
+
+    def unread(self) -> list[str]:
+        """The columns that say something and were not asked for."""
+        if len(self.read) == len(self.value):
+            return []
+        return [name for name, value in self.value.items() if name not in self.read and says_something(value)]
 
     def get(self, name: str) -> Any:
         """A required field, never null."""
         column = self.columns.get(name, name)
+        self.read.add(column)
         if column not in self.value:
             raise RowError(f"field `{column}` is missing", missing=True)
         if self.value[column] is None:
@@ -48,9 +55,16 @@ class Fields:
 
     def answer(self, name: str) -> str | None:
         """The text of an answer; None where there is none and none is needed."""
-        value = self.value.get(self.columns.get(name, name))
+        column = self.columns.get(name, name)
+        self.read.add(column)
+        value = self.value.get(column)
         says_nothing = value is None or (isinstance(value, str) and not value.strip())
         return None if self.asks and says_nothing else self.text(name)
+
+
+def says_something(value: Any) -> bool:
+    """Whether a value is neither null nor empty: tables have an entry for every column, also where nothing is said."""
+    return value is not None and value != "" and value != [] and value != {}
 
 
 def checked_text(value: Any, name: str) -> str:

@@ -36,13 +36,13 @@ FORMATS: Mapping[str, Format] = {
     "text": Format(("text",), lambda fields: fields.text("text")),
     "qa": Format(("question", "answer"), lambda f: turn(f, f.text("question"), f.answer("answer")), ("system",)),
     "pr": Format(("prompt", "response"), lambda f: turn(f, f.text("prompt"), f.answer("response")), ("system",)),
-    "io": Format(("instruction", "output"), read_instruction, ("input", "system")),
-    "chat": Format((), read_chat, ("system", "tools"), alternatives=("messages", "conversations")),
+    "io": Format(("instruction", "output"), read_instruction, ("input", "system", "history")),
+    "chat": Format((), read_chat, ("system", "tools", "functions"), alternatives=("messages", "conversations")),
     "labelled": Format(("label",), read_labelled, ("sentence2",), alternatives=("sentence", "text", "sentence1")),
     "tagged": Format(("tokens", "tags"), read_tagged),
     "preference": Format(
         ("chosen", "rejected"),
         lambda f: read_asked(f) if f.asks else read_preference(f),
-        ("prompt", "conversations", "system"),
+        ("prompt", "conversations", "system", "tools", "functions"),
     ),
 }

@@ -23,7 +23,7 @@ from train.config import LEARNS_FROM
 from train.data.fields import RowError
 from train.data.labelled import Label, Labelled, Tagged
 from train.data.preference import Preference, Side
-from train.data.templates import ChatTemplate, render
+from train.data.templates import ChatTemplate, whole
 from train.errors import UserError
 
 FIRST, FURTHER = 1, 2  # marks: of what is learned and measured; of what is only learned
@@ -69,11 +69,14 @@ class Window(NamedTuple):
 
 
 class Golden(NamedTuple):
-    """A row's tokens. cut: whether it is longer than the limit. second: where its second sentence begins, or 0."""
+    """A row's tokens. cut: whether it is longer than the limit. second: where its second sentence begins, or 0.
+    left_out: what the chat template leaves out.
+    """
 
     windows: Sequence[Window]
     cut: bool = False
     second: int = 0
+    left_out: frozenset[str] = frozenset()
 
 
 class Settings(Protocol):
@@ -173,7 +176,8 @@ class GoldEncoder:
 
     def _pair(self, row: Preference) -> Golden:
         """Both conversations one after another; the last token of each is marked, 1 for the one that was chosen."""
-        sides = [self._side(side) for side in (row.chosen, row.rejected)]
+        left: set[str] = set()
+        sides = [self._side(side, left) for side in (row.chosen, row.rejected)]
         longest, limit = max(map(len, sides)), self.settings.max_length
         if longest > limit:
             raise RowError(f"longer than data.max_length_tokens: {longest} tokens, the limit is {limit}")
@@ -182,17 +186,16 @@ class GoldEncoder:
         ids_t = np.array([*sides[0], *sides[1]], np.int32)
         marks_t = np.zeros(len(ids_t), np.uint8)
         marks_t[[len(sides[0]) - 1, -1]] = FIRST
-        return Golden([Window(ids_t, marks_t, (1.0, 0.0))])
+        return Golden([Window(ids_t, marks_t, (1.0, 0.0))], left_out=frozenset(left))
 
-    def _side(self, side: Side) -> list[int]:
+    def _side(self, side: Side, left: set[str]) -> list[int]:
         if isinstance(side, str):
             ids = list(self.tokenizer.encode(side).ids)
             end = self.settings.eos
             return self._unpadded(ids if end is None or ids[-1:] == [end] else [*ids, end])
         if self.settings.template is None:
             raise RowError("messages need a chat template: set data.chat_template")
-        text, _ = render(self.settings.template, side)
-        return self._unpadded(self._plain(text))
+        return self._unpadded(self._plain(whole(self.settings.template, side, left)))
 
     def _unpadded(self, ids: list[int]) -> list[int]:
         """Without padding tokens at the end. Many models pad with their end token, and transformers' heads read at the

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from eval.readers import type_name
-from train.data.conversations import Conversation, message_in
+from train.data.conversations import Conversation, messages_in, tools_in
 from train.data.fields import Fields, RowError, checked_text
 
 Side = str | Conversation
@@ -40,7 +40,7 @@ def read_preference(fields: Fields) -> Preference:
     chosen, rejected = (_side(fields, name) for name in ("chosen", "rejected"))
     if type(chosen) is not type(rejected):
         raise RowError("chosen and rejected differ in kind: one is text, the other messages")
-    if chosen == rejected:
+    if _said(chosen) == _said(rejected):
         raise RowError("nothing to learn: chosen and rejected are the same")
     return Preference(chosen, rejected)
 
@@ -63,17 +63,20 @@ def _side(fields: Fields, name: str) -> Side:
         return prompt + checked_text(value, f"field `{name}`")
     if fields.has("prompt") and isinstance(fields.get("prompt"), str):
         raise RowError(f"prompt is text, but `{name}` is not: both must be texts, or both messages")
-    said = [value] if isinstance(value, Mapping) else value
+    if not isinstance(value, (Mapping, list, tuple)):
+        raise RowError(f"field `{name}` is neither text nor messages: it is {type_name(value)}")
     before = "conversations" if fields.has("conversations") else "prompt"
-    messages = _messages(fields.get(before) if fields.has(before) else [], before) + _messages(said, name)
+    left: set[str] = set()
+    messages = messages_in(fields.get(before), before, left) if fields.has(before) else []
+    messages += messages_in([value] if isinstance(value, Mapping) else value, name, left)
     if messages[-1]["role"] != "assistant":
         raise RowError(f"field `{name}` does not end with a turn of the assistant")
     if fields.has("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": fields.text("system")})
-    return Conversation(messages)
+    if False in [message.pop("learned", True) for message in messages]:
+        left.add("marks of turns that are not to be learned")
+    return Conversation(messages, tools_in(fields), tuple(sorted(left)))
 
 
-def _messages(value: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(value, (list, tuple)):
-        raise RowError(f"field `{name}` is neither text nor messages: it is {type_name(value)}")
-    return [message_in(entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+def _said(side: Side) -> Any:
+    return side if isinstance(side, str) else side.messages

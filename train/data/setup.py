@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from eval.readers import Row
 from eval.word_windows import untruncated
 from train.config import DataConfig, SourceConfig
 from train.data.gold import TO_PREDICT, Reading
-from train.data.sources import START, NumberedRow
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
-from train.data.tokenise import Encoder, Settings
+from train.data.tokenise import Settings
 from train.errors import UserError
 
 SILENT = ("text", "labelled", "tagged")  # formats that no chat template writes
@@ -41,16 +39,19 @@ class Setup:
         return self.template.hash if self.template else ""
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The token that the model learns to end an answer, or a text, with; generation shall stop there."""
-        settings = self.train[0].settings
-        if self.template is None:
-            return () if settings.eos is None else (settings.eos,)
-        probe = replace(settings, format="pr", columns={}, system_prompt=None, max_length=1 << 30)
-        row = Row("", 1, {"prompt": "a", "response": "b"})
-        chunk = Encoder(probe).chunk([NumberedRow(0, 0, row, START)])
-        learned = chunk.ids_k[chunk.learned_k == 1]
-        return (int(learned[-1]),) if len(learned) and not chunk.endless else ()
+    def lines(self) -> list[str]:
+        """What a person should know about the chat template."""
+        if self.template is None or not self.template.served:
+            return []
+        return [
+            f"chat template: rows are written with {self.template.name}, which belongs to the tokenizer's own;"
+            " checkpoints carry the tokenizer's own, and prompts are asked with it"
+        ]
+
+    @property
+    def marks(self) -> frozenset[int]:
+        """The tokenizer's special tokens."""
+        return self.train[0].settings.marks
 
 
 def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) -> Setup:

@@ -8,15 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from eval.files import expand, nearest, read, sha256_file
+from eval.file_options import FileOptions, RowFilter
+from eval.files import expand, nearest, sha256_file
 from eval.hub import named
-from eval.readers import READERS, BadRow, Row
+from eval.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
+from eval.text_files import COMPRESSED, kind_of, open_bytes
 from train.config import SourceConfig
 from train.data.formats import FORMATS
 from train.errors import UserError
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")
 SAMPLE_BYTES = 1 << 20  # of a file, to guess how many rows it holds
+USUAL_COMPRESSION = 4  # of text, for that guess
 
 
 class Place(NamedTuple):
@@ -86,12 +89,33 @@ def find(config: SourceConfig, key: str, streaming: bool = False) -> Source:
         raise UserError(f"{key}.path is empty: name a file, a folder, a glob or a hub data set")
     place = Path(config.path).expanduser()
     hub = HUB_NAME.fullmatch(config.path)
-    if hub is None or place.exists() or place.suffix.lower() in READERS:
+    if hub is None or place.exists() or reader_of(place):
         try:
-            return FileSource(config, key, expand(config.path))
+            return FileSource(config, key, expand(config.path, split=config.split))
         except UserError as error:
             raise UserError(f"{key}.path: {error}") from None
     return HubSource(config, key, hub["name"], hub["subset"], streaming)
+
+
+def options_of(config: SourceConfig) -> FileOptions:
+    """How the files of a source are read."""
+    return FileOptions(config.delimiter, config.encoding, config.filter)
+
+
+def wanted(rows: Iterator[NumberedRow], config: SourceConfig, key: str, is_whole: bool) -> Iterator[NumberedRow]:
+    """The rows that the source's filter means, and the bad ones, whose columns nobody knows.
+
+    is_whole: whether these are all rows of the source, so that some must be meant.
+    """
+    chosen = RowFilter(config.filter)
+    for row in rows:
+        if isinstance(row.item, BadRow) or chosen.takes(row.item.value):
+            yield row
+    if is_whole:
+        try:
+            chosen.require_rows()
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from None
 
 
 class FileSource:
@@ -112,11 +136,14 @@ class FileSource:
         return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
 
     def rows(self, start: Place = START) -> Iterator[NumberedRow]:
-        """All rows of all files from `start` on."""
-        number = start.number
+        """All rows of all files from `start` on that the filter means."""
+        return wanted(self._rows(start), self.config, self.key, start == START)
+
+    def _rows(self, start: Place) -> Iterator[NumberedRow]:
+        number, options = start.number, options_of(self.config)
         for file in range(start.file, len(self.files)):
             skip = start.row if file == start.file else 0
-            for row, item in enumerate(read(self.files[file], skip), start=skip + 1):
+            for row, item in enumerate(read(self.files[file], skip, options), start=skip + 1):
                 number += 1
                 yield NumberedRow(file, number - 1, item, Place(file, row, number))
 
@@ -130,26 +157,31 @@ class FileSource:
 
 
 def _count_lines(file: Path) -> int:
-    if file.suffix.lower() == ".parquet":
-        return _parquet_rows(file)
-    with file.open("rb") as handle:
+    if kind_of(file) in BINARY:
+        return _table_rows(file)
+    with open_bytes(file) as handle:
         return sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 22), b"")) + 1
 
 
 def _guess_rows(file: Path) -> float:
-    if file.suffix.lower() == ".parquet":
-        return _parquet_rows(file)
-    with file.open("rb") as handle:
+    if kind_of(file) in BINARY:
+        return _table_rows(file)
+    with open_bytes(file) as handle:
         sample = handle.read(SAMPLE_BYTES)
-    return max(1.0, sample.count(b"\n") * file.stat().st_size / max(len(sample), 1))
+    size = file.stat().st_size * (USUAL_COMPRESSION if file.suffix.lower() in COMPRESSED else 1)
+    longer = size / len(sample) if len(sample) == SAMPLE_BYTES else 1.0
+    return max(1.0, sample.count(b"\n") * max(longer, 1.0))
 
 
-def _parquet_rows(file: Path) -> int:
+def _table_rows(file: Path) -> int:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return int(parquet.read_metadata(file).num_rows)
+        if kind_of(file) == ".parquet":
+            return int(parquet.read_metadata(file).num_rows)
+        with pyarrow.memory_map(str(file)) as source:
+            return sum(len(batch) for batch in pyarrow.ipc.open_stream(source))
     except pyarrow.ArrowInvalid:
         return 1  # reading it says what is wrong
 
@@ -182,10 +214,14 @@ class HubSource:
         return [f"{self.config.path} {self.config.revision} {self.config.split}"]
 
     def rows(self, start: Place = START) -> Iterator[NumberedRow]:
-        """All rows from `start` on, classes by their names; the line of a row is its number."""
+        """All rows from `start` on that the filter means, classes by their names; a row's line is its number."""
+        return wanted(self._rows(start), self.config, self.key, start == START)
+
+    def _rows(self, start: Place) -> Iterator[NumberedRow]:
         table = self.table.skip(start.number) if start.number else self.table
         for number, value in enumerate(table, start=start.number):
-            row = Row(self.names[0], number + 1, named(value, table.features or {}))
+            values = named(value, table.features or {})
+            row = Row(self.names[0], number + 1, {name: without_nulls(inner) for name, inner in values.items()})
             yield NumberedRow(0, number, row, Place(0, number + 1, number + 1))
 
     def lines(self) -> list[int]:

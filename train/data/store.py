@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from eval.files import cannot_write, sync_folder, write_atomically
+from eval.masking import printable
 from train.cache_home import cache_home
 from train.config import DataConfig
 from train.data.tokenise import Chunk
@@ -239,7 +240,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE_SECONDS)
     except Timeout:
-        Console(stderr=True).print(f"waiting for another run that tokenises the same data ({path})", soft_wrap=True)
+        message = printable(f"waiting for another run that tokenises the same data ({path})")
+        Console(stderr=True).print(message, soft_wrap=True, markup=False)
         lock.acquire()
     try:
         yield

@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eval.files import write_atomically
 from train.config import DataConfig
-from train.data.build import Workers
+from train.data.build import CHUNK_ROWS, Workers
 from train.data.encoded import Encoded, Part
 from train.data.mixture import Mark, Mixture, marks_from_json, marks_to_json
 from train.data.overlap import without_overlap
@@ -22,6 +23,7 @@ from train.data.sources import NumberedRow, Source, find
 from train.data.store import TokenTable, cache_root, folder_of, is_whole
 from train.data.tables import encode_table, entry_key, load, notes
 from train.data.together import share, together
+from train.data.tokenise import Encoder
 from train.errors import UserError
 from train.protocols import Ranks
 
@@ -197,9 +199,10 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
             for source, spec in zip(sources, setup.train, strict=True)
         ]
         content = hashlib.sha256(json.dumps([described, seed, config.streaming_window_rows]).encode()).hexdigest()
-        return json.dumps([content, [source.names for source in sources]])
+        ends = {token for pair in zip(setup.train, sources, strict=True) for token in _first_ends(*pair)}
+        return json.dumps([content, [source.names for source in sources], sorted(ends)])
 
-    content, names = json.loads(share(ranks, together(ranks, describe if ranks.index == 0 else None) or ""))
+    content, names, ends = json.loads(share(ranks, together(ranks, describe if ranks.index == 0 else None) or ""))
     held, lines = load(setup.validation, config, seed, ranks)
     validation = Encoded(held) if held else None
     digest = hashlib.sha256(f"{content} {validation.digest if validation else ''} {setup.template_hash}".encode())
@@ -209,10 +212,10 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
     ]
     return StreamingCorpus(
         validation=validation,
-        lines=[*streamed, *lines],
+        lines=[*setup.lines, *streamed, *lines],
         digest=digest.hexdigest(),
         template_hash=setup.template_hash,
-        stop_ids=setup.stop_ids,
+        stop_ids=tuple(ends),
         config=config,
         setup=setup,
         seed=seed,
@@ -220,3 +223,8 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
         content=content,
         names=names,
     )
+
+
+def _first_ends(spec: Spec, source: Source) -> set[int]:
+    """The tokens that the first rows of a source end with: a stream cannot be looked through."""
+    return Encoder(spec.settings).chunk(list(islice(source.rows(), CHUNK_ROWS))).ends

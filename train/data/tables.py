@@ -16,13 +16,15 @@ from train.data.build import Facts, Workers, build
 from train.data.encoded import Part
 from train.data.rows import bad_rows_error, check_columns, sampled, skipped_line
 from train.data.setup import Spec
-from train.data.sources import NumberedRow, Source, find
+from train.data.sources import NumberedRow, Source, find, options_of
 from train.data.store import TableWriter, TokenTable, cache_root, folder_of, is_whole, manifest, obtain
 from train.data.together import share, together
 from train.errors import UserError
 from train.protocols import Ranks
 
-ENCODER_VERSION = 3  # raise it when the same rows and settings become another table
+ENCODER_VERSION = 4  # raise it when the same rows and settings become another table
+
+SHOWN_LEFT_OUT = 20
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def entry_key(content: Sequence[str], spec: Spec, seed: int, **more: Any) -> str
         "content": list(content),
         "fraction": None if fraction == 1 else [fraction, seed],
         "settings": spec.settings.identity(),
+        **({"read": read} if (read := options_of(spec.config).identity()) else {}),  # absent: older tables stay good
         **more,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -165,6 +168,14 @@ def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
         said.append(
             f"{facts.loose:,} entities begin with I- or E- (IOB1, or broken IOB2): the tags are learned as they stand,"
             " and each of these begins an entity, as conlleval and seqeval have it"
+        )
+    chosen_by = {f"column {name}" for name in spec.config.filter}
+    left_out = [(name, count) for name, count in facts.left_out.most_common() if name not in chosen_by]
+    if left_out:
+        shown = [f"{name} ({count:,})" for name, count in left_out[:SHOWN_LEFT_OUT]]
+        more = len(left_out) - len(shown)
+        said.append(
+            f"said in rows and left out (in how many): {', '.join(shown)}{f', and {more} more kinds' if more else ''}"
         )
     if facts.endless:
         said.append(

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from eval.files import nearest
-from train.data.conversations import Conversation, tool_calls
+from train.data.completeness import checked
+from train.data.conversations import Conversation
 from train.data.fields import RowError
+from train.data.fitting import fitted, learned_turns
 from train.data.preference import Continuation
+from train.data.training_templates import training_template
 from train.errors import UserError
 
 FOLDER = Path(__file__).with_name("chat_templates")
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
+OPENED_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")  # of a generation prompt
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]  # first character, and the one after the last
 
@@ -29,38 +33,70 @@ Span = tuple[int, int]  # first character, and the one after the last
 class ChatTemplate:
     """A template in use.
 
-    name: for messages. text: Jinja source. special_tokens: what the text may name, such as eos_token.
+    name: for messages. text: Jinja source that rows are written with. special_tokens: what it may name, as eos_token.
+    served: the source that checkpoints carry and the model is asked with, where that is another one than `text`.
+    with_tools: the template of rows with tools, for tokenizers that have one of its own for them.
     """
 
     name: str
     text: str
     special_tokens: Mapping[str, str]
+    served: str = ""
+    with_tools: ChatTemplate | None = None
+
+    @property
+    def asking(self) -> str:
+        """The source of prompts."""
+        return self.served or self.text
 
     @property
     def hash(self) -> str:
-        """sha256 of the source: a checkpoint is only good with the template that it learned."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """sha256 of the source that checkpoints carry: a model is only good with the template that it learned."""
+        return hashlib.sha256(self.asking.encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """sha256 of all sources that rows may be written with."""
+        texts = [self.text, *([self.with_tools.text] if self.with_tools else [])]
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+    def of(self, conversation: Conversation) -> ChatTemplate:
+        """The template of this conversation."""
+        return self.with_tools if self.with_tools and conversation.tools else self
 
 
 def resolve(choice: str, tokenizer: Any) -> ChatTemplate:
     """The template that `data.chat_template` names; it is set on the tokenizer too, so that checkpoints carry it.
 
+    The tokenizer's own stays on it as it is. Rows are written with the training template that trl has for it, if any.
+
     Raises:
         UserError: Unknown name, bad Jinja, or a template that needs tokens which the tokenizer lacks.
     """
-    own = tokenizer.chat_template
-    own = own.get("default") if isinstance(own, Mapping) else own
-    if choice == "tokenizer" and own:
-        name, text = "the tokenizer's own template", own
-    else:
-        name = DEFAULT if choice == "tokenizer" else choice
-        text = _source(name)
-    _check(name, text)
     special_tokens = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    own = tokenizer.chat_template
+    owned = own if isinstance(own, Mapping) else {"default": own}
+    if choice == "tokenizer" and owned.get("default"):
+        template = _own(owned["default"], special_tokens)
+        for_tools = owned.get("tool_use")  # transformers' name for it
+        return replace(template, with_tools=_own(for_tools, special_tokens)) if for_tools else template
+    name = DEFAULT if choice == "tokenizer" else choice
+    text = _source(name)
+    _check(name, text)
     if name in NAMED:
         text = _for_tokenizer(name, text, tokenizer)
     tokenizer.chat_template = text
     return ChatTemplate(name, text, special_tokens)
+
+
+def _own(text: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    name = "the tokenizer's own template"
+    _check(name, text)
+    pair = None if GENERATION_MARK.search(text) else training_template(text)
+    if pair is None:
+        return ChatTemplate(name, text, special_tokens)
+    family, training = pair
+    return ChatTemplate(f"trl's {family}_training.jinja", training, special_tokens, served=text)
 
 
 def _source(name: str) -> str:
@@ -106,7 +142,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
+def render(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> tuple[str, list[Span]]:
     """The conversation as text, and the stretches of it that are learned: each of the assistant's turns with the token
     that ends it, without white space after that.
 
@@ -114,39 +150,128 @@ def render(template: ChatTemplate, conversation: Conversation) -> tuple[str, lis
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
+    left: gets what the template leaves out.
 
     Raises:
         RowError: The template refuses this conversation.
         UserError: The template writes earlier turns differently once later ones follow.
     """
-    messages = _fitted(template.text, conversation)
-    if not conversation.is_answered:
-        return _checked(_asking(template, messages, conversation.tools), messages), []
+    template = template.of(conversation)
+    messages = fitted(template.text if conversation.is_answered else template.asking, conversation)
+    text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
+    if template.served and spans:
+        spans = _behind_prompts(template, fitted(template.served, conversation), conversation.tools, text, spans)
+    source = template.text if conversation.is_answered else template.asking
+    text = checked(source, text, messages, conversation.tools, left)
+    return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
+
+
+def asked(template: ChatTemplate, conversation: Conversation) -> str:
+    """The prompt for the answer to a conversation, as the model is asked for it. Raises RowError."""
+    template = template.of(conversation)
+    return _asking(template, fitted(template.asking, conversation), conversation.tools)
+
+
+def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
+    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError.
+
+    left: gets what the template leaves out.
+    """
+    template = template.of(conversation)
+    messages = fitted(template.asking, conversation)
+    text = _render(template, messages, conversation.tools, served=True)[0]
+    return checked(template.asking, text, messages, conversation.tools, left)
+
+
+def _written(
+    template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None, is_answered: bool
+) -> tuple[str, list[Span]]:
+    """See `render`, for messages as the template takes them."""
+    if not is_answered:
+        return _asking(template, messages, tools), []
     if GENERATION_MARK.search(template.text):
-        text, marked = _render(template, messages, conversation.tools, marks=True)
-        return _checked(text, messages), [_trimmed(text, span) for span in marked]
-    text, _ = _render(template, messages, conversation.tools)
+        text, marked = _render(template, messages, tools, marks=True)
+        return text, _joined(marked)
+    text, _ = _render(template, messages, tools)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, _ = _render(template, messages[:index], conversation.tools, prompt=True)
+        before, _ = _render(template, messages[:index], tools, prompt=True)
         last = index == len(messages) - 1
-        through = text if last else _render(template, messages[: index + 1], conversation.tools)[0]
+        through = text if last else _render(template, messages[: index + 1], tools)[0]
         if not through.startswith(before) or not text.startswith(through):
             raise UserError(_not_a_prefix(template, index))
-        spans.append(_trimmed(text, (len(before), len(through))))
-    return _checked(text, messages), spans
+        spans.append((len(before), len(through)))
+    return text, spans
 
 
 def _asking(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> str:
     """What stands before an answer. A template with marks need not know generation prompts: it writes an answer."""
-    if not GENERATION_MARK.search(template.text):
+    if not GENERATION_MARK.search(template.asking):
         return _render(template, messages, tools, prompt=True)[0]
     text, marked = _render(template, [*messages, {"role": "assistant", "content": "?"}], tools, marks=True)
     if not marked:
         raise RowError("the chat template marks no answer behind it")
     return text[: marked[-1][0]]
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Without those that are empty; those that touch are one."""
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        elif start < end:
+            joined.append((start, end))
+    return joined
+
+
+def _behind_prompts(
+    template: ChatTemplate,
+    messages: Sequence[dict[str, Any]],
+    tools: list[Any] | None,
+    text: str,
+    spans: list[Span],
+) -> list[Span]:
+    """Spans that begin where the prompt at inference ends.
+
+    trl's marks may begin within or before the generation prompt (`<|start|>assistant`, `<think>`), which is never the
+    model's to say, or behind what it has to say itself.
+    """
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(turns) != len(spans):
+        return spans
+    found: list[Span] = []
+    for index, (start, end) in zip(turns, spans, strict=True):
+        begins = _end_of_prompt(template, messages[:index], tools, text, start)
+        free = found[-1][1] if found else 1
+        found.append((begins if free <= begins < end else start, end))
+    return found
+
+
+def _end_of_prompt(
+    template: ChatTemplate, before: Sequence[dict[str, Any]], tools: list[Any] | None, text: str, start: int
+) -> int:
+    """Where the prompt for the turn ends that is marked from `start` on; 0 where it cannot be told."""
+    try:
+        asked = _render(template, before, tools, prompt=True)[0]
+        if text.startswith(asked):
+            return len(asked)
+        history = _render(template, before, tools, served=True)[0]
+    except RowError:  # the model could not be asked this way, but trl's template can teach it
+        return 0
+    # Earlier turns are written differently; the prompt proper is what it has more than these.
+    return _end_of_cue(text, start, asked[len(commonprefix([asked, history])) :])  # noqa: RUF071 - characters are meant
+
+
+def _end_of_cue(text: str, start: int, cue: str) -> int:
+    """Where `cue`, or else `cue` without the thoughts that it opens, ends that begins at `start` or before it; or 0."""
+    for part in dict.fromkeys((cue, OPENED_THOUGHTS.sub("", cue))):
+        for before in range(min(len(part), start), -1, -1):
+            if part and text.startswith(part, start - before):
+                return start - before + len(part)
+    return 0
 
 
 def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tuple[str, list[Span]]:
@@ -171,14 +296,16 @@ def _render(
     tools: list[Any] | None,
     prompt: bool = False,
     marks: bool = False,
+    served: bool = False,
 ) -> tuple[str, list[Span]]:
+    """prompt: up to where an answer begins, as the model is asked. served: as the model is asked, without that."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
         texts, marked = render_jinja_template(
             conversations=[list(messages)],
             tools=tools,
-            chat_template=template.text,
+            chat_template=template.asking if prompt or served else template.text,
             return_assistant_tokens_mask=marks,
             add_generation_prompt=prompt,
             **template.special_tokens,
@@ -188,36 +315,6 @@ def _render(
     return texts[0], marked[0] if marks else []
 
 
-def _fitted(text: str, conversation: Conversation) -> list[dict[str, Any]]:
-    """Calls of functions as this template can write them: as `tool_calls` if it knows these, else as JSON text."""
-    knows_calls = "tool_calls" in text
-    messages = []
-    for message in conversation.messages:
-        fitted = {key: value for key, value in message.items() if key != "function_call"}
-        if knows_calls and message.get("function_call"):
-            calls = tool_calls(message["content"])
-            if calls:
-                fitted = {**fitted, "content": "", "tool_calls": calls}
-        elif not knows_calls and message.get("tool_calls") and not message["content"]:
-            calls = [call.get("function", call) for call in message["tool_calls"]]
-            fitted["content"] = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
-        messages.append(fitted)
-    return messages
-
-
 def _trimmed(text: str, span: Span) -> Span:
     start, end = span
     return start, start + len(text[start:end].rstrip())
-
-
-def _checked(text: str, messages: Sequence[dict[str, Any]]) -> str:
-    """The text, if everything said is in it: templates of image models pass over plain text without a word."""
-    for index, message in enumerate(messages):
-        said = message["content"].split("</think>")[-1].strip()  # templates may set thoughts apart
-        if said not in text:
-            raise RowError(f"the chat template leaves out what the {message['role']} says in message {index}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowError("a nested field holds half a surrogate pair") from None
-    return text

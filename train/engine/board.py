@@ -71,6 +71,7 @@ class Board:
         """What the model answers to a few prompts at `step`."""
         if not samples:
             return
+        samples = mask_all(samples)
         lines = "".join(json.dumps(_fields(sample), ensure_ascii=False) + "\n" for sample in samples)
         self._try("samples", lambda: _write_new(self._folder / "samples" / f"step-{step:06d}.jsonl", lines))
         is_rewarded = any(sample.reward is not None for sample in samples)

@@ -4,10 +4,11 @@ together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -171,9 +172,25 @@ class Checkpoints:
             if wish == "must":
                 raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
             return Progress()
-        load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
-        progress = Progress(**commit.read_state(newest))
-        self.objective.resume(progress.objective)
+        with self._named(newest):
+            load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
+            progress = Progress(**commit.read_state(newest))
+            self.objective.resume(progress.objective)
         if self.runtime.main:
             log.info("resumed from %s (step %d)", newest, progress.step)
         return progress
+
+    @contextlib.contextmanager
+    def _named(self, folder: Path) -> Iterator[None]:
+        """A checkpoint that verifies, by its sizes alone or with a manifest to match, may still hold garbage."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if self.runtime.count > 1 and isinstance(error, RuntimeError):  # perhaps another rank's failure
+                raise
+            raise NoCheckpointError(
+                f"{folder}: it verifies (checkpoint.verify: {self.config.checkpoint.verify}), but cannot be loaded "
+                f"({type(error).__name__}: {error}). Move it elsewhere to resume from the one before it"
+            ) from error

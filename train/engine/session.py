@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.files import write_atomically
-from eval.masking import exposed, mask
+from eval.masking import exposed, printable
 from train.config import Config
 from train.engine import record
 from train.engine.flops import Peak
@@ -97,7 +97,7 @@ def describe(
     ]
     console = Console(stderr=True, highlight=False)
     for line in lines:
-        console.print(mask(line), soft_wrap=True, markup=False)
+        console.print(printable(line), soft_wrap=True, markup=False)
     for key, variable in exposed(flat(config)):
         log.warning(
             "%s holds the value of $%s. A recipe is kept as it is, in config.yaml and in checkpoints: leave secrets to "

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from eval.masking import mask
+from eval.masking import mask, printable
 from train.engine.hang import Stillness, judge, whereabouts
 from train.engine.process import ended
 from train.engine.signs import Failure, Sign, Signs, sign
@@ -220,7 +220,7 @@ class Watchdog:
 
     def _print(self, text: str) -> None:
         prefix = f"[rank {self._rank}] " if self._rank else ""
-        sys.stderr.write(mask(f"{prefix}{text.rstrip()}\n"))
+        sys.stderr.write(printable(f"{prefix}{text.rstrip()}\n"))
         sys.stderr.flush()
 
 

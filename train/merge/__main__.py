@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.masking import hide_secrets, mask
+from eval.masking import hide_secrets, printable
 from train.config import MergeConfig
 from train.errors import UserError
 
@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet_libraries(main_process=True)
         report = merge(given.source, given.out, settings, base=given.base, code=given.trust_remote_code)
     except UserError as error:
-        sys.stderr.write(mask(f"error: {error}\n"))
+        sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
-    sys.stdout.write(mask("\n".join(report.lines()) + "\n"))
+    sys.stdout.write(printable("\n".join(report.lines()) + "\n"))
     return 0
 
 

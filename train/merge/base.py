@@ -14,9 +14,13 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from train.models.folder import weight_files
+from eval.dequantize import quantization_method
+from train.models.folder import read_json, weight_files
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # safetensors' names
+
+
+STORED_AS = {str(dtype).removeprefix("torch."): dtype for dtype in STORED.values()}  # config.json's
 
 
 class BaseWeights(Protocol):
@@ -55,7 +59,14 @@ class ModelWeights:
 
 
 def storage(folder: Path) -> torch.dtype:
-    """The kind that most of a model's weights are stored in; float32 for kinds that nobody trains in."""
+    """The kind that most of a model's weights are stored in; float32 for kinds that nobody trains in.
+
+    Of a quantised model what its config asks for beside them, bfloat16 where it says nothing.
+    """
+    if quantization_method(folder):
+        raw = read_json(folder / "config.json")
+        words = [part.get(key) for part in (raw, raw.get("text_config") or {}) for key in ("dtype", "torch_dtype")]
+        return next((STORED_AS[word] for word in words if word in STORED_AS), torch.bfloat16)
     sizes: Counter[str] = Counter()
     for file in weight_files(folder):
         with safe_open(file, "pt") as handle:
@@ -84,6 +95,8 @@ def from_files(folder: Path, skeleton: Any, new: Sequence[str]) -> FileWeights |
 
     new: modules that the base need not have.
     """
+    if quantization_method(folder):
+        return None
     prefix = skeleton.base_model_prefix
     wanted = set(skeleton.state_dict())
     places: dict[str, tuple[Path, str]] = {}

@@ -150,7 +150,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def check_tokenizer(folder: Path, before: Any, ids: list[int]) -> None:
     """Raise UserError unless the saved tokenizer gives the prompt and then what it gave before."""
-    after = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    after = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = "Hello 你好 123"
     pairs = [(after(text)["input_ids"], before(text)["input_ids"])]
     if before.chat_template:

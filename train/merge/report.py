@@ -18,7 +18,8 @@ class MergeReport:
     checkpoint, step: what was merged. kind: the tuning. weights: storage of the merged weights. tied: whether input
     and output embeddings are one matrix. compared_in: arithmetic of the comparison. comparison: merged against trained
     model. divergence: for a quantised base, mean KL in nats from the model that was trained to the one merged into the
-    original and into the dequantized weights. prompt_tokens: ids that stand before every text. prompt_leak: the
+    original and into the dequantized weights. dequantized_from: how
+    the base's own files are quantised. prompt_tokens: ids that stand before every text. prompt_leak: the
     largest probability that they take anywhere, where they are not masked. seconds: of the whole.
     """
 
@@ -34,6 +35,7 @@ class MergeReport:
     comparison: Comparison
     divergence: Mapping[str, float] = field(default_factory=dict)
     quantized_base: str | None = None
+    dequantized_from: str | None = None
     prompt_tokens: tuple[int, ...] = ()
     prompt_leak: float = 0.0
     seconds: float = 0.0
@@ -57,6 +59,11 @@ class MergeReport:
             shown = ", ".join(f"{name} {value:.3g} nats" for name, value in self.divergence.items())
             lines.append(
                 f"KL from the quantised model that was trained, by base: {shown}; merged into {self.quantized_base}"
+            )
+        if self.dequantized_from:
+            lines.append(
+                f"the base's weights are quantised ({self.dequantized_from}): dequantised for training and for the "
+                f"merge, so the result is an ordinary model in {self.weights}"
             )
         if self.prompt_tokens:
             lines.append(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from eval.dequantize import quantization_method
 from train.config import MergeConfig
 from train.errors import UserError
 from train.merge import verify
@@ -140,12 +141,19 @@ class _Merge:
             described = copy.deepcopy(source.described)
             described.get_text_config().vocab_size = source.base_rows
             model = load_model(source.model_class, source.model, self.weights, None, {"config": described}, new=new)
-            return ModelWeights(model if quantized is None else quantized), model
+            self._follow_ties_of(model)
+            whole = converts(skeleton) or not quantization_method(source.base)  # else the names are the model's own
+            return ModelWeights(model if quantized is None else quantized), model if whole else None
         self._follow_ties(files, skeleton)
         return (ModelWeights(quantized) if quantized is not None else files), None
 
     def _follow_ties(self, files: FileWeights, skeleton: Any) -> None:
         if unties(files, skeleton):
+            self.source.described.tie_word_embeddings = False
+
+    def _follow_ties_of(self, model: Any) -> None:
+        entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
+        if entry is not None and exit_ is not None and entry.weight is not exit_.weight:
             self.source.described.tie_word_embeddings = False
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
@@ -214,6 +222,7 @@ class _Merge:
             comparison=comparison,
             divergence=self.divergence,
             quantized_base=self.settings.quantized_base if self.divergence else None,
+            dequantized_from=None if source.tuning.kind == "full" else quantization_method(source.base),
             prompt_tokens=source.prompt_ids,
             prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import logging as transformers_logging
 
+from eval.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
 from train.config import ModelConfig
 from train.errors import UserError
 from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
+from train.models.unread import names_in_files, patterns, report_unread, tell_once, unread
 
 LOADING = ("quantization_config", "config", "attn_implementation")  # what of the options is no value of the config
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls learned positions
@@ -51,13 +55,14 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code)
     path = folder / "tokenizer_config.json"
     if path.exists():
-        raw = read_json(path)
-        refuse_code(path, {"auto_map": raw.get("auto_map", {}).get("AutoTokenizer")}, config.trust_remote_code)
+        code = read_json(path).get("auto_map")  # older files: the tokenizer's two classes as a list
+        code = code.get("AutoTokenizer") if isinstance(code, dict) else code
+        refuse_code(path, {"auto_map": code}, config.trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes the libraries stumble over
         raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
         raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
@@ -92,21 +97,23 @@ def load_model(
     described = read_config(folder, config.trust_remote_code)
     if config.init == "random":
         return _fresh(kind, folder, described, config, dtype, keywords, seed)
-    weight_files(folder)
+    if keywords.get("quantization_config") is not None:
+        refuse_twice(folder, "tuning.quantization", "another quantisation")
     values = {key: keywords.pop(key) for key in list(keywords) if key not in LOADING}
     if values:  # given as arguments, those that the config does not know yet would go to the model's constructor
         for key, value in values.items():
             setattr(described, key, value)
         keywords["config"] = described
-    with seeded(seed), _own_report(bool(new)):
-        model, found = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            **keywords,
+    keywords |= {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": config.trust_remote_code,
+        "output_loading_info": True,
+    }
+    with seeded(seed), _own_report():
+        model, found, empty = (_dequantized if quantization_method(folder) else _plain)(
+            kind, folder, config, keywords.pop("config", described), keywords, new
         )
     lacking = sorted(name for name in found["missing_keys"] if not any(f".{part}." in f".{name}" for part in new))
     if lacking:
@@ -114,17 +121,52 @@ def load_model(
             f"{folder}: {lacking[0]} is not in its safetensors files ({len(lacking)} weights missing) and would start "
             "from random values; is it the checkpoint of another kind of model?"
         )
+    passed_over = [name for name in empty if not any(f".{part}." in f".{name}" for part in new)]
+    if passed_over:  # transformers calls these unimportant
+        text = f"not in its files, so new as transformers makes them: {patterns(passed_over)}"
+        tell_once(logging.WARNING, folder, text)
     model.made_anew = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
     loaded: PreTrainedModel = model
     return loaded
 
 
+def _dequantized(
+    kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """(model, what transformers tells of its loading, weights for which the files have none)."""
+    weight_files(folder)
+    dtype = str(keywords["dtype"]).removeprefix("torch.")
+    tell_once(
+        logging.INFO, folder, f"its weights are quantised ({quantization_method(folder)}); dequantised to {dtype}"
+    )
+    with unsharded():
+        model, found = load_dequantized(kind, folder, described, new=new, **keywords)
+    report_unread(folder, sorted(found["unexpected_keys"]))
+    return model, found, []
+
+
+def _plain(
+    kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """The same, from weights that are what they look like."""
+    names = names_in_files(folder)
+    require_plain_numbers(folder)
+    lost, empty = unread(_empty(kind, described, config), names)
+    report_unread(folder, lost)
+    try:
+        model, found = kind.from_pretrained(folder, config=described, **keywords)
+    except RuntimeError as error:
+        if "size" not in str(error):
+            raise
+        raise UserError(f"{folder}: a weight has another shape than its config.json asks for ({error})") from error
+    return model, found, empty
+
+
 @contextlib.contextmanager
-def _own_report(is_ours: bool) -> Iterator[None]:
-    """Inside, transformers prints no table of the weights that a new head lacks: we tell in one line."""
+def _own_report() -> Iterator[None]:
+    """Inside, transformers prints no table of the weights that are lacking or left over: we tell in one line."""
     before = transformers_logging.get_verbosity()
-    if is_ours:
-        transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
@@ -134,9 +176,17 @@ def _own_report(is_ours: bool) -> Iterator[None]:
 def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
     """The model without weights (on the meta device), to ask what it can do before it is loaded."""
     folder = resolve(config.path, config.revision, code=config.trust_remote_code)
-    described = read_config(folder, config.trust_remote_code)
+    if config.init == "pretrained":
+        quantization_method(folder)  # refused before the data is read
+    return _empty(kind, read_config(folder, config.trust_remote_code), config)
+
+
+def _empty(kind: Any, described: Any, config: ModelConfig) -> PreTrainedModel:
+    """A model on the meta device."""
+    build = getattr(kind, "from_config", None) or kind._from_config
+    code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
     with torch.device("meta"), unsharded():
-        model: PreTrainedModel = kind.from_config(described, trust_remote_code=config.trust_remote_code)
+        model: PreTrainedModel = build(copy.deepcopy(described), **code)
     return model
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from eval.checkpoint import listed
 from eval.metrics.exact_match import exact_match
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
@@ -35,9 +36,8 @@ class CausalLM(Supervised):
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""
         model = self.load({})
-        stops = model.generation_config.eos_token_id or []
-        own = {stops} if isinstance(stops, int) else set(stops)
-        model.generation_config.eos_token_id = sorted(own | set(self.corpus.stop_ids))
+        own = listed(model.generation_config.eos_token_id)
+        model.generation_config.eos_token_id = sorted({*own, *self.corpus.stop_ids})
         loss_head.install(model)
         ready: nn.Module = model
         return ready

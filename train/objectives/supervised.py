@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from eval.dequantize import quantization_method
 from train.config import Config
 from train.data.batch import Rows, Shape, collate, micro_batches
 from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
@@ -18,6 +19,7 @@ from train.data.streamed import StreamedSteps
 from train.errors import UserError
 from train.models import attention
 from train.models.digest import model_digest
+from train.models.folder import resolve
 from train.models.load import fit_vocabulary, learned_positions, load_model, load_tokenizer, skeleton, unquantized
 from train.protocols import Batch, Plan, Ranks, Tuning
 
@@ -51,6 +53,7 @@ class Supervised:
             self.shape = self._shape()
             weights = [source.weight for source in data.train]
             self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
+        self.base_quantization = quantization_method(resolve(config.model.path, config.model.revision))
         self.model_digest = model_digest(config.model.path, config.model.revision)
 
     @property
@@ -65,7 +68,7 @@ class Supervised:
             "data_digest": self.corpus.digest,
             "data_lines": list(self.corpus.lines),
             "rows_left_out": self.corpus.rows_left_out,
-            "model": {"path": self.config.model.path, "digest": self.model_digest},
+            "model": {"path": self.config.model.path, "digest": self.model_digest, "quantized": self.base_quantization},
             "template_hash": self.corpus.template_hash,
         }
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.masking import hide_secrets, mask
+from eval.masking import hide_secrets, printable
 from train.errors import UserError
 from train.report import print_table, write_report
 
@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = write_report(run)
         print_table(run)
     except UserError as error:
-        sys.stderr.write(mask(f"error: {error}\n"))
+        sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
-    sys.stdout.write(mask(f"{path}\n"))
+    sys.stdout.write(printable(f"{path}\n"))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.files import write_atomically
-from eval.masking import mask
+from eval.masking import mask, printable
 from train.markdown import cell, table
 from train.report import figures, words
 from train.report.run import Run, read_run
@@ -86,4 +86,4 @@ def _samples(run: Run) -> str:
 
 
 def _cell(text: str) -> str:
-    return cell(words.shortened(words.readable(text), _CELL_CHARACTERS))
+    return cell(words.shortened(words.readable(printable(text)), _CELL_CHARACTERS))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.masking import printable_all
 from train.errors import UserError
 
 Curve = Mapping[int, float]  # step -> value, steps rising
@@ -170,11 +171,15 @@ class Run:
 
     def _read_samples(self, step: int) -> list[dict[str, Any]]:
         text = (self.folder / "samples" / f"step-{step:06d}.jsonl").read_text(encoding="utf-8")
-        return [sample for line in text.splitlines() if (sample := json.loads(line)).get("held_out", True)]
+        samples = [printable_all(json.loads(line)) for line in text.split("\n") if line]
+        return [sample for sample in samples if sample.get("held_out", True)]
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError where `folder` is no run folder. Parts that are missing are left out of the report."""
+    """Raises UserError where `folder` is no run folder. Parts that are missing are left out of the report.
+
+    Every text is made printable here, before a report escapes it: an escaped secret is not found any more.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(
@@ -218,4 +223,4 @@ def _json_object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return printable_all(found) if isinstance(found, dict) else {}

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.masking import mask
+from eval.masking import printable
 from train.report import words
 from train.report.run import Run, read_run
 
@@ -27,7 +27,7 @@ def print_table(run_folder: Path, console: Console | None = None) -> None:
     width = min(_WIDTH, console.width)
     state = f" ({run.state} at step {run.last_step})" if run.state in ("preempted", "failed") else ""
     console.print()
-    console.print(Text(mask(f"{run_folder}{state}"), style="bold"), width=width)
+    console.print(Text(printable(f"{run_folder}{state}"), style="bold"), width=width)
     console.print(Text(words.headline(run)), width=width)
     for table in (_before_and_after(run), _over_epochs(run), _facts(run), _samples(run)):
         if table.row_count:
@@ -75,7 +75,7 @@ def _facts(run: Run) -> Table:
     if (run.folder / "tensorboard").is_dir():
         more.append(("Curves", f"tensorboard --logdir {run.folder.parent}"))
     for name, text in words.facts(run) + more:
-        table.add_row(name, Text(mask(text)))
+        table.add_row(name, Text(printable(text)))
     return table
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eval.dequantize import refuse_twice
 from eval.quantization import keep_layout
 from train.config import ModelConfig, TuningConfig
 from train.errors import UserError
+from train.models.folder import resolve
 from train.models.load import head_parts, seeded
 from train.tuning.describe import write_description
 
@@ -43,6 +45,9 @@ class Lora:
             raise UserError(f"tuning.lora.rank: {config.lora.rank} is not possible; at least 1")
         if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"tuning.quantization: {config.quantization} needs bitsandbytes: pip install bitsandbytes")
+        if config.quantization != "none" and model is not None and model.path:
+            folder = resolve(model.path, model.revision, code=model.trust_remote_code)
+            refuse_twice(folder, "tuning.quantization", config.quantization)
         self.config, self.seed, self.task = config, seed, task
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:

@@ -1,0 +1,93 @@
+"""Text in which numbers are written in one way: ASCII digits and signs, `a/b` fractions, `^` powers, no LaTeX.
+
+Width and script of digits do not count (１２, ٣, १२), nor do invisible characters. `½` becomes `1/2`, `10²` becomes
+`10^2` (NFKC alone would write 102), `\\frac{1}{2}` becomes `1/2`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+NO_NUMBER = "\ufffd"  # stands for a number that cannot be read, such as \frac{x}{2}
+_SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴-⁹]+")
+_FRACTION = re.compile(r"(?<=(?P<digit>[0-9]))?\\[dtc]?frac *(?:\{([^{}]{0,40})\} *\{([^{}]{0,40})\}|([0-9]) *([0-9]))")
+_WORDS = {
+    "times": "×",
+    "cdot": "×",
+    "div": "÷",
+    "pm": "±",
+    "sqrt": "√",
+    "pi": "π",
+    "approx": "≈",
+    "circ": "°",
+    "dfrac": NO_NUMBER,
+    "tfrac": NO_NUMBER,
+    "cfrac": NO_NUMBER,
+    "frac": NO_NUMBER,
+    "left": "",
+    "right": "",
+    "boxed": "",
+    "fbox": "",
+    "text": "",
+    "textbf": "",
+    "mathrm": "",
+    "mathbf": "",
+}
+_WORD = re.compile(rf"\\({'|'.join(_WORDS)})(?![A-Za-z])")
+_JSON_ESCAPES = (("\x08", r"\b"), ("\x0c", r"\f"), ("\times", r"\times"), ("\text", r"\text"))  # "\boxed" in a string
+
+
+def plain_digits(text: str) -> str:
+    """The text so that numbers can be looked for."""
+    if not text.isascii():
+        text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
+        text = text.translate(_PLAIN)
+    for escape, meant in _JSON_ESCAPES:
+        text = text.replace(escape, meant)
+    return _without_latex(text) if "\\" in text or "{,}" in text or "^{" in text else text
+
+
+def _without_latex(text: str) -> str:
+    text = text.replace("{,}", ",")
+    text = re.sub(r"(?<=[0-9])\\[,!](?=[0-9])", "", text)
+    text = _WORD.sub(lambda found: _WORDS[found[1]], _FRACTION.sub(_fraction, text))
+    text = re.sub(r"\^ ?\{ ?([-+]?[0-9]{1,9}) ?\}", r"^\1", text)
+    return re.sub(r"\\([%$&#_{}])", r"\1", re.sub(r"\^ ?\{? ?°\}?", "°", text))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    over, under = (found[2], found[3]) if found[2] is not None else (found[4], found[5])
+    parts = [part.strip() for part in (over, under)]
+    space = " " if found["digit"] else ""  # 1\frac{1}{2} is 1 1/2
+    return f"{space}{'/'.join(parts)}" if all(re.fullmatch("[0-9]+", part) for part in parts) else NO_NUMBER
+
+
+def _plain(character: str) -> str:
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    if character in _SAME:
+        return _SAME[character]
+    kind = unicodedata.decomposition(character).partition(" ")[0]
+    if kind in ("<wide>", "<narrow>", "<small>"):
+        return unicodedata.normalize("NFKC", character)
+    if kind == "<fraction>":
+        return " " + unicodedata.normalize("NFKC", character).replace("\u2044", "/")
+    category = unicodedata.category(character)
+    return " " if category == "Zs" else "" if category == "Cf" or "\ufe00" <= character <= "\ufe0f" else character
+
+
+_SAME = {"\u2044": "/", "\u2215": "/", "٫": ".", "٬": ",", "٪": "%", "’": "'", "∗": "*", "⋅": "×", "·": "×", "–": "-"}
+_SAME |= {"\u2011": "-", "\u2010": "-"}
+
+
+class _Characters(dict[int, str]):
+    """A table for `str.translate` that is filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _plain(chr(code))
+        return self[code]
+
+
+_PLAIN = _Characters()

@@ -1,0 +1,153 @@
+"""The training templates of trl: which is chosen, what is learned with them, and that inference asks the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.data_tools import tokenizer
+from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
+from train.data import training_templates
+from train.data.conversations import Conversation
+from train.data.fields import RowError
+from train.data.templates import ChatTemplate, asked, render, resolve
+from train.data.training_templates import ENDING, TRL, folder, training_template
+from train.errors import UserError
+
+PAIRED = [name for name in families() if (folder() / f"{name}{ENDING}.jinja").is_file()]
+
+
+def resolved(own: Any) -> Any:
+    return resolve("tokenizer", SimpleNamespace(chat_template=own, special_tokens_map=SPECIAL))
+
+
+def test_the_documented_table_is_that_of_the_installed_templates() -> None:
+    written = PAGE.read_text(encoding="utf-8")
+    assert page(written) == written, "write it anew: python -m tests.template_table"
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_pairs_are_those_of_trl(name: str) -> None:
+    from trl.chat_template_utils import get_training_chat_template
+
+    using = tokenizer()
+    using.chat_template = source(name)
+    found = training_template(source(name))
+    assert found == (name, get_training_chat_template(using))
+
+
+def test_the_version_is_the_declared_one() -> None:
+    project = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert f"trl>={TRL},<1.17" in project["project"]["dependencies"]
+
+
+@pytest.mark.parametrize(("found", "named"), [(None, "no trl is"), ("1.17.0", "trl 1.17.0 is"), ("1.1", "trl 1.1 is")])
+def test_another_trl_is_one_message(found: str | None, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise training_templates.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(training_templates, "version", version)
+    training_templates._pairs.cache_clear()
+    with pytest.raises(UserError, match=rf"data\.chat_template: .*{named} installed: pip install 'trl==1\.16"):
+        resolved(source("qwen3"))
+
+
+@pytest.mark.parametrize("change", ["{}\n", "{}", " {}", "{} "])
+def test_only_the_very_template_is_replaced(change: str) -> None:
+    """Line ends and one at the end are nothing to Jinja; a space is."""
+    own = source("qwen3").removesuffix("\n")
+    assert bool(resolved(change.format(own)).served) == (change.strip("\n") == "{}")
+    assert resolved(change.format(own.replace("\n", "\r\n"))).served or change.strip("\n") != "{}"
+
+
+def test_checkpoints_carry_the_own_template(tmp_path: Path) -> None:
+    using = tokenizer()
+    using.chat_template = source("qwen3")
+    template = resolve("tokenizer", using)
+    assert "generation" in template.text
+    using.save_pretrained(tmp_path)
+    saved = (tmp_path / "chat_template.jinja").read_text(encoding="utf-8")
+    assert saved == source("qwen3")
+    assert template.hash == hashlib.sha256(saved.encode()).hexdigest()
+
+
+def test_tools_have_the_template_that_transformers_takes() -> None:
+    both = {"default": "{{ messages[0].content }}", "tool_use": source("qwen3")}
+    template = resolved(both)
+    assert (template.text, template.served) == (both["default"], "")
+    assert template.of(CASES["one"]) is template
+    assert template.of(CASES["tools"]).served == both["tool_use"]
+    using = tokenizer()
+    using.chat_template = {"tool_use": both["tool_use"]}
+    assert resolve("tokenizer", using).name == "plain"
+
+
+def test_a_dict_of_templates_is_kept_whole(tmp_path: Path) -> None:
+    using = tokenizer()
+    using.chat_template = {"default": source("qwen3"), "tool_use": source("llama3")}
+    resolve("tokenizer", using)
+    using.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text(encoding="utf-8") == source("qwen3")
+    assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").read_text(encoding="utf-8") == source("llama3")
+
+
+@pytest.mark.parametrize("name", families())
+def test_one_turn_is_learned_behind_the_prompt_of_inference(name: str) -> None:
+    """With reasoning where the prompt opens thoughts; families that take text in parts only are refused."""
+    found = {case: turns(name, case) for case in ("one", "one, thought", "one, <think>")}
+    if isinstance(found["one"], str):
+        assert name in ("idefics3", "llava_next", "smolvlm")
+        return
+    right = [own[0] for own in found.values() if not isinstance(own, str) and own[0].before == own[0].asked]
+    assert any("A1" in turn.learned for turn in right) or name == "deepseekv3"  # drops thoughts, but asks for them
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_where_the_own_template_can_be_learned_from_the_training_one_says_the_same(name: str) -> None:
+    """So that runs begun with it go on: the same text, and the same of it learned."""
+    template = template_of(name)
+    own = ChatTemplate("own", template.served, SPECIAL)
+    for case, talk in CASES.items():
+        try:
+            expected = render(own, talk)
+        except (RowError, UserError):  # what cannot be learned with it has no runs
+            continue
+        text, spans = render(template, talk)
+        if (name, case) == ("diffusion_gemma", "tools"):  # its own has <|tool_response> end a call
+            continue
+        if name == "glm4moe":  # its own ends no turn: trl's teaches the model to stop
+            assert text.removesuffix("<|user|>") == expected[0]
+            continue
+        assert (text, spans) == expected, case
+
+
+def test_a_prompt_without_an_answer_is_that_of_inference() -> None:
+    talk = Conversation(CASES["more, thought"].messages[:3])
+    for name in ("qwen3", "gptoss", "qwen3_5_think"):
+        text, spans = render(template_of(name), talk)
+        assert spans == []
+        assert text == asked(template_of(name), talk)
+    assert render(template_of("qwen3_5_think"), talk)[0].endswith("<think>\n")
+
+
+def test_a_family_that_trl_does_not_know_names_the_cure() -> None:
+    own = source("qwen3").replace("<|im_start|>", "<|turn|>")
+    with pytest.raises(UserError, match=r"writes the conversation before message 1 differently .*generation"):
+        render(resolved(own), CASES["more, thought"])
+
+
+def test_what_is_unequal_is_only_what_the_page_explains() -> None:
+    reasons = {why for name in families() for _, why in unequal(name)}
+    assert {part for why in reasons for part in why.split(", ")} <= {
+        "earlier turns keep their thoughts",
+        "the prompt opens thoughts",
+        "the prompt closes thoughts",
+        "the own template refuses the conversation before it",
+    }

@@ -1,0 +1,233 @@
+"""The check that a chat template wrote everything that is said, once, in order, and what is learned within its marks.
+
+Where a template writes something depends on which parts a conversation has, hardly on what they say. So each shape of
+conversation is written once with a word of its own in every place (`Shape`), and each row is then searched for what
+it says itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from train.data.conversations import Message
+from train.data.fields import RowError
+from train.data.fitting import Span, probed, with_thought, without_thought
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+SHAPES_KEPT = 10_000
+MARKED = re.compile(r"zq[a-z]\d+(?:x\d+)?q")
+IN_ORDER = ("zqr", "zqc", "zqn")
+CALLED = "the name of a called tool"
+NO_TOOLS = "tools (the chat template writes none)"
+NO_THOUGHTS = "reasoning of earlier turns (the chat template does not write it)"
+_shapes: dict[Any, Shape | None] = {}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a template writes conversations of one shape.
+
+    problem: what it does wrong; empty where it writes everything. untold: turns whose reasoning it leaves out.
+    writes_tools: whether it names them.
+    """
+
+    problem: str = ""
+    untold: frozenset[int] = frozenset()
+    writes_tools: bool = True
+
+
+def shape_of(source: str, messages: Sequence[Message], tools: list[Any] | None) -> Shape | None:
+    """How the template writes conversations like this one; None where it refuses words that stand in for them."""
+    key = (source, bool(tools), *[_kind(message) for message in messages])
+    if key not in _shapes:
+        if len(_shapes) >= SHAPES_KEPT:
+            _shapes.clear()
+        _shapes[key] = _shape(source, messages, tools)
+    return _shapes[key]
+
+
+def _kind(message: Message) -> tuple[Any, ...]:
+    role, content = message["role"], message["content"]
+    if len(message) == 2:
+        return role, bool(content), role == "assistant" and "</think>" in content
+    calls = tuple(bool(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
+    return role, bool(content), "</think>" in content, bool(message.get("reasoning_content")), calls, "name" in message
+
+
+def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None) -> Shape | None:
+    marked = [_marked(index, message) for index, message in enumerate(messages)]
+    is_answered = messages[-1]["role"] == "assistant"
+    says_what_is_learned = is_answered and bool(GENERATION_MARK.search(source))
+    stand_in = [_marked_tool(tool) for tool in tools[:1]] if tools else None
+    try:
+        text, spans = probed(source, marked, stand_in, prompt=not is_answered, marks=says_what_is_learned)
+    except RowError:
+        return None
+    found: dict[str, list[int]] = {}
+    for match in MARKED.finditer(text):
+        found.setdefault(match[0], []).append(match.start())
+    problems, untold, reached = [], set(), 0
+    for index, message in enumerate(marked):
+        for mark, what in _marks(index, message):
+            places = found.get(mark, [])
+            if not places and mark.startswith("zqr"):
+                untold.add(index)
+                continue
+            place = places[0] if places else -1
+            problems.append(
+                _problem(message["role"], places, reached, spans if says_what_is_learned else None, what, index)
+            )
+            reached = reached if message["role"] == "system" or not mark.startswith(IN_ORDER) else max(reached, place)
+    problem = next(filter(None, problems), "")
+    return Shape(problem, frozenset(untold), not tools or "zqt0q" in found)
+
+
+def _problem(
+    role: str, places: Sequence[int], reached: int, spans: Sequence[Span] | None, what: str, index: int
+) -> str:
+    """What is wrong with a thing that is written at these places, where those before it reach so far."""
+    if not places:
+        return f"leaves out {what} in message {index}"
+    if len(places) > 1 and what != CALLED:  # results may be headed with the name of the tool
+        return f"writes {what} in message {index} more than once"
+    if role != "system" and places[0] < reached:
+        return f"writes {what} in message {index} before what is said earlier"
+    if role == "assistant" and spans is not None and not any(start <= places[0] < end for start, end in spans):
+        return f"does not mark {what} in message {index} as learned"
+    return ""
+
+
+def _marked(index: int, message: Message) -> Message:
+    """A message with a word for each thing that it says."""
+    role, content = message["role"], message["content"]
+    marked = {key: value for key, value in message.items() if key not in ("reasoning_content", "tool_calls")}
+    is_parts = not isinstance(content, str)
+    said = content[0]["text"] if is_parts else content
+    word = f"zqc{index}q" if said else ""
+    if role == "assistant" and "</think>" in said:
+        word = with_thought(f"zqr{index}q", word)
+    marked["content"] = [{"type": "text", "text": word}] if is_parts else word
+    if message.get("reasoning_content"):
+        marked["reasoning_content"] = f"zqr{index}q"
+    if "tool_calls" in message:
+        marked["tool_calls"] = [_marked_call(index, k, call) for k, call in enumerate(message["tool_calls"])]
+    return marked
+
+
+def _marked_call(index: int, number: int, call: Mapping[str, Any]) -> dict[str, Any]:
+    given = call["function"]["arguments"]
+    arguments: Any = {f"zqk{index}x{number}q": f"zqv{index}x{number}q"} if given and given != "{}" else {}
+    if isinstance(given, str):
+        arguments = json.dumps(arguments)
+    return {**call, "function": {"name": f"zqn{index}x{number}q", "arguments": arguments}}
+
+
+def _marked_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    properties = {"zqp0q": {"type": "string", "description": "zqd0q"}}
+    parameters = {"type": "object", "properties": properties, "required": ["zqp0q"]}
+    function = {"name": "zqt0q", "description": "zqd1q", "parameters": parameters}
+    return {"type": "function", "function": function} if "function" in tool else {**tool, **function}
+
+
+def _marks(index: int, message: Message) -> Iterator[tuple[str, str]]:
+    """The words of a marked message, with what each stands for."""
+    content = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
+    if "reasoning_content" in message or "</think>" in content:
+        yield f"zqr{index}q", "the reasoning"
+    if f"zqc{index}q" in content:
+        beside = " beside its calls" if "tool_calls" in message else ""
+        yield f"zqc{index}q", f"what the {message['role']} says{beside}"
+    for number, call in enumerate(message.get("tool_calls", ())):
+        yield f"zqn{index}x{number}q", CALLED
+        if call["function"]["arguments"] not in ({}, "{}"):
+            yield f"zqk{index}x{number}q", "the arguments of a call"
+            yield f"zqv{index}x{number}q", "the arguments of a call"
+
+
+def checked(
+    source: str, text: str, messages: Sequence[Message], tools: list[Any] | None, left: set[str] | None = None
+) -> str:
+    """The text, if everything said is in it and in order, plainly or escaped as JSON has it.
+
+    source: the template's. left: gets what it leaves out where it may: tools, and the reasoning of earlier turns.
+
+    Raises:
+        RowError: Something else is missing.
+    """
+    left = set() if left is None else left
+    shape = shape_of(source, messages, tools) or Shape()
+    if shape.problem:
+        raise RowError(f"the chat template {shape.problem}")
+    reached = 0
+    for index, message in enumerate(messages):
+        if index in shape.untold:
+            if index == len(messages) - 1:
+                raise RowError(f"the chat template leaves out the reasoning in message {index}")
+            left.add(NO_THOUGHTS)
+        reached = _found(text, message, index, reached, index in shape.untold)
+    if tools and shape.writes_tools:
+        for tool in tools:
+            _find(text, str(tool.get("function", tool).get("name", "")), 0, "the name of a tool")
+    elif tools:
+        left.add(NO_TOOLS)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError("a nested field holds half a surrogate pair") from None
+    return text
+
+
+def _found(text: str, message: Message, index: int, reached: int, is_untold: bool) -> int:
+    """How far the text is read when all that the message says has been found from `reached` on."""
+    role, content, thought = message["role"], message["content"], message.get("reasoning_content", "")
+    content = content if isinstance(content, str) else content[0]["text"]
+    if role == "assistant" and "</think>" in content and not thought:
+        thought, content = without_thought(content)
+    if thought and not is_untold:
+        _find(text, thought, reached, f"the reasoning in message {index}")
+    if content:
+        start = 0 if role == "system" else reached  # some templates write it with the last question
+        reached = max(reached, _find(text, content, start, f"what the {role} says in message {index}"))
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        reached = _find(text, function["name"], reached, f"{CALLED} in message {index}")
+        for leaf in _leaves(function["arguments"]):
+            _find(text, leaf, reached, f"the arguments of a call in message {index}")
+    return reached
+
+
+def _find(text: str, said: str, start: int, what: str) -> int:
+    """Where `said` ends in the text, from `start` on."""
+    said = said.strip()
+    place = text.find(said, start)
+    if place >= 0:
+        return place + len(said)
+    for escaped in (*(json.dumps(said, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)), _quoted(said)):
+        place = text.find(escaped, start)
+        if place >= 0:
+            return place + len(escaped)
+    raise RowError(f"the chat template leaves out {what}")
+
+
+def _quoted(said: str) -> str:
+    """As it stands between single quotes in Python."""
+    return said.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Everything that arguments say: the keys and the values at any depth."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _leaves(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _leaves(inner)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield json.dumps(value)
