@@ -217,7 +217,7 @@ class Table:
 
     rows: texts or numbers under the names in `head`; the first column names the row. pairs: whether columns 1 and 2 are
     shares to be drawn as bars. of_data: whether it is the same whatever the model, and so is shown once. shared: how
-    many of the first columns are.
+    many of the first columns are. shares: the columns of shares (0 to 1), shown in percent.
     """
 
     title: str
@@ -226,6 +226,7 @@ class Table:
     pairs: bool = False
     of_data: bool = False
     shared: int = 1
+    shares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

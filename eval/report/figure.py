@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.report import words
-from eval.scale import SHARE
+from eval.report.terminal import folded
 from eval.result import MetricResult, Result
+from eval.scale import SHARE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,9 +88,10 @@ def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) 
         middle = scale * metric.estimates[0].value
         axes.set_xlim(middle - max(abs(middle), 1.0), middle + max(abs(middle), 1.0))
     axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda tick, _: plain(round(tick, 10)))  # no 1e6 beside the axis
     direction = "higher is better" if metric.higher_is_better else "lower is better"
     unit = "%" if words.scale_of(metric) is SHARE else words.scale_of(metric).label
-    axes.set_title(textwrap.fill(drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
+    axes.set_title(folded(drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
     axes.set_xlabel(f"{unit}, {direction}" if unit else direction, fontsize=8, color="#4a4f57")
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)

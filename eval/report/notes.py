@@ -6,8 +6,8 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.scale import plain
 from eval.result import Contamination, Fewer, Result, TaskResult
+from eval.scale import plain
 
 HOW = {
     "row": "the same row",

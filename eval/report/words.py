@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eval.scale import SCALES, Scale, plain
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
+from eval.scale import SCALES, Scale, plain
+
 
 @dataclass(frozen=True)
 class Sentence:

@@ -51,7 +51,15 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         "bytes": float(sum(a.bytes for a in scored)),
         "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
     }
-    return Sample(example.id, values, {"text": said[-1]}, {"corpus": example.id.rpartition(":")[0]})
+    return Sample(
+        example.id, values, _question(example) | {"text": said[-1]}, {"corpus": example.id.rpartition(":")[0]}
+    )
+
+
+def _question(example: Example) -> dict[str, str]:
+    """What the last answer answers; nothing of a text."""
+    asked = [message["content"] for message in example.messages if message["role"] == "user"]
+    return {"question": asked[-1]} if asked else {}
 
 
 def _answers(example: Example) -> list[str]:
@@ -74,6 +82,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
         f"Words of {other} against {first}: {apart}",
         ("word", f"share in {first}", f"share in {other}", "bits"),
         [(shift.word, shift.first, shift.second, shift.bits) for shift in found[:SHOWN_WORDS]],
+        shares=(1, 2),
         pairs=True,
         of_data=True,
     )
