@@ -27,6 +27,7 @@ from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskRes
 SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
 SIGNIFICANT = 0.05
 FEWEST_BY_JACKKNIFE = 20  # rows; losses, by typical values, need fewer
+NO_SPREAD = "no interval: all rows alike, at the end of the scale, or not finite"
 NO_DIFFERENCE = "no significant difference"
 FEWEST_UNLIKE = 6  # rows that differ, between models or from the commonest value
 
@@ -124,13 +125,15 @@ def _estimate(metric: Metric, model: str, table: Columns) -> Estimate:
     else:
         interval = jackknife(found, _left_out(metric, table), metric.scale)
     if interval is None or not (math.isfinite(interval.high) and interval.low < interval.high):
-        return Estimate(model, found, None, None, None, "all rows alike, or not finite")
+        return Estimate(
+            model, found, None, None, None, "no interval: all rows alike, at the end of the scale, or not finite"
+        )
     return Estimate(model, found, interval.low, interval.high, interval.method)
 
 
 def _too_few(metric: Metric, table: Columns) -> str:
     """Why there is no interval; empty where there is one."""
-    count = _count(table)
+    count = int((_bottom(metric, table) > 0).sum()) if isinstance(metric, RatioMetric) else _count(table)
     fewest = FEWEST if _is_unlimited(metric) else FEWEST_BY_JACKKNIFE
     if count < fewest:
         return f"too few rows for an interval: {count}, needed are {fewest}"
@@ -185,11 +188,13 @@ def _difference(metric: Metric, model: str, base: Columns, other: Columns) -> Di
     change = metric.scale.between(value(metric, base), value(metric, other))
     if _is_share(metric):
         return _share_difference(metric, model, change, counts, per_sample(metric, base), per_sample(metric, other))
+    if _is_same(metric, base, other):
+        return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
     reason = _too_few(metric, base) or _too_few(metric, other) or _too_alike(metric, base, other)
     found = None if reason else _change(metric, base, other)
     if reason or not math.isfinite(change):
         return Difference(model, change, None, None, None, *counts, "not tested", reason=reason or "not finite")
-    if found is None:  # the models' rows are the same
+    if found is None:  # other rows, the same number whichever is left out
         return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
     verdict = _verdict(found.interval, found.p_value, metric)
     return Difference(
@@ -225,14 +230,22 @@ def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
 def _ratio_change(metric: RatioMetric, base: Columns, other: Columns) -> Change | None:
     """On the ratios: of perplexities the mean losses. Where both models count alike, by the rows' own differences."""
     if np.array_equal(bottom := _bottom(metric, base), _bottom(metric, other)):
-        if not np.any(rise := other[metric.top] - base[metric.top]):
-            return None
-        found: Change | None = typical_values(rise, bottom)
+        found: Change | None = typical_values(other[metric.top] - base[metric.top], bottom)
     else:
         same = dataclasses.replace(metric, of_ratio=float)
         before, after = (_left_out(same, table) for table in (base, other))
         found = jackknife_change(same.of(other) - same.of(base), after - before)
     return found and dataclasses.replace(found, interval=_through(metric.of_ratio, found.interval))
+
+
+def _is_same(metric: Metric, base: Columns, other: Columns) -> bool:
+    """Whether both models have the same numbers on every row."""
+    names = tuple(base)
+    if isinstance(metric, SampleMetric):
+        names = (metric.name,)
+    elif isinstance(metric, RatioMetric):
+        names = (metric.top, *metric.bottom)
+    return all(np.array_equal(base[name], other[name]) for name in names)
 
 
 def _too_alike(metric: Metric, base: Columns, other: Columns) -> str:

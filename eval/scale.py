@@ -55,9 +55,9 @@ class Scale:
 SHARE = Scale("share", 0.0, 1.0)
 HUNDRED = Scale("0-100", 0.0, 100.0, "0-100")
 CORRELATION = Scale("-1 to 1", -1.0, 1.0, "-1 to 1")
-PERPLEXITY = Scale("perplexity", 1.0, label="from 1", is_ratio=True)
-POSITIVE = Scale("positive", 0.0, label="from 0")
-UNBOUNDED = Scale("unbounded", label="no bounds")
+PERPLEXITY = Scale("perplexity", 1.0, is_ratio=True)
+POSITIVE = Scale("positive", 0.0)
+UNBOUNDED = Scale("unbounded")
 
 SCALES = {scale.name: scale for scale in (SHARE, HUNDRED, CORRELATION, PERPLEXITY, POSITIVE, UNBOUNDED)}
 

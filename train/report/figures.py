@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from eval.scale import SHARE
 from train.report.run import Curve, Run
 from train.report.words import title
 
@@ -140,7 +141,7 @@ def _validation(run: Run) -> Figure | None:
         curve = run.curve(f"validation/{change.name}")
         axes.set_title(f"Held-out {title(change.name)}")
         _validations(axes, curve, None)
-        if change.share:
+        if change.scale is SHARE:
             _as_shares(axes, curve)
     return figure
 
