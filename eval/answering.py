@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.protocols import Generate, Generated
+from eval.reasoning import closing_mark, decode, stopped
 
 
 class Answering:
@@ -51,10 +52,10 @@ class Answering:
             return True
         self.ids.append(token)
         if self.request.stop_texts and self._stops_in(self._decode(self.ids[-self._tail :])):
-            text = self._decode(self.ids)
-            cuts = [at for stop in self.request.stop_texts if (at := text.find(stop)) >= 0]
-            if cuts:
-                self._text, self._finished = text[: min(cuts)], True
+            closing = closing_mark(self._tokenizer, self.request.prefix_ids)
+            self._text = stopped(self._decode(self.ids), self.request.stop_texts, closing)
+            if self._text is not None:
+                self._finished = True
                 return True
         return len(self.ids) >= self.request.max_new_tokens
 
@@ -72,8 +73,7 @@ class Answering:
         return any(stop in text for stop in self.request.stop_texts)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return decode(self._tokenizer, ids)
 
 
 def choose(rows: Sequence[Answering], logits_bv: Tensor) -> list[int]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from eval.files import sha256_file
 from eval.heads import SequenceClassifier, TokenClassifier
 from eval.images import Images, load_images
 from eval.model import LanguageModel
-from eval.origin import facts_of
+from eval.origin import day_of, facts_of
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.quantization import keep_layout
@@ -100,8 +101,13 @@ class Checkpoint:
             return int(size) - int(config.pad_token_id or 0) - 1
         return int(size) if size else None
 
-    def prompter(self, template: str, max_new_tokens: int, window_tokens: int) -> Prompter:
-        """The encoder of its prompts. template: tokenizer (its own), raw, or a .jinja file."""
+    @cached_property
+    def run_day(self) -> date | None:
+        """The day that the run which trained it told its chat template; None for a checkpoint from elsewhere."""
+        return day_of(facts_of(self.folder))
+
+    def prompter(self, template: str, max_new_tokens: int, window_tokens: int, day: date | None = None) -> Prompter:
+        """The encoder of its prompts. template: tokenizer (its own), raw, or a .jinja file. day: see `Prompter`."""
         return Prompter(
             self.tokenizer,
             template=self.chat_template if template in ("tokenizer", "raw") else read_template(template),
@@ -113,6 +119,7 @@ class Checkpoint:
             name=self.name,
             labels=getattr(self.config, "id2label", None) or {},
             images=lambda: self.images,
+            day=day,
         )
 
     @cached_property
@@ -126,7 +133,7 @@ class Checkpoint:
         template = self.tokenizer.chat_template
         if not template and (self.folder / "chat_template.json").is_file():
             template = json.loads((self.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
-        return template.get("default") if isinstance(template, dict) else template
+        return default_template(template)
 
     def digests(self) -> dict[str, str]:
         """sha256 of the weights (all files in order), the configurations, the tokenizer and the chat template."""
@@ -233,6 +240,11 @@ def read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
+
+
+def default_template(template: str | Mapping[str, str] | None) -> str | None:
+    """The template of a tokenizer that may have several; None where it has none for what has no tools."""
+    return template.get("default") if isinstance(template, Mapping) else template
 
 
 def _sha256(text: str) -> str:

@@ -125,9 +125,7 @@ def _estimate(metric: Metric, model: str, table: Columns) -> Estimate:
     else:
         interval = jackknife(found, _left_out(metric, table), metric.scale)
     if interval is None or not (math.isfinite(interval.high) and interval.low < interval.high):
-        return Estimate(
-            model, found, None, None, None, "no interval: all rows alike, at the end of the scale, or not finite"
-        )
+        return Estimate(model, found, None, None, None, NO_SPREAD)
     return Estimate(model, found, interval.low, interval.high, interval.method)
 
 

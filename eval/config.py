@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -63,6 +64,8 @@ class Config:
         sample_seed: Draw these rows at random with this seed from all files together; without it they are the first.
         max_new_tokens: Longest generated answer; 0 is each task's own limit.
         window_tokens: Texts longer than this are scored in overlapping windows; 0 is the model's whole context.
+        date: The day that chat templates which read the clock are told, as 2026-01-31; without it, that of the run that
+            trained the checkpoint, or else the day on which this evaluation began.
         allow_other_template: Let --template differ from the chat template that the checkpoint was trained with.
         batch_tokens: Most token positions of one batch; 0 is as many as free memory allows. Changes no result.
         precision: Arithmetic and storage of the weights. auto is bf16 where the hardware is fast at it, else fp32.
@@ -87,6 +90,7 @@ class Config:
     sample_seed: int | None = None
     max_new_tokens: int = 0
     window_tokens: int = 0
+    date: str | None = None
     allow_other_template: bool = False
     batch_tokens: int = 0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -272,8 +276,17 @@ def _check(config: Config) -> None:
             raise UserError(f"--filter {entry}: must be COLUMN=VALUE")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
+    if config.date is not None and not _is_day(config.date):
+        raise UserError(f"--date {config.date}: must be a day, as 2026-01-31")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
         raise UserError(f"--template {config.template}: neither tokenizer nor raw nor a .jinja file")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _check_use(config: Config, given: Set[str]) -> None:

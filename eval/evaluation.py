@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A job done. cut_short: rows whose answers the context had no room for. For the rest see `TaskResult`."""
+    """A job done. cut_short: rows whose answers the context had no room for; only_reasoning: rows with an answer that
+    ended within its reasoning. For the rest see `TaskResult`.
+    """
 
     samples: Sequence[Sample]
     cut_short: Sequence[str]
+    only_reasoning: Sequence[str]
     seconds: float
     tokens: int
     reused: int
@@ -84,6 +87,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
     if ranks.device.type == "cpu":
         keep_freed_memory()
+    notes = notes or Journal()
     tasks = by_meaning(config.chosen_tasks, config.encoder, ranks.device)
     training = training_data(config.training_data, [checkpoint.folder for checkpoint in checkpoints])
     for checkpoint in checkpoints:
@@ -93,8 +97,8 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     less = {name: fewer(own, items[name]) for name, own in read.items()}
     del read
     jobs = {
-        checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config)) for task in tasks]
-        for checkpoint in checkpoints
+        checkpoint.name: [prepare(task, items[task.name], _prompter(checkpoint, task, config, day)) for task in tasks]
+        for checkpoint, day in zip(checkpoints, _days(checkpoints, config, notes.begun), strict=True)
     }
     for checkpoint in checkpoints:
         _check_template(checkpoint, jobs[checkpoint.name], config)
@@ -103,7 +107,6 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     skipped = {task.name: _skipped(task, [jobs[name][k] for name in jobs]) for k, task in enumerate(tasks)}
     digests = ranks.share({c.name: c.digests() for c in checkpoints} if ranks.index == 0 else {})
     encoder = ranks.share(describe(config.encoder) if config.encoder and ranks.index == 0 else None)
-    notes = notes or Journal()
     runs: dict[str, dict[str, Run]] = {task.name: {} for task in tasks}
     for checkpoint, head in [(c, head) for c in checkpoints for head in dict.fromkeys(task.head for task in tasks)]:
         speaker = Speaker(checkpoint, head, config, ranks, notes, digests[checkpoint.name])
@@ -123,7 +126,9 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
             for task, result in zip(tasks, results, strict=True)
         ]
     won = {task.name: outcomes(task.metrics, samples[task.name]) for task in tasks}
-    return Evaluation(_result(config, ranks, checkpoints, digests, encoder, corrected(results), code), samples, won)
+    told = {name: next((day for job in own if (day := job.prompter.told_day)), None) for name, own in jobs.items()}
+    result = _result(config, ranks, checkpoints, digests, told, encoder, corrected(results), code)
+    return Evaluation(result, samples, won)
 
 
 def read_items(task: Task[Any], config: Config) -> list[Any]:
@@ -157,8 +162,21 @@ def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
 
 
-def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config) -> Prompter:
-    return checkpoint.prompter(config.template, config.max_new_tokens or task.max_new_tokens, config.window_tokens)
+def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
+    limit = config.max_new_tokens or task.max_new_tokens
+    return checkpoint.prompter(config.template, limit, config.window_tokens, day)
+
+
+def _days(checkpoints: Sequence[Checkpoint], config: Config, begun: date) -> list[date]:
+    """What the chat template of each checkpoint is told where it reads the clock: --date, or the day of its own run.
+
+    One from elsewhere is told what the first of the others is, so that both are asked the same; or the day on which
+    the evaluation began.
+    """
+    given = date.fromisoformat(config.date) if config.date else None
+    known = [checkpoint.run_day for checkpoint in checkpoints]
+    other = next((day for day in known if day), begun)
+    return [given or day or other for day in known]
 
 
 def _asked(requests: Sequence[Request], context_tokens: int | None) -> Sequence[Request] | str:
@@ -202,9 +220,19 @@ def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> Run:
     """Ask, answer, score."""
     start, tokens, reused, loading = time.perf_counter(), speaker.tokens, speaker.reused, speaker.loading_seconds
     answers, cut_short = _answered(speaker, job, skipped)
-    samples = with_short_corpora([job.task.score(job.items[k], own) for k, own in answers.items()])
+    scored = [_with_reasoning(job.task.score(job.items[k], own), own) for k, own in answers.items()]
+    thinking = [job.items[k].id for k, own in answers.items() if any(getattr(a, "only_reasoning", False) for a in own)]
+    samples = with_short_corpora(scored)
     seconds = time.perf_counter() - start - (speaker.loading_seconds - loading)
-    return Run(samples, cut_short, round(seconds, 3), speaker.tokens - tokens, speaker.reused - reused)
+    return Run(samples, cut_short, thinking, round(seconds, 3), speaker.tokens - tokens, speaker.reused - reused)
+
+
+def _with_reasoning(sample: Sample, answers: Sequence[Answer]) -> Sample:
+    """What was set aside is shown beside what was scored."""
+    thoughts = [answer.reasoning for answer in answers if isinstance(answer, Generated) and answer.reasoning]
+    if not thoughts:
+        return sample
+    return dataclasses.replace(sample, shown={**sample.shown, "reasoning": "\n\n".join(thoughts)})
 
 
 def with_short_corpora(samples: Sequence[Sample]) -> list[Sample]:
@@ -273,6 +301,7 @@ def _task_result(
         tokens={name: run.tokens for name, run in runs.items()},
         reused={name: run.reused for name, run in runs.items()},
         cut_short={name: run.cut_short for name, run in runs.items() if run.cut_short},
+        only_reasoning={name: run.only_reasoning for name, run in runs.items() if run.only_reasoning},
         fewer=less,
     )
 
@@ -297,13 +326,22 @@ def _result(
     ranks: Ranks,
     checkpoints: Sequence[Checkpoint],
     digests: Mapping[str, Mapping[str, str]],
+    told: Mapping[str, date | None],
     encoder: ModelInfo | None,
     tasks: Sequence[TaskResult],
     code: Mapping[str, Any] | None,
 ) -> Result:
     precision = choose_precision(config.precision, ranks.device)
     models = [
-        ModelInfo(c.name, str(c.folder), precision, c.context_tokens, digests[c.name], origin_of(c.folder))
+        ModelInfo(
+            name=c.name,
+            path=str(c.folder),
+            precision=precision,
+            context_tokens=c.context_tokens,
+            digests=digests[c.name],
+            origin=origin_of(c.folder),
+            template_date=day.isoformat() if (day := told[c.name]) else None,
+        )
         for c in checkpoints
     ]
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"

@@ -90,8 +90,10 @@ def sha256_file(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
     """Write a whole file or leave the old one: a reader, or a run that was killed, never sees half of it.
+
+    durable: it outlasts a power cut too, which takes milliseconds to seconds.
 
     Raises:
         CannotWriteError: No space, no permission.
@@ -103,9 +105,11 @@ def write_atomically(path: Path, text: str) -> None:
             with draft.open("w", encoding="utf-8", newline="") as handle:
                 handle.write(text)
                 handle.flush()
-                os.fsync(handle.fileno())
+                if durable:
+                    os.fsync(handle.fileno())
             draft.replace(path)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:

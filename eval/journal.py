@@ -9,6 +9,7 @@ the key: they change no answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import json
 import secrets
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,18 +37,31 @@ class Journal:
         folder: Where its file is made with the first answer; without one, answers are only remembered.
         rank: For the file's name.
         answers: What the journal held at the start, the same on all ranks.
+        begun: The day of the evaluation's first start, the same on all ranks; today, where it is not given.
     """
 
-    def __init__(self, folder: Path | None = None, rank: int = 0, answers: Mapping[str, Answer] = NOTHING) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        rank: int = 0,
+        answers: Mapping[str, Answer] = NOTHING,
+        begun: date | None = None,
+    ) -> None:
+        self.begun = begun or datetime.now(UTC).date()
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._path = folder / f"{now}-{rank:03}-{secrets.token_hex(4)}.jsonl" if folder else None
         self._answers = dict(answers)
+        self._before = frozenset(answers)
         self._handle: IO[str] | None = None
 
     def known(self, model: str, requests: Iterable[Request]) -> dict[Request, Answer]:
         """The answers that `model` (see `identity`) has given already, in this evaluation or one before."""
         keys = {request: _key(model, request) for request in requests}
         return {request: self._answers[key] for request, key in keys.items() if key in self._answers}
+
+    def from_before(self, model: str, requests: Iterable[Request]) -> int:
+        """How many of the requests an evaluation before this one has answered."""
+        return sum(_key(model, request) in self._before for request in requests) if self._before else 0
 
     def write(self, model: str, request: Request, answer: Answer) -> None:
         """Append an answer; after a kill it is there. Raises CannotWriteError."""
@@ -78,6 +92,14 @@ def read(folder: Path) -> dict[str, Answer]:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}; use --resume never") from error
         answers |= dict(filter(None, map(_entry, lines)))
     return answers
+
+
+def first_day(folder: Path) -> date | None:
+    """The day of the journal's first file, by its name; None where there is none."""
+    names = sorted(path.name for path in folder.glob("*T*.jsonl"))
+    with contextlib.suppress(ValueError, IndexError):
+        return datetime.strptime(names[0].partition("T")[0], "%Y%m%d").date()
+    return None
 
 
 def identity(digests: Mapping[str, str], settings: Sequence[str]) -> str:

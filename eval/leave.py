@@ -6,10 +6,21 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import NoReturn
+
+PATIENCE_SECONDS = 5.0
+CTRL_C = 128 + signal.SIGINT  # as shells count it
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # Ctrl-C, and a terminal that was closed
+
+
+def die_quietly_of_ctrl_c() -> None:
+    """Until the program can say more, Ctrl-C ends it without a traceback. Ignored stays ignored (`nohup`, `&`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def tell_launcher(message: str, is_first: bool = True) -> None:
@@ -24,16 +35,31 @@ def tell_launcher(message: str, is_first: bool = True) -> None:
             Path(path).write_text(json.dumps(said), encoding="utf-8")
 
 
+def let_the_first_speak() -> None:
+    """Wait, in all processes of a machine but the first, before telling what all of them have found by themselves.
+
+    The first one tells it and leaves; the launcher then ends the others, before they say the same once more.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE_SECONDS)
+
+
 def leave(code: int) -> NoReturn:
     """End this process with the exit `code`, its output written.
 
     One of several ends at once. Its process groups have threads of their own; one of them may still be freeing a Python
     object when the interpreter goes. Python then ends that thread in the midst of C++, which aborts the process
     ("terminate called without an active exception"): now and then, a run that had finished was reported as failed.
+    After Ctrl-C (code 130) one alone ends as by SIGINT: a shell then leaves its loop too, and does not go on with the
+    next run.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1" and code != CTRL_C:
         sys.exit(code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)

@@ -10,20 +10,32 @@ from pathlib import Path
 # Run as a script, eval/ itself comes first, and the package would not be found without an installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.checkpoint_folder import require_checkpoint
-from eval.config import parse
+from eval.config import Config, parse
 from eval.errors import UserError
-from eval.leave import leave, tell_launcher
+from eval.leave import leave, let_the_first_speak, tell_launcher
 from eval.masking import hide_secrets, printable
+from eval.preflight import check_inputs
+from eval.progress import say, shortened
+
+
+def _checked(arguments: Sequence[str]) -> Config:
+    """The configuration, its checkpoints and data looked at. What follows imports torch, and takes seconds."""
+    try:
+        config = parse(arguments)
+        check_inputs(config)
+    except UserError:
+        let_the_first_speak()
+        raise
+    return config
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, or that of the UserError whose message was printed."""
     hide_secrets()
     try:
-        config = parse(arguments)  # --help ends here, before anything heavy is imported
-        for folder in config.folders:
-            require_checkpoint(folder)  # here, since what follows imports torch: seconds to wait for a mistyped name
+        config = _checked(arguments)
+        say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
+        say("importing libraries")
         from eval.evaluation import evaluate
         from eval.ranks import join
         from eval.report import show, write

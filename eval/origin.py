@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def facts_of(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def day_of(facts: Mapping[str, Any]) -> date | None:
+    """The day that the run's chat template read: of its first start, here; None where run.json does not say."""
+    for key in ("template_date", "started"):  # runs from before the first are known by the second
+        try:
+            moment = datetime.fromisoformat(facts.get(key) or "")
+        except (TypeError, ValueError):
+            continue
+        return moment.astimezone().date() if moment.tzinfo else moment.date()
+    return None
 
 
 def origin_of(folder: Path) -> Origin | None:

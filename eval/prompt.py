@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from jinja2 import TemplateError
 
 from eval.errors import UserError
 from eval.rows import Message
+from eval.template_clock import dated, reads_clock
 from eval.word_windows import Words, glues_words, untruncated
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Prompter:
         end_ids: Tokens that end an answer by the checkpoint's own generation settings.
         name: What messages call the checkpoint.
         labels: The names of its head's classes, by their numbers.
+        day: What a template that reads the clock is told; today, where none is given.
         images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
 
     wrote_conversations: whether any prompt depended on the chat template, or on there being none.
@@ -63,10 +66,12 @@ class Prompter:
         name: str,
         labels: Mapping[int, str] = NO_LABELS,
         images: Callable[[], Images] | None = None,
+        day: date | None = None,
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
+        self._day = day or date.today()
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
         sizes = [size for size in (window_tokens, context_tokens) if size]
@@ -204,13 +209,26 @@ class Prompter:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                chat_template=self.template,
+                chat_template=self._dated_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
         except TemplateError as error:
             raise UserError(f"{self.name}: its chat template refuses this conversation: {error}") from error
         return text
+
+    @cached_property
+    def _dated_template(self) -> str:
+        try:
+            return dated(self.template or "", self._day)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}, and give the file with --template") from error
+
+    @property
+    def told_day(self) -> date | None:
+        """The day that prompts depended on; None where they depended on none."""
+        depends = self.wrote_conversations and self.template is not None and reads_clock(self.template)
+        return self._day if depends else None
 
     def _stop_ids(self, end_ids: Sequence[int]) -> Ids:
         """The checkpoint's end tokens, and the template's end of turn: a base model's settings do not know that one."""

@@ -123,11 +123,22 @@ class Scored:
 class Generated:
     """text: without the stop token and other special tokens, and up to the stop text. finished: whether a stop came
     before the limit.
+
+    What tasks see is without reasoning (`eval.reasoning`). reasoning: what was set aside; then `written` is all of it
+    as the model wrote it, for who lets it go on. only_reasoning: it did not come to an answer, and `text` is empty.
     """
 
     text: str
     tokens: int = 0
     finished: bool = True
+    reasoning: str = ""
+    written: str = ""
+    only_reasoning: bool = False
+
+    @property
+    def turn(self) -> str:
+        """The turn as the model wrote it."""
+        return self.written or self.text
 
 
 @dataclass(frozen=True)

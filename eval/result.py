@@ -19,7 +19,10 @@ SCHEMA_VERSION = 6
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None where no run made it."""
+    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None where no run made it.
+
+    template_date: the day that its chat template was told; None where it reads no clock, or was not used.
+    """
 
     name: str
     path: str
@@ -27,6 +30,7 @@ class ModelInfo:
     context_tokens: int | None
     digests: Mapping[str, str]
     origin: Origin | None = None
+    template_date: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ class TaskResult:
     tokens: model -> how many went through it meanwhile: what prompts share once, padding not. reused: model -> requests
     whose answers were known, and so cost neither. tables: model -> what its samples say beside the metrics.
     contamination: None where there was no training data to compare with. cut_short: model -> ids of rows for
-    whose whole answer, or next turn, try or tool call, the context had no room. fewer: None where all rows were asked.
+    whose whole answer, or next turn, try or tool call, the context had no room. only_reasoning: model -> ids of rows
+    with an answer that ended within its reasoning, which counts as no answer. fewer: None where all rows were asked.
     """
 
     name: str
@@ -162,6 +167,7 @@ class TaskResult:
     tables: Mapping[str, Sequence[Table]] = field(default_factory=dict)
     contamination: Contamination | None = None
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    only_reasoning: Mapping[str, Sequence[str]] = field(default_factory=dict)
     fewer: Fewer | None = None
 
 

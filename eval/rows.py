@@ -3,8 +3,8 @@
 text                         a document
 question, answer             one question and its answer; a list of answers where each is right
 prompt, response             the same
-instruction, [input], output the same; input stands under the instruction
-messages                     a list of {role, content}
+instruction, [input], output the same; input stands under the instruction, [history] are the turns before
+messages                     a list of {role, content}; a content is a text or a list of text parts
 conversations                the same in ShareGPT's words: {from, value}
 
 A column `subset` beside them names the part of the data that a row belongs to.
@@ -23,8 +23,24 @@ from eval.readers import type_name
 
 SHOWN_BAD_ROWS = 10
 PAIRS = (("question", "answer"), ("prompt", "response"), ("instruction", "output"))
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = {  # what messages call who speaks, and what chat templates call them
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+SHAREGPT_ROLES = {
+    **ROLES,
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of the parts of a content
+CALLS = ("tool_calls", "function_call")
 KNOWN = "text; question + answer; prompt + response; instruction (+ input) + output; messages; conversations"
 
 Item = TypeVar("Item")
@@ -124,9 +140,10 @@ def _conversation(value: Mapping[str, Any]) -> tuple[list[Message], tuple[str, .
             question = text_in(value, asked)
             if asked == "instruction" and str(value.get("input") or "").strip():
                 question += "\n" + text_in(value, "input")
+            before = _history(value["history"]) if asked == "instruction" and value.get("history") else []
             answers = _answers(value, answered) if answered in value else ()
             said = [{"role": "assistant", "content": answer} for answer in answers[:1]]
-            return [{"role": "user", "content": question}, *said], answers[1:]
+            return [*before, {"role": "user", "content": question}, *said], answers[1:]
     return [], ()
 
 
@@ -161,10 +178,32 @@ def _messages(value: Any, role_key: str, content_key: str) -> list[Message]:
     for index, message in enumerate(value):
         if not isinstance(message, Mapping):
             raise BadExampleError(f"message {index} is {type_name(message)}, not an object")
-        role = SHAREGPT_ROLES.get(message.get(role_key, ""), message.get(role_key))
-        if role not in ROLES:
-            raise BadExampleError(
-                f"message {index}: {role_key} is {role!r}; known: {', '.join((*ROLES, *SHAREGPT_ROLES))}"
-            )
-        messages.append({"role": role, "content": text_in(message, content_key)})
+        known = SHAREGPT_ROLES if role_key == "from" else ROLES
+        said = message.get(role_key)
+        if not isinstance(said, str) or said not in known:
+            raise BadExampleError(f"message {index}: {role_key} is {said!r}; known: {', '.join(known)}")
+        if any(message.get(key) for key in CALLS):
+            raise BadExampleError(f"message {index} calls tools, which cannot be evaluated yet")
+        messages.append({"role": known[said], "content": _content(message, content_key)})
     return messages
+
+
+def _content(message: Mapping[str, Any], key: str) -> str:
+    """The text of a message, of which parts stand on lines of their own."""
+    parts = message.get(key)
+    if not isinstance(parts, (list, tuple)):
+        return text_in(message, key)
+    if not all(isinstance(part, Mapping) and part.get("type") in TEXT_PARTS for part in parts):
+        raise BadExampleError(f"{key} has parts that are not text")
+    return text_in({key: "\n".join(text_in(part, "text") for part in parts)}, key)
+
+
+def _history(value: Any) -> list[Message]:
+    """Alpaca's turns before: pairs of a question and its answer."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
+        raise BadExampleError("history is not a list of pairs of a question and its answer")
+    return [
+        {"role": role, "content": text_in({"history": text}, "history")}
+        for pair in value
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]

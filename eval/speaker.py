@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -16,8 +17,10 @@ from eval.checkpoint import DTYPES, Checkpoint, choose_precision
 from eval.config import Config
 from eval.journal import Journal
 from eval.masking import printable
+from eval.progress import say
 from eval.protocols import Answer, Head, Request
 from eval.ranks import Ranks
+from eval.reasoning import set_aside
 from eval.runner import Model, answer
 
 TOLD_SECONDS = 60.0
@@ -43,8 +46,10 @@ def every(
 def open_journal(config: Config, ranks: Ranks) -> Journal:
     """What the first rank reads is what all ranks know: they must agree on what is left to be asked."""
     folder = Path(config.out) / "journal"
-    known = journal.read(folder) if ranks.index == 0 and config.resume == "auto" else {}
-    return Journal(folder, ranks.index, ranks.share(known))
+    goes_on = ranks.index == 0 and config.resume == "auto"
+    known, begun = journal.read(folder) if goes_on else {}, journal.first_day(folder) if goes_on else None
+    known, begun = ranks.share((known, begun or datetime.now(UTC).date()))
+    return Journal(folder, ranks.index, known, begun)
 
 
 class Speaker:
@@ -71,13 +76,12 @@ class Speaker:
         self._told: set[str] = set()  # tasks of whose known answers was told: each round asks, one line is enough
 
     def answers(self, requests: Sequence[Request], task: str) -> Iterator[Answer]:
-        """The answers in order, on every rank."""
+        """The answers in order, on every rank, without what the model thought before it."""
         known = self._notes.known(self._identity, requests)
         title = printable(f"{self._checkpoint.name}: {task}")
         console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
-        count = sum(request in known for request in requests)
-        self.reused += count
-        if known and task not in self._told:
+        self.reused += sum(request in known for request in requests)
+        if (count := self._notes.from_before(self._identity, requests)) and task not in self._told:
             self._told.add(task)
             console.print(f"{title}: {count} of {len(requests)} answers from the journal", markup=False)
         left = list(dict.fromkeys(request for request in requests if request not in known))
@@ -88,7 +92,8 @@ class Speaker:
                     TOLD_SECONDS, title, len(left) // self._ranks.count, lambda text: console.print(text, markup=False)
                 )
                 known |= self._asked(left, (lambda: progress.advance(bar)) if sys.stderr.isatty() else line)
-        return iter([known[request] for request in requests])
+        tokenizer = self._checkpoint.tokenizer
+        return iter([set_aside(known[request], request, tokenizer) for request in requests])
 
     def _asked(self, requests: Sequence[Request], on_answer: Callable[[], None]) -> dict[Request, Answer]:
         def note(request: Request, found: Answer) -> None:
@@ -105,6 +110,7 @@ class Speaker:
     def _loaded(self) -> tuple[Model, Budget]:
         if self._model is None:
             start = time.perf_counter()
+            say(f"loading {self._checkpoint.name}")
             config, device = self._config, self._ranks.device
             if stored := self._checkpoint.quantized:
                 console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)

@@ -130,8 +130,9 @@ def likely(path: Path, given: str | None) -> str:
         sample = handle.read(SAMPLE_BYTES)
     if not given and not _is_foreign(sample):
         return ""
-    best = from_bytes(sample, cp_isolation=list(LIKELY)).best()
-    return f" (it seems to be {best.encoding}: set encoding: {best.encoding})" if best else ""
+    matches = from_bytes(sample, cp_isolation=list(LIKELY))
+    names = [(match.chaos, -match.coherence, LIKELY.index(match.encoding), match.encoding) for match in matches]
+    return f" (it seems to be {min(names)[3]}: set encoding: {min(names)[3]})" if names else ""
 
 
 def _is_foreign(sample: bytes) -> bool:

@@ -44,9 +44,11 @@ forget_stop() {
     fi
 }
 
-# The step in status.json.
+# The newest checkpoint: where the next start goes on.
 step_reached() {
-    sed -n 's/^ "step": \([0-9]*\),$/\1/p' "$folder/status.json" 2>/dev/null || echo 0
+    local found
+    found=$(printf '%s\n' "$folder"/checkpoints/step-* | grep -Eo 'step-[0-9]+$' | sort -V | tail -n 1) || true
+    printf '%s' "${found:-step-000000}"
 }
 
 # A line of status.json, if this start of this job has written it.
@@ -75,7 +77,8 @@ await $!
 trap "" USR1            # too late now
 ! forget_stop || asked= # not this file has stopped the run
 
-if says '"state": "finished"' && [ "$CODE" = 0 ]; then
+# Whichever start has written it: one that finds the run finished leaves everything as it is.
+if [ "$CODE" = 0 ] && grep -qxF ' "state": "finished",' "$folder/status.json" 2>/dev/null; then
     exit 0
 elif says '"state": "preempted"'; then
     if [ -z "$asked" ] && says '"reason": "STOP file"'; then

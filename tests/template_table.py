@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from train.errors import UserError
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "chat-templates.md"
 BEGIN, END = "<!-- made by python -m tests.template_table -->\n", "<!-- end -->\n"
 SPECIAL = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<PAD>", "unk_token": "<UNK>"}
+DAY = date(2026, 1, 31)
 CUE = 12  # characters that tell one generation prompt from another
 THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
 LAST_TOKEN = re.compile(r"(<[^<>\s]*>)\s*$")
@@ -89,7 +91,7 @@ def source(family: str) -> str:
 
 @cache
 def template_of(family: str) -> ChatTemplate:
-    return resolve("tokenizer", SimpleNamespace(chat_template=source(family), special_tokens_map=SPECIAL))
+    return resolve("tokenizer", SimpleNamespace(chat_template=source(family), special_tokens_map=SPECIAL), DAY)
 
 
 @cache
@@ -196,7 +198,7 @@ def _ends(family: str) -> str:
 
 def _marks(family: str) -> tuple[str, str]:
     template = template_of(family)
-    if template.served:
+    if template.trains_apart:
         return "trl's", "trl"
     return "its own", "its own" if GENERATION_MARK.search(template.text) else "none: by prefix"
 

@@ -16,6 +16,7 @@ from tests.ranks import Solo
 from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
 from train.engine import commit, whole_state
 from train.engine.origin import Origin
+from train.models.answers import FILE, Recorder
 from train.models.digest import model_digest
 from train.models.load import fit_vocabulary, load_model, load_tokenizer
 from train.recipe import to_yaml
@@ -105,9 +106,11 @@ def finished_run(
     tokens = load_tokenizer(config.model)
     fit_vocabulary(loaded, tokens, 3)
     tuned = chosen.apply(loaded)
+    recorder = Recorder(tuned, tokens, [], config.run.precision, torch.device("cpu"))
+    recorder.begin(tuned)
     disturb(tuned)
     folder.mkdir(parents=True)
-    add_checkpoint(folder, config, tuned, step=7)
+    add_checkpoint(folder, config, tuned, step=7, recorder=recorder)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     facts = {"model": {"path": str(base), "digest": model_digest(base)}, "precision": config.run.precision}
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -116,14 +119,21 @@ def finished_run(
 
 
 def add_checkpoint(
-    folder: Path, config: Config, tuned: torch.nn.Module, step: int, best_step: int | None = None
+    folder: Path,
+    config: Config,
+    tuned: torch.nn.Module,
+    step: int,
+    best_step: int | None = None,
+    recorder: Recorder | None = None,
 ) -> None:
-    """One checkpoint of the model as it is."""
+    """One checkpoint of the model as it is; with its answers, unless it is one of before there were any."""
 
     def write(draft: Path) -> None:
         whole_state.write({whole_state.MODEL: whole_state.learned(tuned)}, draft)
         (draft / "tuning").mkdir()
         TUNINGS[config.tuning.kind](config.tuning, 3, model=config.model).save({}, tuned, draft / "tuning")
+        if recorder is not None:
+            (draft / "tuning" / FILE).write_bytes(recorder.record(tuned).to_bytes())
 
     state = {"step": step, "best_step": best_step}
     commit.commit(folder / "checkpoints", step, write, state, Origin.of(config, "single", 1), Solo())

@@ -38,6 +38,9 @@ class RunConfig:
         seed: Fixes the order of the data, dropout and new weights.
         resume: auto continues from the newest checkpoint that verifies, if there is one; must fails without one;
             never refuses a folder that holds checkpoints.
+        extend: Continue to another end than the run had (duration.*), finished or not: from here on with the data and
+            the learning rate that a run of that length has at this step. Free to change with it: optim.schedule,
+            optim.learning_rate, optim.final_fraction, optim.warmup_*, validation.patience.
         stop_after_minutes: Save and stop cleanly after this many minutes (a deadline of the machine), or never.
         precision: Arithmetic of forward and backward. auto is bf16 where the hardware is fast at it, else fp32.
         hang_seconds: End the run (exit code 70), naming the rank to blame, when no rank gets on for this long; ten
@@ -49,6 +52,7 @@ class RunConfig:
     folder: str = "runs/default"
     seed: int = 0
     resume: Literal["auto", "must", "never"] = "auto"
+    extend: bool = False
     stop_after_minutes: float | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     hang_seconds: float | None = 1800.0

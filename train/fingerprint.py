@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from train.config import Config
+from train.config import Config, SourceConfig
+from train.config_ppo import RewardConfig
 
 # Keys that may change between a run and its resumption: they alter no number that training computes.
 FREE_KEYS = (
     "run.folder",
     "run.resume",
+    "run.extend",
     "run.stop_after_minutes",
     "run.hang_seconds",
     "batch.tokens_per_micro_batch",
@@ -22,6 +25,25 @@ FREE_KEYS = (
     "validation.samples",
     "data.cache_folder",
     "data.workers",
+)
+# Where content is found, and not what it is: digests tell that (train/engine/saving.py), so it may move.
+PLACES = ("model.path", "model.revision", "model.tokenizer", "ppo.value_model")
+PLACES_INSIDE = ("path", "revision", "split")  # of a source, of a part of PPO's reward
+PLACES_IF_FILES = {"data.chat_template": ".jinja", "ppo.task": ".yaml"}  # else a name, which says what it is
+ENTRIES: Mapping[str, Any] = {
+    "data.train": SourceConfig, "data.validation": SourceConfig, "ppo.reward": RewardConfig,
+}  # fmt: skip
+# What `run.extend` may change: the end, and the learning rate on the way there.
+EXTENDABLE = (
+    "duration.max_epochs",
+    "duration.max_steps",
+    "duration.max_tokens",
+    "validation.patience",
+    "optim.learning_rate",
+    "optim.schedule",
+    "optim.warmup_steps",
+    "optim.warmup_fraction",
+    "optim.final_fraction",
 )
 
 SOURCES = ("data.train", "data.validation")
@@ -58,6 +80,54 @@ def _as_before(source: Any) -> Any:
     return {key: value for key, value in source.items() if value or key not in LATER_OPTIONS}
 
 
+DEFAULTS: Mapping[str, Any] = bound(Config())
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `bound`, as it is now or stands in a checkpoint, what tells this run from another one.
+
+    Keys that this objective and tuning do not use are left out, and so are places. A key that the program did not have
+    when the checkpoint was written has its default, under which nothing has changed.
+    """
+    unused = _unused(values)
+    kept = {**DEFAULTS, **values}
+    for key, ending in PLACES_IF_FILES.items():
+        if str(kept.get(key)).endswith(ending):
+            kept[key] = f"a {ending} file"
+    for key, kind in ENTRIES.items():
+        if isinstance(kept.get(key), list):
+            kept[key] = [_entry(kind, entry) for entry in kept[key]]
+    return {key: value for key, value in kept.items() if key not in PLACES and not f"{key}.".startswith(unused)}
+
+
+def _entry(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """One source or part of a reward with all its fields, without its place."""
+    missing = {
+        field.name: field.default_factory() if callable(field.default_factory) else field.default
+        for field in dataclasses.fields(kind)
+        if field.name not in given
+    }
+    return {
+        name: value
+        for name, value in {**missing, **given}.items()
+        if name not in PLACES_INSIDE and value is not dataclasses.MISSING
+    }
+
+
+def _unused(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Beginnings of the keys that mean nothing to a run."""
+    objective, tuning = values.get("objective", "causal_lm"), values.get("tuning.kind", "full")
+    is_used = {
+        "ppo.": objective == "ppo",
+        "head.": objective not in ("causal_lm", "ppo"),
+        "tuning.lora.": tuning == "lora",
+        "tuning.prompt.": tuning == "prompt",
+        "tuning.double_quantization.": values.get("tuning.quantization") == "nf4",
+        "data.streaming_window_rows.": bool(values.get("data.streaming")),
+    }
+    return tuple(key for key, used in is_used.items() if not used)
+
+
 def fingerprint(config: Config) -> str:
-    """sha256 of `bound`."""
-    return hashlib.sha256(json.dumps(bound(config), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """sha256 of `identity`."""
+    return hashlib.sha256(json.dumps(identity(bound(config)), sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -10,16 +10,36 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import leave
+from eval.leave import die_quietly_of_ctrl_c, leave, let_the_first_speak
+
+die_quietly_of_ctrl_c()  # what follows takes a while
+
 from eval.masking import hide_secrets
+from eval.progress import say, shortened
 from train.config import Config
-from train.engine.stop import Stop
+from train.engine.stop import Interrupted, Stop
 from train.errors import UserError
 from train.failure import tell
 from train.fingerprint import flat
 from train.recipe import parse
 
 log = logging.getLogger(__name__)
+
+
+def checked(arguments: list[str]) -> Config:
+    """The recipe, its files looked at; says what is going to happen. Nothing heavy is imported for it."""
+    try:
+        config = parse(arguments)
+        from train.preflight import check_inputs, sources
+
+        check_inputs(config)
+    except UserError:
+        let_the_first_speak()
+        raise
+    files = shortened([source.path for key, source in sources(config) if key.startswith("data.train")])
+    say(f"{config.objective} ({config.tuning.kind}): {config.model.path} on {files} -> {config.run.folder}")
+    say("importing libraries")
+    return config
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -34,7 +54,8 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.optimizer import build
     from train.engine.runtime import Runtime
     from train.engine.saving import Checkpoints
-    from train.engine.session import describe, finish, session
+    from train.engine.session import describe, session
+    from train.models.answers import Recorder
     from train.objectives import OBJECTIVES
     from train.tuning import TUNINGS, share_trained
 
@@ -49,53 +70,64 @@ def run(config: Config, stop: Stop) -> None:
         run=dataclasses.replace(config.run, precision=runtime.precision),
         validation=dataclasses.replace(config.validation, metric=metric),
     )
-    with session(config, runtime, stop) as (folder, afterwards):
+    with session(config, runtime, stop) as held:
+        folder = held.folder
         tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
+        say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
+        say("loading the model")
         model = objective.complete(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
-        checkpoints = afterwards.enter_context(Checkpoints(config, runtime, objective, model, optimizer, tuning))
+        in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
+        recorder = Recorder(
+            model, objective.tokenizer, objective.real_rows(), runtime.precision, runtime.device, in_front
+        )
+        checkpoints = held.afterwards.enter_context(
+            Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder, held.require_folder)
+        )
         progress = checkpoints.resume()
+        if held.is_over(config, progress, checkpoints.extended):
+            runtime.close()
+            return
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
         peak = Peak(runtime.sum([device.flops])[0], device.source)
-        describe(config, runtime, objective, parameters, peak, progress)
-        board = Board(folder, config.watch, runtime.main)
-        board.start(progress.step, objective.plan.total_steps)
-        board.hyperparameters(flat(config))
-        loop = Loop(
-            config, runtime, objective, model, optimizer, board, checkpoints.save,
-            lambda: stop.requested() or checkpoints.failed(), flops, peak.flops,
-        )  # fmt: skip
-        outcome = loop.fit(progress)
-        checkpoints.wait()
-        board.close()
-        if outcome.state == "finished":
-            log.info("finished after step %d: %s", outcome.step, outcome.reason)
-        runtime.close()
-        if runtime.main:
-            record.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
-        if runtime.main and outcome.state == "finished":
-            from train.merge import merge
-            from train.report import print_table, write_report
-
-            if config.merge.at_end:
-                merge(folder, folder / "merged", config.merge, code=config.model.trust_remote_code)
-            write_report(folder)
-            print_table(folder)
-        finish(folder, outcome, stop, runtime)
+        with stop.saving():
+            held.begin(progress.step)
+            describe(config, runtime, objective, parameters, peak, progress)
+            board = Board(folder, config.watch, runtime.main)
+            board.start(progress.step, objective.plan.total_steps)
+            board.hyperparameters(flat(config))
+            loop = Loop(
+                config, runtime, objective, model, optimizer, board, checkpoints.save,
+                lambda: held.stop_requested() or checkpoints.failed(), flops, peak.flops,
+            )  # fmt: skip
+            outcome = loop.fit(progress)
+            checkpoints.wait()
+            board.close()
+            held.require_folder()
+            if outcome.state == "finished":
+                log.info("finished after step %d: %s", outcome.step, outcome.reason)
+            runtime.close()
+            if runtime.main:
+                record.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
+            if runtime.main and outcome.state == "finished":
+                outcome = held.hand_over(config, outcome)
+            held.finish(outcome)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole program; returns the exit code (docs/resume.md)."""
     hide_secrets()
-    try:
-        with Stop() as stop:
-            run(parse(sys.argv[1:] if arguments is None else arguments), stop)
-    except Exception as error:
-        return tell(error)
-    return 0
+    with Stop() as stop:
+        try:
+            run(checked(sys.argv[1:] if arguments is None else arguments), stop)
+        except Interrupted:
+            return stop.leave()
+        except Exception as error:
+            return stop.leave() if stop.leaves else tell(error)
+        return stop.exit_code
 
 
 if __name__ == "__main__":

@@ -133,12 +133,14 @@ class Objective(Protocol):
     lower_is_better: for each validation metric that can choose the best checkpoint. judged_by: the one that does by
         default.
     model_use: peft's name for what the model is used for.
+    tokenizer: The one in use.
     """
 
     terms: tuple[str, ...]
     lower_is_better: Mapping[str, bool]
     judged_by: str
     model_use: str
+    tokenizer: Any
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 
@@ -206,6 +208,10 @@ class Objective(Protocol):
         """
         ...
 
+    def real_rows(self) -> Sequence[Sequence[int]]:
+        """Tokens of a row or none, the same on all ranks, for the batch whose answers are recorded."""
+        ...
+
     def save_assets(self, folder: Path) -> None:
         """What a merged checkpoint needs beside the weights: the tokenizer with its chat template, names of labels."""
         ...
@@ -226,4 +232,20 @@ class Tuning(Protocol):
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
         """What the hand-over needs beside the trained weights (an adapter's config); called on the first rank."""
+        ...
+
+
+class Recorder(Protocol):
+    """Keeps with each checkpoint what the model in training answers, for the merge. All ranks call it together."""
+
+    def begin(self, model: nn.Module) -> None:
+        """Before the first step of a run."""
+        ...
+
+    def resume(self, folder: Path) -> None:
+        """In place of `begin`, for a run that goes on from the checkpoint in `folder`."""
+        ...
+
+    def files(self, model: nn.Module) -> Mapping[str, bytes]:
+        """What the checkpoint's folder `tuning` shall hold, by name."""
         ...

@@ -27,6 +27,12 @@ def warnings(result: Result) -> list[str]:
     found += [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
     found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
+    found += [
+        f"{task.name}, {model}: {words.counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
+        "count as no answer; raise --max_new_tokens"
+        for task in result.tasks
+        for model, ids in task.only_reasoning.items()
+    ]
     return found + [
         f"{task.name}, {model}: the context had no room for the rest of the answer, or the next turn, try or tool "
         f"call, of {words.counted(len(ids), 'row')}"
@@ -91,6 +97,7 @@ def circumstances(result: Result) -> list[str]:
     """Checkpoints, data, time, methods, versions."""
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
+        + (f"; its chat template reads the clock: it was told {model.template_date}" if model.template_date else "")
         for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:

@@ -64,9 +64,12 @@ class Problem:
 
 @dataclass
 class Try:
-    """One of the assistant's turns. text: with the calculator's results in place. is_open: it ends in such a result."""
+    """One of the assistant's turns. text: as written, with the calculator's results in place. answer: without its
+    reasoning. is_open: it ends in such a result.
+    """
 
     text: str = ""
+    answer: str = ""
     tokens: int = 0
     calls: int = 0
     failed_calls: int = 0
@@ -78,7 +81,7 @@ class Try:
 
         None where that holds no number that can be read whole, or several different ones.
         """
-        said = json_answers(self.text) or list(filter(None, [behind_mark(self.text)])) or boxed(self.text)
+        said = json_answers(self.answer) or list(filter(None, [behind_mark(self.answer)])) or boxed(self.answer)
         numbers = {text: value for text in said if (value := number(text)) is not None}
         return next(iter(numbers)) if len(set(numbers.values())) == 1 else None
 
@@ -135,14 +138,16 @@ def conversation(answers: Sequence[Answer], has_tool: bool) -> list[Try]:
         if not tries or not tries[-1].is_open:
             tries.append(Try())
         turn = tries[-1]
-        turn.text, turn.tokens = turn.text + answer.text, turn.tokens + answer.tokens
-        call = OPEN_CALL.search(turn.text) if has_tool and answer.finished else None
+        turn.answer += answer.text
+        turn.text, turn.tokens = turn.text + answer.turn, turn.tokens + answer.tokens
+        call = OPEN_CALL.search(turn.answer) if has_tool and answer.finished else None
         turn.is_open = call is not None and turn.calls < MAX_CALLS
         if call and turn.is_open:
             expression = call[1].partition("=")[0]  # a model may go on to the result, as the data's annotations do
             value = calculate(expression)
             result = "error" if value is None else written(value)
-            turn.text = f"{turn.text[: call.start()]}<<{expression}={result}{CALL_END}"
+            done = f"<<{expression}={result}{CALL_END}"
+            turn.text, turn.answer = turn.text.removesuffix(call[0]) + done, turn.answer[: call.start()] + done
             turn.calls, turn.failed_calls = turn.calls + 1, turn.failed_calls + (value is None)
     return tries
 
@@ -162,7 +167,7 @@ def score(problem: Problem, answers: Sequence[Answer], has_tool: bool) -> Sample
         "failed_calls": float(sum(turn.failed_calls for turn in tries)),
     }
     shown = {"question": problem.question, "reference": problem.answer, "answer": last}
-    return Sample(problem.id, values, shown | {"outputs": [turn.text for turn in tries]})
+    return Sample(problem.id, values, shown | {"outputs": [turn.answer for turn in tries]})
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
@@ -181,7 +186,7 @@ def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_too
     asked = ASK.format(question=problem.question, tool=TOOL if has_tool else "")
     messages: list[Message] = [{"role": "user", "content": asked}]
     for turn in tries[:-1]:
-        messages += [{"role": "assistant", "content": turn.text}, {"role": "user", "content": ASK_AGAIN}]
+        messages += [{"role": "assistant", "content": turn.answer}, {"role": "user", "content": ASK_AGAIN}]
     turn = tries[-1]
     can_call = has_tool and turn.calls < MAX_CALLS
     return Generate(

@@ -2,7 +2,7 @@
 
 $ZEROTUNE_INJECT holds a JSON list of orders: {"at": "train.engine.commit:_publish", "when": "before" | "after",
 "nth": 1, "rank": 0, "do": "SIGKILL" | another signal | "sleep 0.2" | "freeze 60" | "raise MESSAGE" | "touch FILE"
-| "await FILE" | "fill FILE" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW" | "times NUMBER"
+| "await FILE" | "fill FILE" | "remove FOLDER" | "limit BYTES" | "rows FILE" | "nan" | "nan ROW" | "times NUMBER"
 | "steeper NUMBER" | "set VALUE"}.
 `nth` counts the calls of that function in the process, 0 means every call; `after_step`, if given, takes those after so
 many optimizer steps alone; `rank` is left out for all ranks.
@@ -24,6 +24,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -104,6 +105,9 @@ def _act(what: str) -> None:
         raise ValueError(argument)
     elif verb == "touch":
         Path(argument).touch()
+    elif verb == "remove":
+        while Path(argument).exists():  # the run is writing into it
+            shutil.rmtree(argument, ignore_errors=True)
     elif verb == "fill":
         _fill(Path(argument))
     elif verb == "limit":

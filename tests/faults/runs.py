@@ -22,6 +22,9 @@ from tests.process.runs import BIN, ROOT, TINY, build_operator, environment, wri
 from tests.process.runs import arguments as base_arguments
 from train.engine import commit, manifest
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in the background: what it starts would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 STEPS = 12
 PATIENCE = 120.0  # seconds; the machine may be busy
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_")
@@ -90,18 +93,26 @@ def rank_environment(
 
 
 def launch_ranks(
-    arguments: list[str], log: Path, orders: list[dict[str, Any]], before: tuple[str, ...] = (), **variables: str
+    arguments: list[str],
+    log: Path,
+    orders: list[dict[str, Any]],
+    before: tuple[str, ...] = (),
+    config: str = "cpu_ddp",
+    **variables: str,
 ) -> psutil.Popen:
-    """`accelerate launch` with two DDP ranks, as a user starts it; `before` goes in front of the command."""
+    """`accelerate launch` with two DDP ranks (or another config) as a user starts it, in a session of its own.
+
+    `before` goes in front of the command.
+    """
     base = rank_environment("single", 0, 0, orders)
     base.pop("ACCELERATE_USE_CPU")
     base["PYTHONPATH"] = str(ROOT / "tests" / "faults" / "plug")
-    config = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
-    launch = [sys.executable, str(BIN / "accelerate"), "launch", "--config_file", config]
-    with log.open("w") as file:
+    file = str(ROOT / "accelerate_configs" / f"{config}.yaml")
+    launch = [sys.executable, str(BIN / "accelerate"), "launch", "--config_file", file]
+    with log.open("w") as output:
         return psutil.Popen(
             [*before, *launch, "--main_process_port", "0", str(ROOT / "train" / "main.py"), *arguments],
-            cwd=ROOT, env=base | variables, stdout=file, stderr=subprocess.STDOUT,
+            cwd=ROOT, env=base | variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
 

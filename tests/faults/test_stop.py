@@ -40,16 +40,21 @@ def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, refer
             "SIGTERM",
             5,
         ),
-        ([{"at": UPDATE, "nth": 0, "do": "sleep 1"}], {"run.stop_after_minutes": 0.01}, "deadline", 6),
+        ([{"at": UPDATE, "do": "SIGINT"}], {}, "SIGINT", 6),
+        ([{"at": UPDATE, "do": "SIGHUP"}], {}, "SIGHUP", 7),
+        ([{"at": UPDATE, "nth": 0, "do": "sleep 1"}], {"run.stop_after_minutes": 0.01}, "deadline", 8),
     )
+    codes = {"SIGINT": 130, "SIGHUP": 129}
     for life, (orders, options, reason, step) in enumerate(lives):
         processes = zygote.run(workplace.arguments(run, **options), tmp_path / f"life{life}", orders=orders)
-        assert processes.codes == [0], (reason, processes.output)
+        code = codes.get(reason, 0)
+        assert processes.codes == [code], (reason, processes.output)
+        assert "Traceback" not in processes.output
         said = status(run)
-        assert (said["state"], said["reason"], said["exit_code"]) == ("preempted", reason, 0)
+        assert (said["state"], said["reason"], said["exit_code"]) == ("preempted", reason, code)
         assert said["step"] == finished(run)[-1]
         # The deadline is checked between steps of a machine that may be slow; all else is exact.
-        assert said["step"] in (5, 6) if reason == "deadline" else said["step"] == step
+        assert said["step"] in (7, 8) if reason == "deadline" else said["step"] == step
         assert leftovers(run) == []
         assert not (run / "STOP").exists()
     processes = zygote.run(workplace.arguments(run), tmp_path / "last")

@@ -238,12 +238,22 @@ def test_choice_of_implementation():
 
 
 def test_can_pack():
-    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        GptOssConfig,
+        GptOssForCausalLM,
+        MambaConfig,
+        MambaForCausalLM,
+    )
 
     assert attention.can_pack(build("llama"))
     assert attention.can_pack(build("gemma2 with soft caps"))
     assert not attention.can_pack(BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)))
     assert not attention.can_pack(MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1)))
+    sinks = GptOssConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_local_experts=2, intermediate_size=16)
+    with torch.device("meta"):
+        assert not attention.can_pack(GptOssForCausalLM(sinks))
 
 
 @pytest.mark.gpu

@@ -56,7 +56,7 @@ FAULTS = {
 
 
 def said(source, conversation, left=None):
-    return render(ChatTemplate("", source, {"eos_token": "</s>"}), conversation, left)
+    return render(ChatTemplate("", source, {"eos_token": "</s>"}, source, source), conversation, left)
 
 
 @pytest.mark.parametrize("source", [WHOLE, PLAIN], ids=["marked", "plain"])

@@ -50,6 +50,8 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--model a --tasks qa --data x --max_rows -1", "--max_rows -1: must be at least 0"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),
         ("--model a --tasks qa --data x --template nowhere.jinja", "--template nowhere.jinja"),
+        ("--model a --tasks qa --data x --date 2026-02-30", "--date 2026-02-30: must be a day, as 2026-01-31"),
+        ("--model a --tasks qa --data x --date 20260131", "--date 20260131: must be a day, as 2026-01-31"),
         ("--model a --tasks qa --data bleu=x", "--data bleu=x: bleu is not among --tasks"),
         (
             "--model a --tasks qa,bleu --data blue=x",

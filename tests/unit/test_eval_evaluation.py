@@ -166,10 +166,11 @@ SHAPE: dict[str, Any] = {
     "code": dict | None,
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
+        "template_date": str | None,
     }],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
-        "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict,
+        "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict, "only_reasoning": dict,
         "fewer": {"rows": int, "of_rows": int, "files": int, "of_files": int},
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
@@ -318,6 +319,17 @@ def test_known_answers_are_told_once_a_task(
     again = evaluate(config, ALONE, open_journal(config, ALONE))
     assert again.result.tasks[0].reused == {"before": 3}
     assert capsys.readouterr().err == "before: dialogue: 1 of 1 answers from the journal\n"
+
+
+def test_answers_of_this_evaluation_are_not_said_to_be_from_the_journal(
+    folders: dict[str, Path], rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same checkpoint twice: the second asks nothing anew."""
+    words = ["--model", str(folders["before"]), "--model", str(folders["before"]), "--tasks", "qa", "--data", rows]
+    config = parse([*words, "--out", str(tmp_path / "fresh")])
+    result = evaluate(config, ALONE, open_journal(config, ALONE)).result
+    assert list(result.tasks[0].reused.values())[1] > 0
+    assert "journal" not in capsys.readouterr().err
 
 
 def test_markdown_in_answers_stays_text(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests import eval_checkpoints
 
 USER, ASSISTANT = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}
 SYSTEM = {"role": "system", "content": "Be kind."}
+HISTORY = [{"role": "user", "content": "一"}, {"role": "assistant", "content": "二"}]
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -51,6 +52,9 @@ def prompter(**changes: Any) -> Prompter:
         ({"system": "Be kind.", "question": "Q?", "answer": "A."}, [SYSTEM, USER, ASSISTANT]),
         ({"system": "no", "messages": [SYSTEM, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
         ({"system": None, "question": "Q?", "answer": "A.", "tools": []}, [USER, ASSISTANT]),
+        ({"instruction": "Q?", "output": "A.", "history": [["一", "二"]]}, [*HISTORY, USER, ASSISTANT]),
+        ({"messages": [{"role": "developer", "content": "Be kind."}, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Q?"}]}, ASSISTANT]}, [USER, ASSISTANT]),
     ],
 )
 def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -> None:
@@ -75,6 +79,9 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
         ("qa", {"messages": [ASSISTANT]}, "no question"),
         ("qa", {"qestion": "Q?", "answer": "A."}, "only: qestion, answer"),
         ("qa", {"question": "Q?", "answer": "A.", "tools": [{"name": "f"}]}, "tools"),
+        ("qa", {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "message 1 calls tools"),
+        ("qa", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content has parts that are not text"),
+        ("qa", {"instruction": "Q?", "output": "A.", "history": ["Q"]}, "history is not a list of pairs"),
         ("perplexity", {"question": "Q?"}, "no answer whose perplexity"),
         ("samples", {"messages": [SYSTEM]}, "no question in this conversation"),
     ],

@@ -16,7 +16,7 @@ FILES = sorted(path for room in ("train", "eval") for path in (ROOT / room).rglo
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
     ("train.main", "train.sweep"),
-    ("train.objectives", "train.engine", "train.merge", "train.report", "train.plan"),
+    ("train.objectives", "train.engine", "train.merge", "train.report", "train.plan", "train.preflight"),
     ("train.data", "train.tuning", "train.models"),
     ("train",),  # config, recipe, protocols, errors and what they are made of
     ("eval",),

@@ -19,13 +19,15 @@ from transformers import (
     GPTNeoConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     RobertaConfig,
 )
 
 from tests.tuned_runs import tiny_model
 from train.config import ModelConfig
 from train.errors import UserError
-from train.models.digest import model_digest
+from train.models.digest import config_digest, model_digest
 from train.models.folder import resolve
 from train.models.load import learned_positions, load_model, load_tokenizer
 
@@ -159,6 +161,57 @@ def test_random_start_is_a_function_of_the_seed(folder):
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     with pytest.raises(UserError, match="no pretrained weights to quantise"):
         load_model(AutoModelForCausalLM, config, torch.float32, options={"quantization_config": object()})
+
+
+def test_tensors_that_nobody_reads_are_named_once(folder, caplog):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in ("mtp.0.head.weight", "mtp.1.head.weight", "model.visual.patch.weight"):
+        tensors[name] = torch.zeros(2, 2)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)  # the model computes its own
+    save_file(tensors, path, {"format": "pt"})
+    save_file({"x": torch.zeros(1)}, folder / "consolidated.safetensors", {"format": "pt"})
+    for _ in range(2):
+        load(folder)
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(": ")[2] for line in told] == [
+        "not read, and not in the model that results: model.visual.patch.weight, mtp.*.head.weight (2)",
+        "weight files that are not read: consolidated.safetensors",
+    ]
+
+
+def test_what_a_family_passes_over_in_silence_is_named_too(tmp_path, caplog):
+    config = Qwen3_5TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, layer_types=["full_attention"],
+    )  # fmt: skip
+    Qwen3_5ForCausalLM(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors |= {"mtp.fc.weight": torch.zeros(2, 2), "model.visual.blocks.0.weight": torch.zeros(2, 2)}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    load(tmp_path)
+    assert "not in the model that results: model.visual.blocks.*.weight, mtp.fc.weight" in caplog.text
+
+
+def test_nothing_is_named_where_all_is_read(folder, caplog):
+    load(folder)
+    assert not caplog.records
+
+
+def test_a_vocabulary_that_the_config_does_not_tell_of(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 10}))
+    with pytest.raises(UserError, match=r"another shape than its config\.json asks for"):
+        load(folder)
+
+
+def test_digest_of_a_config_follows_what_it_says(folder):
+    before = config_digest(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9"}, indent=7, sort_keys=True))
+    assert config_digest(folder) == before
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert config_digest(folder) != before
 
 
 def test_digest_follows_the_weights_alone(folder):

@@ -56,6 +56,24 @@ def test_every_optimizer_learns_and_spares_vectors_from_decay(name):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_decay_spares_the_vectors_of_a_tuned_prompt():
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from train.config import PromptConfig, TuningConfig
+    from train.tuning.prompt import Prompt
+
+    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = LlamaForSequenceClassification(LlamaConfig(vocab_size=64, **tiny))
+    tuned = Prompt(TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=3)), task="SEQ_CLS").apply(base)
+    names = {id(p): name for name, p in tuned.named_parameters()}
+    groups = build(tuned, OptimConfig(weight_decay=0.1), "single").param_groups
+    decayed = [names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]]
+    spared = [names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]]
+    assert any("score" in name for name in decayed)
+    assert [name for name in decayed if "prompt" in name] == []
+    assert any("prompt_encoder" in name for name in spared)
+
+
 def test_nothing_to_train_is_said_at_once():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no parameter is trained"):

@@ -99,6 +99,12 @@ def test_answers_are_scored_by_the_task(place: Place, case: str, is_ended: bool)
     assert task.metric("", "key")([episode]) == task.metric("strict_match", "key")([episode])  # the first one
 
 
+def test_reasoning_earns_no_reward(place: Place) -> None:
+    task, _ = place.task("gsm8k_cot", PROBLEMS)
+    said = ["<think> Is it 8? Question: what?</think> It is 7.", "<think> It is 7.", "<think> It is 7. </think> 8"]
+    assert task.metric("accuracy", "key")([place.answered(0, text) for text in said]) == [1.0, 0.0, 0.0]
+
+
 def test_each_answer_is_scored_against_its_own_row(place: Place) -> None:
     task, _ = place.task("gsm8k_cot", PROBLEMS)
     episodes = [place.answered(row, f" {number}") for row in (0, 1) for number in (7, 36)]

@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eval.yaml_lines import dotted, dump_yaml, parse_yaml
-from train.config import Config, SourceConfig
+from train.config import Config, SourceConfig, TuningConfig
 from train.errors import UserError
-from train.fingerprint import FREE_KEYS, bound, fingerprint, flat
+from train.fingerprint import FREE_KEYS, PLACES, bound, fingerprint, flat
 from train.recipe import load, parse, to_yaml
 from train.value_types import fields_of, find_fault, is_section, leaf_ways
 
@@ -339,9 +339,28 @@ class TestKeeping:
     @pytest.mark.parametrize("key", [dotted(way) for way in leaf_ways(Config)])
     def test_every_key_but_the_free_ones_is_in_the_fingerprint(self, recipe: Path, key: str) -> None:
         base = parsed(recipe)
+        for user, chosen in USERS.items():
+            if key.startswith(user):
+                base = dataclasses.replace(base, **{re.split("[.=]", chosen)[0]: _replaced(base, *chosen.split("="))})
         changed = dataclasses.replace(base, **{key.split(".")[0]: _replaced(base, key)})
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
+        free = any(key == name or key.startswith(f"{name}.") for name in (*FREE_KEYS, *PLACES))
         assert (fingerprint(base) == fingerprint(changed)) == free
+
+    @pytest.mark.parametrize("key", ["ppo.clip", "head.dropout", "tuning.lora.rank", "tuning.prompt.virtual_tokens"])
+    def test_a_key_that_the_run_does_not_use_is_not(self, recipe: Path, key: str) -> None:
+        base = dataclasses.replace(parsed(recipe), tuning=TuningConfig())
+        changed = dataclasses.replace(base, **{key.split(".")[0]: _replaced(base, key)})
+        assert fingerprint(base) == fingerprint(changed)
+
+
+USERS = {  # beginnings of keys, and what uses them
+    "ppo.": "objective=ppo",
+    "head.": "objective=regression",
+    "tuning.lora.": "tuning.kind=lora",
+    "tuning.prompt.": "tuning.kind=prompt",
+    "tuning.double_quantization": "tuning.quantization=nf4",
+    "data.streaming_window_rows": "data.streaming=yes",
+}
 
 
 def changed_keys(a: Config, b: Config) -> list[str]:
@@ -349,16 +368,16 @@ def changed_keys(a: Config, b: Config) -> list[str]:
     return [key for key in left if left[key] != right[key]]
 
 
-def _replaced(config: Config, key: str) -> Any:
+def _replaced(config: Config, key: str, other: Any = "something else") -> Any:
     """The section of `key`, with that leaf set to something else."""
     first, *rest = key.split(".")
     if not rest:
-        return "something else"
+        return other
 
     def inside(section: Any, names: list[str]) -> Any:
         value = getattr(section, names[0])
         return dataclasses.replace(
-            section, **{names[0]: inside(value, names[1:]) if is_section(type(value)) else "something else"}
+            section, **{names[0]: inside(value, names[1:]) if is_section(type(value)) else other}
         )
 
     return inside(getattr(config, first), rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,15 @@ def read(row):
     return FORMATS["chat"].read(Fields(row, {}))
 
 
+def template(source):
+    return ChatTemplate("", source, TOKENS, source, source)
+
+
 def written(name, row):
     """What is learned of a row, and what is left out; or why it is refused."""
     left: set[str] = set()
     try:
-        text, spans = render(ChatTemplate(name, TEMPLATES[name], TOKENS), read(row), left)
+        text, spans = render(template(TEMPLATES[name]), read(row), left)
     except (RowError, UserError) as error:
         return str(error)
     return [text[start:end] for start, end in spans], left
@@ -268,7 +273,7 @@ def test_the_marks_of_a_hermes_result_are_not_doubled():
     row = chat(
         {"tool_calls": tool_calls(CALL)}, {"role": "tool", "content": f"<tool_response>\n{ANSWER}\n</tool_response>"}
     )
-    text, _ = render(ChatTemplate("", TEMPLATES["qwen2_5"], TOKENS), read(row))
+    text, _ = render(template(TEMPLATES["qwen2_5"]), read(row))
     assert text.count("<tool_response>") == 1
     assert ANSWER in text
 
@@ -281,3 +286,34 @@ def test_the_history_of_an_instruction_is_the_turns_before(history):
     assert [message["role"] for message in said[1:3]] == ["user", "assistant"]
     with pytest.raises(RowError, match="field `history` is not a list of pairs"):
         FORMATS["io"].read(Fields({**row, "history": ["一"]}, {}))
+
+
+TURN = "<{{ m.role }}>{% if m.tool_calls %}{{ m.content }}{% for c in m.tool_calls %}{{ %s }}"
+TURN += "{{ c.function.arguments | tojson }}{% endfor %}{% elif m.role == 'tool' %}{{ %s }}{{ m.content }}"
+TURN = "{% for m in messages %}" + TURN + "{% else %}{{ m.content }}{% endif %}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("given", ["call_9", "abcdefghi", ""])
+def test_ids_of_calls_are_as_the_template_takes_them(given):
+    names = {
+        "Mistral": "(raise_exception('nine letters') if c.id | default('') | length != 9 else c.id) + c.function.name"
+    }
+    names["Kimi"] = "c.id"  # which holds the name
+    for family, call in names.items():
+        TEMPLATES[family] = TURN.replace("%s", call, 1).replace("%s", "m.tool_call_id", 1)
+        calls = [{"id": f"{given[:-1]}{k}", "function": CALL} if given else {"function": CALL} for k in (1, 2)]
+        results = [
+            {"role": "tool", "content": f"{k} Grad", **({"tool_call_id": calls[k - 1]["id"]} if given else {})}
+            for k in (1, 2)
+        ]
+        order = [1, 0] if given else [0, 1]  # tools may answer in another order, where ids tell which is which
+        row = {"messages": [USER, {"role": "assistant", "tool_calls": calls}, *(results[k] for k in order), END]}
+        conversation = read(row)
+        text, spans = render(template(TEMPLATES.pop(family)), conversation)
+        said = text[slice(*spans[0])]
+        ids = re.findall(r"([0-9a-z]{9})天气" if family == "Mistral" else r"(functions\.天气:[01])", said)
+        assert len(set(ids)) == 2
+        assert [text.index(f"{ids[k]}{k + 1} Grad") for k in order] == sorted(
+            text.index(f"{ids[k]}{k + 1} Grad") for k in order
+        )
+        assert ids == ["abcdefgh1", "abcdefgh2"] or family == "Kimi" or given != "abcdefghi"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, FalconH1Config, MambaConfig
 
 from tests.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
@@ -281,3 +282,37 @@ def test_description_names_class_and_labels(qwen2, tmp_path):
     assert described["architectures"] == ["Qwen2ForCausalLM"]
     assert "quantization_config" not in described
     assert (tmp_path / "generation_config.json").exists()
+
+
+STATE_SPACE = {
+    "mamba": MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, state_size=4),
+    "falcon_h1": FalconH1Config(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_expand=1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", STATE_SPACE)
+def test_all_linear_of_a_state_space_model_leaves_out_what_lora_cannot_adapt(family, caplog):
+    with caplog.at_level(logging.INFO):
+        model = TUNINGS["lora"](lora(), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE[family]))
+    assert "tuning.lora.targets: all-linear leaves out conv1d, out_proj" in caplog.text
+    assert any("in_proj.lora_A" in name for name in trained(model))
+    named = TUNINGS["lora"](lora(targets=["in_proj", "out_proj"]), 0)
+    fresh = AutoModelForCausalLM.from_config(STATE_SPACE[family])
+    with pytest.raises(UserError, match=r"tuning\.lora\.targets: out_proj cannot be adapted"):
+        named.apply(fresh)
+
+
+def test_a_prompt_for_a_model_without_attention_is_refused():
+    with pytest.raises(UserError, match=r"tuning\.kind: prompt tuning is not possible with a MambaForCausalLM"):
+        TUNINGS["prompt"](TuningConfig(kind="prompt"), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE["mamba"]))
+
+
+def test_adapter_config_names_its_modules_in_order(llama, tmp_path):
+    config = lora()
+    TUNINGS["lora"](config, 0).save({}, tuned(llama, config), tmp_path)
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(named) == 14
+    assert named == sorted(named)

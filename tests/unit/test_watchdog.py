@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from train.engine.background import Background, GlooGroup
 from train.engine.hang import SLOW, Stillness, judge, whereabouts
 from train.engine.process import ended, started
 from train.engine.signs import Failure, Sign, Signs, sign
+from train.engine.stop import Status, read_status
 from train.engine.watchdog import HANG, Watchdog
 from train.errors import CannotWriteError, EndedWithError, UserError
 from train.pulse import PULSE, Pulse
@@ -137,11 +139,13 @@ def test_a_process_that_ended_is_told_from_one_with_its_number() -> None:
     assert ended(process.pid, start)
 
 
-def fail(folder: Path, own: Exception, others: Exception) -> list[object]:
+def fail(folder: Path, own: Exception, others: Exception, begun: bool = True) -> list[object]:
     """Two ranks: the second raises its `own` error, the other one that it may come by a moment before."""
 
     def work(ranks: Threads) -> None:
         with Watchdog(folder, ranks, 60) as dog, dog.first_error():
+            if begun:
+                dog.begin(3)
             ranks.barrier()
             if ranks.index == 0:
                 raise others
@@ -168,6 +172,46 @@ def test_the_first_error_counts_and_the_others_end_with_it(
     assert (said["state"], said["rank"], said["exit_code"], said["reason"]) == ("failed", 1, 73, "the disk is full")
 
 
+def test_a_failure_before_the_run_has_begun_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", 60.0)
+    monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.2)
+    for name in ("status.json", "ranks/rank-00000.stacks", "ranks/first-failure.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{name} of the start before")
+    before = contents(tmp_path)
+    ended_with, error = fail(tmp_path, UserError("model.path: mistyped"), RuntimeError("broken"), begun=False)
+    assert str(error) == "model.path: mistyped"
+    assert str(ended_with) == "ended because rank 1 failed first; its message says why"
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_step_in_the_status_moves_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", 0.02)
+    synced: list[int] = []
+    status = Status(tmp_path)
+    with Watchdog(tmp_path, Solo(), None, status) as dog:
+        dog.begin(5)
+        monkeypatch.setattr(os, "fsync", synced.append)
+        for step in (6, 7):
+            PULSE.done(step)
+            end = time.monotonic() + 10
+            while read_status(tmp_path)["step"] != step:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        assert read_status(tmp_path)["state"] == "running"
+        assert not synced  # a step must not wait for the disk
+        status.write("finished", 7, "all steps done", 0)
+        PULSE.done(8)
+        time.sleep(0.1)
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("finished", 7)
+
+
 def test_where_this_thread_is() -> None:
     at, waits = whereabouts()
     assert re.fullmatch(r"train/engine/hang\.py:[0-9]+ \(whereabouts\)", at)
@@ -178,7 +222,7 @@ def test_exit_codes_are_those_of_the_guide(project: Path) -> None:
     table = re.findall(r"^\| ([0-9]+) \|", (project / "docs/resume.md").read_text(encoding="utf-8"), re.MULTILINE)
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
     own = {kind.exit_code for kind in kinds}
-    assert {int(code) for code in table} == own | {os.EX_OK, 1, HANG}
+    assert {int(code) for code in table} == own | {os.EX_OK, 1, HANG, 128 + signal.SIGHUP, 128 + signal.SIGINT}
 
 
 def test_a_sign_can_be_read_while_it_is_replaced(tmp_path: Path) -> None:
@@ -213,12 +257,14 @@ def test_a_hang_ends_the_run_without_the_folder_of_signs(
     ends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody removed it. The stacks then go where errors go, which is not emptied for them."""
+    status = Status(tmp_path)
+    status.begin(0)
     log = tmp_path / "log"
     with log.open("w", encoding="utf-8") as errors_go_here:
         errors_go_here.write("what was said before\n")
         errors_go_here.flush()
         monkeypatch.setattr(sys, "__stderr__", errors_go_here)
-        Watchdog(tmp_path, Solo(), 60)._accuse(61.0)
+        Watchdog(tmp_path, Solo(), 60, status)._accuse(61.0)
     assert ends == [HANG]
     said = json.loads((tmp_path / "status.json").read_text())
     assert (said["state"], said["rank"], said["exit_code"]) == ("failed", 0, HANG)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.readers import BadRow
-from train.data.rows import Problems
+from train.data.rows import Problems, joined
 from train.data.sources import NumberedRow, Source
 from train.data.store import TableWriter
 from train.data.tokenise import Chunk, Encoder, Settings
@@ -39,6 +39,7 @@ class Facts:
     unreadable: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     ends: set[int] = field(default_factory=set)
+    asked_otherwise: int = 0
 
     def add(self, chunk: Chunk) -> None:
         """Count one more chunk."""
@@ -46,24 +47,28 @@ class Facts:
             self.problems.add(file, bad)
         self.problems.rows += chunk.rows
         self.problems.missing += chunk.missing
-        self.problems.columns = self.problems.columns or chunk.columns
+        self.problems.columns = joined(self.problems.columns, chunk.columns)
         self.unreadable += chunk.unreadable
         self.cut += chunk.cut
         self.endless += chunk.endless
         self.loose += chunk.loose
         self.left_out.update(chunk.left_out)
         self.ends |= chunk.ends
+        self.asked_otherwise += chunk.asked_otherwise
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
         counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose, "left_out": dict(self.left_out)}
-        return {"problems": self.problems.to_json(), **counts, "ends": sorted(self.ends)}
+        problems, ends = self.problems.to_json(), sorted(self.ends)
+        return {"problems": problems, **counts, "ends": ends, "asked_otherwise": self.asked_otherwise}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
         """What `to_json` gave."""
         problems, left_out = Problems.from_json(value["problems"]), Counter(value["left_out"])
-        return cls(problems, value["cut"], value["endless"], value["loose"], left_out=left_out)
+        ends, asked_otherwise = set(value["ends"]), value["asked_otherwise"]
+        counts = value["cut"], value["endless"], value["loose"]
+        return cls(problems, *counts, left_out=left_out, ends=ends, asked_otherwise=asked_otherwise)
 
 
 @dataclass(frozen=True)

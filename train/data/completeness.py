@@ -123,7 +123,11 @@ def _marked_call(index: int, number: int, call: Mapping[str, Any]) -> dict[str, 
     arguments: Any = {f"zqk{index}x{number}q": f"zqv{index}x{number}q"} if given and given != "{}" else {}
     if isinstance(given, str):
         arguments = json.dumps(arguments)
-    return {**call, "function": {"name": f"zqn{index}x{number}q", "arguments": arguments}}
+    name = f"zqn{index}x{number}q"
+    marked = {**call, "function": {"name": name, "arguments": arguments}}
+    if "id" in call:  # where Kimi's template writes the name
+        marked["id"] = call["id"].replace(call["function"]["name"], name)
+    return marked
 
 
 def _marked_tool(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,30 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.readers import type_name
+from eval.rows import ROLES, SHAREGPT_ROLES, TEXT_PARTS
 from train.data.fields import Fields, RowError, checked_text, says_something
 from train.data.tool_calls import Call, parsed, read_calls, read_tools
 
 ASKING = ("user", "tool")  # whom the assistant answers
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
-SHAREGPT_ROLES = {
-    **ROLES,
-    "human": "user",
-    "gpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-}
 MARKS = ("weight", "loss_weight", "train", "training", "loss")  # of turns: OpenAI, LLaMA-Factory, axolotl, ms-swift
 PARTIAL_MARKS = ("train_detail", "training_detail")  # axolotl's, of characters
 REASONING = ("reasoning_content", "reasoning", "thinking")
-TEXT_PARTS = ("text", "input_text", "output_text")
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 Message = dict[str, Any]
 
@@ -99,6 +83,8 @@ def read_chat(fields: Fields) -> Conversation:
     if fields.has("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": fields.text("system")})
     tools = tools_in(fields)
+    if fields.asks and False in [message.pop("learned", True) for message in messages]:
+        left.add("marks of turns that are not to be learned")
     if fields.asks and messages[-1]["role"] in ASKING:
         return Conversation(messages, tools, tuple(sorted(left)))
     answered = [index for index, message in enumerate(messages) if message["role"] == "assistant"]

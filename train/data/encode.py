@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from train.config import DataConfig
 from train.data.encoded import Encoded, GoldRows, Part
 from train.data.gold import TO_PREDICT, Reading
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
-from train.data.store import TokenTable
 from train.data.stream import StreamingCorpus, stream
 from train.data.tables import load
 from train.errors import UserError
 from train.protocols import Ranks
 
-ROWS_OF_OLD_TABLES = 1000
 __all__ = ["Corpus", "Encoded", "GoldRows", "Reading", "StreamingCorpus", "prepare", "stream"]
 
 
@@ -31,7 +28,8 @@ class Corpus:
 
     lines: what a person should know, ready to print. rows_left_out: bad rows of the training data.
     digest: of both splits and the weights.
-    template_hash: sha256 of the chat template, empty where none is used. stop_ids: tokens that end an answer.
+    template_hash: sha256 of the chat template, empty where none is used. reads_clock: whether the tokens depend on the
+    run's day. stop_ids: tokens that end an answer.
     """
 
     train: Encoded
@@ -40,16 +38,26 @@ class Corpus:
     rows_left_out: int
     digest: str
     template_hash: str
+    reads_clock: bool
     stop_ids: tuple[int, ...]
 
 
-def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading: Reading = TO_PREDICT) -> Corpus:
+def prepare(
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    ranks: Ranks,
+    reading: Reading = TO_PREDICT,
+    day: date | None = None,
+) -> Corpus:
     """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
+
+    day: what a chat template is told that reads the clock; today, where none is given.
 
     Raises:
         UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
     """
-    setup = set_up(config, tokenizer, reading)
+    setup = set_up(config, tokenizer, reading, day)
     train, train_lines = load(setup.train, config, seed, ranks)
     lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
@@ -76,7 +84,8 @@ def prepare(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, reading
         rows_left_out=rows_left_out,
         digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         template_hash=setup.template_hash,
-        stop_ids=_learned_ends((part.table for part in train), setup.marks, config.max_length_tokens),
+        reads_clock=setup.reads_clock,
+        stop_ids=tuple(sorted({token for part in train for token in part.table.manifest["ends"]})),
     )
 
 
@@ -96,22 +105,3 @@ def _check_weight(part: Part, weight: float) -> None:
             f"data.train[{part.source}].weight: {weight:g} of {len(part)} row(s) is not even one row an epoch;"
             " raise it, or leave the source out"
         )
-
-
-def _learned_ends(tables: Iterable[TokenTable], marks: Set[int], limit: int) -> tuple[int, ...]:
-    """The special tokens (`marks`) that the rows' answers and texts end with, as encoding found them."""
-    found: set[int] = set()
-    for table in tables:
-        known = table.manifest.get("ends")
-        found |= _of_first_rows(table, limit) & marks if known is None else set(known)
-    return tuple(sorted(found))
-
-
-def _of_first_rows(table: TokenTable, limit: int) -> set[int]:
-    """Of a table from before its manifest named them. A row as long as the limit may have been cut."""
-    found: set[int] = set()
-    for row in range(min(len(table), ROWS_OF_OLD_TABLES)):
-        ids_t, learned_t = table.tokens(row)
-        if len(ids_t) < limit and learned_t.any():
-            found.add(int(ids_t[np.flatnonzero(learned_t)[-1]]))
-    return found

@@ -20,11 +20,11 @@ from train.data.preference import Continuation
 def ending_spans(example: Conversation | Continuation, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Those of the learned `spans` of a row whose end is one at which generation stops."""
     messages = example.messages if isinstance(example, Conversation) else []
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and message.get("learned", True)]
+    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant" and message.get("learned", True)]
     if len(turns) != len(spans):
         return list(spans[-1:])
-    answered = [index + 1 < len(messages) and messages[index + 1]["role"] == "tool" for index in turns]
-    return [span for span, called in zip(spans, answered, strict=True) if called or span == spans[-1]]
+    followers = [*(message["role"] for message in messages[1:]), "tool"]  # after the last turn anything may come
+    return [span for span, turn in zip(spans, turns, strict=True) if followers[turn] == "tool"]
 
 
 def last_tokens(ids_t: NDArray[np.int32], start_t: NDArray[np.int64], ends: Sequence[int]) -> set[int]:

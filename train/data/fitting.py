@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,16 +32,33 @@ TOOL = {
 }
 
 
+def _nine_letters(number: int, given: str) -> str:
+    return hashlib.sha256(f"{number} {given}".encode()).hexdigest()[:9]
+
+
+# What the id of a call may look like, by its number in the conversation, the tool's name and the row's own id.
+Style = Callable[[int, str, str], str]
+ID_STYLES: tuple[Style, ...] = (
+    lambda number, name, given: given or f"call_{number}",  # OpenAI
+    lambda number, name, given: (
+        given if len(given) == 9 and given.isalnum() else _nine_letters(number, given)
+    ),  # Mistral
+    lambda number, name, given: f"functions.{name}:{number}",  # Kimi
+)
+
+
 @dataclass(frozen=True)
 class Abilities:
     """What a template can write.
 
-    arguments: how it takes those of calls; None where it writes no calls. reasoning: where it takes this from: the key
-    `reasoning_content`, <think> marks in the content, or None. parts: whether contents must be lists of parts.
-    marks_results: whether it puts <tool_response> around what a tool answers.
+    arguments: how it takes those of calls; None where it writes no calls. ids: how the ids of calls look. reasoning:
+    where it takes this from, the key `reasoning_content` or <think> marks in the content; None where it writes none.
+    parts: whether contents must be lists of parts. marks_results: whether it puts <tool_response> around answers of
+    tools.
     """
 
     arguments: Literal["object", "text"] | None
+    ids: Style
     reasoning: Literal["key", "content"] | None
     parts: bool
     marks_results: bool
@@ -74,17 +93,17 @@ def abilities(source: str) -> Abilities:
     """Of a template, found by asking it to write a few conversations."""
     parts = _find_start(source, False) is None and _find_start(source, True) is not None
     start = _find_start(source, parts) or []
+    reasoning = _reasoning(source, start, parts)
     forms: tuple[tuple[Literal["object", "text"], Any], ...] = (
         ("object", {KEY: VALUE}),
         ("text", json.dumps({KEY: VALUE})),
     )
-    arguments, marks_results = None, False
-    for form, given in forms:
-        text = _first_right(source, _calls(start, given, parts), _holds_call)
+    for ids, (form, given) in itertools.product(ID_STYLES, forms):
+        text = _first_right(source, _calls(start, given, parts, ids(0, NAME, "")), _holds_call)
         if text:
-            arguments, marks_results = form, "<tool_response>" in text.partition(RESULT)[0].rpartition(VALUE)[2]
-            break
-    return Abilities(arguments, _reasoning(source, start, parts), parts, marks_results)
+            marks_results = "<tool_response>" in text.partition(RESULT)[0].rpartition(VALUE)[2]
+            return Abilities(form, ids, reasoning, parts, marks_results)
+    return Abilities(None, ID_STYLES[0], reasoning, parts, False)
 
 
 def _find_start(source: str, parts: bool) -> list[Message] | None:
@@ -106,12 +125,13 @@ def _message(role: str, content: str, parts: bool, **more: Any) -> Message:
     return {"role": role, "content": [{"type": "text", "text": content}] if parts else content, **more}
 
 
-def _calls(start: list[Message], arguments: Any, parts: bool) -> list[tuple[list[Message], list[Any] | None]]:
+def _calls(
+    start: list[Message], arguments: Any, parts: bool, id_: str = "call_0"
+) -> list[tuple[list[Message], list[Any] | None]]:
     """Conversations with a call, from the whole to the least: templates refuse what they do not expect."""
-    function = {"name": NAME, "arguments": arguments}
-    call = {"id": "abcdefghi", "type": "function", "function": function}  # Mistral's ids are of nine letters
+    call = {"id": id_, "type": "function", "function": {"name": NAME, "arguments": arguments}}
     calling = [*start, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    result = _message("tool", RESULT, parts, tool_call_id="abcdefghi", name=NAME)
+    result = _message("tool", RESULT, parts, tool_call_id=id_, name=NAME)
     whole = [*calling, result, _message("assistant", SAID, parts)]
     return [(whole, [TOOL]), (whole, None), ([*calling, result], [TOOL]), (calling, [TOOL]), (calling, None)]
 
@@ -168,7 +188,30 @@ def fitted(source: str, conversation: Conversation) -> list[Message]:
     able = abilities(source)
     first = conversation.messages[0]
     is_hermes = first["role"] == "system" and HERMES_TOOLS in first["content"]  # it says itself how calls are written
-    return [_fitted(message, able, is_hermes) for message in conversation.messages]
+    messages = [_fitted(message, able, is_hermes) for message in conversation.messages]
+    return _with_ids(messages, able.ids) if any("tool_calls" in message for message in messages) else messages
+
+
+def _with_ids(messages: Sequence[Message], style: Style) -> list[Message]:
+    """Calls and what tools answer with ids as the template takes them. Without ids tools answer in the calls' order."""
+    made: list[Message] = []
+    waiting: dict[str, str] = {}  # calls without an answer: the id in the row, or a number, and the new one
+    number = 0
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            given = str(call.get("id", ""))
+            new = style(number, call["function"]["name"], given)
+            waiting[given or f" {number}"] = new
+            calls.append({**call, "id": new})
+            number += 1
+        if calls:
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool" and waiting:
+            given = str(message.get("tool_call_id", ""))
+            message = {**message, "tool_call_id": waiting.pop(given if given in waiting else next(iter(waiting)))}
+        made.append(message)
+    return made
 
 
 def _fitted(message: Message, able: Abilities, is_hermes: bool) -> Message:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.readers import BadRow
+from train.data.fields import RowError
 from train.data.formats import FORMATS
 from train.data.sources import NumberedRow, Source
 from train.errors import UserError
 
-SHOWN_BAD_ROWS = 10
+SHOWN_BAD_ROWS, SHOWN_COLUMNS = 10, 50
 DRAWN_AT_ONCE = 4096
 
 
@@ -56,6 +57,11 @@ def sampled(
             yield row
 
 
+def joined(known: Sequence[str], more: Iterable[object]) -> list[str]:
+    """The columns of several rows, each once; not without end where every row has its own."""
+    return list(dict.fromkeys([*known, *map(str, more)]))[:SHOWN_COLUMNS]
+
+
 @dataclass
 class Problems:
     """The rows of one source that cannot be used. first: the first few, with the number of their file."""
@@ -65,7 +71,7 @@ class Problems:
     kinds: Counter[str] = field(default_factory=Counter)
     first: list[tuple[int, BadRow]] = field(default_factory=list)
     missing: int = 0  # lack a field of their format
-    columns: list[str] = field(default_factory=list)  # those of the first such row
+    columns: list[str] = field(default_factory=list)  # those of the first such rows
 
     def add(self, file: int, bad: BadRow) -> None:
         """One more."""
@@ -73,6 +79,12 @@ class Problems:
         self.kinds[bad.reason.split(":")[0]] += 1
         if len(self.first) < SHOWN_BAD_ROWS:
             self.first.append((file, bad))
+
+    def lacks(self, value: Mapping[str, Any], error: RowError) -> None:
+        """A row that cannot be read: counted where it lacks a field, with the columns it has."""
+        if error.missing:
+            self.missing += 1
+            self.columns = joined(self.columns, value)
 
     def listed(self, names: Sequence[str]) -> list[str]:
         """The first few as `file:line: reason`."""
@@ -90,8 +102,10 @@ class Problems:
         return cls(value["rows"], value["count"], Counter(value["kinds"]), first)
 
 
-def check_columns(source: Source, problems: Problems) -> None:
+def check_columns(source: Source, problems: Problems, which: str = "") -> None:
     """One message instead of thousands where every row lacks the same column.
+
+    which: of all rows: `first `, or nothing.
 
     Raises:
         UserError: No row that was read has the fields of the format.
@@ -100,9 +114,10 @@ def check_columns(source: Source, problems: Problems) -> None:
         return
     form = FORMATS[source.config.format]
     needed = " and ".join(form.required) or " or ".join(form.alternatives)
+    rows = f"{which}{problems.rows:,} row{'s' * (problems.rows > 1)}"
     raise UserError(
-        f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the"
-        f" {problems.rows:,} rows has. Its columns are: {', '.join(problems.columns) or '(none)'}."
+        f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the {rows}"
+        f" has. Its columns are: {', '.join(problems.columns) or '(none)'}."
         f" Say which is which with {source.key}.columns, or choose another format"
     )
 

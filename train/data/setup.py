@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from eval.word_windows import untruncated
@@ -41,20 +42,23 @@ class Setup:
     @property
     def lines(self) -> list[str]:
         """What a person should know about the chat template."""
-        if self.template is None or not self.template.served:
-            return []
-        return [
-            f"chat template: rows are written with {self.template.name}, which belongs to the tokenizer's own;"
-            " checkpoints carry the tokenizer's own, and prompts are asked with it"
-        ]
+        template, lines = self.template, []
+        if template and template.trains_apart:
+            lines.append(
+                f"chat template: rows are written with {template.name}, which belongs to the tokenizer's own;"
+                " checkpoints carry the tokenizer's own, and prompts are asked with it"
+            )
+        if template and template.reads_clock:
+            lines.append("chat template: it reads the clock, and is told the day of the run's first start")
+        return lines
 
     @property
-    def marks(self) -> frozenset[int]:
-        """The tokenizer's special tokens."""
-        return self.train[0].settings.marks
+    def reads_clock(self) -> bool:
+        """Whether the tokens depend on the run's day."""
+        return self.template is not None and self.template.reads_clock
 
 
-def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) -> Setup:
+def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, day: date | None = None) -> Setup:
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
 
     Raises:
@@ -71,7 +75,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT) ->
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
     talks = any(source.format not in SILENT for source in sources)
-    template = resolve(config.chat_template, tokenizer) if talks else None
+    template = resolve(config.chat_template, tokenizer, day) if talks else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None

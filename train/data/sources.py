@@ -87,14 +87,27 @@ def find(config: SourceConfig, key: str, streaming: bool = False) -> Source:
         raise UserError(f"{key}.fraction must lie in (0, 1], not {config.fraction}")
     if not config.path:
         raise UserError(f"{key}.path is empty: name a file, a folder, a glob or a hub data set")
-    place = Path(config.path).expanduser()
-    hub = HUB_NAME.fullmatch(config.path)
-    if hub is None or place.exists() or reader_of(place):
+    if is_local(config, key):
         try:
             return FileSource(config, key, expand(config.path, split=config.split))
         except UserError as error:
             raise UserError(f"{key}.path: {error}") from None
+    hub = HUB_NAME.fullmatch(config.path)
+    assert hub
     return HubSource(config, key, hub["name"], hub["subset"], streaming)
+
+
+def is_local(config: SourceConfig, key: str) -> bool:
+    """Whether a source is files, rather than a data set of the hub: whatever exists, or cannot be the name of one.
+
+    Raises UserError for a path beside a similar one that exists.
+    """
+    place = Path(config.path).expanduser()
+    if place.exists() or reader_of(place) or not HUB_NAME.fullmatch(config.path):
+        return True
+    if "/" in config.path and place.parent.is_dir() and (meant := nearest(place)):
+        raise UserError(f"{key}.path: {config.path}: no such file, folder or glob{meant}")
+    return False
 
 
 def options_of(config: SourceConfig) -> FileOptions:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from eval.files import cannot_write, sync_folder, write_atomically
 from eval.masking import printable
-from train.cache_home import cache_home
+from train.cache_home import cache_home, make_folder, share_file
 from train.config import DataConfig
 from train.data.tokenise import Chunk
 
@@ -212,8 +212,8 @@ def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] |
     if is_whole(folder, thorough=True):
         return False
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(Path(f"{folder}.lock")):
+        make_folder(folder.parent, root.parent)
+        with _locked(Path(f"{folder}.lock"), root.parent):
             if is_whole(folder, thorough=True):  # another run was faster
                 return False
             for leftover in folder.parent.glob(f"{key}.tmp-*"):  # of a run that was killed: the lock is ours
@@ -235,7 +235,7 @@ def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] |
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, home: Path) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=PATIENCE_SECONDS)
@@ -243,6 +243,7 @@ def _locked(path: Path) -> Iterator[None]:
         message = printable(f"waiting for another run that tokenises the same data ({path})")
         Console(stderr=True).print(message, soft_wrap=True, markup=False)
         lock.acquire()
+    share_file(path, home)
     try:
         yield
     finally:

@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eval.files import write_atomically
+from train.cache_home import make_folder
 from train.config import DataConfig
 from train.data.build import CHUNK_ROWS, Workers
 from train.data.encoded import Encoded, Part
@@ -38,6 +40,7 @@ class StreamingCorpus:
     lines: list[str]
     digest: str
     template_hash: str
+    reads_clock: bool
     stop_ids: tuple[int, ...]
     config: DataConfig = field(repr=False)
     setup: Setup = field(repr=False)
@@ -149,6 +152,7 @@ class _Reader:
         self.at = (epoch, number + 1)
         window = self._encode(self._key(epoch, number), taken)
         window |= {"last": self.mixture.is_over, "marks": marks_to_json(self.mixture.marks)}
+        make_folder(self._path(epoch, number).parent, self.root.parent)
         write_atomically(self._path(epoch, number), json.dumps(window, ensure_ascii=False))
         return window
 
@@ -176,7 +180,7 @@ class _Reader:
         return {"tables": tables, "notes": said, "bad": bad}
 
 
-def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> StreamingCorpus:
+def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: date | None = None) -> StreamingCorpus:
     """A corpus whose training rows are read window by window, called by all ranks together.
 
     Validation data are prepared whole; no share of the training data is held out, for that would need them all.
@@ -190,7 +194,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
         )
     if config.streaming_window_rows < 1:
         raise UserError(f"data.streaming_window_rows must be at least 1, not {config.streaming_window_rows}")
-    setup = set_up(config, tokenizer)
+    setup = set_up(config, tokenizer, day=day)
 
     def describe() -> str:
         sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
@@ -215,6 +219,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks) -> Strea
         lines=[*setup.lines, *streamed, *lines],
         digest=digest.hexdigest(),
         template_hash=setup.template_hash,
+        reads_clock=setup.reads_clock,
         stop_ids=tuple(ends),
         config=config,
         setup=setup,

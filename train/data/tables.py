@@ -182,4 +182,9 @@ def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
             f"WARNING: {facts.endless:,} answers do not end with a special token, so the model does not learn to stop:"
             " the chat template closes the assistant's turn with none; use chatml or plain"
         )
+    if facts.asked_otherwise:
+        said.append(
+            f"WARNING: {facts.asked_otherwise:,} last answers stand behind another prompt than the tokenizer's template"
+            " asks with, most likely for thoughts (<think>) that only one of the two has: docs/chat-templates.md"
+        )
     return said

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
+from eval.template_clock import dated, reads_clock
 from train.data.completeness import checked
 from train.data.conversations import Conversation
 from train.data.fields import RowError
@@ -24,6 +26,7 @@ from train.errors import UserError
 FOLDER = Path(__file__).with_name("chat_templates")
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
+OTHER_PROMPT = "another prompt"  # among what a template leaves out: a row's last answer is asked for otherwise
 OPENED_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")  # of a generation prompt
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]  # first character, and the one after the last
@@ -33,26 +36,32 @@ Span = tuple[int, int]  # first character, and the one after the last
 class ChatTemplate:
     """A template in use.
 
-    name: for messages. text: Jinja source that rows are written with. special_tokens: what it may name, as eos_token.
-    served: the source that checkpoints carry and the model is asked with, where that is another one than `text`.
+    name: for messages. text: Jinja source that rows are written with, on the run's day. special_tokens: what it may
+    name, as eos_token. served: the source that checkpoints carry. asking: the same, on the run's day.
     with_tools: the template of rows with tools, for tokenizers that have one of its own for them.
     """
 
     name: str
     text: str
     special_tokens: Mapping[str, str]
-    served: str = ""
+    served: str
+    asking: str
     with_tools: ChatTemplate | None = None
 
     @property
-    def asking(self) -> str:
-        """The source of prompts."""
-        return self.served or self.text
+    def trains_apart(self) -> bool:
+        """Whether rows are written with another template than the one that the model is asked with."""
+        return self.text != self.asking
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether its texts depend on the day."""
+        return reads_clock(self.served) or (self.with_tools is not None and self.with_tools.reads_clock)
 
     @property
     def hash(self) -> str:
         """sha256 of the source that checkpoints carry: a model is only good with the template that it learned."""
-        return hashlib.sha256(self.asking.encode()).hexdigest()
+        return hashlib.sha256(self.served.encode()).hexdigest()
 
     @property
     def identity(self) -> str:
@@ -65,10 +74,11 @@ class ChatTemplate:
         return self.with_tools if self.with_tools and conversation.tools else self
 
 
-def resolve(choice: str, tokenizer: Any) -> ChatTemplate:
+def resolve(choice: str, tokenizer: Any, day: date | None = None) -> ChatTemplate:
     """The template that `data.chat_template` names; it is set on the tokenizer too, so that checkpoints carry it.
 
     The tokenizer's own stays on it as it is. Rows are written with the training template that trl has for it, if any.
+    day: what templates that read the clock are told; today, where none is given.
 
     Raises:
         UserError: Unknown name, bad Jinja, or a template that needs tokens which the tokenizer lacks.
@@ -77,33 +87,48 @@ def resolve(choice: str, tokenizer: Any) -> ChatTemplate:
     own = tokenizer.chat_template
     owned = own if isinstance(own, Mapping) else {"default": own}
     if choice == "tokenizer" and owned.get("default"):
-        template = _own(owned["default"], special_tokens)
+        template = _own(owned["default"], special_tokens, day)
         for_tools = owned.get("tool_use")  # transformers' name for it
-        return replace(template, with_tools=_own(for_tools, special_tokens)) if for_tools else template
+        return replace(template, with_tools=_own(for_tools, special_tokens, day)) if for_tools else template
     name = DEFAULT if choice == "tokenizer" else choice
     text = _source(name)
     _check(name, text)
     if name in NAMED:
         text = _for_tokenizer(name, text, tokenizer)
     tokenizer.chat_template = text
-    return ChatTemplate(name, text, special_tokens)
+    return _made(name, text, text, special_tokens, day)
 
 
-def _own(text: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+def _own(text: str, special_tokens: Mapping[str, str], day: date | None) -> ChatTemplate:
     name = "the tokenizer's own template"
     _check(name, text)
     pair = None if GENERATION_MARK.search(text) else training_template(text)
     if pair is None:
-        return ChatTemplate(name, text, special_tokens)
+        return _made(name, text, text, special_tokens, day)
     family, training = pair
-    return ChatTemplate(f"trl's {family}_training.jinja", training, special_tokens, served=text)
+    return _made(f"trl's {family}_training.jinja", training, text, special_tokens, day)
+
+
+def _made(name: str, text: str, served: str, special_tokens: Mapping[str, str], day: date | None) -> ChatTemplate:
+    day = day or date.today()
+    try:
+        return ChatTemplate(name, dated(text, day), special_tokens, served, dated(served, day))
+    except UserError as error:
+        raise UserError(f"data.chat_template: {name}: {error}") from error
+
+
+def require_template(choice: str) -> None:
+    """Raises UserError where `data.chat_template` names neither a template nor a file."""
+    if choice != "tokenizer":
+        _source(choice)
 
 
 def _source(name: str) -> str:
     path = FOLDER / f"{name}.jinja" if name in NAMED else Path(name).expanduser()
     if path.suffix != ".jinja":
         raise UserError(
-            f"data.chat_template: unknown template `{name}`; known are tokenizer, {', '.join(NAMED)}, or a .jinja file"
+            f"data.chat_template: unknown template `{name}`; known are tokenizer, {', '.join(NAMED)}, or a .jinja file;"
+            " a model's own template is the default, tokenizer"
         )
     try:
         return path.read_text(encoding="utf-8")
@@ -150,7 +175,8 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
     (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
 
     Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
-    left: gets what the template leaves out.
+    left: gets what the template leaves out, and OTHER_PROMPT where the model will not be asked for the last answer as
+    it is learned.
 
     Raises:
         RowError: The template refuses this conversation.
@@ -159,8 +185,11 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
     template = template.of(conversation)
     messages = fitted(template.text if conversation.is_answered else template.asking, conversation)
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
-    if template.served and spans:
-        spans = _behind_prompts(template, fitted(template.served, conversation), conversation.tools, text, spans)
+    if template.trains_apart and spans:
+        asked = fitted(template.asking, conversation)
+        spans, is_asked_so = _behind_prompts(template, asked, conversation.tools, text, spans)
+        if not is_asked_so and left is not None:
+            left.add(OTHER_PROMPT)
     source = template.text if conversation.is_answered else template.asking
     text = checked(source, text, messages, conversation.tools, left)
     return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
@@ -233,44 +262,47 @@ def _behind_prompts(
     tools: list[Any] | None,
     text: str,
     spans: list[Span],
-) -> list[Span]:
-    """Spans that begin where the prompt at inference ends.
+) -> tuple[list[Span], bool]:
+    """Spans that begin where the prompt at inference ends; and whether the last one stands behind such a prompt.
 
     trl's marks may begin within or before the generation prompt (`<|start|>assistant`, `<think>`), which is never the
     model's to say, or behind what it has to say itself.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) != len(spans):
-        return spans
-    found: list[Span] = []
+        return spans, True
+    found, is_asked_so = list[Span](), True
     for index, (start, end) in zip(turns, spans, strict=True):
-        begins = _end_of_prompt(template, messages[:index], tools, text, start)
+        begins, is_asked_so = _end_of_prompt(template, messages[:index], tools, text, start)
         free = found[-1][1] if found else 1
         found.append((begins if free <= begins < end else start, end))
-    return found
+    return found, is_asked_so
 
 
 def _end_of_prompt(
     template: ChatTemplate, before: Sequence[dict[str, Any]], tools: list[Any] | None, text: str, start: int
-) -> int:
-    """Where the prompt for the turn ends that is marked from `start` on; 0 where it cannot be told."""
+) -> tuple[int, bool]:
+    """Where the prompt for the turn ends that is marked from `start` on, 0 where it cannot be told; and whether it is
+    the one that the model is asked with, whatever the turns before it.
+    """
     try:
         asked = _render(template, before, tools, prompt=True)[0]
         if text.startswith(asked):
-            return len(asked)
+            return len(asked), True
         history = _render(template, before, tools, served=True)[0]
     except RowError:  # the model could not be asked this way, but trl's template can teach it
-        return 0
+        return 0, True
     # Earlier turns are written differently; the prompt proper is what it has more than these.
-    return _end_of_cue(text, start, asked[len(commonprefix([asked, history])) :])  # noqa: RUF071 - characters are meant
+    cue = asked[len(commonprefix([asked, history])) :]  # noqa: RUF071 - characters are meant
+    end = _end_of(cue, text, start)
+    return (end, True) if end else (_end_of(OPENED_THOUGHTS.sub("", cue), text, start), not cue)
 
 
-def _end_of_cue(text: str, start: int, cue: str) -> int:
-    """Where `cue`, or else `cue` without the thoughts that it opens, ends that begins at `start` or before it; or 0."""
-    for part in dict.fromkeys((cue, OPENED_THOUGHTS.sub("", cue))):
-        for before in range(min(len(part), start), -1, -1):
-            if part and text.startswith(part, start - before):
-                return start - before + len(part)
+def _end_of(cue: str, text: str, start: int) -> int:
+    """Where `cue` ends that begins at `start` or right before it; 0 if it stands at neither."""
+    for before in range(min(len(cue), start), -1, -1):
+        if cue and text.startswith(cue, start - before):
+            return start - before + len(cue)
     return 0
 
 

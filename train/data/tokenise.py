@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from eval.readers import BadRow, Row
 from train.data.conversations import Conversation
@@ -25,8 +26,9 @@ from train.data.formats import FORMATS, Example
 from train.data.gold import TO_PREDICT, GoldEncoder, Reading
 from train.data.labelled import Labelled, Tagged
 from train.data.preference import Continuation, Preference
+from train.data.rows import joined
 from train.data.sources import NumberedRow
-from train.data.templates import ChatTemplate, Span, continued, render
+from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
 from train.errors import UserError
 
 
@@ -88,12 +90,13 @@ class Chunk:
     full_n, prompt_n: hashes of the row's normalised content, and of what stands before its last answer (0: nothing);
     a corpus text that was cut into windows repeats them.
     rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
-    before tokenisation, `missing` of those lack a field, and the first of these has these `columns`.
+    before tokenisation, `missing` of those lack a field, and the first of these have these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
     gold_g, golds_n: what is to be said at the marked tokens of the rows, one after another, and how many of each row;
     the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
     loose: entities that begin with I- or E-. left_out: what usable rows say that is not learned, and in how many rows.
     ends: special tokens that answers and texts end with.
+    asked_otherwise: rows whose last answer stands behind another prompt than the model will be asked with.
     """
 
     ids_k: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -115,6 +118,7 @@ class Chunk:
     loose: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     ends: set[int] = field(default_factory=set)
+    asked_otherwise: int = 0
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
     unreadable: int = 0
     missing: int = 0
@@ -246,16 +250,18 @@ class Encoder:
             try:
                 left: set[str] = set()
                 rendered.append((position, *self._written(example, left)))
-                out.left_out.update(left)
+                out.left_out.update(left - {OTHER_PROMPT})
+                out.asked_otherwise += OTHER_PROMPT in left
             except RowError as error:
                 _refuse(out, row, read, error)
             except UserError as error:
                 raise UserError(f"{read.place}: {error}") from None
         encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
-        for (position, _, spans), encoding in zip(rendered, encodings, strict=True):
+        for (position, text, spans), encoding in zip(rendered, encodings, strict=True):
             row, read, example = usable[position]
-            ids_t = np.array(encoding.ids, np.int32)
-            learned_t = _overlapping(encoding.offsets, spans)
+            ids, offsets = self._as_asked(text, spans, encoding)
+            ids_t = np.array(ids, np.int32)
+            learned_t = _overlapping(offsets, spans)
             learned_t[:1] = 0  # nothing stands before it to predict it from
             assert isinstance(example, (Conversation, Continuation))
             reason = _unusable(learned_t, limit) if example.is_answered else _unaskable(ids_t, limit)
@@ -264,10 +270,28 @@ class Encoder:
                 continue
             out.endless += example.is_answered and int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
             out.cut += len(ids_t) > limit
-            out.ends |= self._ends(example, ids_t[:limit], encoding.offsets, spans)
+            out.ends |= self._ends(example, ids_t[:limit], offsets, spans)
             yield _Piece(position, ids_t[:limit], learned_t[:limit])
         if rendered and not out.ends:
             out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
+
+    def _as_asked(self, text: str, spans: Sequence[Span], encoding: Encoding) -> tuple[list[int], list[Span]]:
+        """Tokens and where they stand, none of them across the end of a prompt: at inference the prompt is tokenised
+        alone (`<think>` and a line feed), and the model goes on with tokens of its own.
+
+        Only with templates that train apart: for the others, tokens of runs from before must not change.
+        """
+        assert self.settings.template is not None
+        start_t, end_t = _bounds(encoding.offsets)
+        starts = [start for start, _ in spans if ((start_t < start) & (start < end_t)).any()]
+        if not starts or not self.settings.template.trains_apart:
+            return encoding.ids, encoding.offsets
+        ids, offsets = list[int](), list[Span]()
+        for begin, end in pairwise([0, *starts, len(text)]):
+            piece = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
+            ids += piece.ids
+            offsets += [(begin + a, begin + b) for a, b in piece.offsets]
+        return ids, offsets
 
     def _ends_if_answered(self, example: Example) -> set[int]:
         """Of a row that asks without an answer: what would end one."""
@@ -339,7 +363,7 @@ def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
     out.bad.append((row.file, read.refused(str(error))))
     if error.missing:
         out.missing += 1
-        out.columns = out.columns or list(read.value)
+        out.columns = joined(out.columns, read.value)
 
 
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.uint8]:

@@ -28,12 +28,10 @@ log = logging.getLogger(__name__)
 def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") -> Path | None:
     """The newest checkpoint that verifies on every rank; None where there is none at all. Called by all ranks together.
 
-    First removes what interrupted saves left behind. Checkpoints that do not verify are passed over with a WARNING and,
-    once a good one is found, kept as `corrupt-...`. Raises NoCheckpointError if none verifies, and UserError if the one
-    that does belongs to another run (see Origin); in both cases nothing is renamed or removed.
+    Checkpoints that do not verify are passed over with a WARNING and, once a good one is found, kept as `corrupt-...`;
+    what interrupted saves left behind is removed then. Raises NoCheckpointError if none verifies, and UserError if the
+    one that does belongs to another run (see Origin); in both cases nothing is renamed or removed.
     """
-    if ranks.index == 0:
-        _clean(parent)
     found = steps(parent) if ranks.index == 0 else []
     bad: list[int] = []
     for position in range(int(ranks.sum([float(len(found))])[0])):
@@ -45,6 +43,7 @@ def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") 
             continue
         _refuse_other_runs(folder, origin)
         if ranks.index == 0:
+            _clean(parent)
             _warn_of_other_versions(folder)
             _warn_of_another_spread(folder, origin)
             for worse in bad:
@@ -58,6 +57,8 @@ def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") 
             f"what is wrong with it. Nothing was deleted. Restore one from a backup, or set run.folder to a new folder "
             f"to start afresh."
         )
+    if ranks.index == 0:
+        _clean(parent)
     return None
 
 
@@ -79,13 +80,16 @@ def _verified(folder: Path, ranks: Group, check: Check) -> bool:
 
 
 def _refuse_other_runs(folder: Path, origin: Origin) -> None:
-    lines = origin.differences(manifest.read(folder))
-    if lines:
-        raise UserError(
-            f"{folder} belongs to another run:\n  "
-            + "\n  ".join(lines)
-            + "\nPut these back to continue it, or set run.folder to a new folder to start afresh."
-        )
+    found = manifest.read(folder)
+    lines = origin.differences(found)
+    if not lines:
+        return
+    extend = ", train it on to this new end with --run.extend true" if origin.can_extend(found) else ""
+    raise UserError(
+        f"{folder} belongs to another run:\n  "
+        + "\n  ".join(lines)
+        + f"\nPut these back to continue it{extend}, or set run.folder to a new folder to start afresh."
+    )
 
 
 def _warn_of_other_versions(folder: Path) -> None:

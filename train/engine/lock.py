@@ -31,8 +31,20 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 log = logging.getLogger(__name__)
 
 
+class Hold:
+    """A run folder that is held. begun: set once the run changes it; else all is left as it was found."""
+
+    def __init__(self, lock: _Lock | None) -> None:
+        self._lock = lock
+        self.begun = False
+
+    def removed(self) -> bool:
+        """Whether somebody has removed or renamed the folder meanwhile; known to the rank that holds the lock."""
+        return self._lock is not None and not self._lock.is_in_place()
+
+
 @contextlib.contextmanager
-def hold(run_folder: Path, ranks: Ranks | None = None) -> Iterator[None]:
+def hold(run_folder: Path, ranks: Ranks | None = None) -> Iterator[Hold]:
     """Keep other runs out of `run_folder` (made if missing) while the block runs.
 
     With `ranks`, the first rank takes the lock and all enter or raise together. Raises UserError naming host and
@@ -49,30 +61,49 @@ def hold(run_folder: Path, ranks: Ranks | None = None) -> Iterator[None]:
         failure = UserError(f"{run_folder} is in use; the first rank's message says by whom")
     if failure is not None:
         raise failure
+    held = Hold(lock)
     try:
-        yield
+        yield held
     finally:
         if lock is not None:
-            lock.release()
+            lock.release(held.begun)
 
 
 class _Lock:
     def __init__(self, run_folder: Path) -> None:
         self.path = run_folder / FILE
-        try:
-            run_folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise CannotWriteError(f"Cannot write {self.path}: {error.strerror}") from error
+        self._made_folder, self._made_file = not run_folder.exists(), not self.path.exists()
+        self._open()
         try:
             self._take()
         except BaseException:
             os.close(self._descriptor)
             raise
 
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise CannotWriteError(f"Cannot write {self.path}: {error.strerror}") from error
+
+    def is_in_place(self) -> bool:
+        """Whether the file that is locked is still the one in the run folder."""
+        try:
+            found, ours = self.path.stat(), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a file server that does not answer now says nothing about the folder
+            return True
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
     def _take(self) -> None:
         deadline, waiting = time.monotonic() + LOST_NODE_SECONDS, False
-        while not self._locked():
+        while not self._locked() or not self.is_in_place():
+            if not self.is_in_place():  # the one who held it has just removed it
+                os.close(self._descriptor)
+                self._open()
+                continue
             holder = self._holder()
             if holder is None or not _earlier_start_of_this_job(holder) or time.monotonic() >= deadline:
                 raise self._refusal(holder, "")
@@ -123,10 +154,14 @@ class _Lock:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def release(self) -> None:
-        """Leave an empty file: removing it could take the lock from under somebody who has just opened it."""
+    def release(self, begun: bool) -> None:
+        """Leave an empty file; where the run had not begun, nothing that was made for it."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
+            if self._made_file and not begun and self.is_in_place():
+                self.path.unlink()
+            if self._made_folder and not begun:
+                self.path.parent.rmdir()  # if nothing else is in it
         os.close(self._descriptor)
 
 

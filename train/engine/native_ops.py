@@ -28,7 +28,10 @@ def folder() -> Path:
     """Where it is kept: $TORCH_EXTENSIONS_DIR, else in our cache."""
     installed = hashlib.sha256(f"{sys.prefix} {sys.version} {torch.__version__}".encode())  # others compile otherwise
     kind = installed.hexdigest()[:12]
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "native" / kind)
+    place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "native" / kind)
+    if place.exists() and place.stat().st_uid != os.getuid():  # machine code of another user is not run
+        return place.with_name(f"{place.name}-{os.getuid()}")
+    return place
 
 
 def build_for_cpu() -> None:

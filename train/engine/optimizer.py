@@ -43,6 +43,7 @@ OPTIMIZERS: Mapping[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]]
     "adafactor": _adafactor,
 }
 
+PROMPT = "prompt_encoder"  # peft's name for the module that holds a tuned prompt
 
 # Kinds of sharding on which an optimizer fails, or becomes another one. ZeRO hands it flat slices of the parameters,
 # which is all the same to AdamW, and to 8-bit AdamW but for where its blocks of 256 begin.
@@ -54,7 +55,7 @@ UNFIT = {
 
 
 def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.Optimizer:
-    """The optimizer over what is trained: matrices with weight decay; biases, norms and single vectors without.
+    """The optimizer over what is trained: matrices with weight decay; biases, norms and a tuned prompt without.
 
     sharding: `Runtime.kind`.
     """
@@ -66,10 +67,16 @@ def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.O
         raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
     if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for p in trained):  # others keep float32 copies
         raise UserError("model.weights: float16 weights cannot be trained, small updates would be lost; use auto")
-    # Under ZeRO-3 a parameter's own shape is that of its shard; ds_shape is the whole.
-    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
-    vectors = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # Under ZeRO-3 a parameter's own shape is that of its shard; ds_shape is the whole.
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            # Without decay the groups are all the same; a prompt stays where earlier checkpoints have it.
+            is_prompt = config.weight_decay > 0 and PROMPT in name.split(".")
+            (decayed if is_matrix and not is_prompt else spared).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     return OPTIMIZERS[config.name]([g for g in groups if g["params"]], config)
 
 

@@ -10,11 +10,15 @@ from importlib import metadata
 from typing import Any
 
 from train.config import Config
-from train.fingerprint import bound, fingerprint
+from train.fingerprint import DEFAULTS, EXTENDABLE, bound, fingerprint, identity
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "safetensors", "numpy")
 # Kinds of sharding that read each other's checkpoints, whatever the number of ranks.
 FAMILIES = (("single", "ddp"), ("zero-1", "zero-2", "zero-3"), ("fsdp",))
+
+CONFIG_OF = (
+    "config.json of "  # digests by this name: checkpoints of earlier versions have none, and are resumed all the same
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Origin:
 
     fingerprint: of the configuration. config: the keys behind it, to name those that differ.
     distributed: the kind of sharding by name (`single`, `ddp`, ...). world_size: processes.
-    digests: of what lies outside the configuration (chat template, data, base model), by name.
+    digests: of what lies outside the configuration (chat template, data, base model), by name. extend: whether the run
+    may get another end.
     """
 
     fingerprint: str
@@ -32,26 +37,42 @@ class Origin:
     world_size: int
     digests: Mapping[str, str] = field(default_factory=dict)
 
+    extend: bool = False
+
     @classmethod
     def of(cls, config: Config, distributed: str, world_size: int, digests: Mapping[str, str] | None = None) -> Origin:
         """The origin of a run with this configuration."""
-        return cls(fingerprint(config), bound(config), distributed, world_size, dict(digests or {}))
+        extend = config.run.extend
+        return cls(fingerprint(config), bound(config), distributed, world_size, dict(digests or {}), extend)
+
+    def changed(self, manifest: Mapping[str, Any]) -> dict[str, str]:
+        """Keys of the configuration in which this run and the checkpoint of `manifest` differ, each with a line."""
+        saved, now = identity(manifest["config"]), identity(json.loads(json.dumps(dict(self.config))))
+        return {
+            key: f"{key}: {_shown(saved, key)} in the checkpoint, {_shown(now, key)} now"
+            for key in sorted({**saved, **now})
+            if (key in saved and key in now) or key not in DEFAULTS  # else one of the two has no use for it
+            if _shown(saved, key) != _shown(now, key)
+        }
+
+    def can_extend(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether this run is the one of `manifest` with another end; see EXTENDABLE."""
+        changed = self.changed(manifest)
+        return bool(changed) and set(changed) <= set(EXTENDABLE) and not self._outside(manifest)
 
     def differences(self, manifest: Mapping[str, Any]) -> list[str]:
         """One line for everything in which this run and the checkpoint of `manifest` differ and must not."""
-        saved, now = manifest["config"], json.loads(json.dumps(dict(self.config)))
+        if self.extend and self.can_extend(manifest):
+            return []
+        return [*self.changed(manifest).values(), *self._outside(manifest)]
+
+    def _outside(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Differences beside the configuration. What no digest was kept of then is not compared."""
+        saved = manifest["digests"]
         lines = [
-            f"{key}: {_shown(saved, key)} in the checkpoint, {_shown(now, key)} now"
-            for key in sorted({**saved, **now})
-            if _shown(saved, key) != _shown(now, key)
-        ]
-        if manifest["fingerprint"] != self.fingerprint and not lines:
-            lines.append("the configuration's fingerprint (written by another version of this program)")
-        names = {**manifest["digests"], **self.digests}
-        lines += [
-            f"{name}: digest {_shown(manifest['digests'], name)} in the checkpoint, {_shown(self.digests, name)} now"
-            for name in sorted(names)
-            if manifest["digests"].get(name) != self.digests.get(name)
+            f"{name}: digest {_shown(saved, name)} in the checkpoint, {_shown(self.digests, name)} now"
+            for name in sorted(saved)
+            if saved[name] != self.digests.get(name)
         ]
         if _family(manifest["distributed"]) != _family(self.distributed):
             lines.append(f"sharding: {manifest['distributed']} in the checkpoint, {self.distributed} now")

@@ -17,16 +17,16 @@ from typing import Any
 from torch import nn
 
 from train.config import Config
-from train.engine import checkpoint, commit
+from train.engine import checkpoint, commit, manifest
 from train.engine.background import Background, GlooGroup
 from train.engine.host_copy import HostCopy
 from train.engine.loop import Progress
-from train.engine.origin import Origin
+from train.engine.origin import CONFIG_OF, Origin
 from train.engine.runtime import Runtime
 from train.engine.state import bytes_to_save, load_state, state_writer
-from train.errors import NoCheckpointError, UserError
+from train.errors import CannotWriteError, EndedWithError, NoCheckpointError, UserError
 from train.failure import tell
-from train.protocols import Group, Objective, Tuning
+from train.protocols import Group, Objective, Recorder, Tuning
 from train.pulse import PULSE
 
 log = logging.getLogger(__name__)
@@ -46,18 +46,24 @@ class Checkpoints:
         model: nn.Module,
         optimizer: Any,
         tuning: Tuning,
+        recorder: Recorder,
+        require_folder: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.runtime, self.objective = config, runtime, objective
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
         self.folder = Path(config.run.folder) / "checkpoints"
+        self.require_folder = require_folder  # raises where the run folder is gone; known to the first rank
+        self.extended = False  # whether `resume` goes on to another end than the run had
         digests = {
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
             "base model": objective.facts["model"]["digest"],
+            CONFIG_OF + "the base model": objective.facts["model"]["config_digest"],
             **objective.facts.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()
+        self.recorder = recorder
         self.group = runtime.second_group() if config.checkpoint.asynchronous else None
 
     def save(self, progress: Progress) -> None:
@@ -66,7 +72,9 @@ class Checkpoints:
         First waits for the one before, and raises what went wrong with it.
         """
         self.background.wait()
+        self._require_folder()
         progress.objective = dict(self.objective.state())
+        answers = self.recorder.files(self.model)
         mine = bytes_to_save(self.runtime.accelerator, self.model, self.optimizer)
         sizes = commit.gather(self.runtime, float(mine))
         finish = partial(
@@ -78,9 +86,9 @@ class Checkpoints:
         )
         goes_on = progress.step < self.objective.plan.total_steps
         if self.group is not None and goes_on and self.copy.fits(sizes, self.runtime):
-            self.background.start(partial(finish, self._writer_of_copy(self.group), self.group))
+            self.background.start(partial(finish, self._writer_of_copy(answers, self.group), self.group))
         else:
-            finish(lambda folder: self._writer()(folder), self.runtime)
+            finish(lambda folder: self._writer(answers)(folder), self.runtime)
 
     def failed(self) -> bool:
         """Whether this rank knows that a checkpoint was not written: a reason to stop, where the error is raised."""
@@ -110,6 +118,16 @@ class Checkpoints:
         finally:
             self.background.close()
 
+    def _require_folder(self) -> None:
+        """All ranks raise where the run folder is gone: a save would make a new one, with nothing else in it."""
+        failure: UserError | None = None
+        try:
+            self.require_folder()
+        except UserError as error:
+            failure = error
+        if self.runtime.sum([float(failure is not None)])[0]:
+            raise failure or EndedWithError("ended because the run folder was removed", CannotWriteError.exit_code)
+
     def _commit(
         self,
         write: Callable[[Path], None],
@@ -122,11 +140,13 @@ class Checkpoints:
         commit.commit(self.folder, step, write, state, self.origin, ranks, expected_bytes)
         checkpoint.prune(self.folder, self.config.checkpoint.keep_last, best, ranks)
 
-    def _writer(self, copied: HostCopy | None = None, group: GlooGroup | None = None) -> Callable[[Path], None]:
+    def _writer(
+        self, answers: Mapping[str, bytes], copied: HostCopy | None = None, group: GlooGroup | None = None
+    ) -> Callable[[Path], None]:
         """What writes this rank's files; with `copied` those of now, whatever training does meanwhile."""
         met = group.process_group if group else None
         write_state = state_writer(self.runtime.accelerator, self.model, self.optimizer, copied, met)
-        description = self._description() if self.runtime.main else None
+        description = {**answers, **self._description()} if self.runtime.main else None
 
         def write(folder: Path) -> None:
             write_state(folder)
@@ -137,10 +157,10 @@ class Checkpoints:
 
         return write
 
-    def _writer_of_copy(self, group: GlooGroup) -> Callable[[Path], None]:
+    def _writer_of_copy(self, answers: Mapping[str, bytes], group: GlooGroup) -> Callable[[Path], None]:
         """The same; what fails on this rank alone is raised where it meets the others."""
         try:
-            return self._writer(self.copy, group)
+            return self._writer(answers, self.copy, group)
         except Exception as error:
             failure = error
 
@@ -171,11 +191,14 @@ class Checkpoints:
         if newest is None:
             if wish == "must":
                 raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
+            self.recorder.begin(self.model)
             return Progress()
         with self._named(newest):
+            self.recorder.resume(newest)
             load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
             progress = Progress(**commit.read_state(newest))
             self.objective.resume(progress.objective)
+        self._extend(progress, self.origin.changed(manifest.read(newest)))
         if self.runtime.main:
             log.info("resumed from %s (step %d)", newest, progress.step)
         return progress
@@ -194,3 +217,18 @@ class Checkpoints:
                 f"{folder}: it verifies (checkpoint.verify: {self.config.checkpoint.verify}), but cannot be loaded "
                 f"({type(error).__name__}: {error}). Move it elsewhere to resume from the one before it"
             ) from error
+
+    def _extend(self, progress: Progress, changed: Mapping[str, str]) -> None:
+        """Take over the new end: from here on all is as in a run that was planned for it, so nothing else is to do."""
+        if not changed:
+            return
+        self.extended = True
+        total = self.objective.plan.total_steps
+        if total <= progress.step:
+            raise UserError(
+                f"run.extend: the new end, step {total}, does not lie after step {progress.step}, which the run has "
+                "reached: raise whichever of duration.max_steps, duration.max_epochs and duration.max_tokens are given"
+            )
+        progress.validations_without_better = 0  # else a run that patience has ended would end at once
+        if self.runtime.main:
+            log.info("extended after step %d, now to step %d: %s", progress.step, total, "; ".join(changed.values()))

@@ -1,5 +1,7 @@
 """RUN/ranks: where each rank stands, in a small file of its own, and which of them failed first.
 
+Until the run has begun it is RUN/.ranks, so that a start that fails leaves what an earlier one had to say.
+
 Files, since they reach every node without a collective, which is just what hangs when these are needed.
 """
 
@@ -24,6 +26,7 @@ from train.engine.process import started
 from train.pulse import PULSE
 
 FOLDER = "ranks"
+STARTING = ".ranks"
 FIRST = "first-failure.json"
 SETTLE_SECONDS = 2.0  # for a file that was just made to become readable
 
@@ -71,12 +74,28 @@ class Signs:
     """The folder, as seen by one rank. A disk that cannot be written makes signs old, and is never an error here."""
 
     def __init__(self, run_folder: Path, rank: int) -> None:
-        self.folder = run_folder / FOLDER
-        self._first = self.folder / FIRST
-        self._mine = self._of(rank)
+        self.folder = run_folder / STARTING
+        self._rank = rank
+
+    @property
+    def _first(self) -> Path:
+        return self.folder / FIRST
+
+    @property
+    def _mine(self) -> Path:
+        return self._of(self._rank)
 
     def _of(self, rank: int) -> Path:
         return self.folder / f"rank-{rank:05d}.json"
+
+    def begin(self) -> None:
+        """The run has begun: the first rank gives the folder its name, after which the others call this too."""
+        final = self.folder.with_name(FOLDER)
+        if self._rank == 0:
+            shutil.rmtree(final, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.rename(final)
+        self.folder = final
 
     @cached_property
     def _own_stacks(self) -> TextIO | None:
@@ -117,6 +136,14 @@ class Signs:
             self._mine.unlink()
             self._mine.with_suffix(".stacks").unlink(missing_ok=True)
             self.folder.rmdir()  # by the last one
+
+    def withdraw_all(self) -> None:
+        """This rank leaves a run that has not begun; the last one leaves nothing, not even an empty run folder."""
+        self.withdraw()
+        with contextlib.suppress(OSError):
+            if not self.read():
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.parent.rmdir()
 
     def read(self) -> Mapping[int, Sign]:
         """The signs of all ranks that have not left."""

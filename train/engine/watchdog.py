@@ -22,7 +22,7 @@ from eval.masking import mask, printable
 from train.engine.hang import Stillness, judge, whereabouts
 from train.engine.process import ended
 from train.engine.signs import Failure, Sign, Signs, sign
-from train.engine.stop import STATUS_FILE, write_status
+from train.engine.stop import STATUS_FILE, Interrupted, Status
 from train.errors import CannotWriteError, EndedWithError, UserError
 from train.protocols import Ranks
 from train.pulse import PULSE
@@ -39,8 +39,11 @@ log = logging.getLogger(__name__)
 class Watchdog:
     """Watches this rank and the others while its block runs. Entered by all ranks together."""
 
-    def __init__(self, run_folder: Path, ranks: Ranks, hang_seconds: float | None) -> None:
+    def __init__(
+        self, run_folder: Path, ranks: Ranks, hang_seconds: float | None, status: Status | None = None
+    ) -> None:
         self._run_folder, self._ranks, self._rank = run_folder, ranks, ranks.index
+        self._status = status or Status(run_folder)
         self._signs = Signs(run_folder, ranks.index)
         self._stillness = None if hang_seconds is None else Stillness(ranks.index, hang_seconds)
         self._peers: dict[int, Sign] = {}
@@ -71,14 +74,31 @@ class Watchdog:
         self._over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if kind is None:
+        if not self._status.begun:
+            self._signs.withdraw_all()
+        elif kind is None or issubclass(kind, Interrupted):
             self._signs.withdraw()
+
+    def begin(self, step: int) -> None:
+        """The run has begun, at `step`: from here on it writes into its folder. Called by all ranks together."""
+        self._ranks.barrier()
+        if self._rank == 0:
+            self._signs.begin()
+        self._ranks.barrier()
+        if self._rank:
+            self._signs.begin()
+            self._status.begun = True
+        else:
+            self._status.begin(step)
+        self._said = None
 
     @contextlib.contextmanager
     def first_error(self) -> Iterator[None]:
         """An error inside goes into status.json if it is the first of the run; else EndedWithError takes its place."""
         try:
             yield
+        except Interrupted:
+            raise
         except BaseException as error:
             if _second_hand(error):
                 self._look_for_another()
@@ -118,7 +138,10 @@ class Watchdog:
         self._say(sign(self._rank))
         if first := self._signs.first():
             self._follow(first, elapsed)
-        elif lost := self._lost():
+            return
+        if self._rank == 0:
+            self._status.move(PULSE.step)
+        if lost := self._lost():
             self._report(lost)
         elif self._stillness:
             if self._stillness.too_long(elapsed, self._signs.read):
@@ -150,6 +173,8 @@ class Watchdog:
         if over and (writes or first.rank != self._rank):
             with _ending(first.exit_code):
                 self._print(str(self._ended_with(first)))
+                if not self._status.begun:
+                    self._signs.withdraw_all()
 
     def _let_go_first(self, rank: int) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
@@ -212,11 +237,21 @@ class Watchdog:
 
     def _record(self, failure: Failure) -> None:
         with contextlib.suppress(CannotWriteError):  # the failure itself is what counts
-            write_status(self._run_folder, "failed", PULSE.step, failure.message, failure.exit_code, rank=failure.rank)
+            self._status.write("failed", PULSE.step, failure.message, failure.exit_code, rank=failure.rank)
 
     def _ended_with(self, first: Failure) -> EndedWithError:
-        status = self._run_folder / STATUS_FILE
-        return EndedWithError(f"ended because rank {first.rank} failed first; {status} says why", first.exit_code)
+        where = f"{self._run_folder / STATUS_FILE} says why" if self._status.begun else "its message says why"
+        return EndedWithError(f"ended because rank {first.rank} failed first; {where}", first.exit_code)
+
+    def orphaned(self, why: str) -> None:
+        """In another thread: the launcher of this rank is gone, and with it the run. Ends the process."""
+        mine = Failure(self._rank, 1, f"{why}. The same command continues from the newest checkpoint")
+        with _ending(1):
+            if self._signs.claim(mine) is mine:
+                self._record(mine)
+                self._print(mine.message)
+            if not self._status.begun:
+                self._signs.withdraw_all()
 
     def _print(self, text: str) -> None:
         prefix = f"[rank {self._rank}] " if self._rank else ""

@@ -1,7 +1,4 @@
-"""The trained model before merging: built as training builds it, to say what the merged one must answer.
-
-Shape suffixes: r rows of the probe, t positions, v vocabulary or classes.
-"""
+"""The trained model before merging, built as training builds it: what the merged one must answer too."""
 
 from __future__ import annotations
 
@@ -20,33 +17,6 @@ from train.merge.base import dequantized
 from train.merge.source import Source, new_parts
 from train.models.load import load_model, unquantized
 from train.tuning import TUNINGS
-
-# A little of what models meet: English, Chinese, digits, code. Enough to tell right from wrong, short enough for a CPU.
-TEXT = (
-    'The old lighthouse keeper counted 37 ships before dawn, and wrote: "fog from the north-west; nothing lost." '
-    "人工智能模型需要在合并之后保持完全一致的输出,否则评估的结果就没有意义。def merge(a, b): return {**a, **b}"
-)
-POSITIONS = 64
-
-
-def probe(tokenizer: Any, vocabulary: int, positions: int) -> Tensor:
-    """[2, t] token ids, always the same for one tokenizer: the text (repeated to length), and tokens at random."""
-    ids = [i for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i < vocabulary] if tokenizer else []
-    text_t = torch.tensor((ids * positions or [0] * positions)[:positions])
-    random_t = torch.randint(0, vocabulary, (positions,), generator=torch.Generator().manual_seed(0))
-    return torch.stack([text_t, random_t])
-
-
-@torch.no_grad()
-def logits(model: Any, ids_rt: Tensor, start: tuple[int, ...] = ()) -> Tensor:
-    """[r, t, v] float32 answers to each row after the tokens of `start`; [r, v] where there is one answer a row."""
-    model.eval()
-    rows = []
-    for ids_t in ids_rt:
-        ids_1t = torch.cat([torch.tensor(start, dtype=ids_t.dtype), ids_t])[None].to(model.device)
-        out: Tensor = model(input_ids=ids_1t, use_cache=False).logits[0].float().cpu()
-        rows.append(out[-len(ids_t) :] if out.ndim == 2 else out)
-    return torch.stack(rows)
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:

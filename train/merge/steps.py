@@ -25,11 +25,12 @@ from train.merge import verify
 from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
 from train.merge.draft import draft_of, refuse_foreign
 from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
-from train.merge.reference import POSITIONS, logits, probe, take_over_quantized, trained_model
+from train.merge.reference import take_over_quantized, trained_model
 from train.merge.report import MergeReport
 from train.merge.source import Source, new_parts, open_source, text_rows
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
+from train.models.answers import POSITIONS, batch, logits, read_answers
 from train.models.folder import read_config, read_json
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.tuning.describe import write_json
@@ -79,11 +80,12 @@ class _Merge:
         self.arithmetic = torch.float32 if enough else torch.bfloat16
         self.quantized_rtv: Tensor | None = None
         self.divergence: dict[str, float] = {}
+        self.recorded = read_answers(source.checkpoint)
 
     def run(self, began: float) -> MergeReport:
         """Write, check, put in place."""
         tokenizer, before = self._tokenizer(), self._tokenizer()
-        ids_rt = probe(before, min(self.source.base_rows, len(before)), self._positions())
+        ids_rt = batch(before, [], min(self.source.base_rows, len(before)), self._positions())
         expected_rtv, quantized = self._expected(ids_rt)
         base, model = self._base(quantized)
         if self.source.tuning.kind == "prompt":
@@ -117,6 +119,9 @@ class _Merge:
             return logits(trained_model(self.source, self.arithmetic), ids_rt), None
         quantized = trained_model(self.source, self.source.arithmetic, quantized=True)
         self.quantized_rtv = logits(quantized, ids_rt)
+        if self.recorded is not None:
+            found_rtv = logits(quantized, self.recorded.ids_rt)
+            verify.check_recorded(self.recorded, found_rtv, "the quantised model as rebuilt", torch.bfloat16)
         plain = trained_model(self.source, self.arithmetic)
         by_base = {"original": logits(plain, ids_rt)}
         take_over_quantized(plain, quantized)
@@ -206,6 +211,7 @@ class _Merge:
         model = verify.reload(draft, source.model_class, self.arithmetic, self._code)
         found_rtv = logits(model, ids_rt, source.prompt_ids)
         comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)
+        recorded = self._check_recorded(model) if self.recorded is not None else None
         if self.quantized_rtv is not None:  # measured on what was written, roundings and all
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
             self._warn_of_divergence()
@@ -220,12 +226,22 @@ class _Merge:
             parameters=parameters,
             compared_in=_name(self.arithmetic),
             comparison=comparison,
+            recorded=recorded,
             divergence=self.divergence,
             quantized_base=self.settings.quantized_base if self.divergence else None,
             dequantized_from=None if source.tuning.kind == "full" else quantization_method(source.base),
             prompt_tokens=source.prompt_ids,
             prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
         )
+
+    def _check_recorded(self, model: Any) -> verify.Recorded:
+        """Compare what was loaded from the disk with what the trained model answered during training."""
+        assert self.recorded is not None
+        found_rtv = logits(model, self.recorded.ids_rt, self.source.prompt_ids)
+        other_base = self.quantized_rtv is not None and self.settings.quantized_base == "original"
+        # Products of a quantised model are as coarse as in 16 bit, whatever the run's precision.
+        kinds = (self.weights, self.arithmetic, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
+        return verify.check_recorded(self.recorded, found_rtv, "the merged model", *kinds, other_base=other_base)
 
     def _warn_of_divergence(self) -> None:
         chosen, by_base = self.settings.quantized_base, self.divergence

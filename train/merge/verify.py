@@ -17,11 +17,36 @@ from torch.nn import functional as F
 
 from train.errors import UserError
 from train.merge.writer import digest
+from train.models.answers import Answers
 from train.models.folder import read_json, weight_files
 
 # Largest root mean square of the logits' differences, relative to their spread. Rounding the weights to these kinds was
 # seen to cost 3e-6, 3e-3 and 5e-2 at most (docs/merge.md); one wrong tensor costs about 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+# The same where the other side was computed in training, on another device and with other products. docs/merge.md.
+RECORDED = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: their difference is the quantisation's
+# Training must have moved the answers this far (in the same unit) before it is told from rounding how far they went.
+TOLD_FROM_ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+WHOLE_WAY = (0.5, 1.5)  # 1 is right; 0 is an update that was lost, 2 one that was applied twice
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How far a model's answers are from those that the trained model gave during training.
+
+    relative: as in Comparison. allowed: its limit. precision: of the training. moved: how far training moved the
+    answers, in the same unit; None where its start was not recorded. share: of this way, how much the model has gone;
+    None where the way is too short to be told from rounding, or the base is another one.
+    """
+
+    relative: float
+    allowed: float
+    precision: str
+    moved: float | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,47 @@ def check_answers(expected_rtv: Tensor, found_rtv: Tensor, *kinds: torch.dtype) 
             f"(allowed in {str(coarsest).removeprefix('torch.')}: {limit:g})"
         )
     return comparison
+
+
+def check_recorded(
+    recorded: Answers, found_rtv: Tensor, what: str, *kinds: torch.dtype, other_base: bool = False
+) -> Recorded:
+    """Compare a model's answers to the recorded batch with the recorded ones.
+
+    Args:
+        recorded: With the trained model's answers.
+        found_rtv: All logits of the model to be checked.
+        what: It, in a message.
+        kinds: Of its weights and of its arithmetic; the training's own is added.
+        other_base: Whether its base is the original of a base that was quantised for training.
+
+    Raises:
+        UserError: Further apart than rounding explains, or training's update is not there once.
+    """
+    found_rtk, expected_rtk, start_rtk = recorded.chosen(found_rtv), recorded.found_rtk, recorded.start_rtk
+    if found_rtk.shape != expected_rtk.shape or not torch.isfinite(found_rtk).all():
+        raise UserError(f"{what} gives answers of another shape than the trained model, or such that are not finite")
+    coarsest = max((*kinds, PRECISIONS[recorded.precision]), key=RECORDED.__getitem__)
+    relative = compare(expected_rtk, found_rtk).relative
+    allowed = OTHER_BASE if other_base else RECORDED[coarsest]
+    moved = share = None
+    if start_rtk is not None:
+        moved = compare(expected_rtk, start_rtk).relative
+        if moved > TOLD_FROM_ROUNDING[coarsest] and not other_base:
+            way = (expected_rtk - start_rtk).double().flatten()
+            share = float((found_rtk - start_rtk).double().flatten() @ way / (way @ way))
+    result = Recorded(relative, allowed, recorded.precision, moved, share)
+    if not relative <= allowed:
+        raise UserError(
+            f"{what} answers differently from the trained one, whose answers were recorded in training: logits differ "
+            f"by {relative:.2g} of their spread (allowed: {allowed:g})"
+        )
+    if share is not None and not WHOLE_WAY[0] < share < WHOLE_WAY[1]:
+        raise UserError(
+            f"{what} has gone {share:.2f} of the way that training moved the answers, which were recorded in training; "
+            f"allowed is {WHOLE_WAY[0]:g} to {WHOLE_WAY[1]:g}: part of the update is lost, or applied twice"
+        )
+    return result
 
 
 def leak(found_rtv: Tensor, kept: int) -> float:

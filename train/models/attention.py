@@ -9,8 +9,11 @@ one document, d head dimension.
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any
+import re
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +76,9 @@ def implementation(
 def can_pack(model: nn.Module) -> bool:
     """Whether documents sharing a row of this transformers model cannot see each other.
 
-    False for attention outside transformers' interface, for layers that carry a state along the row (recurrent, linear,
-    convolutional) and for attention in chunks counted from the start of the row.
+    False for attention outside transformers' interface, with sinks (gpt-oss) or with position biases, for layers that
+    carry a state along the row (recurrent, linear, convolutional) and for attention in chunks counted from the start of
+    the row.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
@@ -84,7 +88,20 @@ def can_pack(model: nn.Module) -> bool:
         and not getattr(model, "_is_stateful", False)
         and getattr(text, "attention_chunk_size", None) is None
         and kinds <= {"full_attention", "sliding_attention"}
+        and not any(_passes_more(cast(Any, type(module))) for module in model.modules())
     )
+
+
+@cache
+def _passes_more(kind: Any) -> bool:
+    """Whether an attention layer hands on what `document_attention` would refuse (sinks, position biases)."""
+    if not kind.__name__.endswith("Attention"):
+        return False
+    try:
+        source = inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return False
+    return re.search(r"\b(s_aux|position_bias)=", source) is not None
 
 
 def document_mask(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from eval.files import sha256_file
-from train.models.folder import resolve
+from train.models.folder import read_json, resolve
 
 THREADS = 8  # hashing releases the interpreter lock; large models come in many files
 
@@ -25,3 +26,13 @@ def model_digest(path: str | Path, revision: str | None = None) -> str:
         digests = list(pool.map(sha256_file, files))
     lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def config_digest(path: str | Path, revision: str | None = None) -> str:
+    """sha256 over what a model's config.json says, its layout and the version that wrote it aside.
+
+    The weights alone do not make a model: norms, rotary embeddings and caps of logits stand there.
+    """
+    config = read_json(resolve(str(path), revision) / "config.json")
+    kept = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

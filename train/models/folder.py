@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from eval.weight_files import read_json, weight_files
 from train.errors import UserError
+from train.models.place import local_folder, refuse_adapter
 
 __all__ = ["read_config", "read_json", "refuse_code", "resolve", "weight_files"]
 
@@ -24,13 +25,8 @@ def resolve(name: str, revision: str | None = None, key: str = "model.path", cod
 
     Raises UserError, naming the config key, where there is neither.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder := local_folder(name, key):
         return folder
-    if not name:
-        raise UserError(f"{key} is empty: give a folder in Hugging Face layout or a hub name")
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UserError(f"{key}: there is no folder {name}")
     from huggingface_hub import snapshot_download  # needed for hub names alone
 
     patterns = [*FETCHED, "*.py"] if code else list(FETCHED)
@@ -43,10 +39,7 @@ def resolve(name: str, revision: str | None = None, key: str = "model.path", cod
 
 def read_config(folder: Path, code: bool = False) -> Any:
     """The model's configuration. Raises UserError for an adapter, an unknown kind, and code that was not asked for."""
-    if (folder / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder}: adapter_config.json makes it an adapter; merge it into its base model and start from that"
-        )
+    refuse_adapter(folder)
     raw = read_json(folder / "config.json")
     if raw.get("model_type") not in CONFIG_MAPPING:
         refuse_code(folder / "config.json", raw, code)

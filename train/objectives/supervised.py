@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,14 +15,17 @@ from eval.dequantize import quantization_method
 from train.config import Config
 from train.data.batch import Rows, Shape, collate, micro_batches
 from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
+from train.data.run_day import run_day
 from train.data.steps import FixedSteps, Steps
 from train.data.streamed import StreamedSteps
 from train.errors import UserError
 from train.models import attention
-from train.models.digest import model_digest
+from train.models.digest import config_digest, model_digest
 from train.models.folder import resolve
 from train.models.load import fit_vocabulary, learned_positions, load_model, load_tokenizer, skeleton, unquantized
 from train.protocols import Batch, Plan, Ranks, Tuning
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,18 +46,20 @@ class Supervised:
         self._require_positions()
         self.tokenizer: Any = load_tokenizer(config.model)
         data, seed = config.data, config.run.seed
+        self.day = run_day(config.run.folder, ranks)
         self.corpus: Corpus | StreamingCorpus
         self.source: Steps
         if data.streaming:
-            self.corpus = stream(data, self.tokenizer, seed, ranks)
+            self.corpus = stream(data, self.tokenizer, seed, ranks, self.day)
             self.shape = self._shape()
             self.source = StreamedSteps(self.corpus.windows, self.shape, seed, config.duration, ranks)
         else:
-            self.corpus = prepare(data, self.tokenizer, seed, ranks, reading)
+            self.corpus = prepare(data, self.tokenizer, seed, ranks, reading, self.day)
             self.shape = self._shape()
             weights = [source.weight for source in data.train]
             self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
         self.base_quantization = quantization_method(resolve(config.model.path, config.model.revision))
+        self.config_digest = config_digest(config.model.path, config.model.revision)
         self.model_digest = model_digest(config.model.path, config.model.revision)
 
     @property
@@ -68,8 +74,14 @@ class Supervised:
             "data_digest": self.corpus.digest,
             "data_lines": list(self.corpus.lines),
             "rows_left_out": self.corpus.rows_left_out,
-            "model": {"path": self.config.model.path, "digest": self.model_digest, "quantized": self.base_quantization},
+            "model": {
+                "path": self.config.model.path,
+                "digest": self.model_digest,
+                "config_digest": self.config_digest,
+                "quantized": self.base_quantization,
+            },
             "template_hash": self.corpus.template_hash,
+            **({"template_date": self.day.isoformat()} if self.corpus.reads_clock else {}),
         }
 
     @property
@@ -105,6 +117,11 @@ class Supervised:
     def resume(self, state: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def real_rows(self) -> Sequence[Sequence[int]]:
+        """The first held-out one."""
+        rows = self.held_out
+        return [rows.documents(0)[0].ids_t.tolist()] if rows is not None and len(rows) else []
+
     def save_assets(self, folder: Path) -> None:
         """The tokenizer with the chat template in use."""
         self.tokenizer.save_pretrained(folder)
@@ -128,6 +145,11 @@ class Supervised:
             new=new,
         )
         fit_vocabulary(model, self.tokenizer, self.config.run.seed)
+        if getattr(model.config.get_text_config(), "output_router_logits", False) and self.ranks.index == 0:
+            log.warning(
+                "%s: output_router_logits in config.json asks for the auxiliary loss of a mixture of experts, which is "
+                "not learned here: the loss is the objective's alone; watch that all experts stay in use", config.path,
+            )  # fmt: skip
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,17 @@ from train.config import ModelConfig, TuningConfig
 from train.errors import UserError
 from train.models.folder import resolve
 from train.models.load import head_parts, seeded
-from train.tuning.describe import write_description
+from train.tuning.describe import write_description, write_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
 
 ADAPTER = "default"  # peft's name for the only adapter; part of the names of the trained weights
 HALF = (torch.float16, torch.bfloat16)
+STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")  # peft's list, and what it refuses in them
+UNFIT = ("conv1d", "out_proj")
+
+log = logging.getLogger(__name__)
 
 
 class Lora:
@@ -98,6 +103,12 @@ class Lora:
         write_description(model, folder)
         adapters: Any = model
         adapters.peft_config[ADAPTER].save_pretrained(folder)
+        path = folder / "adapter_config.json"
+        described = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("target_modules", "exclude_modules"):  # sets: their order would change from start to start
+            if isinstance(described.get(key), list):
+                described[key].sort()
+        write_json(path, described)
 
     def _description(self, model: Any) -> PeftConfig:
         from peft import LoraConfig
@@ -119,13 +130,28 @@ class Lora:
             lora_alpha=lora.alpha,  # declared int, only ever divided
             lora_dropout=lora.dropout,
             target_modules=targets,
-            exclude_modules=head or None,
+            exclude_modules=[*head, *self._unfit(model, targets)] or None,
             bias=lora.bias,
             use_rslora=lora.rslora,
             use_dora=lora.dora,
             modules_to_save=saved or None,
             ensure_weight_tying=_ties(model, saved, targets),
         )
+
+    def _unfit(self, model: Any, targets: str | list[str]) -> list[str]:
+        """Modules that peft cannot adapt in models with a state space: their kernels read the weights themselves."""
+        if getattr(model.config, "model_type", None) not in STATE_SPACE:
+            return []
+        if targets == "all-linear":
+            log.info("tuning.lora.targets: all-linear leaves out %s, which LoRA cannot adapt here", ", ".join(UNFIT))
+            return list(UNFIT)
+        named = [name for name in targets if name.rpartition(".")[2] in UNFIT]
+        if named:
+            raise UserError(
+                f"tuning.lora.targets: {named[0]} cannot be adapted in a {model.config.model_type}, whose kernels read "
+                "its weights themselves; name other layers (in_proj, ...), or all-linear for all that can be"
+            )
+        return []
 
 
 def _as_list(targets: str | Sequence[str]) -> list[str]:

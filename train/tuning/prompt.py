@@ -63,7 +63,13 @@ class Prompt:
         model.requires_grad_(False)
         with seeded(self.seed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own call
-            tuned: nn.Module = get_peft_model(model, description)
+            try:
+                tuned: nn.Module = get_peft_model(model, description)
+            except ValueError as error:  # of a model without attention peft does not know the sizes
+                kind = type(model).__name__
+                raise UserError(
+                    f"tuning.kind: prompt tuning is not possible with a {kind} ({error}); use lora or full"
+                ) from error
         return tuned
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from eval.budget import choose
 from eval.checkpoint import DTYPES, look
 from eval.protocols import Classified, Classify
 from train.config_ppo import RewardConfig
+from train.data.conversations import Conversation
+from train.data.fitting import fitted
 from train.errors import UserError
 from train.models.folder import resolve
 from train.models.load import unsharded
@@ -27,17 +30,26 @@ class Judge:
     in the task reward_model: a conversation through its own chat template, else the text with its end token. Of what is
     longer than its context it reads the end.
 
+    day: what a chat template that reads the clock is told, where no run of ours trained the judge.
     limit: tokens of its context. in_part: how many it has read the end of. Raises UserError, which begins with `key`,
     where there is no such classifier or class.
     """
 
-    def __init__(self, part: RewardConfig, key: str, tokenizer: Any, precision: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        part: RewardConfig,
+        key: str,
+        tokenizer: Any,
+        precision: str,
+        device: torch.device,
+        day: date | None = None,
+    ) -> None:
         self.key, self.tokenizer = key, tokenizer  # the policy's
         folder = resolve(part.path, None, key)
         with _named(key):
             checkpoint = look(str(folder), key)
             checkpoint.require(["sequence"])
-        self.prompter = checkpoint.prompter("tokenizer", 1, 0)
+        self.prompter = checkpoint.prompter("tokenizer", 1, 0, checkpoint.run_day or day)
         names = self.prompter.labels
         if len(names) > 1 and part.label not in names:
             raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
@@ -82,7 +94,8 @@ class Judge:
         return self.prompter.whole(text) if self.is_reward_model else self.prompter.sequence([text])[0]
 
     def _whole(self, messages: Messages, answer: str) -> tuple[int, ...]:
-        return self.prompter.whole([*messages, {"role": "assistant", "content": answer}])
+        said = [*map(dict, messages), {"role": "assistant", "content": answer}]
+        return self.prompter.whole(fitted(self.prompter.template or "", Conversation(said)))
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import end_ids
+from eval.checkpoint import default_template, end_ids
 from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading
@@ -18,6 +18,7 @@ from train.data.encoded import Encoded
 from train.data.sources import Source, find
 from train.errors import UserError
 from train.models import loss_head
+from train.models.digest import model_digest
 from train.models.folder import resolve
 from train.models.token_statistics import add_value_head, require_plain_head, token_loss
 from train.objectives.ppo import advantages as worth
@@ -55,7 +56,7 @@ class PPO(Supervised):
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
-        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks)
+        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks, self.day)
         train, held_out = self.corpus.train, self.corpus.validation
         said = self._said("train")
         self.prompts = self._prompts(train, task, said, config.data.train, config.data.train[0].path)
@@ -103,7 +104,12 @@ class PPO(Supervised):
     @property
     def facts(self) -> Mapping[str, Any]:
         """And what rewards."""
-        return {**super().facts, "digests": self.reward.digests}
+        return {**super().facts, "digests": {**self.reward.digests, **self._value_digest}}
+
+    @cached_property
+    def _value_digest(self) -> Mapping[str, str]:
+        """Of the value model, which may move as the others may."""
+        return {"ppo.value_model": model_digest(self.ppo.value_model)} if self.ppo.value_model else {}
 
     def load_model(self) -> nn.Module:
         """The policy; beside it the reference, where all weights move."""
@@ -214,9 +220,16 @@ class PPO(Supervised):
     def _task(self) -> TaskRows:
         tokenizer = self.tokenizer
         sources = [*self._sources("train"), *self._sources("validation")]
-        template = tokenizer.chat_template
         prompter = Prompter(
-            tokenizer, template, False, self.longest, self.ppo.response_tokens, 0, self.stop_ids, self.config.model.path
+            tokenizer,
+            default_template(tokenizer.chat_template),
+            False,
+            self.longest,
+            self.ppo.response_tokens,
+            0,
+            self.stop_ids,
+            self.config.model.path,
+            day=self.day,
         )
         return TaskRows(self.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
 

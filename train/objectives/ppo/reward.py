@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.config_ppo import RewardConfig
-from train.models.digest import model_digest
+from train.models.digest import config_digest, model_digest
 from train.objectives.ppo.episodes import Episode, repetition
 from train.objectives.ppo.judge import Judge
 from train.objectives.ppo.prompts import Prompt
@@ -45,14 +46,22 @@ class Reward:
     """
 
     def __init__(
-        self, parts: Sequence[RewardConfig], tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks
+        self,
+        parts: Sequence[RewardConfig],
+        tokenizer: Any,
+        task: TaskRows | None,
+        precision: str,
+        ranks: Ranks,
+        day: date | None = None,
     ) -> None:
         self.ranks = ranks
         self.weights = {part.name or part.kind: part.weight for part in parts}
         self.scores: dict[str, Score] = {
-            part.name or part.kind: _score(part, tokenizer, task, precision, ranks) for part in parts
+            part.name or part.kind: _score(part, tokenizer, task, precision, ranks, day) for part in parts
         }
-        self.digests = {f"reward {part.name or part.kind}": model_digest(part.path) for part in parts if part.path}
+        stored = {part.name or part.kind: part.path for part in parts if part.path}
+        self.digests = {f"reward {name}": model_digest(path) for name, path in stored.items()}
+        self.digests |= {f"config.json of the reward {name}": config_digest(path) for name, path in stored.items()}
         if task is not None:
             self.digests["ppo.task"] = task.digest
         self.judges = [score for score in self.scores.values() if isinstance(score, Judge)]
@@ -134,10 +143,12 @@ def _finite(value_e: Floats, bad_e: Bools, more_is_better: bool) -> Floats:
     return np.where(bad_e, worst, value_e)
 
 
-def _score(part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks) -> Score:
+def _score(
+    part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks, day: date | None
+) -> Score:
     key = f"ppo.reward, part {part.name or part.kind}"
     if part.kind == "model":
-        return Judge(part, key, tokenizer, precision, ranks.device)
+        return Judge(part, key, tokenizer, precision, ranks.device, day)
     if part.kind == "task":
         assert task is not None
         return task.metric(part.metric, key)

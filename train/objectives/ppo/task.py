@@ -10,6 +10,7 @@ from eval.files import sha256_file
 from eval.prompt import Prompter
 from eval.protocols import Generate, Generated, SampleMetric
 from eval.readers import BadRow
+from eval.reasoning import closing_mark, decode, set_aside, stopped
 from eval.rows import BadExampleError
 from eval.tasks.find import find, is_file
 from train.data.encoded import Encoded
@@ -77,10 +78,11 @@ class TaskRows:
         (asked,) = self.task.ask(item, self.prompter)
         assert isinstance(asked, Generate)
         ids = episode.answer[:-1] if episode.answer[-1] in self.prompter.stop_ids else episode.answer
-        text = self.prompter.tokenizer.decode(ids, skip_special_tokens=True)
-        cuts = [at for stop in asked.stop_texts if (at := text.find(stop)) >= 0]
-        answer = Generated(text[: min(cuts, default=len(text))], len(ids), episode.finished)
-        return self.task.score(item, [answer]).values
+        text = decode(self.prompter.tokenizer, ids)
+        closing = closing_mark(self.prompter.tokenizer, asked.prefix_ids)
+        cut = stopped(text, asked.stop_texts, closing)
+        answer = Generated(text if cut is None else cut, len(ids), episode.finished)
+        return self.task.score(item, [set_aside(answer, asked, self.prompter.tokenizer)]).values
 
     def _items(self, source: Source) -> Iterator[tuple[str, Any]]:
         for _, _, row, _ in source.rows():

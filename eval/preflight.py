@@ -1,0 +1,46 @@
+"""What can be known of an evaluation's inputs before torch is imported."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from eval.checkpoint_folder import require_checkpoint
+from eval.config import Config
+from eval.errors import UserError
+from eval.files import expand, read
+from eval.readers import BadRow
+from eval.text_files import kind_of
+
+FIRST_ROWS = 10
+READ_WHOLE, LARGE_BYTES = (".json", ".txt"), 1 << 25  # larger ones would take longer than a look may
+
+
+def check_inputs(config: Config) -> None:
+    """Raises UserError with everything wrong with the checkpoints' folders and the data's files."""
+    found = []
+    for check in _checks(config):
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
+
+
+def _checks(config: Config) -> Iterator[Callable[[], object]]:
+    yield from (partial(require_checkpoint, folder) for folder in config.folders)
+    for path in dict.fromkeys(path for task in config.task_names for path in config.data_of(task)):
+        yield partial(_check_files, path, config)
+    yield from (partial(expand, path) for path in config.training_data)
+
+
+def _check_files(path: str, config: Config) -> None:
+    """Raises UserError where files are not there, or no first row of the first can be read."""
+    file = expand(path)[0]
+    if kind_of(file) in READ_WHOLE and file.stat().st_size > LARGE_BYTES:
+        return
+    first = list(itertools.islice(read(file, 0, config.file_options), FIRST_ROWS))
+    if first and all(isinstance(row, BadRow) for row in first):
+        raise UserError(str(first[0]))

@@ -1,0 +1,159 @@
+"""What a model in training answers to a fixed batch: kept with every checkpoint, so that a merge is compared with the
+model that was trained itself, and not with what the merge's own code makes of it.
+
+Shape suffixes: r rows of the batch, t positions, v outputs (of the vocabulary, or classes), k recorded outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from train.models.loss_head import causal_lm
+
+# A little of what models meet: English, Chinese, digits, code. Enough to tell right from wrong, short enough for a CPU.
+TEXT = (
+    'The old lighthouse keeper counted 37 ships before dawn, and wrote: "fog from the north-west; nothing lost." '
+    "人工智能模型需要在合并之后保持完全一致的输出,否则评估的结果就没有意义。def merge(a, b): return {**a, **b}"
+)
+POSITIONS = 64
+OUTPUTS = 256  # of each position: all logits of a large vocabulary would be tens of megabytes a checkpoint
+NEWEST = 16  # of the outputs and of the tokens, the last ones: rows that were added to the vocabulary
+SPARE_POSITIONS = 4  # some families count positions from 2 on
+FILE = "answers.safetensors"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits of one model.
+
+    ids_rt: the batch. outputs_k: which outputs. outputs: how many the model has. found_rtk ([r, k] where there is one
+    answer a row): logits in float32. start_rtk: the same before the first step. precision: of the products (bf16, ...).
+    """
+
+    ids_rt: Tensor
+    outputs_k: Tensor
+    outputs: int
+    found_rtk: Tensor
+    precision: str
+    start_rtk: Tensor | None = None
+
+    def chosen(self, logits_rtv: Tensor) -> Tensor:
+        """The recorded outputs among all of a model, which may have more (tokens of a tuned prompt)."""
+        return logits_rtv[..., : self.outputs].index_select(-1, self.outputs_k)
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        tensors = {"ids": self.ids_rt, "outputs": self.outputs_k, "found": self.found_rtk.contiguous()}
+        if self.start_rtk is not None:
+            tensors["start"] = self.start_rtk.contiguous()
+        return save(tensors, {"precision": self.precision, "outputs": str(self.outputs)})
+
+
+def read_answers(folder: Path) -> Answers | None:
+    """What `Answers.to_bytes` gave for a checkpoint; None where it holds none (checkpoints of earlier versions)."""
+    path = folder / "tuning" / FILE
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata()
+    return Answers(
+        tensors["ids"], tensors["outputs"], int(said["outputs"]), tensors["found"], said["precision"],
+        tensors.get("start"),
+    )  # fmt: skip
+
+
+class Recorder:
+    """Asks the model in training. All ranks do so together, since each may hold a part of its weights.
+
+    Args:
+        model: To know its positions.
+        tokenizer: For the text of the batch.
+        rows: Tokens of real rows, which join the batch.
+        precision: Of the forward pass.
+        device: Where the batch goes.
+        in_front: Positions that a tuned prompt takes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        rows: Sequence[Sequence[int]],
+        precision: str,
+        device: torch.device,
+        in_front: int = 0,
+    ) -> None:
+        described: Any = causal_lm(model).config
+        longest = getattr(described.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        positions = max(min(longest - in_front - SPARE_POSITIONS, POSITIONS), 1)
+        self.ids_rt = batch(tokenizer, rows, len(tokenizer), positions)
+        self.precision, self.device = precision, device
+        self.start_rtk: Tensor | None = None
+
+    def begin(self, model: nn.Module) -> None:
+        """Before the first step."""
+        self.start_rtk = self.record(model).found_rtk
+
+    def resume(self, folder: Path) -> None:
+        """From a checkpoint: what was recorded before its first step, if anything was."""
+        kept = read_answers(folder)
+        same = kept is not None and torch.equal(kept.ids_rt, self.ids_rt)
+        self.start_rtk = kept.start_rtk if kept is not None and same else None
+
+    def files(self, model: nn.Module) -> Mapping[str, bytes]:
+        """For a checkpoint: its file and name."""
+        return {FILE: self.record(model).to_bytes()}
+
+    def record(self, model: nn.Module) -> Answers:
+        """The model's answers now. It stays in the mode (training or not) that it is in."""
+        was_training = model.training
+        model.eval()
+        logits_rtv = logits(model, self.ids_rt, device=self.device)
+        model.train(was_training)
+        outputs = int(logits_rtv.shape[-1])
+        chosen_k = some_outputs(outputs)
+        found = Answers(self.ids_rt, chosen_k, outputs, logits_rtv.index_select(-1, chosen_k), self.precision)
+        return dataclasses.replace(found, start_rtk=self.start_rtk)
+
+
+def batch(tokenizer: Any, rows: Sequence[Sequence[int]], vocabulary: int, positions: int) -> Tensor:
+    """[r, t] token ids, a function of the arguments alone: the text, tokens at random with the newest ones of the
+    vocabulary among them, and real rows; each repeated, or cut, to `positions`.
+    """
+    ids = [i for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i < vocabulary] if tokenizer else []
+    random_t = torch.randint(0, vocabulary, (positions,), generator=torch.Generator().manual_seed(0))
+    newest = list(range(max(vocabulary - NEWEST, 0), vocabulary))[: positions // 4]
+    random_t[: len(newest)] = torch.tensor(newest, dtype=torch.long)
+    texts = [text for text in (ids or [0], *rows) if len(text)]
+    fitted = [(list(text) * (positions // len(text) + 1))[:positions] for text in texts]
+    return torch.stack([random_t, *(torch.tensor(text, dtype=torch.long) for text in fitted)])
+
+
+def some_outputs(outputs: int) -> Tensor:
+    """Which of them are recorded: all of a few, else some at random and the newest."""
+    if outputs <= OUTPUTS:
+        return torch.arange(outputs)
+    others_k = torch.randperm(outputs - NEWEST, generator=torch.Generator().manual_seed(0))[: OUTPUTS - NEWEST]
+    return torch.cat([others_k.sort().values, torch.arange(outputs - NEWEST, outputs)])
+
+
+@torch.no_grad()
+def logits(model: Any, ids_rt: Tensor, start: tuple[int, ...] = (), device: torch.device | None = None) -> Tensor:
+    """[r, t, v] float32 answers to each row after the tokens of `start`; [r, v] where there is one answer a row."""
+    rows = []
+    for ids_t in ids_rt:
+        ids_1t = torch.cat([torch.tensor(start, dtype=ids_t.dtype), ids_t])[None].to(device or model.device)
+        out: Tensor = model(input_ids=ids_1t, use_cache=False).logits[0].float().cpu()
+        rows.append(out[-len(ids_t) :] if out.ndim == 2 else out)
+    return torch.stack(rows)

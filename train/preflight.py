@@ -1,0 +1,133 @@
+"""What can be known of a run's inputs before torch is imported: a wrong path shall not cost a minute to be told."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from eval.file_options import RowFilter
+from eval.readers import BadRow, read
+from eval.text_files import kind_of
+from train.config import Config, SourceConfig
+from train.data.fields import Fields, RowError
+from train.data.formats import FORMATS
+from train.data.rows import Problems, bad_rows_error, check_columns
+from train.data.sources import FileSource, find, is_local, options_of
+from train.data.templates import require_template
+from train.errors import UserError
+from train.models.place import local_folder, require_model, require_tokenizer
+
+FIRST_ROWS, FIRST_FILES = 100, 8
+READ_WHOLE, LARGE_BYTES = (".json", ".txt"), 1 << 25  # larger ones would take longer than a look may
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")  # every row has the same columns
+
+
+def check_inputs(config: Config) -> None:
+    """Raises UserError with everything wrong with the model's folder, the data's files and their first rows."""
+    found = list(_problems(config))
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
+
+
+def _problems(config: Config) -> Iterator[str]:
+    for key, check in _checks(config):
+        try:
+            check()
+        except UserError as error:
+            yield str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}"
+
+
+def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The key that each is about, and the check."""
+    yield "model.path", partial(_check_model, config)
+    if config.model.tokenizer:
+        yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
+    if config.objective == "ppo":
+        models = {f"ppo.reward[{index}].path": part.path for index, part in enumerate(config.ppo.reward)}
+        for key, name in {**models, "ppo.value_model": config.ppo.value_model}.items():
+            if name:
+                yield key, partial(_check_other, name, key)
+    yield "data.chat_template", partial(require_template, config.data.chat_template)
+    for key, source in sources(config):
+        yield key, partial(_check_source, source, key, config)
+    yield "run.folder", partial(_check_writable, Path(config.run.folder))
+
+
+def sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
+    """Each source with the key that it stands under."""
+    for name, listed in (("train", config.data.train), ("validation", config.data.validation)):
+        for index, source in enumerate(listed):
+            yield f"data.{name}[{index}]", source
+
+
+def _check_model(config: Config) -> None:
+    folder = local_folder(config.model.path, "model.path")
+    if folder:
+        require_model(folder, config.model.init == "pretrained")
+        if not config.model.tokenizer:
+            require_tokenizer(folder)
+
+
+def _check_tokenizer(name: str) -> None:
+    folder = local_folder(name, "model.tokenizer")
+    if folder:
+        require_tokenizer(folder)
+
+
+def _check_other(name: str, key: str) -> None:
+    folder = local_folder(name, key)
+    if folder:
+        require_model(folder, with_weights=True)
+
+
+def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
+    if not is_local(config, key):
+        return
+    source = find(config, key)
+    assert isinstance(source, FileSource)
+    problems = _look(source, asks=whole.objective == "ppo")
+    if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
+        raise bad_rows_error([(source, problems)])
+    if not (whole.objective == "ppo" and whole.ppo.task):  # there the task says what its rows hold
+        check_columns(source, problems, "first ")
+
+
+def _look(source: FileSource, asks: bool) -> Problems:
+    """What the first rows of the first files lack."""
+    problems = Problems()
+    form, columns = FORMATS[source.config.format], source.config.columns
+    for number, file in enumerate(source.files[:FIRST_FILES]):
+        if kind_of(file) in READ_WHOLE and file.stat().st_size > LARGE_BYTES:
+            continue
+        chosen = RowFilter(source.config.filter)
+        for row in itertools.islice(read(file, 0, options_of(source.config)), FIRST_ROWS):
+            if isinstance(row, BadRow):
+                problems.rows += 1
+                problems.add(number, row)
+            elif chosen.takes(row.value):
+                problems.rows += 1
+                try:
+                    form.read(Fields(row.value, columns, asks))
+                except RowError as error:
+                    problems.lacks(row.value, error)
+        if kind_of(file) in TABLES:
+            require_columns(chosen, source.key)
+    return problems
+
+
+def require_columns(chosen: RowFilter, key: str) -> None:
+    """Raises UserError where a table has no column of a filter's name."""
+    missing = [column for column, seen in chosen.seen.items() if not seen]
+    if chosen.rows and not chosen.kept and missing:
+        raise UserError(f"{key}.filter: there is no column `{missing[0]}`; the columns are {', '.join(chosen.columns)}")
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written: no permission in {existing}")
