@@ -285,7 +285,7 @@ def _is_unlimited(metric: Metric) -> bool:
 
 
 def _bottom(metric: RatioMetric, table: Columns) -> Floats:
-    return np.sum([table[name] for name in metric.bottom], axis=0)
+    return np.asarray(np.sum([table[name] for name in metric.bottom], axis=0))
 
 
 def _is_share(metric: Metric) -> bool:

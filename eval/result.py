@@ -14,7 +14,7 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 @dataclass(frozen=True)
