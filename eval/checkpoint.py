@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -39,6 +38,7 @@ from eval.heads import SequenceClassifier, TokenClassifier
 from eval.images import Images, load_images
 from eval.model import LanguageModel
 from eval.origin import day_of, facts_of
+from eval.own_template import default_template, own_template
 from eval.prompt import Prompter
 from eval.protocols import Head
 from eval.quantization import keep_layout
@@ -130,10 +130,7 @@ class Checkpoint:
     @property
     def chat_template(self) -> str | None:
         """The tokenizer's own; of several the one called default. An older vision model has it in a file of its own."""
-        template = self.tokenizer.chat_template
-        if not template and (self.folder / "chat_template.json").is_file():
-            template = json.loads((self.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
-        return default_template(template)
+        return default_template(own_template(self.tokenizer, self.folder))
 
     def digests(self) -> dict[str, str]:
         """sha256 of the weights (all files in order), the configurations, the tokenizer and the chat template."""
@@ -240,11 +237,6 @@ def read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
-
-
-def default_template(template: str | Mapping[str, str] | None) -> str | None:
-    """The template of a tokenizer that may have several; None where it has none for what has no tools."""
-    return template.get("default") if isinstance(template, Mapping) else template
 
 
 def _sha256(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -32,6 +33,11 @@ class Passage:
     ids: Ids
     first: int
     bytes: int
+
+
+def beginning(texts: Sequence[str]) -> tuple[str, str] | None:
+    """A text and another that begins with it, if there are any: in sorted order two such stand side by side."""
+    return next(((one, other) for one, other in pairwise(sorted(set(texts))) if other.startswith(one)), None)
 
 
 class Prompter:
@@ -160,6 +166,21 @@ class Prompter:
         tails = [whole[len(prefix) :] for whole in wholes]
         spaces = context[len(given) :]  # merged away where the whole is no longer than the context: encode it apart
         return prefix, [tail or self._encode(spaces + c) for tail, c in zip(tails, continuations, strict=True)]
+
+    def with_ends(self, continuations: Sequence[Ids], texts: Sequence[str]) -> list[Ids]:
+        """Each continuation with the end token, if one of the texts begins another: else the shorter one, which holds
+        all that begins with it, could not lose. Raises UserError where the tokenizer has no end token.
+        """
+        pair = beginning(texts)
+        if pair is None:
+            return list(continuations)
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise UserError(
+                f"{self.name}: {pair[0]!r} begins {pair[1]!r}, and the tokenizer has no end token by which to tell "
+                "them apart; write them so that none begins another"
+            )
+        return [(*ids, end) for ids in continuations]
 
     def begun(self, messages: Sequence[Message], answer: str) -> Ids:
         """The conversation and the beginning of the assistant's answer, to be continued."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.metrics.exact_match import normalise
 from eval.protocols import Columns
 
 if TYPE_CHECKING:
@@ -68,18 +66,3 @@ def pearson(columns: Columns) -> float:
 def rmse(columns: Columns) -> float:
     """Root of the mean squared error, in the unit of the values."""
     return math.sqrt(float(((columns["gold"] - columns["predicted"]) ** 2).mean()))
-
-
-def first_label(text: str, labels: Sequence[str]) -> int:
-    """The number of the label with which the first line of `text` begins, in whole words; else `UNREADABLE`.
-
-    Form is forgiven as in `exact_match`. Of two labels that fit ("not", "not equivalent") the longer one counts.
-    """
-    line = next(iter(text.strip().splitlines()), "")
-    said = normalise(line).split()
-    fitting = [
-        (len(words), -number)
-        for number, words in enumerate(normalise(label).split() for label in labels)
-        if words and said[: len(words)] == words
-    ]
-    return -max(fitting)[1] if fitting else UNREADABLE

@@ -3,26 +3,82 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-_ALONE = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z'])")
-_LETTER = rf"({_ALONE.pattern})(?<!A(?=\s[a-z]))"  # and not the article in "A magnet ..."
-_SAID = re.compile(
-    rf"(?:答案|选择|选(?!项)|[Aa]nswer|ANSWER)(?:\W{{0,8}}(?:是|为|应|该|选项?|is|option|Option)){{0,4}}[^\w。]{{0,8}}{_LETTER}"
+HEAD, TAIL = 2_000, 8_000  # characters of a long answer that are looked at: answers stand at one of its ends
+_WIDE = {0xFF21 + k: chr(ord("A") + k) for k in range(26)} | {0xFF41 + k: chr(ord("a") + k) for k in range(26)}
+_WIDE |= {0x24B6 + k: chr(ord("A") + k) for k in range(26)} | {ord(c): chr(ord(c) - 0xFEE0) for c in "（）．：，／＊"}
+
+_OPEN, _CLOSE = r"[\s*_`\"'“‘「『(（\[【<{$]{0,8}", r"[\s*_`\"'”’」』)）\]】>}]{0,4}"
+# Not inside a word; "A" and "I" before a small letter are an article and a pronoun; a small letter stands for an option
+# only where nothing but a closing mark follows.
+_LETTER = (
+    r"(?<![A-Za-z0-9])(?:(?P<letter>[A-Z])(?![A-Za-z0-9'’+#-])(?!(?<=[AI])\s[a-z])"
+    r"|(?P<small>[a-z])(?=[)\].:：、*]|\s*$))"
 )
-_FIRST = re.compile(rf"^\W{{0,4}}{_LETTER}")
-_ONLY = re.compile(_LETTER)
+_LETTER_AGAIN = _LETTER.replace("letter>", "again>").replace("small>", "again_small>")
+_NAMES = r"(?:型|超|语言|股|站|级|类|等|轮|座|面|点|组|队|班|线|片|卡|淋巴|细胞|族|恤|盘|罩)"  # C语言 is no option
+_NEGATED = (
+    rf"{_CLOSE}(?:选项|项)?\s*"
+    r"(?:[是为]?[不错误没非]|都不|均不|(?:is|are|was)(?:n't| not| wrong| incorrect| false))"
+)
+_JOINT = r"\s*(?:[、,，/&+]|和|或|与|及|\band\b|\bor\b)\s*"
+_SEVERAL = re.compile(rf"{_CLOSE}{_JOINT}(?:选项|option\s)?{_OPEN}[A-Z](?![A-Za-z])", re.IGNORECASE)
+_ENDS_LIST = re.compile(rf"(?<![A-Za-z])[A-Z]{_CLOSE}{_JOINT}$")
+_IS = (
+    r"(?:[\s:：=*_,，]{0,8}(?:应该|应当|应|應|该|就|只能|会|可能|是|为|為|选项|选择|选"
+    r"|would|should|must|be|is|are|the|option|Option|choice|letter)){0,6}"
+)
+
+_STRONG = re.compile(
+    rf"(?:答案|正解|答え|정답|[Aa]nswer|ANSWER|\\boxed)(?!不){_IS}[\s:：=은는は]{{0,8}}"
+    rf"(?:\{{?\\text(?:bf)?)?{_OPEN}{_LETTER}"
+)
+_AFFIRMED = re.compile(
+    rf"{_LETTER}{_CLOSE}(?:选项|项)?(?:才|就|都|均)?(?:是|为)?(?:最|完全)?(?:正确|对(?![不于比应照])|符合|合适)"
+    rf"|{_LETTER_AGAIN}{_CLOSE}\s?(?:is|seems|must be|would be) (?:the )?(?:most |only )?(?:correct|right|best|true)\b"
+)
+_WEAK = re.compile(
+    r"(?:(?<![不未别勿挑])(?<!不能)(?<!不应)(?<!不可)(?:选择|选项|选|選)"
+    r"|(?<!not )(?<!n't )\b(?:[Cc]hoose|[Pp]ick|[Ss]elect|[Gg]o with|[Oo]ption|OPTION|[Cc]hoice))"
+    rf"{_IS}[\s:：=]{{0,8}}{_OPEN}{_LETTER}"
+)
+_FIRST = re.compile(rf"^{_OPEN}{_LETTER}(?=\W|_|$|选|项|[是为对正因由])")
+_ONLY = re.compile(
+    r"(?:^|[\n。！？!?:：;；,，.]|\b(?:is|be|it's|say|with|letter|think)\b(?! not)|(?<!不)[是为為即])"
+    rf"\s*{_OPEN}{_LETTER}(?=\W|_|$|选|项)"
+)
+_AFTER = (re.compile(_NEGATED, re.IGNORECASE), re.compile(_NAMES))
 
 
 def read_letter(text: str, options: int) -> str | None:
-    """The letter that the answer names, of the first `options` letters; None where it names none.
+    r"""The letter that the answer names, of the first `options` letters; None where it names none, or several.
 
-    One after "答案", "选" or "answer" counts before the one that the text begins with; else the text must hold exactly
-    one letter that stands alone.
+    The first of these that names any letter decides:
+
+    - what stands behind "答案", "answer" or in `\boxed{}`;
+    - what is said to be right ("D正确", "D is correct");
+    - what stands behind "选", "option", "choose";
+    - what the text begins with;
+    - what stands alone where an answer can stand.
+
+    No letter is one that is denied (A不对), belongs to a word (维生素A, vitamin A, C语言), or to a list (A、B).
     """
-    known = {chr(ord("A") + k) for k in range(options)}
-    for pattern in (_SAID, _FIRST):
-        for found in pattern.finditer(text):
-            if found[1] in known:
-                return found[1]
-    named = set(_ONLY.findall(text)) & known
-    return named.pop() if set(_ALONE.findall(text)) & known == named and len(named) == 1 else None
+    text = text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
+    text = text.translate(_WIDE).strip()
+    for pattern in (_STRONG, _AFFIRMED, _WEAK, _FIRST, _ONLY):
+        named = set(_named(pattern, text))
+        if named:
+            letter = named.pop()
+            return letter if not named and letter in {chr(ord("A") + k) for k in range(options)} else None
+    return None
+
+
+def _named(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    """The letters that a pattern finds; a list of letters counts as "", which is no option."""
+    for found in pattern.finditer(text):
+        letter, start, end = next((found[n].upper(), *found.span(n)) for n in pattern.groupindex if found[n])
+        if _SEVERAL.match(text, end) or _ENDS_LIST.search(text, max(start - 8, 0), start):
+            yield ""
+        elif pattern is _AFFIRMED or not any(after.match(text, end) for after in _AFTER):
+            yield letter

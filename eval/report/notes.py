@@ -15,6 +15,8 @@ HOW = {
     "passage": f"{PASSAGE} words or characters in a row, or the whole of a shorter text",
 }
 
+SHOWN_MODELS = 2  # of more, a note gives no numbers
+
 SPEED = (
     "Times are without loading. Tokens are those that went through the model, of prompts and answers: what prompts "
     "share counts once; padding and answers known before (from the journal, or of another task) do not count"
@@ -61,7 +63,7 @@ def _contaminated(task: TaskResult) -> str:
     lead = f"{task.name}: {len(found.found):,} of {task.samples:,} rows {stand} the training data"
     if not found.clean:
         return f"{lead}; no clean row is left, so these numbers say nothing about new data"
-    if not found.metrics:
+    if not found.metrics or len(found.metrics[0].estimates) > SHOWN_MODELS:  # the table below has them
         return lead
     metric, again = task.metrics[0], found.metrics[0]
     values = "; ".join(

@@ -10,7 +10,7 @@ from eval.report.sheets import Sheet
 from eval.report.terminal import folded
 
 MOST_ROWS = 15
-WIDTH, ROW_HEIGHT, FRAME_HEIGHT, BAR = 7.0, 0.3, 1.3, 0.38  # inches; BAR in rows
+WIDTH, ROW_HEIGHT, FRAME_HEIGHT, BAR = 7.0, 0.3, 1.9, 0.38  # inches; BAR in rows
 LINE = 84  # characters of the title
 
 
@@ -31,7 +31,7 @@ def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
                 shares,
                 height=BAR,
                 color=colour,
-                label=folded(drawable(sheet.head[column], f"corpus {column}"), LINE // 2),
+                label=folded(drawable(sheet.head[column], f"corpus {column}"), LINE),
             )
         axes.set_yticks(range(len(rows)), [drawable(row[0].text, f"word {k + 1}") for k, row in enumerate(rows)])
         axes.invert_yaxis()
@@ -39,7 +39,7 @@ def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
         figure.suptitle(folded(drawable(sheet.title, ""), LINE), fontsize=10, x=0.01, ha="left")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        figure.legend(frameon=False, fontsize=8, loc="outside lower left")
         return saved(figure, form)
 
 

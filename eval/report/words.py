@@ -157,9 +157,13 @@ def multiplicity(result: Result) -> str:
         return lead + f"all {len(kept)} differences remain." if len(kept) > 1 else lead + "the difference remains."
     if not kept:
         return lead + "none of the differences remains."
+    lost = [c for c in significant if c not in kept]
     several = len(result.models) > 2
-    names = [about(task, metric) + (f" ({found.model})" if several else "") for task, metric, found in kept]
-    return lead + f"these remain: {'; '.join(names)}."
+    fewer = min(kept, lost, key=len)
+    names = [about(task, metric) + (f" ({found.model})" if several else "") for task, metric, found in fewer]
+    if fewer is kept:
+        return lead + f"these remain: {'; '.join(names)}."
+    return lead + f"{len(kept)} of {len(significant)} differences remain, not these: {'; '.join(names)}."
 
 
 def comparisons(result: Result) -> Iterator[tuple[TaskResult, MetricResult, Difference]]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from eval.errors import UserError
 from eval.label_prompt import label_prompt
-from eval.metrics.labels import first_label, macro_f1, too_few
+from eval.metrics.first_label import first_label
+from eval.metrics.labels import macro_f1, too_few
 from eval.protocols import (
     Answer,
     CorpusMetric,
@@ -57,15 +58,18 @@ def arrange(items: list[Labelled]) -> list[Labelled]:
 
 
 def ask(item: Labelled, prompter: Prompter) -> Sequence[Request]:
-    """One request for each label."""
+    """One request for each label; with the end token, where one label begins another."""
     prefix, labels = prompter.choices(label_prompt(item.sentences), item.labels)
-    return [Score(prefix, label) for label in labels]
+    return [Score(prefix, label) for label in prompter.with_ends(labels, item.labels)]
 
 
 def score(item: Labelled, answers: Sequence[Answer]) -> Sample:
     """The most probable label as a whole; of two that are equally probable the first."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
-    return outcome(item.id, item.sentences, item.labels, item.labels.index(item.label), log_probs.index(max(log_probs)))
+    gold = item.labels.index(item.label)
+    sample = outcome(item.id, item.sentences, item.labels, gold, log_probs.index(max(log_probs)))
+    shown = {**sample.shown, "log_probs": dict(zip(item.labels, log_probs, strict=True))}
+    return dataclasses.replace(sample, shown=shown)
 
 
 def ask_to_write(item: Labelled, prompter: Prompter) -> Sequence[Request]:
@@ -85,7 +89,7 @@ def score_written(item: Labelled, answers: Sequence[Answer]) -> Sample:
 
 TASK = Task(
     name="classification",
-    version=1,
+    version=2,
     about="label words by their probability behind the sentence",
     load=load,
     arrange=arrange,

@@ -156,10 +156,11 @@ def _task(
     score: Callable[[Question, Sequence[Answer]], Sample],
     metrics: tuple[Metric, ...],
     shots: int,
+    version: int = 1,
 ) -> Task[Question]:
     return Task(
         name=name,
-        version=1,
+        version=version,
         about=about,
         load=load,
         arrange=partial(arrange, shots=shots),
@@ -180,4 +181,5 @@ GENERATION = _task(
     score_generated,
     (ACCURACY, SampleMetric("no_letter", higher_is_better=False, is_share=True)),
     SHOTS,
+    version=2,
 )

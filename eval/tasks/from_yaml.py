@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +30,12 @@ from eval.protocols import (
 from eval.readers import Row, type_name
 from eval.rows import BadExampleError, Example, Message
 from eval.tasks import perplexity
-from eval.tasks.task_file import TaskFile, read_task_file
+from eval.tasks.task_file import Place, TaskFile, read_task_file
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
 
+NUMBER = re.compile("[0-9]{1,3}(?:[.]0+)?")  # a column with gaps is read as 2.0
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -111,7 +114,11 @@ def _choices(file: TaskFile) -> Task[Question]:
         return dataclasses.replace(_question(file, row), choices=choices, right=right)
 
     def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
-        return [_choice(file, item, choice, prompter) for choice in item.choices]
+        scores = [_choice(file, item, choice, prompter) for choice in item.choices]
+        if file.chat:  # each ends with its end of turn
+            return scores
+        whole = prompter.with_ends([score.continuation_ids for score in scores], item.choices)
+        return [dataclasses.replace(one, continuation_ids=ids) for one, ids in zip(scores, whole, strict=True)]
 
     def score(item: Question, answers: Sequence[Answer]) -> Sample:
         scored = [answer for answer in answers if isinstance(answer, Scored)]
@@ -201,15 +208,33 @@ def _texts(file: TaskFile, key: str, row: Row) -> tuple[str, ...]:
 
 
 def _place(choices: Sequence[str], answer: Any) -> int:
-    """Of the right choice: its text, its letter, or its number from 0."""
+    """Of the right choice: its text, its letter, or its number from 0, whatever type the file's format gives it.
+
+    Raises BadExampleError where these name different choices: of 1, 2, 3, 4, "2" may be the second or the third.
+    """
+    if isinstance(answer, Place):
+        return _within(answer, choices)
     said = str(answer).strip()
-    texts = [choice.strip() for choice in choices]
-    if not isinstance(answer, int) and said in texts:
-        return texts.index(said)
-    letter = LETTERS.find(said.upper()) if len(said) == 1 else -1
-    place = letter if letter >= 0 else int(said) if said.isdecimal() and said.isascii() else -1
-    if not 0 <= place < len(choices):
+    found = {f"the text of choice {k}": k for k, choice in enumerate(choices) if choice.strip() == said}
+    letter = LETTERS.find(unicodedata.normalize("NFKC", said).upper()) if len(said) == 1 else -1
+    if 0 <= letter < len(choices):
+        found["a letter"] = letter
+    if not isinstance(answer, bool) and NUMBER.fullmatch(said) and int(float(said)) < len(choices):
+        found["a number from 0"] = int(float(said))
+    if not found:
         raise BadExampleError(f"answer: {said!r} is no choice, and no letter or number (from 0) of one")
+    if len({choices[place] for place in found.values()}) > 1:
+        readings = ", ".join(f"{name} ({choices[place]!r})" for name, place in found.items())
+        raise BadExampleError(
+            f"answer: {said!r} can mean {readings}; give its letter, for example "
+            "\"{{ 'ABCD'[answer | int] }}\" where the column has numbers from 0"
+        )
+    return next(iter(found.values()))
+
+
+def _within(place: int, choices: Sequence[str]) -> int:
+    if not 0 <= place < len(choices):
+        raise BadExampleError(f"answer: {place} is no number (from 0) of a choice; there are {len(choices)}")
     return place
 
 

@@ -190,7 +190,7 @@ TASK = Task(
 )
 GENERATION = Task(
     name="scienceqa_generation",
-    version=1,
+    version=2,
     about="questions with an image, answers as JSON",
     load=load,
     arrange=arrange,

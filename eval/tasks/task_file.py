@@ -26,6 +26,10 @@ COMMON = ("name", "version", "about", "kind", "data", "hub", "metrics", "groups"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
+class Place(int):
+    """The number of the right choice, from 0, as the task file itself states it."""
+
+
 @dataclass(frozen=True)
 class TaskFile:
     """What a file says. cells: prompt, reference ... -> its value in a row; groups: the same for the parts."""
@@ -133,7 +137,7 @@ class _Reader:
             cells = [self._cell((*way, place), inner) for place, inner in enumerate(text)]
             return lambda row: [inner(row) for inner in cells]
         if way == ("answer",) and type(text) is int:  # the right choice of every row
-            return lambda row: text
+            return lambda row: Place(text)
         if not isinstance(text, str):
             self._refuse(str(way[0]), f"{text!r} must be a column or a template, as text", *way[1:])
         read = template if way[0] == "system" else cell

@@ -78,7 +78,7 @@ def test_a_template_that_leaves_something_out_is_caught(fault, source):
     broken = source.replace(right, wrong)
     text, _ = probed(broken, FULL.messages, FULL.tools)
     with pytest.raises(RowError, match="the chat template") as caught:
-        checked(broken, text, FULL.messages, FULL.tools)
+        checked(broken, text, (), FULL.messages, FULL.tools)
     assert reason in str(caught.value)
 
 
@@ -127,3 +127,30 @@ def test_what_a_tool_answers_may_stand_in_the_text_escaped(answer, way):
     said(source, Conversation(messages))
     with pytest.raises(RowError, match="what the tool says in message 3"):
         said(source.replace(f"'tool' %}}{{{{ {way} ", "'tool' %}{{ m.content[:-1] "), Conversation(messages))
+
+
+@pytest.mark.parametrize("source", [WHOLE, PLAIN], ids=["marked", "plain"])
+def test_what_is_said_elsewhere_too_is_looked_for_in_its_own_turn(source):
+    talk = [("user", "2+2"), ("assistant", "4"), ("user", "还有吗? 4 4"), ("assistant", "好")]
+    conversation = Conversation([{"role": role, "content": content} for role, content in talk])
+    said(source, conversation)
+    shy = source.replace("{{- m.content }}", "{{- m.content if m.content != '4' }}")
+    with pytest.raises(RowError, match="leaves out what the assistant says in message 1"):
+        said(shy, conversation)
+
+
+@pytest.mark.parametrize("value", [False, None, 0, 0.0, "", [], {}])
+def test_a_template_that_passes_over_empty_values_is_caught(value):
+    source = WHOLE.replace(
+        "{{ call.function.arguments | tojson }}",
+        "{% for k, v in call.function.arguments | items %}{{ k }}={{ v | tojson if v }}{% endfor %}",
+    )
+    calls = [{"type": "function", "function": {"name": "rain", "arguments": {"k": value}}}]
+    answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    conversation = Conversation([{"role": "user", "content": "雨?"}, answer])
+    if value in ("", [], {}) and not isinstance(value, (bool, int, float)):
+        said(source, conversation)  # these say nothing that could be looked for
+        return
+    with pytest.raises(RowError, match="the arguments of a call in message 1"):
+        said(source, conversation)
+    said(source.replace("if v }}", "}}"), conversation)

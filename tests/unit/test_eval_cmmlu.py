@@ -16,7 +16,6 @@ from eval import hub
 from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import evaluate
-from eval.metrics.letters import read_letter
 from eval.prompt import Prompter
 from eval.protocols import Generate, Generated, Hub, Sample, Score, Scored
 from eval.ranks import Ranks
@@ -215,45 +214,6 @@ def test_hub_rows_carry_subject_and_split(tmp_path: Path, monkeypatch: pytest.Mo
     source = Hub(str(tmp_path), "dev,test", "agronomy", files=cmmlu.SOURCE.files)
     asked = cmmlu.arrange(load(hub.from_hub(source), cmmlu.load), cmmlu.SHOTS)
     assert [question.id for question in asked] == [f"hub:{tmp_path}/agronomy/test:{k}" for k in range(1, 6)]
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        (" C", "C"),
-        ("B. 土地", "B"),
-        ("A。因为", "A"),
-        ("答案是D", "D"),
-        ("答案：**B**", "B"),
-        ("因此答案应该是：\nB", "B"),
-        ("选项A不对，答案是选项B", "B"),
-        ("The correct answer is: option (C).", "C"),
-        ("ANSWER: B", "B"),
-        ("I think it is D", "D"),
-        ("A magnet attracts iron.", None),
-        ("A or B", None),
-        ("E", None),
-        ("Both", None),
-        ("", None),
-    ],
-)
-def test_letters_are_read(text: str, letter: str | None) -> None:
-    assert read_letter(text, 4) == letter
-
-
-@given(st.text(alphabet="答案选项是 ABCDa.:。\n", max_size=40), st.integers(2, 5))
-def test_a_letter_read_stands_in_the_text_and_among_the_options(text: str, options: int) -> None:
-    found = read_letter(text, options)
-    assert found is None or (found in text and found in "ABCDE"[:options])
-
-
-@pytest.mark.parametrize("piece", ["选", "答案是", "答案:", "A", "A ", ":"])
-def test_letters_are_read_in_time(piece: str) -> None:
-    import time
-
-    start = time.perf_counter()
-    read_letter(piece * 20_000, 4)
-    assert time.perf_counter() - start < 1
 
 
 class TestChoices:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
+import unicodedata
 import warnings
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn import metrics as sklearn
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
 from eval.budget import Budget
 from eval.checkpoint import Checkpoint
@@ -32,7 +34,8 @@ from eval.evaluation import evaluate, prepare, read_items
 from eval.heads import SequenceClassifier
 from eval.label_prompt import label_prompt
 from eval.metrics.entities import Counts, count_by_type, entities
-from eval.metrics.labels import UNREADABLE, first_label, macro_f1, mcc, pearson, rmse
+from eval.metrics.first_label import first_label
+from eval.metrics.labels import UNREADABLE, macro_f1, mcc, pearson, rmse
 from eval.prompt import Prompter
 from eval.protocols import Answer, Classified, Classify, Generate, Generated, Sample, Score, Scored, Tag, Tagged
 from eval.ranks import Ranks
@@ -191,6 +194,152 @@ def test_values_are_scored_as_scipy_and_scikit_learn_score_them() -> None:
 )
 def test_the_label_with_which_an_answer_begins(text: str, label: int) -> None:
     assert first_label(text, ("neutral", "not", "not equivalent")) == label
+
+
+LABELS = {
+    "zh": ("好评", "差评"),
+    "one": ("好", "坏", "好评"),
+    "ja": ("良い", "悪い"),
+    "th": ("ดี", "ไม่ดี"),
+    "ko": ("긍정", "부정"),
+    "ru": ("положительный", "отрицательный"),
+    "ar": ("إيجابي", "سلبي"),
+    "en": ("positive", "negative", "very positive"),
+    "nu": ("1", "10", "-1", "1.5"),
+    "pu": ("C", "C++", "N/A", "+", "-"),
+    "ca": ("Yes", "yes!", "no"),
+    "ab": ("A", "B"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "label"),
+    [
+        ("zh", " 好评。因为干净", "好评"),
+        ("zh", "好评", "好评"),
+        ("zh", "好评因为干净", "好评"),
+        ("zh", "**差评**", "差评"),
+        ("zh", "“差评”", "差评"),
+        ("zh", "标签：差评", "差评"),
+        ("zh", "答案是好评。", "好评"),
+        ("zh", "好 评", "好评"),
+        ("zh", "不是好评", None),
+        ("zh", "非好评", None),
+        ("zh", "好评或差评", None),
+        ("zh", "好评/差评", None),
+        ("zh", "好评、差评都有", None),
+        ("zh", "这是好评", None),
+        ("zh", "好评，不是差评", "好评"),
+        ("one", "好评如下", "好评"),
+        ("one", "好。", "好"),
+        ("one", "好像是坏", None),
+        ("one", "坏", "坏"),
+        ("ja", "良いです。", "良い"),
+        ("ja", "良い。料理が", "良い"),
+        ("ja", "良いとは言えない", None),
+        ("ja", "良くない", None),
+        ("th", "ดี", "ดี"),
+        ("th", "ดี เพราะสะอาด", "ดี"),
+        ("th", "ดีเพราะสะอาด", "ดี"),
+        ("th", "ไม่ดี", "ไม่ดี"),
+        ("th", "ดีใจ", None),
+        ("ko", "긍정입니다", None),
+        ("ko", "긍정. 깨끗해서", "긍정"),
+        ("ru", "Положительный, потому что", "положительный"),
+        ("ru", "положительныйх", None),
+        ("ar", "إيجابي لأن", "إيجابي"),
+        ("en", "Label: Positive.", "positive"),
+        ("en", "The answer is negative", "negative"),
+        ("en", "very positive!", "very positive"),
+        ("en", "positive or negative", None),
+        ("en", "positive, not negative", "positive"),
+        ("en", "not positive", None),
+        ("en", "positively", None),
+        ("en", "ＰＯＳＩＴＩＶＥ", "positive"),
+        ("nu", " 10", "10"),
+        ("nu", "1.", "1"),
+        ("nu", "1分", "1"),
+        ("nu", "-1", "-1"),
+        ("nu", "１０", "10"),
+        ("nu", "1.5", "1.5"),
+        ("nu", "1.7", None),
+        ("nu", "100", None),
+        ("nu", "1, 10", None),
+        ("pu", "C++", "C++"),
+        ("pu", "C.", "C"),
+        ("pu", "N/A", "N/A"),
+        ("pu", "-", "-"),
+        ("pu", "+", "+"),
+        ("ca", "Yes", "Yes"),
+        ("ca", "yes!", "yes!"),
+        ("ca", "YES", None),
+        ("ab", "A. 好", "A"),
+        ("ab", "Ｂ", "B"),
+    ],
+)
+def test_labels_of_every_script(name: str, text: str, label: str | None) -> None:
+    found = first_label(text, LABELS[name])
+    assert (None if found == UNREADABLE else LABELS[name][found]) == label
+
+
+EVERY_LABEL = [(name, label) for name, own in LABELS.items() for label in own]
+
+
+@given(st.sampled_from(EVERY_LABEL), st.sampled_from(["", "\nso", " \n"]))
+def test_every_label_is_read_in_every_width_and_unicode_form(chosen: tuple[str, str], after: str) -> None:
+    name, label = chosen
+    wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in label)
+    for form in ("NFC", "NFD", "NFKC"):
+        assert LABELS[name][first_label(f" {unicodedata.normalize(form, label)}{after}", LABELS[name])] == label
+    assert name == "ca" or LABELS[name][first_label(wide + after, LABELS[name])] == label
+
+
+@pytest.mark.parametrize("piece", ["好评", "好", "positive ", "a", "ดี", "e\u0301", "\u0301", "，", "1"])
+def test_labels_are_read_in_time(piece: str) -> None:
+    first_label("好评因为", LABELS["zh"])  # loads jieba
+    start = time.perf_counter()
+    for labels in LABELS.values():
+        first_label(piece * (100_000 // len(piece)), labels)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_label_that_begins_another_is_scored_with_its_end(tmp_path: Path) -> None:
+    """The sums are those of a plain loop; no label gains from being shorter."""
+    checkpoint = eval_checkpoints.save(tmp_path / "model", context_tokens=512)
+    rows = [
+        {"sentence": f"Q{k} 好", "label": label} for k, label in enumerate(("sports", "sports betting", "好", "好评"))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ["--model", str(checkpoint), "--tasks", "classification", "--data", str(tmp_path / "rows.jsonl")]
+    found = evaluate(parse([*words, "--precision", "fp32"]), Ranks(0, 1, torch.device("cpu")))
+    network, encode = LlamaForCausalLM.from_pretrained(checkpoint).eval(), eval_checkpoints.tokenizer()
+    labels = sorted(row["label"] for row in rows)
+    for row, sample in zip(rows, found.samples["classification"]["model"], strict=True):
+        context = label_prompt((row["sentence"],))
+        prefix = encode(context.rstrip(), add_special_tokens=False)["input_ids"]
+        sums = []
+        for label in labels:
+            ids = [*encode(context + label, add_special_tokens=False)["input_ids"], encode.eos_token_id]
+            sums.append(float(eval_checkpoints.log_probs(network, ids)[len(prefix) - 1 :].sum()))
+        assert sample.shown["answer"] == labels[sums.index(max(sums))]
+        assert [sample.shown["log_probs"][label] for label in labels] == pytest.approx(sums, abs=1e-4)
+
+
+@pytest.mark.parametrize(("pair", "ends"), [(("good", "bad"), False), (("good", "goods"), True)])
+def test_only_labels_that_begin_one_another_are_scored_with_their_end(pair: tuple[str, str], ends: bool) -> None:
+    task, words = TASKS["classification"], prompter(NAMES)
+    items = task.arrange(load([Row("f", k, {"text": "t", "label": x}) for k, x in enumerate(pair)], task.load))
+    requests = [request for request in task.ask(items[0], words) if isinstance(request, Score)]
+    assert [request.continuation_ids[-1] == words.tokenizer.eos_token_id for request in requests] == [ends] * 2
+
+
+def test_a_tokenizer_without_an_end_refuses_labels_that_begin_another() -> None:
+    task, words = TASKS["classification"], prompter(NAMES)
+    words.tokenizer = eval_checkpoints.tokenizer()
+    words.tokenizer.eos_token = None
+    items = task.arrange(load([Row("f", k, {"text": "t", "label": x}) for k, x in enumerate(("a", "ab"))], task.load))
+    with pytest.raises(UserError, match=r"'a' begins 'ab'.*has no end token"):
+        task.ask(items[0], words)
 
 
 # Words and windows

@@ -14,11 +14,12 @@ from eval.config import parse
 from eval.errors import UserError
 from eval.evaluation import evaluate
 from eval.metrics.contains import contains
+from eval.prompt import beginning
 from eval.protocols import Generate, Generated, Hub, Score, Scored, Task
 from eval.ranks import Ranks
 from eval.readers import Row
 from eval.report import markdown
-from eval.rows import BadExampleError
+from eval.rows import BadExampleError, load, local
 from eval.tasks.from_yaml import METRICS, task_from_yaml
 from eval.tasks.task_file import COMMON, KINDS
 from tests import eval_checkpoints
@@ -62,6 +63,9 @@ class FakePrompter:
     def answers(self, messages: Any) -> list[Any]:
         asked = self.question(messages[:-1])
         return [Passage((*asked, *map(ord, messages[-1]["content"])), len(asked), len(messages[-1]["content"]))]
+
+    def with_ends(self, continuations: Any, texts: Any) -> Any:
+        return [(*ids, 0) for ids in continuations] if beginning(texts) else continuations
 
     def document(self, text: str) -> Any:
         return Passage((1, *map(ord, text)), 1, len(text))
@@ -110,10 +114,50 @@ def test_what_is_extracted_is_what_is_scored(tmp_path: Path) -> None:
     assert task.score(found, [Generated("Paris")]).values == {"exact_match": 0.0, "contains": 0.0}
 
 
-@pytest.mark.parametrize(("answer", "place"), [("2", 0), ("two", 1), ("B", 1), ("c", 2), (2, 2), ("1", 1), (0, 0)])
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [("zwei", 2), ("two", 1), ("B", 1), ("c", 2), ("Ｂ", 1), (2, 2), ("2", 2), (2.0, 2), ("2.0", 2), ("1", 1), (0, 0)],
+)
 def test_the_right_choice_is_a_text_a_letter_or_a_number(tmp_path: Path, answer: Any, place: int) -> None:
     task = made(tmp_path, CHOICES)
-    assert item(task, question="?", a="2", b="two", c="zwei", answer=answer).right == place
+    assert item(task, question="?", a="one", b="two", c="zwei", answer=answer).right == place
+
+
+@pytest.mark.parametrize("answer", ["2", 2])
+def test_an_answer_that_may_be_a_text_or_a_number_is_refused(tmp_path: Path, answer: Any) -> None:
+    task = made(tmp_path, CHOICES)
+    message = (
+        r"^answer: '2' can mean the text of choice 0 \('2'\), a number from 0 \('zwei'\); give its letter, .*int\] }}"
+    )
+    with pytest.raises(BadExampleError, match=message):
+        item(task, question="?", a="2", b="two", c="zwei", answer=answer)
+    with pytest.raises(BadExampleError, match="can mean the text of choice 1"):
+        item(task, question="?", a="B", b="A", c="C", answer="A")
+    assert item(task, question="?", a="0", b="1", c="2", answer=answer).right == 2  # both name the same
+    with pytest.raises(BadExampleError, match="'True' is no choice"):
+        item(task, question="?", a="x", b="y", c="z", answer=True)
+
+
+def test_rows_of_every_file_type_have_the_same_right_choice(tmp_path: Path) -> None:
+    import csv
+
+    import pyarrow
+    from pyarrow import parquet
+
+    task = made(tmp_path, CHOICES)
+    for answers in ([2, 0, 1], ["C", "a", "y"]):
+        rows = [{"question": "?", "a": "x", "b": "y", "c": "z", "answer": answer} for answer in answers]
+        (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with (tmp_path / "r.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+        for name in ("r.jsonl", "r.csv", "r.parquet"):
+            assert [item.right for item in load(local(str(tmp_path / name)), task.load)] == [2, 0, 1], name
+    (tmp_path / "r.csv").write_text("question,a,b,c,answer\n?,4,5,6,5\n?,1,2,3,1\n")
+    with pytest.raises(UserError, match=r"r\.csv:3: answer: '1' can mean"):
+        load(local(str(tmp_path / "r.csv")), task.load)
 
 
 def test_the_right_choice_may_be_the_same_in_every_row(tmp_path: Path) -> None:
@@ -139,9 +183,9 @@ def test_a_plain_prompt_stands_as_it_is_written(tmp_path: Path) -> None:
     task = made(tmp_path, CHOICES + "chat: false\n")
     requests = task.ask(item(task, question="Q:", a="x", b="y", c="xy", answer="A"), FakePrompter())
     assert [(shown(r.prefix_ids), shown(r.continuation_ids)) for r in requests if isinstance(r, Score)] == [
-        ("\x01Q:", " x"),
-        ("\x01Q:", " y"),
-        ("\x01Q:", " xy"),
+        ("\x01Q:", " x\0"),  # "x" begins "xy": each with its end
+        ("\x01Q:", " y\0"),
+        ("\x01Q:", " xy\0"),
     ]
     task = made(tmp_path, CHOICES + 'chat: false\nseparator: ""\n')
     (first, *_) = task.ask(item(task, question="问：", a="x", b="y", c="z", answer="A"), FakePrompter())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, Qwen3MoeConfig
 
+from eval.checkpoint import look
 from tests.tuned_runs import SIZES, add_checkpoint, disturb, finished_run, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, MergeConfig, PromptConfig, TuningConfig
 from train.errors import CannotWriteError, UserError
@@ -146,7 +148,13 @@ def test_what_a_quantised_run_rounded_besides_is_merged_as_rounded(bases, tmp_pa
 @pytest.mark.parametrize("base", ["llama", "qwen2", "spare"])
 def test_prompt_becomes_tokens(bases, tmp_path, base):
     tuned = finished_run(tmp_path / "run", bases[base], PROMPT)
+    learned = AutoTokenizer.from_pretrained(tmp_path / "run/tokenizer").chat_template
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    facts["template_hash"] = hashlib.sha256(learned.encode()).hexdigest()
+    (tmp_path / "run/run.json").write_text(json.dumps(facts))
     report = merge(tmp_path / "run", tmp_path / "out", MergeConfig())
+    evaluated = look(str(tmp_path / "out"), "merged")
+    evaluated.require_template(evaluated.chat_template, "tokenizer")  # the prompt's tokens are in it now
     merged = loaded(tmp_path / "out")
     tokenizer, before = (AutoTokenizer.from_pretrained(tmp_path / part) for part in ("out", "run/tokenizer"))
     ids = list(report.prompt_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,14 @@ import pytest
 
 from tests.data_tools import corpus_of, tokenizer
 from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
+from train.config import ModelConfig
 from train.data import training_templates
 from train.data.conversations import Conversation
 from train.data.fields import RowError
 from train.data.templates import ChatTemplate, asked, render, resolve
 from train.data.training_templates import ENDING, TRL, folder, training_template
 from train.errors import UserError
+from train.models.load import load_tokenizer
 
 PAIRED = [name for name in families() if (folder() / f"{name}{ENDING}.jinja").is_file()]
 
@@ -89,6 +92,16 @@ def test_tools_have_the_template_that_transformers_takes() -> None:
     using = tokenizer()
     using.chat_template = {"tool_use": both["tool_use"]}
     assert resolve("tokenizer", using).name == "plain"
+
+
+def test_a_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
+    """As older vision models have it; evaluation reads it too."""
+    tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template is None
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": source("qwen3")}))
+    assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template == source("qwen3")
+    (tmp_path / "chat_template.jinja").write_text(source("llama3"))
+    assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template == source("llama3")
 
 
 def test_a_dict_of_templates_is_kept_whole(tmp_path: Path) -> None:

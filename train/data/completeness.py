@@ -153,11 +153,17 @@ def _marks(index: int, message: Message) -> Iterator[tuple[str, str]]:
 
 
 def checked(
-    source: str, text: str, messages: Sequence[Message], tools: list[Any] | None, left: set[str] | None = None
+    source: str,
+    text: str,
+    spans: Sequence[Span],
+    messages: Sequence[Message],
+    tools: list[Any] | None,
+    left: set[str] | None = None,
 ) -> str:
     """The text, if everything said is in it and in order, plainly or escaped as JSON has it.
 
-    source: the template's. left: gets what it leaves out where it may: tools, and the reasoning of earlier turns.
+    source: the template's. spans: of the assistant's turns, as far as they are known. left: gets what it leaves out
+    where it may: tools, and the reasoning of earlier turns.
 
     Raises:
         RowError: Something else is missing.
@@ -167,15 +173,18 @@ def checked(
     if shape.problem:
         raise RowError(f"the chat template {shape.problem}")
     reached = 0
-    for index, message in enumerate(messages):
+    for index, (message, (start, end)) in enumerate(zip(messages, _places(text, spans, messages), strict=True)):
         if index in shape.untold:
             if index == len(messages) - 1:
                 raise RowError(f"the chat template leaves out the reasoning in message {index}")
             left.add(NO_THOUGHTS)
-        reached = _found(text, message, index, reached, index in shape.untold)
+        if message["role"] == "system":  # some templates write it with the last question
+            _find(text, _said(message), 0, len(text), f"what the system says in message {index}")
+        else:
+            reached = _found(text, message, index, (max(start, reached), end), index in shape.untold)
     if tools and shape.writes_tools:
         for tool in tools:
-            _find(text, str(tool.get("function", tool).get("name", "")), 0, "the name of a tool")
+            _find(text, str(tool.get("function", tool).get("name", "")), 0, len(text), "the name of a tool")
     elif tools:
         left.add(NO_TOOLS)
     try:
@@ -185,53 +194,75 @@ def checked(
     return text
 
 
-def _found(text: str, message: Message, index: int, reached: int, is_untold: bool) -> int:
-    """How far the text is read when all that the message says has been found from `reached` on."""
-    role, content, thought = message["role"], message["content"], message.get("reasoning_content", "")
-    content = content if isinstance(content, str) else content[0]["text"]
-    if role == "assistant" and "</think>" in content and not thought:
+def _places(text: str, spans: Sequence[Span], messages: Sequence[Message]) -> list[Span]:
+    """The stretch of the text that each message must be in: its own span, or what is between the spans around it."""
+    turns = sum(message["role"] == "assistant" for message in messages)
+    if len(spans) != turns:  # several for one turn, or none are known
+        return [(0, len(text))] * len(messages)
+    bounds, places, turn = [(0, 0), *spans, (len(text), len(text))], [], 0
+    for message in messages:
+        turn += message["role"] == "assistant"
+        is_span = message["role"] == "assistant"
+        places.append(bounds[turn] if is_span else (bounds[turn][1], bounds[turn + 1][0]))
+    return places
+
+
+def _said(message: Message) -> str:
+    content = message["content"]
+    return str(content if isinstance(content, str) else content[0]["text"])
+
+
+def _found(text: str, message: Message, index: int, place: Span, is_untold: bool) -> int:
+    """How far the text is read when all that the message says has been found in its place."""
+    start, end = place
+    content, thought = _said(message), message.get("reasoning_content", "")
+    if message["role"] == "assistant" and "</think>" in content and not thought:
         thought, content = without_thought(content)
     if thought and not is_untold:
-        _find(text, thought, reached, f"the reasoning in message {index}")
+        _find(text, thought, start, end, f"the reasoning in message {index}")
     if content:
-        start = 0 if role == "system" else reached  # some templates write it with the last question
-        reached = max(reached, _find(text, content, start, f"what the {role} says in message {index}"))
+        start = _find(text, content, start, end, f"what the {message['role']} says in message {index}")
     for call in message.get("tool_calls", ()):
         function = call["function"]
-        reached = _find(text, function["name"], reached, f"{CALLED} in message {index}")
+        start = _find(text, function["name"], start, end, f"{CALLED} in message {index}")
         for leaf in _leaves(function["arguments"]):
-            _find(text, leaf, reached, f"the arguments of a call in message {index}")
-    return reached
+            _find(text, leaf, start, end, f"the arguments of a call in message {index}")
+    return start
 
 
-def _find(text: str, said: str, start: int, what: str) -> int:
-    """Where `said` ends in the text, from `start` on."""
-    said = said.strip()
-    place = text.find(said, start)
-    if place >= 0:
-        return place + len(said)
-    for escaped in (*(json.dumps(said, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)), _quoted(said)):
-        place = text.find(escaped, start)
+def _find(text: str, said: Any, start: int, end: int, what: str) -> int:
+    """Where `said` ends in the text between `start` and `end`."""
+    if isinstance(said, str):
+        said = said.strip()
+        place = text.find(said, start, end)
         if place >= 0:
-            return place + len(escaped)
+            return place + len(said)
+    for form in _forms(said):
+        place = text.find(form, start, end)
+        if place >= 0:
+            return place + len(form)
     raise RowError(f"the chat template leaves out {what}")
 
 
-def _quoted(said: str) -> str:
-    """As it stands between single quotes in Python."""
-    return said.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+def _forms(said: Any) -> Iterator[str]:
+    """How else a value may be written: as JSON has it, or Python."""
+    if isinstance(said, str):
+        yield json.dumps(said, ensure_ascii=False)[1:-1]
+        yield json.dumps(said)[1:-1]
+        yield said.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    else:
+        yield json.dumps(said)
+        yield str(said)
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _leaves(value: Any) -> Iterator[Any]:
     """Everything that arguments say: the keys and the values at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield str(key)
+            yield key
             yield from _leaves(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _leaves(inner)
-    elif isinstance(value, str):
+    else:
         yield value
-    elif value is not None and not isinstance(value, bool):
-        yield json.dumps(value)

@@ -191,7 +191,7 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
         if not is_asked_so and left is not None:
             left.add(OTHER_PROMPT)
     source = template.text if conversation.is_answered else template.asking
-    text = checked(source, text, messages, conversation.tools, left)
+    text = checked(source, text, spans, messages, conversation.tools, left)
     return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
 
 
@@ -209,7 +209,7 @@ def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | N
     template = template.of(conversation)
     messages = fitted(template.asking, conversation)
     text = _render(template, messages, conversation.tools, served=True)[0]
-    return checked(template.asking, text, messages, conversation.tools, left)
+    return checked(template.asking, text, (), messages, conversation.tools, left)
 
 
 def _written(

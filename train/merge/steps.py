@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 import shutil
 import time
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from eval.dequantize import quantization_method
+from eval.own_template import default_template
 from train.config import MergeConfig
 from train.errors import UserError
 from train.merge import verify
@@ -97,8 +99,15 @@ class _Merge:
             del base, model, quantized  # from here on the merged model alone is in memory
             report = self._check(draft, digests, before, ids_rt, expected_rtv)
             report = dataclasses.replace(report, seconds=round(time.monotonic() - began, 1))
-            write_json(draft / "run.json", {**self.source.facts, "merge": report.facts()})
+            write_json(draft / "run.json", {**self.source.facts, **self._template(tokenizer), "merge": report.facts()})
         return report
+
+    def _template(self, tokenizer: Any) -> dict[str, str]:
+        """The digest of the chat template with the prompt before it: evaluation compares the two."""
+        template = default_template(tokenizer.chat_template)
+        if not self.source.prompt_ids or not template or not self.source.facts.get("template_hash"):
+            return {}
+        return {"template_hash": hashlib.sha256(template.encode()).hexdigest()}
 
     def _positions(self) -> int:
         """As many as the model has, up to the usual number."""

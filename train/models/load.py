@@ -20,6 +20,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import logging as transformers_logging
 
 from eval.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
+from eval.own_template import own_template
 from train.config import ModelConfig
 from train.errors import UserError
 from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
@@ -66,6 +67,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
         raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
+    tokenizer.chat_template = own_template(tokenizer, folder)
     return tokenizer
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import default_template, end_ids
+from eval.checkpoint import end_ids
+from eval.own_template import default_template
 from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading

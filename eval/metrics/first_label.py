@@ -1,0 +1,88 @@
+"""The label in an answer that was generated behind "Label:", in any script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import regex
+
+from eval.metrics.exact_match import normalise
+from eval.metrics.labels import UNREADABLE
+from eval.metrics.script import HAN, UNSPACED, jieba_tokens
+
+LONGEST = 400  # characters of a line that are looked at
+_LEAD = regex.compile(  # Label: positive; 答案是好评
+    r"[\s*_#>\"'“‘(（\[【<]*(?:(?:the )?(?:label|answer|category)\W{0,4}(?:[:：=]|is\b)"
+    r"|(?:标签|答案|类别|分类|ラベル|答え)\W{0,4}[:：是为は])\s*",
+    regex.IGNORECASE,
+)
+_LETTER, _SPACED = regex.compile(r"[\p{L}\p{M}\p{N}_]"), regex.compile(rf"[[\p{{L}}\p{{M}}_]--[{UNSPACED}]]", regex.V1)
+_HAN = regex.compile(f"[{HAN}]")
+_ENDINGS = ("です", "だ", "である", "ครับ", "ค่ะ", "คะ", "เพราะ")  # what may follow a label without a space
+_JOINT = regex.compile(r"[\s\p{P}]*(?:\b(?:and|or)\b|和|与|或|及|と|か)?[\s\p{P}]*")
+_GLUED = regex.compile(r"[+#%^]|[.:/-][0-9]")  # C++ is not C, 1.5 not 1
+
+
+def first_label(text: str, labels: Sequence[str]) -> int:
+    """The number of the label with which the first line of `text` begins, in whole words; else `UNREADABLE`.
+
+    "Label:", "答案是" and the like may stand before it. Form is forgiven as in `exact_match`. Of labels that fit
+    ("not", "not equivalent") the longest counts; of those that differ in form only, the one written so. Without
+    spaces a label is whole where punctuation follows, or jieba ends a word, or a few Japanese and Thai endings follow.
+    Where a second label follows directly ("好评或差评", "positive/negative"), none is read; nor in "not positive" or
+    "不是好评", which do not begin with one.
+    """
+    line = next(iter(text.strip().splitlines()), "")[:LONGEST]
+    lead = _LEAD.match(line)
+    line = line[lead.end() :] if lead else line
+    forms, said = [normalise(label) for label in labels], normalise(line)
+    fitting = {
+        k: end for k, form in enumerate(forms) if form and said.startswith(form) and (end := _end(line, said, form))
+    }
+    if not fitting:
+        return UNREADABLE
+    longest = max(len(forms[k]) for k in fitting)
+    best = [k for k in fitting if len(forms[k]) == longest]
+    exact = [k for k in best if line.strip().startswith(labels[k].strip())]
+    best = exact if len(best) > 1 else best
+    if len(best) != 1 or _goes_on(line[fitting[best[0]] :], {form for form in forms if form != forms[best[0]]}):
+        return UNREADABLE
+    return best[0]
+
+
+def _end(line: str, said: str, form: str) -> int:
+    """Where the label ends in the line; 0 where it ends within a word or number."""
+    behind = said[len(form) :]
+    if _GLUED.match(behind) or (behind[:1].isdigit() and form[-1].isdigit()):
+        return 0
+    ends = (k for k in range(1, len(line) + 1) if normalise(line[:k]) == form)
+    end = next(islice(ends, 1), 0)
+    rest = line[end:]
+    if not end or not rest or not _LETTER.match(rest):
+        return end
+    if regex.match(r"\p{M}", rest) or (_SPACED.match(rest) and _SPACED.match(form[-1])):
+        return 0
+    if not regex.match(f"[{UNSPACED}]", rest) or form[-1].isdigit() or rest.startswith(_ENDINGS):
+        return end
+    if not _HAN.match(rest) or not _HAN.match(form[-1]):
+        return 0 if regex.match(f"[{UNSPACED}]", form[-1]) else end
+    return end if _ends_word(line, end) else 0
+
+
+def _ends_word(line: str, end: int) -> bool:
+    """Whether a Chinese word ends there."""
+    place = len(line) - len(line.lstrip())
+    for token in jieba_tokens(line):
+        place = line.find(token, place) + len(token)
+        if place >= end:
+            return place == end
+    return False
+
+
+def _goes_on(rest: str, others: set[str]) -> bool:
+    """Whether another label follows, with nothing between but a joint."""
+    joint = _JOINT.match(rest)
+    behind = rest[joint.end() :] if joint else rest
+    said = normalise(behind[:LONGEST])
+    return any(said.startswith(form) and bool(_end(behind, said, form)) for form in others if form)

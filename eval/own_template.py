@@ -1,0 +1,22 @@
+"""The chat template that a model's folder has, wherever it keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def own_template(tokenizer: Any, folder: Path) -> str | dict[str, str] | None:
+    """That of the tokenizer, or several by name. Older vision models have it in a file of its own."""
+    found: str | dict[str, str] | None = tokenizer.chat_template
+    path = folder / "chat_template.json"
+    if not found and path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    return found
+
+
+def default_template(template: str | Mapping[str, str] | None) -> str | None:
+    """The one for conversations without tools; None where there is none."""
+    return template.get("default") if isinstance(template, Mapping) else template
