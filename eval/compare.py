@@ -23,6 +23,7 @@ from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
 from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, Sample, SampleMetric
 from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskResult
+from eval.scale import CORRELATION
 
 SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
 SIGNIFICANT = 0.05
@@ -133,6 +134,8 @@ def _too_few(metric: Metric, table: Columns) -> str:
     """Why there is no interval; empty where there is one."""
     count = int((_bottom(metric, table) > 0).sum()) if isinstance(metric, RatioMetric) else _count(table)
     fewest = FEWEST if _is_unlimited(metric) else FEWEST_BY_JACKKNIFE
+    if isinstance(metric, CorpusMetric):
+        fewest = max(fewest, metric.fewest)
     if count < fewest:
         return f"too few rows for an interval: {count}, needed are {fewest}"
     if isinstance(metric, CorpusMetric):
@@ -222,7 +225,21 @@ def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
     if metric.scale.is_ratio:
         found = jackknife_change(math.log(values[1] / values[0]), np.log(after / before))
         return found and dataclasses.replace(found, interval=_through(math.exp, found.interval))
-    return jackknife_change(values[1] - values[0], after - before, metric.scale.high - metric.scale.low)
+    reach = metric.scale.high - metric.scale.low
+    if metric.scale is CORRELATION and np.all(np.abs([*before, *after, *values]) < 1):
+        return _correlation_change(values, before, after, reach)
+    return jackknife_change(values[1] - values[0], after - before, reach)
+
+
+def _correlation_change(values: tuple[float, float], before: Floats, after: Floats, reach: float) -> Change | None:
+    """By Fisher's z, on which correlations near 1 vary like others, and back by the slope between the two values."""
+    first, second = np.arctanh(values).tolist()
+    slope = (values[1] - values[0]) / (second - first) if second != first else 1 - values[0] ** 2
+    found = jackknife_change(second - first, np.arctanh(after) - np.arctanh(before))
+    if found is None:
+        return None
+    low, high = max(found.interval.low * slope, -reach), min(found.interval.high * slope, reach)
+    return Change(Interval(low, high, found.interval.method), found.standard_error * slope, found.p_value)
 
 
 def _ratio_change(metric: RatioMetric, base: Columns, other: Columns) -> Change | None:

@@ -208,6 +208,7 @@ class CorpusMetric:
     """A function of all samples together (BLEU, entity F1); a mean over parts would be another number.
 
     of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker.
+    fewest: rows for an interval, where it needs more than others.
     too_few: why these samples allow no interval though there are enough of them; empty where they do.
     """
 
@@ -216,6 +217,7 @@ class CorpusMetric:
     of: Callable[[Columns], float]
     of_sums: bool = False
     scale: Scale = SHARE
+    fewest: int = 0
     too_few: Callable[[Columns], str] | None = None
 
 

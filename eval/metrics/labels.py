@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
+FEWEST_OF_SQUARES = 100  # rows: a few large errors decide a mean of squares
 FEWEST_OF_LABEL = 10  # rows: a mean over labels is no surer than its rarest one
 UNREADABLE = -1  # the predicted label's number where an answer names none
 

@@ -24,27 +24,44 @@ SPEED = (
 
 
 def warnings(result: Result) -> list[str]:
-    """What changes the meaning of the answer, in a sentence each."""
-    found = [_asked(task.name, task.fewer, result.settings.get("sample_seed")) for task in result.tasks if task.fewer]
-    found += [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
+    """What changes the meaning of the answer, in a sentence each; once what holds for several tasks or models."""
+    seed = result.settings.get("sample_seed")
+    found = [(task.name, _asked(task.fewer, seed)) for task in result.tasks if task.fewer]
+    found += [(t.name, _contaminated(t)) for t in result.tasks if t.contamination and t.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
-    found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
+    found += [(name, f"{words.counted(count, 'row')} left out of these numbers") for name, count in less]
     found += [
-        f"{task.name}, {model}: {words.counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
-        "count as no answer; raise --max_new_tokens"
+        (
+            f"{task.name}, {model}",
+            f"{words.counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
+            "count as no answer; raise --max_new_tokens",
+        )
         for task in result.tasks
         for model, ids in task.only_reasoning.items()
     ]
-    return found + [
-        f"{task.name}, {model}: the context had no room for the rest of the answer, or the next turn, try or tool "
-        f"call, of {words.counted(len(ids), 'row')}"
+    found += [
+        (
+            f"{task.name}, {model}",
+            "the context had no room for the rest of the answer, or the next turn, try or tool "
+            f"call, of {words.counted(len(ids), 'row')}",
+        )
         for task in result.tasks
         for model, ids in task.cut_short.items()
     ]
+    found += [
+        (words.about(task, metric), reason)
+        for task in result.tasks
+        for metric in task.metrics
+        for reason in dict.fromkeys(one.reason for one in (*metric.estimates, *metric.differences) if one.reason)
+    ]
+    named: dict[str, list[str]] = {}
+    for name, text in found:
+        named.setdefault(text, []).append(name)
+    return [f"{'; '.join(names)}: {text}" for text, names in named.items()]
 
 
-def _asked(name: str, fewer: Fewer, seed: int | None) -> str:
-    lead = f"{name}: {fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
+def _asked(fewer: Fewer, seed: int | None) -> str:
+    lead = f"{fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
     if seed is not None:
         return lead + f"drawn with seed {seed}"
     if fewer.of_files == 1:
@@ -60,7 +77,7 @@ def _contaminated(task: TaskResult) -> str:
     found = task.contamination
     assert found is not None
     stand = "share a passage with" if {overlap.how for overlap in found.found} == {"passage"} else "stand in"
-    lead = f"{task.name}: {len(found.found):,} of {task.samples:,} rows {stand} the training data"
+    lead = f"{len(found.found):,} of {task.samples:,} rows {stand} the training data"
     if not found.clean:
         return f"{lead}; no clean row is left, so these numbers say nothing about new data"
     if not found.metrics or len(found.metrics[0].estimates) > SHOWN_MODELS:  # the table below has them

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.errors import UserError
-from eval.metrics.labels import macro_f1, mcc, pearson, rmse, too_few
+from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, text_in
 from eval.scale import CORRELATION, POSITIVE
@@ -134,7 +134,7 @@ REGRESSION = Task(
     score=score_value,
     metrics=(
         CorpusMetric("pearson", higher_is_better=True, of=pearson, scale=CORRELATION),
-        CorpusMetric("rmse", higher_is_better=False, of=rmse, scale=POSITIVE),
+        CorpusMetric("rmse", higher_is_better=False, of=rmse, scale=POSITIVE, fewest=FEWEST_OF_SQUARES),
     ),
     head="sequence",
     source=Hub("nyu-mll/glue", split="validation", name="stsb"),

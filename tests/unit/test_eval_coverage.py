@@ -18,7 +18,7 @@ from scipy import stats
 
 from eval import compare as comparing
 from eval.metrics import entities
-from eval.metrics.labels import macro_f1, mcc, pearson, rmse, too_few
+from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
 from eval.metrics.proportion import mcnemar, newcombe, wilson
 from eval.protocols import CorpusMetric, Metric, SampleMetric
@@ -155,7 +155,8 @@ def of(name: str, function: Any, scale: Any = SHARE, sums: bool = False, few: An
 
 
 LABELS = (of("macro_f1", macro_f1, few=too_few), of("mcc", mcc, CORRELATION, few=too_few))
-VALUES = (of("pearson", pearson, CORRELATION), of("rmse", rmse, POSITIVE))
+RMSE = CorpusMetric("rmse", False, rmse, scale=POSITIVE, fewest=FEWEST_OF_SQUARES)
+VALUES = (of("pearson", pearson, CORRELATION), RMSE)
 TAGS = (entities.PRECISION, entities.RECALL, entities.F1, entities.TOKEN_ACCURACY)
 TEXTS = (PERPLEXITY, BITS_PER_BYTE, PERPLEXITY_PER_WORD)
 POPULATIONS: dict[str, tuple[Sequence[Metric], Draw]] = {
