@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eval.config import parse
 from eval.errors import UserError
+from eval.leave import die_quietly_of_ctrl_c
 from eval.masking import hide_secrets, printable
 
 
@@ -29,4 +30,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    die_quietly_of_ctrl_c()
     sys.exit(main(sys.argv[1:]))

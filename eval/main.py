@@ -10,12 +10,16 @@ from pathlib import Path
 # Run as a script, eval/ itself comes first, and the package would not be found without an installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.leave import CTRL_C, die_quietly_of_ctrl_c, leave, let_the_first_speak, tell_launcher
+
+die_quietly_of_ctrl_c()  # what follows takes a while
+
 from eval.config import Config, parse
 from eval.errors import UserError
-from eval.leave import leave, let_the_first_speak, tell_launcher
 from eval.masking import hide_secrets, printable
 from eval.preflight import check_inputs
 from eval.progress import say, shortened
+from eval.sentinel import Sentinel, tell
 
 
 def _checked(arguments: Sequence[str]) -> Config:
@@ -30,31 +34,53 @@ def _checked(arguments: Sequence[str]) -> Config:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, or that of the UserError whose message was printed."""
+    """The exit code: 0, that of the UserError whose message was printed, or 130 after Ctrl-C."""
     hide_secrets()
-    try:
-        config = _checked(arguments)
-        say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
-        say("importing libraries")
-        from eval.evaluation import evaluate
-        from eval.ranks import join
-        from eval.report import show, write
-        from eval.speaker import open_journal
-
-        ranks = join()
-        evaluation = evaluate(config, ranks, open_journal(config, ranks))
-        if ranks.index == 0:
-            write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
-            show(evaluation.result)
-            print(printable(f"\nReport: {Path(config.out) / 'report.html'}"))
-        ranks.close()
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        message = printable(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
-        print(message, file=sys.stderr)
-        tell_launcher(message)
-        return error.exit_code
+    out: Path | None = None  # once the arguments are known
+    with Sentinel() as sentinel:
+        try:
+            config = _checked(arguments)
+            out = Path(config.out)
+            _run(config)
+        except KeyboardInterrupt:
+            return _interrupted(out)
+        except Exception as error:
+            if sentinel.interrupted is not None:  # a rank that left before this one broke what connected them
+                return _interrupted(out)
+            if not isinstance(error, UserError):
+                raise
+            rank = os.environ.get("RANK", "0")
+            message = printable(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
+            print(message, file=sys.stderr)
+            tell_launcher(message)
+            return error.exit_code
     return 0
+
+
+def _run(config: Config) -> None:
+    say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
+    say("importing libraries")
+    from eval.evaluation import evaluate
+    from eval.ranks import join
+    from eval.report import show, write
+    from eval.speaker import open_journal
+
+    ranks = join()
+    evaluation = evaluate(config, ranks, open_journal(config, ranks))
+    if ranks.index == 0:
+        write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
+        show(evaluation.result)
+        print(printable(f"\nReport: {Path(config.out) / 'report.html'}"))
+    ranks.close()
+
+
+def _interrupted(out: Path | None) -> int:
+    """Say how to go on. Returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        journal = out / "journal" if out else None
+        kept = f" {journal} keeps the answers so far: the same command asks only the rest." if journal else ""
+        tell(printable(f"\nStopped by Ctrl-C.{kept if journal and journal.is_dir() else ''}"))
+    return CTRL_C
 
 
 if __name__ == "__main__":

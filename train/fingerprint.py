@@ -89,7 +89,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     Keys that this objective and tuning do not use are left out, and so are places. A key that the program did not have
     when the checkpoint was written has its default, under which nothing has changed.
     """
-    unused = _unused(values)
+    ignored = unused(values)
     kept = {**DEFAULTS, **values}
     for key, ending in PLACES_IF_FILES.items():
         if str(kept.get(key)).endswith(ending):
@@ -97,7 +97,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, kind in ENTRIES.items():
         if isinstance(kept.get(key), list):
             kept[key] = [_entry(kind, entry) for entry in kept[key]]
-    return {key: value for key, value in kept.items() if key not in PLACES and not f"{key}.".startswith(unused)}
+    return {key: value for key, value in kept.items() if key not in PLACES and not f"{key}.".startswith(ignored)}
 
 
 def _entry(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _entry(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unused(values: Mapping[str, Any]) -> tuple[str, ...]:
+def unused(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Beginnings of the keys that mean nothing to a run."""
     objective, tuning = values.get("objective", "causal_lm"), values.get("tuning.kind", "full")
     is_used = {

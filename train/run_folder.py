@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from eval.leave import die_quietly_of_ctrl_c
 from eval.masking import hide_secrets, printable
 from train.errors import UserError
 from train.recipe import parse
@@ -25,4 +26,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    die_quietly_of_ctrl_c()
     sys.exit(main(sys.argv[1:]))

@@ -77,6 +77,19 @@ def test_killed_at_37_of_100_alone_and_again_on_two_ranks(folder: Path) -> None:
     assert_same(folder / "out", folder / "whole")
 
 
+def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
+    order = json.loads(killed_at(37, rank=0)[VARIABLE])[0] | {"do": "SIGINT"}
+    extra = killed_at(37, rank=0) | {VARIABLE: json.dumps([order])}
+    code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", SEVEN, extra=extra)
+    assert code == -signal.SIGINT, errors
+    assert errors.endswith(
+        "\nStopped by Ctrl-C. out/journal keeps the answers so far: the same command asks only the rest.\n"
+    )
+    assert "Traceback" not in errors
+    code, _, errors = alone(folder, *WORDS, "--out", "out")
+    assert (code, reused(errors)) == (0, 37)
+
+
 def test_killed_on_two_ranks_and_again_alone(folder: Path) -> None:
     code, _, errors = on_two_ranks(folder, *WORDS, "--out", "out", extra=killed_at(20, rank=1))
     assert code != 0

@@ -177,12 +177,16 @@ SHAPE: dict[str, Any] = {
             "clean": int, "metrics": list,
         },
         "metrics": [{
-            "name": str, "level": str, "higher_is_better": bool, "is_share": bool,
-            "estimates": [{"model": str, "value": float, "low": float, "high": float, "method": str}],
+            "name": str, "level": str, "higher_is_better": bool, "is_share": bool, "scale": str,
+            "estimates": [{
+                "model": str, "value": float, "low": float | None, "high": float | None, "method": str | None,
+                "reason": str | None,
+            }],
             "differences": [{
-                "model": str, "value": float, "low": float, "high": float, "method": str,
+                "model": str, "value": float, "low": float | None, "high": float | None, "method": str | None,
                 "won": int, "lost": int, "tied": int, "verdict": str,
-                "test": str, "p_value": float, "p_holm": float, "detectable": float,
+                "test": str | None, "p_value": float | None, "p_holm": float | None, "detectable": float | None,
+                "reason": str | None,
             }],
             "groups": [{"group": str, "name": str, "samples": int, "estimates": list}],
         }],

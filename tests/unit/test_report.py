@@ -16,9 +16,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from eval.scale import POSITIVE, SHARE, UNBOUNDED, Scale
-from train.config import Config, TuningConfig, ValidationConfig, WatchConfig
+from train.config import Config, LoraConfig, OptimConfig, TuningConfig, ValidationConfig, WatchConfig
 from train.engine import record
 from train.engine.board import Board
+from train.engine.stop import write_status
 from train.errors import UserError
 from train.protocols import Sample
 from train.report import print_table, write_report
@@ -31,7 +32,7 @@ PROMPT = "<|im_start|>user\n北京的首都是什么?|pipe<|im_end|>\n<|im_start
 
 def make_run(run: Path, steps: int = 60) -> Path:
     """A run whose loss has its best validation at step 40."""
-    config = Config(tuning=TuningConfig(kind="lora"))
+    config = Config(tuning=TuningConfig(kind="lora", lora=LoraConfig(rank=8)))
     record.write(
         run,
         **record.circumstances(torch.device("cpu")),
@@ -328,3 +329,53 @@ def test_the_question_of_a_prompt(prompt: str) -> None:
 )
 def test_differences(before: float, after: float, text: str) -> None:
     assert difference(Change("loss", before, after, after, lower_is_better=True, scale=POSITIVE)) == text
+
+
+def other_run(run: Path, objective: str, rate: float, values: dict[str, float], **lower: bool) -> Path:
+    """A run of another objective, broken off before its end."""
+    config = Config(objective=objective, optim=OptimConfig(learning_rate=rate), tuning=TuningConfig(kind="full"))
+    record.write(run, config=dataclasses.asdict(config), lower_is_better=lower)
+    write_status(run, "preempted", 20)
+    board = Board(run, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, 30)
+    board.metrics(20, {f"validation/{name}": value for name, value in values.items()} | {"train/loss": 1.0})
+    board.close()
+    return run
+
+
+def test_several_runs_in_one_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of different objectives, with names in another script, and a folder that is no run among them."""
+    short = other_run(
+        tmp_path / "short", "causal_lm", 1e-4, {"loss": 1.1, "perplexity": 3.0}, loss=True, perplexity=True
+    )
+    classes = other_run(tmp_path / "分类", "sequence_classification", 3e-5, {"accuracy": 0.91}, accuracy=False)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "metrics.jsonl").write_text('{"step": 1, "time": 1, "train/loss": 2.0}\n')
+    out = tmp_path / "all.md"
+    assert main([str(run), str(short), str(classes), str(bare), str(tmp_path / "none"), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert f"left out: {tmp_path / 'none'} is no run folder" in printed.err
+    assert max(map(cell_len, printed.out.splitlines())) <= 80
+    head, _, *rows = out.read_text(encoding="utf-8").splitlines()
+    heads = [cell.strip() for cell in head.strip("|").split("|")]
+    cells = [dict(zip(heads, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in rows]
+    assert [row["run"] for row in cells] == ["演示 run", "short", "分类", "bare"]
+    assert [row["optim.learning_rate"] for row in cells] == ["2e-05", "0.0001", "3e-05", "-"]
+    assert [row["objective"] for row in cells] == ["causal\\_lm", "causal\\_lm", "sequence\\_classification", "-"]
+    assert [row["tuning.kind"] for row in cells] == ["lora", "full", "full", "-"]
+    assert [row["tuning.lora.rank"] for row in cells] == ["8", "-", "-", "-"]
+    assert not any("alpha" in head for head in heads)
+    assert [row["loss"] for row in cells] == ["1.25", "**1.1**", "-", "-"]
+    assert [row["accuracy"] for row in cells][2].startswith("91.0")
+    assert not any("ppo" in head for head in heads)
+
+
+def test_runs_that_differ_in_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), str(run)]) == 0
+    assert "learning_rate" not in capsys.readouterr().out
+
+
+def test_none_of_several_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 64
+    assert capsys.readouterr().err.count("is no run folder") == 2

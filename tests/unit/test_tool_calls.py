@@ -317,3 +317,79 @@ def test_ids_of_calls_are_as_the_template_takes_them(given):
             text.index(f"{ids[k]}{k + 1} Grad") for k in order
         )
         assert ids == ["abcdefgh1", "abcdefgh2"] or family == "Kimi" or given != "abcdefghi"
+
+
+SAID = {
+    "messages": [
+        {"role": "system", "content": "SYSTEM"},
+        {"role": "user", "content": "FIRST"},
+        {
+            "role": "assistant",
+            "reasoning_content": "THOUGHT1",
+            "tool_calls": [{"name": "NAME", "arguments": {"KEY": "VALUE"}}],
+        },
+        {"role": "tool", "content": "RESULT"},
+        {"role": "assistant", "content": "ANSWER1", "reasoning_content": "THOUGHT2"},
+        {"role": "user", "content": "SECOND"},
+        {"role": "assistant", "content": "ANSWER2", "reasoning_content": "THOUGHT3"},
+    ],
+    "tools": [{"name": "NAME", "parameters": {"type": "object", "properties": {"KEY": {"type": "string"}}}}],
+}
+LEARNED = ("NAME", "KEY", "VALUE", "ANSWER1", "ANSWER2", "THOUGHT3")
+READ = ("SYSTEM", "FIRST", "RESULT", "SECOND")
+FAMILIES = (
+    "qwen2_5",
+    "qwen3_training",
+    "glm4moe_training",
+    "deepseek_r1_distill_training",
+    "lfm2_2_5",
+    "gptoss_training",
+)
+
+
+def lost(source):
+    """What of SAID is neither learned nor read, nor named as left out; nothing where the row is refused."""
+    left: set[str] = set()
+    try:
+        text, spans = render(template(source), read(SAID), left)
+    except (RowError, UserError):
+        return []
+    learned = "".join(text[start:end] for start, end in spans)
+    is_named = any("reasoning" in name for name in left)
+    thoughts = [] if is_named else [thought for thought in ("THOUGHT1", "THOUGHT2") if thought not in learned]
+    return [*(word for word in LEARNED if word not in learned), *(word for word in READ if word not in text), *thoughts]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_is_taken_out_of_a_template_nothing_is_lost_in_silence(name):
+    source = TEMPLATES[name]
+    outputs = [
+        match
+        for match in re.finditer(r"\{\{-?.*?-?\}\}", source, re.DOTALL)
+        if re.search("content|call|tool|reas|think", match[0])
+    ]
+    assert len(outputs) > 5
+    assert lost(source) == []
+    broken = {match[0]: lost(source[: match.start()] + source[match.end() :]) for match in outputs}
+    assert {output: words for output, words in broken.items() if words} == {}
+
+
+def test_what_is_asked_only_ignores_marks_and_says_so():
+    row = {"messages": [ASKED, {**END, "weight": 0}, ASKED, {**END, "weight": 0}]}
+    conversation = FORMATS["chat"].read(Fields(row, {}, asks=True))
+    assert conversation.left_out == ("marks of turns that are not to be learned",)
+    assert not any("learned" in message for message in conversation.messages)
+
+
+def test_preferred_answers_know_calls_tools_and_what_is_left_out():
+    chosen, other = (
+        {"role": "assistant", "content": text, "audio": {"id": 1}, "weight": 1} for text in ("下雨。", "不。")
+    )
+    before = NOTATIONS["OpenAI"]["messages"][:3]
+    row = {"prompt": before, "chosen": [{**chosen, "weight": 0}], "rejected": [other], "tools": TOOLS}
+    pair = FORMATS["preference"].read(Fields(row, {}))
+    assert pair.chosen.tools == pair.rejected.tools == TOOLS
+    assert pair.chosen.messages[1]["tool_calls"][0]["function"]["arguments"] == ARGUMENTS
+    assert pair.chosen.left_out == ("chosen[].audio", "marks of turns that are not to be learned")
+    with pytest.raises(RowError, match="chosen and rejected are the same"):
+        FORMATS["preference"].read(Fields({**row, "rejected": [chosen]}, {}))

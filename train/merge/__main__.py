@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.leave import die_quietly_of_ctrl_c
 from eval.masking import hide_secrets, printable
 from train.config import MergeConfig
 from train.errors import UserError
@@ -48,4 +49,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    die_quietly_of_ctrl_c()
     sys.exit(main())

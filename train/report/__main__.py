@@ -1,4 +1,7 @@
-"""`python -m train.report RUN`: write RUN/report.md and its figures anew, and print the table."""
+"""`python -m train.report RUN`: write RUN/report.md and its figures anew, and print the table.
+
+With several runs: one table of what differs in their recipes and what came of it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,50 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.files import write_atomically
+from eval.leave import die_quietly_of_ctrl_c
 from eval.masking import hide_secrets, printable
 from train.errors import UserError
 from train.report import print_table, write_report
+from train.report.compare import markdown, print_comparison, read_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or that of the UserError whose message is printed."""
-    run = parser().parse_args(arguments).run
+    given = parser().parse_args(arguments)
     hide_secrets()
     try:
-        path = write_report(run)
-        print_table(run)
+        if len(given.runs) > 1 or given.out:
+            path = _compare(given.runs, given.out)
+        else:
+            path = write_report(given.runs[0])
+            print_table(given.runs[0])
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
-    sys.stdout.write(printable(f"{path}\n"))
+    if path:
+        sys.stdout.write(printable(f"{path}\n"))
     return 0
+
+
+def _compare(folders: Sequence[Path], out: Path | None) -> Path | None:
+    runs, others = read_runs(folders)
+    for line in others:
+        sys.stderr.write(printable(f"{line}\n"))
+    print_comparison(runs)
+    if out:
+        write_atomically(out, markdown(runs))
+    return out
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
-    made.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as runs/demo")
+    made.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/demo, or several")
+    made.add_argument("--out", type=Path, metavar="FILE", help="write the table of several runs as Markdown too")
     return made
 
 
 if __name__ == "__main__":
+    die_quietly_of_ctrl_c()
     sys.exit(main())

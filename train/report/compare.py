@@ -1,0 +1,178 @@
+"""Several runs in one table: what differs in their recipes, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.masking import mask_all, printable
+from train.errors import UserError
+from train.fingerprint import DEFAULTS, FREE_KEYS, unused
+from train.markdown import table
+from train.report import words
+from train.report.run import Run, read_run
+
+WIDTH = 80
+WIDEST_CELL = 30
+
+
+@dataclass(frozen=True)
+class Column:
+    """cells: one a run. best: the places of those that are best, where that can be said. is_number: aligned right."""
+
+    head: str
+    cells: Sequence[str]
+    best: frozenset[int] = frozenset()
+    is_number: bool = True
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs, and a line for each folder that is none. Raises UserError where none of them is a run."""
+    runs, others = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            others.append(f"left out: {error}")
+    if not runs:
+        raise UserError("\n".join(others))
+    return runs, others
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The comparison as one Markdown table; best values are bold."""
+    first, *rest = columns(runs)
+    heads = [column.head for column in (first, *rest)]
+    body = table(heads, _rows([first, *rest]), right=[column.head for column in rest if column.is_number])
+    lines = body.splitlines()
+    for place in range(len(runs)):
+        cells = lines[2 + place].strip("| ").split(" | ")
+        shown = [
+            f"**{cell}**" if place in column.best else cell for cell, column in zip(cells, (first, *rest), strict=True)
+        ]
+        lines[2 + place] = f"| {' | '.join(shown)} |"
+    return printable("\n".join(lines) + "\n")
+
+
+def print_comparison(runs: Sequence[Run], console: Console | None = None) -> None:
+    """The same on a terminal: as many tables below each other as 80 columns need."""
+    console = console or Console()
+    first, *rest = columns(runs)
+    for part in _fitting(first, rest, min(WIDTH, console.width)):
+        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+        for column in (first, *part):
+            shown.add_column(Text(column.head), justify="right" if column.is_number else "left", overflow="fold")
+        for place in range(len(runs)):
+            shown.add_row(
+                *(
+                    Text(printable(column.cells[place]), style="bold" if place in column.best else "")
+                    for column in (first, *part)
+                )
+            )
+        console.print(shown, width=min(WIDTH, console.width))
+
+
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """Name, settings that differ, how far each run is, and its metrics."""
+    found = [Column("run", names([run.folder for run in runs]), is_number=False), *_settings(runs)]
+    found.append(Column("step", [f"{run.last_step:,}" for run in runs]))
+    if any(run.state != "finished" for run in runs):
+        found.append(Column("state", [run.state or "-" for run in runs], is_number=False))
+    return [*found, *_metrics(runs), Column("time", [words.duration(run.seconds) for run in runs])]
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-count:]) for part in parts]
+        if len(set(short)) == len(set(parts)):
+            break
+    return short
+
+
+def _settings(runs: Sequence[Run]) -> Iterator[Column]:
+    """The keys of the recipes that differ and mean something to at least one run."""
+    recipes = [_in_use(run.facts.get("config")) for run in runs]
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
+        # A run that has no use for a key does not differ from one that has it at its default.
+        if len({_shown(recipe.get(key, DEFAULTS.get(key))) for recipe in recipes}) > 1:
+            cells = [_shown(recipe[key]) if key in recipe else "-" for recipe in recipes]
+            yield Column(key, cells, is_number=False)
+
+
+def _in_use(config: Any) -> dict[str, Any]:
+    """The leaves of a recipe that a run depends on, as run.json keeps it; empty where it keeps none."""
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Mapping) and not key.endswith("columns"):
+            for name, inner in value.items():
+                yield from walk(inner, f"{key}.{name}" if key else str(name))
+        else:
+            yield key, value
+
+    leaves = dict(walk(config, "")) if isinstance(config, Mapping) else {}
+    left_out = (*(f"{key}." for key in FREE_KEYS), *unused(leaves))
+    kept = {key: value for key, value in leaves.items() if not f"{key}.".startswith(left_out)}
+    return dict(mask_all(kept))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        paths = [Path(entry["path"]).name for entry in value if isinstance(entry, Mapping) and "path" in entry]
+        return " ".join(paths if len(paths) == len(value) and paths else map(str, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value is None else str(value)
+
+
+def _metrics(runs: Sequence[Run]) -> Iterator[Column]:
+    """Held-out metrics at the step that was handed over, and at the end if that was later; else the training loss."""
+    changes = [{change.name: change for change in run.changes()} for run in runs]
+    for name in dict.fromkeys(name for one in changes for name in one):
+        rows = [one.get(name) for one in changes]
+        scale = next(row.scale for row in rows if row)
+        lower = {row.lower_is_better for row in rows if row}
+        direction = lower.pop() if len(lower) == 1 else None
+        last = [row.last if row else None for row in rows]
+        chosen = [row.last if row and row.chosen is None else row.chosen if row else None for row in rows]
+        title = words.title(name)
+        yield Column(title, [words.number(value, scale) for value in chosen], _best(chosen, direction))
+        if last != chosen:
+            yield Column(f"{title} at the end", [words.number(value, scale) for value in last], _best(last, direction))
+    if not any(changes):
+        yield Column("training loss", [words.number(run.last("train/loss")) for run in runs])
+
+
+def _best(values: Sequence[float | None], lower_is_better: bool | None) -> frozenset[int]:
+    known = [value for value in values if value is not None]
+    if lower_is_better is None or len(known) < 2:
+        return frozenset()
+    best = min(known) if lower_is_better else max(known)
+    return frozenset(place for place, value in enumerate(values) if value == best)
+
+
+def _rows(shown: Sequence[Column]) -> list[list[str]]:
+    return [list(row) for row in zip(*(column.cells for column in shown), strict=True)]
+
+
+def _fitting(first: Column, rest: Sequence[Column], width: int) -> Iterator[list[Column]]:
+    """The columns in groups that fit beside the first one."""
+
+    def wide(column: Column) -> int:
+        return min(max(Text(text).cell_len for text in (column.head, *column.cells)), WIDEST_CELL) + 2
+
+    part: list[Column] = []
+    for column in rest:
+        if part and wide(first) + sum(map(wide, part)) + wide(column) > width - 2:
+            yield part
+            part = []
+        part.append(column)
+    yield part
