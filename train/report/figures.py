@@ -214,7 +214,7 @@ def _validations(axes: Axes, curve: Curve, label: str | None) -> None:
 def _as_shares(axes: Axes, *curves: Curve) -> None:
     highest = max([0.05, *(value for curve in curves for value in curve.values())])
     axes.set_ylim(0, min(1.0, 1.2 * highest))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
 def _moving_average(values: list[float], window: int) -> list[float]:
