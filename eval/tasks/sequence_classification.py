@@ -55,11 +55,20 @@ def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
-    if item.label in names:
-        return dataclasses.replace(item, labels=names, gold=names.index(str(item.label)))
-    number = int(item.label) if isinstance(item.label, int) or item.label.isdecimal() else -1
-    if 0 <= number < len(names):
-        return dataclasses.replace(item, labels=names, gold=number)
+    said = str(item.label)
+    found = {f"the name of class {names.index(said)}": names.index(said)} if said in names else {}
+    if said.isascii() and said.isdecimal() and int(said) < len(names):
+        found["a class's number"] = int(said)
+    if (
+        len(set(found.values())) > 1
+    ):  # names such as 1, 2, 3: files that know numbers and files that do not would differ
+        readings = ", ".join(f"{what} ({names[k]!r})" for what, k in found.items())
+        raise UserError(
+            f"{item.id}: label {said!r} can mean {readings} of {prompter.name}; give its classes names that are no "
+            "numbers (id2label in its config.json), and the rows these names"
+        )
+    if found:
+        return dataclasses.replace(item, labels=names, gold=next(iter(found.values())))
     raise UserError(
         f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
         f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"

@@ -129,8 +129,8 @@ class GoldEncoder:
         ids = [*start, *self._plain(asked + label), *end]
         if len(ids) > self.settings.max_length:
             raise RowError(
-                f"nothing left to learn after truncation: {len(ids)} tokens, the label is the last of them, and the "
-                f"limit is {self.settings.max_length}"
+                f"nothing left to learn after truncation: {len(ids)} tokens, the label is the last of them, and "
+                f"data.max_length_tokens is {self.settings.max_length}"
             )
         marks_t = np.zeros(len(ids), np.uint8)
         marks_t[max(before, 1) :] = FIRST

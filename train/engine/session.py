@@ -15,6 +15,7 @@ from rich.console import Console
 from eval.files import write_atomically
 from eval.masking import exposed, printable
 from eval.scale import percent
+from train.cautions import about_schedule
 from train.config import Config
 from train.engine import record
 from train.engine.flops import Peak
@@ -167,6 +168,7 @@ def describe(
         f"trained: {trained:,} of {total:,} parameters ({percent(trained / total)})",
         *objective.facts["data_lines"],
         *objective.plan.lines,
+        *about_schedule(config.optim, objective.plan.total_steps),
     ]
     for line in lines:
         say(line)
