@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eval.class_label import AmbiguousLabelError, class_number
 from eval.errors import UserError
 from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
@@ -55,20 +56,12 @@ def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
-    said = str(item.label)
-    found = {f"the name of class {names.index(said)}": names.index(said)} if said in names else {}
-    if said.isascii() and said.isdecimal() and int(said) < len(names):
-        found["a class's number"] = int(said)
-    if (
-        len(set(found.values())) > 1
-    ):  # names such as 1, 2, 3: files that know numbers and files that do not would differ
-        readings = ", ".join(f"{what} ({names[k]!r})" for what, k in found.items())
-        raise UserError(
-            f"{item.id}: label {said!r} can mean {readings} of {prompter.name}; give its classes names that are no "
-            "numbers (id2label in its config.json), and the rows these names"
-        )
-    if found:
-        return dataclasses.replace(item, labels=names, gold=next(iter(found.values())))
+    try:
+        gold = class_number(item.label, names)
+    except AmbiguousLabelError as error:
+        raise UserError(f"{item.id}: {error} ({prompter.name}: id2label in its config.json)") from error
+    if gold is not None:
+        return dataclasses.replace(item, labels=names, gold=gold)
     raise UserError(
         f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
         f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"

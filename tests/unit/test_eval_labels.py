@@ -349,7 +349,7 @@ def test_a_label_that_may_be_a_name_or_a_number_is_refused(label: Any) -> None:
     (item,) = load([Row("f", 3, {"text": "t", "label": label})], task.load)
     assert task.bind is not None
     with pytest.raises(
-        UserError, match=r"f:3: label '1' can mean the name of class 0 \('1'\), a class's number \('2'\)"
+        UserError, match=r"f:3: label '1' is the name of class 0 \(from 0\) and the number of class '2'"
     ):
         task.bind(item, prompter({0: "1", 1: "2"}))
     assert task.bind(item, prompter({0: "0", 1: "1"})).gold == 1
