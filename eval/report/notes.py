@@ -6,7 +6,7 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.result import Contamination, Fewer, Result, TaskResult
+from eval.result import Contamination, Fewer, MetricResult, Result, TaskResult
 from eval.scale import plain
 
 HOW = {
@@ -52,12 +52,18 @@ def warnings(result: Result) -> list[str]:
         (words.about(task, metric), reason)
         for task in result.tasks
         for metric in task.metrics
-        for reason in dict.fromkeys(one.reason for one in (*metric.estimates, *metric.differences) if one.reason)
+        for reason in _reasons(metric)
     ]
     named: dict[str, list[str]] = {}
     for name, text in found:
         named.setdefault(text, []).append(name)
     return [f"{'; '.join(names)}: {text}" for text, names in named.items()]
+
+
+def _reasons(metric: MetricResult) -> list[str]:
+    """Why it has no interval, or was not tested; each once."""
+    found = [estimate.reason for estimate in metric.estimates] + [change.reason for change in metric.differences]
+    return [reason for reason in dict.fromkeys(found) if reason]
 
 
 def _asked(fewer: Fewer, seed: int | None) -> str:
