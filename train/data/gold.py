@@ -110,7 +110,7 @@ class GoldEncoder:
 
         Raises:
             RowError: Nothing can be learned from it.
-            UserError: The chat template cannot be learned from.
+            UserError: Tags are numbers, and nobody gave their names.
         """
         if isinstance(example, Tagged):
             return self._tagged(example)

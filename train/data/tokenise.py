@@ -190,7 +190,7 @@ class Encoder:
         """The rows as tokens; those that cannot be used stand in `bad`.
 
         Raises:
-            UserError: The chat template cannot be learned from.
+            UserError: Tags are numbers, and nobody gave their names.
         """
         out = Chunk(rows=len(rows))
         usable: list[Usable] = []
@@ -254,8 +254,6 @@ class Encoder:
                 out.asked_otherwise += OTHER_PROMPT in left
             except RowError as error:
                 _refuse(out, row, read, error)
-            except UserError as error:
-                raise UserError(f"{read.place}: {error}") from None
         encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
         for (position, text, spans), encoding in zip(rendered, encodings, strict=True):
             row, read, example = usable[position]
@@ -302,7 +300,7 @@ class Encoder:
         answer = {"role": "assistant", "content": "?"}
         try:
             text, spans = self._written(replace(example, messages=[*example.messages, answer]), set())
-        except (RowError, UserError):
+        except RowError:
             return set()
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return self._ends(example, np.array(encoding.ids, np.int32), encoding.offsets, spans)
