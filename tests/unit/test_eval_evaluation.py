@@ -27,6 +27,7 @@ from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.report.notes import circumstances
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Fewer
+from eval.scale import SCALES
 from eval.speaker import open_journal
 from eval.tasks import TASKS
 from tests import eval_checkpoints
@@ -144,7 +145,7 @@ def test_a_checkpoint_against_itself_is_a_tie(folders: dict[str, Path], rows: st
     for task in found.result.tasks:
         for metric in task.metrics:
             (change,) = metric.differences
-            assert (change.value, change.won, change.lost) == (0.0, 0, 0)
+            assert (change.value, change.won, change.lost) == (SCALES[metric.scale].no_change, 0, 0)
             assert change.verdict == "no significant difference"
 
 
@@ -254,7 +255,7 @@ def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
     found = run(*words, "--max_rows", 3)
     report = markdown(found)
     (task,) = found.result.tasks
-    assert {group.name for group in task.metrics[0].groups} == {texts, str(other)}
+    assert {group.name for group in task.metrics[0].groups} == {"texts", "other"}
     assert "By corpus" in report
     note = "perplexity: 3 of 7 rows asked (--max_rows), the first ones of each of 2 files by turns"
     assert note in report
