@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.protocols import Generate, Generated
-from eval.reasoning import closing_mark, decode, stopped
+from eval.reasoning import closing_mark, decode, stopped, whole_letters
 
 
 class Answering:
@@ -67,7 +67,7 @@ class Answering:
     def generated(self) -> Generated:
         """The answer."""
         text = self._decode(self.ids) if self._text is None else self._text
-        return Generated(text, len(self.ids), self._finished)
+        return Generated(text if self._finished else whole_letters(text), len(self.ids), self._finished)
 
     def _stops_in(self, text: str) -> bool:
         return any(stop in text for stop in self.request.stop_texts)

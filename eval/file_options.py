@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.errors import UserError
+from eval.progress import counted
 
 TAB = ("\t", "tab", "\\t")
 SHOWN_VALUES, KEPT_VALUES = 10, 1000  # values of a column, in a message
@@ -95,7 +96,7 @@ class RowFilter:
                 more = ", ..." if len(seen) > SHOWN_VALUES else ""
                 said.append(f"`{column}` holds {', '.join(list(seen)[:SHOWN_VALUES])}{more}")
         wanted = ", ".join(f"{column}: {' or '.join(texts)}" for column, texts in self.wanted.items())
-        raise UserError(f"filter: none of {self.rows:,} rows has {wanted}: {'; '.join(said)}")
+        raise UserError(f"filter: none of {counted(self.rows, 'row')} has {wanted}: {'; '.join(said)}")
 
 
 def _texts(values: Any) -> Sequence[str]:

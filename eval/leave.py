@@ -41,6 +41,7 @@ def let_the_first_speak() -> None:
     The first one tells it and leaves; the launcher then ends the others, before they say the same once more.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing has begun that would have to be saved
         time.sleep(PATIENCE_SECONDS)
 
 

@@ -19,3 +19,8 @@ def shortened(names: list[str], most: int = 3) -> str:
     """The first few of many names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

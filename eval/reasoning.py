@@ -71,6 +71,11 @@ def closing_mark(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
     return next((closing for opening, closing in MARKS if end.endswith(opening)), "")
 
 
+def whole_letters(text: str) -> str:
+    """A text that was cut at a token, without the bytes at its end that are no whole letter."""
+    return text.rstrip("\ufffd")
+
+
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of an answer without special tokens, but with those that are marks of reasoning."""
     marks = _special_marks(tokenizer)
@@ -89,7 +94,7 @@ def stopped(text: str, stop_texts: Sequence[str], closing: str) -> str | None:
     closing: as in `split`.
     """
     parts = split(text, closing)
-    start = len(text) - len(parts.answer) if parts.reasoning else 0
+    start = len(text) - len(parts.answer)
     cuts = [at for stop in stop_texts if (at := text.find(stop, start)) >= 0]
     return text[: min(cuts)] if cuts and not parts.is_open else None
 

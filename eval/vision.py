@@ -18,6 +18,7 @@ from torch import Tensor
 from eval.errors import UserError
 from eval.images import Images
 from eval.protocols import Answer, Generate, Generated, Request, Score, Scored
+from eval.reasoning import whole_letters
 
 
 class VisionModel:
@@ -69,7 +70,9 @@ class VisionModel:
         end = next((k for k, token in enumerate(ids) if token in request.stop_ids), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         cuts = [text.find(stop) for stop in request.stop_texts if stop in text]
-        return Generated(text[: min(cuts, default=None)], len(ids[:end]), finished=end is not None or bool(cuts))
+        finished = end is not None or bool(cuts)
+        text = text[: min(cuts, default=None)]
+        return Generated(text if finished else whole_letters(text), len(ids[:end]), finished)
 
     def _inputs(self, ids: Sequence[int], files: Sequence[str]) -> dict[str, Tensor]:
         inputs = self.images.inputs(ids, files)

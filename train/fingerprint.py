@@ -70,14 +70,14 @@ def bound(config: Config) -> dict[str, Any]:
     """Of `flat` what training's numbers depend on: what may not change when a run goes on."""
     free = tuple(f"{key}." for key in FREE_KEYS)
     kept = {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
-    return kept | {name: [_as_before(source) for source in kept[name]] for name in SOURCES}
+    return kept | {name: _as_before(kept[name]) for name in SOURCES}
 
 
-def _as_before(source: Any) -> Any:
-    """A source without the options that are not given and that runs from before them did not know."""
-    if not isinstance(source, dict):
-        return source
-    return {key: value for key, value in source.items() if value or key not in LATER_OPTIONS}
+def _as_before(sources: Any) -> Any:
+    """Sources without the options that are not given and that runs from before them did not know."""
+    if not isinstance(sources, list):
+        return sources
+    return [{key: v for key, v in source.items() if v or key not in LATER_OPTIONS} for source in sources]
 
 
 DEFAULTS: Mapping[str, Any] = bound(Config())

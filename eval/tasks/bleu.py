@@ -1,4 +1,4 @@
-"""Answers by generation, scored by corpus BLEU and chrF against the reference answers (Chinese and English)."""
+"""Answers by generation, scored by corpus BLEU and chrF against the reference answers, in any script."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.protocols import Answer, CorpusMetric, Hub, Sample, Task
 from eval.rows import Example, examples
+from eval.scale import HUNDRED
 from eval.tasks.qa import ask, check, outcome
 
 
@@ -21,14 +22,14 @@ def _counts(prediction: str, reference: str) -> Mapping[str, float]:
 
 TASK = Task(
     name="bleu",
-    version=1,
+    version=2,
     about="answers by generation, scored by corpus BLEU and chrF",
     load=examples(check),
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("bleu", higher_is_better=True, of=bleu),
-        CorpusMetric("chrf", higher_is_better=True, of=chrf),
+        CorpusMetric("bleu", higher_is_better=True, of=bleu, of_sums=True, scale=HUNDRED),
+        CorpusMetric("chrf", higher_is_better=True, of=chrf, of_sums=True, scale=HUNDRED),
     ),
     source=Hub(
         "wmt/wmt19",

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eval.class_label import AmbiguousLabelError, class_number
 from eval.errors import UserError
-from eval.metrics.labels import macro_f1, mcc, pearson, rmse
+from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, text_in
+from eval.scale import CORRELATION, POSITIVE
 from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
 
 if TYPE_CHECKING:
@@ -54,11 +56,12 @@ def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
-    if item.label in names:
-        return dataclasses.replace(item, labels=names, gold=names.index(str(item.label)))
-    number = int(item.label) if isinstance(item.label, int) or item.label.isdecimal() else -1
-    if 0 <= number < len(names):
-        return dataclasses.replace(item, labels=names, gold=number)
+    try:
+        gold = class_number(item.label, names)
+    except AmbiguousLabelError as error:
+        raise UserError(f"{item.id}: {error} ({prompter.name}: id2label in its config.json)") from error
+    if gold is not None:
+        return dataclasses.replace(item, labels=names, gold=gold)
     raise UserError(
         f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
         f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"
@@ -116,8 +119,8 @@ TASK = Task(
     score=score,
     metrics=(
         SampleMetric("accuracy", higher_is_better=True, is_share=True),
-        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
-        CorpusMetric("mcc", higher_is_better=True, of=mcc),
+        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1, too_few=too_few),
+        CorpusMetric("mcc", higher_is_better=True, of=mcc, scale=CORRELATION, too_few=too_few),
     ),
     tables=by_label,
     head="sequence",
@@ -132,8 +135,8 @@ REGRESSION = Task(
     ask=ask,
     score=score_value,
     metrics=(
-        CorpusMetric("pearson", higher_is_better=True, of=pearson),
-        CorpusMetric("rmse", higher_is_better=False, of=rmse),
+        CorpusMetric("pearson", higher_is_better=True, of=pearson, scale=CORRELATION),
+        CorpusMetric("rmse", higher_is_better=False, of=rmse, scale=POSITIVE, fewest=FEWEST_OF_SQUARES),
     ),
     head="sequence",
     source=Hub("nyu-mll/glue", split="validation", name="stsb"),

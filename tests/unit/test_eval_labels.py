@@ -243,7 +243,8 @@ LABELS = {
         ("th", "ดีเพราะสะอาด", "ดี"),
         ("th", "ไม่ดี", "ไม่ดี"),
         ("th", "ดีใจ", None),
-        ("ko", "긍정입니다", None),
+        ("ko", "긍정입니다", "긍정"),
+        ("ko", "긍정적", None),
         ("ko", "긍정. 깨끗해서", "긍정"),
         ("ru", "Положительный, потому что", "положительный"),
         ("ru", "положительныйх", None),
@@ -285,6 +286,7 @@ def test_labels_of_every_script(name: str, text: str, label: str | None) -> None
 EVERY_LABEL = [(name, label) for name, own in LABELS.items() for label in own]
 
 
+@settings(deadline=None)  # jieba loads its words once
 @given(st.sampled_from(EVERY_LABEL), st.sampled_from(["", "\nso", " \n"]))
 def test_every_label_is_read_in_every_width_and_unicode_form(chosen: tuple[str, str], after: str) -> None:
     name, label = chosen
@@ -297,10 +299,10 @@ def test_every_label_is_read_in_every_width_and_unicode_form(chosen: tuple[str, 
 @pytest.mark.parametrize("piece", ["好评", "好", "positive ", "a", "ดี", "e\u0301", "\u0301", "，", "1"])
 def test_labels_are_read_in_time(piece: str) -> None:
     first_label("好评因为", LABELS["zh"])  # loads jieba
-    start = time.perf_counter()
+    start = time.process_time()
     for labels in LABELS.values():
         first_label(piece * (100_000 // len(piece)), labels)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_label_that_begins_another_is_scored_with_its_end(tmp_path: Path) -> None:
@@ -340,6 +342,19 @@ def test_a_tokenizer_without_an_end_refuses_labels_that_begin_another() -> None:
     items = task.arrange(load([Row("f", k, {"text": "t", "label": x}) for k, x in enumerate(("a", "ab"))], task.load))
     with pytest.raises(UserError, match=r"'a' begins 'ab'.*has no end token"):
         task.ask(items[0], words)
+
+
+@pytest.mark.parametrize("label", [1, "1"])
+def test_a_label_that_may_be_a_name_or_a_number_is_refused(label: Any) -> None:
+    task = TASKS["sequence_classification"]
+    (item,) = load([Row("f", 3, {"text": "t", "label": label})], task.load)
+    assert task.bind is not None
+    with pytest.raises(
+        UserError, match=r"f:3: label '1' is the name of class 0 \(from 0\) and the number of class '2'"
+    ):
+        task.bind(item, prompter({0: "1", 1: "2"}))
+    assert task.bind(item, prompter({0: "0", 1: "1"})).gold == 1
+    assert task.bind(item, prompter({0: "neg", 1: "pos"})).gold == 1
 
 
 # Words and windows
@@ -695,8 +710,7 @@ def test_the_context_is_what_the_model_can_take(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("rows", "with_entities", "right"), [(100, 3, 0), (100, 1, 1), (20, 2, 0), (6, 1, 1)])
-def test_intervals_of_f1_where_most_resamples_have_no_entity(rows: int, with_entities: int, right: int) -> None:
-    """A resample without any entity has an F1 of 0, and so has its neighbourhood, by which intervals are found."""
+def test_a_handful_of_entities_is_too_few_for_an_interval(rows: int, with_entities: int, right: int) -> None:
     columns = {name: np.zeros(rows) for name in ("right_entities", "predicted_entities", "gold_entities")}
     columns["gold_entities"][:with_entities] = 1.0
     columns["right_entities"][:right] = columns["predicted_entities"][:right] = 1.0
@@ -710,9 +724,8 @@ def test_intervals_of_f1_where_most_resamples_have_no_entity(rows: int, with_ent
     ]
     for metric in task.metrics:
         for estimate in compare((metric,), {"m": samples})[0].estimates:
-            low, high = (estimate.value if end is None else end for end in (estimate.low, estimate.high))
-            assert 0 <= low <= estimate.value <= high <= 1
-            assert (estimate.low is None) == (not right or metric.name == "token_accuracy")  # all rows are equal
+            assert estimate.low is None
+            assert estimate.reason
 
 
 def test_tag_sequences_are_no_text_that_rows_can_share() -> None:

@@ -132,6 +132,7 @@ WRONG = {
     "repeating for reward": (
         {"reward": 1.0, "repetition": 0.24}, {"reward": 0.1, "repetition": 0.26}, "the reward rises together with rep",
     ),
+    "empty": ({"empty": 0.9}, {"empty": 1.0}, "every answer of a rollout is empty"),
     "repeating for nothing": ({"reward": -1.0, "repetition": 0.9}, {"reward": 0.0, "repetition": 0.9}, None),
 }  # fmt: skip
 
@@ -162,4 +163,4 @@ def test_ranks_that_do_not_speak_know_as_much() -> None:
         for signs in ranks:
             signs.look(rollout(**changed))
     assert ranks[0].state() == ranks[1].state()
-    assert len(ranks[0].state()) == 6  # three numbers of the first rollout, three signs
+    assert len(ranks[0].state()) == 7  # three numbers of the first rollout, four signs

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.progress import counted
 from eval.readers import BadRow
 from train.data.fields import RowError
 from train.data.formats import FORMATS
@@ -114,7 +115,7 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
         return
     form = FORMATS[source.config.format]
     needed = " and ".join(form.required) or " or ".join(form.alternatives)
-    rows = f"{which}{problems.rows:,} row{'s' * (problems.rows > 1)}"
+    rows = which + counted(problems.rows, "row")
     raise UserError(
         f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the {rows}"
         f" has. Its columns are: {', '.join(problems.columns) or '(none)'}."
@@ -130,7 +131,7 @@ def bad_rows_error(found: Sequence[tuple[Source, Problems]]) -> UserError:
     if total > len(listed):
         listed.append(f"and {total - len(listed):,} more")
     return UserError(
-        f"{total:,} of {rows:,} rows cannot be used:\n  "
+        f"{total:,} of {counted(rows, 'row')} cannot be used:\n  "
         + "\n  ".join(listed)
         + "\nMend them, or leave them out with data.on_bad_row: skip"
     )
@@ -139,4 +140,5 @@ def bad_rows_error(found: Sequence[tuple[Source, Problems]]) -> UserError:
 def skipped_line(problems: Problems, names: Sequence[str]) -> str:
     """What was left out, and why."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in problems.kinds.most_common())
-    return f"{problems.count:,} of {problems.rows:,} rows left out: {kinds}; the first is {problems.listed(names)[0]}"
+    first = problems.listed(names)[0]
+    return f"{problems.count:,} of {counted(problems.rows, 'row')} left out: {kinds}; the first is {first}"

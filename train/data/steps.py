@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from eval.progress import counted
 from train.config import DurationConfig
 from train.data.batch import Indices, Rows, Shape, epoch_steps, padding_share, rank_batches
 from train.protocols import Batch, Plan, Ranks
@@ -83,8 +84,8 @@ def _plan(
         attention_length=float((lengths_n * (lengths_n + 1) / 2).sum() / lengths_n.sum()),
         head_share=float(learned / lengths_n.sum()),
         lines=(
-            f"{len(rows):,} rows, {int(lengths_n.sum()):,} tokens, {learned:,} of them learned",
-            f"{total:,} step{'s' * (total != 1)}: {len(first):,} an epoch, {epochs}, {tokens:,} tokens in all",
+            f"{counted(len(rows), 'row')}, {int(lengths_n.sum()):,} tokens, {learned:,} of them learned",
+            f"{counted(total, 'step')}: {len(first):,} an epoch, {epochs}, {tokens:,} tokens in all",
             f"global batch: {a_step:,.0f} tokens, {rows_a_step:,.1f} rows ({layout}, padding {waste:.1%})",
         ),
     )

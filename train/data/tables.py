@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 import transformers
 
+from eval.progress import counted
 from train.config import DataConfig
 from train.data.build import Facts, Workers, build
 from train.data.encoded import Part
@@ -145,7 +146,7 @@ def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
     used = facts.problems.rows - facts.problems.count
     sampled_text = "" if spec.config.fraction == 1 else f" ({spec.config.fraction:.0%} drawn with the seed)"
     head = (
-        f"{spec.key} {spec.config.path} ({spec.config.format}): {used:,} rows{sampled_text},"
+        f"{spec.key} {spec.config.path} ({spec.config.format}): {counted(used, 'row')}{sampled_text},"
         f" {counts['tokens']:,} tokens, {counts['learned'] / max(counts['tokens'], 1):.0%} of them learned"
         f" ({'tokenised' if entry.is_new else 'from the cache'})"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eval.reasoning import whole_letters
 from train.protocols import Ranks
 
 
@@ -45,7 +46,9 @@ def continue_prompts(
         batch = mine[start : start + batch_size]
         rows = [list(prompts[i]) for i in batch] or [list(prompts[0])]
         new_bt = _generate(generator, tokenizer, rows, max_new_tokens, ranks)
-        answers |= {i: tokenizer.decode(new_bt[b], skip_special_tokens=True) for b, i in enumerate(batch)}
+        answers |= {
+            i: whole_letters(tokenizer.decode(new_bt[b], skip_special_tokens=True)) for b, i in enumerate(batch)
+        }
     generator.train(training)
     return answers
 

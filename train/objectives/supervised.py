@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from eval.dequantize import quantization_method
+from train.cautions import about_positions
 from train.config import Config
 from train.data.batch import Rows, Shape, collate, micro_batches
 from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
@@ -49,6 +50,7 @@ class Supervised:
         self.day = run_day(config.run.folder, ranks)
         self.corpus: Corpus | StreamingCorpus
         self.source: Steps
+        self.cautions: list[str] = []
         if data.streaming:
             self.corpus = stream(data, self.tokenizer, seed, ranks, self.day)
             self.shape = self._shape()
@@ -58,6 +60,8 @@ class Supervised:
             self.shape = self._shape()
             weights = [source.weight for source in data.train]
             self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
+            longest = int(self.corpus.train.lengths_n.max(initial=0))
+            self.cautions = list(about_positions(longest, self.empty_model.config.get_text_config()))
         self.base_quantization = quantization_method(resolve(config.model.path, config.model.revision))
         self.config_digest = config_digest(config.model.path, config.model.revision)
         self.model_digest = model_digest(config.model.path, config.model.revision)
@@ -72,7 +76,7 @@ class Supervised:
         """Data, model and chat template."""
         return {
             "data_digest": self.corpus.digest,
-            "data_lines": list(self.corpus.lines),
+            "data_lines": [*self.corpus.lines, *self.cautions],
             "rows_left_out": self.corpus.rows_left_out,
             "model": {
                 "path": self.config.model.path,

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from eval.checkpoint import end_ids
 from eval.own_template import default_template
+from eval.progress import counted
 from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
 from train.data.encode import Corpus, Reading
@@ -96,9 +97,10 @@ class PPO(Supervised):
             attention_length=length / 2,
             head_share=own.response_tokens / length,
             lines=(
-                f"{len(self.prompts):,} prompts, {len(self.held_out_prompts):,} held out",
-                f"{rollouts:,} rollouts of {own.rollout_prompts} prompts, {own.samples_per_prompt} answers to each,"
-                f" {own.epochs} passes in {own.minibatches} steps each: {phases.steps:,} steps",
+                f"{counted(len(self.prompts), 'prompt')}, {len(self.held_out_prompts):,} held out",
+                f"{counted(rollouts, 'rollout')} of {counted(own.rollout_prompts, 'prompt')},"
+                f" {counted(own.samples_per_prompt, 'answer')} to each, {counted(own.epochs, 'pass', 'passes')} in"
+                f" {counted(own.minibatches, 'step')} each: {counted(phases.steps, 'step')}",
             ),
         )
 

@@ -34,6 +34,11 @@ class Signs:
     def look(self, found: Mapping[str, float]) -> None:
         """Warn of what has become of the policy."""
         self.first = first = self.first or {name: found[name] for name in COMPARED}
+        self._warn(
+            "empty", found.get("rollout/empty", 0.0) >= 1,
+            "every answer of a rollout is empty, and there is nothing to learn from: look at the prompts (samples/), "
+            "data.chat_template, and the model's end tokens (generation_config.json)",
+        )  # fmt: skip
         more_reward = found["rollout/reward"] > first["rollout/reward"]
         kl_per_token = found["rollout/kl"] / found["rollout/response_tokens"]
         self._warn(

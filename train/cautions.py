@@ -1,0 +1,47 @@
+"""What is allowed and most likely not meant: one line each, before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from train.config import OptimConfig
+
+
+def about_schedule(optim: OptimConfig, total_steps: int) -> Iterator[str]:
+    """A warmup that the run ends in: the learning rate that was chosen is never reached."""
+    warmup = optim.warmup_steps
+    if warmup is None:
+        warmup = math.ceil(optim.warmup_fraction * total_steps)
+    if total_steps and warmup >= total_steps and warmup > 1:
+        key = "optim.warmup_fraction" if optim.warmup_steps is None else "optim.warmup_steps"
+        yield (
+            f"WARNING {key}: the warmup takes {warmup:,} steps and the run has {total_steps:,}, so the learning rate "
+            "only rises, and the schedule never begins"
+        )
+
+
+def about_positions(longest: int, model_config: Any) -> Iterator[str]:
+    """Rows longer than the positions that a model was made for, where it computes positions as it needs them."""
+    limit = positions_of(model_config)
+    if limit is not None and longest > limit:
+        yield (
+            f"WARNING data.max_length_tokens: the longest row has {longest:,} tokens, the model was made for {limit:,} "
+            "(max_position_embeddings in its config.json): what lies beyond is learned from scratch"
+        )
+
+
+def positions_of(model_config: Any) -> int | None:
+    """The positions that a model was made for, stretched ones (rope scaling) among them; None where it has no limit."""
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    stretched = [_stretched(own) for own in (rope, *rope.values()) if isinstance(own, Mapping)]
+    return max(limit, *stretched) if stretched else limit
+
+
+def _stretched(rope: Mapping[str, Any]) -> int:
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return int(original * factor) if isinstance(original, int) and isinstance(factor, int | float) else 0
