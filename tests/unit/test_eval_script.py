@@ -23,7 +23,7 @@ from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.metrics.contains import contains
 from eval.metrics.exact_match import LETTER_A, exact_match, normalise
 from eval.metrics.rouge import NAMES, longest_common_subsequence, rouge
-from eval.metrics.script import LONGEST_RUN, Writing, folded, jieba_tokens, words, writing
+from eval.metrics.script import LONGEST_RUN, Writing, folded, jieba_tokens, tokens, words, writing
 from eval.metrics.similarity import partial_match, similarity
 from eval.metrics.word_shift import frequencies
 
@@ -303,6 +303,13 @@ def test_metrics_keep_their_range_and_symmetry(one: str, other: str) -> None:
     if writing(one, other) is writing(other, one):
         assert rouge(one, other) == pytest.approx(rouge(other, one))
     assert all(0.0 <= score <= 1.0 for score in rouge(one, other).values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_the_quick_way_to_words_finds_the_same(text: str) -> None:
+    """A letter that it does not know sends the text the other way."""
+    assert [*tokens(text, Writing.SPACED), "é"] == tokens(f"{text} é", Writing.SPACED)
 
 
 # SQuAD's evaluation (arXiv:1606.05250), written anew: lower case, without punctuation, articles, extra spaces.
