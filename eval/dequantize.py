@@ -193,12 +193,13 @@ def _headers(folder: Path) -> dict[str, tuple[str, list[int]]]:
 
 
 def _plain_modules(folder: Path) -> list[str]:
-    """Modules whose weight is stored as it is: what bitsandbytes must not take for packed."""
-    return [
+    """Modules whose weight is stored as it is: what bitsandbytes must not take for packed. Also as a part is named."""
+    names = [
         name.removesuffix(".weight")
         for name, (kind, shape) in _headers(folder).items()
         if name.endswith(".weight") and kind not in ("U8", "I8") and len(shape) == 2
     ]
+    return [*names, *(name.partition(".")[2] for name in names if "." in name)]
 
 
 def _require_scales(folder: Path) -> None:

@@ -94,7 +94,7 @@ def stopped(text: str, stop_texts: Sequence[str], closing: str) -> str | None:
     closing: as in `split`.
     """
     parts = split(text, closing)
-    start = len(text) - len(parts.answer) if parts.reasoning else 0
+    start = len(text) - len(parts.answer)
     cuts = [at for stop in stop_texts if (at := text.find(stop, start)) >= 0]
     return text[: min(cuts)] if cuts and not parts.is_open else None
 

@@ -116,12 +116,19 @@ def gpt_oss(out: Path) -> dict[str, Tensor]:
     return meant
 
 
-def bitsandbytes(plain: Path, out: Path, bits: int, double: bool = False) -> dict[str, Tensor]:
+def bitsandbytes(
+    plain: Path, out: Path, bits: int, double: bool = False, skipped: list[str] | None = None
+) -> dict[str, Tensor]:
     """A folder that transformers saved from memory, dequantised by the published tables."""
     asked = (
         BitsAndBytesConfig(load_in_8bit=True)
         if bits == 8
-        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double,
+            llm_int8_skip_modules=skipped,
+        )
     )
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, quantization_config=asked)
     meant = {}
@@ -185,6 +192,7 @@ def make(kind: str, folder: Path) -> tuple[Path, dict[str, Tensor]]:
         "mxfp8": lambda: mxfp8(plain, out),
         "4 bit": lambda: bitsandbytes(plain, out, 4),
         "4 bit double": lambda: bitsandbytes(plain, out, 4, double=True),
+        "4 bit in part": lambda: bitsandbytes(plain, out, 4, skipped=["lm_head", "layers.1.mlp.down_proj", "o_proj"]),
         "8 bit": lambda: bitsandbytes(plain, out, 8),
     }[kind]()
     return out, made
@@ -192,5 +200,5 @@ def make(kind: str, folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 KINDS = (
     *("fp8", "fp8 ragged", "tied fp8", "fp8 by tensor", "experts fp8", "mxfp8", "gpt-oss mxfp4"),
-    *("4 bit", "4 bit double", "8 bit"),
+    *("4 bit", "4 bit double", "4 bit in part", "8 bit"),
 )

@@ -45,6 +45,7 @@ _LONGEST_BEFORE = 12  # characters that `_BEFORE_ARTICLE` needs
 _ARTICLES = regex.compile(rf"(?<![{IN_WORD}])(?:an|the)(?![{IN_WORD}])")
 _LONE_A = regex.compile(rf"(?<!{_LETTER})a(?!{_LETTER})", regex.V1)
 
+_DIGIT = regex.compile("[0-9]")
 _THOUSANDS = regex.compile(r"(?<![0-9])(?<![0-9][.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:,[0-9]{2})+,[0-9]{3})(?!,?[0-9])")
 _CHAIN = regex.compile("[0-9]+(?:/[0-9]+){2,}")  # a date, not a fraction
 _MINUS_INSIDE = regex.compile(rf"(?<!{_LETTER})(\p{{Sc}})-(?=\.?[0-9])", regex.V1)
@@ -69,11 +70,9 @@ def normalise(text: str) -> str:
     one beside an unspaced script; "-" before a digit is a minus sign, and has a space before it unless the text begins
     there; ".", ":" and "/" stand only inside numbers; `LETTER_A` is the letter A where it is no article.
     """
-    text = compatible(_SPECIAL_NUMBER.sub(_special_number, text))
-    text = folded(_without_article_a(text)).translate(_SAME)
-    text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    text = _CHAIN.sub(lambda number: number[0].replace("/", " "), text)
-    text = _BARE_POINT.sub("0.", _PLUS.sub("", _MINUS_INSIDE.sub(r"-\1", text)))
+    text = compatible(text if text.isascii() else _SPECIAL_NUMBER.sub(_special_number, text))
+    text = folded(_without_article_a(text))
+    text = _with_plain_numbers(text if text.isascii() else text.translate(_SAME))
     text = _unless_nothing_left(_PUNCTUATION.sub(_replacement, text), text)
     text = _LONE_A.sub(LETTER_A, _unless_nothing_left(_ARTICLES.sub(" ", text), text))
     text = _SPACE_AROUND_SIGN.sub(r"\1\2", " ".join(text.split()))
@@ -93,6 +92,15 @@ def _special_number(found: regex.Match[str]) -> str:
     """10² as 10^2, 1½ as 1 1/2, ①② as 1 2."""
     plain = unicodedata.normalize("NFKC", found[0])
     return f"^{plain}" if _EXPONENT.fullmatch(found[0]) else f" {plain} "
+
+
+def _with_plain_numbers(text: str) -> str:
+    """1,234 as 1234, dates without slashes, $-5 as -$5, +5 as 5, .5 as 0.5."""
+    if not _DIGIT.search(text):
+        return text
+    text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    text = _CHAIN.sub(lambda number: number[0].replace("/", " "), text)
+    return str(_BARE_POINT.sub("0.", _PLUS.sub("", _MINUS_INSIDE.sub(r"-\1", text))))
 
 
 def _without_article_a(text: str) -> str:

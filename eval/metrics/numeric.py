@@ -41,7 +41,6 @@ _SCALES = {
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
-    "dozen": 12,
     "mn": 10**6,
     "bn": 10**9,
     "lakh": 10**5,
@@ -83,7 +82,7 @@ _UNREADABLE_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _UNREADABLE_AFTER = re.compile(
-    r" ?(?:[\u2030π√兆조]|\^|分之|分の|분의|个半|個半|半)| ?(?!m\^)[a-z] ?[-+*×÷/^] ?[0-9]"
+    r" ?(?:[\u2030π√兆조]|dozen|\^|分之|分の|분의|个半|個半|半)| ?(?!m\^)[a-z] ?[-+*×÷/^] ?[0-9]"
     r"| (?:and|&) (?:an?|one|two|three) (?:half|third|quarter)"
 )
 _MORE_WORDS = re.compile(
@@ -100,9 +99,8 @@ def number(text: str) -> Fraction | None:
     be read whole, or where a list begins with it ("5, 6").
     """
     text = plain_digits(text)
-    found = _numerals(text)
-    behind = [numeral for numeral in found if numeral.start() > text.rfind("=")]
-    found = behind or found
+    found, equals = _numerals(text), text.rfind("=")
+    found = [numeral for numeral in found if numeral.start() > equals] or found
     if not found or (found[1:] and _AND.fullmatch(text, found[0].end(), found[1].start())):
         return None
     return _value(text, found[0])

@@ -3,8 +3,8 @@
 Texts are written in one of three ways, by which each metric chooses its words:
 
 - CHINESE: jieba cuts the words.
-- UNSPACED: Japanese, Thai, Lao, Khmer, Burmese and other scripts without spaces between words. No word list is at hand,
-  so every letter with its marks (a grapheme cluster) counts as a word.
+- UNSPACED: Japanese, Thai, Lao, Khmer, Burmese, Tibetan and other scripts without spaces between words. No word list is
+  at hand, so every letter with its marks (a grapheme cluster) counts as a word.
 - SPACED: all others. A word is a run of letters, marks and digits.
 
 Words of another script inside a text keep their own rule: in a Thai text, "Bangkok" is one word.
@@ -30,7 +30,7 @@ HAN = r"\p{Han}"
 KANA = r"\p{Hiragana}\p{Katakana}"
 UNSPACED = (  # scripts whose words are written without a space between them
     rf"{HAN}{KANA}\p{{Bopomofo}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tai_Le}}\p{{New_Tai_Lue}}\p{{Tai_Tham}}"
-    r"\p{Tai_Viet}\p{Javanese}\p{Balinese}"
+    r"\p{Tai_Viet}\p{Javanese}\p{Balinese}\p{Tibetan}"
 )
 IN_WORD = r"\p{L}\p{M}\p{N}"
 LONGEST_RUN = 1000  # Han characters that jieba is given at once: its time grows with the square of an unbroken run
@@ -40,14 +40,18 @@ MOST_MARKS = 30  # on one letter, as in Unicode's stream-safe format (UAX #15): 
 _SPACED_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]+", regex.V1)
 _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
 _HAN, _KANA, _HAN_RUN = regex.compile(f"[{HAN}]"), regex.compile(f"[{KANA}]"), regex.compile(f"[{HAN}]+")
+_ASCII_LETTER = re.compile("[A-Za-z]")
 _ASCII_WORD = re.compile("[A-Za-z0-9]+")
 _WORD = regex.compile(  # the first part only for speed
     rf"[\u4e00-\u9fff](?!\p{{M}})|[[{UNSPACED}]&&\p{{L}}]\p{{M}}*|[[{IN_WORD}]--[[{UNSPACED}]&&\p{{L}}]]+", regex.V1
 )
+_ASCII_RUNNING = re.compile(rf"{UNKNOWN}|[A-Za-z0-9](?:\S*[A-Za-z0-9])?")
+_RUNNING = regex.compile(rf"{UNKNOWN}|[{IN_WORD}](?:\S*[{IN_WORD}])?")
+_A_LETTER = regex.compile(f"[{IN_WORD}]")
 _EDGES = regex.compile(rf"^[^{IN_WORD}]+|[^{IN_WORD}]+$")
 # What only a tokenised corpus has: marks, escapes, joints as in "five @-@ year", "do n't", "wor@@ d".
 _MARK = (r"(?i)</?(?:s|eos|bos|pad|sep|cls|mask|br|p)\s*/?>|\[(?:CLS|SEP|PAD|EOS|BOS)\]|-(?:[LR][RSC]B)-", " ")
-_JOINT = (r"\s@([-,.])@\s|@@\s|\s(?=(?:n't|'(?:s|re|ve|ll|d|m))\b)", r"\1")
+_JOINT = (r"\s@([-,.])@\s|@@\s|\s(?=(?:n't|'(?:s|t|re|ve|ll|d|m))\b)", r"\1")
 _TOKENISED = regex.compile(rf"{_MARK[0]}|{_JOINT[0]}|&(?:apos|quot|amp|lt|gt|#91|#93|#124);")
 _MANY_MARKS = regex.compile(rf"(\p{{M}}{{{MOST_MARKS}}})\p{{M}}+")
 # Joiners, marks of direction, soft hyphens, variation selectors; not the tags in the flag of Wales.
@@ -72,6 +76,10 @@ def writing(reference: str, prediction: str = "") -> Writing:
     is kana.
     """
     for text in (reference, prediction):
+        if text.isascii():
+            if _ASCII_LETTER.search(text):
+                return Writing.SPACED
+            continue
         letters = len(_UNSPACED_LETTER.findall(text))
         spaced = sum(not word.isdecimal() for word in _SPACED_WORD.findall(text))
         if letters and letters >= spaced:
@@ -118,11 +126,12 @@ def words(text: str, written: Writing | None = None) -> list[str]:
     match written or writing(text):
         case Writing.CHINESE:
             found = jieba_tokens(text)
+            return [token if token.isalnum() else _EDGES.sub("", token) for token in found if _A_LETTER.search(token)]
         case Writing.UNSPACED:
             return tokens(text, Writing.UNSPACED)
         case Writing.SPACED:
-            found = untokenised(text).split()
-    return [word for token in found if (word := token if token == UNKNOWN else _EDGES.sub("", token))]
+            text = untokenised(text)
+            return list((_ASCII_RUNNING if text.isascii() else _RUNNING).findall(text))
 
 
 def untokenised(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers by generation, scored by corpus BLEU and chrF against the reference answers (Chinese and English)."""
+"""Answers by generation, scored by corpus BLEU and chrF against the reference answers, in any script."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _counts(prediction: str, reference: str) -> Mapping[str, float]:
 
 TASK = Task(
     name="bleu",
-    version=1,
+    version=2,
     about="answers by generation, scored by corpus BLEU and chrF",
     load=examples(check),
     ask=ask,

@@ -107,7 +107,7 @@ def _next(example: Example, said: Sequence[str], prompter: Prompter) -> Sequence
 
 TASK = Task(
     name="dialogue",
-    version=2,
+    version=3,
     about="several turns, each generated on the model's own history",
     load=examples(check),
     ask=ask,

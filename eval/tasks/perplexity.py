@@ -80,7 +80,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
 
 TASK = Task(
     name="perplexity",
-    version=2,
+    version=3,
     about="perplexity and bits per byte of texts, or of answers given their questions",
     load=examples(check),
     ask=ask,

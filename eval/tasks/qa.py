@@ -1,4 +1,4 @@
-"""Questions answered by generation, scored by exact and partial match with the reference (Chinese and English)."""
+"""Questions answered by generation, scored by exact and partial match with the reference, in any script."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _matches(prediction: str, reference: str) -> Mapping[str, float]:
 
 TASK = Task(
     name="qa",
-    version=2,
+    version=3,
     about="answers by generation, scored by exact and partial match",
     load=examples(check),
     ask=ask,

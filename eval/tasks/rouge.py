@@ -1,4 +1,4 @@
-"""Answers by generation, scored by ROUGE-1, -2 and -L against the reference answer (Chinese and English)."""
+"""Answers by generation, scored by ROUGE-1, -2 and -L against the reference answer, in any script."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
 
 TASK = Task(
     name="rouge",
-    version=1,
+    version=2,
     about="answers by generation, scored by ROUGE-1, -2 and -L",
     load=examples(check),
     ask=ask,

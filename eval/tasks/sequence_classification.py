@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eval.class_label import AmbiguousLabelError, class_number
 from eval.errors import UserError
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
 from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
@@ -54,11 +55,12 @@ def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
-    if item.label in names:
-        return dataclasses.replace(item, labels=names, gold=names.index(str(item.label)))
-    number = int(item.label) if isinstance(item.label, int) or item.label.isdecimal() else -1
-    if 0 <= number < len(names):
-        return dataclasses.replace(item, labels=names, gold=number)
+    try:
+        gold = class_number(item.label, names)
+    except AmbiguousLabelError as error:
+        raise UserError(f"{item.id}: {error} ({prompter.name}: id2label in its config.json)") from error
+    if gold is not None:
+        return dataclasses.replace(item, labels=names, gold=gold)
     raise UserError(
         f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
         f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"

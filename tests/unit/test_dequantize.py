@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from eval.checkpoint import look
@@ -89,6 +89,16 @@ def test_merged_into_the_dequantised_base(made, tmp_path, kind, tuning):
     if tuning != "full":
         assert any("quantised" in line for line in report.lines())
         assert json.loads((tmp_path / "merged" / "run.json").read_text())["merge"]["dequantized_from"]
+
+
+@pytest.mark.parametrize("kind", ["fp8", "experts fp8", "gpt-oss mxfp4", "4 bit in part", "8 bit"])
+def test_a_body_without_its_head_is_read_alike(made, kind):
+    folder, plain = made(kind)
+    body = load_model(AutoModel, ModelConfig(path=str(folder)), torch.float32, new=["value_head"])
+    meant = AutoModel.from_pretrained(plain, dtype=torch.float32)
+    with torch.no_grad():
+        found, expected = body.eval()(IDS).last_hidden_state, meant.eval()(IDS).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_head_on_a_4_bit_body_is_new_and_plain(made):

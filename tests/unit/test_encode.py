@@ -94,8 +94,15 @@ def test_an_end_that_is_no_token_is_warned_about(tmp_path):
 def test_a_template_that_cannot_be_learned_from_names_a_row(tmp_path):
     template = tmp_path / "prompt.jinja"
     template.write_text("{% if add_generation_prompt %}Answer: {% endif %}x")
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: data\.chat_template: .*differently"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: the chat template writes .*differently.*data\.chat_template"):
         corpus_of(tmp_path, [TURN], "qa", chat_template=str(template))
+    template.write_text(
+        "{% for m in messages %}{{ m.content if m == messages[-1] or m.role == 'user' }}</s>{% endfor %}"
+    )
+    rows = [{"messages": CHAT[1:3]}, {"messages": CHAT[1:]}]
+    corpus = corpus_of(tmp_path, rows, "chat", chat_template=str(template), on_bad_row="skip")
+    assert len(corpus.train) == 1  # single turns can be told apart
+    assert any("1 of 2 rows left out: 1 the chat template writes earlier turns differently" in x for x in corpus.lines)
 
 
 def test_the_system_prompt_goes_before_conversations_without_one(tmp_path):

@@ -163,6 +163,6 @@ def test_width_changes_nothing(text: str) -> None:
     ["选", "答案是", "答案:", "A", "A ", ":", "A、", "*", " ", "answer ", "is ", "(", "option ", "选项", "A和"],
 )
 def test_letters_are_read_in_time(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     read_letter(piece * (100_000 // len(piece)), 4)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -73,7 +73,6 @@ READ: dict[str, Fraction | int | str] = {
     "2 million": 2_000_000,
     "$1.5 million": 1_500_000,
     "2 hundred thousand": 200_000,
-    "2 dozen eggs": 24,
     "5k": 5000,
     "$5M": 5_000_000,
     "$2.5bn": 2_500_000_000,
@@ -179,6 +178,7 @@ NOT_READ = (
         "三万5",
         "3조",
         "3分之1",
+        "8 dozen",
         "5M people",
         "2 million 500",
         "2 hundred and five",
@@ -282,10 +282,10 @@ def test_joined_digits_are_one_number_or_none(text: str, before: str, after: str
 )
 def test_long_texts_are_read_in_time(piece: str) -> None:
     text = piece * (100_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     number(text)
     last_number(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_numbers_are_the_same_within_the_tolerance() -> None:
@@ -348,9 +348,9 @@ def test_json_answers_are_read(text: str, answers: list[str]) -> None:
     ],
 )
 def test_json_answers_are_read_in_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     json_answers(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @given(st.text(alphabet="{}[]\"',:answer0123456789.` \n\\", max_size=80))

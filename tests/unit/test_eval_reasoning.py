@@ -146,6 +146,7 @@ def test_a_prompt_that_ends_in_an_opening_mark_has_begun_it() -> None:
 def test_stop_texts_stop_answers_and_no_reasoning() -> None:
     assert stopped("<think>a\nb</think>c\nd", ["\n"], "") == "<think>a\nb</think>c"
     assert stopped("<think>a\nb", ["\n"], "") is None
+    assert stopped("<think>\n\n</think>\n\nc\nd", ["\n"], "") == "<think>\n\n</think>\n\nc"
     assert stopped("a\nb</think>c\nd", ["\n"], "</think>") == "a\nb</think>c"
     assert stopped("c\nd", ["\n"], "") == "c"
     assert stopped("c", ["\n"], "") is None

@@ -175,7 +175,7 @@ def test_generation_marks_say_what_is_learned_even_where_a_later_turn_changes_ea
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_cure(tmp_path):
     (tmp_path / "mine.jinja").write_text(FORGETS)
     template = resolve(str(tmp_path / "mine.jinja"), tokenizer())
-    with pytest.raises(UserError, match=r"message 2 .*differently.*generation.*chatml or plain"):
+    with pytest.raises(RowError, match=r"differently.*message 2 .*generation.*chatml or plain"):
         render(template, Conversation(TURNS))
     render(template, Conversation(TURNS[1:3]))  # a single turn can be told apart
 

@@ -217,6 +217,16 @@ def test_a_label_of_the_validation_data_alone_is_refused(tmp_path: Path) -> None
         prepare(config, tokenizer(), 0, Solo(), CLASSES)
 
 
+@pytest.mark.parametrize("label", [1, "1"])
+def test_a_label_that_is_a_name_and_another_number_is_refused(tmp_path: Path, label: int | str) -> None:
+    """A file that knows numbers (JSONL) and one that does not (CSV) would learn different classes."""
+    rows = [{"sentence": "a", "label": label}]
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: label '1' is the name of class 0 .*number of class '2'"):
+        made(tmp_path, rows, Reading(("labelled",), "classes", ("1", "2")))
+    corpus = made(tmp_path, rows, Reading(("labelled",), "classes", ("0", "1")))
+    assert [gold for _, gold in marked(corpus, 0)] == ["1"]
+
+
 def test_a_format_that_the_objective_cannot_learn_from_is_refused(tmp_path: Path) -> None:
     config = recipe(tmp_path / "cache", SourceConfig("x.jsonl", "qa"))
     with pytest.raises(UserError, match=r"data\.train\[0\]\.format: this objective learns from tagged, not from `qa`"):

@@ -7,6 +7,8 @@ only the answers that were recorded in training can tell: without these the merg
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
@@ -261,3 +263,16 @@ def test_every_fault_is_caught(runs, tmp_path, monkeypatch, name):
         monkeypatch.setattr(steps, "read_answers", lambda folder: None)
         report = merge(folder, tmp_path / "blind", FLOAT32)
         assert any("no answers recorded" in line for line in report.lines())
+
+
+def test_another_tokenizer_is_caught(runs, tmp_path):
+    """The run's own was changed after training: both of the merge's sides would read with it."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs("lora"), folder)
+    path = folder / "tokenizer" / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = described["model"]["vocab"]
+    vocabulary["t"], vocabulary["e"] = vocabulary["e"], vocabulary["t"]
+    path.write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(UserError, match="makes other tokens of a text"):
+        merge(folder, tmp_path / "merged", FLOAT32)

@@ -154,7 +154,7 @@ def test_a_prompt_without_an_answer_is_that_of_inference() -> None:
 
 def test_a_family_that_trl_does_not_know_names_the_cure() -> None:
     own = source("qwen3").replace("<|im_start|>", "<|turn|>")
-    with pytest.raises(UserError, match=r"writes the conversation before message 1 differently .*generation"):
+    with pytest.raises(RowError, match=r"writes earlier turns differently .* before message 1 .*generation"):
         render(resolved(own), CASES["more, thought"])
 
 

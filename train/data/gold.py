@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from eval.class_label import AmbiguousLabelError, class_number
 from eval.label_prompt import label_prompt
 from eval.word_windows import Words, glues_words
 from train.config import LEARNS_FROM
@@ -109,7 +110,7 @@ class GoldEncoder:
 
         Raises:
             RowError: Nothing can be learned from it.
-            UserError: The chat template cannot be learned from.
+            UserError: Tags are numbers, and nobody gave their names.
         """
         if isinstance(example, Tagged):
             return self._tagged(example)
@@ -214,14 +215,17 @@ class GoldEncoder:
         names = self.reading.labels
         if isinstance(label, float):
             raise RowError(f"unknown label: {label!r} is not the name or the number of a class")
-        if isinstance(label, str) and (not names or label in names):
+        if isinstance(label, str) and not names:
             return label
         if is_tag and not names:
             raise UserError("tags are numbers; give their names in their order: head.labels: [O, B-..., I-...]")
         if not names:
             return str(label)
-        number = label if isinstance(label, int) else int(label) if label.isdecimal() else -1
-        if 0 <= number < len(names):
+        try:
+            number = class_number(label, names)
+        except AmbiguousLabelError as error:
+            raise RowError(f"{error} (head.labels)") from error
+        if number is not None:
             return names[number]
         known = ", ".join(names[:SHOWN_LABELS]) + (", ..." if len(names) > SHOWN_LABELS else "")
         raise RowError(f"unknown {'tag' if is_tag else 'label'}: {label!r}; head.labels has {known}")

@@ -179,8 +179,7 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
     it is learned.
 
     Raises:
-        RowError: The template refuses this conversation.
-        UserError: The template writes earlier turns differently once later ones follow.
+        RowError: The template refuses this conversation, leaves out what it says, or cannot be learned from.
     """
     template = template.of(conversation)
     messages = fitted(template.text if conversation.is_answered else template.asking, conversation)
@@ -230,7 +229,7 @@ def _written(
         last = index == len(messages) - 1
         through = text if last else _render(template, messages[: index + 1], tools)[0]
         if not through.startswith(before) or not text.startswith(through):
-            raise UserError(_not_a_prefix(template, index))
+            raise RowError(_not_a_prefix(template, index))
         spans.append((len(before), len(through)))
     return text, spans
 
@@ -315,10 +314,9 @@ def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tup
 
 def _not_a_prefix(template: ChatTemplate, turn: int) -> str:
     return (
-        f"data.chat_template: {template.name} writes the conversation before message {turn} differently once that"
-        " message follows, so the tokens to learn cannot be told apart. Put {% generation %} ... {% endgeneration %}"
-        " around the assistant's part in a copy of it and name that file (TRL ships such copies of well-known"
-        " templates, trl/chat_templates/*_training.jinja), or use chatml or plain"
+        f"the chat template writes earlier turns differently once later ones follow: of {template.name} what stands"
+        f" before message {turn} changes, so that the tokens to learn cannot be told apart. In data.chat_template"
+        " name a copy with {% generation %} ... {% endgeneration %} around the assistant's part, or chatml or plain"
     )
 
 

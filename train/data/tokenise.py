@@ -28,7 +28,7 @@ from train.data.labelled import Labelled, Tagged
 from train.data.preference import Continuation, Preference
 from train.data.rows import joined
 from train.data.sources import NumberedRow
-from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
+from train.data.templates import OPENED_THOUGHTS, OTHER_PROMPT, ChatTemplate, Span, continued, render
 from train.errors import UserError
 
 
@@ -190,7 +190,7 @@ class Encoder:
         """The rows as tokens; those that cannot be used stand in `bad`.
 
         Raises:
-            UserError: The chat template cannot be learned from.
+            UserError: Tags are numbers, and nobody gave their names.
         """
         out = Chunk(rows=len(rows))
         usable: list[Usable] = []
@@ -254,8 +254,6 @@ class Encoder:
                 out.asked_otherwise += OTHER_PROMPT in left
             except RowError as error:
                 _refuse(out, row, read, error)
-            except UserError as error:
-                raise UserError(f"{read.place}: {error}") from None
         encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
         for (position, text, spans), encoding in zip(rendered, encodings, strict=True):
             row, read, example = usable[position]
@@ -276,14 +274,16 @@ class Encoder:
             out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
 
     def _as_asked(self, text: str, spans: Sequence[Span], encoding: Encoding) -> tuple[list[int], list[Span]]:
-        """Tokens and where they stand, none of them across the end of a prompt: at inference the prompt is tokenised
-        alone (`<think>` and a line feed), and the model goes on with tokens of its own.
-
-        Only with templates that train apart: for the others, tokens of runs from before must not change.
+        """Tokens and where they stand. Where a prompt opens thoughts (`<think>` and a line feed) none reaches over its
+        end: at inference the prompt is tokenised alone, and the model goes on with tokens of its own.
         """
         assert self.settings.template is not None
         start_t, end_t = _bounds(encoding.offsets)
-        starts = [start for start, _ in spans if ((start_t < start) & (start < end_t)).any()]
+        starts = [
+            start
+            for start, _ in spans
+            if ((start_t < start) & (start < end_t)).any() and OPENED_THOUGHTS.search(text, 0, start)
+        ]
         if not starts or not self.settings.template.trains_apart:
             return encoding.ids, encoding.offsets
         ids, offsets = list[int](), list[Span]()
@@ -300,7 +300,7 @@ class Encoder:
         answer = {"role": "assistant", "content": "?"}
         try:
             text, spans = self._written(replace(example, messages=[*example.messages, answer]), set())
-        except (RowError, UserError):
+        except RowError:
             return set()
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return self._ends(example, np.array(encoding.ids, np.int32), encoding.offsets, spans)

@@ -217,6 +217,8 @@ class _Merge:
         tensors, parameters = verify.check_files(draft, digests)
         if source.prompt_ids:
             check_tokenizer(draft, before, list(source.prompt_ids))
+        if self.recorded is not None:
+            verify.check_tokenizer_of(draft, self.recorded, self._code)
         model = verify.reload(draft, source.model_class, self.arithmetic, self._code)
         found_rtv = logits(model, ids_rt, source.prompt_ids)
         comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)

@@ -14,10 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 from train.errors import UserError
 from train.merge.writer import digest
-from train.models.answers import Answers
+from train.models.answers import Answers, batch
 from train.models.folder import read_json, weight_files
 
 # Largest root mean square of the logits' differences, relative to their spread. Rounding the weights to these kinds was
@@ -28,7 +29,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 RECORDED = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: their difference is the quantisation's
 # Training must have moved the answers this far (in the same unit) before it is told from rounding how far they went.
-TOLD_FROM_ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLD_FROM_ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
 WHOLE_WAY = (0.5, 1.5)  # 1 is right; 0 is an update that was lost, 2 one that was applied twice
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -185,6 +186,17 @@ def check_recorded(
             f"allowed is {WHOLE_WAY[0]:g} to {WHOLE_WAY[1]:g}: part of the update is lost, or applied twice"
         )
     return result
+
+
+def check_tokenizer_of(folder: Path, recorded: Answers, code: bool) -> None:
+    """Raise UserError unless the folder's tokenizer reads the recorded text as the one in training did."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+    rows, positions = recorded.ids_rt.shape
+    if rows > 1 and not torch.equal(batch(tokenizer, [], len(tokenizer), positions)[1], recorded.ids_rt[1]):
+        raise UserError(
+            f"{folder.name}: its tokenizer makes other tokens of a text than the one in training did: the model would "
+            "be asked in another way than it was trained; is RUN/tokenizer the one that was trained with?"
+        )
 
 
 def leak(found_rtv: Tensor, kept: int) -> float:
