@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.bootstrap import Bootstrap, Floats, Interval, bootstrap, bootstrap_sums
+from eval.metrics.intervals import (
+    FEWEST,
+    Change,
+    Floats,
+    Interval,
+    blocks,
+    jackknife,
+    jackknife_change,
+    typical_values,
+)
 from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
-from eval.protocols import Columns, CorpusMetric, Metric, Sample, SampleMetric
+from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, Sample, SampleMetric
 from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskResult
+from eval.scale import CORRELATION
 
 SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
 SIGNIFICANT = 0.05
-MOST_MOMENTS = 50_000_000  # numbers that the quick way may hold; beyond, the slow one
+FEWEST_BY_JACKKNIFE = 20  # rows; losses, by typical values, need fewer
+NO_SPREAD = "no interval: all rows alike, at the end of the scale, or not finite"
+NO_DIFFERENCE = "no significant difference"
+FEWEST_UNLIKE = 6  # rows that differ, between models or from the commonest value
 
 Tables = Mapping[str, Columns]  # of each model; the first is the baseline
 
@@ -32,6 +46,7 @@ def compare(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) 
             level="sample" if isinstance(metric, SampleMetric) else "corpus",
             higher_is_better=metric.higher_is_better,
             is_share=_is_share(metric),
+            scale=metric.scale.name,
             estimates=_estimates(metric, tables),
             differences=[_difference(metric, model, tables[baseline], tables[model]) for model in others],
             groups=[
@@ -97,69 +112,174 @@ def _parts_of(samples: Sequence[Sample]) -> dict[tuple[str, str], NDArray[np.int
 
 
 def _estimates(metric: Metric, tables: Tables) -> list[Estimate]:
-    return [Estimate(model, value(metric, table), *_parts(_interval(metric, table))) for model, table in tables.items()]
+    return [_estimate(metric, model, table) for model, table in tables.items()]
 
 
-def _interval(metric: Metric, table: Columns) -> Interval | None:
+def _estimate(metric: Metric, model: str, table: Columns) -> Estimate:
+    found = value(metric, table)
     if _is_share(metric):
-        return wilson(per_sample(metric, table))
-    found = _resampled(metric, table)
-    return found.interval if found else None
+        interval: Interval | None = wilson(per_sample(metric, table))
+    elif reason := _too_few(metric, table):
+        return Estimate(model, found, None, None, None, reason)
+    elif isinstance(metric, RatioMetric) and _is_unlimited(metric):
+        interval = _through(metric.of_ratio, typical_values(table[metric.top], _bottom(metric, table)).interval)
+    else:
+        interval = jackknife(found, _left_out(metric, table), metric.scale)
+    if interval is None or not (math.isfinite(interval.high) and interval.low < interval.high):
+        return Estimate(model, found, None, None, None, NO_SPREAD)
+    return Estimate(model, found, interval.low, interval.high, interval.method)
 
 
-def _resampled(metric: Metric, table: Columns) -> Bootstrap | None:
-    """Of one model's number."""
+def _too_few(metric: Metric, table: Columns) -> str:
+    """Why there is no interval; empty where there is one."""
+    count = int((_bottom(metric, table) > 0).sum()) if isinstance(metric, RatioMetric) else _count(table)
+    fewest = FEWEST if _is_unlimited(metric) else FEWEST_BY_JACKKNIFE
+    if isinstance(metric, CorpusMetric):
+        fewest = max(fewest, metric.fewest)
+    if count < fewest:
+        return f"too few rows for an interval: {count}, needed are {fewest}"
+    if isinstance(metric, CorpusMetric):
+        return metric.too_few(table) if metric.too_few else ""
     if isinstance(metric, SampleMetric):
-        return _mean(table[metric.name])
-    if metric.of_sums and _count(table) * len(table) ** 2 <= MOST_MOMENTS:
-        return bootstrap_sums(lambda sums_rk: _of_sums(metric, table, sums_rk), _matrix(table))
-    return bootstrap(lambda rows: metric.of(_take(table, rows)), _count(table))
+        unlike = count - int(np.unique(table[metric.name], return_counts=True)[1].max())
+        if 0 < unlike < FEWEST_UNLIKE:
+            return f"too few rows for an interval: only {unlike} differ from the commonest value"
+    return ""
 
 
-def _resampled_difference(metric: Metric, base: Columns, other: Columns) -> Bootstrap | None:
+def _left_out(metric: Metric, table: Columns) -> Floats:
+    """The metric without each block of rows."""
+    parts = blocks(_count(table))
+    if isinstance(metric, CorpusMetric) and not metric.of_sums:
+        return _left_out_of_rows(metric, table, parts)
+    starts = [part[0] for part in parts]
+
+    def without(column: Floats) -> Floats:
+        return np.asarray(column.sum() - np.add.reduceat(column, starts))
+
     if isinstance(metric, SampleMetric):
-        return _mean(other[metric.name] - base[metric.name])
-    width = len(base)
-    if metric.of_sums and _count(base) * (2 * width) ** 2 <= MOST_MOMENTS:
-        return bootstrap_sums(
-            lambda sums_rk: _of_sums(metric, other, sums_rk[:, width:]) - _of_sums(metric, base, sums_rk[:, :width]),
-            np.concatenate([_matrix(base), _matrix(other)], axis=1),
-        )
-    return bootstrap(lambda rows: metric.of(_take(other, rows)) - metric.of(_take(base, rows)), _count(base))
+        return without(table[metric.name]) / without(np.ones(_count(table)))
+    if isinstance(metric, RatioMetric):
+        top, bottom = without(table[metric.top]), without(_bottom(metric, table))
+        ratios = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+        return np.array([metric.of_ratio(ratio) for ratio in ratios.tolist()])
+    sums = {key: without(column) for key, column in table.items()}
+    return np.array([metric.of({key: column[k : k + 1] for key, column in sums.items()}) for k in range(len(parts))])
 
 
-def _mean(values: Floats) -> Bootstrap | None:
-    table_nk = np.stack([values, np.ones_like(values)], axis=1)
-    limits = (float(values.min()), float(values.max()))
-    return bootstrap_sums(lambda sums_rk: sums_rk[:, 0] / sums_rk[:, 1], table_nk, limits)
+def _left_out_of_rows(metric: CorpusMetric, table: Columns, parts: Sequence[NDArray[np.int64]]) -> Floats:
+    """Without equal rows it is the same: of labels few rows are unlike."""
+    everything, known = np.arange(_count(table)), dict[tuple[bytes, ...], float]()
+    found = []
+    for out in parts:
+        rows = tuple(column[out].tobytes() for column in table.values())
+        if rows not in known:
+            known[rows] = metric.of(_take(table, np.delete(everything, out)))
+        found.append(known[rows])
+    return np.array(found)
 
 
-def _of_sums(metric: CorpusMetric, table: Columns, sums_rk: Floats) -> Floats:
-    """The metric of each row of sums."""
-    return np.array([metric.of({key: row[k : k + 1] for k, key in enumerate(table)}) for row in sums_rk])
-
-
-def _matrix(table: Columns) -> Floats:
-    return np.stack(list(table.values()), axis=1)
+def _through(function: Callable[[float], float], interval: Interval) -> Interval:
+    return Interval(function(interval.low), function(interval.high), interval.method)
 
 
 def _difference(metric: Metric, model: str, base: Columns, other: Columns) -> Difference:
-    if _is_share(metric):
-        before, after = per_sample(metric, base), per_sample(metric, other)
-        interval: Interval | None = newcombe(before, after) if len(before) > 1 else None
-        p_value, error, test = mcnemar(before, after), paired_error(before, after), "McNemar, exact"
-    elif found := _resampled_difference(metric, base, other):
-        interval, p_value, error, test = found.interval, found.p_value, found.standard_error, "paired bootstrap"
-    else:
-        interval = None
     won = _won(metric, base, other)
     counts = (int((won == 1).sum()), int((won == -1).sum()), int((won == 0).sum()))
-    change = value(metric, other) - value(metric, base)
-    if interval is None:
-        return Difference(model, change, None, None, None, *counts, "not tested")
-    verdict = _verdict(interval, p_value, metric.higher_is_better)
-    least = detectable(error) if error > 0 else None  # where no sample differs, nothing is known of how they might
-    return Difference(model, change, *_parts(interval), *counts, verdict, test, p_value, p_value, least)
+    change = metric.scale.between(value(metric, base), value(metric, other))
+    if _is_share(metric):
+        return _share_difference(metric, model, change, counts, per_sample(metric, base), per_sample(metric, other))
+    if _is_same(metric, base, other):
+        return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
+    reason = _too_few(metric, base) or _too_few(metric, other) or _too_alike(metric, base, other)
+    found = None if reason else _change(metric, base, other)
+    if reason or not math.isfinite(change):
+        return Difference(model, change, None, None, None, *counts, "not tested", reason=reason or "not finite")
+    if found is None:  # other rows, the same number whichever is left out
+        return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
+    verdict = _verdict(found.interval, found.p_value, metric)
+    return Difference(
+        model, change, *_parts(found.interval), *counts, verdict, _test(metric), found.p_value, found.p_value,
+        _noticeable(metric, found.standard_error),
+    )  # fmt: skip
+
+
+def _share_difference(
+    metric: Metric, model: str, change: float, counts: tuple[int, int, int], before: Floats, after: Floats
+) -> Difference:
+    if len(before) < 2:
+        return Difference(model, change, None, None, None, *counts, "not tested", reason="too few rows: 1")
+    interval, p_value = newcombe(before, after), mcnemar(before, after)
+    verdict, least = _verdict(interval, p_value, metric), detectable(paired_error(before, after))
+    return Difference(
+        model, change, *_parts(interval), *counts, verdict, "McNemar, mid-p", p_value, p_value, least
+    )  # fmt: skip
+
+
+def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
+    """None where the models do not differ on any row."""
+    if isinstance(metric, RatioMetric) and _is_unlimited(metric):
+        return _ratio_change(metric, base, other)
+    before, after = (_left_out(metric, table) for table in (base, other))
+    values = value(metric, base), value(metric, other)
+    if metric.scale.is_ratio:
+        found = jackknife_change(math.log(values[1] / values[0]), np.log(after / before))
+        return found and dataclasses.replace(found, interval=_through(math.exp, found.interval))
+    reach = metric.scale.high - metric.scale.low
+    if metric.scale is CORRELATION and np.all(np.abs([*before, *after, *values]) < 1):
+        return _correlation_change(values, before, after, reach)
+    return jackknife_change(values[1] - values[0], after - before, reach)
+
+
+def _correlation_change(values: tuple[float, float], before: Floats, after: Floats, reach: float) -> Change | None:
+    """By Fisher's z, on which correlations near 1 vary like others, and back by the slope between the two values."""
+    first, second = np.arctanh(values).tolist()
+    slope = (values[1] - values[0]) / (second - first) if second != first else 1 - values[0] ** 2
+    found = jackknife_change(second - first, np.arctanh(after) - np.arctanh(before))
+    if found is None:
+        return None
+    low, high = max(found.interval.low * slope, -reach), min(found.interval.high * slope, reach)
+    return Change(Interval(low, high, found.interval.method), found.standard_error * slope, found.p_value)
+
+
+def _ratio_change(metric: RatioMetric, base: Columns, other: Columns) -> Change | None:
+    """On the ratios: of perplexities the mean losses. Where both models count alike, by the rows' own differences."""
+    if np.array_equal(bottom := _bottom(metric, base), _bottom(metric, other)):
+        found: Change | None = typical_values(other[metric.top] - base[metric.top], bottom)
+    else:
+        same = dataclasses.replace(metric, of_ratio=float)
+        before, after = (_left_out(same, table) for table in (base, other))
+        found = jackknife_change(same.of(other) - same.of(base), after - before)
+    return found and dataclasses.replace(found, interval=_through(metric.of_ratio, found.interval))
+
+
+def _is_same(metric: Metric, base: Columns, other: Columns) -> bool:
+    """Whether both models have the same numbers on every row."""
+    names = tuple(base)
+    if isinstance(metric, SampleMetric):
+        names = (metric.name,)
+    elif isinstance(metric, RatioMetric):
+        names = (metric.top, *metric.bottom)
+    return all(np.array_equal(base[name], other[name]) for name in names)
+
+
+def _too_alike(metric: Metric, base: Columns, other: Columns) -> str:
+    unlike = int((_won(metric, base, other) != 0).sum()) if isinstance(metric, SampleMetric) else FEWEST_UNLIKE
+    return f"too few rows differ for a test: {unlike}" if 0 < unlike < FEWEST_UNLIKE else ""
+
+
+def _noticeable(metric: Metric, error: float) -> float | None:
+    """As a change of the metric."""
+    if not error > 0:
+        return None
+    least = detectable(error)
+    if isinstance(metric, RatioMetric) and _is_unlimited(metric):
+        return metric.of_ratio(least)
+    return math.exp(least) if metric.scale.is_ratio else least
+
+
+def _test(metric: Metric) -> str:
+    return "random signs" if _is_unlimited(metric) else "paired jackknife"
 
 
 def _won(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
@@ -169,11 +289,20 @@ def _won(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
     return (gains > threshold).astype(np.int64) - (gains < -threshold).astype(np.int64)
 
 
-def _verdict(interval: Interval, p_value: float, higher_is_better: bool) -> str:
+def _verdict(interval: Interval, p_value: float, metric: Metric) -> str:
     """A difference needs both the interval and the test, which for shares are two methods."""
-    if interval.low <= 0 <= interval.high or p_value >= SIGNIFICANT:
-        return "no significant difference"
-    return "better" if (interval.low > 0) == higher_is_better else "worse"
+    if interval.low <= metric.scale.no_change <= interval.high or p_value >= SIGNIFICANT:
+        return NO_DIFFERENCE
+    return "better" if (interval.low > metric.scale.no_change) == metric.higher_is_better else "worse"
+
+
+def _is_unlimited(metric: Metric) -> bool:
+    """A loss, or what is made of one."""
+    return isinstance(metric, RatioMetric) and math.isinf(metric.scale.high)
+
+
+def _bottom(metric: RatioMetric, table: Columns) -> Floats:
+    return np.asarray(np.sum([table[name] for name in metric.bottom], axis=0))
 
 
 def _is_share(metric: Metric) -> bool:

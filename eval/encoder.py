@@ -24,6 +24,7 @@ from eval.errors import UserError
 from eval.metrics.consistency import consistency
 from eval.protocols import Answer, Sample, SampleMetric, Task
 from eval.result import ModelInfo
+from eval.scale import CORRELATION
 from eval.tasks import dialogue
 
 SAME_MEANING = 0.7  # above it an answer counts as right, as in the published evaluation
@@ -56,13 +57,13 @@ MEANINGS: Mapping[str, Meaning] = {
     "qa": Meaning(
         (
             SampleMetric("semantic_match", higher_is_better=True, is_share=True),
-            SampleMetric("semantic_similarity", higher_is_better=True),
+            SampleMetric("semantic_similarity", higher_is_better=True, scale=CORRELATION),
         ),
         _of_answer,
     ),
     "dialogue": Meaning(
         (
-            SampleMetric("semantic_turn_similarity", higher_is_better=True),
+            SampleMetric("semantic_turn_similarity", higher_is_better=True, scale=CORRELATION),
             SampleMetric("semantic_consistency", higher_is_better=True),
         ),
         _of_dialogue,

@@ -30,6 +30,8 @@ from eval.files import BadRow, Row, expand, sha256_file
 from eval.host_memory import keep_freed_memory
 from eval.hub import from_hub
 from eval.journal import Journal
+from eval.names import of_files
+from eval.names import of_models as names_of
 from eval.origin import origin_of
 from eval.own_code import code_state, own_version
 from eval.prompt import Prompter
@@ -81,7 +83,7 @@ def evaluate(config: Config, ranks: Ranks, notes: Journal | None = None) -> Eval
     if ranks.index or not sys.stderr.isatty():
         logging.disable_progress_bar()  # transformers' own, while weights are loaded
     code = code_state(Path(__file__).parent)  # now: files may change while this runs
-    names = unique_names(config.folders)
+    names = names_of(config.folders)
     checkpoints = [look(folder, name) for folder, name in zip(config.folders, names, strict=True)]
     if ranks.device.type == "cpu":
         keep_freed_memory()
@@ -160,18 +162,6 @@ def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
 
 
-def unique_names(folders: Sequence[str]) -> list[str]:
-    """For each folder as few of its last parts as tell it from the others; the same folder twice is numbered."""
-    parts = [Path(folder).resolve().parts for folder in folders]
-    names = []
-    for index, own in enumerate(parts):
-        others = [other for k, other in enumerate(parts) if k != index and other != own]
-        length = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
-        name, earlier = "/".join(own[-length:]), parts[:index].count(own)
-        names.append(f"{name} #{earlier + 1}" if earlier else name)
-    return names
-
-
 def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
     limit = config.max_new_tokens or task.max_new_tokens
     return checkpoint.prompter(config.template, limit, config.window_tokens, day)
@@ -230,8 +220,9 @@ def _run(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> Run:
     """Ask, answer, score."""
     start, tokens, reused, loading = time.perf_counter(), speaker.tokens, speaker.reused, speaker.loading_seconds
     answers, cut_short = _answered(speaker, job, skipped)
-    samples = [_with_reasoning(job.task.score(job.items[k], own), own) for k, own in answers.items()]
+    scored = [_with_reasoning(job.task.score(job.items[k], own), own) for k, own in answers.items()]
     thinking = [job.items[k].id for k, own in answers.items() if any(getattr(a, "only_reasoning", False) for a in own)]
+    samples = with_short_corpora(scored)
     seconds = time.perf_counter() - start - (speaker.loading_seconds - loading)
     return Run(samples, cut_short, thinking, round(seconds, 3), speaker.tokens - tokens, speaker.reused - reused)
 
@@ -242,6 +233,18 @@ def _with_reasoning(sample: Sample, answers: Sequence[Answer]) -> Sample:
     if not thoughts:
         return sample
     return dataclasses.replace(sample, shown={**sample.shown, "reasoning": "\n\n".join(thoughts)})
+
+
+def with_short_corpora(samples: Sequence[Sample]) -> list[Sample]:
+    """The same with each corpus (a file) under its shortest telling name."""
+    files = list(dict.fromkeys(sample.groups["corpus"] for sample in samples if "corpus" in sample.groups))
+    names = dict(zip(files, of_files(files), strict=True))
+    return [
+        dataclasses.replace(sample, groups={**sample.groups, "corpus": names[sample.groups["corpus"]]})
+        if "corpus" in sample.groups
+        else sample
+        for sample in samples
+    ]
 
 
 def _answered(speaker: Speaker, job: Job, skipped: Mapping[int, str]) -> tuple[dict[int, list[Answer]], list[str]]:

@@ -8,10 +8,12 @@ microseconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams, scalar, text
 
@@ -50,12 +52,22 @@ class EventFile:
         self._write(Event(step=step, summary=text(tag, markdown)))
         self._file.flush()
 
-    def hyperparameters(self, values: Mapping[str, float | str]) -> None:
-        """A row in the tab HPARAMS, in the same run as the curves."""
+    def hyperparameters(self, values: Mapping[str, float | str], first: Collection[str] = ()) -> None:
+        """A row in the tab HPARAMS, in the same run as the curves; the columns `first` come before all others."""
         for summary in hparams(dict(values), {"validation/loss": 0.0}):
+            for value in summary.value:
+                _put_first(value.metadata.plugin_data, first)
             self._write(Event(summary=summary))
         self._file.flush()
 
     def close(self) -> None:
         """No more events."""
         self._file.close()
+
+
+def _put_first(plugin_data: Any, names: Collection[str]) -> None:
+    """TensorBoard sorts the columns by whether they differ between runs, then by name: these are said to."""
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin_data.content = content.SerializeToString()

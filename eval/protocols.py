@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from eval.scale import SHARE, Scale
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -177,23 +179,49 @@ class SampleMetric:
     name: str
     higher_is_better: bool
     is_share: bool = False
+    scale: Scale = SHARE
+
+
+@dataclass(frozen=True)
+class RatioMetric:
+    """A function of one ratio over all samples: the sum of column `top` over that of the columns in `bottom`.
+
+    of_ratio: a factor, or exp; rises. Where the scale has no upper end (losses) intervals and tests are those of the
+    ratio, so all that share a top and ask the same rows agree.
+    """
+
+    name: str
+    higher_is_better: bool
+    top: str
+    bottom: tuple[str, ...]
+    scale: Scale = SHARE
+    of_ratio: Callable[[float], float] = float
+
+    def of(self, columns: Columns) -> float:
+        """Over all samples; 0 of nothing."""
+        below = sum(float(columns[name].sum()) for name in self.bottom)
+        return self.of_ratio(float(columns[self.top].sum()) / below if below else 0.0)
 
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A function of all samples together (perplexity, BLEU, entity F1); a mean over parts would be another number.
+    """A function of all samples together (BLEU, entity F1); a mean over parts would be another number.
 
-    of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker
-    and truer.
+    of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker.
+    fewest: rows for an interval, where it needs more than others.
+    too_few: why these samples allow no interval though there are enough of them; empty where they do.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[Columns], float]
     of_sums: bool = False
+    scale: Scale = SHARE
+    fewest: int = 0
+    too_few: Callable[[Columns], str] | None = None
 
 
-Metric = SampleMetric | CorpusMetric
+Metric = SampleMetric | RatioMetric | CorpusMetric
 
 
 @dataclass(frozen=True)
@@ -202,7 +230,7 @@ class Table:
 
     rows: texts or numbers under the names in `head`; the first column names the row. pairs: whether columns 1 and 2 are
     shares to be drawn as bars. of_data: whether it is the same whatever the model, and so is shown once. shared: how
-    many of the first columns are.
+    many of the first columns are. shares: the columns of shares (0 to 1), shown in percent.
     """
 
     title: str
@@ -211,6 +239,7 @@ class Table:
     pairs: bool = False
     of_data: bool = False
     shared: int = 1
+    shares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from eval.origin import Origin
 from eval.protocols import Sample, Table
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,23 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one model with its 95 % interval (None where the samples allow none: too few, or all equal)."""
+    """A metric of one model with its 95 % interval; where the samples allow none, reason says why."""
 
     model: str
     value: float
     low: float | None
     high: float | None
     method: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`model` minus the baseline on the same samples, with its 95 % interval.
+    """`model` minus the baseline on the same samples (of perplexities `model` / baseline), with its 95 % interval.
 
     won: samples where `model` is better. test, p_value: of "there is no difference"; p_holm: corrected for all
-    comparisons of the evaluation. detectable: the smallest true difference that these samples would show 4 times of 5.
+    comparisons of the evaluation. detectable: the smallest true difference (a ratio where value is one) that these
+    samples would show 4 times of 5. reason: why it was not tested.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Difference:
     p_value: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class MetricResult:
     """One metric of one task.
 
     level: sample (a mean over samples) or corpus (a function of all of them). is_share: the share of right samples.
+    scale: the values it can take (`eval.scale`); on the scale "perplexity" differences are ratios.
     groups: the same for the parts of the data, where the task names any.
     """
 
@@ -92,6 +96,7 @@ class MetricResult:
     estimates: Sequence[Estimate]
     differences: Sequence[Difference]
     groups: Sequence[GroupResult] = ()
+    scale: str = "share"
 
 
 @dataclass(frozen=True)

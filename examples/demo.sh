@@ -24,5 +24,5 @@ cat <<END
 Done in $((SECONDS - started)) s.
 Report:       $run/report.md   (evaluation: $run/eval)
 Merged model: $run/merged
-Curves:       $bin/tensorboard --logdir $run/tensorboard
+Curves:       $bin/tensorboard --logdir $run
 END

@@ -9,18 +9,16 @@ import numpy as np
 
 from eval.compare import compare, corrected, outcomes
 from eval.contamination import Overlaps, with_contamination
-from eval.metrics.perplexity import bits_per_byte, perplexity
-from eval.protocols import CorpusMetric, Metric, Sample, SampleMetric, Table
+from eval.metrics.perplexity import BITS_PER_BYTE
+from eval.metrics.perplexity import PERPLEXITY as BY_TOKEN
+from eval.protocols import Metric, Sample, SampleMetric, Table
 from eval.result import Evaluation, ModelInfo, Overlap, Result, Skipped, TaskResult
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)> | *x* `y` {{ 7 * 7 }}"
 CHINESE = "北京是中国的首都；模型的回答在这里，很长很长。"
 ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
 SIMILARITY = SampleMetric("similarity", higher_is_better=True)
-PERPLEXITY = (
-    CorpusMetric("perplexity", False, perplexity, of_sums=True),
-    CorpusMetric("bits_per_byte", False, bits_per_byte, of_sums=True),
-)
+PERPLEXITY = (BY_TOKEN, BITS_PER_BYTE)
 
 
 def evaluation(models: Sequence[str] = ("base", "merged"), rows: int = 120, parts: int = 30) -> Evaluation:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.protocols import Columns
+from eval.protocols import RatioMetric
 
 TAG = re.compile(r"O|[BIES]-\S+")
 Entity = tuple[str, int, int]  # type, first word, last word
@@ -68,26 +68,13 @@ def count_by_type(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, Co
     }
 
 
-def precision(columns: Columns) -> float:
-    """Over all sentences: right entities / predicted entities."""
-    return _total(columns).precision
+def twice(share: float) -> float:
+    """Right entities over predicted and real ones make half of F1."""
+    return 2 * share
 
 
-def recall(columns: Columns) -> float:
-    """Over all sentences: right entities / entities that there are."""
-    return _total(columns).recall
-
-
-def f1(columns: Columns) -> float:
-    """Over all sentences: harmonic mean of precision and recall (micro average)."""
-    return _total(columns).f1
-
-
-def token_accuracy(columns: Columns) -> float:
-    """Share of all words with exactly the gold tag."""
-    return float(columns["right_tokens"].sum() / columns["tokens"].sum())
-
-
-def _total(columns: Columns) -> Counts:
-    names = ("right_entities", "predicted_entities", "gold_entities")
-    return Counts(*(float(columns[name].sum()) for name in names))
+# Over all sentences; F1 is the micro average.
+PRECISION = RatioMetric("precision", True, "right_entities", ("predicted_entities",))
+RECALL = RatioMetric("recall", True, "right_entities", ("gold_entities",))
+F1 = RatioMetric("f1", True, "right_entities", ("predicted_entities", "gold_entities"), of_ratio=twice)
+TOKEN_ACCURACY = RatioMetric("token_accuracy", True, "right_tokens", ("tokens",))  # all words with exactly the gold tag

@@ -33,7 +33,8 @@ _EXPONENT = regex.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
 _ARTICLE_A = regex.compile(
     rf"(?<![{IN_WORD}'’.-])[aA](?=\s+[\"'“‘(\[]*(?:\p{{Sc}}|[0-9]|\p{{Latin}}))"
     r"(?!\s+\p{L}(?![\w'’-]|\.\w))"  # another single letter: "A B", but "a U.S. city"
-    r"(?!\s+(?:and|or|nor|is|are|was|were|has|to|of|in|because|since|vs|the|an)\b(?!-))"
+    r"(?!\s+(?:and|or|nor|is|are|was|were|has|had|does|did|would|could|should|to|of|in|than|because|since|which|that|vs"
+    r"|the|an)\b(?!-))"
 )
 _ALL_CAPITALS = regex.compile(r"^\P{Ll}*$")
 _BEFORE_ARTICLE = regex.compile(
@@ -46,6 +47,7 @@ _ARTICLES = regex.compile(rf"(?<![{IN_WORD}])(?:an|the)(?![{IN_WORD}])")
 _LONE_A = regex.compile(rf"(?<!{_LETTER})a(?!{_LETTER})", regex.V1)
 
 _DIGIT = regex.compile("[0-9]")
+_APART = regex.compile(r"(?<=[0-9])\s+(?=[.,][0-9])")  # "EUR0 .12", "415 ,000" of tokenised texts
 _THOUSANDS = regex.compile(r"(?<![0-9])(?<![0-9][.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:,[0-9]{2})+,[0-9]{3})(?!,?[0-9])")
 _CHAIN = regex.compile("[0-9]+(?:/[0-9]+){2,}")  # a date, not a fraction
 _MINUS_INSIDE = regex.compile(rf"(?<!{_LETTER})(\p{{Sc}})-(?=\.?[0-9])", regex.V1)
@@ -98,6 +100,7 @@ def _with_plain_numbers(text: str) -> str:
     """1,234 as 1234, dates without slashes, $-5 as -$5, +5 as 5, .5 as 0.5."""
     if not _DIGIT.search(text):
         return text
+    text = _APART.sub("", text)
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     text = _CHAIN.sub(lambda number: number[0].replace("/", " "), text)
     return str(_BARE_POINT.sub("0.", _PLUS.sub("", _MINUS_INSIDE.sub(r"-\1", text))))

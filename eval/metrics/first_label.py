@@ -19,7 +19,8 @@ _LEAD = regex.compile(  # Label: positive; 答案是好评
 )
 _LETTER, _SPACED = regex.compile(r"[\p{L}\p{M}\p{N}_]"), regex.compile(rf"[[\p{{L}}\p{{M}}_]--[{UNSPACED}]]", regex.V1)
 _HAN = regex.compile(f"[{HAN}]")
-_ENDINGS = ("です", "だ", "である", "ครับ", "ค่ะ", "คะ", "เพราะ")  # what may follow a label without a space
+# What may follow a label without a space.
+_ENDINGS = ("です", "だ", "である", "입니다", "이다", "이에요", "예요", "ครับ", "ค่ะ", "คะ", "เพราะ")
 _JOINT = regex.compile(r"[\s\p{P}]*(?:\b(?:and|or)\b|和|与|或|及|と|か)?[\s\p{P}]*")
 _GLUED = regex.compile(r"[+#%^]|[.:/-][0-9]")  # C++ is not C, 1.5 not 1
 
@@ -29,7 +30,7 @@ def first_label(text: str, labels: Sequence[str]) -> int:
 
     "Label:", "答案是" and the like may stand before it. Form is forgiven as in `exact_match`. Of labels that fit
     ("not", "not equivalent") the longest counts; of those that differ in form only, the one written so. Without
-    spaces a label is whole where punctuation follows, or jieba ends a word, or a few Japanese and Thai endings follow.
+    spaces a label is whole where punctuation follows, jieba ends a word, or one of a few endings follows.
     Where a second label follows directly ("好评或差评", "positive/negative"), none is read; nor in "not positive" or
     "不是好评", which do not begin with one.
     """
@@ -61,9 +62,11 @@ def _end(line: str, said: str, form: str) -> int:
     rest = line[end:]
     if not end or not rest or not _LETTER.match(rest):
         return end
+    if rest.startswith(_ENDINGS):
+        return end
     if regex.match(r"\p{M}", rest) or (_SPACED.match(rest) and _SPACED.match(form[-1])):
         return 0
-    if not regex.match(f"[{UNSPACED}]", rest) or form[-1].isdigit() or rest.startswith(_ENDINGS):
+    if not regex.match(f"[{UNSPACED}]", rest) or form[-1].isdigit():
         return end
     if not _HAN.match(rest) or not _HAN.match(form[-1]):
         return 0 if regex.match(f"[{UNSPACED}]", form[-1]) else end

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
+FEWEST_OF_SQUARES = 100  # rows: a few large errors decide a mean of squares
+FEWEST_OF_LABEL = 10  # rows: a mean over labels is no surer than its rarest one
 UNREADABLE = -1  # the predicted label's number where an answer names none
 
 
@@ -32,6 +34,16 @@ def mcc(columns: Columns) -> float:
     count = float(there.sum())
     spread = (count**2 - (there**2).sum()) * (count**2 - (said**2).sum())
     return float((right.sum() * count - (there * said).sum()) / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+def too_few(columns: Columns) -> str:
+    """Whether some label has too few rows for an interval of a mean over labels: which number of rows, or nothing."""
+    import numpy as np
+
+    fewest = int(np.unique(columns["gold"], return_counts=True)[1].min())
+    if fewest >= FEWEST_OF_LABEL:
+        return ""
+    return f"too few rows of a label for an interval: {fewest}, needed are {FEWEST_OF_LABEL} of each"
 
 
 def _counts(columns: Columns) -> tuple[Numbers, Numbers, Numbers]:

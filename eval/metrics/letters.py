@@ -14,7 +14,7 @@ _OPEN, _CLOSE = r"[\s*_`\"'“‘「『(（\[【<{$]{0,8}", r"[\s*_`\"'”’」
 # only where nothing but a closing mark follows.
 _LETTER = (
     r"(?<![A-Za-z0-9])(?:(?P<letter>[A-Z])(?![A-Za-z0-9'’+#-])(?!(?<=[AI])\s[a-z])"
-    r"|(?P<small>[a-z])(?=[)\].:：、*]|\s*$))"
+    r"|(?P<small>[a-z])(?=[)\].:：、*]|\s*(?:\n|$)))"
 )
 _LETTER_AGAIN = _LETTER.replace("letter>", "again>").replace("small>", "again_small>")
 _NAMES = r"(?:型|超|语言|股|站|级|类|等|轮|座|面|点|组|队|班|线|片|卡|淋巴|细胞|族|恤|盘|罩)"  # C语言 is no option
@@ -23,7 +23,7 @@ _NEGATED = (
     r"(?:[是为]?[不错误没非]|都不|均不|(?:is|are|was)(?:n't| not| wrong| incorrect| false))"
 )
 _JOINT = r"\s*(?:[、,，/&+]|和|或|与|及|\band\b|\bor\b)\s*"
-_SEVERAL = re.compile(rf"{_CLOSE}{_JOINT}(?:选项|option\s)?{_OPEN}[A-Z](?![A-Za-z])", re.IGNORECASE)
+_SEVERAL = re.compile(rf"{_CLOSE}{_JOINT}(?:选项|option\s)?{_OPEN}[A-Z](?![A-Za-z]|{_NEGATED})", re.IGNORECASE)
 _ENDS_LIST = re.compile(rf"(?<![A-Za-z])[A-Z]{_CLOSE}{_JOINT}$")
 _IS = (
     r"(?:[\s:：=*_,，]{0,8}(?:应该|应当|应|應|该|就|只能|会|可能|是|为|為|选项|选择|选"
@@ -31,19 +31,25 @@ _IS = (
 )
 
 _STRONG = re.compile(
-    rf"(?:答案|正解|答え|정답|[Aa]nswer|ANSWER|\\boxed)(?!不){_IS}[\s:：=은는は]{{0,8}}"
+    r"(?:答案|正解|答え|정답|正确的?(?:一项|选项|说法)?(?=[是为：:])"
+    r"|[Aa]nswer|ANSWER|[Cc]orrect (?:option|choice|letter)|\\boxed)"
+    rf"(?!不){_IS}[\s:：=은는は]{{0,8}}"
     rf"(?:\{{?\\text(?:bf)?)?{_OPEN}{_LETTER}"
 )
 _AFFIRMED = re.compile(
-    rf"{_LETTER}{_CLOSE}(?:选项|项)?(?:才|就|都|均)?(?:是|为)?(?:最|完全)?(?:正确|对(?![不于比应照])|符合|合适)"
+    rf"{_LETTER}{_CLOSE}(?:选项|项)?(?:的?(?:说法|描述|表述|叙述))?(?:才|就|都|均)?(?:是|为)?(?:最|完全|唯一)?(?:正确|对(?![不于比应照])|符合|合适)"
     rf"|{_LETTER_AGAIN}{_CLOSE}\s?(?:is|seems|must be|would be) (?:the )?(?:most |only )?(?:correct|right|best|true)\b"
 )
-_WEAK = re.compile(
-    r"(?:(?<![不未别勿挑])(?<!不能)(?<!不应)(?<!不可)(?:选择|选项|选|選)"
-    r"|(?<!not )(?<!n't )\b(?:[Cc]hoose|[Pp]ick|[Ss]elect|[Gg]o with|[Oo]ption|OPTION|[Cc]hoice))"
+_CHOSEN = re.compile(
+    r"(?:(?<![不未别勿挑])(?<!不能)(?<!不应)(?<!不可)(?:选择|选(?!项)|選)"
+    r"|(?<!not )(?<!n't )\b(?:[Cc]hoose|[Pp]ick|[Ss]elect|[Gg]o with))"
     rf"{_IS}[\s:：=]{{0,8}}{_OPEN}{_LETTER}"
 )
-_FIRST = re.compile(rf"^{_OPEN}{_LETTER}(?=\W|_|$|选|项|[是为对正因由])")
+_OPTION = re.compile(rf"(?:选项|\b(?:[Oo]ption|OPTION|[Cc]hoice)){_IS}[\s:：=]{{0,8}}{_OPEN}{_LETTER}")
+_ALL = (
+    r"(?!\W{0,4}A[.、:：)](?s:.){0,400}?(?:^|[\s。；;.])B[.、:：)])"  # the options again, or one verdict after another
+)
+_FIRST = re.compile(rf"^{_ALL}{_OPEN}{_LETTER}(?=\W|_|$|选|项|[是为对正因由])")
 _ONLY = re.compile(
     r"(?:^|[\n。！？!?:：;；,，.]|\b(?:is|be|it's|say|with|letter|think)\b(?! not)|(?<!不)[是为為即])"
     rf"\s*{_OPEN}{_LETTER}(?=\W|_|$|选|项)"
@@ -56,9 +62,9 @@ def read_letter(text: str, options: int) -> str | None:
 
     The first of these that names any letter decides:
 
-    - what stands behind "答案", "answer" or in `\boxed{}`;
+    - what stands behind "答案", "正确的是", "answer", "correct option" or in `\boxed{}`;
     - what is said to be right ("D正确", "D is correct");
-    - what stands behind "选", "option", "choose";
+    - what stands behind "选" or "choose", then behind "选项" or "option";
     - what the text begins with;
     - what stands alone where an answer can stand.
 
@@ -66,7 +72,7 @@ def read_letter(text: str, options: int) -> str | None:
     """
     text = text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
     text = text.translate(_WIDE).strip()
-    for pattern in (_STRONG, _AFFIRMED, _WEAK, _FIRST, _ONLY):
+    for pattern in (_STRONG, _AFFIRMED, _CHOSEN, _OPTION, _FIRST, _ONLY):
         named = set(_named(pattern, text))
         if named:
             letter = named.pop()

@@ -25,14 +25,14 @@ _UNSPACED = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "�
 _UNSPACED |= {"백": 100, "천": 1000, "만": 10**4, "억": 10**8, "พัน": 1000, "หมื่น": 10**4, "แสน": 10**5, "ล้าน": 10**6}
 _SCALE = rf" ?(?:{'|'.join(_UNSPACED)})+(?<!千(?=[克米瓦卡赫帕伏焦升]))"  # 千克 is a unit
 _RUN = rf"(?:(?<!\.)\.?[0-9]+|[0-9]+|{NO_NUMBER})(?:[.,'_:]+[0-9]+|[eE][-+][0-9]+|[A-Za-z]{{1,12}}[0-9]+)*"
-_JOIN = r" {0,2}(?:\*\*|[-+\u2212\u2014~*×÷/^xX]|或) {0,2}| or "
-_MORE = r" (?:and )?[0-9]+ ?/ ?[0-9]+|(?<![0-9]{4}) [0-9]{3}(?![0-9])(?:[.,'_:]+[0-9]+)*"
+_JOIN = r" {0,2}(?:\*\*|[-+\u2212\u2014~*×÷/^xX]|或|[加减乘除]以?) {0,2}| (?:or|plus|minus|times|divided by) "
+_MORE = r" {1,2}(?:and )?[0-9]+ ?/ ?[0-9]+|(?<![0-9]{4}) [0-9]{3}(?![0-9])(?:[.,'_:]+[0-9]+)*"
 _SPAN = re.compile(rf"{_RUN}(?:(?:{_JOIN})[-+\u2212]?[{CURRENCY}]? ?{_RUN}|{_MORE}|{_SCALE} ?{_RUN})*")
 
 _WHOLE = r"(?:[0-9]{1,3}(?P<by>[,'_])[0-9]{3}(?:(?P=by)[0-9]{3})*|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)"
 _DECIMAL = re.compile(rf"(?P<digits>(?:{_WHOLE})?(?:\.[0-9]+)?)(?:[eE](?P<power>[-+]?[0-9]+))?")
 _TIMES_TEN = re.compile(r"(?:(?P<number>[^ ×xX*]+) ?[×xX*] ?)?10 ?(?:\^|\*\*) ?(?P<power>[-+\u2212]?[0-9]+)")
-_MIXED = re.compile(r"(?P<whole>[0-9]+) (?:and )?(?P<over>[0-9]+) ?/ ?(?P<under>[0-9]+)")
+_MIXED = re.compile(r"(?P<whole>[0-9]+) +(?:and )?(?P<over>[0-9]+) ?/ ?(?P<under>[0-9]+)")
 _OVER = re.compile(r"(?P<over>[^ /]+) ?/ ?(?P<under>[0-9]+)")
 
 _SCALES = {
@@ -88,7 +88,7 @@ _UNREADABLE_AFTER = re.compile(
 _MORE_WORDS = re.compile(
     r" (?:and )?(?:[0-9]|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+(?:teen|ty)\b)"
 )
-_AND = re.compile(r"\s*(?:[,;、&]|and|和|及)\s*")
+_AND = re.compile(r"\s*(?:[,;、&]|and|to|out of|和|及|至|到)\s*")
 _CHINESE_DIGITS = "〇零一二三四五六七八九两十百千"
 
 

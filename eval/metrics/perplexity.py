@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from eval.protocols import Columns
+from eval import scale
+from eval.protocols import RatioMetric
 
 LARGEST_EXPONENT = math.log(1.7e308)  # beyond it exp overflows; a perplexity there says only "no idea at all"
 
@@ -15,19 +16,15 @@ def perplexity_of(loss: float) -> float:
     return math.inf if loss >= LARGEST_EXPONENT else math.exp(loss)
 
 
-def perplexity(columns: Columns) -> float:
-    """exp(sum of nll / sum of tokens) over all samples; nll in nats."""
-    return perplexity_of(float(columns["nll"].sum() / columns["tokens"].sum()))
+def bits_of(loss: float) -> float:
+    """A mean -log p in bits."""
+    return loss / math.log(2)
 
 
-def perplexity_per_word(columns: Columns) -> float:
-    """exp(sum of nll / sum of words): comparable between tokenizers too, and usual for word-level models."""
-    return perplexity_of(float(columns["nll"].sum() / columns["words"].sum()))
-
-
-def bits_per_byte(columns: Columns) -> float:
-    """Bits needed per UTF-8 byte of text: comparable between tokenizers, which perplexity is not."""
-    return float(columns["nll"].sum() / columns["bytes"].sum() / math.log(2))
+PERPLEXITY = RatioMetric("perplexity", False, "nll", ("tokens",), scale.PERPLEXITY, perplexity_of)
+# Comparable between tokenizers, which perplexity is not; by word it is usual for word-level models.
+PERPLEXITY_PER_WORD = RatioMetric("perplexity_per_word", False, "nll", ("words",), scale.PERPLEXITY, perplexity_of)
+BITS_PER_BYTE = RatioMetric("bits_per_byte", False, "nll", ("bytes",), scale.POSITIVE, bits_of)
 
 
 def windows(length: int, first: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -19,6 +19,7 @@ _WORDS = {
     "pm": "±",
     "sqrt": "√",
     "pi": "π",
+    "over": "/",
     "approx": "≈",
     "circ": "°",
     "dfrac": NO_NUMBER,

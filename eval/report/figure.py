@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.report import words
+from eval.report.terminal import folded
 from eval.result import MetricResult, Result
+from eval.scale import SHARE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def saved(figure: Figure, form: Literal["png", "svg"]) -> bytes:
 
 
 def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) -> None:
-    scale = 100.0 if metric.is_share else 1.0
+    scale = 100.0 if words.scale_of(metric) is SHARE else 1.0
     for place, found in enumerate(metric.estimates):
         value, colour = scale * found.value, BASELINE if place == 0 and len(names) > 1 else OTHER
         if not math.isfinite(value):
@@ -87,9 +88,11 @@ def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) 
         middle = scale * metric.estimates[0].value
         axes.set_xlim(middle - max(abs(middle), 1.0), middle + max(abs(middle), 1.0))
     axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda tick, _: plain(round(tick, 10)))  # no 1e6 beside the axis
     direction = "higher is better" if metric.higher_is_better else "lower is better"
-    axes.set_title(textwrap.fill(drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
-    axes.set_xlabel(f"{'%, ' if metric.is_share else ''}{direction}", fontsize=8, color="#4a4f57")
+    unit = "%" if words.scale_of(metric) is SHARE else words.scale_of(metric).label
+    axes.set_title(folded(drawable(title, "metric"), TITLE_WIDTH), fontsize=11, loc="left")
+    axes.set_xlabel(f"{unit}, {direction}" if unit else direction, fontsize=8, color="#4a4f57")
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.protocols import Sample
-from eval.report import notes, sheets, words
+from eval.report import matrix, notes, sheets, words
 from eval.report.figure import draw
 from eval.report.pairs_figure import embedded
 from eval.report.text import title
@@ -46,6 +46,9 @@ def page(evaluation: Evaluation) -> str:
         multiplicity=words.multiplicity(result),
         warnings=notes.warnings(result),
         figure=base64.b64encode(figure).decode() if figure else None,
+        matrix=matrix.matrix(result),
+        legend=matrix.legend(result),
+        models=[model.name for model in result.models],
         summary=sheets.summary(result),
         tasks=[_task(task, evaluation) for task in result.tasks],
         circumstances=notes.circumstances(result),

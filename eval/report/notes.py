@@ -6,13 +6,16 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.result import Contamination, Fewer, Result, TaskResult
+from eval.result import Contamination, Fewer, MetricResult, Result, TaskResult
+from eval.scale import plain
 
 HOW = {
     "row": "the same row",
     "words": "the same words",
     "passage": f"{PASSAGE} words or characters in a row, or the whole of a shorter text",
 }
+
+SHOWN_MODELS = 2  # of more, a note gives no numbers
 
 SPEED = (
     "Times are without loading. Tokens are those that went through the model, of prompts and answers: what prompts "
@@ -21,27 +24,50 @@ SPEED = (
 
 
 def warnings(result: Result) -> list[str]:
-    """What changes the meaning of the answer, in a sentence each."""
-    found = [_asked(task.name, task.fewer, result.settings.get("sample_seed")) for task in result.tasks if task.fewer]
-    found += [_contaminated(task) for task in result.tasks if task.contamination and task.contamination.found]
+    """What changes the meaning of the answer, in a sentence each; once what holds for several tasks or models."""
+    seed = result.settings.get("sample_seed")
+    found = [(task.name, _asked(task.fewer, seed)) for task in result.tasks if task.fewer]
+    found += [(t.name, _contaminated(t)) for t in result.tasks if t.contamination and t.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
-    found += [f"{name}: {words.counted(count, 'row')} left out of these numbers" for name, count in less]
+    found += [(name, f"{words.counted(count, 'row')} left out of these numbers") for name, count in less]
     found += [
-        f"{task.name}, {model}: {words.counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
-        "count as no answer; raise --max_new_tokens"
+        (
+            f"{task.name}, {model}",
+            f"{words.counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
+            "count as no answer; raise --max_new_tokens",
+        )
         for task in result.tasks
         for model, ids in task.only_reasoning.items()
     ]
-    return found + [
-        f"{task.name}, {model}: the context had no room for the rest of the answer, or the next turn, try or tool "
-        f"call, of {words.counted(len(ids), 'row')}"
+    found += [
+        (
+            f"{task.name}, {model}",
+            "the context had no room for the rest of the answer, or the next turn, try or tool "
+            f"call, of {words.counted(len(ids), 'row')}",
+        )
         for task in result.tasks
         for model, ids in task.cut_short.items()
     ]
+    found += [
+        (words.about(task, metric), reason)
+        for task in result.tasks
+        for metric in task.metrics
+        for reason in _reasons(metric)
+    ]
+    named: dict[str, list[str]] = {}
+    for name, text in found:
+        named.setdefault(text, []).append(name)
+    return [f"{'; '.join(names)}: {text}" for text, names in named.items()]
 
 
-def _asked(name: str, fewer: Fewer, seed: int | None) -> str:
-    lead = f"{name}: {fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
+def _reasons(metric: MetricResult) -> list[str]:
+    """Why it has no interval, or was not tested; each once."""
+    found = [estimate.reason for estimate in metric.estimates] + [change.reason for change in metric.differences]
+    return [reason for reason in dict.fromkeys(found) if reason]
+
+
+def _asked(fewer: Fewer, seed: int | None) -> str:
+    lead = f"{fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
     if seed is not None:
         return lead + f"drawn with seed {seed}"
     if fewer.of_files == 1:
@@ -57,10 +83,10 @@ def _contaminated(task: TaskResult) -> str:
     found = task.contamination
     assert found is not None
     stand = "share a passage with" if {overlap.how for overlap in found.found} == {"passage"} else "stand in"
-    lead = f"{task.name}: {len(found.found):,} of {task.samples:,} rows {stand} the training data"
+    lead = f"{len(found.found):,} of {task.samples:,} rows {stand} the training data"
     if not found.clean:
         return f"{lead}; no clean row is left, so these numbers say nothing about new data"
-    if not found.metrics:
+    if not found.metrics or len(found.metrics[0].estimates) > SHOWN_MODELS:  # the table below has them
         return lead
     metric, again = task.metrics[0], found.metrics[0]
     values = "; ".join(
@@ -134,6 +160,6 @@ def _time(task: TaskResult, model: str) -> str:
     seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
     speed = []
     if seconds and tokens:
-        speed = [f"{words.plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
+        speed = [f"{plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
     known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
     return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

@@ -35,7 +35,8 @@ function sortable(table) {
 }
 
 function number(value) {
-  return value === null ? "not finite" : Number.isInteger(value) ? String(value) : value.toPrecision(4);
+  if (value === null) return "not finite";
+  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 }
 
 function card(row, data, against) {
@@ -147,5 +148,5 @@ function browser(place, data) {
   }
 }
 
-document.querySelectorAll("table").forEach(sortable);
+document.querySelectorAll("table:not(.matrix)").forEach(sortable);
 document.querySelectorAll("script.data").forEach((data) => browser(data.nextElementSibling, JSON.parse(data.textContent)));

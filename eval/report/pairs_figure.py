@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import textwrap
 from typing import Literal
 
-from eval.report.figure import BASELINE, OTHER, TITLE_WIDTH, drawable, saved, style
+from eval.report.figure import BASELINE, OTHER, drawable, saved, style
 from eval.report.sheets import Sheet
+from eval.report.terminal import folded
 
 MOST_ROWS = 15
-WIDTH, ROW_HEIGHT, FRAME_HEIGHT, BAR = 7.0, 0.3, 1.3, 0.38  # inches; BAR in rows
+WIDTH, ROW_HEIGHT, FRAME_HEIGHT, BAR = 7.0, 0.3, 1.9, 0.38  # inches; BAR in rows
+LINE = 84  # characters of the title
 
 
 def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
@@ -25,14 +26,20 @@ def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
         for column, colour, shift in ((1, BASELINE, -BAR / 2), (2, OTHER, BAR / 2)):
             places = [place + shift for place in range(len(rows))]
             shares = [100 * (row[column].value or 0.0) for row in rows]
-            axes.barh(places, shares, height=BAR, color=colour, label=drawable(sheet.head[column], f"corpus {column}"))
+            axes.barh(
+                places,
+                shares,
+                height=BAR,
+                color=colour,
+                label=folded(drawable(sheet.head[column], f"corpus {column}"), LINE),
+            )
         axes.set_yticks(range(len(rows)), [drawable(row[0].text, f"word {k + 1}") for k, row in enumerate(rows)])
         axes.invert_yaxis()
         axes.set_xlabel("% of all words", fontsize=8, color="#4a4f57")
-        axes.set_title(textwrap.fill(drawable(sheet.title, ""), 2 * TITLE_WIDTH), fontsize=10, loc="left")
+        figure.suptitle(folded(drawable(sheet.title, ""), LINE), fontsize=10, x=0.01, ha="left")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        figure.legend(frameon=False, fontsize=8, loc="outside lower left")
         return saved(figure, form)
 
 

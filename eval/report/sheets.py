@@ -9,6 +9,7 @@ from eval.origin import Origin
 from eval.protocols import Table
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
+from eval.scale import SHARE, percent, plain
 
 LONGEST = 24  # rows of a table in Markdown
 ENDS = 10  # best and worst that are shown of a longer one
@@ -38,6 +39,10 @@ class Sheet:
         """Whether there is no number in it."""
         return all(cell.value is None for row in self.rows for cell in row)
 
+    def is_number(self, column: int) -> bool:
+        """Whether the column holds numbers."""
+        return any(row[column].value is not None for row in self.rows)
+
     def short(self) -> tuple[Sequence[Sequence[Cell]], Sequence[Sequence[Cell]], int]:
         """The first rows, the last ones, and how many between them are left out."""
         if len(self.rows) <= LONGEST:
@@ -66,10 +71,10 @@ def _training(origin: Origin | None) -> list[Cell]:
     share = origin.trained / origin.total if origin.trained is not None and origin.total else None
     return [
         Cell(trained, None if origin.trained is None else float(origin.trained)),
-        Cell("" if share is None else words.percent(share), share),
+        Cell("" if share is None else percent(share), share),
         Cell(f"{origin.step:,}", float(origin.step)),
-        Cell("" if origin.epochs is None else words.plain(origin.epochs), origin.epochs),
-        Cell("" if origin.data_share is None else words.percent(origin.data_share), origin.data_share),
+        Cell("" if origin.epochs is None else plain(origin.epochs), origin.epochs),
+        Cell("" if origin.data_share is None else percent(origin.data_share), origin.data_share),
     ]
 
 
@@ -78,7 +83,7 @@ def metrics(result: Result) -> Sheet:
     rows = [
         [
             Cell(task.name),
-            Cell(words.named(metric)),
+            Cell(words.titled(metric)),
             _count(task.samples),
             *(Cell(words.with_interval(metric, estimate), estimate.value) for estimate in metric.estimates),
         ]
@@ -143,14 +148,19 @@ def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Calla
 
         def cell(name: str, place: int = place) -> Cell:
             found = parts[name].estimates[place]
-            return Cell(words.with_interval(metric, found), found.value, found.value if metric.is_share else None)
+            return Cell(
+                words.with_interval(metric, found),
+                found.value,
+                found.value if words.scale_of(metric) is SHARE else None,
+            )
 
         yield f"{words.named(metric)}, {estimate.model}" if len(metric.estimates) > 1 else words.named(metric), cell
     if len(metric.estimates) == 2:  # with more, a reader picks his own pair
 
         def gap(name: str) -> Cell:
             before, after = (estimate.value for estimate in parts[name].estimates)
-            return Cell(words.change(metric, after - before) + words.unit(metric), after - before)
+            between = words.scale_of(metric).between
+            return Cell(words.change(metric, between(before, after)) + words.unit(metric), between(before, after))
 
         yield "change", gap
 
@@ -164,7 +174,8 @@ def of_task(task: TaskResult) -> list[Sheet]:
 
 
 def _sheet(table: Table) -> Sheet:
-    return Sheet(table.title, table.head, [[_cell(value) for value in row] for row in table.rows], pairs=table.pairs)
+    rows = [[_cell(table, place, value) for place, value in enumerate(row)] for row in table.rows]
+    return Sheet(table.title, table.head, rows, pairs=table.pairs)
 
 
 def _side_by_side(tables: Mapping[str, Table]) -> Sheet:
@@ -180,8 +191,9 @@ def _side_by_side(tables: Mapping[str, Table]) -> Sheet:
     for name in names:
         lines = [rows.get(name) for rows in found.values()]
         shared = next(line for line in lines if line)[: first.shared]
-        own = [line[k] if line else "" for k in range(first.shared, len(first.head)) for line in lines]
-        rows.append([_cell(value) for value in (*shared, *own)])
+        places = range(first.shared, len(first.head))
+        own = [_cell(first, k, line[k] if line else "") for k in places for line in lines]
+        rows.append([*(_cell(first, k, value) for k, value in enumerate(shared)), *own])
     own_head = [f"{title}, {model}" for title in first.head[first.shared :] for model in tables]
     return Sheet(first.title, [*first.head[: first.shared], *own_head], rows)
 
@@ -211,8 +223,10 @@ def clean(task: TaskResult) -> Sheet | None:
     return Sheet("Without the rows that stand in the training data", head, rows)
 
 
-def _cell(value: str | float) -> Cell:
-    return Cell(value) if isinstance(value, str) else Cell(words.plain(value), float(value))
+def _cell(table: Table, place: int, value: str | float) -> Cell:
+    if isinstance(value, str):
+        return Cell(value)
+    return Cell((percent if place in table.shares else plain)(value), float(value))
 
 
 def _count(samples: int) -> Cell:

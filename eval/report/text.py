@@ -105,7 +105,7 @@ def _example(task: TaskResult, models: Mapping[str, Sequence[Sample]], row: Sequ
         pairs = zip(models, row, strict=True)
         lines += [
             f"- {words.named(metric)}{f' ({escaped(model)})' if len(row) > 1 else ''}: "
-            f"{words.plain(sample.values[metric.name])}"
+            f"{words.of_row(metric, sample.values[metric.name])}"
             for model, sample in pairs
         ]
     for key, value in row[0].shown.items():

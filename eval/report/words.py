@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eval.metrics.bootstrap import FEWEST
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
-
-LARGE = 1000.0  # from here on numbers are shown without decimals
+from eval.scale import SCALES, Scale, plain
 
 
 @dataclass(frozen=True)
@@ -32,21 +30,25 @@ def about(task: TaskResult, metric: MetricResult) -> str:
     return task.name if task.name == metric.name else f"{task.name}, {named(metric)}"
 
 
+def titled(metric: MetricResult) -> str:
+    """The name, and the scale where a value alone does not tell it: bleu (0-100)."""
+    label = scale_of(metric).label
+    return f"{named(metric)} ({label})" if label else named(metric)
+
+
+def scale_of(metric: MetricResult) -> Scale:
+    """The values it can take."""
+    return SCALES[metric.scale]
+
+
 def number(metric: MetricResult, value: float | None) -> str:
     """A value of the metric."""
-    if value is None:
-        return ""
-    return f"{100 * value:.1f} %" if metric.is_share else plain(value)
+    return scale_of(metric).number(value)
 
 
-def plain(value: float) -> str:
-    """Four digits that count, or whole and in groups of three."""
-    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.4g}"
-
-
-def percent(share: float) -> str:
-    """Three digits that count: 0.00126 %, 0.521 %, 90 %, 100 %."""
-    return f"{100 * share:.3g} %"
+def of_row(metric: MetricResult, value: float) -> str:
+    """A row's own number; where it is either right or wrong, 1 or 0."""
+    return plain(value) if metric.is_share else number(metric, value)
 
 
 def with_interval(metric: MetricResult, found: Estimate) -> str:
@@ -58,13 +60,13 @@ def with_interval(metric: MetricResult, found: Estimate) -> str:
 
 
 def change(metric: MetricResult, value: float) -> str:
-    """A difference of two values, signed; that of shares is in percentage points."""
-    return f"{100 * value:+.1f}" if metric.is_share else f"{'+' if value > 0 else ''}{plain(value)}"
+    """A difference of two values, signed; that of shares is in percentage points, that of perplexities a factor."""
+    return scale_of(metric).change(value)
 
 
 def unit(metric: MetricResult) -> str:
     """What stands behind a difference."""
-    return " points" if metric.is_share else ""
+    return scale_of(metric).unit
 
 
 def change_with_interval(metric: MetricResult, found: Difference) -> str:
@@ -99,7 +101,7 @@ def readable(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return plain(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, Mapping) for part in value):
         lines = ["\n".join(f"{name}: {readable(inner)}" for name, inner in part.items()) for part in value]
         return "\n\n".join(f"{number}. {text}" for number, text in enumerate(lines, start=1))
@@ -124,14 +126,14 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     values = f"{number(metric, metric.estimates[0].value)} -> {number(metric, after.value)}"
     before = f"{about(task, metric)}: {values}{f' ({found.model})' if several else ''}, "
     if found.p_value is None:
-        few = f": {counted(task.samples, 'row')} are too few" if 1 < task.samples < FEWEST else ""
-        return Sentence(before, found.verdict, few)
+        return Sentence(before, found.verdict, f": {found.reason}" if found.reason else "")
     test = f"{change_with_interval(metric, found)}, p {_equals(probability(found.p_value))}"
     if found.verdict != "no significant difference":
         return Sentence(before, found.verdict, f": {test}; {_counts(found)}")
     if found.detectable is None or not (found.won or found.lost or found.value):
         return Sentence(before, found.verdict, f": the same on {counted(task.samples, 'row')}")
-    power = f"with {counted(task.samples, 'row')} a difference below {noticeable(metric, found)} would go unnoticed"
+    what = "a change by less than" if scale_of(metric).is_ratio else "a difference below"
+    power = f"with {counted(task.samples, 'row')} {what} {noticeable(metric, found)} would go unnoticed"
     return Sentence(before, found.verdict, f" ({test}); {power}")
 
 
@@ -155,9 +157,13 @@ def multiplicity(result: Result) -> str:
         return lead + f"all {len(kept)} differences remain." if len(kept) > 1 else lead + "the difference remains."
     if not kept:
         return lead + "none of the differences remains."
+    lost = [c for c in significant if c not in kept]
     several = len(result.models) > 2
-    names = [about(task, metric) + (f" ({found.model})" if several else "") for task, metric, found in kept]
-    return lead + f"these remain: {'; '.join(names)}."
+    fewer = min(kept, lost, key=len)
+    names = [about(task, metric) + (f" ({found.model})" if several else "") for task, metric, found in fewer]
+    if fewer is kept:
+        return lead + f"these remain: {'; '.join(names)}."
+    return lead + f"{len(kept)} of {len(significant)} differences remain, not these: {'; '.join(names)}."
 
 
 def comparisons(result: Result) -> Iterator[tuple[TaskResult, MetricResult, Difference]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.protocols import Answer, CorpusMetric, Hub, Sample, Task
 from eval.rows import Example, examples
+from eval.scale import HUNDRED
 from eval.tasks.qa import ask, check, outcome
 
 
@@ -27,8 +28,8 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("bleu", higher_is_better=True, of=bleu),
-        CorpusMetric("chrf", higher_is_better=True, of=chrf),
+        CorpusMetric("bleu", higher_is_better=True, of=bleu, of_sums=True, scale=HUNDRED),
+        CorpusMetric("chrf", higher_is_better=True, of=chrf, of_sums=True, scale=HUNDRED),
     ),
     source=Hub(
         "wmt/wmt19",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from eval.errors import UserError
 from eval.label_prompt import label_prompt
 from eval.metrics.first_label import first_label
-from eval.metrics.labels import macro_f1
+from eval.metrics.labels import macro_f1, too_few
 from eval.protocols import (
     Answer,
     CorpusMetric,
@@ -97,7 +97,7 @@ TASK = Task(
     score=score,
     metrics=(
         SampleMetric("accuracy", higher_is_better=True, is_share=True),
-        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
+        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1, too_few=too_few),
     ),
     tables=by_label,
     source=Hub(

@@ -145,7 +145,8 @@ def tables(samples: Sequence[Sample]) -> Sequence[Table]:
         if SUBJECTS[subject].is_china_specific:
             parts.setdefault(CHINA_SPECIFIC, []).append(subject)
     rows = [(part, len(names), fmean(means[name] for name in names)) for part, names in parts.items()]
-    return [Table("Accuracy, each subject counting the same", ("category", "subjects", "accuracy"), rows, shared=2)]
+    head = ("category", "subjects", "accuracy")
+    return [Table("Accuracy, each subject counting the same", head, rows, shared=2, shares=(2,))]
 
 
 def _task(

@@ -83,7 +83,7 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
         for number, found in sorted(turns.items())
     ]
     head = ("turn", "dialogues", "similarity", f"share above {ALIKE}", "no room for it")
-    return [Table("By turn", head, rows, shared=2)]
+    return [Table("By turn", head, rows, shared=2, shares=(2, 3))]
 
 
 def _turns(example: Example) -> list[int]:

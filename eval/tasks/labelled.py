@@ -54,4 +54,6 @@ def by_label(samples: Sequence[Sample]) -> list[Table]:
         there, claimed = gold.count(label), said.count(label)
         shares = (right / claimed if claimed else 0.0, right / there if there else 0.0, 2 * right / (there + claimed))
         rows.append((label, there, *shares, claimed))
-    return [Table("Labels", ("label", "rows", "precision", "recall", "F1", "answered"), rows, shared=2)]
+    return [
+        Table("Labels", ("label", "rows", "precision", "recall", "F1", "answered"), rows, shared=2, shares=(2, 3, 4))
+    ]

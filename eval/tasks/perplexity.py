@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.metrics.perplexity import LARGEST_EXPONENT, bits_per_byte, perplexity, perplexity_per_word, windows
+from eval import scale
+from eval.metrics.perplexity import BITS_PER_BYTE, LARGEST_EXPONENT, PERPLEXITY, PERPLEXITY_PER_WORD, windows
 from eval.metrics.script import words
 from eval.metrics.word_shift import divergence, frequencies, shifts
-from eval.protocols import Answer, CorpusMetric, Hub, Request, Sample, SampleMetric, Score, Scored, Table, Task
+from eval.protocols import Answer, Hub, Request, Sample, SampleMetric, Score, Scored, Table, Task
 from eval.rows import BadExampleError, Example, examples
 
 if TYPE_CHECKING:
@@ -50,7 +51,15 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         "bytes": float(sum(a.bytes for a in scored)),
         "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
     }
-    return Sample(example.id, values, {"text": said[-1]}, {"corpus": example.id.rpartition(":")[0]})
+    return Sample(
+        example.id, values, _question(example) | {"text": said[-1]}, {"corpus": example.id.rpartition(":")[0]}
+    )
+
+
+def _question(example: Example) -> dict[str, str]:
+    """What the last answer answers; nothing of a text."""
+    asked = [message["content"] for message in example.messages if message["role"] == "user"]
+    return {"question": asked[-1]} if asked else {}
 
 
 def _answers(example: Example) -> list[str]:
@@ -73,6 +82,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
         f"Words of {other} against {first}: {apart}",
         ("word", f"share in {first}", f"share in {other}", "bits"),
         [(shift.word, shift.first, shift.second, shift.bits) for shift in found[:SHOWN_WORDS]],
+        shares=(1, 2),
         pairs=True,
         of_data=True,
     )
@@ -86,10 +96,10 @@ TASK = Task(
     ask=ask,
     score=score,
     metrics=(
-        CorpusMetric("perplexity", higher_is_better=False, of=perplexity, of_sums=True),
-        CorpusMetric("bits_per_byte", higher_is_better=False, of=bits_per_byte, of_sums=True),
-        CorpusMetric("perplexity_per_word", higher_is_better=False, of=perplexity_per_word, of_sums=True),
-        SampleMetric("sentence_perplexity", higher_is_better=False),
+        PERPLEXITY,
+        BITS_PER_BYTE,
+        PERPLEXITY_PER_WORD,
+        SampleMetric("sentence_perplexity", higher_is_better=False, scale=scale.PERPLEXITY),
     ),
     tables=tables,
     source=Hub(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eval.errors import UserError
 from eval.protocols import Answer, Classified, Classify, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, example, text_in
+from eval.scale import UNBOUNDED
 
 if TYPE_CHECKING:
     from eval.prompt import Prompter
@@ -80,7 +81,7 @@ TASK = Task(
     score=score,
     metrics=(
         SampleMetric("accuracy", higher_is_better=True, is_share=True),
-        SampleMetric("margin", higher_is_better=True),
+        SampleMetric("margin", higher_is_better=True, scale=UNBOUNDED),
     ),
     head="sequence",
     source=Hub("trl-lib/ultrafeedback_binarized", split="test"),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from eval.class_label import AmbiguousLabelError, class_number
 from eval.errors import UserError
-from eval.metrics.labels import macro_f1, mcc, pearson, rmse
+from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
 from eval.rows import BadExampleError, text_in
+from eval.scale import CORRELATION, POSITIVE
 from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ TASK = Task(
     score=score,
     metrics=(
         SampleMetric("accuracy", higher_is_better=True, is_share=True),
-        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1),
-        CorpusMetric("mcc", higher_is_better=True, of=mcc),
+        CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1, too_few=too_few),
+        CorpusMetric("mcc", higher_is_better=True, of=mcc, scale=CORRELATION, too_few=too_few),
     ),
     tables=by_label,
     head="sequence",
@@ -134,8 +135,8 @@ REGRESSION = Task(
     ask=ask,
     score=score_value,
     metrics=(
-        CorpusMetric("pearson", higher_is_better=True, of=pearson),
-        CorpusMetric("rmse", higher_is_better=False, of=rmse),
+        CorpusMetric("pearson", higher_is_better=True, of=pearson, scale=CORRELATION),
+        CorpusMetric("rmse", higher_is_better=False, of=rmse, scale=POSITIVE, fewest=FEWEST_OF_SQUARES),
     ),
     head="sequence",
     source=Hub("nyu-mll/glue", split="validation", name="stsb"),

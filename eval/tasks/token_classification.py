@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.errors import UserError
-from eval.metrics import entities
-from eval.metrics.entities import TAG, Counts, count_by_type
-from eval.protocols import Answer, CorpusMetric, Hub, Request, Sample, Table, Tag, Tagged, Task
+from eval.metrics.entities import F1, PRECISION, RECALL, TAG, TOKEN_ACCURACY, Counts, count_by_type
+from eval.protocols import Answer, Hub, Request, Sample, Table, Tag, Tagged, Task
 from eval.readers import type_name
 from eval.rows import BadExampleError
 from eval.word_windows import Place
@@ -139,7 +138,7 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
             total[name] += counts
     rows = [(name, c.gold, c.precision, c.recall, c.f1, c.predicted, c.right) for name, c in sorted(total.items())]
     head = ("type", "there are", "precision", "recall", "F1", "predicted", "right")
-    return [Table("Entities", head, rows, shared=2)]
+    return [Table("Entities", head, rows, shared=2, shares=(2, 3, 4))]
 
 
 TASK = Task(
@@ -150,12 +149,7 @@ TASK = Task(
     bind=bind,
     ask=ask,
     score=score,
-    metrics=(
-        CorpusMetric("precision", higher_is_better=True, of=entities.precision, of_sums=True),
-        CorpusMetric("recall", higher_is_better=True, of=entities.recall, of_sums=True),
-        CorpusMetric("f1", higher_is_better=True, of=entities.f1, of_sums=True),
-        CorpusMetric("token_accuracy", higher_is_better=True, of=entities.token_accuracy, of_sums=True),
-    ),
+    metrics=(PRECISION, RECALL, F1, TOKEN_ACCURACY),
     tables=tables,
     head="tokens",
     source=Hub(  # its own layout is a loading script; the hub's converted copy is not

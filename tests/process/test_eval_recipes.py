@@ -13,7 +13,7 @@ import pytest
 
 from eval.config import Config, parse
 from eval.main import main
-from eval.metrics import bootstrap
+from eval.metrics import intervals
 from eval.protocols import Head
 from tests import eval_checkpoints, eval_vision
 from tests.process.evaluations import ROOT
@@ -29,7 +29,7 @@ def at_the_root() -> Iterator[None]:
     """Recipes name the small data by paths from the project's root. Intervals are rough: no test here looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(bootstrap, "MOST_DRAWS", 0)
+        patch.setattr(intervals, "MOST_DRAWS", 0)
         yield
 
 

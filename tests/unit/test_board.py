@@ -29,7 +29,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def tensorboard(run: Path) -> EventAccumulator:
-    return EventAccumulator(str(run / "tensorboard")).Reload()
+    return EventAccumulator(str(run)).Reload()
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
@@ -116,7 +116,7 @@ def test_only_the_main_process_writes(tmp_path: Path, capfd: pytest.CaptureFixtu
 def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
     train(tmp_path, 0, 2, config=WatchConfig(tensorboard=False))
     assert len(losses(tmp_path)) == 2
-    assert not (tmp_path / "tensorboard").exists()
+    assert not list(tmp_path.glob("events.*"))
 
 
 def test_samples_are_kept_as_they_are_and_shown(tmp_path: Path) -> None:
@@ -167,10 +167,32 @@ def test_hyperparameters_hold_the_whole_recipe_and_no_secret(tmp_path: Path, mon
     board.start(0, 1)
     board.hyperparameters({**flat(Config()), "data.system_prompt": "say canary-0815"})
     board.close()
-    written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    written = b"".join(path.read_bytes() for path in tmp_path.glob("events.*"))
     assert b"optim.learning_rate" in written
     assert b"say ***" in written
     assert b"canary-0815" not in written
+
+
+def test_the_columns_that_one_looks_for_come_first(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams.backend_context import _sort_and_reduce_to_hparams_limit
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    board = Board(tmp_path, WatchConfig(), main_process=True)
+    board.start(0, 1)
+    board.hyperparameters(flat(Config()))
+    board.close()
+    tags = EventAccumulator(str(tmp_path)).Reload().summary_metadata
+    found = HParamsPluginData.FromString(tags["_hparams_/experiment"].plugin_data.content).experiment
+    _sort_and_reduce_to_hparams_limit(found)
+    names = [info.name for info in found.hparam_infos]
+    assert names[:5] == ["batch.tokens_per_step", "model.path", "objective", "optim.learning_rate", "tuning.kind"]
+    assert len(names) == len(flat(Config()))
+
+
+def test_a_run_of_before_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    Board(tmp_path, WatchConfig(), main_process=True).start(0, 1)
+    assert [path.parent.name for path in tmp_path.rglob("events.*")] == ["tensorboard"]
 
 
 def test_a_log_gets_a_line_every_ten_seconds_and_at_the_end() -> None:

@@ -13,7 +13,6 @@ import pytest
 from eval import protocols, readers, rows
 from eval.config import parse
 from eval.errors import UserError
-from eval.evaluation import unique_names
 from eval.prompt import Prompter
 from eval.tasks import TASKS
 
@@ -229,12 +228,6 @@ def test_help_is_there_within_a_second() -> None:
         subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, cwd=ROOT, check=True)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1.0
-
-
-def test_names_are_as_short_as_they_can_be() -> None:
-    assert unique_names(["/x/base", "/y/merged"]) == ["base", "merged"]
-    assert unique_names(["/x/one/merged", "/x/two/merged"]) == ["one/merged", "two/merged"]
-    assert unique_names(["/x/one", "/x/one"]) == ["one", "one #2"]
 
 
 def test_the_documented_task_works() -> None:

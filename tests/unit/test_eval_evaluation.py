@@ -27,6 +27,7 @@ from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.report.notes import circumstances
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Fewer
+from eval.scale import SCALES
 from eval.speaker import open_journal
 from eval.tasks import TASKS
 from tests import eval_checkpoints
@@ -144,7 +145,7 @@ def test_a_checkpoint_against_itself_is_a_tie(folders: dict[str, Path], rows: st
     for task in found.result.tasks:
         for metric in task.metrics:
             (change,) = metric.differences
-            assert (change.value, change.won, change.lost) == (0.0, 0, 0)
+            assert (change.value, change.won, change.lost) == (SCALES[metric.scale].no_change, 0, 0)
             assert change.verdict == "no significant difference"
 
 
@@ -177,12 +178,16 @@ SHAPE: dict[str, Any] = {
             "clean": int, "metrics": list,
         },
         "metrics": [{
-            "name": str, "level": str, "higher_is_better": bool, "is_share": bool,
-            "estimates": [{"model": str, "value": float, "low": float, "high": float, "method": str}],
+            "name": str, "level": str, "higher_is_better": bool, "is_share": bool, "scale": str,
+            "estimates": [{
+                "model": str, "value": float, "low": float | None, "high": float | None, "method": str | None,
+                "reason": str | None,
+            }],
             "differences": [{
-                "model": str, "value": float, "low": float, "high": float, "method": str,
+                "model": str, "value": float, "low": float | None, "high": float | None, "method": str | None,
                 "won": int, "lost": int, "tied": int, "verdict": str,
-                "test": str, "p_value": float, "p_holm": float, "detectable": float,
+                "test": str | None, "p_value": float | None, "p_holm": float | None, "detectable": float | None,
+                "reason": str | None,
             }],
             "groups": [{"group": str, "name": str, "samples": int, "estimates": list}],
         }],
@@ -250,7 +255,7 @@ def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
     found = run(*words, "--max_rows", 3)
     report = markdown(found)
     (task,) = found.result.tasks
-    assert {group.name for group in task.metrics[0].groups} == {texts, str(other)}
+    assert {group.name for group in task.metrics[0].groups} == {"texts", "other"}
     assert "By corpus" in report
     note = "perplexity: 3 of 7 rows asked (--max_rows), the first ones of each of 2 files by turns"
     assert note in report

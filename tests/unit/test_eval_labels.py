@@ -243,7 +243,8 @@ LABELS = {
         ("th", "ดีเพราะสะอาด", "ดี"),
         ("th", "ไม่ดี", "ไม่ดี"),
         ("th", "ดีใจ", None),
-        ("ko", "긍정입니다", None),
+        ("ko", "긍정입니다", "긍정"),
+        ("ko", "긍정적", None),
         ("ko", "긍정. 깨끗해서", "긍정"),
         ("ru", "Положительный, потому что", "положительный"),
         ("ru", "положительныйх", None),
@@ -709,8 +710,7 @@ def test_the_context_is_what_the_model_can_take(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("rows", "with_entities", "right"), [(100, 3, 0), (100, 1, 1), (20, 2, 0), (6, 1, 1)])
-def test_intervals_of_f1_where_most_resamples_have_no_entity(rows: int, with_entities: int, right: int) -> None:
-    """A resample without any entity has an F1 of 0, and so has its neighbourhood, by which intervals are found."""
+def test_a_handful_of_entities_is_too_few_for_an_interval(rows: int, with_entities: int, right: int) -> None:
     columns = {name: np.zeros(rows) for name in ("right_entities", "predicted_entities", "gold_entities")}
     columns["gold_entities"][:with_entities] = 1.0
     columns["right_entities"][:right] = columns["predicted_entities"][:right] = 1.0
@@ -724,9 +724,8 @@ def test_intervals_of_f1_where_most_resamples_have_no_entity(rows: int, with_ent
     ]
     for metric in task.metrics:
         for estimate in compare((metric,), {"m": samples})[0].estimates:
-            low, high = (estimate.value if end is None else end for end in (estimate.low, estimate.high))
-            assert 0 <= low <= estimate.value <= high <= 1
-            assert (estimate.low is None) == (not right or metric.name == "token_accuracy")  # all rows are equal
+            assert estimate.low is None
+            assert estimate.reason
 
 
 def test_tag_sequences_are_no_text_that_rows_can_share() -> None:

@@ -203,7 +203,7 @@ def test_markdown_shows_each_rows_numbers_and_the_turns_of_a_dialogue(compared: 
     report = markdown(dataclasses.replace(compared, samples={**compared.samples, "quiz": samples}))
     assert "- turns:\n  1. asked: Hi?<br>answer: Ho.\n  2. asked: And?<br>answer: \n" in report
     first = compared.samples["quiz"]["merged"][0].values["similarity"]
-    assert f"- similarity (merged): {first:.4g}\n" in report
+    assert f"- similarity (merged): {100 * first:.1f} %\n" in report
     right = compared.samples["quiz"]["merged"][0].values["accuracy"]
     assert f"- accuracy (merged): {right:.0f}\n" in report
 
@@ -348,7 +348,7 @@ def test_no_difference_is_said_in_plain_words_with_what_would_have_been_seen(com
     pairs = [(1.0, 0.0), (0.0, 1.0)] * 10 + [(1.0, 1.0)] * 80
     said = sentence(compared, results(pairs), 100)
     assert said == (
-        "quiz, accuracy: 90.0 % -> 90.0 %, no significant difference (+0.0 [-9.1, +9.1] points, p = 1); "
+        "quiz, accuracy: 90.0 % -> 90.0 %, no significant difference (0.0 [-9.1, +9.1] points, p = 1); "
         "with 100 rows a difference below 12.6 points would go unnoticed"
     )
 
@@ -356,7 +356,7 @@ def test_no_difference_is_said_in_plain_words_with_what_would_have_been_seen(com
 def test_a_difference_is_said_with_its_test_and_rows(compared: Evaluation) -> None:
     said = sentence(compared, results([(0.0, 1.0)] * 15 + [(1.0, 0.0)] * 3 + [(1.0, 1.0)] * 22), 40)
     assert said.startswith("quiz, accuracy: 62.5 % -> 92.5 %, better: +30.0 [")
-    assert said.endswith("] points, p = 0.0075; 15 rows won, 3 lost, 22 tied")
+    assert said.endswith("] points, p = 0.0044; 15 rows won, 3 lost, 22 tied")
 
 
 def test_models_that_answer_alike_have_no_test_power(compared: Evaluation) -> None:
@@ -370,26 +370,27 @@ def test_equal_rows_say_nothing_of_how_rows_vary(compared: Evaluation) -> None:
     metric = results([(0.0, 0.0)] * 12, SampleMetric("similarity", higher_is_better=True))
     assert [(one.value, one.low, one.method) for one in metric.estimates] == [(0.0, None, None)] * 2
     assert (metric.differences[0].low, metric.differences[0].p_value) == (None, 1.0)
-    assert sentence(compared, metric, 12).endswith("0 -> 0, no significant difference: the same on 12 rows")
+    assert sentence(compared, metric, 12).endswith("0.0 % -> 0.0 %, no significant difference: the same on 12 rows")
 
 
 def test_another_number_is_not_the_same_though_no_row_is_won(compared: Evaluation) -> None:
     """Both models are wrong on the same rows, but not with the same label."""
     metric = CorpusMetric("macro_f1", higher_is_better=True, of=macro_f1)
-    gold = [0.0] * 8 + [1.0] * 4
-    said = {"base": [0.0] * 12, "merged": [0.0] * 8 + [2.0] * 4}
+    gold = [0.0] * 24 + [1.0] * 12
+    said = {"base": [0.0] * 36, "merged": [0.0] * 24 + [2.0] * 12}
     samples = {
         model: [Sample(str(k), {"gold": a, "predicted": b}) for k, (a, b) in enumerate(zip(gold, own, strict=True))]
         for model, own in said.items()
     }
     (found,) = compare([metric], samples)
     assert (found.differences[0].won, found.differences[0].lost) == (0, 0)
-    assert "macro f1: 0.4 -> 0.3333, no significant difference (-0.06667 [" in sentence(compared, found, 12)
+    assert "macro f1: 40.0 % -> 33.3 %, better" not in (said_of := sentence(compared, found, 36))
+    assert "macro f1: 40.0 % -> 33.3 %, " in said_of
 
 
 def test_few_rows_are_not_tested_and_the_report_says_why(compared: Evaluation) -> None:
     metric = results([(0.1, 0.9)] * 3 + [(0.2, 0.8)] * 2, SampleMetric("similarity", higher_is_better=True))
-    assert sentence(compared, metric, 5).endswith(", not tested: 5 rows are too few")
+    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5, needed are 20")
 
 
 def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -> None:

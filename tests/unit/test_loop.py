@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics.perplexity import perplexity
+from eval.metrics.perplexity import PERPLEXITY
 from tests.ranks import Solo
 from train.config import CheckpointConfig, Config, OptimConfig, ValidationConfig, WatchConfig
 from train.engine.loop import Loop, Progress
@@ -162,7 +162,7 @@ def test_a_window_of_skipped_steps_has_no_loss():
 def test_the_perplexity_is_evaluations(loss, expected):
     written, _, _ = run([loss], norms=[1.0])
     columns = {"nll": np.array([6 * loss]), "tokens": np.array([6.0])}
-    assert written[1]["train/perplexity"] == perplexity(columns) == expected
+    assert written[1]["train/perplexity"] == PERPLEXITY.of(columns) == expected
 
 
 def test_it_gives_up_naming_the_rows_of_the_micro_batch_to_blame():

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
+from eval.scale import POSITIVE, SHARE, UNBOUNDED, Scale
 from train.config import Config, LoraConfig, OptimConfig, TuningConfig, ValidationConfig, WatchConfig
 from train.engine import record
 from train.engine.board import Board
@@ -154,18 +155,18 @@ def test_the_best_step_is_that_of_the_deciding_metric(run: Path) -> None:
     assert next(iter(by_name)) == "loss"
     assert (by_name["loss"].before, by_name["loss"].chosen, by_name["loss"].last) == (3.2, 1.25, 1.4)
     assert by_name["exact_match"].chosen == 0.5  # at step 40, though it rises afterwards
-    assert by_name["exact_match"].share
-    assert not by_name["loss"].share
+    assert by_name["exact_match"].scale is SHARE
+    assert by_name["perplexity"].scale.is_ratio
     assert all(change.better for change in by_name.values())
 
 
 def test_the_page_begins_with_the_answer(run: Path, page: str) -> None:
-    assert "loss 3.2 → 1.25, perplexity 24.53 → 3.49, exact match 0.0% → 50.0%" in page.split("\n\n")[1]
-    assert "| exact match | 0.0% | **50.0%** | +50.0 points | 60.0% |" in page
-    assert "| loss | 3.2 | **1.25** | -61% | 1.4 |" in page
-    assert "3.50% of the parameters (4,884,480 of 139,399,488, lora)" in page
+    assert "loss 3.2 → 1.25, perplexity 24.53 → 3.49, exact match 0.0 % → 50.0 %" in page.split("\n\n")[1]
+    assert "| exact match | 0.0 % | **50.0 %** | +50.0 points | 60.0 % |" in page
+    assert "| loss | 3.2 | **1.25** | -61 % | 1.4 |" in page
+    assert "3.5 % of the parameters (4,884,480 of 139,399,488, lora)" in page
     assert "60,000 tokens" in page
-    assert "41.0%" in page
+    assert "41.0 %" in page
     assert f"| Merged | {str(run / 'merged').replace('_', chr(92) + '_')} |" in page
 
 
@@ -212,6 +213,32 @@ def test_merging_the_last_checkpoint_compares_with_the_last(tmp_path: Path) -> N
     record.write(tmp_path, config=config)
     assert read_run(tmp_path).handed_over_step == 60
     assert {c.name: c.chosen for c in read_run(tmp_path).changes()}["loss"] == 1.4
+
+
+def test_of_equal_values_the_lowest_loss_is_handed_over_then_the_last(tmp_path: Path) -> None:
+    config = Config(validation=ValidationConfig(metric="exact_match"))
+    record.write(tmp_path, config=dataclasses.asdict(config), lower_is_better={"loss": True, "exact_match": False})
+    board = Board(tmp_path, WatchConfig(tensorboard=False), main_process=True)
+    board.start(0, 5)
+    for step, loss in enumerate((3.0, 2.0, 1.5, 1.2, 1.2, 1.4)):
+        board.metrics(step, {"validation/loss": loss, "validation/exact_match": 0.5 if step else 0.0})
+    board.close()
+    assert read_run(tmp_path).best_step == 4
+
+
+def test_what_was_not_merged_is_not_called_merged(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "merged").rmdir()
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "nothing is merged yet" in page
+    assert "the one that is merged" not in page
+
+
+def test_a_tiny_share_of_trained_parameters_is_not_0(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    record.write(tmp_path / "run", parameters={"trained": 5120, "total": 494_037_888})
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "0.0010 % of the parameters (5,120 of 494,037,888" in page
 
 
 def test_time_leaves_out_the_gap_before_a_resumption(tmp_path: Path) -> None:
@@ -263,20 +290,17 @@ def test_the_command(
 
 
 @pytest.mark.parametrize(
-    ("value", "share", "text"),
+    ("value", "scale", "text"),
     [
-        (None, False, "-"),
-        (0.0, False, "0"),
-        (3.14159, False, "3.142"),
-        (12345.6, False, "12,346"),
-        (0.625, True, "62.5%"),
-        (1.5e-5, False, "1.5e-05"),
-        (2.0, False, "2"),
-        (1e9, False, "1e+09"),
+        (None, UNBOUNDED, "-"),
+        (0.0, UNBOUNDED, "0"),
+        (12345.6, UNBOUNDED, "12,346"),
+        (0.625, SHARE, "62.5 %"),
+        (1e9, UNBOUNDED, "1e+09"),
     ],
 )
-def test_numbers(value: float | None, share: bool, text: str) -> None:
-    assert number(value, share) == text
+def test_numbers(value: float | None, scale: Scale, text: str) -> None:
+    assert number(value, scale) == text
 
 
 def test_durations_and_samples_are_readable() -> None:
@@ -301,10 +325,10 @@ def test_the_question_of_a_prompt(prompt: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "text"),
-    [(4.0, 1.0, "-75%"), (3.977, 0.0154, "-99.6%"), (7.628, 7.596, "-0.4%"), (2.0, 5.0, "+150%"), (0.0, 1.0, "+1")],
+    [(4.0, 1.0, "-75 %"), (3.977, 0.0154, "-99.6 %"), (7.628, 7.596, "-0.4 %"), (2.0, 5.0, "+150 %"), (0.0, 1.0, "+1")],
 )
 def test_differences(before: float, after: float, text: str) -> None:
-    assert difference(Change("loss", before, after, after, lower_is_better=True, share=False)) == text
+    assert difference(Change("loss", before, after, after, lower_is_better=True, scale=POSITIVE)) == text
 
 
 def other_run(run: Path, objective: str, rate: float, values: dict[str, float], **lower: bool) -> Path:

@@ -143,6 +143,21 @@ def test_where_the_own_template_can_be_learned_from_the_training_one_says_the_sa
         assert (text, spans) == expected, case
 
 
+@pytest.mark.parametrize("name", ["llama3", "llama3_1", "gemma3", "deepseekv3", "lfm2", "qwen2_5"])
+@pytest.mark.parametrize("tokenizer_writes_it", [True, False])
+def test_a_start_token_is_written_as_often_as_at_inference(
+    name: str, tokenizer_writes_it: bool, tmp_path: Path
+) -> None:
+    """Once by a template that writes one itself, never by another, whatever the tokenizer does with plain texts."""
+    using = tokenizer(bos=tokenizer_writes_it, bos_token="<s>")
+    using.chat_template = source(name)
+    talk = CASES["one"].messages
+    corpus = corpus_of(tmp_path, [{"messages": talk}], "chat", using, chat_template="tokenizer", max_length_tokens=4000)
+    prompt = using.apply_chat_template(talk[:1], add_generation_prompt=True, return_dict=False)
+    starts = corpus.train.tokens(0)[0].tolist().count(using.bos_token_id)
+    assert starts == list(prompt).count(using.bos_token_id) == (0 if name == "qwen2_5" else 1)
+
+
 def test_a_prompt_without_an_answer_is_that_of_inference() -> None:
     talk = Conversation(CASES["more, thought"].messages[:3])
     for name in ("qwen3", "gptoss", "qwen3_5_think"):

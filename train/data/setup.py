@@ -28,11 +28,15 @@ class Spec:
 
 @dataclass(frozen=True)
 class Setup:
-    """The sources with their settings, and the chat template (None where no source is a conversation)."""
+    """The sources with their settings, and the chat template (None where no source is a conversation).
+
+    day: what the template is told, where it reads the clock.
+    """
 
     train: list[Spec]
     validation: list[Spec]
     template: ChatTemplate | None
+    day: date
 
     @property
     def template_hash(self) -> str:
@@ -49,7 +53,7 @@ class Setup:
                 " checkpoints carry the tokenizer's own, and prompts are asked with it"
             )
         if template and template.reads_clock:
-            lines.append("chat template: it reads the clock, and is told the day of the run's first start")
+            lines.append(f"chat template: it reads the clock, and is told {self.day}, the day of the run's first start")
         return lines
 
     @property
@@ -75,6 +79,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, da
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
     talks = any(source.format not in SILENT for source in sources)
+    day = day or date.today()
     template = resolve(config.chat_template, tokenizer, day) if talks else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
@@ -104,7 +109,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, da
             for number, source in enumerate(listed)
         ]
 
-    return Setup(specs("train", config.train), specs("validation", config.validation), template)
+    return Setup(specs("train", config.train), specs("validation", config.validation), template, day)
 
 
 def _check(config: DataConfig, reading: Reading) -> None:

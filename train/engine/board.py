@@ -25,6 +25,8 @@ from train.errors import CannotWriteError
 from train.markdown import table
 from train.protocols import Sample
 
+# In the table of hyperparameters; TensorBoard has all others behind them, by name.
+_FIRST_SHOWN = ("objective", "optim.learning_rate", "batch.tokens_per_step", "model.path", "tuning.kind")
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +36,8 @@ class Board:
     Files in the run folder:
         metrics.jsonl: one JSON object a line. `step` and `time` (seconds since 1970) stand in every line; a number that
             is not finite is null. A line with `start: true` marks where a process began or resumed.
-        tensorboard/: the same for TensorBoard, with hyperparameters and samples.
+        events.out.tfevents.*: the same for TensorBoard, with hyperparameters and samples. They lie in the run folder
+            itself, since TensorBoard calls a run by the folder of its events.
         samples/step-000120.jsonl: one `Sample` a line.
     """
 
@@ -87,7 +90,7 @@ class Board:
         plain = {
             k: v if type(v) in (int, float) else str(v) for k, v in masked.items()
         }  # TensorBoard shows True as 1.0
-        self._try("tensorboard", lambda: self._events.hyperparameters(plain))
+        self._try("tensorboard", lambda: self._events.hyperparameters(plain, first=_FIRST_SHOWN))
 
     def close(self) -> None:
         """Nothing is written after this."""
@@ -104,7 +107,9 @@ class Board:
         self._lines = self._close.enter_context(path.open("a", encoding="utf-8"))
 
     def _open_events(self, kept: int) -> None:
-        self._events = self._close.enter_context(contextlib.closing(EventFile(self._folder / "tensorboard", kept)))
+        earlier = self._folder / "tensorboard"  # where runs of before have them: a resumed one goes on there
+        place = earlier if earlier.exists() else self._folder
+        self._events = self._close.enter_context(contextlib.closing(EventFile(place, kept)))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line) + "\n"

@@ -284,7 +284,7 @@ class Loop:
         sign = 1.0 if self.objective.lower_is_better[metric] else -1.0
         best = math.inf if progress.best_value is None else sign * progress.best_value
         loss = values.get("loss", 0.0)
-        tied = sign * value == best and progress.best_loss is not None and loss < progress.best_loss
+        tied = sign * value == best and progress.best_loss is not None and loss <= progress.best_loss
         better = math.isfinite(value) and sign * value < best
         progress.validations_without_better = 0 if better else progress.validations_without_better + 1
         if better or tied:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from eval.files import write_atomically
 from eval.masking import exposed, printable
+from eval.scale import percent
 from train.cautions import about_schedule
 from train.config import Config
 from train.engine import record
@@ -164,7 +165,7 @@ def describe(
     start = f", continuing after step {resumed.step:,}" if resumed.step else ""
     lines = [
         f"{config.run.folder}: {ranks}, {runtime.kind}, {runtime.precision}, {runtime.device}{start}",
-        f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})",
+        f"trained: {trained:,} of {total:,} parameters ({percent(trained / total)})",
         *objective.facts["data_lines"],
         *objective.plan.lines,
         *about_schedule(config.optim, objective.plan.total_steps),

@@ -138,15 +138,15 @@ def _metrics(runs: Sequence[Run]) -> Iterator[Column]:
     changes = [{change.name: change for change in run.changes()} for run in runs]
     for name in dict.fromkeys(name for one in changes for name in one):
         rows = [one.get(name) for one in changes]
-        share = any(row.share for row in rows if row)
+        scale = next(row.scale for row in rows if row)
         lower = {row.lower_is_better for row in rows if row}
         direction = lower.pop() if len(lower) == 1 else None
         last = [row.last if row else None for row in rows]
         chosen = [row.last if row and row.chosen is None else row.chosen if row else None for row in rows]
         title = words.title(name)
-        yield Column(title, [words.number(value, share) for value in chosen], _best(chosen, direction))
+        yield Column(title, [words.number(value, scale) for value in chosen], _best(chosen, direction))
         if last != chosen:
-            yield Column(f"{title} at the end", [words.number(value, share) for value in last], _best(last, direction))
+            yield Column(f"{title} at the end", [words.number(value, scale) for value in last], _best(last, direction))
     if not any(changes):
         yield Column("training loss", [words.number(run.last("train/loss")) for run in runs])
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from eval.scale import SHARE
 from train.report.run import Curve, Run
 from train.report.words import title
 
@@ -140,7 +141,7 @@ def _validation(run: Run) -> Figure | None:
         curve = run.curve(f"validation/{change.name}")
         axes.set_title(f"Held-out {title(change.name)}")
         _validations(axes, curve, None)
-        if change.share:
+        if change.scale is SHARE:
             _as_shares(axes, curve)
     return figure
 
@@ -213,7 +214,7 @@ def _validations(axes: Axes, curve: Curve, label: str | None) -> None:
 def _as_shares(axes: Axes, *curves: Curve) -> None:
     highest = max([0.05, *(value for curve in curves for value in curve.values())])
     axes.set_ylim(0, min(1.0, 1.2 * highest))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
 def _moving_average(values: list[float], window: int) -> list[float]:

@@ -43,16 +43,11 @@ def _before_and_after(run: Run) -> str:
     step = run.handed_over_step
     head = f"| on held-out rows | before | after (step {step}) | change | at the end (step {run.last_step}) |"
     rows = [
-        f"| {words.title(c.name)} | {words.number(c.before, c.share)} | **{words.number(c.chosen, c.share)}** "
-        f"| {words.difference(c)} | {words.number(c.last, c.share)} |"
+        f"| {words.title(c.name)} | {words.number(c.before, c.scale)} | **{words.number(c.chosen, c.scale)}** "
+        f"| {words.difference(c)} | {words.number(c.last, c.scale)} |"
         for c in changes
     ]
-    which = (
-        "the last checkpoint"
-        if run.setting("merge.checkpoint") == "last"
-        else f"the best checkpoint by {words.title(run.chosen_by)}"
-    )
-    note = f"*after* is {which}, the one that is merged."
+    note = f"*after* is {words.handed_over(run)}."
     if run.setting("tuning.quantization") not in (None, "none"):
         note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
     return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", note])
@@ -63,7 +58,7 @@ def _over_epochs(run: Run) -> str:
     if not rows:
         return ""
     share = words.trained_share(run)
-    note = f"\\* the checkpoint that is merged{'; ' * bool(share)}{share}."
+    note = f"\\* {words.handed_over(run)}{'; ' * bool(share)}{share}."
     table = [f"| {' | '.join(row)} |" for row in rows]
     marked = [line.replace(" * |", " \\* |") for line in table]
     return "\n".join(["## Over epochs", "", f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|", *marked, "", note])

@@ -6,16 +6,20 @@ import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eval.masking import printable_all
+from eval.scale import POSITIVE, SHARE, UNBOUNDED, Scale
+from eval.tasks import TASKS
 from train.errors import UserError
 
 Curve = Mapping[int, float]  # step -> value, steps rising
 
 # Of metrics that run.json says nothing about.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
+_SCALES = {"loss": POSITIVE, "finished": SHARE, "empty": SHARE, "repetition": SHARE}
 _WITHOUT_MEASURE = ("mcc", "pearson", "margin", "kl", "response_tokens")
 
 
@@ -26,11 +30,21 @@ def has_measure(name: str) -> bool:
     return name not in _WITHOUT_MEASURE and not name.startswith("reward")
 
 
+def scale_of(name: str) -> Scale:
+    """That of the evaluation's metric of this name, so that both reports write it alike."""
+    return _SCALES.get(name) or _evaluated().get(name, UNBOUNDED)
+
+
+@cache
+def _evaluated() -> Mapping[str, Scale]:
+    return {metric.name: metric.scale for task in TASKS.values() for metric in task.metrics}
+
+
 @dataclass(frozen=True)
 class Change:
     """One held-out metric before training, at the step that was handed over, and at the end.
 
-    lower_is_better: None where neither is. share: the value is a share of 1, to be shown in percent.
+    lower_is_better: None where neither is. scale: how its values are written.
     """
 
     name: str
@@ -38,7 +52,7 @@ class Change:
     chosen: float | None
     last: float | None
     lower_is_better: bool | None
-    share: bool
+    scale: Scale
 
     @property
     def better(self) -> bool | None:
@@ -124,14 +138,22 @@ class Run:
 
     @property
     def best_step(self) -> int | None:
-        """The validation with the best value, after training began (before it there is no checkpoint)."""
+        """The validation with the best value, after training began (before it there is no checkpoint); of equal ones
+        that of the lowest loss, of these the last: as the run itself chooses.
+        """
         curve = {step: value for step, value in self.curve(f"validation/{self.chosen_by}").items() if step > 0}
         sign = 1 if self.lower_is_better(self.chosen_by) else -1
-        return min(curve, key=lambda step: sign * curve[step], default=None)
+        loss = self.curve("validation/loss")
+        return min(curve, key=lambda step: (sign * curve[step], loss.get(step, 0.0), -step), default=None)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether a merged folder lies in the run."""
+        return (self.folder / "merged").is_dir()
 
     @property
     def handed_over_step(self) -> int | None:
-        """Of the checkpoint that merging takes; None without a validation."""
+        """Of the checkpoint that merging takes or would take; None without a validation."""
         last = max(self.curve(f"validation/{self.chosen_by}"), default=None)
         return last if self.setting("merge.checkpoint") == "last" else self.best_step
 
@@ -142,8 +164,7 @@ class Run:
             curve = self.curve(f"validation/{name}")
             lower = self.lower_is_better(name)
             chosen = curve.get(self.handed_over_step) if self.handed_over_step is not None else None
-            share = not lower and has_measure(name) and all(0 <= value <= 1 for value in curve.values())
-            found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, share))
+            found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, scale_of(name)))
         return found
 
     def validations(self) -> list[tuple[float | None, int, dict[str, float]]]:

@@ -45,10 +45,10 @@ def _before_and_after(run: Run) -> Table:
     for change in run.changes():
         color = {True: "green", False: "red", None: ""}[change.better]
         cells: list[str | Text] = [
-            words.number(change.before, change.share),
-            Text(words.number(change.chosen, change.share), style="bold"),
+            words.number(change.before, change.scale),
+            Text(words.number(change.chosen, change.scale), style="bold"),
             Text(words.difference(change), style=color),
-            words.number(change.last, change.share),
+            words.number(change.last, change.scale),
         ]
         table.add_row(words.title(change.name), *cells[: 4 if went_on else 3])
     return table
@@ -56,7 +56,9 @@ def _before_and_after(run: Run) -> Table:
 
 def _over_epochs(run: Run) -> Table:
     heads, rows = words.over_epochs(run, _EPOCH_ROWS, _EPOCH_METRICS)
-    caption = "; ".join(text for text in ("* merged", words.trained_share(run)) if text)
+    caption = "; ".join(
+        text for text in ("* " + ("merged" if run.is_merged else "would be merged"), words.trained_share(run)) if text
+    )
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), caption=caption)
     for head in heads:
         table.add_column(head, justify="right")
@@ -72,7 +74,7 @@ def _facts(run: Run) -> Table:
     more = []
     if (run.folder / "report.md").is_file():
         more.append(("Report", str(run.folder / "report.md")))
-    if (run.folder / "tensorboard").is_dir():
+    if any(run.folder.glob("events.out.tfevents.*")) or (run.folder / "tensorboard").is_dir():
         more.append(("Curves", f"tensorboard --logdir {run.folder.parent}"))
     for name, text in words.facts(run) + more:
         table.add_row(name, Text(printable(text)))

@@ -7,21 +7,16 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from eval.scale import SHARE, UNBOUNDED, Scale, percent
 from train.report.run import Change, Run, has_measure
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}
 
 
-def number(value: float | None, share: bool = False) -> str:
-    """Four significant digits; shares in percent."""
-    if value is None:
-        return "-"
-    if share:
-        return f"{value:.1%}"
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+def number(value: float | None, scale: Scale = UNBOUNDED) -> str:
+    """As the evaluation's report writes it."""
+    return "-" if value is None else scale.number(value)
 
 
 def title(name: str) -> str:
@@ -30,16 +25,26 @@ def title(name: str) -> str:
 
 
 def difference(change: Change) -> str:
-    """Percentage points for shares, else the relative change."""
+    """Percentage points for shares, a factor for perplexities, else the relative change."""
     if change.before is None or change.chosen is None:
         return "-"
-    if change.share:
-        return f"{100 * (change.chosen - change.before):+.1f} points"
+    if change.scale is SHARE or change.scale.is_ratio:
+        between = change.scale.between(change.before, change.chosen)
+        return change.scale.change(between) + change.scale.unit
     if not has_measure(change.name) or change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
-        return f"{change.chosen - change.before:+.4g}"
+        return change.scale.change(change.chosen - change.before)
     relative = change.chosen / change.before - 1
-    fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4% is not -0%, and -99.6% not -100%
-    return f"{relative:+.1%}" if fine else f"{relative:+.0%}"
+    fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4 % is not -0 %, and -99.6 % not -100 %
+    return f"{100 * relative:+.1f} %" if fine else f"{100 * relative:+.0f} %"
+
+
+def handed_over(run: Run) -> str:
+    """Which checkpoint the numbers after training are of, and what became of it."""
+    if run.setting("merge.checkpoint") == "last":
+        which = "the last checkpoint"
+    else:
+        which = f"the best checkpoint by {title(run.chosen_by)} (of equal ones that of the lowest loss, then the last)"
+    return which + (", the one that is merged" if run.is_merged else "; nothing is merged yet")
 
 
 def headline(run: Run) -> str:
@@ -55,7 +60,7 @@ def headline(run: Run) -> str:
         if change.lower_is_better is None:  # neither good nor bad
             continue
         worse = " (worse)" if change.better is False else ""
-        before, after = number(change.before, change.share), number(change.chosen, change.share)
+        before, after = number(change.before, change.scale), number(change.chosen, change.scale)
         told.append(f"{title(change.name)} {before} → {after}{worse}")
     return f"On held-out rows, before → after: {', '.join(told)}."
 
@@ -65,7 +70,7 @@ def over_epochs(run: Run, most: int, metrics: int = 99) -> tuple[list[str], list
 
     metrics: how many are shown, the one that chooses the best checkpoint first.
     """
-    shares = {change.name: change.share for change in run.changes()[:metrics]}
+    scales = {change.name: change.scale for change in run.changes()[:metrics]}
     looks = run.validations()
     if len(looks) < 3:  # before and after say it all
         return [], []
@@ -75,12 +80,12 @@ def over_epochs(run: Run, most: int, metrics: int = 99) -> tuple[list[str], list
         [
             "before" if not step else "-" if epoch is None else f"{epoch:.4g}",
             f"{step:,}{' *' * (step == run.handed_over_step)}",
-            *(number(values.get(name), share) for name, share in shares.items()),
+            *(number(values.get(name), scale) for name, scale in scales.items()),
         ]
         for place, (epoch, step, values) in enumerate(looks)
         if place in kept or step == run.handed_over_step
     ]
-    return ["epoch", "step", *map(title, shares)], rows
+    return ["epoch", "step", *map(title, scales)], rows
 
 
 def samples(run: Run) -> tuple[list[str], list[list[str]]]:
@@ -103,7 +108,7 @@ def samples(run: Run) -> tuple[list[str], list[list[str]]]:
 def trained_share(run: Run) -> str:
     """Of the parameters; empty where it is not known."""
     counts = _mapping(run.facts.get("parameters"))
-    return f"{counts['trained'] / counts['total']:.2%} of the parameters trained" if counts.get("total") else ""
+    return f"{percent(counts['trained'] / counts['total'])} of the parameters trained" if counts.get("total") else ""
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -118,7 +123,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Padding", _percent(run.median("train/padding_share"), "of the computed positions")),
         ("Skipped", _skipped(run)),
         ("Device", _where(run)),
-        ("Merged", str(run.folder / "merged") if (run.folder / "merged").is_dir() else ""),
+        ("Merged", str(run.folder / "merged") if run.is_merged else ""),
         ("Checked", _checked(run)),
     ]
     return [(name, text) for name, text in found if text]
@@ -184,7 +189,7 @@ def _parameters(run: Run) -> str:
     how = f", {kind}" if kind else ""
     how += f" on {quantization}" if quantization not in (None, "none") else ""
     trained, total = counts["trained"], counts["total"]
-    return f"{trained / total:.2%} of the parameters ({trained:,} of {total:,}{how})"
+    return f"{percent(trained / total)} of the parameters ({trained:,} of {total:,}{how})"
 
 
 def _seen(run: Run) -> str:
@@ -205,7 +210,7 @@ def _speed(run: Run) -> str:
     if speed is None:
         return ""
     source = _mapping(run.facts.get("peak")).get("source")
-    used = f", model FLOPs utilisation {mfu:.1%}" if mfu is not None else ""
+    used = f", model FLOPs utilisation {percent(mfu)}" if mfu is not None else ""
     return f"{speed:,.0f} tokens/s{used}" + (f" (peak: {source})" if used and source else "")
 
 
@@ -237,7 +242,7 @@ def _checked(run: Run) -> str:
 
 
 def _percent(share: float | None, of: str) -> str:
-    return "" if share is None else f"{share:.1%} {of}"
+    return "" if share is None else f"{percent(share)} {of}"
 
 
 def _with_unit(value: float | None, unit: str) -> str:
