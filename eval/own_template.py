@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+# What a generation prompt may end with: thoughts that it opens, or opens and closes.
+OPENED_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
 
 
 def own_template(tokenizer: Any, folder: Path) -> str | dict[str, str] | None:

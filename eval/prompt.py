@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from eval.errors import UserError
+from eval.own_template import OPENED_THOUGHTS
 from eval.rows import Message
 from eval.template_clock import dated, reads_clock
 from eval.word_windows import Words, glues_words, untruncated
@@ -190,10 +191,10 @@ class Prompter:
         return ids
 
     def _answer(self, history: Sequence[Message], message: Message) -> Passage:
-        asked = self.question(history)
-        return Passage(
-            asked + self._encode(self._answered(history, message)), len(asked), len(message["content"].encode())
-        )
+        self.asked = tuple(history)
+        before, answer = self._answered(history, message)
+        asked = self._lead + self._encode(before)
+        return Passage(asked + self._encode(answer), len(asked), len(message["content"].encode()))
 
     def _asked(self, messages: Sequence[Message]) -> str:
         self.wrote_conversations = True
@@ -206,17 +207,22 @@ class Prompter:
         parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         return self._rendered([{"role": "user", "content": parts}], add_generation_prompt=True)
 
-    def _answered(self, history: Sequence[Message], message: Message) -> str:
-        """What the model should say: the answer and its end of turn, without the white space that follows these."""
+    def _answered(self, history: Sequence[Message], message: Message) -> tuple[str, str]:
+        """The prompt, and what the model should say: the answer and its end of turn, without the white space that
+        follows these. Where the prompt opens thoughts and the answer has none, the prompt is without them, as training
+        learns such rows.
+        """
+        asked = self._asked(history)
         if self.raw:
-            return message["content"] + self._end("assistant")
-        asked, whole = self._asked(history), self._rendered([*history, message], add_generation_prompt=False)
-        if not whole.startswith(asked):
-            raise UserError(
-                f"{self.name}: its chat template does not continue a question's prompt with the answer, so answers "
-                "cannot be scored; give another with --template FILE.jinja, or --template raw"
-            )
-        return whole[len(asked) :].rstrip()
+            return asked, message["content"] + self._end("assistant")
+        whole = self._rendered([*history, message], add_generation_prompt=False)
+        for before in (asked, OPENED_THOUGHTS.sub("", asked)):
+            if whole.startswith(before):
+                return before, whole[len(before) :].rstrip()
+        raise UserError(
+            f"{self.name}: its chat template does not continue a question's prompt with the answer, so answers "
+            "cannot be scored; give another with --template FILE.jinja, or --template raw"
+        )
 
     def _end(self, role: str) -> str:
         return self.tokenizer.eos_token or "" if role == "assistant" else ""

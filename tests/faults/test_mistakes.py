@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import select
 import shutil
 import signal
+import sys
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -21,10 +26,12 @@ from tests.faults.runs import (
     launch_ranks,
     leftovers,
     losses,
+    rank_environment,
     status,
     until,
     weights,
 )
+from tests.process.runs import ROOT
 
 UPDATE = "train.engine.loop:Loop._update"
 
@@ -288,3 +295,39 @@ def test_one_process_without_its_launcher_saves(workplace: Workplace, tmp_path: 
         end_all(everyone)
         launcher.wait(10)
     assert (status(run)["state"], status(run)["step"]) == ("preempted", finished(run)[-1])
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed(workplace: Workplace, tmp_path: Path) -> None:
+    """The kernel sends SIGHUP, and whatever is written there afterwards fails."""
+    run = tmp_path / "run"
+    master, slave = os.openpty()
+    slow = [{"at": UPDATE, "nth": 0, "do": "sleep 0.4"}]
+    environment = rank_environment("single", 0, 0, slow) | {"PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+    process = psutil.Popen(
+        [sys.executable, "train/main.py", *workplace.arguments(run)],
+        cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        threading.Thread(target=drain, args=(os.dup(master),), daemon=True).start()
+        until(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > 0)
+        os.close(master)
+        closed.set()
+        assert process.wait(60) == 129
+    finally:
+        end_all([process])
+    assert (status(run)["state"], status(run)["reason"], status(run)["exit_code"]) == ("preempted", "SIGHUP", 129)
+    assert status(run)["step"] == finished(run)[-1]
+
+
+closed = threading.Event()
+
+
+def drain(terminal: int) -> None:
+    """What a terminal emulator does until it is closed."""
+    while not closed.is_set():
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ranks import Solo, Threads, together
-from train.config import Config, OptimConfig, RunConfig
+from train.config import (
+    Config,
+    DataConfig,
+    DurationConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    TuningConfig,
+)
 from train.engine import checkpoint, commit, manifest
 from train.engine.origin import CONFIG_OF, Origin
 from train.errors import CannotWriteError, NoCheckpointError, UserError
@@ -265,6 +274,60 @@ def test_origin_leaves_out_what_changes_no_number() -> None:
     assert Origin.of(other, "single", 1).differences(json.loads(json.dumps(saved))) == [
         f"optim.learning_rate: {OptimConfig().learning_rate} in the checkpoint, 0.5 now"
     ]
+
+
+def saved_by(config: Config, **digests: str) -> dict[str, object]:
+    """The manifest of a checkpoint, as it is read back."""
+    built = manifest.build(Origin.of(config, "single", 1, digests), 1, {})
+    return dict(json.loads(json.dumps(built)))
+
+
+def test_a_checkpoint_of_before_has_the_defaults_of_newer_keys() -> None:
+    """Keys, fields of a source and digests come with versions of the program."""
+    config = Config(data=DataConfig(train=[SourceConfig("a.jsonl", "qa")]))
+    old = saved_by(config, data="d")
+    kept = {k: v for k, v in old["config"].items() if not k.startswith(("ppo.", "head.", "optim.spike"))}  # type: ignore[attr-defined]
+    kept["data.train"] = [{"path": "a.jsonl", "format": "qa", "weight": 1.0}]
+    old |= {"config": kept, "fingerprint": "0" * 64}
+    assert Origin.of(config, "single", 1, {"data": "d", "of another kind": "x"}).differences(old) == []
+    changed = dataclasses.replace(config, optim=OptimConfig(spike_factor=3.0))
+    assert Origin.of(changed, "single", 1, {"data": "d"}).differences(old) == [
+        "optim.spike_factor: null in the checkpoint, 3.0 now"
+    ]
+
+
+def test_places_are_not_compared_and_what_else_a_source_says_is() -> None:
+    here = Config(
+        model=ModelConfig(path="a", tokenizer="t"), data=DataConfig(train=[SourceConfig("a.jsonl", "qa", weight=2.0)])
+    )
+    there = Config(
+        model=ModelConfig(path="/b", revision="main"),
+        data=DataConfig(train=[SourceConfig("/elsewhere/数据.jsonl", "qa", weight=2.0)]),
+    )
+    assert Origin.of(there, "single", 1).differences(saved_by(here)) == []
+    other = dataclasses.replace(there, data=DataConfig(train=[SourceConfig("a.jsonl", "qa", weight=3.0)]))
+    (line,) = Origin.of(other, "single", 1).differences(saved_by(here))
+    assert line.startswith("data.train: ")
+
+
+def test_keys_that_only_one_of_two_runs_uses_are_not_listed() -> None:
+    lora = Config(tuning=TuningConfig(kind="lora"))
+    assert Origin.of(Config(), "single", 1).differences(saved_by(lora)) == [
+        'tuning.kind: "lora" in the checkpoint, "full" now'
+    ]
+
+
+def test_what_may_change_with_the_end() -> None:
+    before = saved_by(Config(duration=DurationConfig(max_epochs=1)), data="d")
+
+    def now(digest: str = "d", beta: float = 0.9) -> Origin:
+        later = DurationConfig(max_epochs=3)
+        config = Config(run=RunConfig(extend=True), duration=later, optim=OptimConfig(learning_rate=1e-5, beta1=beta))
+        return Origin.of(config, "single", 1, {"data": digest})
+
+    assert now().differences(before) == []
+    assert len(now(beta=0.5).differences(before)) == 3
+    assert len(now(digest="e").differences(before)) == 3
 
 
 def test_other_versions_are_one_warning(

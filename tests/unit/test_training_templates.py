@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from eval.prompt import Prompter
 from tests.data_tools import corpus_of, tokenizer
 from tests.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
 from train.config import ModelConfig
@@ -156,6 +158,22 @@ def test_a_start_token_is_written_as_often_as_at_inference(
     prompt = using.apply_chat_template(talk[:1], add_generation_prompt=True, return_dict=False)
     starts = corpus.train.tokens(0)[0].tolist().count(using.bos_token_id)
     assert starts == list(prompt).count(using.bos_token_id) == (0 if name == "qwen2_5" else 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_5_think", "qwen3_5_nothink", "nemotron_3_nano", "deepseekv3", "gptoss"]
+)
+def test_evaluation_scores_what_training_learns(name: str, tmp_path: Path) -> None:
+    """The tokens of an answer and of all before it, also where the prompt opens thoughts that the answer has not."""
+    using = tokenizer(bos_token="<s>")
+    using.chat_template = source(name)
+    talk, day = CASES["one"].messages, date(2026, 1, 31)
+    prompter = Prompter(using, source(name), False, None, 8, 0, (), "tiny", day=day)
+    (passage,) = prompter.answers(talk)  # type: ignore[arg-type]
+    template = resolve("tokenizer", using, day)
+    text, ((start, end),) = render(template, CASES["one"])
+    assert using.decode(passage.ids) == text[:end]
+    assert using.decode(passage.ids[passage.first :]) == text[start:end]
 
 
 def test_a_prompt_without_an_answer_is_that_of_inference() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from eval.files import nearest
+from eval.own_template import OPENED_THOUGHTS
 from eval.template_clock import dated, reads_clock
 from train.data.completeness import checked
 from train.data.conversations import Conversation
@@ -27,7 +28,6 @@ FOLDER = Path(__file__).with_name("chat_templates")
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
 OTHER_PROMPT = "another prompt"  # among what a template leaves out: a row's last answer is asked for otherwise
-OPENED_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")  # of a generation prompt
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]  # first character, and the one after the last
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from eval.own_template import OPENED_THOUGHTS
 from eval.readers import BadRow, Row
 from train.data.conversations import Conversation
 from train.data.ends import ending_spans, last_tokens
@@ -28,7 +29,7 @@ from train.data.labelled import Labelled, Tagged
 from train.data.preference import Continuation, Preference
 from train.data.rows import joined
 from train.data.sources import NumberedRow
-from train.data.templates import OPENED_THOUGHTS, OTHER_PROMPT, ChatTemplate, Span, continued, render
+from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
 from train.errors import UserError
 
 
