@@ -58,6 +58,10 @@ def _expand(path: str, split: str | None) -> list[Path]:
     files = sorted((f for f in candidates if f.is_file() and reader_of(f)), key=lambda f: f.as_posix())
     if files:
         return files
+    if candidates == [place]:
+        raise UserError(
+            f"{path}: is no regular file (a pipe, or a device); rows are read more than once: write them to a file"
+        )
     if candidates or place.is_dir():
         raise UserError(f"{path}: holds no data file; known are {KNOWN}")
     raise UserError(f"{path}: no such file, folder or glob{nearest(place)}")

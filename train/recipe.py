@@ -153,6 +153,8 @@ def _is_known(option: str) -> bool:
 
 def _read(file: str) -> Located:
     path = Path(file)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{file}: is no regular file; every rank reads the recipe: write it to a file")
     if not path.is_file():
         beside = sorted(map(str, path.parent.glob("*.yaml"))) if path.parent.is_dir() else []
         raise UserError(f"{file}: there is no such recipe{nearest_file(file, beside) or '.'}")

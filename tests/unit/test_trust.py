@@ -19,6 +19,7 @@ from rich.console import Console
 
 from eval.checkpoint import look
 from eval.errors import UserError
+from eval.files import expand
 from eval.images import _opened, load_images
 from eval.main import main as evaluate
 from eval.masking import printable, printable_all
@@ -28,6 +29,7 @@ from tests import eval_checkpoints, eval_results, eval_vision
 from train.config import ModelConfig
 from train.models.folder import read_config
 from train.models.load import load_tokenizer
+from train.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for room in ("train", "eval") for path in (ROOT / room).rglob("*.py"))
@@ -208,6 +210,15 @@ def test_control_characters_are_shown_and_not_obeyed(text: str) -> None:
     assert printable(text) == CONTROL[text]
     assert printable_all({"k": [text, (text,)]}) == {"k": [CONTROL[text], (CONTROL[text],)]}
     assert printable(printable(text)) == printable(text)
+
+
+def test_rows_and_recipes_from_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "recipe.yaml"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=r"rows\.jsonl: is no regular file"):
+        expand(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(UserError, match=r"recipe\.yaml: is no regular file"):
+        parse(["--config", str(tmp_path / "recipe.yaml")])
 
 
 def test_a_columns_name_cannot_command_the_terminal(
