@@ -219,7 +219,6 @@ LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
 def look(folder: str, name: str) -> Checkpoint:
     """What can be known without the weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
-    quantization_method(path)
     weight_files(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)

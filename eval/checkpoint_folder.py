@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eval.dequantize import quantization_method
 from eval.errors import UserError
 
 
 def require_checkpoint(folder: str) -> Path:
-    """The folder. Raises UserError naming what is missing."""
+    """The folder. Raises UserError naming what is missing, or a quantisation that cannot be read."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(
@@ -24,6 +25,7 @@ def require_checkpoint(folder: str) -> Path:
         found = ", ".join(p.name for p in sorted(path.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         why = f"only {found}, which can run foreign code when loaded" if found else "no weights"
         raise UserError(f"{folder}: there are {why}; save it as safetensors")
+    quantization_method(path)
     return path
 
 

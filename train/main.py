@@ -88,14 +88,14 @@ def run(config: Config, stop: Stop) -> None:
             Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder, held.require_folder)
         )
         progress = checkpoints.resume()
-        if held.is_over(config, progress, checkpoints.extended):
+        if held.is_over(config, progress, bool(checkpoints.extended)):
             runtime.close()
             return
         device = peak_flops(runtime.device, runtime.dtype, config.watch.peak_tflops)
         peak = Peak(runtime.sum([device.flops])[0], device.source)
         with stop.saving():
             held.begin(progress.step)
-            describe(config, runtime, objective, parameters, peak, progress)
+            describe(config, runtime, objective, parameters, peak, progress, checkpoints.extended)
             board = Board(folder, config.watch, runtime.main)
             board.start(progress.step, objective.plan.total_steps)
             board.hyperparameters(flat(config))

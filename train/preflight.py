@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from eval.dequantize import quantization_method, refuse_twice
 from eval.file_options import RowFilter
 from eval.readers import BadRow, read
 from eval.text_files import kind_of
 from train.config import Config, SourceConfig
 from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS
-from train.data.rows import Problems, bad_rows_error, check_columns
+from train.data.rows import Problems, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
 from train.errors import UserError
@@ -43,6 +44,8 @@ def _problems(config: Config) -> Iterator[str]:
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     """The key that each is about, and the check."""
     yield "model.path", partial(_check_model, config)
+    if config.tuning.quantization != "none":
+        yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
         yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
     if config.objective == "ppo":
@@ -67,8 +70,16 @@ def _check_model(config: Config) -> None:
     folder = local_folder(config.model.path, "model.path")
     if folder:
         require_model(folder, config.model.init == "pretrained")
+        if config.model.init == "pretrained":
+            quantization_method(folder)
         if not config.model.tokenizer:
             require_tokenizer(folder)
+
+
+def _check_quantization(config: Config) -> None:
+    folder = Path(config.model.path).expanduser()
+    if folder.is_dir():
+        refuse_twice(folder, "tuning.quantization", config.tuning.quantization)
 
 
 def _check_tokenizer(name: str) -> None:
@@ -81,6 +92,7 @@ def _check_other(name: str, key: str) -> None:
     folder = local_folder(name, key)
     if folder:
         require_model(folder, with_weights=True)
+        quantization_method(folder)
 
 
 def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
@@ -90,7 +102,7 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
     assert isinstance(source, FileSource)
     problems = _look(source, asks=whole.objective == "ppo")
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
-        raise bad_rows_error([(source, problems)])
+        raise UserError(problems.listed(source.names)[0])  # one for all: the wrong encoding, delimiter or kind of file
     if not (whole.objective == "ppo" and whole.ppo.task):  # there the task says what its rows hold
         check_columns(source, problems, "first ")
 

@@ -41,10 +41,9 @@ _SPACED_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]+", regex.V1)
 _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
 _HAN, _KANA, _HAN_RUN = regex.compile(f"[{HAN}]"), regex.compile(f"[{KANA}]"), regex.compile(f"[{HAN}]+")
 _ASCII_LETTER = re.compile("[A-Za-z]")
-_ASCII_WORD = re.compile("[A-Za-z0-9]+")
-_WORD = regex.compile(  # the first part only for speed
-    rf"[\u4e00-\u9fff](?!\p{{M}})|[[{UNSPACED}]&&\p{{L}}]\p{{M}}*|[[{IN_WORD}]--[[{UNSPACED}]&&\p{{L}}]]+", regex.V1
-)
+_WORD = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]\p{{M}}*|[[{IN_WORD}]--[[{UNSPACED}]&&\p{{L}}]]+", regex.V1)
+_PLAIN = re.compile("[\\x00-\\x7f\u2010-\u2027\u3001\u3002\u3008-\u3011\u4e00-\u9fff]*")  # texts with simple words
+_PLAIN_WORD = re.compile("[A-Za-z0-9]+|[\u4e00-\u9fff]")
 _ASCII_RUNNING = re.compile(rf"{UNKNOWN}|[A-Za-z0-9](?:\S*[A-Za-z0-9])?")
 _RUNNING = regex.compile(rf"{UNKNOWN}|[{IN_WORD}](?:\S*[{IN_WORD}])?")
 _A_LETTER = regex.compile(f"[{IN_WORD}]")
@@ -148,7 +147,7 @@ def tokens(text: str, written: Writing) -> list[str]:
     """
     if written is Writing.CHINESE:
         return jieba_tokens(text)
-    return list((_ASCII_WORD if text.isascii() else _WORD).findall(text))
+    return list((_PLAIN_WORD if _PLAIN.fullmatch(text) else _WORD).findall(text))  # for speed
 
 
 def jieba_tokens(text: str) -> list[str]:

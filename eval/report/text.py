@@ -17,7 +17,7 @@ SHOWN_ROWS = 10  # of rows left out, and of rows in the training data
 # Markdown would read meaning into these; not into an arrow, or a _ inside a word.
 SPECIAL = re.compile(r"([\\`*\[\]|~]|<(?! )|(?<!-)>|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 INTERVAL = re.compile(
-    r"\\\[([-+0-9.,e ]+)\\\](?![(\[:])"
+    r"\\\[([-+0-9.,ex ]+)\\\](?![(\[:])"
 )  # nor into our own intervals, which are to be read as text too
 
 

@@ -85,9 +85,7 @@ def test_a_line_of_a_megabyte_is_no_fault(tmp_path):
 def test_nothing_but_faults_is_an_error_even_when_skipping(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(line({"question": "x", "answer": None}))
-    with pytest.raises(
-        UserError, match="there is no row to learn from; 1 of 1 rows left out: 1 field `answer` is null"
-    ):
+    with pytest.raises(UserError, match="there is no row to learn from; 1 of 1 row left out: 1 field `answer` is null"):
         run(tmp_path, path, on_bad_row="skip")
     path.write_bytes(b"")
     with pytest.raises(UserError, match="there is no row to learn from"):

@@ -176,7 +176,11 @@ def test_an_extended_run_is_the_long_one(zygote: Zygote, workplace: Workplace, t
     assert code == 0, output
     assert status(run)["step"] == STEPS
     assert losses(run) == losses(long)
-    assert weights(run) == weights(long)
+    names = ("model.safetensors", "optimizer.safetensors")
+    assert [weights(run)[name] for name in names] == [weights(long)[name] for name in names]
+    assert json.loads((run / "run.json").read_text())["extended"] == [
+        {"after_step": 5, "changed": [f"duration.max_steps: 5 in the checkpoint, {STEPS} now"]}
+    ]
 
     short = {"duration.max_steps": 5, "optim.warmup_steps": 2}
     assert start(zygote, workplace.arguments(cosine, **short), tmp_path / "cosine-short")[0] == 0

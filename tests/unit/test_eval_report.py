@@ -25,6 +25,7 @@ from eval.report import figure, markdown, show, summary, words, write
 from eval.report.curves import write_curves
 from eval.report.figure import draw
 from eval.report.html import page
+from eval.report.matrix import legend, matrix
 from eval.report.notes import circumstances, warnings
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
@@ -106,6 +107,32 @@ def test_the_page_holds_the_answer_first_and_all_rows_of_the_tables(html: str, c
     assert CHINESE in text
     assert "train.jsonl:171" in text  # the last of the rows found in the training data
     assert text.index("How this was measured") > text.index("Samples")
+
+
+def test_the_page_opens_with_one_table_of_models_and_metrics(html: str, compared: Evaluation) -> None:
+    found = matrix(compared.result)
+    assert [(line.task, line.metric) for line in found] == [
+        ("quiz", "accuracy"), ("", "similarity"), ("texts", "perplexity"), ("", "bits per byte"),
+    ]  # fmt: skip
+    assert [[cell.arrow for cell in line.cells] for line in found] == [["", "▲"], ["", "▼"], ["", "▲"], ["", "▲"]]
+    assert [line.direction for line in found] == ["", "", "lower is better", "lower is better"]
+    assert found[2].cells[1].change.startswith("x0.")
+    text = " ".join(Reader(html).texts)
+    assert text.index("▲") < text.index("Note:") < text.index("In words") < text.index("44 rows won")
+    tags = [tag for tag, _ in Reader(html).tags]
+    assert tags.index("table") < tags.index("details")
+    assert legend(evaluation(("alone",), rows=9).result) == ""
+
+
+def test_a_note_that_holds_for_several_tasks_stands_once(compared: Evaluation) -> None:
+    first = compared.result.tasks[1]
+    tasks = [first, dataclasses.replace(first, name="more")]
+    told = warnings(dataclasses.replace(compared.result, tasks=tasks))
+    assert told == ["texts; more: 1 row left out of these numbers"]
+
+
+def test_an_interval_of_ratios_is_text_in_markdown_too(compared: Evaluation) -> None:
+    assert re.search(r"x0\.\d+ \[x0\.\d+, x0\.\d+\], p < 0\.001", summary(compared.result))
 
 
 def test_the_page_says_how_many_samples_it_leaves_out(monkeypatch: pytest.MonkeyPatch, compared: Evaluation) -> None:

@@ -224,6 +224,13 @@ def test_a_model_that_started_at_random(bases, tmp_path):
     torch.testing.assert_close(answers(loaded(tmp_path / "out")), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_dropout_is_off_when_the_trained_model_answers(bases, tmp_path, init):
+    tuned = finished_run(tmp_path / "run", bases["qwen2"], lora(dropout=0.5), init=init)
+    merge(tmp_path / "run", tmp_path / "merged", MergeConfig())
+    torch.testing.assert_close(answers(loaded(tmp_path / "merged")), answers(tuned), rtol=0, atol=2e-4)
+
+
 def test_full_tuning_needs_no_base_any_more(bases, tmp_path):
     base = shutil.copytree(bases["qwen2"], tmp_path / "base")
     expected = answers(finished_run(tmp_path / "run", base, TuningConfig()))

@@ -14,6 +14,7 @@ import pytest
 from eval.config import parse as parse_eval
 from eval.errors import UserError
 from eval.preflight import check_inputs as check_evaluation
+from tests.quantized_bases import set_config
 from train.config import Config
 from train.preflight import check_inputs
 from train.recipe import parse
@@ -96,12 +97,23 @@ def test_everything_is_told_at_once(model: Path, rows: Path) -> None:
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin"),
         (lambda f: (f / "tokenizer.json").unlink(), "model.path: /base: holds no tokenizer (tokenizer.json)"),
         (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json makes it an adapter"),
+        (
+            lambda f: set_config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+            "model.path: /base/config.json: its weights are quantised by gptq (quantization_config), which is not read",
+        ),
     ],
 )
 def test_a_model_folder_that_lacks_something(model: Path, rows: Path, broken: Any, message: str) -> None:
     broken(model)
     [line] = refusal(model, rows)
     assert message in line
+
+
+def test_nothing_is_quantised_twice(model: Path, rows: Path) -> None:
+    set_config(model, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    check_inputs(config(model, rows))
+    [line] = refusal(model, rows, "tuning.kind=lora", "tuning.quantization=nf4")
+    assert line.startswith("tuning.quantization: nf4 cannot be put on /base, whose weights are quantised already (fp8)")
 
 
 @pytest.mark.parametrize(

@@ -145,12 +145,18 @@ def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
     facts, counts = Facts.from_json(part.table.manifest), part.table.manifest
     used = facts.problems.rows - facts.problems.count
     sampled_text = "" if spec.config.fraction == 1 else f" ({spec.config.fraction:.0%} drawn with the seed)"
+    meant = " and ".join(f"{column} is {_either(values)}" for column, values in spec.config.filter.items())
+    where = f" where {meant}" if meant else ""
     head = (
-        f"{spec.key} {spec.config.path} ({spec.config.format}): {counted(used, 'row')}{sampled_text},"
+        f"{spec.key} {spec.config.path} ({spec.config.format}): {counted(used, 'row')}{where}{sampled_text},"
         f" {counts['tokens']:,} tokens, {counts['learned'] / max(counts['tokens'], 1):.0%} of them learned"
         f" ({'tokenised' if entry.is_new else 'from the cache'})"
     )
     return [head, *(f"{spec.key}: {note}" for note in notes(facts, spec, entry.names))]
+
+
+def _either(values: object) -> str:
+    return " or ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:

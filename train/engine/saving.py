@@ -53,7 +53,7 @@ class Checkpoints:
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
         self.folder = Path(config.run.folder) / "checkpoints"
         self.require_folder = require_folder  # raises where the run folder is gone; known to the first rank
-        self.extended = False  # whether `resume` goes on to another end than the run had
+        self.extended: list[str] = []  # what `resume` found changed with the run's end
         digests = {
             "chat template": objective.facts["template_hash"],
             "data": objective.facts["data_digest"],
@@ -222,7 +222,7 @@ class Checkpoints:
         """Take over the new end: from here on all is as in a run that was planned for it, so nothing else is to do."""
         if not changed:
             return
-        self.extended = True
+        self.extended = list(changed.values())
         total = self.objective.plan.total_steps
         if total <= progress.step:
             raise UserError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -139,9 +139,18 @@ def say(line: str) -> None:
 
 
 def describe(
-    config: Config, runtime: Runtime, objective: Objective, parameters: tuple[int, int], peak: Peak, resumed: Progress
+    config: Config,
+    runtime: Runtime,
+    objective: Objective,
+    parameters: tuple[int, int],
+    peak: Peak,
+    resumed: Progress,
+    extended: Sequence[str] = (),
 ) -> None:
-    """What the run is: into its folder, and onto the screen what a user would otherwise compute by hand."""
+    """What the run is: into its folder, and onto the screen what a user would otherwise compute by hand.
+
+    extended: what has changed in the recipe with the run's end.
+    """
     if not runtime.main:
         return
     folder, (trained, total) = Path(config.run.folder), parameters
@@ -161,6 +170,9 @@ def describe(
         lower_is_better=dict(objective.lower_is_better),
         total_steps=objective.plan.total_steps,
     )
+    if extended:
+        before = record.read(folder).get("extended", [])
+        record.write(folder, extended=[*before, {"after_step": resumed.step, "changed": list(extended)}])
     ranks = f"{runtime.count} process{'es' if runtime.count > 1 else ''}"
     start = f", continuing after step {resumed.step:,}" if resumed.step else ""
     lines = [

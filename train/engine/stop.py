@@ -215,6 +215,11 @@ class Status:
         self._lock = threading.Lock()
         self._step: int | None = None  # in the file, while that says running
 
+    @property
+    def is_running(self) -> bool:
+        """Whether this rank has written that the run goes on, and nothing since."""
+        return self._step is not None
+
     def begin(self, step: int) -> None:
         """The run has begun, or goes on, after `step`. Raises CannotWriteError."""
         self.begun = True

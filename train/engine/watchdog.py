@@ -81,6 +81,7 @@ class Watchdog:
 
     def begin(self, step: int) -> None:
         """The run has begun, at `step`: from here on it writes into its folder. Called by all ranks together."""
+        PULSE.step = step
         self._ranks.barrier()
         if self._rank == 0:
             self._signs.begin()
@@ -159,6 +160,8 @@ class Watchdog:
     def _follow(self, first: Failure, elapsed: float) -> None:
         """End with the rank that failed first, as soon as the main thread has had time to do so."""
         faulthandler.cancel_dump_traceback_later()
+        if self._rank == 0 and self._status.is_running and not first.hang:  # perhaps over what that rank has written
+            self._record(first)
         if first.hang:
             with _ending(HANG):
                 self._testify()

@@ -20,13 +20,13 @@ from train.tuning import TUNINGS
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:
-    """The tuned model with the trained weights, its base in `dtype` or quantised as in training."""
+    """The tuned model with the trained weights, without dropout; its base in `dtype` or quantised as in training."""
     if source.tuning.kind == "full":
         with no_init_weights():  # every weight is replaced
             model = source.model_class._from_config(copy.deepcopy(source.described), dtype=dtype)
         model.tie_weights()
         _fill(model, source.trained, source)
-        return model
+        return model.eval()
     tuning_config = source.tuning if quantized else dataclasses.replace(source.tuning, quantization="none")
     return _tuned(source, tuning_config, dtype)
 
@@ -47,7 +47,7 @@ def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
         model.resized_from_tokens = source.base_rows
     tuned = tuning.apply(model)
     _fill(tuned, source.trained, source)
-    return tuned
+    return tuned.eval()
 
 
 @torch.no_grad()
