@@ -105,8 +105,8 @@ def test_an_evaluation_is_requeued(
 
 
 def test_a_mistaken_evaluation_starts_no_rank(stubs: Stubs) -> None:
-    assert stubs.run(*SCRIPTS["eval"], "--dat", "x") == 64
-    assert "unknown option --dat; did you mean --data?" in stubs.said
+    assert stubs.run(*SCRIPTS["eval"], "--dta", "x") == 64
+    assert "unknown option --dta; did you mean --data?" in stubs.said
     assert stubs.launched is None
 
 
