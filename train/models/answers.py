@@ -7,6 +7,7 @@ Shape suffixes: r rows of the batch, t positions, v outputs (of the vocabulary, 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class Answers:
         tensors = {"ids": self.ids_rt, "outputs": self.outputs_k, "found": self.found_rtk.contiguous()}
         if self.start_rtk is not None:
             tensors["start"] = self.start_rtk.contiguous()
-        return save(tensors, {"precision": self.precision, "outputs": str(self.outputs)})
+        # One entry: safetensors writes several in any order, and the same answers shall be the same bytes.
+        return save(tensors, {"about": json.dumps({"precision": self.precision, "outputs": self.outputs})})
 
 
 def read_answers(folder: Path) -> Answers | None:
@@ -66,11 +68,10 @@ def read_answers(folder: Path) -> Answers | None:
         return None
     with safe_open(path, "pt") as file:
         tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        said = file.metadata()
+        about = json.loads(file.metadata()["about"])
     return Answers(
-        tensors["ids"], tensors["outputs"], int(said["outputs"]), tensors["found"], said["precision"],
-        tensors.get("start"),
-    )  # fmt: skip
+        tensors["ids"], tensors["outputs"], about["outputs"], tensors["found"], about["precision"], tensors.get("start")
+    )
 
 
 class Recorder:
