@@ -515,3 +515,6 @@ def test_a_long_run_of_han_is_cut_in_parts() -> None:
     run = "北京大学" * 500
     assert "".join(jieba_tokens(run)) == run
     assert jieba_tokens(run[:LONGEST_RUN]) == jieba.lcut(run[:LONGEST_RUN])
+    start = time.process_time()
+    assert len(jieba_tokens("的" * 100_000)) == 100_000
+    assert time.process_time() - start < 8  # about 1; as one run 36

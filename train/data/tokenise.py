@@ -260,7 +260,8 @@ class Encoder:
             row, read, example = usable[position]
             ids, offsets = self._as_asked(text, spans, encoding)
             ids_t = np.array(ids, np.int32)
-            learned_t = _overlapping(offsets, spans)
+            bounds = _bounds(offsets)
+            learned_t = _overlapping(bounds, spans)
             learned_t[:1] = 0  # nothing stands before it to predict it from
             assert isinstance(example, (Conversation, Continuation))
             reason = _unusable(learned_t, limit) if example.is_answered else _unaskable(ids_t, limit)
@@ -269,7 +270,7 @@ class Encoder:
                 continue
             out.endless += example.is_answered and int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
             out.cut += len(ids_t) > limit
-            out.ends |= self._ends(example, ids_t[:limit], offsets, spans)
+            out.ends |= self._ends(example, ids_t[:limit], bounds[0], spans)
             yield _Piece(position, ids_t[:limit], learned_t[:limit])
         if rendered and not out.ends:
             out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
@@ -279,13 +280,15 @@ class Encoder:
         end: at inference the prompt is tokenised alone, and the model goes on with tokens of its own.
         """
         assert self.settings.template is not None
+        if not self.settings.template.trains_apart:
+            return encoding.ids, encoding.offsets
         start_t, end_t = _bounds(encoding.offsets)
         starts = [
             start
             for start, _ in spans
             if ((start_t < start) & (start < end_t)).any() and OPENED_THOUGHTS.search(text, 0, start)
         ]
-        if not starts or not self.settings.template.trains_apart:
+        if not starts:
             return encoding.ids, encoding.offsets
         ids, offsets = list[int](), list[Span]()
         for begin, end in pairwise([0, *starts, len(text)]):
@@ -304,16 +307,15 @@ class Encoder:
         except RowError:
             return set()
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        return self._ends(example, np.array(encoding.ids, np.int32), encoding.offsets, spans)
+        return self._ends(example, np.array(encoding.ids, np.int32), _bounds(encoding.offsets)[0], spans)
 
     def _ends(
         self,
         example: Conversation | Continuation,
         ids_t: NDArray[np.int32],
-        offsets: Sequence[Span],
+        starts_t: NDArray[np.int64],
         spans: Sequence[Span],
     ) -> set[int]:
-        starts_t, _ = _bounds(offsets)
         return last_tokens(ids_t, starts_t, [end for _, end in ending_spans(example, spans)]) & self.settings.marks
 
     def _written(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
@@ -370,9 +372,9 @@ def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
         out.columns = joined(out.columns, read.value)
 
 
-def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.uint8]:
+def _overlapping(bounds: tuple[NDArray[np.int64], NDArray[np.int64]], spans: Sequence[Span]) -> NDArray[np.uint8]:
     """1 for each token that holds a character of a span."""
-    start_t, end_t = _bounds(offsets)
+    start_t, end_t = bounds
     learned_t = np.zeros(len(end_t), np.uint8)
     for start, end in spans:
         learned_t |= (np.maximum(start_t, start) < np.minimum(end_t, end)).astype(np.uint8)
