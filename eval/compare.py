@@ -29,6 +29,8 @@ SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not roun
 SIGNIFICANT = 0.05
 FEWEST_BY_JACKKNIFE = 20  # rows; losses, by typical values, need fewer
 NO_SPREAD = "no interval: all rows alike, at the end of the scale, or not finite"
+NO_SPREAD_OF_CHANGE = "no test: all rows change alike, or both values are at an end of the scale"
+ROUNDING = 1e-12  # an interval of this relative width has none, but for rounding
 NO_DIFFERENCE = "no significant difference"
 FEWEST_UNLIKE = 6  # rows that differ, between models or from the commonest value
 
@@ -125,7 +127,7 @@ def _estimate(metric: Metric, model: str, table: Columns) -> Estimate:
         interval = _through(metric.of_ratio, typical_values(table[metric.top], _bottom(metric, table)).interval)
     else:
         interval = jackknife(found, _left_out(metric, table), metric.scale)
-    if interval is None or not (math.isfinite(interval.high) and interval.low < interval.high):
+    if interval is None or not math.isfinite(interval.high) or _is_point(interval):
         return Estimate(model, found, None, None, None, NO_SPREAD)
     return Estimate(model, found, interval.low, interval.high, interval.method)
 
@@ -195,7 +197,9 @@ def _difference(metric: Metric, model: str, base: Columns, other: Columns) -> Di
     found = None if reason else _change(metric, base, other)
     if reason or not math.isfinite(change):
         return Difference(model, change, None, None, None, *counts, "not tested", reason=reason or "not finite")
-    if found is None:  # other rows, the same number whichever is left out
+    if found is None:  # the same change whichever row is left out, as from 0 everywhere to 1 everywhere
+        if not math.isclose(change, metric.scale.no_change, abs_tol=ROUNDING):
+            return Difference(model, change, None, None, None, *counts, "not tested", reason=NO_SPREAD_OF_CHANGE)
         return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
     verdict = _verdict(found.interval, found.p_value, metric)
     return Difference(
@@ -317,8 +321,12 @@ def _count(table: Columns) -> int:
     return len(next(iter(table.values())))
 
 
+def _is_point(interval: Interval) -> bool:
+    return math.isclose(interval.low, interval.high, rel_tol=ROUNDING)
+
+
 def _parts(interval: Interval | None) -> tuple[float | None, float | None, str | None]:
     """One without width, as of rows that are all equal, is none: nothing in them says how others would differ."""
-    if interval is None or interval.low == interval.high:
+    if interval is None or _is_point(interval):
         return None, None, None
     return interval.low, interval.high, interval.method

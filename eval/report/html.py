@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from eval.report import matrix, notes, sheets, words
 from eval.report.figure import draw
 from eval.report.pairs_figure import embedded
 from eval.report.text import title
-from eval.result import Evaluation, TaskResult
+from eval.result import Evaluation, MetricResult, TaskResult
+from eval.scale import plain
 
 HERE = Path(__file__).parent
 MOST_SAMPLES = 1000  # of a task; the files in samples/ hold all
 MOST_CHARACTERS = 4000  # of one text
+COUNTER = re.compile(r"_[0-9]+$")  # bleu_7: a sum's part, which says nothing of a row
 MOST_FOUND = 200  # rows in the training data, and rows left out
 
 
@@ -66,11 +69,13 @@ def _task(task: TaskResult, evaluation: Evaluation) -> dict[str, Any]:
         "found": task.contamination.found if task.contamination else [],
         "skipped": task.skipped,
         "samples": task.samples,
-        "browser": _browser(evaluation.samples[task.name], evaluation.outcomes.get(task.name, {})),
+        "browser": _browser(task, evaluation.samples[task.name], evaluation.outcomes.get(task.name, {})),
     }
 
 
-def _browser(samples: Mapping[str, Sequence[Sample]], outcomes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _browser(
+    task: TaskResult, samples: Mapping[str, Sequence[Sample]], outcomes: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
     """What the script shows; of many samples first those that were won or lost."""
     models = list(samples)
     rows = list(zip(*samples.values(), strict=True))
@@ -80,24 +85,34 @@ def _browser(samples: Mapping[str, Sequence[Sample]], outcomes: Mapping[str, Seq
         "models": models,
         "compared": list(outcomes),
         "total": len(rows),
-        "rows": [_row(rows[k], won[k]) for k in sorted(order)],
+        "rows": [_row(rows[k], won[k], task.metrics) for k in sorted(order)],
     }
 
 
-def _row(row: Sequence[Sample], won: Sequence[int]) -> dict[str, Any]:
+def _row(row: Sequence[Sample], won: Sequence[int], metrics: Sequence[MetricResult]) -> dict[str, Any]:
+    """values: to sort by. said: the same as text, in the scales of the report."""
+    values = {key: [sample.values.get(key) for sample in row] for key in row[0].values if not COUNTER.search(key)}
+    named = {metric.name: metric for metric in metrics}
     keys = dict.fromkeys(key for sample in row for key in sample.shown)
     shown = [[key, [_text(sample.shown.get(key)) for sample in row]] for key in keys]
     return {
         "id": row[0].id,
         "groups": [f"{group}: {name}" for group, name in row[0].groups.items()],
         "won": list(won),
-        "values": {key: [_number(sample.values.get(key)) for sample in row] for key in row[0].values},
+        "values": {key: [_number(value) for value in own] for key, own in values.items()},
+        "said": {key: [_said(named.get(key), value) for value in own] for key, own in values.items()},
         "shown": [[key, texts[:1] if len(set(texts)) == 1 else texts] for key, texts in shown],
     }
 
 
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
+
+
+def _said(metric: MetricResult | None, value: float | None) -> str:
+    if value is None:
+        return ""
+    return words.of_row(metric, value) if metric else plain(value)
 
 
 def _text(value: Any) -> str:

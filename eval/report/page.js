@@ -34,11 +34,6 @@ function sortable(table) {
   });
 }
 
-function number(value) {
-  if (value === null) return "not finite";
-  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
-}
-
 function card(row, data, against) {
   const made = element("article", "sample");
   const header = made.appendChild(element("header"));
@@ -46,8 +41,8 @@ function card(row, data, against) {
   const won = row.won[against];
   if (won) header.append(element("strong", won > 0 ? "better" : "worse", won > 0 ? "won" : "lost"));
   row.groups.forEach((group) => header.append(element("span", "", group)));
-  for (const [key, values] of Object.entries(row.values)) {
-    header.append(element("span", "", `${key.replaceAll("_", " ")} ${values.map(number).join(" | ")}`));
+  for (const [key, said] of Object.entries(row.said)) {
+    header.append(element("span", "", `${key.replaceAll("_", " ")} ${said.join(" | ")}`));
   }
   const list = made.appendChild(element("dl"));
   for (const [key, texts] of row.shown) {

@@ -160,6 +160,29 @@ def test_few_rows_have_no_interval_and_the_reason_is_told() -> None:
     assert found.estimates[0].reason == "too few rows of a label for an interval: 2, needed are 10 of each"
 
 
+def test_from_one_end_of_the_scale_to_the_other_is_not_called_no_difference() -> None:
+    """No row left out changes either value, so there is no test; but a difference there is."""
+    score = SampleMetric("score", higher_is_better=True)
+    (found,) = results([score], [{"score": 0.0}] * 20, [{"score": 1.0}] * 20)
+    change = found.differences[0]
+    assert (change.value, change.verdict, change.p_value) == (1.0, "not tested", None)
+    assert change.reason is not None
+    assert "end of the scale" in change.reason
+
+
+@pytest.mark.parametrize("metric", TEXTS)
+def test_rows_that_are_all_equal_have_no_interval(metric: Metric) -> None:
+    """Not even one as wide as rounding."""
+    counts = np.random.default_rng(0).integers(5, 300, size=20).astype(float)
+    same, less = (
+        [{"nll": n * loss, **dict.fromkeys(("tokens", "bytes", "words"), n)} for n in counts] for loss in (3, 2.9)
+    )
+    (found,) = results([metric], same, less)
+    assert all(estimate.low is None and estimate.reason for estimate in found.estimates)
+    assert found.differences[0].low is None
+    assert found.differences[0].verdict == "better"
+
+
 def test_every_metric_of_every_task_has_a_scale() -> None:
     named: dict[str, Metric] = {metric.name: metric for task in TASKS.values() for metric in task.metrics}
     for name, scale in (

@@ -482,3 +482,15 @@ def test_every_model_has_a_file_of_its_own(tmp_path: Path) -> None:
     write(evaluation(("模型/merged", "别的/merged", "a/b", "a-b"), rows=20), tmp_path)
     names = sorted(path.name for path in (tmp_path / "samples").glob("quiz.*"))
     assert names == ["quiz.a-b-4.jsonl", "quiz.a-b.jsonl", "quiz.别的-merged.jsonl", "quiz.模型-merged.jsonl"]
+
+
+def test_cards_have_the_scales_of_the_report_and_no_parts_of_sums() -> None:
+    """A share in percent as in the tables, and not the 28 counts that BLEU and chrF sum."""
+    rows = [Sample("rows.jsonl:1", {"similarity": 0.25, "tokens": 12.0, "bleu_0": 3.0, "chrf_11": 4.0}, {})]
+    made = evaluation(("base",))
+    shown = page(dataclasses.replace(made, samples={**made.samples, "quiz": {"base": rows}}, outcomes={}))
+    data = re.search(r'<script type="application/json" class="data">(.*?)</script>', shown)
+    assert data is not None
+    (row,) = json.loads(data[1])["rows"]
+    assert row["said"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
+    assert row["values"] == {"similarity": [0.25], "tokens": [12.0]}
