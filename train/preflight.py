@@ -11,7 +11,7 @@ from pathlib import Path
 from eval.dequantize import quantization_method, refuse_twice
 from eval.file_options import RowFilter
 from eval.readers import BadRow, read
-from eval.text_files import kind_of
+from eval.text_files import begins_slowly, kind_of
 from train.config import Config, SourceConfig
 from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS
@@ -22,7 +22,6 @@ from train.errors import UserError
 from train.models.place import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
-READ_WHOLE, LARGE_BYTES = (".json", ".txt"), 1 << 25  # larger ones would take longer than a look may
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")  # every row has the same columns
 
 
@@ -112,7 +111,7 @@ def _look(source: FileSource, asks: bool) -> Problems:
     problems = Problems()
     form, columns = FORMATS[source.config.format], source.config.columns
     for number, file in enumerate(source.files[:FIRST_FILES]):
-        if kind_of(file) in READ_WHOLE and file.stat().st_size > LARGE_BYTES:
+        if begins_slowly(file):
             continue
         chosen = RowFilter(source.config.filter)
         for row in itertools.islice(read(file, 0, options_of(source.config)), FIRST_ROWS):
