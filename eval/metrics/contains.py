@@ -8,21 +8,39 @@ from eval.metrics.exact_match import normalise
 from eval.metrics.script import IN_WORD, UNSPACED
 
 _IN_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]", regex.V1)
+_HANGUL = regex.compile(r"\p{Hangul}{2}$")
+# Punctuation that exact match takes out of a word ("Paris's", "Paris,France"); here it may part two. But not "n't".
+_BETWEEN = regex.compile(
+    r"(?<=\p{L})(?<!n)['’](?=\p{L})|(?<=n)['’](?=\p{L})(?!t)|(?<=\p{L}{2})\.(?=\p{L})"
+    r"|(?<=[\p{L}\p{M}])[,:;!?()\[\]\"“”]+(?=[\p{L}\p{N}])|(?<=\p{N})[,:;!?()\[\]\"“”]+(?=\p{L})"
+)
+# After a Korean word: particles, and the copula.
+_PARTICLES = (
+    r"(?:(?:들|님)?(?:은|는|이|가|을|를|의|에|에게|에서|께|께서|로|으로|와|과|랑|이랑|도|만|나|이나|라고|이라고|부터|까지"
+    r"|보다|처럼|마다|밖에|이며|이고|입니다|이다|이에요|예요|였다|이었다|였습니다|이었습니다)){1,2}"
+)
 _WORD_OR_NUMBER = rf"[[{IN_WORD}.:/^-]--[{UNSPACED}]]"  # after `normalise` these signs stand only in numbers and grades
 
 
 def contains(prediction: str, reference: str) -> float:
-    """1.0 where the reference stands in the prediction as whole words or numbers ("5" is not in "-5", "15" or "2:5",
-    "C" not in "C++"), or, in a script without spaces, as whole letters; else 0.0.
+    """1.0 where the reference stands in the prediction as whole words or numbers ("5" is not in "-5", "15", "2:5" or
+    "5万", "C" not in "C++"), in Korean also before particles, or, in a script without spaces, as whole letters; else
+    0.0.
 
     Nothing visible is contained only in nothing visible.
     """
     part, whole = normalise(reference), normalise(prediction)
     if part == whole:
         return 1.0
-    if not part or part not in whole:
+    if not part:
         return 0.0
-    return float(regex.search(_before(part) + regex.escape(part) + _after(part), whole, regex.V1) is not None)
+    return float(_holds(part, whole) or _holds(part, normalise(_BETWEEN.sub(" ", prediction))))
+
+
+def _holds(part: str, whole: str) -> bool:
+    """Of texts in the form of `normalise`."""
+    pattern = _before(part) + regex.escape(part) + _after(part)
+    return part in whole and regex.search(pattern, whole, regex.V1) is not None
 
 
 def _before(part: str) -> str:
@@ -34,4 +52,9 @@ def _before(part: str) -> str:
 def _after(part: str) -> str:
     if not _IN_WORD.match(part[-1]):
         return r"(?!\p{M})"
-    return rf"(?!{_WORD_OR_NUMBER})" + (r"(?![+#](?!\w))" if part[-1].isalpha() else "")
+    if part[-1].isdigit():  # "5" is in 5명, not in 5만
+        return rf"(?![[{_WORD_OR_NUMBER}]--\p{{Hangul}}]|[万萬亿億만억조])"
+    end = rf"(?!{_WORD_OR_NUMBER})"
+    if _HANGUL.search(part):
+        return rf"(?:{_PARTICLES})?{end}"
+    return end + (r"(?![+#](?!\w))" if part[-1].isalpha() else "")

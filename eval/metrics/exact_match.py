@@ -8,6 +8,7 @@ both keep different answers apart, and no step may leave nothing of a text:
   between two digits separates ("3,5" is not "35"), but thousands separators go ("1,234" is "1234").
 - A dash or slash separates ("well-known" is "well known", "10-20" is not "1020").
 - "A" that stands for something is no article: "vitamin A", "A. Paris", "the answer is A".
+- `$x$` is LaTeX for x, and no currency.
 - C++, C# and C are three; so are the grades and blood groups B+, B- and B.
 """
 
@@ -46,6 +47,10 @@ _LONGEST_BEFORE = 12  # characters that `_BEFORE_ARTICLE` needs
 _ARTICLES = regex.compile(rf"(?<![{IN_WORD}])(?:an|the)(?![{IN_WORD}])")
 _LONE_A = regex.compile(rf"(?<!{_LETTER})a(?!{_LETTER})", regex.V1)
 
+# LaTeX's $x$, by Pandoc's rule: no space inside either sign, no letter or digit outside.
+_MATH = regex.compile(
+    r"(?<![\p{L}\p{N}\\$])(\$\$?)(?=[^\s$])([^$\n]*[^\s$\\])(?<!US|CA|AU|HK|NT|SG|NZ)\1(?![\p{L}\p{N}$])"
+)
 _DIGIT = regex.compile("[0-9]")
 _APART = regex.compile(r"(?<=[0-9])\s+(?=[.,][0-9])")  # "EUR0 .12", "415 ,000" of tokenised texts
 _THOUSANDS = regex.compile(r"(?<![0-9])(?<![0-9][.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:,[0-9]{2})+,[0-9]{3})(?!,?[0-9])")
@@ -55,10 +60,10 @@ _PLUS = regex.compile(r"(?<![\w)\]%+\p{Sc}])\+(?=\p{Sc}?\.?[0-9])")
 _BARE_POINT = regex.compile(rf"(?<!{_LETTER}|[.%])\.(?=[0-9])", regex.V1)
 _PUNCTUATION = regex.compile(
     rf"(?P<sign>(?<!{_LETTER}|[-^%°\p{{Sc}}]|[0-9]{_UNITS}{{1,3}})-(?=\p{{Sc}}?[0-9]))"
-    rf"|(?P<kept>(?<=[0-9])[.:/](?=[0-9])|(?<=\^)-(?=[0-9])|(?<=[0-9])\s*[%‰‱]|(?<=(?<!{_LETTER})[a-zᴀ])#"
-    rf"|(?<=(?<!{_LETTER})(?:[a-zᴀ]|ab))-(?!{_LETTER}|-))"
+    rf"|(?P<kept>(?<=[0-9])[.:/](?=[0-9])|(?<=\^)-(?=[0-9])|(?<=[0-9])\s*[%‰‱]|(?<=(?<!{_LETTER}[\p{{P}}`]*)[a-zᴀ])#"
+    rf"|(?<=(?<!{_LETTER}[\p{{P}}`]*)(?:[a-zᴀ]|ab))-(?![\p{{P}}`]*{_LETTER}|-))"
     r"|(?P<apart>[\p{Pd}/\\_፡་]|(?<=[0-9])[[\p{P}`]--[-]]+(?=-?[0-9]))"
-    r"|[\p{P}`]",
+    r"|[\p{P}`]\p{M}*",
     regex.V1,
 )
 _SPACE_AROUND_SIGN = regex.compile(r"\s*([=≈≠<>≤≥])\s*|(?<![0-9]\s?)(\p{Sc})\s+(?=[0-9])")
@@ -73,9 +78,10 @@ def normalise(text: str) -> str:
     there; ".", ":" and "/" stand only inside numbers; `LETTER_A` is the letter A where it is no article.
     """
     text = compatible(text if text.isascii() else _SPECIAL_NUMBER.sub(_special_number, text))
+    text = _MATH.sub(r"\2", text) if "$" in text else text
     text = folded(_without_article_a(text))
     text = _with_plain_numbers(text if text.isascii() else text.translate(_SAME))
-    text = _unless_nothing_left(_PUNCTUATION.sub(_replacement, text), text)
+    text = _PLUS.sub("", _unless_nothing_left(_PUNCTUATION.sub(_replacement, text), text))
     text = _LONE_A.sub(LETTER_A, _unless_nothing_left(_ARTICLES.sub(" ", text), text))
     text = _SPACE_AROUND_SIGN.sub(r"\1\2", " ".join(text.split()))
     return str(_SPACE_BY_UNSPACED.sub("", text))

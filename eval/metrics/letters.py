@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from eval.metrics.script import compatible
+
 HEAD, TAIL = 2_000, 8_000  # characters of a long answer that are looked at: answers stand at one of its ends
-_WIDE = {0xFF21 + k: chr(ord("A") + k) for k in range(26)} | {0xFF41 + k: chr(ord("a") + k) for k in range(26)}
-_WIDE |= {0x24B6 + k: chr(ord("A") + k) for k in range(26)} | {ord(c): chr(ord(c) - 0xFEE0) for c in "（）．：，／＊"}
 
 _OPEN, _CLOSE = r"[\s*_`\"'“‘「『(（\[【<{$]{0,8}", r"[\s*_`\"'”’」』)）\]】>}]{0,4}"
 # Not inside a word; "A" and "I" before a small letter are an article and a pronoun; a small letter stands for an option
 # only where nothing but a closing mark follows.
 _LETTER = (
-    r"(?<![A-Za-z0-9])(?:(?P<letter>[A-Z])(?![A-Za-z0-9'’+#-])(?!(?<=[AI])\s[a-z])"
+    r"(?<![A-Za-z0-9])(?:(?P<letter>[A-Z])(?![A-Za-z0-9+#-]|['’]\w)(?!(?<=[AI])\s[a-z])"
     r"|(?P<small>[a-z])(?=[)\].:：、*]|\s*(?:\n|$)))"
 )
 _LETTER_AGAIN = _LETTER.replace("letter>", "again>").replace("small>", "again_small>")
@@ -22,7 +22,7 @@ _NEGATED = (
     rf"{_CLOSE}(?:选项|项)?\s*"
     r"(?:[是为]?[不错误没非]|都不|均不|(?:is|are|was)(?:n't| not| wrong| incorrect| false))"
 )
-_JOINT = r"\s*(?:[、,，/&+]|和|或|与|及|\band\b|\bor\b)\s*"
+_JOINT = r"\s*(?:[、,，/|&+]|和|或|与|及|\band\b|\bor\b)\s*"
 _SEVERAL = re.compile(rf"{_CLOSE}{_JOINT}(?:选项|option\s)?{_OPEN}[A-Z](?![A-Za-z]|{_NEGATED})", re.IGNORECASE)
 _ENDS_LIST = re.compile(rf"(?<![A-Za-z])[A-Z]{_CLOSE}{_JOINT}$")
 _IS = (
@@ -33,7 +33,7 @@ _IS = (
 _STRONG = re.compile(
     r"(?:答案|正解|答え|정답|正确的?(?:一项|选项|说法)?(?=[是为：:])"
     r"|[Aa]nswer|ANSWER|[Cc]orrect (?:option|choice|letter)|\\boxed)"
-    rf"(?!不){_IS}[\s:：=은는は]{{0,8}}"
+    rf"(?!不)[】\])）」』]?{_IS}[\s:：=은는は]{{0,8}}"
     rf"(?:\{{?\\text(?:bf)?)?{_OPEN}{_LETTER}"
 )
 _AFFIRMED = re.compile(
@@ -50,9 +50,11 @@ _ALL = (
     r"(?!\W{0,4}A[.、:：)](?s:.){0,400}?(?:^|[\s。；;.])B[.、:：)])"  # the options again, or one verdict after another
 )
 _FIRST = re.compile(rf"^{_ALL}{_OPEN}{_LETTER}(?=\W|_|$|选|项|[是为对正因由])")
+_BULLET = r"(?:[#>•✅✔☑👉→➡-]{1,6}\s+)?"
 _ONLY = re.compile(
-    r"(?:^|[\n。！？!?:：;；,，.]|\b(?:is|be|it's|say|with|letter|think)\b(?! not)|(?<!不)[是为為即])"
-    rf"\s*{_OPEN}{_LETTER}(?=\W|_|$|选|项)"
+    r"(?:^|[\n。！？!?:：;；,，.]|\b(?i:is|be|it's|say|with|letter|think|but|so|therefore|definitely|probably)\b"
+    r"(?! not)|(?<!不)[是为為即])"
+    rf"\s*{_BULLET}{_OPEN}{_LETTER}(?=\W|_|$|选|项)"
 )
 _AFTER = (re.compile(_NEGATED, re.IGNORECASE), re.compile(_NAMES))
 
@@ -71,7 +73,7 @@ def read_letter(text: str, options: int) -> str | None:
     No letter is one that is denied (A不对), belongs to a word (维生素A, vitamin A, C语言), or to a list (A、B).
     """
     text = text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
-    text = text.translate(_WIDE).strip()
+    text = compatible(text).strip()
     for pattern in (_STRONG, _AFFIRMED, _CHOSEN, _OPTION, _FIRST, _ONLY):
         named = set(_named(pattern, text))
         if named:

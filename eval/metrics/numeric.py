@@ -45,6 +45,11 @@ _SCALES = {
     "bn": 10**9,
     "lakh": 10**5,
     "crore": 10**7,
+    **dict.fromkeys(("ribu", "nghìn", "ngàn", "tausend", "duizend", "mille"), 10**3),
+    **dict.fromkeys(("millón", "millones", "milhão", "milhões", "milione", "milioni", "millionen", "mio"), 10**6),
+    **dict.fromkeys(("miljoen", "milyon", "juta", "triệu"), 10**6),
+    **dict.fromkeys(("milliard", "milliarde", "milliarden", "mrd", "miliardo", "miliardi", "miljard"), 10**9),
+    **dict.fromkeys(("milyar", "miliar", "tỷ", "tỉ"), 10**9),
     "тысяча": 10**3,
     "тысячи": 10**3,
     "тысяч": 10**3,
@@ -82,13 +87,14 @@ _UNREADABLE_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _UNREADABLE_AFTER = re.compile(
-    r" ?(?:[\u2030π√兆조]|dozen|\^|分之|分の|분의|个半|個半|半)| ?(?!m\^)[a-z] ?[-+*×÷/^] ?[0-9]"
+    r" ?(?:[\u2030π√兆조]|dozen|\^|分之|分の|분의|个半|個半|半|(?i:mil|bilh(?:ão|ões)|bill(?:ón|ones|ionen))(?!\w))"
+    r"| ?(?!m\^)[a-z] ?[-+*×÷/^] ?[0-9]"
     r"| (?:and|&) (?:an?|one|two|three) (?:half|third|quarter)"
 )
 _MORE_WORDS = re.compile(
     r" (?:and )?(?:[0-9]|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+(?:teen|ty)\b)"
 )
-_AND = re.compile(r"\s*(?:[,;、&]|and|to|out of|和|及|至|到)\s*")
+_AND = re.compile(r"\s*(?:[,;、&]|and|to|out of|和|及|至|到)\s*|\s+")
 _CHINESE_DIGITS = "〇零一二三四五六七八九两十百千"
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from eval.metrics.script import composed
+
 NO_NUMBER = "\ufffd"  # stands for a number that cannot be read, such as \frac{x}{2}
 _SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴-⁹]+")
 _FRACTION = re.compile(r"(?<=(?P<digit>[0-9]))?\\[dtc]?frac *(?:\{([^{}]{0,40})\} *\{([^{}]{0,40})\}|([0-9]) *([0-9]))")
@@ -42,6 +44,7 @@ _JSON_ESCAPES = (("\x08", r"\b"), ("\x0c", r"\f"), ("\times", r"\times"), ("\tex
 def plain_digits(text: str) -> str:
     """The text so that numbers can be looked for."""
     if not text.isascii():
+        text = composed(text)
         text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
         text = text.translate(_PLAIN)
     for escape, meant in _JSON_ESCAPES:
@@ -80,7 +83,7 @@ def _plain(character: str) -> str:
 
 
 _SAME = {"\u2044": "/", "\u2215": "/", "٫": ".", "٬": ",", "٪": "%", "’": "'", "∗": "*", "⋅": "×", "·": "×", "–": "-"}
-_SAME |= {"\u2011": "-", "\u2010": "-"}
+_SAME |= {"\u2011": "-", "\u2010": "-", "\u20e3": ""}  # the last: a keycap around a digit
 
 
 class _Characters(dict[int, str]):

@@ -139,8 +139,8 @@ def circumstances(result: Result) -> list[str]:
     tests = sorted({d.test for m in metrics for d in m.differences if d.test})
     if tests:
         lines.append(
-            f"p: {', '.join(tests)}. A difference is significant where p < 0.05 and its interval leaves out 0. "
-            "Noticeable from: true differences that 4 of 5 such evaluations would find"
+            f"p: {', '.join(tests)}. A difference is significant where p < 0.05 and its interval leaves out no change "
+            "(0, or a ratio of 1). Noticeable from: true differences that 4 of 5 such evaluations would find"
         )
     versions = ", ".join(f"{name} {version}{_commit(result, name)}" for name, version in result.versions.items())
     ranks = f"{result.settings['ranks']} process{'' if result.settings['ranks'] == 1 else 'es'}"
