@@ -15,7 +15,7 @@ from eval.text_files import begins_slowly, kind_of
 from train.config import Config, SourceConfig
 from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS
-from train.data.rows import Problems, check_columns
+from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
 from train.errors import UserError
@@ -102,6 +102,8 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
     problems = _look(source, asks=whole.objective == "ppo")
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
         raise UserError(problems.listed(source.names)[0])  # one for all: the wrong encoding, delimiter or kind of file
+    if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
+        raise bad_rows_error([(source, problems)], "the first ")
     if not (whole.objective == "ppo" and whole.ppo.task):  # there the task says what its rows hold
         check_columns(source, problems, "first ")
 
