@@ -10,7 +10,7 @@ import copy
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +84,20 @@ def require_no_packed(folder: Path, unread: Iterable[str]) -> None:
 
     unread: names in the folder's files that its model has no place for.
     """
-    packed = sorted(name for name in unread if PACKED.search(name))
+    suspects = [name for name in unread if PACKED.search(name)]
+    names = _headers(folder) if suspects else {}
+    packed = sorted(name for name in suspects if SURELY_PACKED.search(name) or _stands_by_weights(name, names))
     if packed:
         raise UserError(
             f"{folder}: {packed[0]} ({len(packed)} such) belongs to quantised weights, and its config.json has no "
             "quantization_config that says how to read it; fetch the config.json that belongs to the weights"
         )
+
+
+def _stands_by_weights(name: str, names: Container[str]) -> bool:
+    """Whether what the name says is a scale of something there is: a model may learn scales too (`logit_scale`)."""
+    stem = PACKED.sub("", name)
+    return any(other in names for other in (stem, f"{stem}.weight", f"{stem}_blocks"))
 
 
 def require_plain_numbers(folder: Path) -> None:

@@ -11,10 +11,9 @@ from eval.config import Config
 from eval.errors import UserError
 from eval.files import expand, read
 from eval.readers import BadRow
-from eval.text_files import kind_of
+from eval.text_files import begins_slowly
 
 FIRST_ROWS = 10
-READ_WHOLE, LARGE_BYTES = (".json", ".txt"), 1 << 25  # larger ones would take longer than a look may
 
 
 def check_inputs(config: Config) -> None:
@@ -39,7 +38,7 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
 def _check_files(path: str, config: Config) -> None:
     """Raises UserError where files are not there, or no first row of the first can be read."""
     file = expand(path)[0]
-    if kind_of(file) in READ_WHOLE and file.stat().st_size > LARGE_BYTES:
+    if begins_slowly(file):
         return
     first = list(itertools.islice(read(file, 0, config.file_options), FIRST_ROWS))
     if first and all(isinstance(row, BadRow) for row in first):

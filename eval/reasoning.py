@@ -78,7 +78,7 @@ def whole_letters(text: str) -> str:
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of an answer without special tokens, but with those that are marks of reasoning."""
-    marks = _special_marks(tokenizer)
+    marks = special_marks(tokenizer)
     if not marks or marks.keys().isdisjoint(ids):
         return str(tokenizer.decode(ids, skip_special_tokens=True))
     text, start = "", 0
@@ -105,7 +105,7 @@ def set_aside(answer: Answer, request: Request, tokenizer: Any) -> Answer:
         return answer
     parts = split(answer.text, closing_mark(tokenizer, request.prefix_ids))
     said = parts.answer
-    for mark in _special_marks(tokenizer).values():
+    for mark in special_marks(tokenizer).values():
         said = said.replace(mark, "")
     if said == answer.text:
         return answer
@@ -135,7 +135,7 @@ def _joined(thoughts: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _special_marks(tokenizer: Any) -> dict[int, str]:
+def special_marks(tokenizer: Any) -> dict[int, str]:
     """The tokens of marks that decoding leaves out as special ones."""
     names = {name for pair in MARKS for mark in pair for name in _TOKENS.findall(mark)}
     added = getattr(tokenizer, "added_tokens_decoder", {})

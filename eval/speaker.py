@@ -20,7 +20,7 @@ from eval.masking import printable
 from eval.progress import say
 from eval.protocols import Answer, Head, Request
 from eval.ranks import Ranks
-from eval.reasoning import set_aside
+from eval.reasoning import set_aside, special_marks
 from eval.runner import Model, answer
 
 TOLD_SECONDS = 60.0
@@ -70,7 +70,10 @@ class Speaker:
     ) -> None:
         self._checkpoint, self._head, self._config, self._ranks, self._notes = checkpoint, head, config, ranks, notes
         self._precision = choose_precision(config.precision, ranks.device)
-        self._identity = journal.identity(digests, [head, self._precision, config.quantization])
+        settings = [head, self._precision, config.quantization]
+        if special_marks(checkpoint.tokenizer):  # answers of before came without them, thoughts and all
+            settings.append("with marks of reasoning")
+        self._identity = journal.identity(digests, settings)
         self._model: tuple[Model, Budget] | None = None
         self.tokens, self.reused, self.loading_seconds = 0, 0, 0.0
         self._told: set[str] = set()  # tasks of whose known answers was told: each round asks, one line is enough

@@ -23,14 +23,19 @@ LIKELY = (
     *("cp1255", "cp1256", "cp1258", "cp874", "utf_16_le", "utf_16_be"),
 )
 
-
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+LARGE_BYTES = 1 << 25
 
 
 def kind_of(path: Path) -> str:
     """The ending that says how a file is read: `.jsonl` of rows.jsonl and of rows.jsonl.gz."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+
+
+def begins_slowly(path: Path) -> bool:
+    """Whether even a file's first row costs more time than a look may: it is large, and is read as a whole."""
+    return kind_of(path) in (".json", ".txt") and path.stat().st_size > LARGE_BYTES
 
 
 def open_bytes(path: Path) -> BinaryIO:

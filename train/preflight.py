@@ -11,18 +11,17 @@ from pathlib import Path
 from eval.dequantize import quantization_method, refuse_twice
 from eval.file_options import RowFilter
 from eval.readers import BadRow, read
-from eval.text_files import kind_of
+from eval.text_files import begins_slowly, kind_of
 from train.config import Config, SourceConfig
 from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS
-from train.data.rows import Problems, check_columns
+from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
 from train.errors import UserError
 from train.models.place import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
-READ_WHOLE, LARGE_BYTES = (".json", ".txt"), 1 << 25  # larger ones would take longer than a look may
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")  # every row has the same columns
 
 
@@ -103,6 +102,8 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
     problems = _look(source, asks=whole.objective == "ppo")
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
         raise UserError(problems.listed(source.names)[0])  # one for all: the wrong encoding, delimiter or kind of file
+    if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
+        raise bad_rows_error([(source, problems)], "the first ")
     if not (whole.objective == "ppo" and whole.ppo.task):  # there the task says what its rows hold
         check_columns(source, problems, "first ")
 
@@ -112,7 +113,7 @@ def _look(source: FileSource, asks: bool) -> Problems:
     problems = Problems()
     form, columns = FORMATS[source.config.format], source.config.columns
     for number, file in enumerate(source.files[:FIRST_FILES]):
-        if kind_of(file) in READ_WHOLE and file.stat().st_size > LARGE_BYTES:
+        if begins_slowly(file):
             continue
         chosen = RowFilter(source.config.filter)
         for row in itertools.islice(read(file, 0, options_of(source.config)), FIRST_ROWS):

@@ -16,12 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.files import nearest
 from eval.yaml_lines import Located, Way, dotted, dump_yaml, parse_yaml, read_yaml
 from train.checks import problems
 from train.config import Config
 from train.errors import UserError
 from train.options_help import build_parser, print_help
-from train.suggest import about_key, about_value, meant_key, nearest_file, way_of
+from train.suggest import about_key, about_value, meant_key, way_of
 from train.value_types import Fault, accepts, clean, is_union, kind_at, shown
 
 if TYPE_CHECKING:
@@ -156,8 +157,7 @@ def _read(file: str) -> Located:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{file}: is no regular file; every rank reads the recipe: write it to a file")
     if not path.is_file():
-        beside = sorted(map(str, path.parent.glob("*.yaml"))) if path.parent.is_dir() else []
-        raise UserError(f"{file}: there is no such recipe{nearest_file(file, beside) or '.'}")
+        raise UserError(f"{file}: there is no such recipe{nearest(path) or '.'}")
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise UserError(f"{file}:1: a recipe is a mapping of keys to values, not {shown(located.value)}.")

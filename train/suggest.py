@@ -96,9 +96,3 @@ def way_of(key: str) -> Way:
     """data.train.0.path or data.train[0].path -> ("data", "train", 0, "path")"""
     parts = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
     return tuple(int(part) if re.fullmatch("[0-9]+", part) else part for part in parts)
-
-
-def nearest_file(name: str, beside: Sequence[str]) -> str:
-    """`; did you mean X?` with the most similar file, or nothing."""
-    found = _alike(name, beside, 0.6)
-    return f"; did you mean {found}?" if found else ""

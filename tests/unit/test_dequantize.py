@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from eval.checkpoint import look
-from eval.dequantize import DEQUANTIZED
+from eval.dequantize import DEQUANTIZED, require_no_packed
 from tests import quantized_bases
 from tests.quantized_bases import set_config
 from tests.tuned_runs import finished_run, tiny_model
@@ -169,3 +169,12 @@ def test_a_lost_scale_is_noticed(made, tmp_path, kind):
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"scale|missing"):
         load_model(AutoModelForCausalLM, ModelConfig(path=str(tmp_path / "base")), torch.float32)
+
+
+def test_scales_that_a_model_learns_are_no_quantisation(tmp_path):
+    """Of the parts of a larger model that a text model leaves out (CLIP's, Gemma's audio tower)."""
+    weights = {name: torch.ones(2) for name in ("logit_scale", "audio.attn.per_dim_scale", "body.weight")}
+    save_file(weights | {"body.weight_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    require_no_packed(tmp_path, ["logit_scale", "audio.attn.per_dim_scale"])
+    with pytest.raises(UserError, match=r"body\.weight_scale \(1 such\) belongs to quantised weights"):
+        require_no_packed(tmp_path, ["logit_scale", "body.weight_scale"])

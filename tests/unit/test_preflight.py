@@ -153,6 +153,13 @@ def test_other_paths(model: Path, rows: Path, options: list[str], message: str) 
         ("a.csv", "question,answer,split\nx,y,test\n", "format: qa, filter: {splt: test}", "no column `splt`; the"),
         ("a.jsonl", "not json\n", "format: qa", "not valid JSON"),
         ("a.parquet", "x", "format: qa", "not a Parquet file"),
+        (
+            "a.csv",
+            "question,answer\nx,y\n北京,中国\n".encode("gb18030"),
+            "format: qa",
+            "data.train[0]: 1 of the first 2 rows cannot be used:\n  /a.csv:3: not UTF-8: byte 0xb1 at column 1"
+            " (it seems to be gb18030: set encoding: gb18030)\nMend them, or leave them out with data.on_bad_row: skip",
+        ),
     ],
 )
 def test_first_rows(model: Path, rows: Path, name: str, content: str | bytes, source: str, message: str) -> None:
@@ -199,6 +206,26 @@ def test_a_wrong_path_is_told_without_torch_and_leaves_nothing(tmp_path: Path, m
     assert float(seconds) < PATIENCE_SECONDS
     assert len(done.stderr.splitlines()) == 2, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none", "out"], "none: there is no such folder; give a run folder or one of its checkpoints"),
+        (["full", "out"], "full: neither a run folder (no config.yaml) nor one of its checkpoints (no state.json)"),
+        (["run", "full"], "full: is there already and is not an earlier merge; name another folder, or remove it"),
+    ],
+)
+def test_a_merge_looks_at_its_folders_before_torch_is_imported(tmp_path: Path, words: list[str], said: str) -> None:
+    for name in ("run/config.yaml", "full/mine.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK.format(module="train.merge.__main__"), *(str(tmp_path / word) for word in words)],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[:3] == ["64", "False", "False"]
+    assert done.stderr.startswith(f"error: {tmp_path}/{said}")
 
 
 @pytest.mark.parametrize("module", ["train.main", "eval.main"])

@@ -76,6 +76,23 @@ def test_a_resumed_stream_reads_on_where_the_last_window_ended(tmp_path):
     assert lost == whole[3:]  # without any record of the windows before
 
 
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        ("text", {"text": "a"}),
+        ("qa", {"question": "a", "answer": "b"}),
+        ("chat", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+    ],
+)
+def test_a_run_of_an_earlier_encoder_goes_on_where_it_wrote_the_same_rows(tmp_path, monkeypatch, form, row):
+    source = SourceConfig(str(write_jsonl(tmp_path / "a.jsonl", [row])), form)
+    now = streamed(tmp_path, source)
+    monkeypatch.setattr("train.data.tables.ENCODER_VERSION", 3)
+    before = streamed(tmp_path, source)
+    assert now.content != before.content  # windows are tokenised anew
+    assert (now.digest == before.digest) == (form != "chat")
+
+
 def test_sources_are_mixed_in_proportion_throughout(tmp_path):
     big = write_jsonl(tmp_path / "big.jsonl", rows("big", 300))
     small = write_jsonl(tmp_path / "small.jsonl", rows("sml", 100))

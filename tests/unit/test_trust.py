@@ -27,6 +27,7 @@ from eval.report.terminal import show
 from eval.weight_files import weight_files
 from tests import eval_checkpoints, eval_results, eval_vision
 from train.config import ModelConfig
+from train.engine import native_ops
 from train.models.folder import read_config
 from train.models.load import load_tokenizer
 from train.recipe import parse
@@ -210,6 +211,18 @@ def test_control_characters_are_shown_and_not_obeyed(text: str) -> None:
     assert printable(text) == CONTROL[text]
     assert printable_all({"k": [text, (text,)]}) == {"k": [CONTROL[text], (CONTROL[text],)]}
     assert printable(printable(text)) == printable(text)
+
+
+def test_machine_code_in_a_shared_cache_is_not_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = os.getuid()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "shared"))
+    assert native_ops.folder() == tmp_path / "shared"
+    for name in ("shared", f"shared-{mine + 1}"):  # he can make any name beside it
+        (tmp_path / name).mkdir()
+    assert native_ops.folder() == tmp_path / "shared"
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    assert native_ops.folder().is_relative_to(tmp_path / "home")
 
 
 def test_rows_and_recipes_from_pipes_are_not_waited_for(tmp_path: Path) -> None:

@@ -123,15 +123,15 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
     )
 
 
-def bad_rows_error(found: Sequence[tuple[Source, Problems]]) -> UserError:
-    """ONE error for the bad rows of all sources."""
+def bad_rows_error(found: Sequence[tuple[Source, Problems]], which: str = "") -> UserError:
+    """ONE error for the bad rows of all sources. which: of all rows: `the first `, or nothing."""
     total = sum(problems.count for _, problems in found)
     rows = sum(problems.rows for _, problems in found)
     listed = [line for source, problems in found for line in problems.listed(source.names)][:SHOWN_BAD_ROWS]
     if total > len(listed):
         listed.append(f"and {total - len(listed):,} more")
     return UserError(
-        f"{total:,} of {counted(rows, 'row')} cannot be used:\n  "
+        f"{total:,} of {which}{counted(rows, 'row')} cannot be used:\n  "
         + "\n  ".join(listed)
         + "\nMend them, or leave them out with data.on_bad_row: skip"
     )

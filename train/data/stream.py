@@ -29,6 +29,9 @@ from train.data.tokenise import Encoder
 from train.errors import UserError
 from train.protocols import Ranks
 
+# Formats whose rows ENCODER_VERSION 4 writes as 3 did: a run of that time, known by them, goes on.
+AS_BEFORE = ("text", "qa", "pr")
+
 
 @dataclass
 class StreamingCorpus:
@@ -198,18 +201,16 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
 
     def describe() -> str:
         sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
-        described = [
-            [entry_key(source.quick_identity(), spec, seed), spec.config.weight]
-            for source, spec in zip(sources, setup.train, strict=True)
-        ]
-        content = hashlib.sha256(json.dumps([described, seed, config.streaming_window_rows]).encode()).hexdigest()
-        ends = {token for pair in zip(setup.train, sources, strict=True) for token in _first_ends(*pair)}
-        return json.dumps([content, [source.names for source in sources], sorted(ends)])
+        pairs = list(zip(setup.train, sources, strict=True))
+        contents = [_content(pairs, seed, config.streaming_window_rows, kept) for kept in ((), AS_BEFORE)]
+        ends = {token for pair in pairs for token in _first_ends(*pair)}
+        return json.dumps([*contents, [source.names for source in sources], sorted(ends)])
 
-    content, names, ends = json.loads(share(ranks, together(ranks, describe if ranks.index == 0 else None) or ""))
+    told = share(ranks, together(ranks, describe if ranks.index == 0 else None) or "")
+    content, bound, names, ends = json.loads(told)
     held, lines = load(setup.validation, config, seed, ranks)
     validation = Encoded(held) if held else None
-    digest = hashlib.sha256(f"{content} {validation.digest if validation else ''} {setup.template_hash}".encode())
+    digest = hashlib.sha256(f"{bound} {validation.digest if validation else ''} {setup.template_hash}".encode())
     streamed = [
         f"{spec.key} {spec.config.path} ({spec.config.format}): streamed by {config.streaming_window_rows:,} rows"
         for spec in setup.train
@@ -228,6 +229,15 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
         content=content,
         names=names,
     )
+
+
+def _content(pairs: Sequence[tuple[Spec, Source]], seed: int, window_rows: int, kept: Sequence[str]) -> str:
+    """sha256 of everything that decides what the windows hold. kept: formats that are taken for those of version 3."""
+    described = []
+    for spec, source in pairs:
+        version = {"version": 3} if spec.config.format in kept else {}
+        described.append([entry_key(source.quick_identity(), spec, seed, **version), spec.config.weight])
+    return hashlib.sha256(json.dumps([described, seed, window_rows]).encode()).hexdigest()
 
 
 def _first_ends(spec: Spec, source: Source) -> set[int]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from train.cache_home import cache_home
+from train.cache_home import DEFAULT, cache_home
 from train.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def folder() -> Path:
     kind = installed.hexdigest()[:12]
     place = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache_home() / "native" / kind)
     if place.exists() and place.stat().st_uid != os.getuid():  # machine code of another user is not run
-        return place.with_name(f"{place.name}-{os.getuid()}")
+        return Path(DEFAULT).expanduser() / "native" / f"{kind}-{os.getuid()}"  # beside `place` he could make one too
     return place
 
 

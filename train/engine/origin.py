@@ -16,9 +16,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsand
 # Kinds of sharding that read each other's checkpoints, whatever the number of ranks.
 FAMILIES = (("single", "ddp"), ("zero-1", "zero-2", "zero-3"), ("fsdp",))
 
-CONFIG_OF = (
-    "config.json of "  # digests by this name: checkpoints of earlier versions have none, and are resumed all the same
-)
+# Digests of this name: checkpoints of earlier versions have none, and are resumed all the same.
+CONFIG_OF = "config.json of "
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,11 @@ class Session:
         over = self.runtime.main and done and (merged.is_dir() or not config.merge.at_end)
         if over:
             model = f" Its model is in {merged}." if merged.is_dir() else ""
+            again = " again" if merged.is_dir() else ""
             say(
                 f"{self.folder} is finished, after step {progress.step} ({before.get('reason')}).{model} Nothing was "
                 "changed. To train on, give a later end and --run.extend true, for example "
-                f"--duration.max_steps {2 * progress.step} (and a higher duration.max_epochs). To merge again: "
+                f"--duration.max_steps {2 * progress.step} (and a higher duration.max_epochs). To merge{again}: "
                 f"python -m train.merge {self.folder} {merged}. To train anew, another run.folder."
             )
         return bool(self.runtime.sum([float(over)])[0])

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from eval.leave import die_quietly_of_ctrl_c
 from eval.masking import hide_secrets, printable
+from eval.progress import say
 from train.config import MergeConfig
 from train.errors import UserError
+from train.merge.places import find_run, refuse_foreign
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hide_secrets()
     settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
+        find_run(given.source)
+        refuse_foreign(given.out)
+        say(f"merging {given.source} into {given.out}")
+        say("importing libraries")
         from train.engine.quiet import quiet_libraries  # seconds of imports, which --help does not wait for
         from train.merge.steps import merge
 

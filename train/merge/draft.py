@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.errors import CannotWriteError, UserError
+from train.errors import CannotWriteError
 from train.merge.writer import make_durable
 
 # Names that nobody else gives: what a killed merge left under them is removed without asking.
 DRAFT, FORMER = ".merging", ".replaced"
-
-
-def refuse_foreign(out: Path) -> None:
-    """Raise UserError where `out` is there already and is not an earlier merge."""
-    if not out.exists() and not out.is_symlink():
-        return
-    try:
-        known = "merge" in json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = False
-    if not known and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(
-            f"{out}: is there already and is not an earlier merge; name another folder, or remove it yourself"
-        )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from train.config import Config, ModelConfig, TuningConfig
 from train.engine import commit
 from train.engine.state import trained_weights
 from train.errors import UserError
+from train.merge.places import find_run
 from train.models.digest import model_digest
 from train.models.folder import read_config, resolve
 from train.models.load import head_parts
@@ -104,14 +105,8 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     Raises:
         UserError: Where something is missing or damaged, or the base model is not the one that was trained on.
     """
-    if (path / commit.STATE).is_file():
-        folder, run = path, path.parent.parent
-    elif (path / "config.yaml").is_file():
-        folder, run = _choose(path, which), path
-    else:
-        if not path.exists():
-            raise UserError(f"{path}: there is no such folder; give a run folder or one of its checkpoints")
-        raise UserError(f"{path}: neither a run folder (no config.yaml) nor one of its checkpoints (no state.json)")
+    run, checkpoint = find_run(path)
+    folder = checkpoint or _choose(run, which)
     config = recipe.load(run / "config.yaml")
     model = dataclasses.replace(config.model, path=base or config.model.path, trust_remote_code=code)
     config = dataclasses.replace(config, model=model)

@@ -25,7 +25,8 @@ from train.config import MergeConfig
 from train.errors import UserError
 from train.merge import verify
 from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
-from train.merge.draft import draft_of, refuse_foreign
+from train.merge.draft import draft_of
+from train.merge.places import refuse_foreign
 from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
 from train.merge.reference import take_over_quantized, trained_model
 from train.merge.report import MergeReport

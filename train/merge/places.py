@@ -1,0 +1,34 @@
+"""Where a merge reads and where it writes: checked before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from train.engine import commit
+from train.errors import UserError
+
+
+def find_run(path: Path) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint if `path` is one). Raises UserError where `path` is neither."""
+    if (path / commit.STATE).is_file():
+        return path.parent.parent, path
+    if (path / "config.yaml").is_file():
+        return path, None
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; give a run folder or one of its checkpoints")
+    raise UserError(f"{path}: neither a run folder (no config.yaml) nor one of its checkpoints (no state.json)")
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise UserError where `out` is there already and is not an earlier merge."""
+    if not out.exists() and not out.is_symlink():
+        return
+    try:
+        known = "merge" in json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = False
+    if not known and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(
+            f"{out}: is there already and is not an earlier merge; name another folder, or remove it yourself"
+        )
