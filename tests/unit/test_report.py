@@ -379,3 +379,10 @@ def test_runs_that_differ_in_nothing(run: Path, capsys: pytest.CaptureFixture[st
 def test_none_of_several_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 64
     assert capsys.readouterr().err.count("is no run folder") == 2
+
+
+def test_a_quantised_base_is_said_to_be(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "dequantised" not in write_report(run).read_text()
+    record.write(run, model={"digest": "d" * 64, "quantized": "fp8"})
+    assert "| Base | stored as fp8, dequantised for training |" in write_report(run).read_text()
