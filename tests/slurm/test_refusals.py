@@ -59,7 +59,7 @@ def test_a_site_file(tmp_path: Path) -> None:
 
 def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workplace, tmp_path: Path) -> None:
     typo = workplace.folder / "typo.yaml"
-    typo.write_text("model:\n  pth: x\n", encoding="utf-8")
+    typo.write_text("model:\n  pth: x\ndata:\n  train: [{path: x.jsonl, format: qa}]\n", encoding="utf-8")
     lines = tmp_path / "overrides.txt"
     lines.write_text("--optim.learning_rate 1e-4\n", encoding="utf-8")
     open_quote, empty = tmp_path / "quote.txt", tmp_path / "empty.txt"
@@ -107,7 +107,7 @@ CHAINS = {
     "--nodes 2 recipes/demo.yaml -- --tasks qa": "there is no recipe 2; sbatch's options come first, each as one word",
     "recipes/dem.yaml -- --tasks qa": "recipes/dem.yaml: there is no such recipe; did you mean recipes/demo.yaml?",
     "recipes/demo.yaml -- --tasks gsm8": "unknown task gsm8; did you mean gsm8k?",
-    "recipes/demo.yaml -- --tasks qa --dat x.jsonl": "unknown option --dat; did you mean --data?",
+    "recipes/demo.yaml -- --tasks qa --dta x.jsonl": "unknown option --dta; did you mean --data?",
     "recipes/demo.yaml --tasks qa": "bash slurm/chain.sh [sbatch's options] recipes/NAME.yaml",
 }
 
