@@ -122,7 +122,8 @@ def test_generation_is_greedy(checkpoint: Checkpoint, model: VisionModel, files:
     before = model.tokens
     (whole,) = answered(model, [Generate(ids, 6, (), images=(files[1],))])
     assert model.tokens - before == len(ids) + 5
-    assert whole == Generated(decode(said, skip_special_tokens=True), 6, finished=False)
+    text = decode(said, skip_special_tokens=True).rstrip("\ufffd")  # cut at a token, it ends in a whole letter
+    assert whole == Generated(text, 6, finished=False)
     (stopped,) = answered(model, [Generate(ids, 6, (said[3],), images=(files[1],))])
     first = said.index(said[3])
     assert stopped == Generated(decode(said[:first], skip_special_tokens=True), first, finished=True)
@@ -277,7 +278,7 @@ def question() -> scienceqa.Question:
     ("text", "values"),
     [
         ('```json\n{"answer": "B", "explanation": "A is not"}\n```', (1, 0, 0)),
-        ('{"answer": "(b) green"}', (0, 1, 0)),
+        ('{"answer": "(b) green"}', (1, 0, 0)),
         ('{"answer": "B. green"', (1, 0, 0)),
         ("The answer is B.", (1, 0, 1)),
         ("D", (0, 1, 1)),
