@@ -421,7 +421,7 @@ REFUSED = {
     "unknown class": (
         {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "fine"}]'}, "label: fine is not one",
     ),
-    "no sequence head": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward, part model"),
+    "empty judge": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward[0].path"),
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
     "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for an answer"),
     "unknown task": ({"ppo__task": "gsm8k_kot"}, "ppo.task: unknown task gsm8k_kot"),

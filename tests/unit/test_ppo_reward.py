@@ -27,6 +27,7 @@ from eval.checkpoint import look
 from eval.protocols import Classified
 from eval.readers import Row
 from eval.tasks import reward_model as task
+from tests import eval_checkpoints
 from tests.ranks import Solo, together
 from tests.reward_models import judge
 from train.config_ppo import RewardConfig
@@ -333,3 +334,10 @@ def test_a_judge_with_other_weights_has_another_digest(tmp_path: Path, bert: Pat
     model.classifier.bias.data += 1
     model.save_pretrained(other)
     assert digests(other) != digests(bert)
+
+
+def test_a_judge_without_a_sequence_head_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    eval_checkpoints.save(tmp_path / "writer")
+    part = RewardConfig("model", path=str(tmp_path / "writer"), name="tone")
+    with pytest.raises(UserError, match=r"ppo\.reward, part tone"):
+        Reward([part], tokenizer, None, "fp32", Solo())
