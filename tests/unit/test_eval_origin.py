@@ -73,11 +73,11 @@ def test_the_report_has_a_table_of_it() -> None:
     first = sheets.summary(found.result)[0]
     assert [[cell.text for cell in row] for row in first.rows] == [
         ["base", "", "", "", "", ""],
-        ["epoch-5", "1,855,499 of 355,894,283", "0.521 %", "600", "5", "90 %"],
+        ["epoch-5", "1,855,499 of 355,894,283", "0.52 %", "600", "5", "90.0 %"],
     ]
-    assert "| epoch-5 | 1,855,499 of 355,894,283 | 0.521 % | 600 | 5 | 90 % |" in markdown(found)
+    assert "| epoch-5 | 1,855,499 of 355,894,283 | 0.52 % | 600 | 5 | 90.0 % |" in markdown(found)
     assert '<td data-value="1855499.0" class="number">1,855,499 of 355,894,283</td>' in page(found)
     screen = io.StringIO()
     show(found.result, Console(file=screen, width=80))
-    assert "0.521 %" in screen.getvalue()
+    assert "0.52 %" in screen.getvalue()
     assert json.loads(found.result.to_json())["models"][1]["origin"] == dataclasses.asdict(KNOWN)
