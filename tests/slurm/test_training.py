@@ -150,7 +150,7 @@ def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workpla
     cluster.until(lambda: "FAILED" in [cluster.show(job)["JobState"] for job in both], both)
     refused = next(job for job in both if cluster.show(job)["JobState"] == "FAILED")
     (holder,) = both - {refused}
-    assert "in use by process" in cluster.log(refused)
+    assert "in use by process" in cluster.log(refused), cluster.log(refused)
     assert "slurm: failed: the first error above counts. Not requeued" in cluster.log(refused)
     cluster.until(lambda: steps(run) >= 1, [holder])
     cluster.run("scancel", holder)

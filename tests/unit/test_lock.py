@@ -72,6 +72,20 @@ def test_a_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
         first.wait()
 
 
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path: Path) -> None:
+    nameless = HOLDER.replace("with hold(", "os.pwrite = lambda *a, w=os.pwrite: time.sleep(1) or w(*a)\nwith hold(")
+    first = start(nameless.replace("import sys", "import os, sys"), tmp_path)
+    try:
+        while not (tmp_path / FILE).exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        with pytest.raises(UserError, match=f"in use by process {first.pid} "), hold(tmp_path):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+
+
 def test_a_killed_run_leaves_a_lock_that_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = start(HOLDER, tmp_path)
     assert first.stdout is not None

@@ -25,6 +25,7 @@ from train.protocols import Ranks
 
 FILE = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
+NAME_SECONDS = 2.0  # the holder writes its name right after it has the lock
 LOST_NODE_SECONDS = 180.0  # a file server keeps the locks of a host that is gone for its lease, about 90 s
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -98,14 +99,17 @@ class _Lock:
         return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _take(self) -> None:
-        deadline, waiting = time.monotonic() + LOST_NODE_SECONDS, False
+        began, waiting = time.monotonic(), False
         while not self._locked() or not self.is_in_place():
             if not self.is_in_place():  # the one who held it has just removed it
                 os.close(self._descriptor)
                 self._open()
                 continue
-            holder = self._holder()
-            if holder is None or not _earlier_start_of_this_job(holder) or time.monotonic() >= deadline:
+            holder, waited = self._holder(), time.monotonic() - began
+            if holder is None and waited < NAME_SECONDS:
+                time.sleep(0.05)
+                continue
+            if holder is None or not _earlier_start_of_this_job(holder) or waited >= LOST_NODE_SECONDS:
                 raise self._refusal(holder, "")
             if not waiting:
                 log.warning("%s: waiting for the lock of this job's last start to expire", self.path)
