@@ -32,12 +32,14 @@ def files(folder: Path) -> list[Path]:
     names = [entry.get("filename") for entry in _listed(folder / STATE, "_data_files") if isinstance(entry, dict)]
     if not names:
         raise UserError(f"{folder / STATE}: does not list the data set's files; save it again")
+    found = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{folder / STATE}: lists {name!r}; files beside it are expected")
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: {STATE} lists it, and it is missing; copy the whole folder")
-    return [folder / name for name in names]
+        found.append(folder / name)
+        if not found[-1].is_file():
+            raise UserError(f"{found[-1]}: {STATE} lists it, and it is missing; copy the whole folder")
+    return found
 
 
 def chosen(folder: Path, split: str | None) -> Path:
