@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.checkpoint_folder import require_checkpoint
 from eval.config import Config
-from eval.errors import UserError
-from eval.file_options import DEFAULT, FileOptions, RowFilter
-from eval.files import expand, read, require_writable
 from eval.protocols import Task
-from eval.readers import BadRow, Row
-from eval.rows import BadExampleError
-from eval.text_files import TABLES, begins_slowly, kind_of
+from zerotune.common.errors import UserError
+from zerotune.common.files import require_writable
+from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
+from zerotune.data.files import expand, read
+from zerotune.data.readers import BadRow, Row
+from zerotune.data.rows import BadExampleError
+from zerotune.data.text_files import TABLES, begins_slowly, kind_of
+from zerotune.models.checkpoint_folder import require_checkpoint
 
 FIRST_ROWS = 10
 
