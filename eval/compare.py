@@ -23,7 +23,7 @@ from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
 from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, Sample, SampleMetric
 from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskResult
-from eval.scale import CORRELATION
+from zerotune.common.scale import CORRELATION
 
 SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
 SIGNIFICANT = 0.05

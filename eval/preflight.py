@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from eval.checkpoint_folder import require_checkpoint
 from eval.config import Config
-from eval.errors import UserError
-from eval.files import expand, read
-from eval.readers import BadRow
-from eval.text_files import begins_slowly
+from zerotune.common.errors import UserError
+from zerotune.data.files import expand, read
+from zerotune.data.readers import BadRow
+from zerotune.data.text_files import begins_slowly
+from zerotune.models.checkpoint_folder import require_checkpoint
 
 FIRST_ROWS = 10
 

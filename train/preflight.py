@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from eval.dequantize import quantization_method, refuse_twice
-from eval.file_options import RowFilter
-from eval.readers import BadRow, read
-from eval.text_files import begins_slowly, kind_of
 from train.config import Config, SourceConfig
-from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS
 from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
-from train.errors import UserError
-from train.models.place import local_folder, require_model, require_tokenizer
+from zerotune.common.errors import UserError
+from zerotune.data.fields import Fields, RowError
+from zerotune.data.file_options import RowFilter
+from zerotune.data.readers import BadRow, read
+from zerotune.data.text_files import begins_slowly, kind_of
+from zerotune.models.dequantize import quantization_method, refuse_twice
+from zerotune.models.place import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")  # every row has the same columns

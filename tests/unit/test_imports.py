@@ -1,4 +1,4 @@
-"""The house's rules of direction, over every import of train and eval, inside functions too."""
+"""The house's rules of direction, over every import of train, eval and zerotune, inside functions too."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path for room in ("train", "eval") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT / room).rglob("*.py"))
 
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
-    ("train.main", "train.sweep"),
-    ("train.objectives", "train.engine", "train.merge", "train.report", "train.plan", "train.preflight"),
+    ("train.main", "train.cli", "train.session", "train.sweep"),
+    ("train.objectives", "train.merge", "train.report", "train.plan", "train.preflight"),
+    ("train.checkpoint",),
+    ("train.engine",),
     ("train.data", "train.tuning", "train.models"),
+    ("train.failure",),
     ("train",),  # config, recipe, protocols, errors and what they are made of
     ("eval",),
+    ("zerotune.inference",),
+    ("zerotune.models",),
+    ("zerotune.data",),
+    ("zerotune.common", "zerotune"),
 ]
 ONLY_IN = {
-    "accelerate": ("train.engine",),
-    "deepspeed": ("train.engine",),
+    "accelerate": ("train.engine", "train.checkpoint"),
+    "deepspeed": ("train.engine", "train.checkpoint"),
     "peft": ("train.tuning", "train.merge"),
     "bitsandbytes": ("train.tuning", "train.merge", "train.engine.optimizer"),
 }
@@ -92,7 +99,7 @@ def arrows() -> Iterator[tuple[str, int, str]]:
     """(module, line, imported module) between modules of ours."""
     for module, path in MODULES.items():
         for line, target in imported(tree_of(path)):
-            if target.split(".")[0] in ("train", "eval"):
+            if target.split(".")[0] in ("train", "eval", "zerotune"):
                 yield module, line, target
 
 
@@ -198,7 +205,7 @@ def test_objectives_name_no_launcher_and_no_signal() -> None:
 
 def test_objectives_import_nothing_of_the_engine_and_the_engine_nothing_of_them() -> None:
     for module, line, target in arrows():
-        assert not (is_under(module, "train.objectives") and is_under(target, "train.engine")), f"{module}:{line}"
-        assert not (is_under(module, "train.engine") and is_under(target, "train.objectives")), f"{module}:{line}"
-        for room in ("train.tuning", "train.models", "train.data"):
-            assert not (is_under(module, "train.engine") and is_under(target, room)), f"{module}:{line} {target}"
+        for engine in ("train.engine", "train.checkpoint"):
+            assert not (is_under(module, "train.objectives") and is_under(target, engine)), f"{module}:{line}"
+            for package in ("train.objectives", "train.tuning", "train.models", "train.data"):
+                assert not (is_under(module, engine) and is_under(target, package)), f"{module}:{line} {target}"
