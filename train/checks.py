@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from train.config import LEARNS_FROM, Config, OptimConfig
+from train.config import Config, OptimConfig
 from train.config_ppo import PpoConfig
-from train.fingerprint import flat
+from train.fingerprint import DEFAULTS, flat
+from train.registry import TUNINGS, own_keys
 from zerotune.data.file_options import FileOptions
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
@@ -72,7 +73,6 @@ RANGES = {
     "watch.every_steps": "[1, inf)",
     "watch.peak_tflops": "(0, inf)",
 }
-CLASSIFIERS = ("token_classification", "sequence_classification")
 READ_BY = {"path": "model", "label": "model", "metric": "task"}  # of a part of PPO's reward
 SOURCE_RANGES = {"weight": "(0, inf)", "fraction": "(0, 1]"}
 
@@ -92,11 +92,11 @@ def problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _optim_problems(config.optim)
     yield from _validation_problems(config)
     yield from _head_problems(config)
-    if config.objective == "ppo":
-        yield from _ppo_problems(config)
+    yield from config.spec.problems(config)
 
 
-def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
+def ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """Of the section `ppo`, and of what does not go with it."""
     ppo = config.ppo
     if not ppo.reward:
         yield "ppo.reward", "ppo.reward: names no part; for example [{kind: model, path: runs/imdb-sentiment/merged}]"
@@ -122,12 +122,13 @@ def _ppo_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.supervised_every", "ppo.supervised_every: needs ppo.supervised_steps, and the other way round"
     if config.optim.spike_factor is not None:
         yield "optim.spike_factor", "optim.spike_factor: PPO's loss rises and falls around 0; leave it out"
-    if config.tuning.lora.dropout and config.tuning.kind == "lora":
-        yield "tuning.lora.dropout", "tuning.lora.dropout: PPO compares probabilities before and after; set it to 0"
-    if config.tuning.lora.bias != "none" and config.tuning.kind == "lora":
+    key, tuning = config.tuning.section
+    if getattr(tuning, "dropout", 0):
+        yield f"{key}.dropout", f"{key}.dropout: PPO compares probabilities before and after; set it to 0"
+    if getattr(tuning, "bias", "none") != "none":
         yield (
-            "tuning.lora.bias",
-            "tuning.lora.bias: PPO's reference is the model with its adapter switched off, which leaves trained biases "
+            f"{key}.bias",
+            f"{key}.bias: PPO's reference is the model with its adapter switched off, which leaves trained biases "
             "on; set it to none",
         )
     weighted = [index for index, source in enumerate(config.data.train) if source.weight != 1]
@@ -163,22 +164,16 @@ def _head_problems(config: Config) -> Iterator[tuple[str, str]]:
     twice = sorted({name for name in head.labels if head.labels.count(name) > 1})
     if twice:
         yield "head.labels", f"head.labels: {', '.join(twice)} stands there twice"
-    used = {
-        "head.labels": (head.labels, (*CLASSIFIERS, "causal_lm")),
-        "head.class_weights": (head.class_weights != "none", CLASSIFIERS),
-        "head.sub_words": (head.sub_words != "first", ("token_classification",)),
-        "head.dropout": (head.dropout is not None, (*CLASSIFIERS, "regression", "reward_model")),
-    }
-    for key, (is_set, objectives) in used.items():
-        if is_set and objective not in objectives:
+    for key, objectives in own_keys().items():
+        if objective not in objectives and key in DEFAULTS and flat(config)[key] != DEFAULTS[key]:
             yield key, f"{key}: means nothing to {objective}, but to {', '.join(objectives)}"
     for name in ("train", "validation"):
         for index, source in enumerate(getattr(config.data, name)):
-            if source.format not in LEARNS_FROM[objective]:
+            if source.format not in config.spec.formats:
                 key = f"data.{name}[{index}].format"
                 yield (
                     key,
-                    f"{key}: {objective} learns from {', '.join(LEARNS_FROM[objective])}, not from {source.format}",
+                    f"{key}: {objective} learns from {', '.join(config.spec.formats)}, not from {source.format}",
                 )
 
 
@@ -210,23 +205,24 @@ def _model_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.path", "model.path is missing: give a folder in Hugging Face layout or a hub name"
     if model.init == "random" and tuning.quantization != "none":
         yield "model.init", "model.init: random weights cannot be quantised; set tuning.quantization: none"
-    if tuning.quantization != "none" and tuning.kind != "lora":
+    if tuning.quantization != "none" and not tuning.spec.can_quantize:
         yield (
             "tuning.quantization",
             (
-                f"tuning.quantization: {tuning.quantization} freezes the weights and needs tuning.kind: lora, "
-                f"not {tuning.kind}"
+                f"tuning.quantization: {tuning.quantization} freezes the weights and needs tuning.kind: "
+                f"{' or '.join(name for name, spec in TUNINGS.items() if spec.can_quantize)}, not {tuning.kind}"
             ),
         )
     if tuning.quantization != "none" and model.weights != "auto":
         yield "model.weights", "model.weights: leave it at auto where tuning.quantization stores the weights"
-    if tuning.kind == "lora" and not tuning.lora.targets:
-        yield "tuning.lora.targets", "tuning.lora.targets is empty: give all-linear or a list of module names"
-    if tuning.kind == "prompt" and config.batch.layout == "packed":
+    key, own = tuning.section
+    if not getattr(own, "targets", True):
+        yield f"{key}.targets", f"{key}.targets is empty: give all-linear or a list of module names"
+    if not tuning.spec.can_pack and config.batch.layout == "packed":
         yield (
             "batch.layout",
             (
-                "batch.layout: prompt tuning puts its vectors before every row, so rows cannot share a sequence; "
+                f"batch.layout: {tuning.kind} tuning works on one row a sequence, so rows cannot be packed; "
                 "use padded or auto"
             ),
         )

@@ -111,3 +111,9 @@ class PpoConfig:
     supervised_weight: float = 0.0
     supervised_every: int = 0
     supervised_steps: int = 0
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Key -> folder or hub name of the models beside the policy."""
+        paths = {f"ppo.reward[{index}].path": part.path for index, part in enumerate(self.reward)}
+        return {key: path for key, path in {**paths, "ppo.value_model": self.value_model}.items() if path}

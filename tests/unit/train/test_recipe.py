@@ -355,7 +355,7 @@ class TestKeeping:
 
 USERS = {  # beginnings of keys, and what uses them
     "ppo.": "objective=ppo",
-    "head.": "objective=regression",
+    "head.": "objective=token_classification",
     "tuning.lora.": "tuning.kind=lora",
     "tuning.prompt.": "tuning.kind=prompt",
     "tuning.double_quantization": "tuning.quantization=nf4",
