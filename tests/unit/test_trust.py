@@ -33,7 +33,7 @@ from zerotune.models.folder import read_config
 from zerotune.models.weight_files import weight_files
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for room in ("train", "eval") for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT / room).rglob("*.py"))
 
 
 def test_every_loading_call_says_whether_foreign_code_may_run() -> None:

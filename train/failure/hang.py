@@ -96,7 +96,7 @@ def _innermost(frame: FrameType | None) -> FrameType | None:
     """The innermost of a thread's frames that is in our own code."""
     while frame is not None:
         file = Path(frame.f_code.co_filename)
-        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ("train", "eval"):
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ("train", "eval", "zerotune"):
             return frame
         frame = frame.f_back
     return None
