@@ -63,11 +63,9 @@ class Failure:
 
 def current_status(rank: int, at: str = "", waits: bool = False) -> RankStatus:
     """The status of this process now."""
-    pid, pulse = os.getpid(), HEARTBEAT
-    began = started(pid)
-    return RankStatus(
-        rank, socket.gethostname(), pid, began, pulse.step, pulse.phase, pulse.place, pulse.beats, pulse.slow, at, waits
-    )
+    pid, now = os.getpid(), HEARTBEAT
+    process = (rank, socket.gethostname(), pid, started(pid))
+    return RankStatus(*process, now.step, now.phase, now.place, now.beats, now.slow, at, waits)
 
 
 class RankStatusFolder:

@@ -62,43 +62,43 @@ def still_for(stillness: StallDetector, statuses: dict[int, RankStatus], most: i
 
 
 @pytest.fixture
-def pulse() -> Heartbeat:
+def heartbeat() -> Heartbeat:
     """That of this process, in a training step."""
     HEARTBEAT.done(1)
     HEARTBEAT.enter("data")
     return HEARTBEAT
 
 
-def test_a_hang_is_a_time_in_which_no_rank_gets_on(pulse: Heartbeat) -> None:
+def test_a_hang_is_a_time_in_which_no_rank_gets_on(heartbeat: Heartbeat) -> None:
     mine, other = SIGN, replace(SIGN, rank=1)
     stillness = StallDetector(0, 10)
     statuses = {0: mine, 1: other}
     assert not stillness.is_stalled(1.0, lambda: statuses)  # sees the last beat
     assert still_for(stillness, statuses, 99) == 10
-    pulse.beat()
+    heartbeat.beat()
     assert still_for(stillness, statuses, 99) == 11
-    pulse.beat()
+    heartbeat.beat()
     for _ in range(100):  # this rank waits, and the other works
         statuses[1] = replace(statuses[1], beats=statuses[1].beats + 1)
         assert not stillness.is_stalled(1.0, lambda: statuses)
     assert still_for(stillness, statuses, 99) <= 2 * 10
-    pulse.beat()
+    heartbeat.beat()
     statuses[1] = replace(statuses[1], slow=True)  # this rank waits for one that saves
     assert still_for(stillness, statuses, 999) == SLOW * 10 + 1
-    pulse.enter("saving", slow=True)
+    heartbeat.enter("saving", slow=True)
     statuses[1] = other
     assert still_for(stillness, statuses, 99) == 99
 
 
 def test_the_first_step_may_take_longer() -> None:
-    pulse = Heartbeat()
-    pulse.enter("forward")
-    assert pulse.slow
-    pulse.done(1)
-    assert not pulse.slow
-    pulse.enter("saving", slow=True)
-    assert pulse.slow
-    assert pulse.place == pulse.beats == 2
+    heartbeat = Heartbeat()
+    heartbeat.enter("forward")
+    assert heartbeat.slow
+    heartbeat.done(1)
+    assert not heartbeat.slow
+    heartbeat.enter("saving", slow=True)
+    assert heartbeat.slow
+    assert heartbeat.place == heartbeat.beats == 2
 
 
 def test_only_one_failure_is_the_first(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_step_in_the_status_moves_while_the_run_goes_on(tmp_path: Path, monk
 
 def test_where_this_thread_is() -> None:
     at, waits = main_thread_location()
-    assert re.fullmatch(r"train/engine/hang\.py:[0-9]+ \(main_thread_location\)", at)
+    assert re.fullmatch(r"train/failure/hang\.py:[0-9]+ \(main_thread_location\)", at)
     assert not waits
 
 
@@ -281,7 +281,7 @@ def test_a_hang_ends_the_run_whatever_else_fails(
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(watchdog, "find_hanging", lambda *anything: 1 / 0)
     dog = Watchdog(tmp_path, Solo(), 60)
-    dog._signs.clear()
+    dog._statuses.clear()
     dog._declare_hang(61.0)
     assert ends == [HANG]
     monkeypatch.setattr(watchdog, "main_thread_location", lambda: 1 / 0)
@@ -312,7 +312,7 @@ def test_the_watch_goes_on_after_an_error_of_its_own(
 def test_two_threads_may_see_at_once_that_a_rank_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dog = Watchdog(tmp_path, Solo(), 60)
     dog._peers[1] = replace(SIGN, rank=1, started=None)
-    monkeypatch.setattr(dog._signs, "has_left", lambda rank: dog._peers.pop(rank))
+    monkeypatch.setattr(dog._statuses, "has_left", lambda rank: dog._peers.pop(rank))
     assert dog._lost() is None
 
 
@@ -374,5 +374,5 @@ def test_who_waits_for_a_checkpoint_is_where_that_is_written() -> None:
         background.wait()
     background.close()
     at, waits = seen[-1]
-    assert re.fullmatch(r"train/engine/background\.py:[0-9]+ \(sum\)", at)
+    assert re.fullmatch(r"train/failure/background\.py:[0-9]+ \(sum\)", at)
     assert waits
