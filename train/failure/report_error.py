@@ -11,15 +11,15 @@ from zerotune.common.errors import UserError
 from zerotune.common.masking import printable
 from zerotune.common.process_exit import tell_launcher
 
-_TOLD: list[Exception] = []
+_REPORTED: list[Exception] = []
 
 
-def tell(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Print the error unless it was printed before. Returns the exit code (docs/resume.md)."""
     code = error.exit_code if isinstance(error, UserError) else 1
-    if error in _TOLD:
+    if error in _REPORTED:
         return code
-    _TOLD.append(error)
+    _REPORTED.append(error)
     rank = int(os.environ.get("RANK", 0))
     if isinstance(error, UserError):
         message = printable(f"[rank {rank}] {error}" if rank else str(error))
