@@ -10,18 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import die_quietly_of_ctrl_c, leave, let_the_first_speak
+from zerotune.common.process_exit import die_quietly_of_ctrl_c, leave, let_the_first_speak
 
 die_quietly_of_ctrl_c()  # what follows takes a while
 
-from eval.masking import hide_secrets
-from eval.progress import say, shortened
 from train.config import Config
-from train.engine.stop import Interrupted, Stop
-from train.errors import UserError
-from train.failure import tell
+from train.failure.report_error import tell
+from train.failure.stop import Interrupted, Stop
 from train.fingerprint import flat
 from train.recipe import parse
+from zerotune.common.console import say, shortened
+from zerotune.common.errors import UserError
+from zerotune.common.masking import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +47,16 @@ def run(config: Config, stop: Stop) -> None:
 
     What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
     """
-    from train.engine import record
-    from train.engine.board import Board
+    from train.checkpoint.manager import Checkpoints
+    from train.engine import run_info
     from train.engine.flops import Peak, model_flops_per_token, peak_flops
     from train.engine.loop import Loop
+    from train.engine.metric_writer import Board
     from train.engine.optimizer import build
     from train.engine.runtime import Runtime
-    from train.engine.saving import Checkpoints
-    from train.engine.session import describe, session
     from train.models.answers import Recorder
     from train.objectives import OBJECTIVES
+    from train.session import describe, session
     from train.tuning import TUNINGS, share_trained
 
     kind = OBJECTIVES[config.objective]
@@ -111,7 +111,7 @@ def run(config: Config, stop: Stop) -> None:
                 log.info("finished after step %d: %s", outcome.step, outcome.reason)
             runtime.close()
             if runtime.main:
-                record.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
+                run_info.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
             if runtime.main and outcome.state == "finished":
                 outcome = held.hand_over(config, outcome)
             held.finish(outcome)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from eval.word_windows import untruncated
 from train.config import DataConfig, SourceConfig
-from train.data.gold import TO_PREDICT, Reading
+from train.data.label_encoder import TO_PREDICT, Reading
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
-from train.data.tokenise import Settings
-from train.errors import UserError
+from train.data.tokenize import Settings
+from zerotune.common.errors import UserError
+from zerotune.data.word_windows import untruncated
 
 SILENT = ("text", "labelled", "tagged")  # formats that no chat template writes
 

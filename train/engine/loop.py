@@ -16,8 +16,8 @@ from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
 from train.engine.spikes import Spikes
 from train.errors import NumericsError
+from train.failure.heartbeat import PULSE
 from train.protocols import Batch, Objective
-from train.pulse import PULSE
 
 ROWS_NAMED = 10  # in a message
 ASKED = "asked to stop"

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import listed
 from eval.metrics.exact_match import exact_match
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
-from train.data.encode import Encoded, Reading
-from train.models import loss_head
+from train.data.prepare import Encoded, Reading
 from train.models.generate import continue_prompts
 from train.objectives.prompts import answer_at
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.inference.checkpoint import listed
+from zerotune.models import loss_head
 
 CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
 

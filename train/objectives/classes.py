@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.errors import UserError
+from zerotune.common.errors import UserError
 
 if TYPE_CHECKING:
     from train.config import HeadConfig
-    from train.data.encode import GoldRows
+    from train.data.prepare import GoldRows
 
 
 class ClassLoss:

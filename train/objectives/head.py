@@ -18,12 +18,12 @@ from transformers import AutoModelForSequenceClassification
 
 from train.config import Config
 from train.data.batch import collate
-from train.data.encode import Corpus, GoldRows, Reading
-from train.errors import UserError
-from train.models import class_head
+from train.data.prepare import Corpus, GoldRows, Reading
 from train.models.load import head_parts
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.common.errors import UserError
+from zerotune.models import class_head
 
 log = logging.getLogger(__name__)
 POOLER = "pooler"  # of an encoder's body: a checkpoint of a masked language model may have none

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.config import LEARNS_FROM, Config
-from train.data.encode import GoldRows, Reading
+from train.data.prepare import GoldRows, Reading
 from train.objectives.head import Said, SequenceHead
 from train.protocols import Ranks, Tuning
 

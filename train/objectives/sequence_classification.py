@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
 from train.config import LEARNS_FROM, Config
-from train.data.encode import GoldRows, Reading
+from train.data.prepare import GoldRows, Reading
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Said, SequenceHead
 from train.protocols import Ranks, Tuning

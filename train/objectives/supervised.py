@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.dequantize import quantization_method
 from train.cautions import about_positions
 from train.config import Config
 from train.data.batch import Rows, Shape, collate, micro_batches
-from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
+from train.data.prepare import Corpus, Reading, StreamingCorpus, prepare, stream
 from train.data.run_day import run_day
-from train.data.steps import FixedSteps, Steps
-from train.data.streamed import StreamedSteps
-from train.errors import UserError
-from train.models import attention
-from train.models.digest import config_digest, model_digest
-from train.models.folder import resolve
+from train.data.schedule import FixedSteps, Steps
+from train.data.stream_schedule import StreamedSteps
 from train.models.load import fit_vocabulary, learned_positions, load_model, load_tokenizer, skeleton, unquantized
 from train.protocols import Batch, Plan, Ranks, Tuning
+from zerotune.common.errors import UserError
+from zerotune.models import attention
+from zerotune.models.dequantize import quantization_method
+from zerotune.models.digest import config_digest, model_digest
+from zerotune.models.folder import resolve
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from transformers import AutoModelForTokenClassification
 
 from eval.metrics.entities import Counts, count_by_type, entities
 from train.config import LEARNS_FROM, Config
-from train.data.encode import GoldRows, Reading
-from train.models import class_head
+from train.data.prepare import GoldRows, Reading
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Head, Said
 from train.protocols import Batch, Ranks, Tuning
+from zerotune.models import class_head
 
 
 class TokenClassification(Head):

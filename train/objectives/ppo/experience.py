@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate, micro_batches
 from train.objectives.ppo import advantages as worth
-from train.objectives.ppo.episodes import Episodes
+from train.objectives.ppo.trajectories import Episodes
 from train.protocols import Batch, Ranks
 
 Floats = NDArray[np.float64]

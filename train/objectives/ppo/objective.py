@@ -10,36 +10,36 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import end_ids
-from eval.own_template import default_template
-from eval.progress import counted
-from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
-from train.data.encode import Corpus, Reading
-from train.data.encoded import Encoded
+from train.data.prepare import Corpus, Reading
 from train.data.sources import Source, find
-from train.errors import UserError
-from train.models import loss_head
-from train.models.digest import model_digest
-from train.models.folder import resolve
-from train.models.token_statistics import add_value_head, require_plain_head, token_loss
+from train.data.token_dataset import Encoded
 from train.objectives.ppo import advantages as worth
-from train.objectives.ppo import figures
+from train.objectives.ppo import metrics
 from train.objectives.ppo.conversations import Said, conversations
-from train.objectives.ppo.episodes import Episodes
 from train.objectives.ppo.experience import TERMS, Experience
+from train.objectives.ppo.health import Signs
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phase, Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
 from train.objectives.ppo.reward import Reward, Rewarded
 from train.objectives.ppo.rollout import play, requests
-from train.objectives.ppo.row_steps import RowSteps, answered
 from train.objectives.ppo.scoring import Scoring, drop_nothing
-from train.objectives.ppo.signs import Signs
+from train.objectives.ppo.sft_batches import RowSteps, answered
 from train.objectives.ppo.task import TaskRows
+from train.objectives.ppo.trajectories import Episodes
 from train.objectives.ppo.value_model import load_value_model
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Plan, Ranks, Sample, Tuning
+from zerotune.common.console import counted
+from zerotune.common.errors import UserError
+from zerotune.data.own_template import default_template
+from zerotune.inference.checkpoint import end_ids
+from zerotune.inference.prompt import Prompter
+from zerotune.models import loss_head
+from zerotune.models.digest import model_digest
+from zerotune.models.folder import resolve
+from zerotune.models.token_statistics import add_value_head, require_plain_head, token_loss
 
 TRAINING, HELD_OUT = 0, 1  # keys of chance
 
@@ -75,7 +75,7 @@ class PPO(Supervised):
         self._found: dict[str, float] = {}  # of the last rollout, equal on all ranks
         self._drawn: list[Sample] = []  # some of its answers
         self._held_out: list[Sample] = []  # some of the last validation's
-        self._stopwatch, self._updates = figures.Stopwatch(), figures.Updates()
+        self._stopwatch, self._updates = metrics.Stopwatch(), metrics.Updates()
         self._is_last_step = False  # of this rollout
         self._adapted_kl_weight = self.kl_weight  # what it is once this rollout is learned
         self._before_rollout: Mapping[str, float] | None = None  # the state, while a rollout is drawn and learned
@@ -188,7 +188,7 @@ class PPO(Supervised):
             "reward_deviation": float(rewarded.total_e.std()),
             **{f"reward_{name}": float(part_e.mean()) for name, part_e in rewarded.parts.items()},
             "kl": float(worth.per_episode(kl_n, episodes.starts).mean()),
-            **figures.of_answers(episodes),
+            **metrics.of_answers(episodes),
         }
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
@@ -309,7 +309,7 @@ class PPO(Supervised):
         experience = Experience.of(episodes, rewarded.total_e, scored, self.ppo, self.kl_weight)
         self._tell(experience, rewarded)
         self._adapted_kl_weight = worth.adapted(self.kl_weight, experience.kl_e, self.ppo)
-        self._updates = figures.Updates()
+        self._updates = metrics.Updates()
         return experience
 
     def _state(self) -> dict[str, float]:
@@ -337,11 +337,11 @@ class PPO(Supervised):
         ]
 
     def _tell(self, experience: Experience, rewarded: Rewarded) -> None:
-        found = figures.of_rollout(experience, rewarded.total_e, rewarded.parts, self._stopwatch.seconds)
+        found = metrics.of_rollout(experience, rewarded.total_e, rewarded.parts, self._stopwatch.seconds)
         found["rollout/kl_weight"] = self.kl_weight
         found |= {f"rollout/{name}": value for name, value in self.reward.state().items()}
         if self.ppo.advantage == "gae":
             tokens = experience.tokens
-            found["rollout/explained_variance"] = figures.explained_variance(tokens["value"], tokens["target"])
+            found["rollout/explained_variance"] = metrics.explained_variance(tokens["value"], tokens["target"])
         self._found, self._drawn = found, self._shown(experience.episodes, rewarded, held_out=False)
         self.signs.look(found)

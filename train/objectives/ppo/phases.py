@@ -9,7 +9,7 @@ from typing import Literal
 
 from train.config import DurationConfig
 from train.config_ppo import PpoConfig
-from train.errors import UserError
+from zerotune.common.errors import UserError
 
 
 @dataclass(frozen=True)
