@@ -160,7 +160,7 @@ def describe(
     run_info.write(
         folder,
         **run_info.circumstances(runtime.device),
-        **objective.facts,
+        **objective.metadata,
         config=dataclasses.asdict(config),
         fingerprint=fingerprint(config),
         world_size=runtime.count,
@@ -179,7 +179,7 @@ def describe(
     lines = [
         f"{config.run.folder}: {ranks}, {runtime.kind}, {runtime.precision}, {runtime.device}{start}",
         f"trained: {trained:,} of {total:,} parameters ({percent(trained / total)})",
-        *objective.facts["data_lines"],
+        *objective.metadata["data_lines"],
         *objective.plan.lines,
         *about_schedule(config.optim, objective.plan.total_steps),
     ]

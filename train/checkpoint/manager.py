@@ -26,7 +26,7 @@ from train.engine.runtime import Runtime
 from train.errors import EndedWithError, NoCheckpointError
 from train.failure.background import Background, GlooGroup
 from train.failure.heartbeat import PULSE
-from train.failure.report_error import tell
+from train.failure.report_error import report_error
 from train.protocols import Group, Objective, Recorder, Tuning
 from zerotune.common.errors import CannotWriteError, UserError
 
@@ -56,11 +56,11 @@ class Checkpoints:
         self.require_folder = require_folder  # raises where the run folder is gone; known to the first rank
         self.extended: list[str] = []  # what `resume` found changed with the run's end
         digests = {
-            "chat template": objective.facts["template_hash"],
-            "data": objective.facts["data_digest"],
-            "base model": objective.facts["model"]["digest"],
-            CONFIG_OF + "the base model": objective.facts["model"]["config_digest"],
-            **objective.facts.get("digests", {}),
+            "chat template": objective.metadata["template_hash"],
+            "data": objective.metadata["data_digest"],
+            "base model": objective.metadata["model"]["digest"],
+            CONFIG_OF + "the base model": objective.metadata["model"]["config_digest"],
+            **objective.metadata.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()
@@ -107,7 +107,7 @@ class Checkpoints:
     ) -> None:
         if error is not None and PULSE.writing:
             if isinstance(error, Exception):
-                tell(error)
+                report_error(error)
             log.warning("the checkpoint under way is finished before this process ends")
             PULSE.enter("saving", slow=True)
         try:

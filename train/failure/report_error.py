@@ -14,7 +14,7 @@ from zerotune.common.process_exit import tell_launcher
 _TOLD: list[Exception] = []
 
 
-def tell(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Say what ends this process, unless that was said before. Returns the exit code (docs/resume.md)."""
     code = error.exit_code if isinstance(error, UserError) else 1
     if error in _TOLD:
