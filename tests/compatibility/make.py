@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.faults.runs import Zygote, finished, weights
-from tests.process.runs import ROOT
+from tests.support.fault_runs import Zygote, finished, weights
+from tests.support.training_runs import ROOT
 
 STEPS = 8
 # The last loss, what a step was, and what the held-out rows say: of every objective that has them.
@@ -65,7 +65,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "finished": ("single", QA, {**LORA, "merge.at_end": "true", "validation.samples": 2}),
 }
 # One is killed while it saves step 4, and goes on from step 2; the others are asked to stop, and save step 5.
-STOPPED = {"full": {"at": "train.engine.commit:_publish", "nth": 2, "do": "SIGKILL"}}
+STOPPED = {"full": {"at": "train.checkpoint.commit:_publish", "nth": 2, "do": "SIGKILL"}}
 ASKED = {"at": "train.engine.loop:Loop._update", "nth": 5, "do": "SIGTERM"}
 
 # Name -> tasks, their data, the checkpoint: all four kinds of answers.

@@ -25,7 +25,7 @@ from tests.compatibility.make import (
     recorded,
     train_arguments,
 )
-from tests.faults.runs import Zygote, finished, leftovers, status
+from tests.support.fault_runs import Zygote, finished, leftovers, status
 
 ARCHIVE = Path(__file__).with_name("written-by-6e1f680.tar.xz")
 TOLERANCE = 1e-3  # relative, on another processor: it adds in another order, and training carries that on
