@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+Problems = Iterator[tuple[str, str]]  # (key to blame, message)
+
 
 def imported(place: str) -> Any:
     """What `module:name` names, imported now."""
@@ -34,7 +36,7 @@ class ObjectiveSpec:
     asks: bool = False
     checks: str = ""
 
-    def problems(self, config: Any) -> Iterator[tuple[str, str]]:
+    def problems(self, config: Any) -> Problems:
         """(key, message) of everything wrong with its own keys in a `train.config.Config`."""
         return iter(imported(self.checks)(config) if self.checks else ())
 
@@ -90,7 +92,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         formats=("text", "qa", "pr", "io", "chat", "labelled", "preference"),
         keys=("ppo",),
         asks=True,
-        checks="train.checks:ppo_problems",
+        checks="train.checks_ppo:problems",
     ),
 }
 
