@@ -242,3 +242,27 @@ def test_the_documented_task_works() -> None:
     assert task.score(item, [Generated("five")]).values == {"same_length": 1.0}
     with pytest.raises(rows.BadExampleError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
+
+
+USUAL = ["--model", "m", "--tasks", "qa", "--data", "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", ""], "--out: is empty; a variable of the shell may be unset"),
+        (["--tensorboard="], "--tensorboard: is empty"),
+        (["--model", ""], "--model: is empty"),
+        (["--data", " "], "--data: is empty"),
+        (["--data", "qa="], "--data qa=: names no file"),
+        (["--training_data", ""], "--training_data: is empty"),
+        (["--filter", "=x"], "--filter =x: must be COLUMN=VALUE"),
+        (["perplexity"], "'perplexity' belongs to no option; several --tasks are parted by commas, without spaces"),
+        (["--out"], "--out: a value is missing"),
+        (["--allow_other_template"], "--allow_other_template: a value is missing"),
+    ],
+)
+def test_words_without_a_value_and_values_without_a_word_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse([*USUAL, *words])
+    assert str(caught.value).startswith(message)
