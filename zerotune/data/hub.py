@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zerotune.common.errors import UserError
+from zerotune.data.fields import RowError
 from zerotune.data.readers import BadRow, Row, without_nulls
-from zerotune.data.row_templates import cell, condition
-from zerotune.data.rows import BadExampleError
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ def from_hub(source: Hub) -> Iterator[Row | BadRow]:
 
     Raises UserError where it cannot be had.
     """
+    from zerotune.data.row_templates import cell, condition  # jinja2: not for --help
+
     cells = {column: cell(text, column) for column, text in source.columns.items()}
     belongs = condition(source.where, "where") if source.where else None
     for name in source.name.split(",") if source.name else [None]:
@@ -51,7 +52,7 @@ def from_hub(source: Hub) -> Iterator[Row | BadRow]:
                 try:
                     if belongs is None or belongs(value):
                         yield Row(file, number, {column: of(value) for column, of in cells.items()} or value)
-                except BadExampleError as error:
+                except RowError as error:
                     yield BadRow(file, number, str(error))
 
 

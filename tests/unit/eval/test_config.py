@@ -235,11 +235,11 @@ def test_the_documented_task_works() -> None:
     """The page's own code, run as it stands."""
     page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
-    names: dict[str, object] = {"Sequence": Sequence, "Prompter": Prompter, **vars(protocols), **vars(rows)}
+    names: dict[str, object] = {"Sequence": Sequence, "Prompter": Prompter, **vars(protocols), **vars(rows), **vars(requests)}
     exec(code, names)
     task = names["TASK"]
     assert isinstance(task, protocols.Task)
     item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
     assert task.score(item, [protocols.Generated("five")]).values == {"same_length": 1.0}
-    with pytest.raises(rows.BadExampleError):
+    with pytest.raises(rows.RowError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
