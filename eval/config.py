@@ -29,6 +29,8 @@ from zerotune.data.file_options import FileOptions
 
 REPEATABLE = ("model", "data", "training_data", "filter")
 WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)": .*(?:Got|Given) value: (?P<value>.*)')
+MISSING_VALUE = re.compile(r"argument (?P<option>--\w+): expected (?:one|at least one) argument")
+STRAY_WORD = re.compile(r"unrecognized arguments: (?P<word>\S+)")
 TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
 tasks:
@@ -169,6 +171,10 @@ def _parsed(parser: ArgumentParser, words: list[str]) -> Any:
 
 def _in_words(message: str) -> str:
     """The parser's message, without its words for types."""
+    if found := MISSING_VALUE.match(message):
+        return f"{found['option']}: a value is missing"
+    if found := STRAY_WORD.match(message):
+        return f"{found['word']!r} belongs to no option; several --tasks are parted by commas, without spaces"
     found = WRONG_VALUE.match(message)
     if found is None:
         return message
@@ -256,6 +262,7 @@ def _unknown(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _check(config: Config) -> None:
+    _require_values(config)
     if not config.model:
         raise UserError("nothing to evaluate: give --model CHECKPOINT")
     if not config.task_words:
@@ -272,7 +279,7 @@ def _check(config: Config) -> None:
     for option, problem in config.file_options.problems():
         raise UserError(f"--{option}: {problem}")
     for entry in config.filter:
-        if "=" not in entry:
+        if entry.find("=") < 1:
             raise UserError(f"--filter {entry}: must be COLUMN=VALUE")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
@@ -280,6 +287,18 @@ def _check(config: Config) -> None:
         raise UserError(f"--date {config.date}: must be a day, as 2026-01-31")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
         raise UserError(f"--template {config.template}: neither tokenizer nor raw nor a .jinja file")
+
+
+def _require_values(config: Config) -> None:
+    """Raises UserError for an empty path: it would be the folder where one stands."""
+    single = {name: [getattr(config, name)] for name in ("baseline", "out", "tensorboard", "encoder")}
+    several = {name: getattr(config, name) for name in ("model", "data", "training_data")}
+    for name, values in {**single, **several}.items():
+        if any(value is not None and not value.strip() for value in values):
+            raise UserError(f"--{name}: is empty; a variable of the shell may be unset")
+    for entry in config.data:
+        if entry.partition("=")[0] in config.task_words and entry.endswith("=") and entry.count("=") == 1:
+            raise UserError(f"--data {entry}: names no file")
 
 
 def _is_day(text: str) -> bool:

@@ -115,7 +115,8 @@ class Encoder:
         """Cosine, in [-1, 1]; 0 where either text is blank."""
         if not one.strip() or not other.strip():
             return 0.0
-        return float(torch.dot(self._embedding(one), self._embedding(other)))
+        cosine = float(torch.dot(self._embedding(one), self._embedding(other)))
+        return min(1.0, max(-1.0, cosine))  # rounding goes beyond
 
     def _embedding(self, text: str) -> Tensor:
         if text not in self._known:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Run as a script, eval/ itself comes first, and the package would not be found without an installation.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "eval")]  # runs uninstalled too
 
 from zerotune.common.process_exit import CTRL_C, die_quietly_of_ctrl_c, leave, let_the_first_speak, tell_launcher
 

@@ -15,7 +15,7 @@ from zerotune.common.process_exit import die_quietly_of_ctrl_c, leave, let_the_f
 die_quietly_of_ctrl_c()  # what follows takes a while
 
 from train.config import Config
-from train.failure.report_error import tell
+from train.failure.report_error import report_error
 from train.failure.stop import Interrupted, Stop
 from train.fingerprint import flat
 from train.recipe import parse
@@ -60,7 +60,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.tuning import TUNINGS, share_trained
 
     kind = OBJECTIVES[config.objective]
-    metric = kind.judged_by if config.validation.metric == "auto" else config.validation.metric
+    metric = kind.best_metric if config.validation.metric == "auto" else config.validation.metric
     if metric not in kind.lower_is_better:
         known = ", ".join(kind.lower_is_better)
         raise UserError(f"validation.metric: {config.objective} has no {metric}; it has {known}")
@@ -72,11 +72,13 @@ def run(config: Config, stop: Stop) -> None:
     )
     with session(config, runtime, stop) as held:
         folder = held.folder
-        tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
+        tuning = TUNINGS[config.tuning.kind](
+            config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type
+        )
         say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
         say("loading the model")
-        model = objective.complete(tuning.apply(objective.load_model()))
+        model = objective.add_modules(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
@@ -111,7 +113,7 @@ def run(config: Config, stop: Stop) -> None:
                 log.info("finished after step %d: %s", outcome.step, outcome.reason)
             runtime.close()
             if runtime.main:
-                run_info.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
+                run_info.write(folder, **objective.metadata, ended=outcome.reason)  # a stream knows its facts only now
             if runtime.main and outcome.state == "finished":
                 outcome = held.hand_over(config, outcome)
             held.finish(outcome)
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Interrupted:
             return stop.leave()
         except Exception as error:
-            return stop.leave() if stop.leaves else tell(error)
+            return stop.leave() if stop.leaves else report_error(error)
         return stop.exit_code
 
 

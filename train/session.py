@@ -19,7 +19,7 @@ from train.engine.flops import Peak
 from train.engine.loop import Outcome, Progress
 from train.engine.quiet import quiet_libraries
 from train.engine.runtime import Runtime
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from train.failure.lock import Hold, hold
 from train.failure.stop import Interrupted, Status, Stop, read_status
 from train.failure.watchdog import Watchdog
@@ -81,7 +81,7 @@ class Session:
         if self.held.removed():
             raise CannotWriteError(
                 f"{self.folder} was removed or renamed while this run was writing into it. It ends after step "
-                f"{PULSE.step}; where the folder is still there under another name, the run continues from it with "
+                f"{HEARTBEAT.step}; where the folder is still there under another name, the run continues from it with "
                 "run.folder set to that name"
             )
 
@@ -160,7 +160,7 @@ def describe(
     run_info.write(
         folder,
         **run_info.circumstances(runtime.device),
-        **objective.facts,
+        **objective.metadata,
         config=dataclasses.asdict(config),
         fingerprint=fingerprint(config),
         world_size=runtime.count,
@@ -179,7 +179,7 @@ def describe(
     lines = [
         f"{config.run.folder}: {ranks}, {runtime.kind}, {runtime.precision}, {runtime.device}{start}",
         f"trained: {trained:,} of {total:,} parameters ({percent(trained / total)})",
-        *objective.facts["data_lines"],
+        *objective.metadata["data_lines"],
         *objective.plan.lines,
         *about_schedule(config.optim, objective.plan.total_steps),
     ]

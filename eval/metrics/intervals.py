@@ -111,7 +111,7 @@ def _subsets(count: int) -> NDArray[np.uint8]:
 
 
 def _error(value: float, left_out_b: Floats) -> float:
-    return math.sqrt((len(left_out_b) - 1) / len(left_out_b) * float(((left_out_b - value) ** 2).sum()))
+    return math.sqrt((len(left_out_b) - 1) / len(left_out_b)) * math.hypot(*(left_out_b - value).tolist())
 
 
 def _quantile(left_out_b: Floats) -> float:

@@ -73,9 +73,9 @@ def corpus_of(folder: Path, rows: list[dict[str, Any]], form: str, using: Any = 
     from tests.support.ranks import Solo
 
     path = write_jsonl(folder / "rows.jsonl", rows)
-    columns, reading = options.pop("columns", {}), options.pop("reading", TO_PREDICT)
+    columns, label_spec = options.pop("columns", {}), options.pop("label_spec", TO_PREDICT)
     config = recipe(folder / "cache", SourceConfig(str(path), form, columns=columns), **options)
-    return prepare(config, using or tokenizer(), 0, Solo(), reading)
+    return prepare(config, using or tokenizer(), 0, Solo(), label_spec)
 
 
 def learned(corpus: Corpus, using: Any, row: int = 0) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -194,6 +195,17 @@ def test_no_module_hides_a_library() -> None:
         set(sys.stdlib_module_names) | HEAVY | {"evaluate", "tensorboard", "safetensors", "yaml", "rich", "tokenizers"}
     )
     assert not [m for m in MODULES if m.count(".") == 1 and m.split(".")[1] in libraries]
+
+
+@pytest.mark.parametrize("package", ["eval", "train"])
+def test_a_script_finds_the_packages_and_hides_no_library(package: str) -> None:
+    """Its own folder, which Python puts first, goes: eval/images.py is no `import images`."""
+    folder = str(ROOT / package)
+    code = f"import runpy, sys; sys.path[0] = {folder!r}; runpy.run_path({folder!r} + '/main.py'); print(sys.path)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    path = ast.literal_eval(found.stdout)
+    assert path[0] == str(ROOT)
+    assert folder not in path
 
 
 @pytest.mark.parametrize("module", [m for m in LIGHT if m in MODULES])

@@ -25,8 +25,8 @@ from train.engine.loop import Progress
 from train.engine.runtime import Runtime
 from train.errors import EndedWithError, NoCheckpointError
 from train.failure.background import Background, GlooGroup
-from train.failure.heartbeat import PULSE
-from train.failure.report_error import tell
+from train.failure.heartbeat import HEARTBEAT
+from train.failure.report_error import report_error
 from train.protocols import Group, Objective, Recorder, Tuning
 from zerotune.common.errors import CannotWriteError, UserError
 
@@ -56,11 +56,11 @@ class Checkpoints:
         self.require_folder = require_folder  # raises where the run folder is gone; known to the first rank
         self.extended: list[str] = []  # what `resume` found changed with the run's end
         digests = {
-            "chat template": objective.facts["template_hash"],
-            "data": objective.facts["data_digest"],
-            "base model": objective.facts["model"]["digest"],
-            CONFIG_OF + "the base model": objective.facts["model"]["config_digest"],
-            **objective.facts.get("digests", {}),
+            "chat template": objective.metadata["template_hash"],
+            "data": objective.metadata["data_digest"],
+            "base model": objective.metadata["model"]["digest"],
+            CONFIG_OF + "the base model": objective.metadata["model"]["config_digest"],
+            **objective.metadata.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()
@@ -105,11 +105,11 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and PULSE.writing:
+        if error is not None and HEARTBEAT.writing:
             if isinstance(error, Exception):
-                tell(error)
+                report_error(error)
             log.warning("the checkpoint under way is finished before this process ends")
-            PULSE.enter("saving", slow=True)
+            HEARTBEAT.enter("saving", slow=True)
         try:
             self.background.wait()
         except Exception as failure:

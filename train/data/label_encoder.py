@@ -1,4 +1,4 @@
-"""Labelled, tagged and preference rows as tokens: some of them are marked, and each mark has a gold answer.
+"""Labelled, tagged and preference rows as tokens with label positions, each with its gold label.
 
 Runs in worker processes: this file must not import torch.
 
@@ -27,13 +27,13 @@ from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words
 
-FIRST, FURTHER = 1, 2  # marks: of what is learned and measured; of what is only learned
+FIRST, FURTHER = 1, 2  # label positions that are learned and measured; that are only learned
 SHOWN_LABELS = 20
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What an objective makes of its rows.
+class LabelSpec:
+    """What an objective reads in its rows.
 
     formats: those that it can learn from. labels_as: words that a language model writes, classes, or values.
     labels: the names of the classes by their numbers; without any they are as they come.
@@ -58,23 +58,23 @@ class Reading:
         return self.formats == ("preference",)
 
 
-TO_PREDICT = Reading()  # of a language model
+TO_PREDICT = LabelSpec()  # of a language model
 
 
-class Window(NamedTuple):
-    """ids_t: tokens. marks_t: FIRST or FURTHER where something is to be said, else 0. gold: that, for each mark."""
+class LabelledWindow(NamedTuple):
+    """ids_t: tokens. label_mask_t: FIRST or FURTHER at label positions, else 0. gold: the label of each position."""
 
     ids_t: NDArray[np.int32]
-    marks_t: NDArray[np.uint8]
+    label_mask_t: NDArray[np.uint8]
     gold: tuple[str | float, ...]
 
 
-class Golden(NamedTuple):
+class LabelledExample(NamedTuple):
     """A row's tokens. cut: whether it is longer than the limit. second: where its second sentence begins, or 0.
     left_out: what the chat template leaves out.
     """
 
-    windows: Sequence[Window]
+    windows: Sequence[LabelledWindow]
     cut: bool = False
     second: int = 0
     left_out: frozenset[str] = frozenset()
@@ -94,18 +94,18 @@ class Settings(Protocol):
     @property
     def max_length(self) -> int: ...
     @property
-    def reading(self) -> Reading: ...
+    def label_spec(self) -> LabelSpec: ...
     @property
     def numbers_pairs(self) -> bool: ...
 
 
-class GoldEncoder:
+class LabelEncoder:
     """Rows to tokens, by fixed settings. tokenizer: with neither truncation nor padding."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
-        self.tokenizer, self.settings, self.reading = tokenizer, settings, settings.reading
+        self.tokenizer, self.settings, self.label_spec = tokenizer, settings, settings.label_spec
 
-    def __call__(self, example: Labelled | Tagged | Preference) -> Golden:
+    def __call__(self, example: Labelled | Tagged | Preference) -> LabelledExample:
         """The row as tokens.
 
         Raises:
@@ -116,11 +116,11 @@ class GoldEncoder:
             return self._tagged(example)
         if isinstance(example, Preference):
             return self._pair(example)
-        return self._written(example) if self.reading.labels_as == "words" else self._classified(example)
+        return self._written(example) if self.label_spec.labels_as == "words" else self._classified(example)
 
-    def _written(self, row: Labelled) -> Golden:
+    def _written(self, row: Labelled) -> LabelledExample:
         """The label's words behind the sentence, as evaluation writes them; only they and the end are learned."""
-        if not (isinstance(row.label, str) or self.reading.labels):
+        if not (isinstance(row.label, str) or self.label_spec.labels):
             raise RowError("label is a number: a language model needs the label's words; give them with head.labels")
         label = self._class(row.label)
         asked = label_prompt(row.sentences)
@@ -133,37 +133,37 @@ class GoldEncoder:
                 f"nothing left to learn after truncation: {len(ids)} tokens, the label is the last of them, and "
                 f"data.max_length_tokens is {self.settings.max_length}"
             )
-        marks_t = np.zeros(len(ids), np.uint8)
-        marks_t[max(before, 1) :] = FIRST
-        return Golden([Window(np.array(ids, np.int32), marks_t, ())])
+        label_mask_t = np.zeros(len(ids), np.uint8)
+        label_mask_t[max(before, 1) :] = FIRST
+        return LabelledExample([LabelledWindow(np.array(ids, np.int32), label_mask_t, ())])
 
-    def _classified(self, row: Labelled) -> Golden:
-        """A sentence, or two, with the tokenizer's special tokens; the last token is marked."""
+    def _classified(self, row: Labelled) -> LabelledExample:
+        """A sentence, or two, with the tokenizer's special tokens; the last token is the label position."""
         first, second_text = (*row.sentences, None)[:2]
         encoding = self._truncating.encode(first, second_text)
         ids_t = np.array(self._unpadded(encoding.ids), np.int32)
         if not len(ids_t):
             raise RowError("nothing to learn: the tokenizer makes nothing of this text")
-        marks_t = np.zeros(len(ids_t), np.uint8)
-        marks_t[-1] = FIRST
-        gold = value_of(row.label) if self.reading.labels_as == "values" else self._class(row.label)
+        label_mask_t = np.zeros(len(ids_t), np.uint8)
+        label_mask_t[-1] = FIRST
+        gold = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
         second = encoding.type_ids.index(1) if self.settings.numbers_pairs and 1 in encoding.type_ids else 0
-        return Golden([Window(ids_t, marks_t, (gold,))], bool(encoding.overflowing), second)
+        return LabelledExample([LabelledWindow(ids_t, label_mask_t, (gold,))], bool(encoding.overflowing), second)
 
-    def _tagged(self, row: Tagged) -> Golden:
+    def _tagged(self, row: Tagged) -> LabelledExample:
         """Windows that overlap, where a sentence is longer than the limit; each word's class is learned in one."""
         tags = [self._class(tag, is_tag=True) for tag in row.tags]
         words = Words.encoded(self.tokenizer, row.words, self._glues)
         size = self.settings.max_length
         windows = words.windows(size)
-        classes: list[dict[int, tuple[int, str]]] = [{} for _ in windows]  # position -> mark, class
+        classes: list[dict[int, tuple[int, str]]] = [{} for _ in windows]  # position -> FIRST or FURTHER, class
         starts = words.starts(size)
         for word, place in enumerate(words.places(size)):
             if place is None:
                 continue
             window, position = place
             classes[window][position] = (FIRST, tags[word])
-            if self.reading.sub_words == "all":
+            if self.label_spec.sub_words == "all":
                 first = starts[window] + position - len(words.before)
                 room = len(windows[window]) - len(words.before) - len(words.after)
                 for token in range(first + 1, min(starts[window] + room, len(words.ids))):
@@ -173,10 +173,10 @@ class GoldEncoder:
         made = [_window(ids, own) for ids, own in zip(windows, classes, strict=True) if own]
         if not made:
             raise RowError("nothing to learn: the tokenizer makes nothing of these words")
-        return Golden(made, cut=len(windows) > 1)
+        return LabelledExample(made, cut=len(windows) > 1)
 
-    def _pair(self, row: Preference) -> Golden:
-        """Both conversations one after another; the last token of each is marked, 1 for the one that was chosen."""
+    def _pair(self, row: Preference) -> LabelledExample:
+        """Both conversations one after another; the last token of each is a label position, 1 for the chosen one."""
         left: set[str] = set()
         sides = [self._side(side, left) for side in (row.chosen, row.rejected)]
         longest, limit = max(map(len, sides)), self.settings.max_length
@@ -185,9 +185,9 @@ class GoldEncoder:
         if sides[0] == sides[1]:
             raise RowError("nothing to learn: chosen and rejected are the same tokens")
         ids_t = np.array([*sides[0], *sides[1]], np.int32)
-        marks_t = np.zeros(len(ids_t), np.uint8)
-        marks_t[[len(sides[0]) - 1, -1]] = FIRST
-        return Golden([Window(ids_t, marks_t, (1.0, 0.0))], left_out=frozenset(left))
+        label_mask_t = np.zeros(len(ids_t), np.uint8)
+        label_mask_t[[len(sides[0]) - 1, -1]] = FIRST
+        return LabelledExample([LabelledWindow(ids_t, label_mask_t, (1.0, 0.0))], left_out=frozenset(left))
 
     def _side(self, side: Side, left: set[str]) -> list[int]:
         if isinstance(side, str):
@@ -212,7 +212,7 @@ class GoldEncoder:
 
     def _class(self, label: Label, is_tag: bool = False) -> str:
         """The class's name: a number is one of `head.labels`, where there are any."""
-        names = self.reading.labels
+        names = self.label_spec.labels
         if isinstance(label, float):
             raise RowError(f"unknown label: {label!r} is not the name or the number of a class")
         if isinstance(label, str) and not names:
@@ -233,7 +233,7 @@ class GoldEncoder:
     def _continued(self, tag: str) -> str:
         """The class of a word's further sub-words: they go on with what the first began."""
         inside = f"I{tag[1:]}"
-        return inside if tag.startswith("B-") and inside in (self.reading.labels or (inside,)) else tag
+        return inside if tag.startswith("B-") and inside in (self.label_spec.labels or (inside,)) else tag
 
     @cached_property
     def _truncating(self) -> Tokenizer:
@@ -246,8 +246,10 @@ class GoldEncoder:
         return glues_words(self.tokenizer)
 
 
-def _window(ids: Sequence[int], classes: Mapping[int, tuple[int, str]]) -> Window:
-    marks_t = np.zeros(len(ids), np.uint8)
-    for position, (mark, _) in classes.items():
-        marks_t[position] = mark
-    return Window(np.array(ids, np.int32), marks_t, tuple(classes[position][1] for position in sorted(classes)))
+def _window(ids: Sequence[int], classes: Mapping[int, tuple[int, str]]) -> LabelledWindow:
+    label_mask_t = np.zeros(len(ids), np.uint8)
+    for position, (value, _) in classes.items():
+        label_mask_t[position] = value
+    return LabelledWindow(
+        np.array(ids, np.int32), label_mask_t, tuple(classes[position][1] for position in sorted(classes))
+    )

@@ -10,16 +10,16 @@ from functools import partial
 from typing import Any
 
 from train.config import DataConfig
-from train.data.label_encoder import TO_PREDICT, Reading
+from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
 from train.data.stream_dataset import StreamingCorpus, stream
 from train.data.token_cache import load
-from train.data.token_dataset import Encoded, GoldRows, Part
+from train.data.token_dataset import Encoded, LabelledDataset, Part
 from train.protocols import Ranks
 from zerotune.common.errors import UserError
 
-__all__ = ["Corpus", "Encoded", "GoldRows", "Reading", "StreamingCorpus", "prepare", "stream"]
+__all__ = ["Corpus", "Encoded", "LabelSpec", "LabelledDataset", "StreamingCorpus", "prepare", "stream"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def prepare(
     tokenizer: Any,
     seed: int,
     ranks: Ranks,
-    reading: Reading = TO_PREDICT,
+    label_spec: LabelSpec = TO_PREDICT,
     day: date | None = None,
 ) -> Corpus:
     """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
@@ -57,7 +57,7 @@ def prepare(
     Raises:
         UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
     """
-    setup = set_up(config, tokenizer, reading, day)
+    setup = set_up(config, tokenizer, label_spec, day)
     train, train_lines = load(setup.train, config, seed, ranks)
     lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
@@ -74,7 +74,11 @@ def prepare(
     for part in train:
         _check_weight(part, config.train[part.source].weight)
     weights = ",".join(str(source.weight) for source in config.train)
-    form = partial(GoldRows, reading=reading, labels=_labels(train, reading)) if reading.has_gold else Encoded
+    form = (
+        partial(LabelledDataset, label_spec=label_spec, labels=_labels(train, label_spec))
+        if label_spec.has_gold
+        else Encoded
+    )
     train_rows, held_rows = form(train), form(held) if held else None
     parts = [train_rows.digest, held_rows.digest if held_rows else "", weights, setup.template_hash]
     return Corpus(
@@ -89,12 +93,12 @@ def prepare(
     )
 
 
-def _labels(parts: Sequence[Part], reading: Reading) -> tuple[str, ...]:
+def _labels(parts: Sequence[Part], label_spec: LabelSpec) -> tuple[str, ...]:
     """The classes of the recipe, or all that the training data have: O first, numbers in their order."""
-    if reading.labels_as == "values":
+    if label_spec.labels_as == "values":
         return ()
-    if reading.labels:
-        return reading.labels
+    if label_spec.labels:
+        return label_spec.labels
     found = {name for part in parts for name in part.table.manifest["labels"]}
     return tuple(sorted(found, key=lambda name: (name != "O", int(name) if name.isdecimal() else -1, name)))
 

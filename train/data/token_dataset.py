@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.document import IGNORED, Document
-from train.data.label_encoder import Reading
+from train.data.label_encoder import LabelSpec
 from train.data.token_table import TokenTable
 from zerotune.common.errors import UserError
 from zerotune.data.readers import place_of
@@ -104,19 +104,19 @@ class Encoded:
         return part.place(place)
 
 
-class GoldRows(Encoded):
-    """Rows whose marked tokens have gold answers.
+class LabelledDataset(Encoded):
+    """Rows with gold labels at their label positions.
 
-    labels: the names of the classes by their numbers; empty where gold answers are values.
+    labels: the names of the classes by their numbers; empty where labels are values.
 
     Raises:
         UserError: A row has a label that is not one of `labels`.
     """
 
-    def __init__(self, parts: Sequence[Part], labels: Sequence[str], reading: Reading) -> None:
+    def __init__(self, parts: Sequence[Part], labels: Sequence[str], label_spec: LabelSpec) -> None:
         super().__init__(parts)
         self.second_n: NDArray[np.int32] = self._joined("second_n", np.int32)
-        self.labels, self.reading = tuple(labels), reading
+        self.labels, self.label_spec = tuple(labels), label_spec
         numbers = {name: float(number) for number, name in enumerate(self.labels)}
         self.numbers = [
             np.array([numbers.get(name, np.nan) for name in part.table.manifest["labels"]]) for part in self.parts
@@ -126,23 +126,23 @@ class GoldRows(Encoded):
                 _refuse_unknown(part, known, self.labels)
 
     def gold(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """(mark of each mark, gold answer of each) of a row: class numbers, or values."""
+        """(FIRST or FURTHER, gold label) of each label position of a row: class numbers, or values."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         part, place = self._find(row)
         gold_g = part.table.gold(place)
-        marks_t = part.table.tokens(place)[1]
-        return marks_t[marks_t != 0], self.numbers[number][gold_g.astype(np.int64)] if self.labels else gold_g
+        label_mask_t = part.table.tokens(place)[1]
+        return label_mask_t[label_mask_t != 0], self.numbers[number][gold_g.astype(np.int64)] if self.labels else gold_g
 
     def documents(self, row: int) -> list[Document]:
-        """The row's tokens, with its gold answers at the marked ones."""
+        """The row's tokens, with the gold labels at the label positions."""
         part, place = self._find(row)
-        ids_t, marks_t = part.table.tokens(place)
+        ids_t, label_mask_t = part.table.tokens(place)
         targets_t = np.full(len(ids_t), np.nan)
-        targets_t[marks_t != 0] = self.gold(row)[1]
+        targets_t[label_mask_t != 0] = self.gold(row)[1]
         second = int(self.second_n[row])
-        if not self.reading.is_of_pairs:
+        if not self.label_spec.is_of_pairs:
             return [Document(ids_t, targets_t, second)]
-        ends = np.flatnonzero(marks_t)[:-1] + 1
+        ends = np.flatnonzero(label_mask_t)[:-1] + 1
         pieces = zip(np.split(ids_t, ends), np.split(targets_t, ends), strict=True)
         return [Document(ids, targets, second) for ids, targets in pieces]
 

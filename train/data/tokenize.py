@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from train.data.ends import ending_spans, last_tokens
-from train.data.label_encoder import TO_PREDICT, GoldEncoder, Reading
+from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
 from train.data.rows import joined
 from train.data.sources import NumberedRow
 from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
@@ -52,7 +52,7 @@ class Settings:
     columns: Mapping[str, str]
     system_prompt: str | None
     max_length: int
-    reading: Reading = TO_PREDICT
+    label_spec: LabelSpec = TO_PREDICT
     numbers_pairs: bool = False
     pad: int | None = None
 
@@ -60,7 +60,7 @@ class Settings:
         """The settings as JSON, short; equal settings give equal tokens."""
         corpus = self.format == "text"
         golden = (
-            {**vars(self.reading), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
+            {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
             if self.format in GOLDEN
             else None
         )
@@ -75,13 +75,15 @@ class Settings:
             "system_prompt": None if corpus else self.system_prompt,
             "max_length": self.max_length,
             "golden": golden,
-            **({"asks": True} if self.reading.asks and not corpus else {}),  # absent: tables from before it stay good
+            **(
+                {"asks": True} if self.label_spec.asks and not corpus else {}
+            ),  # absent: tables from before it stay good
         }
 
     @property
     def is_golden(self) -> bool:
         """Whether rows hold what is to be said of them, rather than conversations or texts."""
-        return self.format in GOLDEN and not (self.reading.asks and self.format == "preference")
+        return self.format in GOLDEN and not (self.label_spec.asks and self.format == "preference")
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Chunk:
     rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
     before tokenisation, `missing` of those lack a field, and the first of these have these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
-    gold_g, golds_n: what is to be said at the marked tokens of the rows, one after another, and how many of each row;
+    gold_g, golds_n: the gold labels at the label positions of the rows, one after another, and how many of each row;
     the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
     loose: entities that begin with I- or E-. left_out: what usable rows say that is not learned, and in how many rows.
     ends: special tokens that answers and texts end with.
@@ -157,7 +159,7 @@ def read_row(
 ) -> Example:
     """What a row of the format `kind` says; a conversation without a system message gets `system`. Raises RowError.
 
-    asks: see `Reading`. left: counts what the row says that is in no field of the format.
+    asks: see `LabelSpec`. left: counts what the row says that is in no field of the format.
     """
     fields = Fields(row.value, columns, asks)
     example = FORMATS[kind].read(fields)
@@ -185,8 +187,8 @@ class Encoder:
         self.tokenizer = _tokenizer(settings.tokenizer)
 
     @cached_property
-    def _encode_golden(self) -> GoldEncoder:
-        return GoldEncoder(self.tokenizer, self.settings)
+    def _encode_golden(self) -> LabelEncoder:
+        return LabelEncoder(self.tokenizer, self.settings)
 
     def chunk(self, rows: Sequence[NumberedRow], only_check: bool = False) -> Chunk:
         """The rows as tokens; those that cannot be used stand in `bad`.
@@ -216,7 +218,7 @@ class Encoder:
 
     def _read(self, row: Row, left: Counter[str]) -> Example:
         settings = self.settings
-        return read_row(row, settings.format, settings.columns, settings.system_prompt, settings.reading.asks, left)
+        return read_row(row, settings.format, settings.columns, settings.system_prompt, settings.label_spec.asks, left)
 
     def _documents(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         """Each text, its end, and where it is longer than the limit the rest of it in further rows.
@@ -338,12 +340,12 @@ class Encoder:
             except UserError as error:
                 raise UserError(f"{read.place}: {error}") from None
             out.cut += golden.cut
-            if self.settings.reading.labels_as == "words" and self.settings.eos is not None:
+            if self.settings.label_spec.labels_as == "words" and self.settings.eos is not None:
                 out.ends.add(self.settings.eos)
             out.loose += example.loose if isinstance(example, Tagged) else 0
             out.left_out.update(golden.left_out)
-            for ids_t, marks_t, gold in golden.windows:
-                yield _Piece(position, ids_t, marks_t, gold, golden.second)
+            for ids_t, label_mask_t, gold in golden.windows:
+                yield _Piece(position, ids_t, label_mask_t, gold, golden.second)
 
 
 def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:

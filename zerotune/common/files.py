@@ -56,6 +56,15 @@ def write_atomically(path: Path, text: str, durable: bool = True) -> None:
         raise cannot_write(path, error) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Raises UserError where a folder is not there and cannot be made, or cannot be written to."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written: no permission in {existing}")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` outlast a power cut."""
     handle = os.open(folder, os.O_RDONLY)

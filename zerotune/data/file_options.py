@@ -84,6 +84,12 @@ class RowFilter:
             if column in value and len(seen) < KEPT_VALUES:
                 seen[_text(value[column])] = None
 
+    def require_columns(self) -> None:
+        """Raises UserError where rows of a table were read, none was meant, and they have not all the columns."""
+        missing = [column for column, seen in self.seen.items() if not seen]
+        if self.rows and not self.kept and missing:
+            raise UserError(f"there is no column `{missing[0]}`; the columns are {', '.join(self.columns)}")
+
     def require_rows(self) -> None:
         """Raises UserError where rows were read and none was meant."""
         if not self.rows or self.kept:

@@ -48,25 +48,31 @@ class Example:
         return [k for k in assistant if self.messages[k].get("learned", True)]
 
 
+def refused(row: Row, error: RowError) -> BadRow:
+    """The row as a bad one; where it lacks a column, with those that it has."""
+    columns = f"; its columns: {', '.join(map(str, row.value))}" if error.missing else ""
+    return row.refused(f"{error}{columns}")
+
+
 def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item]:
     """The items that `make` forms of the rows.
 
     Raises UserError with the first ten bad rows as file:line: reason; a row is never left out silently.
     """
     items: list[Item] = []
-    bad: list[str] = []
+    bad: list[BadRow] = []
     for row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
         try:
-            if isinstance(row, BadRow):
-                raise RowError(row.reason)
             items.append(make(row))
         except RowError as error:
-            columns = f"; its columns: {', '.join(map(str, row.value))}" if isinstance(row, Row) and error.missing else ""
-            bad.append(f"{row.place}: {error}{columns}")
+            bad.append(refused(row, error))
     if bad:
         more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
         count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
-        raise UserError(f"{count} cannot be evaluated:\n" + "\n".join(bad[:SHOWN_BAD_ROWS]) + more)
+        raise UserError(f"{count} cannot be evaluated:\n" + "\n".join(map(str, bad[:SHOWN_BAD_ROWS])) + more)
     return items
 
 

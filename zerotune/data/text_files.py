@@ -23,6 +23,7 @@ LIKELY = (
     *("cp1255", "cp1256", "cp1258", "cp874", "utf_16_le", "utf_16_be"),
 )
 
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")  # every row has the same columns
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 LARGE_BYTES = 1 << 25
 

@@ -194,7 +194,8 @@ class Checkpoint:
                 quantized = quantized_options(quantization, reading["dtype"], device)
                 model, report = kind.from_pretrained(self.folder, **reading, **quantized)
         except ImportError as error:
-            raise UserError(f"--quantization {quantization}: {error}") from error
+            what = f"--quantization {quantization}" if quantization != "none" else f"{self.folder}: it cannot be loaded"
+            raise UserError(f"{what}: {error}") from error
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{self.folder}: the weights cannot be loaded: {error}") from error
         require_no_packed(self.folder, report["unexpected_keys"])

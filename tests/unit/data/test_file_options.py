@@ -21,6 +21,7 @@ from zerotune.common.errors import UserError
 from zerotune.data.file_options import FileOptions
 from zerotune.data.files import BadRow, Row, expand, read
 from zerotune.data.rows import local
+from zerotune.data.saved_datasets import named
 
 TEXTS = {
     "gb18030": "北京是哪国的首都？中国的首都是北京。今天天气怎么样，很好，适合出门散步。",
@@ -214,6 +215,36 @@ def test_splits_of_a_saved_data_set(saved: Path) -> None:
         assert source.guess_rows() == count
     with pytest.raises(UserError, match=r"data\.train\[0\]\.path: .*holds the splits train, test"):
         find(SourceConfig(str(saved / "two"), "text", split="validation"), "data.train[0]")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("{}", "does not list the data set's files"),
+        ("[]", "does not list the data set's files"),
+        ('{"_data_files": [{"filename": "../other.arrow"}]}', r"lists '\.\./other\.arrow'"),
+        ('{"_data_files": [{"filename": "data-1.arrow"}]}', r"data-1\.arrow: .*missing"),
+    ],
+)
+def test_a_saved_data_set_with_a_broken_state_is_refused(tmp_path: Path, state: str, said: str) -> None:
+    written(tmp_path, "state.json", state.encode())
+    written(tmp_path, "dataset_info.json", b"{}")
+    with pytest.raises(UserError, match=said):
+        expand(str(tmp_path))
+
+
+@pytest.mark.parametrize("splits", ["{}", "[]", '{"splits": []}', '{"splits": 3}'])
+def test_saved_splits_that_are_broken_are_refused(tmp_path: Path, splits: str) -> None:
+    written(tmp_path, "dataset_dict.json", splits.encode())
+    with pytest.raises(UserError, match=r"dataset_dict\.json: names no splits"):
+        expand(str(tmp_path))
+
+
+def test_classes_are_named_in_the_lists_of_older_versions() -> None:
+    label = {"_type": "ClassLabel", "names": ["a", "b"]}
+    assert named([1, 0], [label]) == ["b", "a"]
+    assert named({"tag": [1, 0]}, {"_type": "Sequence", "feature": {"tag": label}}) == {"tag": ["b", "a"]}
+    assert named([1], {"_type": "Sequence", "feature": label}) == ["b"]
 
 
 def test_saved_data_sets_inside_a_folder_give_only_their_rows(saved: Path) -> None:

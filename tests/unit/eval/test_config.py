@@ -15,6 +15,7 @@ from eval.config import parse
 from eval.tasks import TASKS
 from zerotune.common.errors import UserError
 from zerotune.data import readers, rows
+from zerotune.inference import requests
 from zerotune.inference.prompt import Prompter
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -235,11 +236,41 @@ def test_the_documented_task_works() -> None:
     """The page's own code, run as it stands."""
     page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
-    names: dict[str, object] = {"Sequence": Sequence, "Prompter": Prompter, **vars(protocols), **vars(rows), **vars(requests)}
+    names: dict[str, object] = {
+        "Sequence": Sequence,
+        "Prompter": Prompter,
+        **vars(protocols),
+        **vars(rows),
+        **vars(requests),
+    }
     exec(code, names)
     task = names["TASK"]
     assert isinstance(task, protocols.Task)
     item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
-    assert task.score(item, [protocols.Generated("five")]).values == {"same_length": 1.0}
+    assert task.score(item, [requests.Generated("five")]).values == {"same_length": 1.0}
     with pytest.raises(rows.RowError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
+
+
+USUAL = ["--model", "m", "--tasks", "qa", "--data", "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", ""], "--out: is empty; a variable of the shell may be unset"),
+        (["--tensorboard="], "--tensorboard: is empty"),
+        (["--model", ""], "--model: is empty"),
+        (["--data", " "], "--data: is empty"),
+        (["--data", "qa="], "--data qa=: names no file"),
+        (["--training_data", ""], "--training_data: is empty"),
+        (["--filter", "=x"], "--filter =x: must be COLUMN=VALUE"),
+        (["perplexity"], "'perplexity' belongs to no option; several --tasks are parted by commas, without spaces"),
+        (["--out"], "--out: a value is missing"),
+        (["--allow_other_template"], "--allow_other_template: a value is missing"),
+    ],
+)
+def test_words_without_a_value_and_values_without_a_word_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse([*USUAL, *words])
+    assert str(caught.value).startswith(message)

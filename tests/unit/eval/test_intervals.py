@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from eval.compare import _left_out as left_out
 from eval.compare import compare
 from eval.evaluation import with_short_corpora
 from eval.metrics.intervals import FEWEST, jackknife, jackknife_change, typical_values
@@ -244,3 +245,37 @@ def test_corpora_are_called_by_what_tells_them_apart() -> None:
     samples = [Sample("1", {}, groups={"corpus": f"/very/long/{name}/test.jsonl"}) for name in ("in", "out")]
     named = with_short_corpora([*samples, Sample("2", {})])
     assert [one.groups.get("corpus") for one in named] == ["in/test", "out/test", None]
+
+
+def perplexities(values: Any) -> list[dict[str, float]]:
+    return [{"sentence_perplexity": value} for value in values]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken", [1e20, 1e40, 1e100, 1e160, 1e300, 1.7e308])
+def test_one_row_of_no_use_spoils_no_comparison(broken: float) -> None:
+    good = (10 + np.random.default_rng(0).random(24)).tolist()
+    metric = next(metric for metric in TASKS["perplexity"].metrics if metric.name == "sentence_perplexity")
+    for models in ([good, [*good[1:], broken]], [[*good[1:], broken], good]):
+        found = results([metric], *map(perplexities, models))[0]
+        (change,) = found.differences
+        assert change.p_value == pytest.approx(0.328, abs=0.03)  # one row of 24 decides
+        assert change.reason is None
+        assert change.verdict == "no significant difference"
+        ends = [end for end in (change.low, change.high) if end is not None]
+        assert all(math.isfinite(end) and end >= 0 for end in ends)
+
+
+def test_left_out_rows_are_no_difference_of_sums() -> None:
+    """Of 1e20 and ones, the rest of the sum without 1e20 is the ones."""
+    metric = next(metric for metric in TASKS["perplexity"].metrics if metric.name == "sentence_perplexity")
+    table = {metric.name: np.array([1.0] * 20 + [1e20] + [1.0] * 3)}
+    assert left_out(metric, table)[20] == 1.0
+
+
+def test_a_perplexity_that_is_not_finite_loses() -> None:
+    rows = [{"nll": 10.0 + k, "tokens": 5.0, "words": 4.0, "bytes": 20.0} for k in range(10)]
+    worse = [{**rows[0], "nll": 1e6}, *rows[1:]]
+    assert [(d.won, d.lost, d.tied) for d in results([PERPLEXITY], rows, worse)[0].differences] == [(0, 1, 9)]
+    assert [(d.won, d.lost, d.tied) for d in results([PERPLEXITY], worse, rows)[0].differences] == [(1, 0, 9)]
+    assert [(d.won, d.lost, d.tied) for d in results([PERPLEXITY], worse, worse)[0].differences] == [(0, 0, 10)]

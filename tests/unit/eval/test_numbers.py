@@ -142,6 +142,21 @@ READ: dict[str, Fraction | int | str] = {
     "25cm^2": 25,
     "5 m²": 5,
     "5 m/s": 5,
+    "负5": -5,
+    "答案是负５。": -5,
+    "零下5度": -5,
+    "氷点下5度": -5,
+    "영하 5도": -5,
+    "答えはマイナス5です": -5,
+    "마이너스 5": -5,
+    "negative 5": -5,
+    "The answer is negative $5.": -5,
+    "minus 5 degrees": -5,
+    "x = minus 5": -5,
+    "It is minus 5": -5,
+    "минус 5": -5,
+    "负债5万元": 50_000,
+    "a nonnegative 5": 5,
 }
 NOT_READ = (
     *(
@@ -212,6 +227,7 @@ NOT_READ = (
         "2 hundred and five",
         "one million 500",
     ),
+    *("x minus 5", "five minus 5", "欺负5", "胜负5", "10 minus 5", "10减5", "negative -5"),
     *("--3", "±5", "- 5 apples", "√2", "2π", "H2O", "COVID-19", "A5", "x2", r"\frac{x}{2}", r"\sqrt{2}", "No.5"),
 )
 
@@ -238,6 +254,8 @@ def test_what_is_not_one_whole_number_is_not_read(text: str) -> None:
         ("x^2 is 7 m^2", 7),
         ("at 3:30", None),
         ("nothing", None),
+        ("3胜2负5", None),
+        ("It fell to minus 5", -5),
     ],
 )
 def test_the_last_number_is_read_whole_or_not_at_all(text: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from tests.support.data_tools import CHATML_MARKS, corpus_of, learned, recipe, t
 from tests.support.ranks import Solo
 from tests.support.template_table import CASES, source
 from train.config import SourceConfig
-from train.data.label_encoder import Reading
+from train.data.label_encoder import LabelSpec
 from train.data.prepare import prepare, stream
 
 NEEDS_SYSTEM = (
@@ -122,7 +122,7 @@ def test_rows_without_answers_end_as_an_answer_to_them_would(tmp_path: Path) -> 
         [{"messages": [SYSTEM, TALK[0]]}],
         "chat",
         using,
-        reading=Reading(asks=True),
+        label_spec=LabelSpec(asks=True),
         chat_template="tokenizer",
         max_length_tokens=200,
     )

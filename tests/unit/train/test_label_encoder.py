@@ -13,24 +13,24 @@ from eval.tasks import reward_model
 from tests.support.data_tools import recipe, tokenizer, write_jsonl
 from tests.support.ranks import Solo
 from train.config import SourceConfig
-from train.data.prepare import Corpus, Reading, prepare
+from train.data.prepare import Corpus, LabelSpec, prepare
 from zerotune.common.errors import UserError
 from zerotune.data import readers
 from zerotune.inference.prompt import Prompter
 
 Row = dict[str, Any]
-TAGS = Reading(("tagged",), "classes")
-CLASSES = Reading(("labelled",), "classes")
-VALUES = Reading(("labelled",), "values")
-ONE_CLASS = Reading(("labelled",), "classes", ("no",))
-ONE_TAG = Reading(("tagged",), "classes", ("O",))
-PAIRS = Reading(("preference",), "values")
+TAGS = LabelSpec(("tagged",), "classes")
+CLASSES = LabelSpec(("labelled",), "classes")
+VALUES = LabelSpec(("labelled",), "values")
+ONE_CLASS = LabelSpec(("labelled",), "classes", ("no",))
+ONE_TAG = LabelSpec(("tagged",), "classes", ("O",))
+PAIRS = LabelSpec(("preference",), "values")
 
 
-def made(folder: Path, rows: list[Row], reading: Reading, using: Any = None, **options: Any) -> Corpus:
+def made(folder: Path, rows: list[Row], label_spec: LabelSpec, using: Any = None, **options: Any) -> Corpus:
     path = write_jsonl(folder / "rows.jsonl", rows)
-    config = recipe(folder / "cache", SourceConfig(str(path), reading.formats[0]), **options)
-    return prepare(config, using or tokenizer(), 0, Solo(), reading)
+    config = recipe(folder / "cache", SourceConfig(str(path), label_spec.formats[0]), **options)
+    return prepare(config, using or tokenizer(), 0, Solo(), label_spec)
 
 
 def marked(corpus: Corpus, row: int, using: Any = None) -> list[tuple[str, Any]]:
@@ -62,7 +62,7 @@ def test_a_word_has_its_class_at_its_first_token(tmp_path: Path) -> None:
 
 def test_or_at_all_of_them_of_which_only_the_first_is_measured(tmp_path: Path) -> None:
     row = {"tokens": ["The", "lazyfox", "jumps"], "tags": ["O", "B-animal", "O"]}
-    corpus = made(tmp_path, [row], Reading(("tagged",), "classes", sub_words="all"))
+    corpus = made(tmp_path, [row], LabelSpec(("tagged",), "classes", sub_words="all"))
     golds = [gold for _, gold in marked(corpus, 0)]
     assert golds[0] == golds[-1] == "O"
     assert golds[1] == "B-animal"
@@ -95,12 +95,12 @@ def test_sentences_that_share_a_line_are_sentences_of_their_own(tmp_path: Path) 
 def test_classes_of_the_recipe_or_of_the_data(tmp_path: Path) -> None:
     rows = [{"sentence": "a", "label": "no"}, {"sentence": "b", "label": "yes"}]
     assert made(tmp_path / "1", rows, CLASSES).train.labels == ("no", "yes")
-    chosen = made(tmp_path / "2", rows, Reading(("labelled",), "classes", ("yes", "no", "never")))
+    chosen = made(tmp_path / "2", rows, LabelSpec(("labelled",), "classes", ("yes", "no", "never")))
     assert chosen.train.labels == ("yes", "no", "never")
     assert [marked(chosen, row)[-1][1] for row in (0, 1)] == ["no", "yes"]
     numbers = [{"text": str(k), "label": k} for k in (10, 9, 1)]
     assert made(tmp_path / "3", numbers, CLASSES).train.labels == ("1", "9", "10")
-    named = made(tmp_path / "4", [{"text": "a", "label": 1}], Reading(("labelled",), "classes", ("no", "yes")))
+    named = made(tmp_path / "4", [{"text": "a", "label": 1}], LabelSpec(("labelled",), "classes", ("no", "yes")))
     assert marked(named, 0)[-1][1] == "yes"
 
 
@@ -176,7 +176,7 @@ def test_evaluation_reads_a_pair_as_training_does(tmp_path: Path, kind: str, pad
 
 
 SAID = [{"role": "assistant", "content": "b"}]
-REFUSED: dict[str, tuple[Row, Reading, str]] = {
+REFUSED: dict[str, tuple[Row, LabelSpec, str]] = {
     "unknown label": ({"sentence": "a", "label": "maybe"}, ONE_CLASS, "unknown label: 'maybe'"),
     "number beyond": ({"sentence": "a", "label": 7}, ONE_CLASS, "unknown label: 7"),
     "no label": ({"sentence": "a"}, CLASSES, "field `label` is missing"),
@@ -198,9 +198,9 @@ REFUSED: dict[str, tuple[Row, Reading, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_bad_row_is_named_with_its_line(tmp_path: Path, name: str) -> None:
-    row, reading, reason = REFUSED[name]
+    row, label_spec, reason = REFUSED[name]
     with pytest.raises(UserError) as refused:
-        made(tmp_path, [row], reading)
+        made(tmp_path, [row], label_spec)
     message = str(refused.value)
     assert "rows.jsonl:1: " in message or "which none of the" in message
     assert reason in message or "labelled` needs label" in message
@@ -222,8 +222,8 @@ def test_a_label_that_is_a_name_and_another_number_is_refused(tmp_path: Path, la
     """A file that knows numbers (JSONL) and one that does not (CSV) would learn different classes."""
     rows = [{"sentence": "a", "label": label}]
     with pytest.raises(UserError, match=r"rows\.jsonl:1: label '1' is the name of class 0 .*number of class '2'"):
-        made(tmp_path, rows, Reading(("labelled",), "classes", ("1", "2")))
-    corpus = made(tmp_path, rows, Reading(("labelled",), "classes", ("0", "1")))
+        made(tmp_path, rows, LabelSpec(("labelled",), "classes", ("1", "2")))
+    corpus = made(tmp_path, rows, LabelSpec(("labelled",), "classes", ("0", "1")))
     assert [gold for _, gold in marked(corpus, 0)] == ["1"]
 
 

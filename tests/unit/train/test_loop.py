@@ -14,7 +14,7 @@ from tests.support.ranks import Solo
 from train.config import CheckpointConfig, Config, OptimConfig, ValidationConfig, WatchConfig
 from train.engine.loop import Loop, Progress
 from train.errors import NumericsError
-from train.protocols import Batch, Plan
+from train.protocols import Batch, Objective, Plan
 
 NAN = float("nan")
 
@@ -45,7 +45,7 @@ class Runtime(Solo):
         return 0.0
 
 
-class Objective:
+class ToyObjective(Objective):
     """Two micro-batches a step, of 3 tokens each, with the given loss; validation losses in order."""
 
     terms = ("loss",)
@@ -53,8 +53,11 @@ class Objective:
 
     def __init__(self, losses, validations, told):
         self.losses, self.validations, self.told = losses, iter(validations), iter(told)
-        total = len(losses)
-        self.plan = Plan(total, (total,), 6.0, 2.0, 0.0, 1.0, 1.0, ())
+
+    @property
+    def plan(self):
+        total = len(self.losses)
+        return Plan(total, (total,), 6.0, 2.0, 0.0, 1.0, 1.0, ())
 
     def steps(self, model, start):
         for step in range(start, len(self.losses)):
@@ -69,17 +72,11 @@ class Objective:
         found = next(self.validations)
         return found if isinstance(found, dict) else {"loss": found}
 
-    def samples(self, model):
-        return []
+    def after_step(self, step):
+        self.told_of_step = next(self.told, {})
 
-    def watched(self):
-        return next(self.told, {})
-
-    def can_pause(self, step):
-        return True
-
-    def prepares_long(self, step):
-        return False
+    def extra_metrics(self):
+        return self.told_of_step
 
 
 class Watch:
@@ -97,7 +94,7 @@ class Watch:
 
 
 def run(
-    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), kind=Objective,
+    losses, norms=None, validations=(), watch_every=1, allowed=10, metric="loss", told=(), kind=ToyObjective,
     stop=lambda: False, spike_factor=None, start=None,
 ):  # fmt: skip
     """What was written, the progress at the end, and the steps that were saved."""
@@ -138,16 +135,16 @@ def test_a_stop_is_asked_for_before_work_that_would_be_thrown_away(drawn_before)
     """Two steps make a rollout. A stop that is asked for while the next is drawn ends the run too, before its steps."""
     drawn = []
 
-    class Rollouts(Objective):
+    class Rollouts(ToyObjective):
         def steps(self, model, start):
             for batches in super().steps(model, start):
                 drawn.append(batches)
                 yield batches
 
-        def can_pause(self, step):
+        def can_checkpoint(self, step):
             return step % 2 == 0
 
-        prepares_long = can_pause
+        next_batch_is_slow = can_checkpoint
 
     _, progress, saved = run([1.0] * 6, kind=Rollouts, stop=lambda: len(drawn) >= drawn_before)
     assert (progress.step, saved, len(drawn)) == (2, [2], drawn_before)

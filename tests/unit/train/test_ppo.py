@@ -19,7 +19,7 @@ from tests.support.ranks import Whole
 from train.config import DurationConfig
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate
-from train.objectives.ppo import advantages as worth
+from train.objectives.ppo import advantages
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
@@ -44,7 +44,7 @@ def numbers(seed: int, count: int = 9) -> np.ndarray[Any, np.dtype[np.float64]]:
 def test_advantages_are_the_discounted_sums_of_td_errors(gamma: float, lam: float) -> None:
     """Equation 16 of arXiv:1506.02438, summed out."""
     rewards, values = numbers(0), numbers(1)
-    found = worth.gae(rewards, values, STARTS, gamma, lam)
+    found = advantages.gae(rewards, values, STARTS, gamma, lam)
     for start, end in pairwise(STARTS.tolist()):
         for t in range(start, end):
             expected = 0.0
@@ -56,18 +56,18 @@ def test_advantages_are_the_discounted_sums_of_td_errors(gamma: float, lam: floa
 
 
 def test_the_reward_stands_at_the_last_token_and_the_penalty_at_each() -> None:
-    found = worth.token_rewards(np.array([1.0, 2.0, 3.0]), np.full(9, 0.5), STARTS)
+    found = advantages.token_rewards(np.array([1.0, 2.0, 3.0]), np.full(9, 0.5), STARTS)
     assert found.tolist() == [-0.5, -0.5, 0.5, 1.5, -0.5, -0.5, -0.5, -0.5, 2.5]
 
 
 def test_answers_to_one_prompt_are_compared_with_each_other() -> None:
     returns = np.array([1.0, 3.0, 5.0, 0.0, 0.0, 6.0])
     expected = [1 - 4, 3 - 3, 5 - 2, 0 - 3, 0 - 3, 6 - 0]
-    assert worth.rloo(returns, 3).tolist() == expected
+    assert advantages.rloo(returns, 3).tolist() == expected
     groups = returns.reshape(2, 3)
     expected_grpo = [(x - g.mean()) / (g.std() + 1e-4) for g in groups for x in g]
-    assert worth.grpo(returns, 3).tolist() == pytest.approx(expected_grpo)
-    assert worth.grpo(np.ones(4), 2).tolist() == [0.0] * 4  # nothing to tell them apart: nothing is learned
+    assert advantages.grpo(returns, 3).tolist() == pytest.approx(expected_grpo)
+    assert advantages.grpo(np.ones(4), 2).tolist() == [0.0] * 4  # nothing to tell them apart: nothing is learned
 
 
 def test_both_estimators_of_the_distance_are_unbiased_and_one_is_never_negative() -> None:
@@ -77,18 +77,18 @@ def test_both_estimators_of_the_distance_are_unbiased_and_one_is_never_negative(
     drawn = policy.sample((200_000,))
     log_p, log_q = (model.log_prob(drawn).numpy() for model in (policy, reference))
     for estimator in ("k1", "k3"):
-        values = worth.kl_of_tokens(log_p, log_q, estimator)
+        values = advantages.kl_of_tokens(log_p, log_q, estimator)
         assert values.mean() == pytest.approx(exact, abs=5 * values.std() / math.sqrt(len(values)))
-    assert (worth.kl_of_tokens(log_p, log_q, "k3") >= 0).all()
+    assert (advantages.kl_of_tokens(log_p, log_q, "k3") >= 0).all()
 
 
 def test_the_weight_of_the_distance_follows_its_target() -> None:
     far, near = np.linspace(10.0, 14.0, 1000), np.full(1000, 5.7)
     config = PpoConfig(kl_target=6.0)
-    assert worth.adapted(0.1, far, config) == pytest.approx(0.1 * 1.02)  # error clipped to 0.2
-    assert worth.adapted(0.1, near, config) == pytest.approx(0.1 * (1 - 0.05 * 0.1))
-    assert worth.adapted(0.1, near, replace(config, kl_horizon=1000)) == pytest.approx(0.1 * 0.95)
-    assert worth.adapted(0.1, far, PpoConfig()) == 0.1
+    assert advantages.adapt_kl_coefficient(0.1, far, config) == pytest.approx(0.1 * 1.02)  # error clipped to 0.2
+    assert advantages.adapt_kl_coefficient(0.1, near, config) == pytest.approx(0.1 * (1 - 0.05 * 0.1))
+    assert advantages.adapt_kl_coefficient(0.1, near, replace(config, kl_horizon=1000)) == pytest.approx(0.1 * 0.95)
+    assert advantages.adapt_kl_coefficient(0.1, far, PpoConfig()) == 0.1
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
@@ -97,7 +97,7 @@ def test_answers_that_are_worth_the_same_teach_nothing_however_long_they_are(adv
     rewards, group = np.array([1.0, 1.0, 1.0, 0.0, 2.0, 4.0]), 3
     starts = np.concatenate([[0], np.cumsum([3, 1, 5, 2, 7, 1])])
     config = PpoConfig(advantage=advantage, samples_per_prompt=group)
-    found, targets = worth.of_tokens(rewards, np.zeros(19), np.zeros(19), starts, config)
+    found, targets = advantages.compute_advantages(rewards, np.zeros(19), np.zeros(19), starts, config)
     deviation = math.sqrt(8 / 3) + 1e-4
     expected = {"rloo": [-3.0, 0.0, 3.0], "grpo": [-2 / deviation, 0.0, 2 / deviation]}[advantage]
     by_token = [0.0] * 9 + [value for value, times in zip(expected, (2, 7, 1), strict=True) for _ in range(times)]
@@ -106,12 +106,12 @@ def test_answers_that_are_worth_the_same_teach_nothing_however_long_they_are(adv
 
 
 def test_whitened_numbers_have_mean_0_and_deviation_1() -> None:
-    found = worth.whitened(np.array([1.0, 2.0, 6.0]))
+    found = advantages.whiten(np.array([1.0, 2.0, 6.0]))
     assert found.tolist() == pytest.approx([x / math.sqrt(14 / 3) for x in (-2.0, -1.0, 3.0)])
-    assert worth.whitened(np.full(4, 3.0)).tolist() == [0.0] * 4
+    assert advantages.whiten(np.full(4, 3.0)).tolist() == [0.0] * 4
     rewards, values, penalty = numbers(0, 3), numbers(1), numbers(2)
-    white, _ = worth.of_tokens(rewards, penalty, values, STARTS, PpoConfig())
-    plain, _ = worth.of_tokens(rewards, penalty, values, STARTS, PpoConfig(whiten=False))
+    white, _ = advantages.compute_advantages(rewards, penalty, values, STARTS, PpoConfig())
+    plain, _ = advantages.compute_advantages(rewards, penalty, values, STARTS, PpoConfig(whiten=False))
     assert white == pytest.approx((plain - plain.mean()) / plain.std())
 
 

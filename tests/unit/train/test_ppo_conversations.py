@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from tests.support.ranks import Solo
 from train.config import DataConfig, SourceConfig
-from train.data.prepare import Reading, prepare
+from train.data.prepare import LabelSpec, prepare
 from train.data.sources import find
 from train.objectives.ppo.conversations import before_answer, conversations
 from train.objectives.ppo.prompts import Prompt, asked_by
@@ -33,7 +33,7 @@ def asked(folder: Path, tokenizer: Any, rows: list[dict[str, Any]], kind: str, l
     data = DataConfig(
         train=[source], cache_folder=str(folder / "cache"), max_length_tokens=longest, system_prompt=SYSTEM["content"]
     )
-    corpus = prepare(data, tokenizer, 1, Solo(), Reading())
+    corpus = prepare(data, tokenizer, 1, Solo(), LabelSpec())
     said = conversations([find(source, "data.train[0]")], data.system_prompt)
     prompts = asked_by(corpus.train, [0] if kind == "text" else [], 2, longest, said)
     return {prompt.row.rpartition(":")[2]: prompt for prompt in prompts if prompt}

@@ -115,7 +115,7 @@ def test_the_steps_of_a_rollout_are_watched_over_all_ranks() -> None:
         updates = metrics.Updates()
         updates.began -= 10
         updates.outside, updates.answered, updates.trained = 1.0 + rank.index, 10.0, 100.0 * (1 + rank.index)
-        return updates.told(rank)
+        return updates.metrics(rank)
 
     for found in together(2, work):
         assert isinstance(found, dict), found

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.data_tools import corpus_of, learned, recipe, tokenizer
 from train.config import LEARNS_FROM, SourceConfig
-from train.data.prepare import Reading
+from train.data.prepare import LabelSpec
 from train.data.setup import set_up
 from train.data.sources import find
 from train.data.token_cache import entry_key
@@ -18,7 +18,7 @@ from train.objectives.ppo.prompts import Prompt, asked_by
 from train.objectives.ppo.sft_batches import answered
 from zerotune.common.errors import UserError
 
-ASKED = Reading(LEARNS_FROM["ppo"], asks=True)
+ASKED = LabelSpec(LEARNS_FROM["ppo"], asks=True)
 USER, REPLY = {"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am fine."}
 AGAIN = {"role": "user", "content": "And what about you?"}
 BE_BRIEF = {"role": "system", "content": "Be brief."}
@@ -61,7 +61,7 @@ def test_the_same_tokens_are_asked_with_an_answer_and_without(tmp_path: Path, na
     (tmp_path / "marked.jinja").write_text(MARKED)
     chosen = str(tmp_path / "marked.jinja") if template == "marked" else template
     using, options = tokenizer(), {"chat_template": chosen, "max_length_tokens": 128}
-    corpus = corpus_of(tmp_path, [whole, *asked], form, using, reading=ASKED, **options)
+    corpus = corpus_of(tmp_path, [whole, *asked], form, using, label_spec=ASKED, **options)
     (_, labels), *without = (corpus.train.tokens(row) for row in range(len(corpus.train)))
     assert (labels != -100).any()
     assert not any((labels != -100).any() for _, labels in without)
@@ -77,7 +77,7 @@ def test_the_same_tokens_are_asked_with_an_answer_and_without(tmp_path: Path, na
 def test_messages_are_all_that_stand_before_the_answer(tmp_path: Path, name: str) -> None:
     form, whole, asked = CASES[name]
     rows = [whole, *asked]
-    corpus = corpus_of(tmp_path, rows, form, reading=ASKED, max_length_tokens=128)
+    corpus = corpus_of(tmp_path, rows, form, label_spec=ASKED, max_length_tokens=128)
     source = find(SourceConfig(str(tmp_path / "rows.jsonl"), form), "data.train[0]")  # type: ignore[arg-type]
     found = prompts(corpus, said=conversations([source], None))
     messages = {str(prompt.messages) for prompt in found if prompt}
@@ -109,8 +109,8 @@ def test_pairs_of_messages_ask_what_a_chat_asks(tmp_path: Path) -> None:
         pair(None, [USER, REPLY], [USER, worse]),
         {"conversations": [{"from": "human", "value": USER["content"]}], "chosen": REPLY, "rejected": worse},
     ]
-    corpus = corpus_of(tmp_path, pairs, "preference", using, reading=ASKED)
-    chat = corpus_of(tmp_path / "chat", [{"messages": [USER, REPLY]}], "chat", using, reading=ASKED)
+    corpus = corpus_of(tmp_path, pairs, "preference", using, label_spec=ASKED)
+    chat = corpus_of(tmp_path / "chat", [{"messages": [USER, REPLY]}], "chat", using, label_spec=ASKED)
     (expected,) = prompts(chat)
     assert [prompt.ids for prompt in prompts(corpus) if prompt and expected] == [expected.ids] * len(pairs)
     assert learned(corpus, using) == ["I am fine.</s>"]
@@ -121,7 +121,7 @@ def test_pairs_of_texts_ask_their_prompt_as_it_stands(tmp_path: Path, bos: bool)
     """A reward model read them without a chat template. Equal answers are asked too."""
     using = tokenizer(bos=bos)
     rows = [pair("How are you?", " Fine.", " What?"), pair("How are you?", " Fine.", " Fine.")]
-    corpus = corpus_of(tmp_path, rows, "preference", using, reading=ASKED, chat_template="chatml")
+    corpus = corpus_of(tmp_path, rows, "preference", using, label_spec=ASKED, chat_template="chatml")
     for row, prompt in enumerate(prompts(corpus)):
         assert prompt is not None
         assert list(prompt.ids) == using("How are you?")["input_ids"]
@@ -132,7 +132,7 @@ def test_pairs_of_texts_ask_their_prompt_as_it_stands(tmp_path: Path, bos: bool)
 def test_a_prompt_of_one_token_is_no_corpus(tmp_path: Path) -> None:
     using = tokenizer()
     rows = [pair("a", " Fine. And you?", " What?"), pair("a", " What about you?", " ")]
-    for prompt in prompts(corpus_of(tmp_path, rows, "preference", using, reading=ASKED)):
+    for prompt in prompts(corpus_of(tmp_path, rows, "preference", using, label_spec=ASKED)):
         assert prompt is not None
         assert using.decode(prompt.ids) == "a"
 
@@ -140,7 +140,7 @@ def test_a_prompt_of_one_token_is_no_corpus(tmp_path: Path) -> None:
 def test_pairs_without_a_prompt_ask_nothing(tmp_path: Path) -> None:
     for row in ({"chosen": "How are you?", "rejected": "What?"}, {"chosen": [REPLY], "rejected": [USER, REPLY]}):
         with pytest.raises(UserError, match=r"rows\.jsonl:1: nothing is asked"):
-            corpus_of(tmp_path, [row], "preference", reading=ASKED)
+            corpus_of(tmp_path, [row], "preference", label_spec=ASKED)
     with pytest.raises(UserError, match="not from `preference`"):
         corpus_of(tmp_path, [pair("How are you?", " Fine.", " What?")], "preference")
 
@@ -156,31 +156,31 @@ BAD = [
 @pytest.mark.parametrize(("form", "row", "reason"), BAD)
 def test_what_cannot_be_asked_is_a_bad_row(tmp_path: Path, form: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=rf"rows\.jsonl:1: {reason}"):
-        corpus_of(tmp_path, [row], form, reading=ASKED)
+        corpus_of(tmp_path, [row], form, label_spec=ASKED)
 
 
 def test_the_two_readings_share_no_table_but_that_of_a_corpus(tmp_path: Path) -> None:
-    def key(form: Any, reading: Reading) -> str:
-        setup = set_up(recipe(tmp_path, SourceConfig("x", form)), tokenizer(), reading)
+    def key(form: Any, label_spec: LabelSpec) -> str:
+        setup = set_up(recipe(tmp_path, SourceConfig("x", form)), tokenizer(), label_spec)
         return entry_key(["content"], setup.train[0], 0)
 
     for form in ("qa", "pr", "io", "chat"):
-        assert key(form, ASKED) != key(form, Reading())
-    assert key("preference", ASKED) != key("preference", Reading(LEARNS_FROM["reward_model"], "values"))
-    assert key("text", ASKED) == key("text", Reading())
+        assert key(form, ASKED) != key(form, LabelSpec())
+    assert key("preference", ASKED) != key("preference", LabelSpec(LEARNS_FROM["reward_model"], "values"))
+    assert key("text", ASKED) == key("text", LabelSpec())
 
 
 def test_a_question_that_is_held_out_is_found_without_its_answer(tmp_path: Path) -> None:
     rows = [{"question": "How are you?"}, {"question": "how ARE you?", "answer": "Fine."}, {"question": "Hi"}]
-    corpus = corpus_of(tmp_path, rows, "qa", reading=ASKED, validation_fraction=0.34)
+    corpus = corpus_of(tmp_path, rows, "qa", label_spec=ASKED, validation_fraction=0.34)
     assert any("overlap with the validation data" in line for line in corpus.lines)
     assert len({int(x) for x in corpus.train.parts[0].table.column("prompt_n")}) == 2
 
 
 def test_supervised_steps_pass_over_rows_without_an_answer(tmp_path: Path) -> None:
     rows = [{"question": "Hi", "answer": "Hi you"}, {"question": "How are you?"}, {"question": "And?", "answer": "1"}]
-    corpus = corpus_of(tmp_path, rows, "qa", reading=ASKED)
+    corpus = corpus_of(tmp_path, rows, "qa", label_spec=ASKED)
     kept = answered(corpus.train)
     assert [kept.row_id(k).rpartition(":")[2] for k in range(len(kept))] == ["1", "3"]
-    whole = corpus_of(tmp_path / "whole", [rows[0], rows[2]], "qa", reading=ASKED).train
+    whole = corpus_of(tmp_path / "whole", [rows[0], rows[2]], "qa", label_spec=ASKED).train
     assert answered(whole).digest == whole.digest

@@ -271,3 +271,46 @@ def test_an_evaluation_tells_everything_at_once(tmp_path: Path, model: Path, row
     assert "there is no such folder" in first
     assert "set encoding: gb18030" in second
     assert "no.txt: no such file" in third
+
+
+def evaluation_refusal(words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        check_evaluation(parse_eval(words.split()))
+    return str(caught.value)
+
+
+def test_an_evaluation_refuses_an_output_that_cannot_be_a_folder(tmp_path: Path, model: Path, rows: Path) -> None:
+    usual = f"--model {model} --tasks qa --data {rows}"
+    said = evaluation_refusal(f"{usual} --out {rows} --tensorboard {rows}/curves")
+    assert said.splitlines() == [
+        f"--out: {rows} cannot be made: {rows} is a file",
+        f"--tensorboard: {rows}/curves cannot be made: {rows} is a file",
+    ]
+    check_evaluation(parse_eval(f"{usual} --out {tmp_path}/new/folder".split()))
+
+
+def test_an_evaluation_refuses_an_encoder_that_is_not_there(model: Path, rows: Path) -> None:
+    said = evaluation_refusal(f"--model {model} --tasks qa --data {rows} --encoder /nope")
+    assert said.startswith("--encoder: /nope: there is no such folder")
+
+
+def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Path, model: Path) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text("问题,答案,lang\n甲,乙,zh\nquestion,answer,en\n")
+    usual = f"--model {model} --tasks qa --data {table}"
+    assert "none of the known columns" in (said := evaluation_refusal(usual))
+    assert said.startswith(f"{table}:2: ")
+    assert "only: 问题, 答案, lang" in said
+    assert evaluation_refusal(f"{usual} --filter language=zh") == (
+        "--filter: there is no column `language`; the columns are 问题, 答案, lang"
+    )
+    assert evaluation_refusal(f"{usual} --filter lang=en").startswith(f"{table}:3: ")
+    check_evaluation(parse_eval(f"{usual} --filter lang=ja".split()))  # such a row may come later
+
+
+def test_an_evaluation_looks_at_the_file_that_a_task_names(tmp_path: Path, model: Path) -> None:
+    task = tmp_path / "own.yaml"
+    task.write_text(
+        f"name: own\nkind: generate\nprompt: '{{{{ question }}}}'\nreference: answer\ndata: {tmp_path}/no.jsonl\n"
+    )
+    assert "no.jsonl: no such file" in evaluation_refusal(f"--model {model} --tasks {task}")

@@ -100,6 +100,10 @@ def test_a_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
     """As older vision models have it; evaluation reads it too."""
     tokenizer().save_pretrained(tmp_path)
     assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template is None
+    for broken in ("{", "[]", '{"template": ""}'):
+        (tmp_path / "chat_template.json").write_text(broken)
+        with pytest.raises(UserError, match=r"chat_template\.json: holds no chat_template"):
+            load_tokenizer(ModelConfig(path=str(tmp_path)))
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": source("qwen3")}))
     assert load_tokenizer(ModelConfig(path=str(tmp_path))).chat_template == source("qwen3")
     (tmp_path / "chat_template.jinja").write_text(source("llama3"))

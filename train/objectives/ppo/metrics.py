@@ -1,4 +1,4 @@
-"""What is watched of a rollout and of the steps that learn it.
+"""Metrics of a rollout and of the steps that learn from it.
 
 Shape suffixes: e episodes, n tokens of all answers.
 """
@@ -44,8 +44,8 @@ class Updates:
         self.began = time.monotonic()
         self.outside = self.answered = self.trained = 0.0
 
-    def told(self, ranks: Ranks) -> dict[str, float]:
-        """Of all ranks, which ask together."""
+    def metrics(self, ranks: Ranks) -> dict[str, float]:
+        """Sums over all ranks, which call it together."""
         outside, answered, trained = ranks.sum([self.outside, self.answered, self.trained])
         seconds = max(time.monotonic() - self.began, SHORTEST)
         return {
