@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,7 @@ from eval.tasks import TASKS
 from tests.support.commands import seconds_of
 from zerotune.common.errors import UserError
 from zerotune.data import readers, rows
-from zerotune.inference import requests
-from zerotune.inference.prompt import Prompter
+from zerotune.inference.requests import Generated
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "jinja2"}
@@ -240,18 +238,12 @@ def test_the_documented_task_works() -> None:
     """The page's own code, run as it stands."""
     page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
-    names: dict[str, object] = {
-        "Sequence": Sequence,
-        "Prompter": Prompter,
-        **vars(protocols),
-        **vars(requests),
-        **vars(rows),
-    }
+    names: dict[str, object] = {}
     exec(code, names)
     task = names["TASK"]
     assert isinstance(task, protocols.Task)
     item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
-    assert task.score(item, [requests.Generated("five")]).values == {"same_length": 1.0}
+    assert task.score(item, [Generated("five")]).values == {"same_length": 1.0}
     with pytest.raises(rows.BadExampleError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
 
