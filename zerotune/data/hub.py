@@ -41,7 +41,7 @@ def from_hub(source: Hub) -> Iterator[Row | BadRow]:
 
     Raises UserError where it cannot be had.
     """
-    from zerotune.data.row_templates import cell, condition  # loads Jinja, for which --help need not wait
+    from zerotune.data.row_templates import cell, condition  # jinja2: not for --help
 
     cells = {column: cell(text, column) for column, text in source.columns.items()}
     belongs = condition(source.where, "where") if source.where else None
