@@ -13,13 +13,9 @@ from eval.config import parse
 from eval.tasks import TASKS
 from tests.support.commands import seconds_of
 from zerotune.common.errors import UserError
-from zerotune.data import readers, rows
-<<<<<<< HEAD
-from zerotune.inference import requests
-from zerotune.inference.prompt import Prompter
-=======
+from zerotune.data import readers
+from zerotune.data.fields import RowError
 from zerotune.inference.requests import Generated
->>>>>>> main
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "jinja2"}
@@ -243,28 +239,13 @@ def test_the_documented_task_works() -> None:
     """The page's own code, run as it stands."""
     page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
-<<<<<<< HEAD
-    names: dict[str, object] = {
-        "Sequence": Sequence,
-        "Prompter": Prompter,
-        **vars(protocols),
-        **vars(rows),
-        **vars(requests),
-    }
-=======
     names: dict[str, object] = {}
->>>>>>> main
     exec(code, names)
     task = names["TASK"]
     assert isinstance(task, protocols.Task)
     item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
-<<<<<<< HEAD
-    assert task.score(item, [requests.Generated("five")]).values == {"same_length": 1.0}
-    with pytest.raises(rows.RowError):
-=======
     assert task.score(item, [Generated("five")]).values == {"same_length": 1.0}
-    with pytest.raises(rows.BadExampleError):
->>>>>>> main
+    with pytest.raises(RowError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
 
 
