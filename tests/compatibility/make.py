@@ -163,9 +163,10 @@ def circumstances() -> dict[str, str]:
     import torch
 
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    processor = [facts.get(name, "") for name in ("model name", "model", "stepping")]
     return {
-        "processor": f"{names[0] if names else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": " ".join([*processor, torch.backends.cpu.get_cpu_capability()]),
         **{name: version(name) for name in ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "peft")},
     }
 
@@ -290,7 +291,7 @@ def _packed(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def pack(folder: Path) -> Path:
     """The archive of `folder`, beside this file, without the names of the machine and its folders."""
-    for path in folder.rglob("*.json"):
+    for path in (*folder.rglob("*.json"), *folder.rglob("*.md")):
         if "checkpoints" not in path.parts:  # whose digests are kept
             text = path.read_text(encoding="utf-8")
             made = text.replace(str(ROOT), "/home/user/zerotune").replace(f'"{socket.gethostname()}"', '"host"')

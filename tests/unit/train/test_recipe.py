@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.commands import seconds_of
 from train.config import Config, SourceConfig, TuningConfig
 from train.fingerprint import FREE_KEYS, PLACES, bound, fingerprint, flat
 from train.recipe import load, parse, to_yaml
@@ -201,7 +201,7 @@ class TestRefusals:
             (["--optim.learning_rate", "x"], "optim.learning_rate: expected a number, got 'x'."),
             (["--run.seed", "null"], "run.seed: expected a whole number, got null."),
             (["--run.seed"], "--run.seed needs a value."),
-            (["x.jsonl"], "unexpected 'x.jsonl'; every value follows an option: --config FILE."),
+            (["x.jsonl"], "'x.jsonl' belongs to no option; quote a value with spaces, part lists by commas."),
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],
@@ -386,20 +386,8 @@ def _replaced(config: Config, key: str, other: Any = "something else") -> Any:
 class TestHelp:
     @pytest.fixture(scope="class")
     def run(self) -> tuple[str, float]:
-        command = [sys.executable, str(ROOT / "train" / "main.py"), "--help"]
-        best, text = 99.0, ""
-        for _ in range(2):  # the first may have to compile
-            before = os.times()
-            started = time.perf_counter()
-            result = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=False
-            )
-            after = os.times()
-            assert result.returncode == 0, result.stderr
-            # The processor's seconds where the machine is busy with other things, the clock's where it is not.
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
-            best, text = min(best, spent, time.perf_counter() - started), result.stdout
-        return text, best
+        seconds, text = seconds_of([sys.executable, str(ROOT / "train" / "main.py"), "--help"])
+        return text, seconds
 
     def test_it_is_complete(self, run: tuple[str, float]) -> None:
         text, _ = run
