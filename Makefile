@@ -48,7 +48,7 @@ types: $(READY) ## mypy --strict over train and eval
 	@$(RUN)/mypy --no-error-summary && echo "mypy: clean"
 
 docs: $(READY) ## the documentation as a site; fails on a dead link or anchor
-	@$(RUN)/python -m sphinx -b html -W --keep-going -q -E -j auto -c docs/site -d build/doctrees . build/docs \
+	@$(RUN)/python -m sphinx -b html -W --keep-going -q -E -c docs/site -d build/doctrees . build/docs \
 	  && echo "docs: build/docs/index.html"
 
 unit: $(READY)
