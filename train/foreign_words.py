@@ -242,7 +242,6 @@ COLUMNS = "columns are named in each source: data.train[0].columns: {our field: 
 NO_PREFERENCES = (
     "there is none: of preferences, reward_model and ppo learn; DPO, KTO and ORPO are not (PPO's is ppo.kl_weight)"
 )
-NO_TIMEOUT = "not needed; see run.hang_seconds"
 MODEL_TELLS = "not needed: the model's folder says it"
 
 # Their key -> why there is none here.
