@@ -162,7 +162,16 @@ def _built_in(task: Task[Any]) -> tuple[Row, ...]:
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Every item's requests. An item that the context cannot take is not cut: it is set aside, with the reason."""
     items = [task.bind(item, prompter) for item in items] if task.bind else items
-    return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
+    return Job(
+        task, items, prompter, [_asked(_requests(task, item, prompter), prompter.context_tokens) for item in items]
+    )
+
+
+def _requests(task: Task[Any], item: Identified, prompter: Prompter) -> Sequence[Request]:
+    try:
+        return task.ask(item, prompter)
+    except UserError as error:
+        raise UserError(f"{item.id}: {error}") from error
 
 
 def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:

@@ -25,7 +25,7 @@ from transformers import (
 
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_file
-from zerotune.data.own_template import default_template, own_template
+from zerotune.data.own_template import default_template, own_template, tool_template
 from zerotune.inference.heads import SequenceClassifier, TokenClassifier
 from zerotune.inference.images import Images, load_images
 from zerotune.inference.model import LanguageModel
@@ -120,6 +120,7 @@ class Checkpoint:
             labels=getattr(self.config, "id2label", None) or {},
             images=lambda: self.images,
             day=day,
+            tool_template=tool_template(self._own_template) if template == "tokenizer" else None,
         )
 
     @cached_property
@@ -130,7 +131,11 @@ class Checkpoint:
     @property
     def chat_template(self) -> str | None:
         """The tokenizer's own; of several the one called default. An older vision model has it in a file of its own."""
-        return default_template(own_template(self.tokenizer, self.folder))
+        return default_template(self._own_template)
+
+    @property
+    def _own_template(self) -> str | dict[str, str] | None:
+        return own_template(self.tokenizer, self.folder)
 
     def digests(self) -> dict[str, str]:
         """sha256 of the weights (all files in order), the configurations, the tokenizer and the chat template."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.document import IGNORED, Document
-from zerotune.data.rows import Message
+from zerotune.data.conversations import Message
 
 Messages = tuple[Message, ...]
 
