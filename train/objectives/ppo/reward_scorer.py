@@ -16,9 +16,10 @@ from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode, Messages
 from zerotune.common.errors import UserError
 from zerotune.inference.budget import choose
-from zerotune.inference.checkpoint import DTYPES, look
+from zerotune.inference.checkpoint import look
 from zerotune.inference.requests import Classified, Classify
 from zerotune.models.folder import resolve
+from zerotune.models.precision import DTYPES
 
 
 class Judge:
