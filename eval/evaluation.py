@@ -39,9 +39,10 @@ from zerotune.data.files import BadRow, Row, expand
 from zerotune.data.hub import Hub, from_hub
 from zerotune.data.rows import load, local
 from zerotune.inference.answer_cache import Journal
-from zerotune.inference.checkpoint import Checkpoint, choose_precision, look
+from zerotune.inference.checkpoint import Checkpoint, look
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Answer, Generate, Generated, Request
+from zerotune.models.precision import choose_precision
 from zerotune.models.run_facts import origin_of
 
 # What numbers may depend on; not all need be installed.
@@ -342,7 +343,7 @@ def _result(
     tasks: Sequence[TaskResult],
     code: Mapping[str, Any] | None,
 ) -> Result:
-    precision = choose_precision(config.precision, ranks.device)
+    precision = choose_precision(config.precision, ranks.device.type == "cuda")
     models = [
         ModelInfo(
             name=c.name,
