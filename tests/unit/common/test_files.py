@@ -27,7 +27,7 @@ def test_everything_below_a_folder_is_flushed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text("b")
     flushed = []
-    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(os.readlink(f"/proc/self/fd/{number}")))
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(str(Path(f"/proc/self/fd/{number}").readlink())))
     sync_tree(tmp_path)
     assert sorted(flushed) == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
 
