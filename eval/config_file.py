@@ -10,6 +10,7 @@ from eval.errors import UserError
 from eval.foreign_words import about
 from eval.suggest import did_you_mean
 from eval.yaml_lines import read_yaml
+from zerotune import shipped
 
 HELP = "; --help lists all"
 SLIP = 0.7  # how alike two options must be, to be taken for a slip of the finger
@@ -30,7 +31,7 @@ def words_of(
     if not isinstance(located.value, dict):
         raise UserError(f"{path}:1: a configuration is a mapping of options to values")
     words, faults = [], []
-    for key, value in located.value.items():
+    for key, value in shipped.with_examples(located.value, path).items():
         place = located.places[key,]
         if key not in known:
             faults.append(f"{place}: unknown option {key}{about(key) or did_you_mean(key, known, SLIP) or HELP}")

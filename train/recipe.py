@@ -1,8 +1,9 @@
 """Recipes: YAML files and dotted command-line options become one checked `Config`.
 
 Later files win over earlier ones and the command line over all files; mappings are merged, lists are replaced. Relative
-paths in a recipe are relative to the current folder. Everything is checked here first, because only here the place of a
-value is known; jsonargparse then fills in the defaults, builds the dataclasses and writes the help.
+paths in a recipe are relative to the current folder; the example data of a shipped recipe is found from any folder.
+Everything is checked here first, because only here the place of a value is known; jsonargparse then fills in the
+defaults, builds the dataclasses and writes the help.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from train.errors import UserError
 from train.options_help import build_parser, print_help
 from train.suggest import about_key, about_value, meant_key, way_of
 from train.value_types import Fault, accepts, clean, is_union, kind_at, shown
+from zerotune import shipped
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -161,7 +163,7 @@ def _read(file: str) -> Located:
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise UserError(f"{file}:1: a recipe is a mapping of keys to values, not {shown(located.value)}.")
-    return located
+    return Located(shipped.with_examples(located.value, path), located.places)
 
 
 def _option(way: Way) -> str:

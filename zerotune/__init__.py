@@ -1,0 +1,1 @@
+"""What training and evaluation share; nothing in here imports `train` or `eval`."""
