@@ -12,9 +12,9 @@ RUN := $(VENV)/bin
 READY := $(VENV)/requirements.lock
 SMOLLM2 := .cache/models/SmolLM2-135M-Instruct
 WORKERS ?= 2
-FAULTS := tests/faults tests/slurm tests/process/test_merge_kill.py tests/process/test_eval_ranks.py tests/unit/test_merge.py \
-  tests/unit/test_gold.py tests/unit/test_lock.py tests/unit/test_eval_calculator.py tests/unit/test_eval_evaluation.py \
-  tests/unit/test_eval_model.py tests/unit/test_slurm_words.py
+FAULTS := tests/faults tests/slurm tests/process/test_merge_kill.py tests/process/test_eval_ranks.py tests/unit/train/test_merge.py \
+  tests/unit/train/test_label_encoder.py tests/unit/train/test_lock.py tests/unit/eval/test_calculator.py tests/unit/eval/test_evaluation.py \
+  tests/unit/inference/test_model.py tests/unit/test_slurm_words.py
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.leave import leave
 from eval.main import main
+from zerotune.common.process_exit import leave
 
 leave(main(sys.argv[1:]))

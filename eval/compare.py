@@ -19,11 +19,12 @@ from eval.metrics.intervals import (
     jackknife_change,
     typical_values,
 )
+from eval.metrics.perplexity import perplexity_of
 from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
 from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, Sample, SampleMetric
 from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskResult
-from eval.scale import CORRELATION
+from zerotune.common.scale import CORRELATION
 
 SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
 SIGNIFICANT = 0.05
@@ -157,7 +158,8 @@ def _left_out(metric: Metric, table: Columns) -> Floats:
     starts = [part[0] for part in parts]
 
     def without(column: Floats) -> Floats:
-        return np.asarray(column.sum() - np.add.reduceat(column, starts))
+        sums = np.add.reduceat(column, starts)  # what stands before and behind: less than all would round away the rest
+        return _before(sums) + _before(sums[::-1])[::-1]
 
     if isinstance(metric, SampleMetric):
         return without(table[metric.name]) / without(np.ones(_count(table)))
@@ -167,6 +169,10 @@ def _left_out(metric: Metric, table: Columns) -> Floats:
         return np.array([metric.of_ratio(ratio) for ratio in ratios.tolist()])
     sums = {key: without(column) for key, column in table.items()}
     return np.array([metric.of({key: column[k : k + 1] for key, column in sums.items()}) for k in range(len(parts))])
+
+
+def _before(sums: Floats) -> Floats:
+    return np.concatenate([[0.0], np.cumsum(sums[:-1])])
 
 
 def _left_out_of_rows(metric: CorpusMetric, table: Columns, parts: Sequence[NDArray[np.int64]]) -> Floats:
@@ -228,7 +234,7 @@ def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
     values = value(metric, base), value(metric, other)
     if metric.scale.is_ratio:
         found = jackknife_change(math.log(values[1] / values[0]), np.log(after / before))
-        return found and dataclasses.replace(found, interval=_through(math.exp, found.interval))
+        return found and dataclasses.replace(found, interval=_through(perplexity_of, found.interval))
     reach = metric.scale.high - metric.scale.low
     if metric.scale is CORRELATION and np.all(np.abs([*before, *after, *values]) < 1):
         return _correlation_change(values, before, after, reach)
@@ -279,7 +285,7 @@ def _noticeable(metric: Metric, error: float) -> float | None:
     least = detectable(error)
     if isinstance(metric, RatioMetric) and _is_unlimited(metric):
         return metric.of_ratio(least)
-    return math.exp(least) if metric.scale.is_ratio else least
+    return perplexity_of(least) if metric.scale.is_ratio else least
 
 
 def _test(metric: Metric) -> str:
@@ -288,8 +294,9 @@ def _test(metric: Metric) -> str:
 
 def _won(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
     before, after = per_sample(metric, base), per_sample(metric, other)
-    gains = (after - before) * (1 if metric.higher_is_better else -1)
-    threshold = SAME * np.abs(before)
+    with np.errstate(invalid="ignore"):  # infinite on both sides: a tie
+        gains = (after - before) * (1 if metric.higher_is_better else -1)
+    threshold = np.where(np.isfinite(before), SAME * np.abs(before), 0.0)
     return (gains > threshold).astype(np.int64) - (gains < -threshold).astype(np.int64)
 
 
@@ -326,7 +333,9 @@ def _is_point(interval: Interval) -> bool:
 
 
 def _parts(interval: Interval | None) -> tuple[float | None, float | None, str | None]:
-    """One without width, as of rows that are all equal, is none: nothing in them says how others would differ."""
-    if interval is None or _is_point(interval):
+    """One without width, as of rows that are all equal, is none: nothing in them says how others would differ. Nor is
+    one without an end.
+    """
+    if interval is None or _is_point(interval) or not math.isfinite(interval.high):
         return None, None, None
     return interval.low, interval.high, interval.method

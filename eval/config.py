@@ -18,14 +18,14 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from eval.config_file import SLIP, words_of
-from eval.errors import UserError
-from eval.file_options import FileOptions
-from eval.files import nearest
 from eval.foreign_words import about
 from eval.protocols import Task
-from eval.suggest import did_you_mean
 from eval.tasks import TASKS, samples
 from eval.tasks.find import find
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
+from zerotune.common.suggest import did_you_mean
+from zerotune.data.file_options import FileOptions
 
 REPEATABLE = ("model", "data", "training_data", "filter")
 WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)": .*(?:Got|Given) value: (?P<value>.*)')

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.errors import UserError
 from eval.foreign_words import about
-from eval.suggest import did_you_mean
-from eval.yaml_lines import read_yaml
 from zerotune import shipped
+from zerotune.common.errors import UserError
+from zerotune.common.suggest import did_you_mean
+from zerotune.common.yaml_lines import read_yaml
 
 HELP = "; --help lists all"
 SLIP = 0.7  # how alike two options must be, to be taken for a slip of the finger

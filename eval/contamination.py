@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from eval.compare import compare
-from eval.errors import UserError
-from eval.file_options import DEFAULT, FileOptions, RowFilter
-from eval.files import expand
-from eval.labelled_lines import decoded
 from eval.overlap import Fields, Index, fields
 from eval.protocols import Metric, Sample
-from eval.readers import BadRow, Row, read
 from eval.result import Contamination, Overlap, TaskResult
-from eval.text_files import kind_of
+from zerotune.common.errors import UserError
+from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
+from zerotune.data.files import expand
+from zerotune.data.labelled_lines import decoded
+from zerotune.data.readers import BadRow, Row, read
+from zerotune.data.text_files import kind_of
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel
 
-from eval.checkpoint import look
-from eval.dequantize import require_plain_numbers
-from eval.errors import UserError
 from eval.metrics.consistency import consistency
-from eval.protocols import Answer, Sample, SampleMetric, Task
+from eval.protocols import Sample, SampleMetric, Task
 from eval.result import ModelInfo
-from eval.scale import CORRELATION
 from eval.tasks import dialogue
+from zerotune.common.errors import UserError
+from zerotune.common.scale import CORRELATION
+from zerotune.inference.checkpoint import look
+from zerotune.inference.requests import Answer
+from zerotune.models.dequantize import require_plain_numbers
 
 SAME_MEANING = 0.7  # above it an answer counts as right, as in the published evaluation
 NAME = "encoder"
@@ -114,7 +115,8 @@ class Encoder:
         """Cosine, in [-1, 1]; 0 where either text is blank."""
         if not one.strip() or not other.strip():
             return 0.0
-        return float(torch.dot(self._embedding(one), self._embedding(other)))
+        cosine = float(torch.dot(self._embedding(one), self._embedding(other)))
+        return min(1.0, max(-1.0, cosine))  # rounding goes beyond
 
     def _embedding(self, text: str) -> Tensor:
         if text not in self._known:

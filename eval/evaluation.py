@@ -18,29 +18,31 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from eval.checkpoint import Checkpoint, choose_precision, look
-from eval.choice import choose, fewer
+from eval.cached_model import Speaker
 from eval.compare import compare, corrected, outcomes
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
 from eval.encoder import by_meaning, describe
-from eval.errors import UserError
-from eval.file_options import DEFAULT
-from eval.files import BadRow, Row, expand, sha256_file
-from eval.host_memory import keep_freed_memory
-from eval.hub import from_hub
-from eval.journal import Journal
 from eval.names import of_files
 from eval.names import of_models as names_of
-from eval.origin import origin_of
-from eval.own_code import code_state, own_version
-from eval.prompt import Prompter
-from eval.protocols import Answer, Generate, Generated, Hub, Identified, Request, Sample, Task
+from eval.protocols import Identified, Sample, Task
 from eval.ranks import Ranks
 from eval.result import Evaluation, Fewer, ModelInfo, Result, Skipped, TaskResult
-from eval.rows import load, local
-from eval.speaker import Speaker
+from eval.subsample import choose, fewer
 from eval.tasks.find import find, is_file
+from zerotune.common.errors import UserError
+from zerotune.common.files import sha256_file
+from zerotune.common.host_memory import keep_freed_memory
+from zerotune.common.version import code_state, own_version
+from zerotune.data.file_options import DEFAULT
+from zerotune.data.files import BadRow, Row, expand
+from zerotune.data.hub import Hub, from_hub
+from zerotune.data.rows import load, local
+from zerotune.inference.answer_cache import Journal
+from zerotune.inference.checkpoint import Checkpoint, choose_precision, look
+from zerotune.inference.prompt import Prompter
+from zerotune.inference.requests import Answer, Generate, Generated, Request
+from zerotune.models.run_facts import origin_of
 
 # What numbers may depend on; not all need be installed.
 LIBRARIES = (

@@ -7,19 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Run as a script, eval/ itself comes first, and the package would not be found without an installation.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "eval")]  # runs uninstalled too
 
-from eval.leave import CTRL_C, die_quietly_of_ctrl_c, leave, let_the_first_speak, tell_launcher
+from zerotune.common.process_exit import CTRL_C, die_quietly_of_ctrl_c, leave, let_the_first_speak, tell_launcher
 
 die_quietly_of_ctrl_c()  # what follows takes a while
 
 from eval.config import Config, parse
-from eval.errors import UserError
-from eval.masking import hide_secrets, printable
 from eval.preflight import check_inputs
-from eval.progress import say, shortened
-from eval.sentinel import Sentinel, tell
+from zerotune.common.console import say, shortened
+from zerotune.common.errors import UserError
+from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.sentinel import Sentinel, tell
 
 
 def _checked(arguments: Sequence[str]) -> Config:
@@ -60,10 +60,10 @@ def main(arguments: Sequence[str]) -> int:
 def _run(config: Config) -> None:
     say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
     say("importing libraries")
+    from eval.cached_model import open_journal
     from eval.evaluation import evaluate
     from eval.ranks import join
     from eval.report import show, write
-    from eval.speaker import open_journal
 
     ranks = join()
     evaluation = evaluate(config, ranks, open_journal(config, ranks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from eval.origin import origin_of
+from zerotune.models.run_facts import origin_of
 
 
 def shortest(paths: Sequence[str]) -> list[str]:

@@ -1,45 +1,79 @@
-"""What can be known of an evaluation's inputs before torch is imported."""
+"""What can be known of an evaluation's inputs and outputs before torch is imported."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from eval.checkpoint_folder import require_checkpoint
 from eval.config import Config
-from eval.errors import UserError
-from eval.files import expand, read
-from eval.readers import BadRow
-from eval.text_files import begins_slowly
+from eval.protocols import Task
+from zerotune.common.errors import UserError
+from zerotune.common.files import require_writable
+from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
+from zerotune.data.files import expand, read
+from zerotune.data.readers import BadRow, Row
+from zerotune.data.rows import BadExampleError
+from zerotune.data.text_files import TABLES, begins_slowly, kind_of
+from zerotune.models.checkpoint_folder import require_checkpoint
 
 FIRST_ROWS = 10
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError with everything wrong with the checkpoints' folders and the data's files."""
+    """Raises UserError with everything wrong with the checkpoints' folders, the data's files, their first rows, and
+    the folders that results go to.
+    """
     found = []
-    for check in _checks(config):
+    for option, check in _checks(config):
         try:
             check()
         except UserError as error:
-            found.append(str(error))
+            found.append(f"{option}: {error}" if option else str(error))
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
 
 
-def _checks(config: Config) -> Iterator[Callable[[], object]]:
-    yield from (partial(require_checkpoint, folder) for folder in config.folders)
-    for path in dict.fromkeys(path for task in config.task_names for path in config.data_of(task)):
-        yield partial(_check_files, path, config)
-    yield from (partial(expand, path) for path in config.training_data)
+def _checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The option that each is about, where its message does not tell; and the check."""
+    yield from (("", partial(require_checkpoint, folder)) for folder in config.folders)
+    if config.encoder:
+        yield "--encoder", partial(require_checkpoint, config.encoder)
+    for task in config.chosen_tasks:
+        given = config.data_of(task.name)
+        for path in given or ([task.source] if isinstance(task.source, str) else []):
+            yield "", partial(_check_files, path, task, config.file_options if given else DEFAULT)
+    yield from (("", partial(expand, path)) for path in config.training_data)
+    yield "--out", partial(require_writable, Path(config.out))
+    if config.tensorboard:
+        yield "--tensorboard", partial(require_writable, Path(config.tensorboard))
 
 
-def _check_files(path: str, config: Config) -> None:
-    """Raises UserError where files are not there, or no first row of the first can be read."""
+def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
+    """Raises UserError where files are not there, or the task can take no first row of the first."""
     file = expand(path)[0]
     if begins_slowly(file):
         return
-    first = list(itertools.islice(read(file, 0, config.file_options), FIRST_ROWS))
-    if first and all(isinstance(row, BadRow) for row in first):
-        raise UserError(str(first[0]))
+    chosen = RowFilter(options.filter)
+    first = list(itertools.islice(read(file, 0, options), FIRST_ROWS))
+    bad = [_problem(row, task) for row in first if isinstance(row, BadRow) or chosen.takes(row.value)]
+    if bad and all(bad):
+        raise UserError(str(bad[0]))
+    if kind_of(file) in TABLES:
+        try:
+            chosen.require_columns()
+        except UserError as error:
+            raise UserError(f"--filter: {error}") from error
+
+
+def _problem(row: Row | BadRow, task: Task[Any]) -> BadRow | None:
+    """Why the task cannot take the row; some (one that is wrong, among others) are told with all others later."""
+    if isinstance(row, BadRow):
+        return row
+    try:
+        task.load(row)
+    except BadExampleError as reason:
+        return row.refused(str(reason))
+    return None

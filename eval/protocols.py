@@ -1,4 +1,4 @@
-"""The shapes that the rooms of `eval` share: tasks, what they ask of a model, what comes back, and metrics.
+"""What the modules of `eval` share: tasks, their outcomes, metrics and tables.
 
 A task never sees a model, and the runner never sees a task: between them stand requests and answers.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from eval.scale import SHARE, Scale
+from zerotune.common.scale import SHARE, Scale
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from eval.prompt import Prompter
-    from eval.readers import Row
+    from zerotune.data.hub import Hub
+    from zerotune.data.readers import Row
+    from zerotune.inference.prompt import Prompter
+    from zerotune.inference.requests import Answer, Head, Request
 
 
 class Identified(Protocol):
@@ -30,132 +32,6 @@ class Identified(Protocol):
 
 Item = TypeVar("Item", bound=Identified)
 Columns = Mapping[str, "NDArray[np.float64]"]  # name of a number -> that number of each sample
-
-
-@dataclass(frozen=True)
-class Score:
-    """How probable is `continuation_ids` after `prefix_ids`? Neither may be empty.
-
-    bytes: the UTF-8 bytes that the continuation stands for, where the asker needs them back.
-    images: files that the prefix shows, in the order of their places in it.
-    """
-
-    prefix_ids: tuple[int, ...]
-    continuation_ids: tuple[int, ...]
-    bytes: int = 0
-    images: tuple[str, ...] = ()
-
-    @property
-    def slots(self) -> int:
-        """Token positions that it occupies in the end."""
-        return len(self.prefix_ids) + len(self.continuation_ids)
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Continue `prefix_ids` until one of `stop_ids`, one of `stop_texts` or `max_new_tokens`.
-
-    temperature: 0 is greedy; above, tokens are drawn, each by a function of (seed, prefix, its place), so that neither
-    the batch nor the number of processes changes what is drawn. images: as in `Score`.
-    """
-
-    prefix_ids: tuple[int, ...]
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    stop_texts: tuple[str, ...] = ()
-    temperature: float = 0.0
-    seed: int = 0
-    images: tuple[str, ...] = ()
-    top_k: int = 0
-    top_p: float = 1.0
-
-    @property
-    def slots(self) -> int:
-        """Token positions that it occupies in the end."""
-        return len(self.prefix_ids) + self.max_new_tokens
-
-
-@dataclass(frozen=True)
-class Tag:
-    """Which class has each token of `prefix_ids`? For checkpoints with a token-classification head."""
-
-    prefix_ids: tuple[int, ...]
-
-    @property
-    def slots(self) -> int:
-        """Token positions that it occupies."""
-        return len(self.prefix_ids)
-
-
-@dataclass(frozen=True)
-class Classify:
-    """Which class has `prefix_ids` as a whole? For checkpoints with a sequence-classification head.
-
-    second: where the second of two sentences begins, for models that want to know (token_type_ids); 0: nowhere.
-    """
-
-    prefix_ids: tuple[int, ...]
-    second: int = 0
-
-    @property
-    def slots(self) -> int:
-        """Token positions that it occupies."""
-        return len(self.prefix_ids)
-
-
-Request = Score | Generate | Tag | Classify
-
-
-@dataclass(frozen=True)
-class Scored:
-    """log_prob: natural logarithm, summed over the continuation's `tokens`. bytes: as asked.
-
-    greedy: whether each token of the continuation is the most probable one in its place.
-    """
-
-    log_prob: float
-    tokens: int
-    bytes: int = 0
-    greedy: bool = False
-
-
-@dataclass(frozen=True)
-class Generated:
-    """text: without the stop token and other special tokens, and up to the stop text. finished: whether a stop came
-    before the limit.
-
-    What tasks see is without reasoning (`eval.reasoning`). reasoning: what was set aside; then `written` is all of it
-    as the model wrote it, for who lets it go on. only_reasoning: it did not come to an answer, and `text` is empty.
-    """
-
-    text: str
-    tokens: int = 0
-    finished: bool = True
-    reasoning: str = ""
-    written: str = ""
-    only_reasoning: bool = False
-
-    @property
-    def turn(self) -> str:
-        """The turn as the model wrote it."""
-        return self.written or self.text
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """The number of the most probable class of each token."""
-
-    classes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Classified:
-    """The head's outputs: a logit for each class, or the value of a head with one output."""
-
-    logits: tuple[float, ...]
-
-
-Answer = Scored | Generated | Tagged | Classified
 
 
 @dataclass(frozen=True)
@@ -242,32 +118,6 @@ class Table:
     shares: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Hub:
-    """Where a task's rows come from when the user names no file.
-
-    split and name (of a part): one, or several separated by commas. files: which of the repository's files hold them,
-    with {name} and {split} in it; for data sets whose own layout `datasets` does not read, and for large ones, of which
-    it would fetch every split.
-    columns: what the task reads -> the data set's column, or a template over them (`eval.cells`); none where the task
-    reads them as they are. classes: a column -> the names of the numbers in it, where the data set does not know them.
-    where: a Jinja expression over the data set's columns; a row for which it does not hold is no row of this source
-    (the documentation says which ones those are).
-    """
-
-    path: str
-    split: str
-    name: str | None = None
-    revision: str | None = None
-    files: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    where: str | None = None
-
-
-Head = Literal["language", "vision", "tokens", "sequence"]
-
-
 def unchanged(items: list[Any]) -> list[Any]:
     """Every row is asked."""
     return items
@@ -277,7 +127,7 @@ def unchanged(items: list[Any]) -> list[Any]:
 class Task(Generic[Item]):
     """One evaluation.
 
-    version: raised whenever a number could change. load: a row to an item; raises `eval.rows.BadExampleError` for one
+    version: raised whenever a number could change. load: a row to an item; raises `BadExampleError` for one
     that does not fit. ask: the requests of one item. score: its outcome, given the answers in the order of requests;
     it needs no model and no file, so training can call it for validation and as a reward.
     bind: an item as one checkpoint sees it (its classes by name, its tokens by word), before it is asked; `score` gets

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from eval.errors import UserError
+from zerotune.common.errors import UserError
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(hours=12)  # for the slowest rank's share

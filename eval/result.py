@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.masking import mask_all
-from eval.origin import Origin
 from eval.protocols import Sample, Table
+from zerotune.common.masking import mask_all
+from zerotune.models.run_facts import Origin
 
 SCHEMA = "zerotune.evaluation"
 SCHEMA_VERSION = 7
@@ -85,7 +85,7 @@ class MetricResult:
     """One metric of one task.
 
     level: sample (a mean over samples) or corpus (a function of all of them). is_share: the share of right samples.
-    scale: the values it can take (`eval.scale`); on the scale "perplexity" differences are ratios.
+    scale: the values it can take (`zerotune.common.scale`); on the scale "perplexity" differences are ratios.
     groups: the same for the parts of the data, where the task names any.
     """
 

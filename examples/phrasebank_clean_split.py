@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's eval, uninstalled too
 
-from eval.errors import UserError
-from eval.files import write_atomically
-from eval.labelled_lines import labelled_lines
 from eval.overlap import Index, words
+from zerotune.common.errors import UserError
+from zerotune.common.files import write_atomically
+from zerotune.data.labelled_lines import labelled_lines
 
 
 class Row(NamedTuple):

@@ -30,7 +30,7 @@ shift
 ask "${CONTAINER[@]}" python -m train.run_folder --config "${training[@]}" || exit 64
 folder=$ANSWER
 # A mistake here would be told only after the training.
-ask "${CONTAINER[@]}" python -m eval.check --model "$folder/merged" --out "$folder/evaluation" "$@" || exit 64
+ask "${CONTAINER[@]}" python -m eval.validate --model "$folder/merged" --out "$folder/evaluation" "$@" || exit 64
 
 # Sets ID to the number of the job. Without all three there is no chain: the jobs before are cancelled.
 submitted=()

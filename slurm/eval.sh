@@ -28,7 +28,7 @@ trap on_warning USR1
 
 count_ranks
 config=$(accelerate_config "")
-ask on_first_node python -m eval.check "$@" || exit 64 # options that cannot be meant, before any rank starts
+ask on_first_node python -m eval.validate "$@" || exit 64 # options that cannot be meant, before any rank starts
 journal=$ANSWER                                        # empty where the next start would not read it
 if [ -n "$warned" ]; then
     refuse_short_limit "one answer"

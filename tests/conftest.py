@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.faults.runs import Zygote
+    from tests.support.fault_runs import Zygote
 
 # Before torch or transformers is imported anywhere: two workers share two cores, and no test asks a hub.
 for name, value in {
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """Starts training processes without the seconds that imports take."""
-    from tests.faults.runs import Zygote
+    from tests.support.fault_runs import Zygote
 
     warm = Zygote()
     yield warm

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from eval.file_options import FileOptions
 from train.config import LEARNS_FROM, Config, OptimConfig
 from train.config_ppo import PpoConfig
 from train.fingerprint import flat
+from zerotune.data.file_options import FileOptions
 
 # Intervals as mathematicians write them: [ and ] include the end, ( and ) leave it out. None is never checked.
 RANGES = {

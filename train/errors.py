@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.errors import CannotWriteError, UserError
+from zerotune.common.errors import CannotWriteError, UserError
 
 __all__ = ["CannotWriteError", "EndedWithError", "NoCheckpointError", "NumericsError", "UserError"]
 

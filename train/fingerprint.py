@@ -26,7 +26,7 @@ FREE_KEYS = (
     "data.cache_folder",
     "data.workers",
 )
-# Where content is found, and not what it is: digests tell that (train/engine/saving.py), so it may move.
+# Where content is found, and not what it is: digests tell that (train/checkpoint/manager.py), so it may move.
 PLACES = ("model.path", "model.revision", "model.tokenizer", "ppo.value_model")
 PLACES_INSIDE = ("path", "revision", "split")  # of a source, of a part of PPO's reward
 PLACES_IF_FILES = {"data.chat_template": ".jinja", "ppo.task": ".yaml"}  # else a name, which says what it is

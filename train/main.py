@@ -10,18 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from eval.leave import die_quietly_of_ctrl_c, leave, let_the_first_speak
+from zerotune.common.process_exit import die_quietly_of_ctrl_c, leave, let_the_first_speak
 
 die_quietly_of_ctrl_c()  # what follows takes a while
 
-from eval.masking import hide_secrets
-from eval.progress import say, shortened
 from train.config import Config
-from train.engine.stop import Interrupted, Stop
-from train.errors import UserError
-from train.failure import tell
+from train.failure.report_error import report_error
+from train.failure.stop import Interrupted, Stop
 from train.fingerprint import flat
 from train.recipe import parse
+from zerotune.common.console import say, shortened
+from zerotune.common.errors import UserError
+from zerotune.common.masking import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +47,20 @@ def run(config: Config, stop: Stop) -> None:
 
     What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
     """
-    from train.engine import record
-    from train.engine.board import Board
+    from train.checkpoint.manager import Checkpoints
+    from train.engine import run_info
     from train.engine.flops import Peak, model_flops_per_token, peak_flops
     from train.engine.loop import Loop
+    from train.engine.metric_writer import Board
     from train.engine.optimizer import build
     from train.engine.runtime import Runtime
-    from train.engine.saving import Checkpoints
-    from train.engine.session import describe, session
     from train.models.answers import Recorder
     from train.objectives import OBJECTIVES
+    from train.session import describe, session
     from train.tuning import TUNINGS, share_trained
 
     kind = OBJECTIVES[config.objective]
-    metric = kind.judged_by if config.validation.metric == "auto" else config.validation.metric
+    metric = kind.best_metric if config.validation.metric == "auto" else config.validation.metric
     if metric not in kind.lower_is_better:
         known = ", ".join(kind.lower_is_better)
         raise UserError(f"validation.metric: {config.objective} has no {metric}; it has {known}")
@@ -72,11 +72,13 @@ def run(config: Config, stop: Stop) -> None:
     )
     with session(config, runtime, stop) as held:
         folder = held.folder
-        tuning = TUNINGS[config.tuning.kind](config.tuning, config.run.seed, model=config.model, task=kind.model_use)
+        tuning = TUNINGS[config.tuning.kind](
+            config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type
+        )
         say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
         say("loading the model")
-        model = objective.complete(tuning.apply(objective.load_model()))
+        model = objective.add_modules(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
@@ -111,7 +113,7 @@ def run(config: Config, stop: Stop) -> None:
                 log.info("finished after step %d: %s", outcome.step, outcome.reason)
             runtime.close()
             if runtime.main:
-                record.write(folder, **objective.facts, ended=outcome.reason)  # a stream knows its facts only now
+                run_info.write(folder, **objective.metadata, ended=outcome.reason)  # a stream knows its facts only now
             if runtime.main and outcome.state == "finished":
                 outcome = held.hand_over(config, outcome)
             held.finish(outcome)
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Interrupted:
             return stop.leave()
         except Exception as error:
-            return stop.leave() if stop.leaves else tell(error)
+            return stop.leave() if stop.leaves else report_error(error)
         return stop.exit_code
 
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from eval.dequantize import quantization_method, refuse_twice
-from eval.file_options import RowFilter
-from eval.readers import BadRow, read
-from eval.text_files import begins_slowly, kind_of
 from train.config import Config, SourceConfig
-from train.data.fields import Fields, RowError
 from train.data.formats import FORMATS
 from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
-from train.errors import UserError
-from train.models.place import local_folder, require_model, require_tokenizer
+from zerotune.common.errors import UserError
+from zerotune.common.files import require_writable
+from zerotune.data.fields import Fields, RowError
+from zerotune.data.file_options import RowFilter
+from zerotune.data.readers import BadRow, read
+from zerotune.data.text_files import TABLES, begins_slowly, kind_of
+from zerotune.models.dequantize import quantization_method, refuse_twice
+from zerotune.models.place import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
-TABLES = (".csv", ".tsv", ".parquet", ".arrow")  # every row has the same columns
 
 
 def check_inputs(config: Config) -> None:
@@ -55,7 +54,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "data.chat_template", partial(require_template, config.data.chat_template)
     for key, source in sources(config):
         yield key, partial(_check_source, source, key, config)
-    yield "run.folder", partial(_check_writable, Path(config.run.folder))
+    yield "run.folder", partial(require_writable, Path(config.run.folder))
 
 
 def sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
@@ -127,20 +126,8 @@ def _look(source: FileSource, asks: bool) -> Problems:
                 except RowError as error:
                     problems.lacks(row.value, error)
         if kind_of(file) in TABLES:
-            require_columns(chosen, source.key)
+            try:
+                chosen.require_columns()
+            except UserError as error:
+                raise UserError(f"{source.key}.filter: {error}") from error
     return problems
-
-
-def require_columns(chosen: RowFilter, key: str) -> None:
-    """Raises UserError where a table has no column of a filter's name."""
-    missing = [column for column, seen in chosen.seen.items() if not seen]
-    if chosen.rows and not chosen.kept and missing:
-        raise UserError(f"{key}.filter: there is no column `{missing[0]}`; the columns are {', '.join(chosen.columns)}")
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"{folder} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be written: no permission in {existing}")

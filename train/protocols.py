@@ -125,34 +125,66 @@ class Ranks(Group, Protocol):
         ...
 
 
-class Objective(Protocol):
-    """What is learned.
+class Rollouts(Protocol):
+    """The optional part of an objective: for those whose steps learn from samples of the model in training. These
+    defaults hold where the steps are a function of the data alone.
+    """
+
+    def can_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint after `step` steps holds all that the next step needs."""
+        return True
+
+    def next_batch_is_slow(self, step: int) -> bool:
+        """Whether preparing the step after `step` steps is slow (a rollout), so that the loop first asks for stop
+        requests. Only where `can_checkpoint` is true.
+        """
+        return False
+
+    def after_step(self, step: int) -> None:
+        """Called by all ranks together after step number `step`, before metrics, validation and checkpoints: the only
+        place between two steps where an objective changes its state.
+        """
+        return
+
+    def extra_metrics(self) -> Mapping[str, float]:
+        """Extra metrics of the last step, by full name; identical on all ranks. They are written at once."""
+        return {}
+
+    def state(self) -> Mapping[str, float]:
+        """What a checkpoint keeps of the objective beside weights and step."""
+        return {}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Restore what `state` returned."""
+        return
+
+
+class Objective(Rollouts, Protocol):
+    """What is learned. An objective names this class as its base and has its defaults.
 
     terms: the names of the loss's terms. The loss is the sum over terms of (sum over everything) / (count over
         everything).
-    lower_is_better: for each validation metric that can choose the best checkpoint. judged_by: the one that does by
-        default.
-    model_use: peft's name for what the model is used for.
-    tokenizer: The one in use.
+    lower_is_better: for each validation metric that can choose the best checkpoint.
+    best_metric: the metric that chooses it by default.
+    peft_task_type: CAUSAL_LM, TOKEN_CLS, SEQ_CLS or FEATURE_EXTRACTION.
+    tokenizer: the one in use.
     """
 
-    terms: tuple[str, ...]
+    terms: tuple[str, ...] = ("loss",)
     lower_is_better: Mapping[str, bool]
-    judged_by: str
-    model_use: str
+    best_metric: str
+    peft_task_type: str
     tokenizer: Any
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 
     @property
     def plan(self) -> Plan:
-        """The arithmetic of the run. A stream that ends before the planned steps replaces it when it gives its last
-        one.
-        """
+        """The arithmetic of the run. A stream that ends before the planned steps replaces it with its last step."""
         ...
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """What run.json and the checkpoints record: digests of data, model and chat template, counts of rows so far."""
         ...
 
@@ -160,33 +192,9 @@ class Objective(Protocol):
         """The model before tuning and sharding."""
         ...
 
-    def complete(self, model: nn.Module) -> nn.Module:
+    def add_modules(self, model: nn.Module) -> nn.Module:
         """The tuned model with what the objective trains beside it, before sharding."""
-        ...
-
-    def can_pause(self, step: int) -> bool:
-        """Whether a checkpoint after `step` steps holds all that the next one needs."""
-        ...
-
-    def prepares_long(self, step: int) -> bool:
-        """Whether the batches of the step after `step` steps take long to get, so that a stop is asked for before. Only
-        where it can pause.
-        """
-        ...
-
-    def watched(self) -> Mapping[str, float]:
-        """What else there is to tell after this step, by full name; equal on all ranks, which ask together after every
-        step. It is written at once.
-        """
-        ...
-
-    def state(self) -> Mapping[str, float]:
-        """What a checkpoint keeps of the objective beside weights and step."""
-        ...
-
-    def resume(self, state: Mapping[str, float]) -> None:
-        """Take up what `state` gave."""
-        ...
+        return model
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
         """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank. Ends with
@@ -204,17 +212,17 @@ class Objective(Protocol):
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
         """A few prompts continued, for people to read: held-out ones, and where answers are rewarded some of those last
-        trained on. Asked for after `validate`.
+        trained on. Called after `validate`.
         """
-        ...
+        return []
 
     def real_rows(self) -> Sequence[Sequence[int]]:
         """Tokens of a row or none, the same on all ranks, for the batch whose answers are recorded."""
-        ...
+        return []
 
     def save_assets(self, folder: Path) -> None:
-        """What a merged checkpoint needs beside the weights: the tokenizer with its chat template, names of labels."""
-        ...
+        """Write what a merged checkpoint needs beside the weights: the tokenizer with its chat template."""
+        self.tokenizer.save_pretrained(folder)
 
 
 class Tuning(Protocol):

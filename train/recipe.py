@@ -17,15 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.files import nearest
-from eval.yaml_lines import Located, Way, dotted, dump_yaml, parse_yaml, read_yaml
 from train.checks import problems
 from train.config import Config
-from train.errors import UserError
 from train.options_help import build_parser, print_help
 from train.suggest import about_key, about_value, meant_key, way_of
 from train.value_types import Fault, accepts, clean, is_union, kind_at, shown
 from zerotune import shipped
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
+from zerotune.common.yaml_lines import Located, Way, dotted, dump_yaml, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

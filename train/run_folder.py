@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from eval.leave import die_quietly_of_ctrl_c
-from eval.masking import hide_secrets, printable
-from train.errors import UserError
 from train.recipe import parse
+from zerotune.common.errors import UserError
+from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args, get_origin
 
-from eval.yaml_lines import Way, dotted
 from train.config import Config
 from train.foreign_words import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
 from train.value_types import is_section, kind_at, leaf_ways
+from zerotune.common.yaml_lines import Way, dotted
 
 SAME_SECTION, ANYWHERE = 0.7, 0.9  # how alike two words must be (difflib), to be taken for a slip of the finger
 

@@ -1,1 +1,1 @@
-"""What training and evaluation share; nothing in here imports `train` or `eval`."""
+"""What training and evaluation both stand on. Nothing here imports `train` or `eval`."""

@@ -22,6 +22,9 @@ _PARTICLES = (
 _WORD_OR_NUMBER = rf"[[{IN_WORD}.:/^-]--[{UNSPACED}]]"  # after `normalise` these signs stand only in numbers and grades
 
 
+_NO_MINUS = "(?<![负負]|零下|氷点下|영하 ?|マイナス|마이너스 ?|(?:negative|minus|moins|menos|минус) )"  # in words
+
+
 def contains(prediction: str, reference: str) -> float:
     """1.0 where the reference stands in the prediction as whole words or numbers ("5" is not in "-5", "15", "2:5" or
     "5万", "C" not in "C++"), in Korean also before particles, or, in a script without spaces, as whole letters; else
@@ -45,8 +48,8 @@ def _holds(part: str, whole: str) -> bool:
 
 def _before(part: str) -> str:
     if _IN_WORD.match(part[0]):
-        return f"(?<!{_WORD_OR_NUMBER})"
-    return "(?<!-)"  # "$5" is not in "-$5"
+        return f"(?<!{_WORD_OR_NUMBER})" + (_NO_MINUS if part[0].isdigit() else "")
+    return "(?<!-)" + _NO_MINUS  # "$5" is not in "-$5"
 
 
 def _after(part: str) -> str:

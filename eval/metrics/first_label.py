@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import regex
 
@@ -58,7 +57,7 @@ def _end(line: str, said: str, form: str) -> int:
     if _GLUED.match(behind) or (behind[:1].isdigit() and form[-1].isdigit()):
         return 0
     ends = (k for k in range(1, len(line) + 1) if normalise(line[:k]) == form)
-    end = next(islice(ends, 1), 0)
+    end = next(ends, 0)
     rest = line[end:]
     if not end or not rest or not _LETTER.match(rest):
         return end

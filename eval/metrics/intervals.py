@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtr, stdtrit
 
-from eval.scale import Scale
+from zerotune.common.scale import Scale
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -111,7 +111,7 @@ def _subsets(count: int) -> NDArray[np.uint8]:
 
 
 def _error(value: float, left_out_b: Floats) -> float:
-    return math.sqrt((len(left_out_b) - 1) / len(left_out_b) * float(((left_out_b - value) ** 2).sum()))
+    return math.sqrt((len(left_out_b) - 1) / len(left_out_b)) * math.hypot(*(left_out_b - value).tolist())
 
 
 def _quantile(left_out_b: Floats) -> float:

@@ -1,9 +1,10 @@
 """Numbers in answers, as people and models write them: read whole, or not at all.
 
-Read are signs, thousands separators (1,234; 1'234; 1_234; 12,34,567), currency and percent signs, decimals, fractions
-(3/4, 1 1/2), powers of ten (1.5e3, 1.5 × 10^3), scale words (2 million, 3万, 5k), digits of every script and width, and
-LaTeX. Not read are ranges, dates, times, ratios, sums (10-8, 3:30, 2+3), lists (3,5), numbers in words (twenty,
-二十) and what is longer than `LONGEST`: the value is None. A number inside a name (H2O, COVID-19) is none.
+Read are signs (also in words: 负5, minus 5), thousands separators (1,234; 1'234; 1_234; 12,34,567), currency and
+percent signs, decimals, fractions (3/4, 1 1/2), powers of ten (1.5e3, 1.5 × 10^3), scale words (2 million, 3万, 5k),
+digits of every script and width, and LaTeX. Not read are ranges, dates, times, ratios, sums (10-8, 3:30, 2+3), lists
+(3,5), numbers in words (twenty, 二十) and what is longer than `LONGEST`: the value is None. A number in a name (H2O,
+COVID-19) is none.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from eval import scale
 from eval.protocols import RatioMetric
+from zerotune.common import scale
 
 LARGEST_EXPONENT = math.log(1.7e308)  # beyond it exp overflows; a perplexity there says only "no idea at all"
 

@@ -1,7 +1,7 @@
 """Text in which numbers are written in one way: ASCII digits and signs, `a/b` fractions, `^` powers, no LaTeX.
 
 Width and script of digits do not count (１２, ٣, १२), nor do invisible characters. `½` becomes `1/2`, `10²` becomes
-`10^2` (NFKC alone would write 102), `\\frac{1}{2}` becomes `1/2`.
+`10^2` (NFKC alone would write 102), `\\frac{1}{2}` becomes `1/2`, 负5 and "minus 5" become -5.
 """
 
 from __future__ import annotations
@@ -37,6 +37,18 @@ _WORDS = {
     "mathrm": "",
     "mathbf": "",
 }
+# A minus sign in words, before a digit: surely, or only where nothing stands before it that it could be taken from.
+_MINUS = re.compile(
+    r"(?:(?P<surely>零下|氷点下|영하|(?<![^\W\d_])negative(?= ))"
+    r"|负|負|マイナス|마이너스|(?<![^\W\d_])(?:minus|moins|menos|минус)(?= )) ?(?=[^\w\s]?\.?[0-9])",
+    re.IGNORECASE,
+)
+_STATED = re.compile(
+    r"(?:^|[^\w)\]}%]|[是为為约約至到达達得于於即了はがは는은]"
+    r"|(?<![^\W\d_])(?:is|are|was|be|to|of|at|get|gets|gives?|equals?|about|est|es|это))$",
+    re.IGNORECASE,
+)
+_LONGEST_BEFORE = 12  # characters that `_STATED` needs
 _WORD = re.compile(rf"\\({'|'.join(_WORDS)})(?![A-Za-z])")
 _JSON_ESCAPES = (("\x08", r"\b"), ("\x0c", r"\f"), ("\times", r"\times"), ("\text", r"\text"))  # "\boxed" in a string
 
@@ -49,7 +61,16 @@ def plain_digits(text: str) -> str:
         text = text.translate(_PLAIN)
     for escape, meant in _JSON_ESCAPES:
         text = text.replace(escape, meant)
-    return _without_latex(text) if "\\" in text or "{,}" in text or "^{" in text else text
+    text = _without_latex(text) if "\\" in text or "{,}" in text or "^{" in text else text
+    return _MINUS.sub(_minus, text)
+
+
+def _minus(found: re.Match[str]) -> str:
+    """A sign that is read, or one that makes the number unreadable ("x minus 5", 欺负5); the word in "10 minus 5"."""
+    before = found.string[max(found.start() - _LONGEST_BEFORE, 0) : found.start()].rstrip()
+    if before[-1:].isdigit() and found[0].lower() == "minus ":
+        return found[0]
+    return "-" if found["surely"] or _STATED.search(before) else "±"
 
 
 def _without_latex(text: str) -> str:

@@ -24,7 +24,7 @@ from typing import Literal
 
 import regex
 
-from eval.errors import UserError
+from zerotune.common.errors import UserError
 
 HAN = r"\p{Han}"
 KANA = r"\p{Hiragana}\p{Katakana}"

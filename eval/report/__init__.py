@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.files import cannot_write, write_atomically
-from eval.masking import mask_all
 from eval.report import sheets
 from eval.report.curves import write_curves
 from eval.report.figure import draw
@@ -16,6 +14,8 @@ from eval.report.pairs_figure import draw_pairs
 from eval.report.terminal import show
 from eval.report.text import markdown, summary
 from eval.result import Evaluation, sample_lines
+from zerotune.common.files import cannot_write, write_atomically
+from zerotune.common.masking import mask_all
 
 __all__ = ["markdown", "show", "summary", "write"]
 

@@ -7,9 +7,9 @@ import math
 import re
 from pathlib import Path
 
-from eval.event_file import EventFile
-from eval.files import cannot_write
 from eval.result import Result
+from zerotune.common.event_file import EventFile
+from zerotune.common.files import cannot_write
 
 
 def write_curves(result: Result, folder: Path) -> None:

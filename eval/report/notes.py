@@ -7,7 +7,7 @@ from collections import Counter
 from eval.overlap import PASSAGE
 from eval.report import words
 from eval.result import Contamination, Fewer, MetricResult, Result, TaskResult
-from eval.scale import plain
+from zerotune.common.scale import plain
 
 HOW = {
     "row": "the same row",

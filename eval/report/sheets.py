@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.origin import Origin
 from eval.protocols import Table
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
-from eval.scale import SHARE, percent, plain
+from zerotune.common.scale import SHARE, percent, plain
+from zerotune.models.run_facts import Origin
 
 LONGEST = 24  # rows of a table in Markdown
 ENDS = 10  # best and worst that are shown of a longer one

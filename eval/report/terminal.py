@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.masking import printable_all
 from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Result
+from zerotune.common.masking import printable_all
 
 # A line ends at a space, or inside a name behind / _ or -; a number is kept whole.
 PIECES = re.compile(r"(?<= )|(?<=[A-Za-z0-9][/_-])(?=[A-Za-z])")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
-from eval.scale import SCALES, Scale, plain
+from zerotune.common.scale import SCALES, Scale, plain
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
-from eval.protocols import Answer, CorpusMetric, Hub, Sample, Task
-from eval.rows import Example, examples
-from eval.scale import HUNDRED
+from eval.protocols import CorpusMetric, Sample, Task
 from eval.tasks.qa import ask, check, outcome
+from zerotune.common.scale import HUNDRED
+from zerotune.data.hub import Hub
+from zerotune.data.rows import Example, examples
+from zerotune.inference.requests import Answer
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:

@@ -7,29 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.errors import UserError
-from eval.label_prompt import label_prompt
 from eval.metrics.first_label import first_label
 from eval.metrics.labels import macro_f1, too_few
-from eval.protocols import (
-    Answer,
-    CorpusMetric,
-    Generate,
-    Generated,
-    Hub,
-    Request,
-    Sample,
-    SampleMetric,
-    Score,
-    Scored,
-    Task,
-)
-from eval.rows import BadExampleError, text_in
+from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
 from eval.tasks.labelled import by_label, outcome, sentences_in
+from zerotune.common.errors import UserError
+from zerotune.data.hub import Hub
+from zerotune.data.label_prompt import label_prompt
+from zerotune.data.rows import BadExampleError, text_in
+from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
-    from eval.readers import Row
+    from zerotune.data.readers import Row
+    from zerotune.inference.prompt import Prompter
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,17 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from eval.errors import UserError
 from eval.metrics.letters import read_letter
-from eval.protocols import (
-    Answer,
-    Generate,
-    Generated,
-    Hub,
-    Metric,
-    Request,
-    Sample,
-    SampleMetric,
-    Score,
-    Scored,
-    Table,
-    Task,
-)
-from eval.readers import Row
-from eval.rows import BadExampleError, text_in
+from eval.protocols import Metric, Sample, SampleMetric, Table, Task
 from eval.tasks.cmmlu_subjects import CHINA_SPECIFIC, SUBJECTS
+from zerotune.common.errors import UserError
+from zerotune.data.hub import Hub
+from zerotune.data.readers import Row
+from zerotune.data.rows import BadExampleError, text_in
+from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 LETTERS = "ABCD"
 SHOTS = 5

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from eval.metrics.consistency import consistency, unrepeated
 from eval.metrics.similarity import ALIKE, similarity
-from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Table, Task
-from eval.rows import BadExampleError, Example, Message, examples
+from eval.protocols import Sample, SampleMetric, Table, Task
+from zerotune.data.hub import Hub
+from zerotune.data.rows import BadExampleError, Example, Message, examples
+from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 NO_ROOM = "(not asked: the context has no room for this turn)"
 

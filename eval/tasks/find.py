@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eval.errors import UserError
-from eval.files import nearest
 from eval.protocols import Task
-from eval.suggest import did_you_mean
 from eval.tasks import TASKS
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
+from zerotune.common.suggest import did_you_mean
 
 ENDINGS = (".yaml", ".yml")
 

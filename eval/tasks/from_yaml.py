@@ -10,30 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.cells import Cell
 from eval.metrics.contains import contains
 from eval.metrics.exact_match import exact_match
 from eval.metrics.rouge import rouge
 from eval.metrics.similarity import partial_match
-from eval.protocols import (
-    Answer,
-    Generate,
-    Generated,
-    Metric,
-    Request,
-    Sample,
-    SampleMetric,
-    Score,
-    Scored,
-    Task,
-)
-from eval.readers import Row, type_name
-from eval.rows import BadExampleError, Example, Message
+from eval.protocols import Metric, Sample, SampleMetric, Task
 from eval.tasks import perplexity
 from eval.tasks.task_file import Place, TaskFile, read_task_file
+from zerotune.data.readers import Row, type_name
+from zerotune.data.row_templates import Cell
+from zerotune.data.rows import BadExampleError, Example, Message
+from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 NUMBER = re.compile("[0-9]{1,3}(?:[.]0+)?")  # a column with gaps is read as 2.0
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

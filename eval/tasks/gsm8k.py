@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from eval.metrics.calculator import calculate, written
 from eval.metrics.json_answer import json_answers
 from eval.metrics.numeric import number, same_number
-from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Table, Task
-from eval.readers import Row
-from eval.rows import BadExampleError, Message, text_in
+from eval.protocols import Sample, SampleMetric, Table, Task
+from zerotune.data.hub import Hub
+from zerotune.data.readers import Row
+from zerotune.data.rows import BadExampleError, Message, text_in
+from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 MARK = "####"  # stands before the number in the data's answers
 TRAIN_SPLIT = "train"

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from eval.errors import UserError
 from eval.metrics.numeric import last_number, number, same_number
-from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Task
-from eval.readers import Row
+from eval.protocols import Sample, SampleMetric, Task
 from eval.tasks import gsm8k
+from zerotune.common.errors import UserError
+from zerotune.data.hub import Hub
+from zerotune.data.readers import Row
+from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 SHOTS = 5
 STOP_TEXTS = ("Question:", "</s>", "<|im_end|>")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.protocols import Sample, Table
-from eval.readers import type_name
-from eval.rows import BadExampleError, text_in
+from zerotune.data.readers import type_name
+from zerotune.data.rows import BadExampleError, text_in
 
 PAIR = ("sentence1", "sentence2")
 SINGLE = ("sentence", "text")

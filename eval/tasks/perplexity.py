@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval import scale
 from eval.metrics.perplexity import BITS_PER_BYTE, LARGEST_EXPONENT, PERPLEXITY, PERPLEXITY_PER_WORD, windows
 from eval.metrics.script import words
 from eval.metrics.word_shift import divergence, frequencies, shifts
-from eval.protocols import Answer, Hub, Request, Sample, SampleMetric, Score, Scored, Table, Task
-from eval.rows import BadExampleError, Example, examples
+from eval.protocols import Sample, SampleMetric, Table, Task
+from zerotune.common import scale
+from zerotune.data.hub import Hub
+from zerotune.data.rows import BadExampleError, Example, examples
+from zerotune.inference.requests import Answer, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 SHOWN_WORDS = 20
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from eval.metrics.exact_match import exact_match
 from eval.metrics.similarity import ALIKE, similarity
-from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Task
-from eval.rows import BadExampleError, Example, examples
+from eval.protocols import Sample, SampleMetric, Task
+from zerotune.data.hub import Hub
+from zerotune.data.rows import BadExampleError, Example, examples
+from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 
 def check(example: Example) -> Example:

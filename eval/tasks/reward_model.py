@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.errors import UserError
-from eval.protocols import Answer, Classified, Classify, Hub, Request, Sample, SampleMetric, Task
-from eval.rows import BadExampleError, example, text_in
-from eval.scale import UNBOUNDED
+from eval.protocols import Sample, SampleMetric, Task
+from zerotune.common.errors import UserError
+from zerotune.common.scale import UNBOUNDED
+from zerotune.data.hub import Hub
+from zerotune.data.rows import BadExampleError, example, text_in
+from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
-    from eval.readers import Row
+    from zerotune.data.readers import Row
+    from zerotune.inference.prompt import Prompter
 
 SIDES = ("chosen", "rejected")
 Side = str | tuple[Mapping[str, str], ...]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.metrics.rouge import NAMES, rouge
-from eval.protocols import Answer, Hub, Sample, SampleMetric, Task
-from eval.rows import Example, examples
+from eval.protocols import Sample, SampleMetric, Task
 from eval.tasks.qa import ask, check, outcome
+from zerotune.data.hub import Hub
+from zerotune.data.rows import Example, examples
+from zerotune.inference.requests import Answer
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:

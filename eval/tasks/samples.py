@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eval.protocols import Answer, Generate, Generated, Request, Sample, Table, Task
-from eval.readers import Row
-from eval.rows import BadExampleError, Example, Message, examples
+from eval.protocols import Sample, Table, Task
+from zerotune.data.readers import Row
+from zerotune.data.rows import BadExampleError, Example, Message, examples
+from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 SHOWN_CHARACTERS = 300  # of a cell of the table; the samples hold all

@@ -17,15 +17,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.errors import UserError
 from eval.metrics.json_answer import json_answers
 from eval.metrics.letters import read_letter
-from eval.protocols import Answer, Generate, Generated, Hub, Request, Sample, SampleMetric, Score, Scored, Task
-from eval.readers import Row
-from eval.rows import BadExampleError, text_in
+from eval.protocols import Sample, SampleMetric, Task
+from zerotune.common.errors import UserError
+from zerotune.data.hub import Hub
+from zerotune.data.readers import Row
+from zerotune.data.rows import BadExampleError, text_in
+from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
+    from zerotune.inference.prompt import Prompter
 
 LETTERS = "ABCDEFGHIJ"
 DIGITS = re.compile(r"[0-9]{1,2}")

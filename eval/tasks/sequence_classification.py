@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.class_label import AmbiguousLabelError, class_number
-from eval.errors import UserError
 from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
-from eval.protocols import Answer, Classified, Classify, CorpusMetric, Hub, Request, Sample, SampleMetric, Task
-from eval.rows import BadExampleError, text_in
-from eval.scale import CORRELATION, POSITIVE
+from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
 from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
+from zerotune.common.errors import UserError
+from zerotune.common.scale import CORRELATION, POSITIVE
+from zerotune.data.class_label import AmbiguousLabelError, class_number
+from zerotune.data.hub import Hub
+from zerotune.data.rows import BadExampleError, text_in
+from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
-    from eval.readers import Row
+    from zerotune.data.readers import Row
+    from zerotune.inference.prompt import Prompter
 
 
 @dataclass(frozen=True)

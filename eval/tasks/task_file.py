@@ -1,4 +1,4 @@
-"""A task that is written in YAML: its keys, checked, and its texts as columns or templates of a row (`eval.cells`)."""
+"""A task that is written in YAML: its keys, checked, and its texts as columns or templates of a row."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 from jinja2 import TemplateSyntaxError
 
-from eval.cells import Cell, cell, template
-from eval.errors import UserError
-from eval.protocols import Hub
-from eval.suggest import did_you_mean
-from eval.yaml_lines import Located, dotted, read_yaml
+from zerotune.common.errors import UserError
+from zerotune.common.suggest import did_you_mean
+from zerotune.common.yaml_lines import Located, dotted, read_yaml
+from zerotune.data.hub import Hub
+from zerotune.data.row_templates import Cell, cell, template
 
 KINDS = {  # kind -> the keys that only it has; the first ones are needed
     "generate": ("prompt", "reference", "system", "chat", "extract", "stop", "max_new_tokens"),

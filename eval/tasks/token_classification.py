@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.errors import UserError
 from eval.metrics.entities import F1, PRECISION, RECALL, TAG, TOKEN_ACCURACY, Counts, count_by_type
-from eval.protocols import Answer, Hub, Request, Sample, Table, Tag, Tagged, Task
-from eval.readers import type_name
-from eval.rows import BadExampleError
-from eval.word_windows import Place
+from eval.protocols import Sample, Table, Task
+from zerotune.common.errors import UserError
+from zerotune.data.hub import Hub
+from zerotune.data.readers import type_name
+from zerotune.data.rows import BadExampleError
+from zerotune.data.word_windows import Place
+from zerotune.inference.requests import Answer, Request, Tag, Tagged
 
 if TYPE_CHECKING:
-    from eval.prompt import Prompter
-    from eval.readers import Row
+    from zerotune.data.readers import Row
+    from zerotune.inference.prompt import Prompter
 
 OUTSIDE = "O"
 BIONLP2004 = (  # the order of the data set's own label2id

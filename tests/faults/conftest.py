@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote
+from tests.support.fault_runs import Workplace, Zygote
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, status, weights, world
-from tests.faults.save_points import POINTS
+from tests.support.fault_runs import Workplace, Zygote, finished, leftovers, losses, status, weights, world
+from tests.support.save_points import POINTS
 
 UPDATE = "train.engine.loop:Loop._update"
 STEPS = 20

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, status, weights, world
-from train.engine import manifest
+from tests.support.fault_runs import Workplace, Zygote, finished, leftovers, losses, status, weights, world
+from train.checkpoint import manifest
 
-COMMIT = "train.engine.commit"
+COMMIT = "train.checkpoint.commit"
 LATER = {"at": f"{COMMIT}:_sync_files", "nth": 0, "do": "sleep 2"}  # a slow disk, long after all was copied
 
 

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.data_tools import recipe, tokenizer
-from tests.ranks import Solo
+from tests.support.data_tools import recipe, tokenizer
+from tests.support.ranks import Solo
 from train.config import SourceConfig
-from train.data.encode import prepare
-from train.errors import UserError
+from train.data.prepare import prepare
+from zerotune.common.errors import UserError
 
 GOOD = {"question": "What is the capital of France?", "answer": "Paris."}
 LONG = {"question": "long", "answer": "长" * 350_000}  # one line of a megabyte

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.runs import arguments, launch, metrics, write_rows
+from tests.support.training_runs import arguments, launch, metrics, write_rows
 from train.config import WatchConfig
-from train.engine.board import Board
+from train.engine.metric_writer import Board
 from train.protocols import Sample
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from tests.faults.runs import Workplace, Zygote, finished, losses, weights
-from train.engine import commit
+from tests.support.fault_runs import Workplace, Zygote, finished, losses, weights
+from train.checkpoint import commit
 
 DAY = 86_400.0
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import Solo, Threads, together
-from train.engine import checkpoint, commit, manifest
-from train.engine.origin import Origin
+from tests.support.ranks import Solo, Threads, together
+from train.checkpoint import commit, folders, manifest
+from train.checkpoint.compatibility import Origin
 
 ORIGIN = Origin("f", {"a": 1}, "ddp", 2)
 FILES = 3
@@ -30,8 +30,8 @@ def save(parent: Path, step: int, ranks: Solo | Threads) -> None:
         for number in range(FILES):
             (folder / f"{ranks.index}-{number}.bin").write_bytes(payload(step, ranks.index, number))
 
-    checkpoint.commit(parent, step, write, {"step": step}, ORIGIN, ranks)
-    checkpoint.prune(parent, KEEP, None, ranks)
+    folders.commit(parent, step, write, {"step": step}, ORIGIN, ranks)
+    folders.prune(parent, KEEP, None, ranks)
 
 
 def die(*_: object, **__: object) -> None:
@@ -79,9 +79,9 @@ POINTS = {
     "within the manifest": (before(commit.json, "dump", nth=4), 2),
     "before the rename": (before(commit, "_publish"), 2),
     "after the rename": (after(commit, "_publish"), 3),
-    "before pruning": (before(checkpoint, "prune"), 3),
-    "within pruning": (before(checkpoint, "_remove"), 3),
-    "after pruning": (after(checkpoint, "prune"), 3),
+    "before pruning": (before(folders, "prune"), 3),
+    "within pruning": (before(folders, "_remove"), 3),
+    "after pruning": (after(folders, "prune"), 3),
 }
 
 
@@ -100,10 +100,10 @@ def assert_usable(parent: Path, at_least: int) -> int:
     finished = [name for name in commit.names_in(parent) if name.startswith("step-") and not name.endswith(".tmp")]
     for name in finished:
         assert manifest.verify(parent / name) is None, name  # no half checkpoint ever has a good name
-    found = together(2, lambda ranks: checkpoint.newest(parent, ranks, ORIGIN))
+    found = together(2, lambda ranks: folders.newest(parent, ranks, ORIGIN))
     assert found[0] == found[1]
     assert isinstance(found[0], Path), found
-    step = checkpoint.read_state(found[0])["step"]
+    step = folders.read_state(found[0])["step"]
     assert found[0].name == max(finished)
     assert step >= at_least
     for rank in (0, 1):
@@ -154,8 +154,8 @@ def test_killed_at_random_moments_until_done(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         done = assert_usable(tmp_path, done)
     assert lives > 1
-    assert checkpoint.steps(tmp_path)[-1] == last
-    assert len(checkpoint.steps(tmp_path)) <= KEEP + 1
+    assert folders.steps(tmp_path)[-1] == last
+    assert len(folders.steps(tmp_path)) <= KEEP + 1
 
 
 def test_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
                 if ranks.index == 1:
                     (folder / "big.bin").write_bytes(big)
 
-            return checkpoint.commit(disk / "checkpoints", step, write, {}, ORIGIN, ranks, expected_bytes)
+            return folders.commit(disk / "checkpoints", step, write, {}, ORIGIN, ranks, expected_bytes)
 
         together(2, lambda ranks: attempt(ranks, 1, None))
         for expected_bytes, word in ((None, "are needed"), (0, "No space left")):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import STEPS, Workplace, Zygote, finished, losses, status, weights
-from train.engine import commit
+from tests.support.fault_runs import STEPS, Workplace, Zygote, finished, losses, status, weights
+from train.checkpoint import commit
 
 
 def flip(path: Path) -> None:

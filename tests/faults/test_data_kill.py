@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.data_tools import recipe, tokenizer, write_jsonl
-from tests.ranks import Solo
+from tests.support.data_tools import recipe, tokenizer, write_jsonl
+from tests.support.ranks import Solo
 from train.config import SourceConfig
-from train.data.encode import prepare
+from train.data.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +66,6 @@ def test_kill_while_tokenising(tmp_path):
 
 
 def test_workers_never_load_torch():
-    code = "import sys, train.data.build, train.data.tokenise; sys.exit('torch' in sys.modules)"
+    code = "import sys, train.data.tokenize_workers, train.data.tokenize; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0

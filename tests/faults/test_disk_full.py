@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, small_disk, status, weights
+from tests.support.fault_runs import Workplace, Zygote, finished, leftovers, losses, small_disk, status, weights
 
-PREPARE = "train.engine.commit:_prepare"
+PREPARE = "train.checkpoint.commit:_prepare"
 
 
 def assert_refused(output: str, run: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_disk_fills_up_during_a_save(zygote: Zygote, workplace: Workplace, r
 def test_one_of_two_ranks_cannot_write(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     """Both learn of it between two steps, and leave by the same door."""
     run = tmp_path / "run"
-    orders = [{"at": "train.engine.deepspeed_state:write", "nth": 2, "rank": 1, "do": "limit 4096"}]
+    orders = [{"at": "train.checkpoint.deepspeed_state:write", "nth": 2, "rank": 1, "do": "limit 4096"}]
     processes = zygote.run(workplace.arguments(run), tmp_path / "full", "zero2", orders)
     assert processes.codes == [73, 73], processes.output
     assert_refused(processes.output, run)
@@ -56,7 +56,7 @@ def test_too_little_space_is_seen_before_writing(zygote: Zygote, workplace: Work
         if not mounted:
             pytest.skip("may not mount a tmpfs here; unit tests ask the same of a disk that only claims to be small")
         run = disk / "run"
-        orders = [{"at": "train.engine.whole_state:write", "nth": 2, "do": f"touch {tmp_path / 'wrote'}"}]
+        orders = [{"at": "train.checkpoint.replicated_state:write", "nth": 2, "do": f"touch {tmp_path / 'wrote'}"}]
         processes = zygote.run(workplace.arguments(run), tmp_path / "log", orders=orders)
         assert processes.codes == [73], processes.output
         assert_refused(processes.output, run)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.runs import STEPS, Workplace, Zygote, finished, losses
-from tests.process.compare import assert_equal
-from tests.process.runs import TINY
 from tests.process.test_ppo import ROUNDING, WATCHED, Place
-from train.engine import commit
-from train.engine.state import trained_weights
+from tests.support.compare import assert_equal
+from tests.support.fault_runs import STEPS, Workplace, Zygote, finished, losses
+from tests.support.training_runs import TINY
+from train.checkpoint import commit
+from train.checkpoint.state import trained_weights
 
 UPDATE = "train.engine.loop:Loop._update"
 TOLERANCE = 1e-5  # relative, in float32; see tests/process/test_equalities.py for the optimizer's options

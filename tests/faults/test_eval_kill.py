@@ -1,7 +1,7 @@
 """F20: a killed evaluation goes on with the answers that it has, on any number of ranks, to the same numbers.
 
-(The over-long prompt of F20 is in tests/unit/test_eval_evaluation.py, batches of 1, 7 and 16 requests are in
-tests/unit/test_eval_model.py.)
+(The over-long prompt of F20 is in tests/unit/eval/test_evaluation.py, batches of 1, 7 and 16 requests are in
+tests/unit/inference/test_model.py.)
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import eval_checkpoints
-from tests.faults.inject import VARIABLE
-from tests.process.evaluations import ROOT, alone, on_two_ranks
+from tests.support import eval_checkpoints
+from tests.support.evaluations import ROOT, alone, on_two_ranks
+from tests.support.inject import VARIABLE
 
 ROWS = 100
 SEVEN, MANY = "182", "4096"  # batch_tokens: a request is about 26 tokens behind the block that all share
@@ -24,8 +24,9 @@ WORDS = "--model model --tasks perplexity --data rows.jsonl --precision fp32".sp
 
 def killed_at(answer: int, rank: int) -> dict[str, str]:
     """The environment of a process that dies as soon as its nth answer is on disk."""
-    order = {"at": "eval.journal:Journal.write", "when": "after", "nth": answer, "rank": rank, "do": "SIGKILL"}
-    return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+    at = "zerotune.inference.answer_cache:Journal.write"
+    order = {"at": at, "when": "after", "nth": answer, "rank": rank, "do": "SIGKILL"}
+    return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "support" / "plug")}
 
 
 @pytest.fixture

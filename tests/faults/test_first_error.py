@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.faults.inject import VARIABLE
-from tests.faults.runs import Workplace, Zygote, finished, launch_ranks, leftovers, status, until
+from tests.support.fault_runs import Workplace, Zygote, finished, launch_ranks, leftovers, status, until
+from tests.support.inject import VARIABLE
 
 SECONDS = 10.0  # from the failure to the launcher's last word, however long the start took
-DATA = "train.data.steps:rank_batches"
+DATA = "train.data.schedule:rank_batches"
 
 
 def processes_with(mark: str) -> list[psutil.Process]:
@@ -105,8 +105,8 @@ def test_an_error_is_told_before_a_checkpoint_under_way_is_waited_for(
     """That is no hang, others are not ended before it is committed, and it is not told twice."""
     run, moment = tmp_path / "run", tmp_path / "moment"
     orders = [
-        {"at": "train.engine.watchdog:PATIENCE_SECONDS", "do": "set 2"},
-        {"at": "train.engine.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 15"},
+        {"at": "train.failure.watchdog:PATIENCE_SECONDS", "do": "set 2"},
+        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 15"},
         {"at": DATA, "nth": 5, "rank": 1, "do": "raise no more rows"},
         {"at": DATA, "nth": 5, "rank": 1, "do": f"touch {moment}"},
     ]

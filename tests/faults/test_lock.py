@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote, losses, status, until
+from tests.support.fault_runs import Workplace, Zygote, losses, status, until
 
 
 @pytest.mark.parametrize("kind", ["single", "ddp"])

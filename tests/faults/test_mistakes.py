@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.runs import (
+from tests.support.fault_runs import (
     STEPS,
     Workplace,
     Zygote,
@@ -31,7 +31,7 @@ from tests.faults.runs import (
     until,
     weights,
 )
-from tests.process.runs import ROOT
+from tests.support.training_runs import ROOT
 
 UPDATE = "train.engine.loop:Loop._update"
 
@@ -93,7 +93,7 @@ def test_a_start_that_fails_leaves_no_folder(zygote: Zygote, workplace: Workplac
         zygote,
         workplace.arguments(run),
         tmp_path / "b",
-        [{"at": "train.engine.saving:Checkpoints.resume", "do": "SIGINT"}],
+        [{"at": "train.checkpoint.manager:Checkpoints.resume", "do": "SIGINT"}],
     )
     assert code == 130
     assert output.splitlines()[-1] == "Stopped by SIGINT before the run had begun: nothing was changed."
@@ -107,8 +107,8 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
     run = tmp_path / "run"
     orders = [
         {"at": UPDATE, "nth": 4, "do": "SIGINT"},
-        {"at": "train.engine.commit:_prepare", "nth": 2, "do": "SIGINT"},
-        {"at": "train.engine.commit:_sync_files", "nth": 2, "do": "sleep 60"},
+        {"at": "train.checkpoint.commit:_prepare", "nth": 2, "do": "SIGINT"},
+        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "do": "sleep 60"},
     ]
     began = time.monotonic()
     code, output = start(
@@ -307,7 +307,7 @@ def test_a_terminal_that_is_closed(workplace: Workplace, tmp_path: Path) -> None
     run = tmp_path / "run"
     master, slave = os.openpty()
     slow = [{"at": UPDATE, "nth": 0, "do": "sleep 0.4"}]
-    environment = rank_environment("single", 0, 0, slow) | {"PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+    environment = rank_environment("single", 0, 0, slow) | {"PYTHONPATH": str(ROOT / "tests" / "support" / "plug")}
     process = psutil.Popen(
         [sys.executable, "train/main.py", *workplace.arguments(run)],
         cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote, losses, status, world
-from tests.process.runs import TINY, metrics
-from train.engine import commit
-from train.engine.state import trained_weights
+from tests.support.fault_runs import Workplace, Zygote, losses, status, world
+from tests.support.training_runs import TINY, metrics
+from train.checkpoint import commit
+from train.checkpoint.state import trained_weights
 
 LOSS = "train.objectives.causal_lm:CausalLM.loss"
 STEPS = 6

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.runs import STEPS, Workplace, Zygote, weights
+from tests.support.fault_runs import STEPS, Workplace, Zygote, weights
 
 
 class Evil:

@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
-from tests.faults.runs import Workplace, Zygote, losses, weights
-from tests.process.runs import launch
-from train.data.build import CHUNK_ROWS, ROWS_ALONE
+from tests.support.fault_runs import Workplace, Zygote, losses, weights
+from tests.support.training_runs import launch
+from train.data.tokenize_workers import CHUNK_ROWS, ROWS_ALONE
 
 STEPS = 3
 

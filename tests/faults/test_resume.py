@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import STEPS, Workplace, Zygote, finished, leftovers, status, weights
-from tests.process.runs import ROOT, metrics
-from tests.reward_models import judge
+from tests.support.fault_runs import STEPS, Workplace, Zygote, finished, leftovers, status, weights
+from tests.support.reward_models import judge
+from tests.support.training_runs import ROOT, metrics
 
 ENTITIES = {
     "objective": "token_classification",

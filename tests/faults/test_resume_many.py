@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.faults.many import start
-from tests.faults.runs import STEPS, Workplace, Zygote, losses, weights
+from tests.support.fault_runs import STEPS, Workplace, Zygote, losses, weights
+from tests.support.many_runs import start
 
 
 def test_four_ranks_stopped_twice(zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, status, weights
-from tests.faults.save_points import COMMIT, POINTS, SINGLE
+from tests.support.fault_runs import Workplace, Zygote, finished, leftovers, losses, status, weights
+from tests.support.save_points import COMMIT, POINTS, SINGLE
 
 
 def test_killed_at_every_point_of_a_save(zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from eval.main import main as evaluate
-from tests import eval_checkpoints
-from tests.faults.runs import Zygote
-from tests.process.runs import arguments, write_rows
+from tests.support import eval_checkpoints
+from tests.support.fault_runs import Zygote
+from tests.support.training_runs import arguments, write_rows
 from train.merge.__main__ import main as merge
 from train.report.__main__ import main as report
 

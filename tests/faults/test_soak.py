@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote
 from tests.faults.soak import Soak
+from tests.support.fault_runs import Workplace, Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.runs import (
+from tests.support.fault_runs import (
     STEPS,
     Workplace,
     Zygote,
@@ -30,12 +30,12 @@ def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, refer
     run = tmp_path / "run"
     stop_file = f"touch {run / 'STOP'}"
     lives = (  # orders, further options, reason, step after which the run stopped
-        ([{"at": "train.engine.saving:Checkpoints.resume", "do": "SIGTERM"}], {}, "SIGTERM", 0),
+        ([{"at": "train.checkpoint.manager:Checkpoints.resume", "do": "SIGTERM"}], {}, "SIGTERM", 0),
         ([{"at": UPDATE, "do": "SIGUSR1"}], {}, "SIGUSR1", 1),
         ([{"at": UPDATE, "do": stop_file}], {}, "STOP file", 2),
-        ([{"at": "train.engine.commit:_sync_files", "do": "SIGUSR2"}], WAITING, "SIGUSR2", 4),
+        ([{"at": "train.checkpoint.commit:_sync_files", "do": "SIGUSR2"}], WAITING, "SIGUSR2", 4),
         (
-            [{"at": UPDATE, "do": "SIGTERM"}, {"at": "train.engine.commit:_digest_share", "do": "SIGTERM"}],
+            [{"at": UPDATE, "do": "SIGTERM"}, {"at": "train.checkpoint.commit:_digest_share", "do": "SIGTERM"}],
             {},
             "SIGTERM",
             5,
@@ -83,7 +83,7 @@ def test_a_second_signal_to_either_rank_does_not_save_twice(
     zygote: Zygote, workplace: Workplace, reference_of_two: Path, tmp_path: Path
 ) -> None:
     """The first to one rank in a step; the second to both, while they save."""
-    run, commit = tmp_path / "run", "train.engine.commit"
+    run, commit = tmp_path / "run", "train.checkpoint.commit"
     orders = [
         {"at": UPDATE, "nth": 3, "rank": 1, "do": "SIGTERM"},
         {"at": f"{commit}:_digest_share", "nth": 2, "do": "SIGTERM"},  # the first save was that of step 2

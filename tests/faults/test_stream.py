@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace, Zygote, finished, leftovers, losses, status, weights
-from tests.process.runs import QUESTIONS, metrics
+from tests.support.fault_runs import Workplace, Zygote, finished, leftovers, losses, status, weights
+from tests.support.training_runs import QUESTIONS, metrics
 
 PASSES = 3
 KILLS = (4, 3, 6)  # each life dies before this many-th update of its own

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import STEPS, Workplace, Zygote, finished, status, until
+from tests.support.fault_runs import STEPS, Workplace, Zygote, finished, status, until
 
 HANG_SECONDS = 4
 LOOP = "train.engine.loop:Loop"
@@ -61,8 +61,8 @@ def test_slow_ranks_are_left_alone(zygote: Zygote, workplace: Workplace, tmp_pat
     """Long before the first step, in a save, and altogether: none of it is a hang."""
     run = tmp_path / "run"
     orders = [
-        {"at": "train.engine.saving:Checkpoints.resume", "rank": 1, "do": "sleep 4"},
-        {"at": "train.engine.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 4"},
+        {"at": "train.checkpoint.manager:Checkpoints.resume", "rank": 1, "do": "sleep 4"},
+        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 4"},
         {"at": f"{LOOP}._update", "nth": 0, "rank": 1, "do": "sleep 0.4"},
     ]
     arguments = workplace.arguments(run, **{"run.hang_seconds": 2})
@@ -76,13 +76,13 @@ def test_who_keeps_a_checkpoint_waiting_is_named(zygote: Zygote, workplace: Work
     """All main threads wait for those that write; one of these sleeps, and the other waits for it."""
     run = tmp_path / "run"
     orders = [
-        {"at": "train.engine.hang:SLOW", "do": "set 2"},  # in place of 40 seconds
-        {"at": "train.engine.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 1000"},
+        {"at": "train.failure.hang:SLOW", "do": "set 2"},  # in place of 40 seconds
+        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 1000"},
     ]
     arguments = workplace.arguments(run, **{"run.hang_seconds": HANG_SECONDS})
     processes = zygote.run(arguments, tmp_path / "log", "ddp", orders)
     assert processes.codes == [70, 70], processes.output
     said = status(run)
     assert (said["rank"], said["exit_code"], said["step"]) == (0, 70, 6)
-    assert "rank 0 hangs in `saving` at train/engine/commit.py:" in said["reason"]
+    assert "rank 0 hangs in `saving` at train/checkpoint/commit.py:" in said["reason"]
     assert "for it waits rank 1." in said["reason"]

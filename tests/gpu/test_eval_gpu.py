@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from eval.model import LanguageModel
-from tests import eval_checkpoints, eval_families
+from tests.support import eval_checkpoints, eval_families
+from zerotune.inference.model import LanguageModel
 
 pytestmark = [
     pytest.mark.gpu,

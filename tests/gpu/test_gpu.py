@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from tests.faults.inject import VARIABLE
-from tests.process.runs import ROOT, arguments, launch, metrics, write_rows
-from tests.tuned_runs import tiny_model
-from train.engine import commit
+from tests.support.inject import VARIABLE
+from tests.support.training_runs import ROOT, arguments, launch, metrics, write_rows
+from tests.support.tuned_runs import tiny_model
+from train.checkpoint import commit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 # bf16 holds three significant digits, fp16 four; sums over tokens average the rest out. Norms are of such gradients.
@@ -119,7 +119,7 @@ def cut_and_continued(rows, name, config, **options):
     options = {"optim__learning_rate": 3e-3, "duration__max_epochs": 2, **options}
     whole = train(rows, f"{name}-whole", config, **options)
     orders = json.dumps([{"at": "train.engine.loop:Loop._update", "nth": 3, "do": "SIGTERM"}])
-    plug = {VARIABLE: orders, "PYTHONPATH": str(ROOT / "tests" / "faults" / "plug")}
+    plug = {VARIABLE: orders, "PYTHONPATH": str(ROOT / "tests" / "support" / "plug")}
     folder, _ = run(rows, f"{name}-cut", config, **options, **plug)
     assert commit.steps(folder / "checkpoints")[-1] == 3
     _, said = run(rows, f"{name}-cut", config, **options)
@@ -167,7 +167,7 @@ def test_the_loss_scale_is_in_the_checkpoint(rows, config):
 
 def test_one_gpu_takes_the_fast_attention(rows, monkeypatch):
     """Float32 weights under autocast, the default of full training, reach the kernel over all documents at once."""
-    from train.models import attention
+    from zerotune.models import attention
 
     calls = []
     inner = attention._variable_length

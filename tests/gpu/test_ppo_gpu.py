@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.process.runs import launch, metrics
 from tests.process.test_ppo import BANDIT, Place
-from tests.ranks import Whole
-from tests.unit.test_ppo import tiny
-from tests.unit.test_ppo_rollout import CONFIG, PROMPTS, played, tuned
+from tests.support.ranks import Whole
+from tests.support.training_runs import launch, metrics
+from tests.unit.train.test_ppo import tiny
+from tests.unit.train.test_ppo_rollout import CONFIG, PROMPTS, played, tuned
 from train.data.batch import Shape
 from train.objectives.ppo.scoring import Scoring
 from train.tuning import TUNINGS

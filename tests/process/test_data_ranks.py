@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_tools import write_jsonl
+from tests.support.data_tools import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 

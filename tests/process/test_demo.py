@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from tests.process.runs import BIN, ROOT, environment, pretrained_stand_in
+from tests.support.training_runs import BIN, ROOT, environment, pretrained_stand_in
 
 REAL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"
 SHORT = (

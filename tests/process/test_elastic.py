@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.process.runs import environment, in_session
+from tests.support.training_runs import environment, in_session
 
 # The kind of sharding on two ranks, on one and on three; and the rest of the case (see state_cases.Case).
 CASES = (
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
-    command = [sys.executable, "-m", "tests.process.elastic_cases", str(folder), *CASES, REFUSED]
+    command = [sys.executable, "-m", "tests.support.elastic_cases", str(folder), *CASES, REFUSED]
     code, output = in_session(command, environment(), 570)
     assert code == 0, output[-8000:]
     return folder

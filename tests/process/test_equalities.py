@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Zygote
-from tests.process.compare import assert_equal
-from tests.process.runs import arguments, write_rows
+from tests.support.compare import assert_equal
+from tests.support.fault_runs import Zygote
+from tests.support.training_runs import arguments, write_rows
 
 NAMES = ("train/loss", "train/gradient_norm", "validation/loss")
 # Steps that move weights by as much as they are. Adam divides by the gradient's size: with the usual epsilon it makes

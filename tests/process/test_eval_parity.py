@@ -20,10 +20,11 @@ from benchmarks.lm_eval_tasks import Job
 from benchmarks.peer import ready
 from eval.config import parse
 from eval.evaluation import evaluate
-from eval.protocols import Generated, Sample
+from eval.protocols import Sample
 from eval.ranks import Ranks
-from eval.rows import load, local
 from eval.tasks import cmmlu, gsm8k, gsm8k_cot
+from zerotune.data.rows import load, local
+from zerotune.inference.requests import Generated
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"

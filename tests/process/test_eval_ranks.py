@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests import eval_checkpoints
-from tests.process.evaluations import alone, on_two_ranks
+from tests.support import eval_checkpoints
+from tests.support.evaluations import alone, on_two_ranks
 
 
 def wording(text: str) -> str:

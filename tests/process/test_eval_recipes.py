@@ -14,9 +14,9 @@ import pytest
 from eval.config import Config, parse
 from eval.main import main
 from eval.metrics import intervals
-from eval.protocols import Head
-from tests import eval_checkpoints, eval_vision
-from tests.process.evaluations import ROOT
+from tests.support import eval_checkpoints, eval_vision
+from tests.support.evaluations import ROOT
+from zerotune.inference.requests import Head
 
 RECIPES = sorted((ROOT / "recipes" / "eval").glob("*.yaml"))
 TAGS = ["O", "B-protein", "I-protein", "B-DNA", "I-DNA"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.process.runs import BIN, ROOT, arguments, environment, launch, write_rows
+from tests.support.training_runs import BIN, ROOT, arguments, environment, launch, write_rows
 
 
 def test_sharded_gradients_equal_those_of_one_rank():
-    start = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "-m", "tests.process.fsdp_worker"]
+    start = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "-m", "tests.support.fsdp_worker"]
     done = subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for tied in (True, False):

@@ -11,7 +11,7 @@ import shutil
 import pytest
 import torch
 
-from tests.process.runs import ROOT, TINY, arguments, launch, metrics, write_rows
+from tests.support.training_runs import ROOT, TINY, arguments, launch, metrics, write_rows
 
 TOLERANCE = 2e-4  # processors differ in the order of float32 sums; a wrong loss differs in the first digits
 LLAMA = {

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.faults.runs import Zygote, losses
-from tests.process.compare import assert_equal, weights
-from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in
 from tests.process.test_equalities import SPREAD, STEPS
+from tests.support.compare import assert_equal, weights
+from tests.support.fault_runs import Zygote, losses
+from tests.support.training_runs import TINY, arguments, metrics, pretrained_stand_in
 
 WORDS = ["the", "gene", "binds", "NF-kappa", "to", "细胞", "of", "unbelievably"]
 TAGS = {"gene": "B-protein", "NF-kappa": "B-protein", "细胞": "B-cell_type", "unbelievably": "I-protein"}
@@ -178,7 +178,7 @@ def test_the_loss_is_the_mean_over_all_words_of_the_step(place: Place) -> None:
     """Against cross entropy written out over transformers' own model, sentence by sentence."""
     from transformers import AutoModelForTokenClassification
 
-    from tests.ranks import Solo
+    from tests.support.ranks import Solo
     from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
     from train.objectives.token_classification import TokenClassification
     from train.tuning import TUNINGS

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.process.runs import ROOT, environment
-from tests.tuned_runs import finished_run, tiny_model
+from tests.support.training_runs import ROOT, environment
+from tests.support.tuned_runs import finished_run, tiny_model
 from train.config import TuningConfig
 
 
 @contextlib.contextmanager
 def victim(run, out):
     """A function that merges in a child: fatal event -> (exit status, events seen)."""
-    command = [sys.executable, "-m", "tests.process.merge_victim", str(run), str(out)]
+    command = [sys.executable, "-m", "tests.support.merge_victim", str(run), str(out)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True,

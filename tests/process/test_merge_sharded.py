@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.process.runs import ROOT, arguments, environment, launch, write_rows
-from tests.tuned_runs import tiny_model
+from tests.support.training_runs import ROOT, arguments, environment, launch, write_rows
+from tests.support.tuned_runs import tiny_model
 
 TUNINGS = {  # sharding, options
     "full": ("zero3", {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.process.runs import arguments, launch, write_rows
+from tests.support.training_runs import arguments, launch, write_rows
 
 
 def test_a_lock_left_by_a_killed_build_is_taken_away(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.runs import Zygote, finished, losses, status
-from tests.process.runs import arguments, metrics, pretrained_stand_in, write_rows
+from tests.support.fault_runs import Zygote, finished, losses, status
+from tests.support.training_runs import arguments, metrics, pretrained_stand_in, write_rows
 
 
 class Place:

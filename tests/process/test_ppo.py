@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from eval.protocols import Generated
-from eval.readers import Row
 from eval.tasks.find import find as find_task
-from tests.faults.runs import Zygote, finished, status
-from tests.process.compare import assert_equal, weights
-from tests.process.runs import TINY, arguments, metrics, pretrained_stand_in, write_rows
-from tests.reward_models import add_nothing, judge
+from tests.support.compare import assert_equal, weights
+from tests.support.fault_runs import Zygote, finished, status
+from tests.support.reward_models import add_nothing, judge
+from tests.support.training_runs import TINY, arguments, metrics, pretrained_stand_in, write_rows
+from zerotune.data.readers import Row
+from zerotune.inference.requests import Generated
 
 SPREAD = {"batch__tokens_per_micro_batch": 128}
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from eval.origin import origin_of
-from tests.faults.runs import Zygote, finished, losses, status
-from tests.process.runs import ROOT, metrics, pretrained_stand_in
+from tests.support.fault_runs import Zygote, finished, losses, status
+from tests.support.training_runs import ROOT, metrics, pretrained_stand_in
+from zerotune.models.run_facts import origin_of
 
 CPU = ROOT / "recipes" / "cpu.yaml"
 ALL = sorted((ROOT / "recipes").glob("*.yaml"))

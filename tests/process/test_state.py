@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.runs import in_session
+from tests.support.training_runs import in_session
 
 CASES = (
     "ddp qwen2 full adamw fp32",
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("state")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.process.state_cases"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.support.state_cases"]
     drop = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(drop)} | {"OMP_NUM_THREADS": "1"}
     code, output = in_session([sys.executable, *launch, str(folder), *CASES], environment, 570)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.many import start
-from tests.faults.runs import Workplace, Zygote
-from tests.process.runs import ROOT
-from tests.slurm.cluster import Cluster, missing
+from tests.support.fault_runs import Workplace, Zygote
+from tests.support.many_runs import start
+from tests.support.slurm_cluster import Cluster, missing
+from tests.support.training_runs import ROOT
 
 Reference = Callable[[str, int], Path]
 

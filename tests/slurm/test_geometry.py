@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.support.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.timeout(600)  # seconds on an idle machine
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Workplace
-from tests.process.runs import BIN, ROOT
-from tests.slurm.cluster import Cluster
+from tests.support.fault_runs import Workplace
+from tests.support.slurm_cluster import Cluster
+from tests.support.training_runs import BIN, ROOT
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAIN = ("slurm/job.sh", "recipes/demo.yaml")

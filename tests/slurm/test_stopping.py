@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval_checkpoints import save
-from tests.faults.runs import Workplace, status
-from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Reference
-from tests.slurm.jobs import assert_equal, job_script, slow, steps
+from tests.support.eval_checkpoints import save
+from tests.support.fault_runs import Workplace, status
+from tests.support.slurm_cluster import Cluster
+from tests.support.slurm_jobs import assert_equal, job_script, slow, steps
 
 pytestmark = pytest.mark.timeout(1200)  # one takes less than a minute on an idle machine
 
@@ -33,10 +33,10 @@ def test_warned_before_the_first_step(cluster: Cluster, workplace: Workplace, ru
     scripts = [["--gpus-per-node=1", *job_script(workplace, each, duration__max_steps=2)] for each in runs]
     warned = cluster.submit(*scripts[2], ZEROTUNE_SITE=by_hand)
     early = cluster.submit("--time=10", *scripts[0], ZEROTUNE_SITE=at_once)
-    late = cluster.submit("--time=10", *scripts[1], **slow(25, "train.engine.saving:Checkpoints.resume"))
+    late = cluster.submit("--time=10", *scripts[1], **slow(25, "train.checkpoint.manager:Checkpoints.resume"))
     model, rows = save(workplace.folder / "unheard", context_tokens=512), str(workplace.rows)
     words = ["--model", model, "--tasks", "perplexity", "--data", rows, "--out", f"{run}-out"]
-    mute = slow(40, "eval.journal:Journal.write")
+    mute = slow(40, "zerotune.inference.answer_cache:Journal.write")
     answers = cluster.submit("--time=2", "--gpus-per-node=1", "slurm/eval.sh", *words, **mute)
     cluster.until(lambda: "here" in cluster.log(warned), [warned])
     cluster.run("scancel", "--batch", "--signal=USR1", warned)

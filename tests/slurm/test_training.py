@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.eval_checkpoints import save
-from tests.faults.runs import STEPS, Workplace, finished, status
-from tests.process.evaluations import alone
-from tests.process.runs import ROOT
-from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Reference
-from tests.slurm.jobs import assert_equal, job_script, plugged, slow, steps
+from tests.support.eval_checkpoints import save
+from tests.support.evaluations import alone
+from tests.support.fault_runs import STEPS, Workplace, finished, status
+from tests.support.slurm_cluster import Cluster
+from tests.support.slurm_jobs import assert_equal, job_script, plugged, slow, steps
+from tests.support.training_runs import ROOT
 
 pytestmark = pytest.mark.timeout(1200)  # one takes half a minute on an idle machine
 
@@ -120,7 +120,7 @@ def test_an_evaluation_warned(cluster: Cluster, workplace: Workplace, run: Path)
     model, rows = save(workplace.folder / "checkpoint", context_tokens=512), str(workplace.rows)
     words = ["--model", str(model), "--tasks", "perplexity", "--data", rows, "--precision", "fp32", "--out"]
     evaluate = ("--nodes=2", "--gpus-per-node=1", "slurm/eval.sh", *words)
-    job = cluster.submit(*evaluate, run, **slow(0.5, "eval.journal:Journal.write"))
+    job = cluster.submit(*evaluate, run, **slow(0.5, "zerotune.inference.answer_cache:Journal.write"))
     cluster.until(lambda: answers(run) >= 4, [job])
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)

@@ -11,8 +11,8 @@ import yaml
 
 from eval.config import parse as evaluation
 from train.config import Config
-from train.errors import UserError
 from train.recipe import parse
+from zerotune.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "eval")

@@ -77,7 +77,7 @@ def kind(words: list[str]) -> str:
 
 
 def check_train(words: list[str]) -> None:
-    parse([word for word in words if word != "..."])
+    parse([word for word in words if word not in ("...", "--print_config")])  # which would print and end
 
 
 def check_eval(words: list[str]) -> None:

@@ -1,8 +1,9 @@
-"""The house's rules of direction, over every import of train and eval, inside functions too."""
+"""The house's rules of direction, over every import of train, eval and zerotune, inside functions too."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -11,19 +12,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path for room in ("train", "eval") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT / room).rglob("*.py"))
 
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
-    ("train.main", "train.sweep"),
-    ("train.objectives", "train.engine", "train.merge", "train.report", "train.plan", "train.preflight"),
+    ("train.main", "train.cli", "train.session", "train.sweep"),
+    ("train.objectives", "train.merge", "train.report", "train.plan", "train.preflight"),
+    ("train.checkpoint",),
+    ("train.engine",),
     ("train.data", "train.tuning", "train.models"),
+    ("train.failure",),
     ("train",),  # config, recipe, protocols, errors and what they are made of
     ("eval",),
+    ("zerotune.inference",),
+    ("zerotune.models",),
+    ("zerotune.data",),
+    ("zerotune.common", "zerotune"),
 ]
 ONLY_IN = {
-    "accelerate": ("train.engine",),
-    "deepspeed": ("train.engine",),
+    "accelerate": ("train.engine", "train.checkpoint"),
+    "deepspeed": ("train.engine", "train.checkpoint"),
     "peft": ("train.tuning", "train.merge"),
     "bitsandbytes": ("train.tuning", "train.merge", "train.engine.optimizer"),
 }
@@ -92,7 +100,7 @@ def arrows() -> Iterator[tuple[str, int, str]]:
     """(module, line, imported module) between modules of ours."""
     for module, path in MODULES.items():
         for line, target in imported(tree_of(path)):
-            if target.split(".")[0] in ("train", "eval"):
+            if target.split(".")[0] in ("train", "eval", "zerotune"):
                 yield module, line, target
 
 
@@ -117,6 +125,23 @@ def test_metrics_import_no_torch() -> None:
         assert not [t for _, t in imported(tree_of(MODULES[module])) if t.split(".")[0] == "torch"], module
 
 
+def circle(graph: dict[str, set[str]]) -> str:
+    """One circle of the graph, or nothing."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: tuple[str, ...]) -> str:
+        if node in trail:
+            return " -> ".join((*trail[trail.index(node) :], node))
+        if node not in done:
+            for target in sorted(graph[node]):
+                if found := visit(target, (*trail, node)):
+                    return found
+            done.add(node)
+        return ""
+
+    return next(filter(None, (visit(node, ()) for node in graph)), "")
+
+
 def test_there_is_no_circle() -> None:
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
     for module, _, target in arrows():
@@ -124,18 +149,21 @@ def test_there_is_no_circle() -> None:
             target = target.rpartition(".")[0]
         if target in MODULES and target != module:
             graph[module].add(target)
-    done: set[str] = set()
+    assert not circle(graph)
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join((*trail[trail.index(module) :], module))
-        if module in done:
-            return
-        for target in graph[module]:
-            visit(target, (*trail, module))
-        done.add(module)
 
-    for module in graph:
-        visit(module, ())
+def test_there_is_no_circle_between_folders() -> None:
+    """As one would draw them; what lies in train, eval or zerotune itself is in none."""
+    graph: dict[str, set[str]] = {}
+    for module, _, target in arrows():
+        one, other = (str(MODULES[name].relative_to(ROOT).parent) for name in (module, target) if name in MODULES)
+        inside = f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+        if "/" in one and "/" in other and not inside:
+            graph.setdefault(one, set()).add(other)
+            graph.setdefault(other, set())
+    assert len(graph) > 10
+    assert not circle(graph)
+    assert circle(graph | {"zerotune/common": {"train/merge"}})
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
@@ -169,6 +197,17 @@ def test_no_module_hides_a_library() -> None:
     assert not [m for m in MODULES if m.count(".") == 1 and m.split(".")[1] in libraries]
 
 
+@pytest.mark.parametrize("package", ["eval", "train"])
+def test_a_script_finds_the_packages_and_hides_no_library(package: str) -> None:
+    """Its own folder, which Python puts first, goes: eval/images.py is no `import images`."""
+    folder = str(ROOT / package)
+    code = f"import runpy, sys; sys.path[0] = {folder!r}; runpy.run_path({folder!r} + '/main.py'); print(sys.path)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    path = ast.literal_eval(found.stdout)
+    assert path[0] == str(ROOT)
+    assert folder not in path
+
+
 @pytest.mark.parametrize("module", [m for m in LIGHT if m in MODULES])
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     """At module level, followed through our own modules."""
@@ -198,7 +237,7 @@ def test_objectives_name_no_launcher_and_no_signal() -> None:
 
 def test_objectives_import_nothing_of_the_engine_and_the_engine_nothing_of_them() -> None:
     for module, line, target in arrows():
-        assert not (is_under(module, "train.objectives") and is_under(target, "train.engine")), f"{module}:{line}"
-        assert not (is_under(module, "train.engine") and is_under(target, "train.objectives")), f"{module}:{line}"
-        for room in ("train.tuning", "train.models", "train.data"):
-            assert not (is_under(module, "train.engine") and is_under(target, room)), f"{module}:{line} {target}"
+        for engine in ("train.engine", "train.checkpoint"):
+            assert not (is_under(module, "train.objectives") and is_under(target, engine)), f"{module}:{line}"
+            for package in ("train.objectives", "train.tuning", "train.models", "train.data"):
+                assert not (is_under(module, engine) and is_under(target, package)), f"{module}:{line} {target}"

@@ -11,11 +11,11 @@ from types import ModuleType
 import pytest
 
 from eval.contamination import TrainingData, find_overlaps, texts_by_id
-from eval.file_options import DEFAULT
-from eval.files import read
 from eval.overlap import words
-from eval.rows import load
 from eval.tasks import classification
+from zerotune.data.file_options import DEFAULT
+from zerotune.data.files import read
+from zerotune.data.rows import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {"negative": 30, "neutral": 120, "positive": 50}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import until
-from tests.process.runs import ROOT
-from tests.slurm_stubs import Stubs
+from tests.support.fault_runs import until
+from tests.support.slurm_stubs import Stubs
+from tests.support.training_runs import ROOT
 
 RECIPE = "recipes/demo.yaml"
 # The words of each batch script, as a user gives them.

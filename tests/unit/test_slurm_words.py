@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.runs import ROOT
-from tests.slurm_stubs import Stubs
+from tests.support.slurm_stubs import Stubs
+from tests.support.training_runs import ROOT
 
 SPECIAL = "a  'b' \"c\" $(touch X1) `touch X2`; touch X3 & \\d * ~ ../é 漢 🙂 %s"
 TWO_LINES = f"{SPECIAL}\n--not.an.option\n\n"

@@ -17,23 +17,23 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eval.checkpoint import look
-from eval.errors import UserError
-from eval.files import expand
-from eval.images import _opened, load_images
 from eval.main import main as evaluate
-from eval.masking import printable, printable_all
 from eval.report.terminal import show
-from eval.weight_files import weight_files
-from tests import eval_checkpoints, eval_results, eval_vision
+from tests.support import eval_checkpoints, eval_results, eval_vision
 from train.config import ModelConfig
 from train.engine import native_ops
-from train.models.folder import read_config
 from train.models.load import load_tokenizer
 from train.recipe import parse
+from zerotune.common.errors import UserError
+from zerotune.common.masking import printable, printable_all
+from zerotune.data.files import expand
+from zerotune.inference.checkpoint import look
+from zerotune.inference.images import _opened, load_images
+from zerotune.models.folder import read_config
+from zerotune.models.weight_files import weight_files
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for room in ("train", "eval") for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT / room).rglob("*.py"))
 
 
 def test_every_loading_call_says_whether_foreign_code_may_run() -> None:

@@ -28,7 +28,7 @@ POOL_STEPS = 64  # padded layout: rows are sorted by length inside a pool of thi
 
 
 class Rows(Protocol):
-    """Tokenised rows, as `train.data.encode.Encoded` holds them."""
+    """Tokenised rows, as `train.data.prepare.Encoded` holds them."""
 
     lengths_n: NDArray[np.int32]
     learned_n: NDArray[np.int32]

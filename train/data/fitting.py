@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import jinja2
 
-from train.data.conversations import THOUGHT, Conversation, Message
-from train.data.fields import RowError
-from train.data.tool_calls import HERMES_TOOLS, as_text, hermes_calls, hermes_result
+from zerotune.data.conversations import THOUGHT, Conversation, Message
+from zerotune.data.fields import RowError
+from zerotune.data.tool_calls import HERMES_TOOLS, as_text, hermes_calls, hermes_result
 
 Span = tuple[int, int]  # first character, and the one after the last
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}  # of probes

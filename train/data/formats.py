@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from train.data.conversations import Conversation, read_chat, read_instruction, turn
-from train.data.fields import Fields
 from train.data.labelled import Labelled, Tagged, read_labelled, read_tagged
 from train.data.preference import Continuation, Preference, read_asked, read_preference
+from zerotune.data.conversations import Conversation, read_chat, read_instruction, turn
+from zerotune.data.fields import Fields
 
 Example = str | Conversation | Continuation | Labelled | Tagged | Preference
 

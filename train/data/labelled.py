@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.metrics.entities import TAG
-from eval.readers import type_name
 from eval.tasks.labelled import PAIR, SINGLE
-from train.data.fields import Fields, RowError, checked_text
+from zerotune.data.fields import Fields, RowError, checked_text
+from zerotune.data.readers import type_name
 
 Label = str | int | float  # a class's name, its number, or a value
 KNOWN_TAGS = "O, and B-, I-, E- or S- before a type (IOB1, IOB2, IOBES)"

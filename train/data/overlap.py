@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.encoded import Part
 from train.data.rows import draw
-from train.errors import UserError
+from train.data.token_dataset import Part
+from zerotune.common.errors import UserError
 
 SHOWN = 3
 

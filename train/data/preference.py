@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from eval.readers import type_name
-from train.data.conversations import Conversation, messages_in, tools_in
-from train.data.fields import Fields, RowError, checked_text
+from zerotune.data.conversations import Conversation, messages_in, tools_in
+from zerotune.data.fields import Fields, RowError, checked_text
+from zerotune.data.readers import type_name
 
 Side = str | Conversation
 

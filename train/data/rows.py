@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.progress import counted
-from eval.readers import BadRow
-from train.data.fields import RowError
 from train.data.formats import FORMATS
 from train.data.sources import NumberedRow, Source
-from train.errors import UserError
+from zerotune.common.console import counted
+from zerotune.common.errors import UserError
+from zerotune.data.fields import RowError
+from zerotune.data.readers import BadRow
 
 SHOWN_BAD_ROWS, SHOWN_COLUMNS = 10, 50
 DRAWN_AT_ONCE = 4096

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from eval.origin import day_of, facts_of
-from train.data.together import share
+from train.data.rank_sync import share
 from train.protocols import Ranks
+from zerotune.models.run_facts import day_of, facts_of
 
 
 def run_day(folder: str, ranks: Ranks) -> date:

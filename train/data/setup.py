@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from eval.word_windows import untruncated
 from train.config import DataConfig, SourceConfig
-from train.data.gold import TO_PREDICT, Reading
+from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
-from train.data.tokenise import Settings
-from train.errors import UserError
+from train.data.tokenize import Settings
+from zerotune.common.errors import UserError
+from zerotune.data.word_windows import untruncated
 
 SILENT = ("text", "labelled", "tagged")  # formats that no chat template writes
 
@@ -62,13 +62,13 @@ class Setup:
         return self.template is not None and self.template.reads_clock
 
 
-def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, day: date | None = None) -> Setup:
+def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDICT, day: date | None = None) -> Setup:
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
 
     Raises:
         UserError: A setting that cannot be meant, or a tokenizer or template that does not serve.
     """
-    _check(config, reading)
+    _check(config, label_spec)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "model.tokenizer: this tokenizer cannot say which characters a token covers; use one with a tokenizer.json"
@@ -101,7 +101,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, da
                     columns=source.columns,
                     system_prompt=config.system_prompt,
                     max_length=config.max_length_tokens,
-                    reading=reading,
+                    label_spec=label_spec,
                     pad=tokenizer.pad_token_id,
                     numbers_pairs="token_type_ids" in tokenizer.model_input_names,
                 ),
@@ -112,7 +112,7 @@ def set_up(config: DataConfig, tokenizer: Any, reading: Reading = TO_PREDICT, da
     return Setup(specs("train", config.train), specs("validation", config.validation), template, day)
 
 
-def _check(config: DataConfig, reading: Reading) -> None:
+def _check(config: DataConfig, label_spec: LabelSpec) -> None:
     if not config.train:
         raise UserError("data.train names no source: give at least one {path, format}")
     if config.max_length_tokens < 2:
@@ -123,10 +123,10 @@ def _check(config: DataConfig, reading: Reading) -> None:
         raise UserError(f"data.workers must be 0 (one per core) or more, not {config.workers}")
     for name, listed in (("train", config.train), ("validation", config.validation)):
         for number, source in enumerate(listed):
-            if source.format not in reading.formats:
+            if source.format not in label_spec.formats:
                 raise UserError(
-                    f"data.{name}[{number}].format: this objective learns from {', '.join(reading.formats)}, not from"
-                    f" `{source.format}`"
+                    f"data.{name}[{number}].format: this objective learns from {', '.join(label_spec.formats)}, not"
+                    f" from `{source.format}`"
                 )
             if not source.weight > 0:
                 raise UserError(f"data.{name}[{number}].weight must be above 0, not {source.weight}")

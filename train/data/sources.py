@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from eval.file_options import FileOptions, RowFilter
-from eval.files import expand, nearest, sha256_file
-from eval.hub import named
-from eval.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
-from eval.text_files import COMPRESSED, kind_of, open_bytes
 from train.config import SourceConfig
 from train.data.formats import FORMATS
-from train.errors import UserError
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest, sha256_file
+from zerotune.data.file_options import FileOptions, RowFilter
+from zerotune.data.files import expand
+from zerotune.data.hub import named
+from zerotune.data.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
+from zerotune.data.text_files import COMPRESSED, kind_of, open_bytes
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")
 SAMPLE_BYTES = 1 << 20  # of a file, to guess how many rows it holds

@@ -13,16 +13,16 @@ from typing import Any
 
 import jinja2
 
-from eval.files import nearest
-from eval.own_template import OPENED_THOUGHTS
-from eval.template_clock import dated, reads_clock
 from train.data.completeness import checked
-from train.data.conversations import Conversation
-from train.data.fields import RowError
 from train.data.fitting import fitted, learned_turns
 from train.data.preference import Continuation
 from train.data.training_templates import training_template
-from train.errors import UserError
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
+from zerotune.data.conversations import Conversation
+from zerotune.data.fields import RowError
+from zerotune.data.own_template import OPENED_THOUGHTS
+from zerotune.data.template_clock import dated, reads_clock
 
 FOLDER = Path(__file__).with_name("chat_templates")
 NAMED = ("plain", "chatml", "raw")

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from train.errors import UserError
+from zerotune.common.errors import UserError
 
 TRL = "1.16"  # as in pyproject.toml; another version may pair other texts
 ENDING = "_training"
@@ -31,7 +31,7 @@ def _pairs() -> dict[str, tuple[str, str]]:
 
     trl keeps them as NAME.jinja and NAME_training.jinja. They are read from there, since importing trl's function
     (`trl.chat_template_utils.get_training_chat_template`) loads datasets too, for about a second on every rank;
-    tests/unit/test_training_templates.py holds that both pair the same texts.
+    tests/unit/train/test_training_templates.py holds that both pair the same texts.
     """
     texts = {path.stem: path.read_text(encoding="utf-8") for path in folder().glob("*.jinja")}
     pairs = {_canonical(own): (name, texts[name + ENDING]) for name, own in texts.items() if name + ENDING in texts}

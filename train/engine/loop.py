@@ -16,8 +16,8 @@ from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
 from train.engine.spikes import Spikes
 from train.errors import NumericsError
+from train.failure.heartbeat import PULSE
 from train.protocols import Batch, Objective
-from train.pulse import PULSE
 
 ROWS_NAMED = 10  # in a message
 ASKED = "asked to stop"
@@ -128,7 +128,7 @@ class Loop:
                 reason = "all data seen"  # by the run that is resumed here
                 break
             counts, stop = self._agree(batches)
-            if stop and self.objective.can_pause(progress.step):
+            if stop and self.objective.can_checkpoint(progress.step):
                 reason = ASKED
                 break
             self._step(batches, counts, progress, began)
@@ -153,7 +153,7 @@ class Loop:
             return "all steps done"
         if patience and progress.validations_without_better >= patience:
             return f"no better {self.config.validation.metric} in {patience} validations"
-        if self.objective.prepares_long(progress.step) and self._asked():
+        if self.objective.next_batch_is_slow(progress.step) and self._asked():
             return ASKED
         return None
 
@@ -176,6 +176,7 @@ class Loop:
             self.spikes.learned()
         else:  # the step taught nothing: its loss stays out of the curves
             self._skipped(losses, progress)
+        self.objective.after_step(progress.step)
         self._write(progress, norm)
 
     def _agree(self, batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
@@ -234,11 +235,11 @@ class Loop:
         )
 
     def _write(self, progress: Progress, norm: float) -> None:
-        """What the objective has to tell, and every so many steps the metrics since the last time."""
-        told = dict(self.objective.watched())
+        """The objective's extra metrics, and every so many steps the metrics since the last time."""
+        extra = dict(self.objective.extra_metrics())
         if progress.step % self.config.watch.every_steps and progress.step != self.objective.plan.total_steps:
-            if told:
-                self.watch.metrics(progress.step, told)
+            if extra:
+                self.watch.metrics(progress.step, extra)
             return
         PULSE.enter("metrics")
         window = self.window
@@ -261,7 +262,7 @@ class Loop:
         }
         if "loss" in means:
             values["train/perplexity"] = perplexity_of(means["loss"])
-        self.watch.metrics(progress.step, values | told)
+        self.watch.metrics(progress.step, values | extra)
         self.watch.progress(progress.step, loss, speed)
         self.window = Window()
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from train.cache_home import DEFAULT, cache_home
-from train.errors import UserError
+from zerotune.common.cache_home import DEFAULT, cache_home
+from zerotune.common.errors import UserError
 
 log = logging.getLogger(__name__)
 

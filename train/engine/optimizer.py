@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from train.config import OptimConfig
-from train.errors import UserError
+from zerotune.common.errors import UserError
 
 Groups = list[dict[str, Any]]
 

@@ -19,7 +19,8 @@ def quiet_libraries(main_process: bool) -> None:
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning, module=_LIBRARIES)
         warnings.filterwarnings("ignore", "Position ids are not supported", module="peft")  # right after a prompt
-    # Whenever peft imports it, it asks for a package with a kernel that is never used (eval.quantization.keep_layout).
+    # Whenever peft imports it, it asks for a package with a kernel that is never used (`keep_layout` in
+    # zerotune.models.quantization).
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not main_process or not sys.stderr.isatty():  # in a file a bar is a line of a thousand pieces
         transformers_logging.disable_progress_bar()

@@ -29,13 +29,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from eval.host_memory import keep_freed_memory
-from train.engine.averaging import average_parameters_alone
-from train.engine.background import GlooGroup
+from train.engine.ddp_hook import average_parameters_alone
 from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
-from train.errors import UserError
-from train.pulse import PULSE
+from train.failure.background import GlooGroup
+from train.failure.heartbeat import PULSE
+from zerotune.common.errors import UserError
+from zerotune.common.host_memory import keep_freed_memory
 
 Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait

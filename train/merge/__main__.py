@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.leave import die_quietly_of_ctrl_c
-from eval.masking import hide_secrets, printable
-from eval.progress import say
 from train.config import MergeConfig
-from train.errors import UserError
 from train.merge.places import find_run, refuse_foreign
+from zerotune.common.console import say
+from zerotune.common.errors import UserError
+from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
 PROG = "python -m train.merge"
 

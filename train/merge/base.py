@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from eval.dequantize import quantization_method
-from train.models.folder import read_json, weight_files
+from zerotune.models.dequantize import quantization_method
+from zerotune.models.folder import read_json, weight_files
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # safetensors' names
 

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.errors import CannotWriteError
 from train.merge.writer import make_durable
+from zerotune.common.errors import CannotWriteError
 
 # Names that nobody else gives: what a killed merge left under them is removed without asking.
 DRAFT, FORMER = ".merging", ".replaced"

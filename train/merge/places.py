@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from train.engine import commit
-from train.errors import UserError
+from train.checkpoint import commit
+from zerotune.common.errors import UserError
 
 
 def find_run(path: Path) -> tuple[Path, Path | None]:

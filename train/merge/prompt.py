@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, AutoTokenizer
 
-from train.errors import UserError
 from train.merge.base import BaseWeights
 from train.merge.source import Source, text_rows
-from train.models.folder import read_json
 from train.tuning.describe import write_json
+from zerotune.common.errors import UserError
+from zerotune.models.folder import read_json
 
 VECTORS = "prompt_encoder.default.embedding.weight"  # peft's name
 NEVER = -1e4  # a logit that no softmax lets through, where the output layer has a bias to carry it

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from train.config import TuningConfig
-from train.errors import UserError
 from train.merge.base import dequantized
 from train.merge.source import Source, new_parts
 from train.models.load import load_model, unquantized
 from train.tuning import TUNINGS
+from zerotune.common.errors import UserError
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:

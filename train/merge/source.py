@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from train import recipe
+from train.checkpoint import commit
+from train.checkpoint.state import trained_weights
 from train.config import Config, ModelConfig, TuningConfig
-from train.engine import commit
-from train.engine.state import trained_weights
-from train.errors import UserError
 from train.merge.places import find_run
-from train.models.digest import model_digest
-from train.models.folder import read_config, resolve
 from train.models.load import head_parts
-from train.models.token_statistics import VALUE_HEAD
+from zerotune.common.errors import UserError
+from zerotune.models.digest import model_digest
+from zerotune.models.folder import read_config, resolve
+from zerotune.models.token_statistics import VALUE_HEAD
 
 # peft's names for what a model is used for, by how transformers ends the names of its classes
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}

@@ -19,10 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from eval.dequantize import quantization_method
-from eval.own_template import default_template
 from train.config import MergeConfig
-from train.errors import UserError
 from train.merge import verify
 from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
 from train.merge.draft import draft_of
@@ -34,9 +31,12 @@ from train.merge.source import Source, new_parts, open_source, text_rows
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.answers import POSITIONS, batch, logits, read_answers
-from train.models.folder import read_config, read_json
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.tuning.describe import write_json
+from zerotune.common.errors import UserError
+from zerotune.data.own_template import default_template
+from zerotune.models.dequantize import quantization_method
+from zerotune.models.folder import read_config, read_json
 
 log = logging.getLogger(__name__)
 

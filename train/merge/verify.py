@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from train.errors import UserError
 from train.merge.writer import digest
 from train.models.answers import Answers, batch
-from train.models.folder import read_json, weight_files
+from zerotune.common.errors import UserError
+from zerotune.models.folder import read_json, weight_files
 
 # Largest root mean square of the logits' differences, relative to their spread. Rounding the weights to these kinds was
 # seen to cost 3e-6, 3e-3 and 5e-2 at most (docs/merge.md); one wrong tensor costs about 1.

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from train.errors import UserError
 from train.merge.base import BaseWeights
 from train.merge.prompt import Extended
 from train.merge.source import Source
 from train.tuning import TUNINGS
 from train.tuning.lora import ADAPTER
+from zerotune.common.errors import UserError
 
 PREFIX = "base_model.model."  # what peft puts before the names of the model's own modules
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from train.models.loss_head import causal_lm
+from zerotune.models.loss_head import causal_lm
 
 # A little of what models meet: English, Chinese, digits, code. Enough to tell right from wrong, short enough for a CPU.
 TEXT = (

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.reasoning import whole_letters
 from train.protocols import Ranks
+from zerotune.inference.reasoning import whole_letters
 
 
 def inner(model: nn.Module) -> nn.Module:

@@ -19,12 +19,12 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import logging as transformers_logging
 
-from eval.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
-from eval.own_template import own_template
 from train.config import ModelConfig
-from train.errors import UserError
-from train.models.folder import read_config, read_json, refuse_code, resolve, weight_files
-from train.models.unread import names_in_files, patterns, report_unread, tell_once, unread
+from zerotune.common.errors import UserError
+from zerotune.data.own_template import own_template
+from zerotune.models.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
+from zerotune.models.folder import read_config, read_json, refuse_code, resolve, weight_files
+from zerotune.models.unread import names_in_files, patterns, report_unread, tell_once, unread
 
 LOADING = ("quantization_config", "config", "attn_implementation")  # what of the options is no value of the config
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls learned positions

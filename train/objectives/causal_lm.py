@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import listed
 from eval.metrics.exact_match import exact_match
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
-from train.data.encode import Encoded, Reading
-from train.models import loss_head
+from train.data.prepare import Encoded, LabelSpec
 from train.models.generate import continue_prompts
 from train.objectives.prompts import answer_at
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.inference.checkpoint import listed
+from zerotune.models import loss_head
 
 CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
 
@@ -26,12 +26,12 @@ class CausalLM(Supervised):
     """Supervised fine-tuning and continued pre-training of a causal language model."""
 
     model_class = AutoModelForCausalLM
-    model_use = "CAUSAL_LM"
-    judged_by = "loss"
+    peft_task_type = "CAUSAL_LM"
+    best_metric = "loss"
     lower_is_better: Mapping[str, bool] = {"loss": True, "perplexity": True, "exact_match": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading(labels=tuple(config.head.labels)))
+        super().__init__(config, tuning, ranks, LabelSpec(labels=tuple(config.head.labels)))
 
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""

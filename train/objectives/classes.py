@@ -1,6 +1,6 @@
 """The loss of classes, and weights that let rare classes count.
 
-Shape suffixes: n marks, c classes.
+Shape suffixes: n label positions, c classes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.errors import UserError
+from zerotune.common.errors import UserError
 
 if TYPE_CHECKING:
     from train.config import HeadConfig
-    from train.data.encode import GoldRows
+    from train.data.prepare import LabelledDataset
 
 
 class ClassLoss:
-    """Cross entropy, summed; each mark counts by the weight of its gold class."""
+    """Cross entropy, summed; each label position counts by the weight of its gold class."""
 
-    def __init__(self, config: HeadConfig, rows: GoldRows) -> None:
+    def __init__(self, config: HeadConfig, rows: LabelledDataset) -> None:
         if len(rows.labels) < 2:
             raise UserError(
                 f"data.train: all rows have the label {rows.labels[0]!r}, so there is nothing to tell apart; "
@@ -42,6 +42,6 @@ class ClassLoss:
         return float(len(gold_n)) if self.weight_c is None else float(self.weight_c[gold_n.long().cpu()].double().sum())
 
 
-def _counts(rows: GoldRows) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _counts(rows: LabelledDataset) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     gold = np.concatenate([rows.gold(row)[1] for row in range(len(rows))]).astype(np.int64)
     return np.bincount(gold, minlength=len(rows.labels)).astype(np.float64)

@@ -18,12 +18,12 @@ from transformers import AutoModelForSequenceClassification
 
 from train.config import Config
 from train.data.batch import collate
-from train.data.encode import Corpus, GoldRows, Reading
-from train.errors import UserError
-from train.models import class_head
+from train.data.prepare import Corpus, LabelledDataset, LabelSpec
 from train.models.load import head_parts
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.common.errors import UserError
+from zerotune.models import class_head
 
 log = logging.getLogger(__name__)
 POOLER = "pooler"  # of an encoder's body: a checkpoint of a masked language model may have none
@@ -57,24 +57,24 @@ class Head(Supervised):
     lower_is_better: Mapping[str, bool]
     problem: ClassVar[str | None] = None  # as config.json calls it
 
-    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, reading: Reading) -> None:
+    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, label_spec: LabelSpec) -> None:
         if config.data.streaming:
             raise UserError(
                 f"data.streaming: {config.objective} must know all classes before the first step; set it to false"
             )
-        super().__init__(config, tuning, ranks, reading)
+        super().__init__(config, tuning, ranks, label_spec)
 
     @property
-    def rows(self) -> GoldRows:
+    def rows(self) -> LabelledDataset:
         """The training rows."""
         assert isinstance(self.corpus, Corpus)
-        assert isinstance(self.corpus.train, GoldRows)
+        assert isinstance(self.corpus.train, LabelledDataset)
         return self.corpus.train
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """With the names of the classes."""
-        return {**super().facts, "labels": list(self.rows.labels)}
+        return {**super().metadata, "labels": list(self.rows.labels)}
 
     def output_names(self) -> Sequence[str]:
         """Of the head's outputs, in order."""
@@ -113,7 +113,7 @@ class Head(Supervised):
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """The loss, and how well the held-out rows are answered."""
         rows = self.corpus.validation
-        if not isinstance(rows, GoldRows):
+        if not isinstance(rows, LabelledDataset):
             return {}
         count = min(len(rows), self.config.validation.max_rows or len(rows))
         golds = [rows.gold(row) for row in range(count)]
@@ -139,7 +139,7 @@ class Head(Supervised):
     def samples(self, model: nn.Module) -> Sequence[Sample]:
         """The first held-out rows, answered."""
         rows = self.corpus.validation
-        if not isinstance(rows, GoldRows):
+        if not isinstance(rows, LabelledDataset):
             return []
         model.eval()
         shown = []
@@ -169,11 +169,11 @@ class Head(Supervised):
         """[n]: the class, or the value, that the outputs mean."""
         raise NotImplementedError
 
-    def measure(self, rows: GoldRows, said: Said) -> Mapping[str, float]:
+    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
         """The metrics beside the loss."""
         raise NotImplementedError
 
-    def show_row(self, rows: GoldRows, row: int, answers_n: NDArray[np.float64]) -> str:
+    def show_row(self, rows: LabelledDataset, row: int, answers_n: NDArray[np.float64]) -> str:
         """The answers at the marks of a row, in words."""
         return self.show(answers_n)
 
@@ -190,11 +190,11 @@ class SequenceHead(Head):
     """A head that speaks of whole sequences."""
 
     model_class = AutoModelForSequenceClassification
-    model_use = "SEQ_CLS"
+    peft_task_type = "SEQ_CLS"
 
     def can_pack(self, model: nn.Module) -> bool:
         """Only where the head can speak more than once a row."""
-        return super().can_pack(model) and class_head.speaks_at_marks(model)
+        return super().can_pack(model) and class_head.predicts_at_positions(model)
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Once for each document."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.config import LEARNS_FROM, Config
-from train.data.encode import GoldRows, Reading
+from train.data.prepare import LabelledDataset, LabelSpec
 from train.objectives.head import Said, SequenceHead
 from train.protocols import Ranks, Tuning
 
@@ -21,11 +21,11 @@ from train.protocols import Ranks, Tuning
 class RewardModel(SequenceHead):
     """A head with one output, trained on pairs by the Bradley-Terry model (arXiv:1706.03741, section 2.2.3)."""
 
-    judged_by = "accuracy"
+    best_metric = "accuracy"
     lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "margin": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading(LEARNS_FROM["reward_model"], "values"))
+        super().__init__(config, tuning, ranks, LabelSpec(LEARNS_FROM["reward_model"], "values"))
 
     def output_names(self) -> tuple[str, ...]:
         """One."""
@@ -44,7 +44,7 @@ class RewardModel(SequenceHead):
         """The reward."""
         return outputs_nc[:, 0]
 
-    def measure(self, rows: GoldRows, said: Said) -> Mapping[str, float]:
+    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
         """accuracy: share of the pairs whose chosen answer gets more. margin: how much more, on average."""
         margin_p = said.said_n[0::2] - said.said_n[1::2]
         return {"accuracy": float((margin_p > 0).mean()), "margin": float(margin_p.mean())}

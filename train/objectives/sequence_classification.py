@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
 from train.config import LEARNS_FROM, Config
-from train.data.encode import GoldRows, Reading
+from train.data.prepare import LabelledDataset, LabelSpec
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Said, SequenceHead
 from train.protocols import Ranks, Tuning
@@ -20,13 +20,16 @@ from train.protocols import Ranks, Tuning
 class SequenceClassification(SequenceHead):
     """A head that names the class of a sequence."""
 
-    judged_by = "accuracy"
+    best_metric = "accuracy"
     problem = "single_label_classification"
     lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "macro_f1": False, "mcc": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         super().__init__(
-            config, tuning, ranks, Reading(LEARNS_FROM["sequence_classification"], "classes", tuple(config.head.labels))
+            config,
+            tuning,
+            ranks,
+            LabelSpec(LEARNS_FROM["sequence_classification"], "classes", tuple(config.head.labels)),
         )
         self.class_loss = ClassLoss(config.head, self.rows)
 
@@ -42,7 +45,7 @@ class SequenceClassification(SequenceHead):
         """The likeliest class."""
         return outputs_nc.argmax(-1)
 
-    def measure(self, rows: GoldRows, said: Said) -> Mapping[str, float]:
+    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
         """As the evaluation task of this name."""
         columns = {"gold": said.gold_n, "predicted": said.said_n}
         accuracy = float((said.gold_n == said.said_n).mean())
@@ -52,12 +55,12 @@ class SequenceClassification(SequenceHead):
 class Regression(SequenceHead):
     """A head with one output."""
 
-    judged_by = "pearson"
+    best_metric = "pearson"
     problem = "regression"
     lower_is_better: Mapping[str, bool] = {"loss": True, "pearson": False, "rmse": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading(LEARNS_FROM["regression"], "values"))
+        super().__init__(config, tuning, ranks, LabelSpec(LEARNS_FROM["regression"], "values"))
 
     def output_names(self) -> tuple[str, ...]:
         """One."""
@@ -71,7 +74,7 @@ class Regression(SequenceHead):
         """The output."""
         return outputs_nc[:, 0]
 
-    def measure(self, rows: GoldRows, said: Said) -> Mapping[str, float]:
+    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
         """As the evaluation task of this name."""
         columns = {"gold": said.gold_n, "predicted": said.said_n}
         return {"pearson": pearson(columns), "rmse": rmse(columns)}

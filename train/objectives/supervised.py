@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from eval.dequantize import quantization_method
 from train.cautions import about_positions
 from train.config import Config
 from train.data.batch import Rows, Shape, collate, micro_batches
-from train.data.encode import Corpus, Reading, StreamingCorpus, prepare, stream
+from train.data.prepare import Corpus, LabelSpec, StreamingCorpus, prepare, stream
 from train.data.run_day import run_day
-from train.data.steps import FixedSteps, Steps
-from train.data.streamed import StreamedSteps
-from train.errors import UserError
-from train.models import attention
-from train.models.digest import config_digest, model_digest
-from train.models.folder import resolve
+from train.data.schedule import FixedSteps, Steps
+from train.data.stream_schedule import StreamedSteps
 from train.models.load import fit_vocabulary, learned_positions, load_model, load_tokenizer, skeleton, unquantized
-from train.protocols import Batch, Plan, Ranks, Tuning
+from train.protocols import Batch, Objective, Plan, Ranks, Tuning
+from zerotune.common.errors import UserError
+from zerotune.models import attention
+from zerotune.models.dequantize import quantization_method
+from zerotune.models.digest import config_digest, model_digest
+from zerotune.models.folder import resolve
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +31,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-class Supervised:
+class Supervised(Objective):
     """Steps through rows.
 
     model_class: the Auto class of transformers that loads the model.
     """
 
     model_class: ClassVar[Any]
-    terms: tuple[str, ...] = ("loss",)
 
-    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, reading: Reading) -> None:
-        self.config, self.tuning, self.ranks, self.reading = config, tuning, ranks, reading
+    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, label_spec: LabelSpec) -> None:
+        self.config, self.tuning, self.ranks, self.label_spec = config, tuning, ranks, label_spec
         self.empty_model = skeleton(self.model_class, config.model)
         self._require_positions()
         self.tokenizer: Any = load_tokenizer(config.model)
@@ -56,7 +54,7 @@ class Supervised:
             self.shape = self._shape()
             self.source = StreamedSteps(self.corpus.windows, self.shape, seed, config.duration, ranks)
         else:
-            self.corpus = prepare(data, self.tokenizer, seed, ranks, reading, self.day)
+            self.corpus = prepare(data, self.tokenizer, seed, ranks, label_spec, self.day)
             self.shape = self._shape()
             weights = [source.weight for source in data.train]
             self.source = FixedSteps(self.corpus.train, weights, self.shape, seed, config.duration, ranks)
@@ -72,7 +70,7 @@ class Supervised:
         return self.source.plan
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """Data, model and chat template."""
         return {
             "data_digest": self.corpus.digest,
@@ -98,37 +96,10 @@ class Supervised:
         """Micro-batches of each optimizer step."""
         return self.source.walk(start_step)
 
-    def complete(self, model: nn.Module) -> nn.Module:
-        """Nothing beside it."""
-        return model
-
-    def can_pause(self, step: int) -> bool:
-        """Always: the order of the rows is a function of the step."""
-        return True
-
-    def prepares_long(self, step: int) -> bool:
-        """Never: rows are at hand."""
-        return False
-
-    def watched(self) -> Mapping[str, float]:
-        """Nothing more."""
-        return {}
-
-    def state(self) -> Mapping[str, float]:
-        """Nothing."""
-        return {}
-
-    def resume(self, state: Mapping[str, float]) -> None:
-        """Nothing."""
-
     def real_rows(self) -> Sequence[Sequence[int]]:
         """The first held-out one."""
         rows = self.held_out
         return [rows.documents(0)[0].ids_t.tolist()] if rows is not None and len(rows) else []
-
-    def save_assets(self, folder: Path) -> None:
-        """The tokenizer with the chat template in use."""
-        self.tokenizer.save_pretrained(folder)
 
     def can_pack(self, model: nn.Module) -> bool:
         """Whether rows may share one sequence in this model (on the meta device)."""

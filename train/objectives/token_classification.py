@@ -15,19 +15,19 @@ from transformers import AutoModelForTokenClassification
 
 from eval.metrics.entities import Counts, count_by_type, entities
 from train.config import LEARNS_FROM, Config
-from train.data.encode import GoldRows, Reading
-from train.models import class_head
+from train.data.prepare import LabelledDataset, LabelSpec
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Head, Said
 from train.protocols import Batch, Ranks, Tuning
+from zerotune.models import class_head
 
 
 class TokenClassification(Head):
     """A head that names the class of each token; a word's is read at its first."""
 
     model_class = AutoModelForTokenClassification
-    model_use = "TOKEN_CLS"
-    judged_by = "f1"
+    peft_task_type = "TOKEN_CLS"
+    best_metric = "f1"
     lower_is_better: Mapping[str, bool] = {
         "loss": True, "f1": False, "precision": False, "recall": False, "token_accuracy": False,
     }  # fmt: skip
@@ -35,8 +35,8 @@ class TokenClassification(Head):
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         head = config.head
         formats = LEARNS_FROM["token_classification"]
-        reading = Reading(formats, "classes", tuple(head.labels), sub_words=head.sub_words)
-        super().__init__(config, tuning, ranks, reading)
+        label_spec = LabelSpec(formats, "classes", tuple(head.labels), sub_words=head.sub_words)
+        super().__init__(config, tuning, ranks, label_spec)
         self.class_loss = ClassLoss(head, self.rows)
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class TokenClassification(Head):
         """Of the gold classes."""
         return self.class_loss.weight(gold_n)
 
-    def show_row(self, rows: GoldRows, row: int, answers_n: NDArray[np.float64]) -> str:
+    def show_row(self, rows: LabelledDataset, row: int, answers_n: NDArray[np.float64]) -> str:
         """The entities, each with its words."""
         (document,) = rows.documents(row)
         marks = rows.gold(row)[0]
@@ -67,7 +67,7 @@ class TokenClassification(Head):
         """The likeliest class."""
         return outputs_nc.argmax(-1)
 
-    def measure(self, rows: GoldRows, said: Said) -> Mapping[str, float]:
+    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
         """Entities that are right in type and both ends; the windows of a long sentence are read as one."""
         total, right, words = Counts(), 0, 0
         for _, windows in groupby(range(len(said.starts) - 1), key=rows.where):

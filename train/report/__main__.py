@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.files import write_atomically
-from eval.leave import die_quietly_of_ctrl_c
-from eval.masking import hide_secrets, printable
-from train.errors import UserError
 from train.report import print_table, write_report
 from train.report.compare import markdown, print_comparison, read_runs
+from zerotune.common.errors import UserError
+from zerotune.common.files import write_atomically
+from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
 PROG = "python -m train.report"
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.masking import mask_all, printable
-from train.errors import UserError
 from train.fingerprint import DEFAULTS, FREE_KEYS, unused
-from train.markdown import table
 from train.report import words
 from train.report.run import Run, read_run
+from zerotune.common.errors import UserError
+from zerotune.common.markdown import table
+from zerotune.common.masking import mask_all, printable
 
 WIDTH = 80
 WIDEST_CELL = 30

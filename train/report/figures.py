@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from eval.scale import SHARE
 from train.report.run import Curve, Run
 from train.report.words import title
+from zerotune.common.scale import SHARE
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#d9480f", "#8a8f98"
 _MANY_POINTS = 120  # beyond, a curve is drawn faintly with its moving average over it

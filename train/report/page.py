@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.files import write_atomically
-from eval.masking import mask, printable
-from train.markdown import cell, table
 from train.report import figures, words
 from train.report.run import Run, read_run
+from zerotune.common.files import write_atomically
+from zerotune.common.markdown import cell, table
+from zerotune.common.masking import mask, printable
 
 _CELL_CHARACTERS = 800
 _EPOCH_ROWS = 50

@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eval.masking import printable_all
-from eval.scale import POSITIVE, SHARE, UNBOUNDED, Scale
 from eval.tasks import TASKS
-from train.errors import UserError
+from zerotune.common.errors import UserError
+from zerotune.common.masking import printable_all
+from zerotune.common.scale import POSITIVE, SHARE, UNBOUNDED, Scale
 
 Curve = Mapping[int, float]  # step -> value, steps rising
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.masking import printable
 from train.report import words
 from train.report.run import Run, read_run
+from zerotune.common.masking import printable
 
 _WIDTH = 80
 _SAMPLES = 3

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from eval.scale import SHARE, UNBOUNDED, Scale, percent
 from train.report.run import Change, Run, has_measure
+from zerotune.common.scale import SHARE, UNBOUNDED, Scale, percent
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from train.config import ModelConfig, TuningConfig
-from train.errors import UserError
 from train.tuning.describe import write_description
+from zerotune.common.errors import UserError
 
 
 class Full:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.dequantize import refuse_twice
-from eval.quantization import keep_layout
 from train.config import ModelConfig, TuningConfig
-from train.errors import UserError
-from train.models.folder import resolve
 from train.models.load import head_parts, seeded
 from train.tuning.describe import write_description, write_json
+from zerotune.common.errors import UserError
+from zerotune.models.dequantize import refuse_twice
+from zerotune.models.folder import resolve
+from zerotune.models.quantization import keep_layout
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig

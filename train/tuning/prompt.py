@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from train.config import ModelConfig, TuningConfig
-from train.errors import UserError
-from train.models.folder import resolve
 from train.models.load import load_tokenizer, seeded
 from train.tuning.describe import write_description
+from zerotune.common.errors import UserError
+from zerotune.models.folder import resolve
 
 
 class Prompt:

@@ -66,7 +66,7 @@ def grpo(return_e: Floats, group: int) -> Floats:
     return advantage_e
 
 
-def whitened(values_n: Floats) -> Floats:
+def whiten(values_n: Floats) -> Floats:
     """With mean 0 and deviation 1."""
     white_n: Floats = (values_n - values_n.mean()) / max(float(values_n.std()), LEAST_DEVIATION)
     return white_n
@@ -83,7 +83,7 @@ def per_episode(values_n: Floats, starts: Starts) -> Floats:
     return sums_e
 
 
-def adapted(weight: float, kl_e: Floats, config: PpoConfig) -> float:
+def adapt_kl_coefficient(weight: float, kl_e: Floats, config: PpoConfig) -> float:
     """The weight of the distance after a rollout: moved towards what keeps it at a target, where there is one.
 
     As arXiv:1909.08593, section 2.2, which moves it by K_beta = 0.1 times the error in each update; but by answers over
@@ -96,7 +96,7 @@ def adapted(weight: float, kl_e: Floats, config: PpoConfig) -> float:
     return weight * (1 + error * len(kl_e) / config.kl_horizon)
 
 
-def of_tokens(
+def compute_advantages(
     reward_e: Floats, penalty_n: Floats, values_n: Floats, starts: Starts, config: PpoConfig
 ) -> tuple[Floats, Floats]:
     """(what each token is worth beyond what was expected, what its value should have been).
@@ -105,7 +105,7 @@ def of_tokens(
     """
     if config.advantage == "gae":
         advantage_n = gae(token_rewards(reward_e, penalty_n, starts), values_n, starts, config.gamma, config.gae_lambda)
-        return (whitened(advantage_n) if config.whiten else advantage_n), advantage_n + values_n
+        return (whiten(advantage_n) if config.whiten else advantage_n), advantage_n + values_n
     compare = rloo if config.advantage == "rloo" else grpo
     return_e = reward_e - per_episode(penalty_n, starts)
     return per_token(compare(return_e, config.samples_per_prompt), starts), np.zeros_like(values_n)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from eval.readers import BadRow
-from train.data.conversations import Conversation
-from train.data.fields import RowError
 from train.data.sources import Source
-from train.data.tokenise import read_row
-from train.objectives.ppo.episodes import Messages
+from train.data.tokenize import read_row
+from train.objectives.ppo.trajectories import Messages
+from zerotune.data.conversations import Conversation
+from zerotune.data.fields import RowError
+from zerotune.data.readers import BadRow
 
 Said = Mapping[tuple[int, str], Messages]  # (number of the source, place of the row) -> all that is said in it
 

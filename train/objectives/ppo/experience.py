@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate, micro_batches
-from train.objectives.ppo import advantages as worth
-from train.objectives.ppo.episodes import Episodes
+from train.objectives.ppo import advantages
+from train.objectives.ppo.trajectories import Episodes
 from train.protocols import Batch, Ranks
 
 Floats = NDArray[np.float64]
@@ -38,13 +38,15 @@ class Experience:
     ) -> Experience:
         """What answers with these rewards and scores teach."""
         starts = episodes.starts
-        kl_n = worth.kl_of_tokens(scored["log_p"], scored["reference"], config.kl_estimator)
-        kl_e = worth.per_episode(worth.kl_of_tokens(scored["log_p"], scored["reference"], "k1"), starts)
+        kl_n = advantages.kl_of_tokens(scored["log_p"], scored["reference"], config.kl_estimator)
+        kl_e = advantages.per_episode(advantages.kl_of_tokens(scored["log_p"], scored["reference"], "k1"), starts)
         in_reward = kl_weight if config.kl_in == "reward" else 0.0
-        advantage_n, target_n = worth.of_tokens(reward_e, in_reward * kl_n, scored["value"], starts, config)
+        advantage_n, target_n = advantages.compute_advantages(
+            reward_e, in_reward * kl_n, scored["value"], starts, config
+        )
         weight_n = np.ones_like(kl_n)
         if config.level == "sequence":
-            weight_n = 1 / worth.per_token(np.diff(starts).astype(np.float64), starts)
+            weight_n = 1 / advantages.per_token(np.diff(starts).astype(np.float64), starts)
         return cls(episodes, {**scored, "advantage": advantage_n, "target": target_n, "weight": weight_n}, kl_e)
 
     def batches(self, part: NDArray[np.int64], shape: Shape, ranks: Ranks) -> list[Batch]:

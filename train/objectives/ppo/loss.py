@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from train.config_ppo import PpoConfig
-from train.models.token_statistics import Statistics
+from zerotune.models.token_statistics import Statistics
 
 
 def losses(now: Statistics, then: Mapping[str, Tensor], config: PpoConfig, kl_weight: float) -> dict[str, Tensor]:

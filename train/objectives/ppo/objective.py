@@ -10,36 +10,35 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from eval.checkpoint import end_ids
-from eval.own_template import default_template
-from eval.progress import counted
-from eval.prompt import Prompter
 from train.config import LEARNS_FROM, Config, SourceConfig
-from train.data.encode import Corpus, Reading
-from train.data.encoded import Encoded
+from train.data.prepare import Corpus, LabelSpec
 from train.data.sources import Source, find
-from train.errors import UserError
-from train.models import loss_head
-from train.models.digest import model_digest
-from train.models.folder import resolve
-from train.models.token_statistics import add_value_head, require_plain_head, token_loss
-from train.objectives.ppo import advantages as worth
-from train.objectives.ppo import figures
+from train.data.token_dataset import Encoded
+from train.objectives.ppo import advantages, metrics
 from train.objectives.ppo.conversations import Said, conversations
-from train.objectives.ppo.episodes import Episodes
 from train.objectives.ppo.experience import TERMS, Experience
+from train.objectives.ppo.health import Signs
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phase, Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
 from train.objectives.ppo.reward import Reward, Rewarded
 from train.objectives.ppo.rollout import play, requests
-from train.objectives.ppo.row_steps import RowSteps, answered
 from train.objectives.ppo.scoring import Scoring, drop_nothing
-from train.objectives.ppo.signs import Signs
+from train.objectives.ppo.sft_batches import RowSteps, answered
 from train.objectives.ppo.task import TaskRows
+from train.objectives.ppo.trajectories import Episodes
 from train.objectives.ppo.value_model import load_value_model
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Plan, Ranks, Sample, Tuning
+from zerotune.common.console import counted
+from zerotune.common.errors import UserError
+from zerotune.data.own_template import default_template
+from zerotune.inference.checkpoint import end_ids
+from zerotune.inference.prompt import Prompter
+from zerotune.models import loss_head
+from zerotune.models.digest import model_digest
+from zerotune.models.folder import resolve
+from zerotune.models.token_statistics import add_value_head, require_plain_head, token_loss
 
 TRAINING, HELD_OUT = 0, 1  # keys of chance
 
@@ -48,13 +47,13 @@ class PPO(Supervised):
     """Answers to prompts are drawn, rewarded, and made likelier or less likely."""
 
     model_class = AutoModelForCausalLM
-    model_use = "CAUSAL_LM"
-    judged_by = "reward"
+    peft_task_type = "CAUSAL_LM"
+    best_metric = "reward"
     terms: tuple[str, ...] = (*TERMS, "supervised")
     lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, Reading(LEARNS_FROM["ppo"], asks=True))
+        super().__init__(config, tuning, ranks, LabelSpec(LEARNS_FROM["ppo"], asks=True))
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
@@ -72,12 +71,12 @@ class PPO(Supervised):
         self.scoring = Scoring(self.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
-        self._found: dict[str, float] = {}  # of the last rollout, equal on all ranks
+        self._rollout_metrics: Mapping[str, float] = {}  # of the last rollout, identical on all ranks
         self._drawn: list[Sample] = []  # some of its answers
         self._held_out: list[Sample] = []  # some of the last validation's
-        self._stopwatch, self._updates = figures.Stopwatch(), figures.Updates()
-        self._is_last_step = False  # of this rollout
-        self._adapted_kl_weight = self.kl_weight  # what it is once this rollout is learned
+        self._stopwatch, self._updates = metrics.Stopwatch(), metrics.Updates()
+        self._adapted_kl_weight = self.kl_weight  # the KL coefficient once this rollout is learned
+        self._extra_metrics: Mapping[str, float] = {}  # of the last step
         self._before_rollout: Mapping[str, float] | None = None  # the state, while a rollout is drawn and learned
 
     @property
@@ -105,9 +104,9 @@ class PPO(Supervised):
         )
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """And what rewards."""
-        return {**super().facts, "digests": {**self.reward.digests, **self._value_digest}}
+    def metadata(self) -> Mapping[str, Any]:
+        """With the digests of the reward and of the value model."""
+        return {**super().metadata, "digests": {**self.reward.digests, **self._value_digest}}
 
     @cached_property
     def _value_digest(self) -> Mapping[str, str]:
@@ -123,13 +122,13 @@ class PPO(Supervised):
             self.scoring.keep_reference(self._plain(self.load({})))
         return self._plain(model)
 
-    def complete(self, model: nn.Module) -> nn.Module:
+    def add_modules(self, model: nn.Module) -> nn.Module:
         """With a value head, or a value model, where values are learned."""
         if self.ppo.advantage == "gae":
             add_value_head(model, self._value_body() if self.ppo.value_model else None)
         return model
 
-    def can_pause(self, step: int) -> bool:
+    def can_checkpoint(self, step: int) -> bool:
         """Between two phases: the answers of a rollout are in no checkpoint."""
         return self.phases.is_between(step)
 
@@ -143,7 +142,7 @@ class PPO(Supervised):
         self.reward.resume(state)
         self.signs.resume(state)
 
-    def prepares_long(self, step: int) -> bool:
+    def next_batch_is_slow(self, step: int) -> bool:
         """Where a rollout begins."""
         return step in self.phases.rollout_starts
 
@@ -166,13 +165,16 @@ class PPO(Supervised):
         self._updates.answered += len(now.log_p_n)
         return losses(now, batch.extras, self.ppo, self.kl_weight)
 
-    def watched(self) -> Mapping[str, float]:
-        """Of a rollout after its first step, of its steps after the last."""
-        found, self._found = self._found, {}
-        if self._is_last_step:
-            found |= self._updates.told(self.ranks)
-            self.kl_weight, self._before_rollout, self._is_last_step = self._adapted_kl_weight, None, False
-        return found
+    def after_step(self, step: int) -> None:
+        """With the last step of a rollout the KL coefficient moves, and the rollout counts as learned."""
+        self._extra_metrics = self._rollout_metrics if step - 1 in self.phases.rollout_starts else {}
+        if step in self.phases.rollout_ends:
+            self._extra_metrics = {**self._extra_metrics, **self._updates.metrics(self.ranks)}
+            self.kl_weight, self._before_rollout = self._adapted_kl_weight, None
+
+    def extra_metrics(self) -> Mapping[str, float]:
+        """Those of a rollout after its first step, those of its updates after its last."""
+        return self._extra_metrics
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Reward of greedy answers to held-out prompts, each part of it, and their distance from the reference's."""
@@ -182,13 +184,13 @@ class PPO(Supervised):
         episodes, rewarded = self._played(model, prompts, (HELD_OUT,), greedy=True)
         self._held_out = self._shown(episodes, rewarded, held_out=True)
         tokens = self.scoring.tokens(model, episodes)
-        kl_n = worth.kl_of_tokens(tokens["log_p"], tokens["reference"], "k1")
+        kl_n = advantages.kl_of_tokens(tokens["log_p"], tokens["reference"], "k1")
         return {
             "reward": float(rewarded.total_e.mean()),
             "reward_deviation": float(rewarded.total_e.std()),
             **{f"reward_{name}": float(part_e.mean()) for name, part_e in rewarded.parts.items()},
-            "kl": float(worth.per_episode(kl_n, episodes.starts).mean()),
-            **figures.of_answers(episodes),
+            "kl": float(advantages.per_episode(kl_n, episodes.starts).mean()),
+            **metrics.of_answers(episodes),
         }
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
@@ -279,7 +281,7 @@ class PPO(Supervised):
             ("validation.every_steps", self.config.validation.every_steps),
         ):
             times = range(every, self.phases.steps + 1, every) if every else range(0)
-            wrong = next((step for step in times if not self.can_pause(step)), None)
+            wrong = next((step for step in times if not self.can_checkpoint(step)), None)
             if wrong is not None:
                 raise UserError(
                     f"{key}: step {wrong} lies within a rollout's {self.ppo.epochs * self.ppo.minibatches} steps; "
@@ -308,8 +310,8 @@ class PPO(Supervised):
         model.train()
         experience = Experience.of(episodes, rewarded.total_e, scored, self.ppo, self.kl_weight)
         self._tell(experience, rewarded)
-        self._adapted_kl_weight = worth.adapted(self.kl_weight, experience.kl_e, self.ppo)
-        self._updates = figures.Updates()
+        self._adapted_kl_weight = advantages.adapt_kl_coefficient(self.kl_weight, experience.kl_e, self.ppo)
+        self._updates = metrics.Updates()
         return experience
 
     def _state(self) -> dict[str, float]:
@@ -323,7 +325,6 @@ class PPO(Supervised):
             for number, part in enumerate(np.array_split(order, self.ppo.minibatches)):
                 step = phase.start + epoch * self.ppo.minibatches + number
                 beside = self.row_steps.batches(step) if self.ppo.supervised_weight else []
-                self._is_last_step = step == phase.end - 1
                 yield [*experience.batches(part, self.shape, self.ranks), *beside]
 
     def _shown(self, episodes: Episodes, rewarded: Rewarded, held_out: bool) -> list[Sample]:
@@ -337,11 +338,11 @@ class PPO(Supervised):
         ]
 
     def _tell(self, experience: Experience, rewarded: Rewarded) -> None:
-        found = figures.of_rollout(experience, rewarded.total_e, rewarded.parts, self._stopwatch.seconds)
+        found = metrics.of_rollout(experience, rewarded.total_e, rewarded.parts, self._stopwatch.seconds)
         found["rollout/kl_weight"] = self.kl_weight
         found |= {f"rollout/{name}": value for name, value in self.reward.state().items()}
         if self.ppo.advantage == "gae":
             tokens = experience.tokens
-            found["rollout/explained_variance"] = figures.explained_variance(tokens["value"], tokens["target"])
-        self._found, self._drawn = found, self._shown(experience.episodes, rewarded, held_out=False)
+            found["rollout/explained_variance"] = metrics.explained_variance(tokens["value"], tokens["target"])
+        self._rollout_metrics, self._drawn = found, self._shown(experience.episodes, rewarded, held_out=False)
         self.signs.look(found)

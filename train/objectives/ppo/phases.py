@@ -9,7 +9,7 @@ from typing import Literal
 
 from train.config import DurationConfig
 from train.config_ppo import PpoConfig
-from train.errors import UserError
+from zerotune.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Phases:
         self.ends = [phase.end for phase in self.all]
         rollouts = [phase for phase in self.all if phase.kind == "rollout"]
         self.rollout_starts = frozenset(phase.start for phase in rollouts)
+        self.rollout_ends = frozenset(phase.end for phase in rollouts)
         whole = rollouts[self.rollouts_per_epoch - 1 :: self.rollouts_per_epoch]
         ends = [self._settled(phase) for phase in whole]
         self.epoch_ends = tuple(dict.fromkeys([*ends, self.ends[-1]]))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.data.encoded import Encoded
-from train.errors import UserError
+from train.data.token_dataset import Encoded
 from train.objectives.ppo.conversations import Said, before_answer
-from train.objectives.ppo.episodes import Messages
+from train.objectives.ppo.trajectories import Messages
 from train.objectives.prompts import answer_at, answers_in
+from zerotune.common.errors import UserError
 
 STREAM = 4  # of chance: the order of prompts
 NOTHING_SAID: Said = {}

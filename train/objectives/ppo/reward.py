@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config_ppo import RewardConfig
-from train.models.digest import config_digest, model_digest
-from train.objectives.ppo.episodes import Episode, repetition
-from train.objectives.ppo.judge import Judge
 from train.objectives.ppo.prompts import Prompt
+from train.objectives.ppo.reward_scorer import Judge
 from train.objectives.ppo.task import TaskRows
+from train.objectives.ppo.trajectories import Episode, repetition
 from train.protocols import Ranks
+from zerotune.models.digest import config_digest, model_digest
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]

@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from eval import generation, plain_generation
-from eval.budget import choose
-from eval.network import Network
-from eval.protocols import Generate
-from eval.runner import shares
 from train.config_ppo import PpoConfig
-from train.models.loss_head import causal_lm
-from train.models.virtual_tokens import prompt_as_tokens
-from train.objectives.ppo.episodes import Episode
 from train.objectives.ppo.prompts import Prompt
+from train.objectives.ppo.trajectories import Episode
 from train.protocols import Ranks
+from zerotune.inference import generation, plain_generation
+from zerotune.inference.budget import choose
+from zerotune.inference.network import Network
+from zerotune.inference.requests import Generate
+from zerotune.inference.runner import shares
+from zerotune.models.loss_head import causal_lm
+from zerotune.models.virtual_tokens import prompt_as_tokens
 
 ANY_MASK = ("sdpa", "eager")  # attentions that take any mask
 

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from train.config_ppo import PpoConfig
 from train.data.batch import Shape, collate, micro_batches
-from train.models import loss_head
-from train.models.token_statistics import Statistics, token_statistics
-from train.objectives.ppo.episodes import Episodes
+from train.objectives.ppo.trajectories import Episodes
 from train.protocols import Batch, Ranks
+from zerotune.models import loss_head
+from zerotune.models.token_statistics import Statistics, token_statistics
 
 Floats = NDArray[np.float64]
 NAMES = ("log_p", "entropy", "value", "reference")

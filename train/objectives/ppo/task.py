@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eval.files import sha256_file
-from eval.prompt import Prompter
-from eval.protocols import Generate, Generated, SampleMetric
-from eval.readers import BadRow
-from eval.reasoning import closing_mark, decode, set_aside, stopped
-from eval.rows import BadExampleError
+from eval.protocols import SampleMetric
 from eval.tasks.find import find, is_file
-from train.data.encoded import Encoded
 from train.data.sources import Source
-from train.errors import UserError
-from train.objectives.ppo.episodes import Episode
+from train.data.token_dataset import Encoded
 from train.objectives.ppo.prompts import Prompt
+from train.objectives.ppo.trajectories import Episode
+from zerotune.common.errors import UserError
+from zerotune.common.files import sha256_file
+from zerotune.data.readers import BadRow
+from zerotune.data.rows import BadExampleError
+from zerotune.inference.prompt import Prompter
+from zerotune.inference.reasoning import closing_mark, decode, set_aside, stopped
+from zerotune.inference.requests import Generate, Generated
 
 
 class TaskRows:

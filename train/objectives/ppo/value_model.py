@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModel
 
 from train.config import Config, ModelConfig
-from train.errors import UserError
-from train.models import attention
 from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
-from train.models.token_statistics import VALUE_HEAD
 from train.objectives.ppo.scoring import drop_nothing
 from train.objectives.supervised import FROZEN
+from zerotune.common.errors import UserError
+from zerotune.models import attention
+from zerotune.models.token_statistics import VALUE_HEAD
 
 KEY = "ppo.value_model"
 

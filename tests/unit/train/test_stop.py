@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from train.failure.stop import SIGNALS, Stop, write_status
+from zerotune.common.errors import CannotWriteError
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_only_raises_the_flag_and_the_first_counts(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with Stop() as stop:
+        assert not stop.requested()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.requested()
+        assert stop.reason == number.name
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_the_stop_file_is_seen_and_removed_once_obeyed(tmp_path: Path) -> None:
+    stop = Stop()
+    stop.watch(tmp_path)
+    assert not stop.requested()
+    stop.obeyed()  # nothing there: fine
+    (tmp_path / "STOP").touch()
+    assert stop.requested()
+    assert stop.reason == "STOP file"
+    stop.obeyed()
+    assert not (tmp_path / "STOP").exists()
+    assert stop.requested()  # a request is never taken back
+
+
+def test_other_ranks_leave_the_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    stop = Stop()
+    stop.watch(None)
+    assert not stop.requested()
+    stop.obeyed()
+    assert (tmp_path / "STOP").exists()
+
+
+def test_the_deadline_counts_from_the_start_of_the_program() -> None:
+    stop = Stop()
+    time.sleep(0.02)
+    stop.watch(None, after_minutes=0.02 / 60)
+    assert stop.requested()
+    assert stop.reason == "deadline"
+    later = Stop()
+    later.watch(None, after_minutes=5)
+    assert not later.requested()
+
+
+def test_a_stop_file_is_the_stronger_wish_than_the_deadline(tmp_path: Path) -> None:
+    """A batch script starts a run again that met its deadline, not one that somebody has stopped."""
+    (tmp_path / "STOP").touch()
+    stop = Stop()
+    stop.watch(tmp_path, after_minutes=0)
+    assert stop.requested()
+    assert stop.reason == "STOP file"
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_forked_children_die_of_signals_as_ever(before: signal.Handlers) -> None:
+    """A pool of workers is ended by SIGTERM; had they inherited our handler, the pool would wait for ever."""
+    former = signal.signal(signal.SIGTERM, before)
+    with Stop() as stop:
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        assert not stop.requested()
+    assert signal.signal(signal.SIGTERM, former) == before
+
+
+def test_importing_it_is_quick() -> None:
+    code = "import sys, train.failure.stop; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_status_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    write_status(tmp_path, "running", 3)
+    write_status(tmp_path, "preempted", 7, reason="SIGTERM", exit_code=0, rows=["a.jsonl:3"])
+    status = json.loads((tmp_path / "status.json").read_text())
+    moment = status.pop("time")
+    assert moment.endswith("+00:00")
+    said = {"state": "preempted", "step": 7, "reason": "SIGTERM", "exit_code": 0}
+    assert status == {**said, "job": None, "rows": ["a.jsonl:3"]}
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_status_names_the_job_and_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a line of its own, as the batch script looks for it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    write_status(tmp_path, "running", 0)
+    assert ' "job": "4711.0",' in (tmp_path / "status.json").read_text().splitlines()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    write_status(tmp_path, "preempted", 3, "STOP file", 0)
+    lines = (tmp_path / "status.json").read_text().splitlines()
+    assert {' "state": "preempted",', ' "reason": "STOP file",', ' "job": "4711.2",'} <= set(lines)
+
+
+def test_a_status_that_cannot_be_written_is_exit_73(tmp_path: Path) -> None:
+    (tmp_path / "status.json").mkdir()
+    with pytest.raises(CannotWriteError, match=r"status\.json") as failure:
+        write_status(tmp_path, "running", 0)
+    assert failure.value.exit_code == 73

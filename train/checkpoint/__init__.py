@@ -1,0 +1,1 @@
+"""Checkpoints: written whole or not at all, verified, and read on any number of ranks."""

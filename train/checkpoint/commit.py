@@ -1,0 +1,222 @@
+"""Writing a checkpoint so that it is whole or not there at all.
+
+A checkpoint is the folder `step-000120`. It is written as `step-000120.tmp`, made durable, listed with sizes and
+digests in a manifest, and only then renamed: a name without suffix therefore always means a finished checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import manifest
+from train.checkpoint.compatibility import Origin
+from train.protocols import Group
+from zerotune.common.errors import CannotWriteError
+
+STATE = "state.json"
+SHARE = "manifest.rank-{:05d}.json"
+SPARE = 1.05  # free space asked for, as a multiple of what the checkpoint is expected to take
+# What libraries that write through C++ say instead of raising OSError.
+FULL = re.compile(
+    r"No space left|File too large|quota exceeded|Read-only file system|os error \d+|inline_container\.cc"
+)
+
+log = logging.getLogger(__name__)
+
+
+def folder_of(parent: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is, or would be."""
+    return parent / f"step-{step:06d}"
+
+
+def steps(parent: Path) -> list[int]:
+    """The steps with a finished checkpoint, rising; by name, since clocks and modification times may jump."""
+    found = [re.fullmatch(r"step-([0-9]{6,})", name) for name in names_in(parent)]
+    return sorted(int(match[1]) for match in found if match and folder_of(parent, int(match[1])).name == match[0])
+
+
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder, links included; nothing where it does not exist."""
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def gather(ranks: Group, value: float) -> list[float]:
+    """The value of each rank, on every rank."""
+    return ranks.sum([value if index == ranks.index else 0.0 for index in range(ranks.count)])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `commit` was given as `state`."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def commit(
+    parent: Path,
+    step: int,
+    write: Callable[[Path], None],
+    state: Mapping[str, Any],
+    origin: Origin,
+    ranks: Group,
+    expected_bytes: int | None = None,
+) -> Path:
+    """Write one checkpoint; called by all ranks together. Returns its folder once it is durable.
+
+    write: puts this rank's files into the folder it is given. state: JSON, read back by `read_state`.
+    expected_bytes: what it will take; by default as much as the last checkpoint.
+    A checkpoint of this step that is there already is returned as it is. Raises CannotWriteError on every rank if any
+    rank cannot write; the unfinished folder is removed and earlier checkpoints are untouched.
+    """
+    final = folder_of(parent, step)
+    temporary = final.with_name(final.name + ".tmp")
+    if ranks.sum([float(ranks.index == 0 and manifest.verify(final, "size") is None)])[0]:
+        return final
+    with _together(ranks, final, temporary):
+        if ranks.index == 0:
+            _prepare(final, temporary, expected_bytes)
+    with _together(ranks, final, temporary):
+        write(temporary)
+    with _together(ranks, final, temporary):
+        _sync_files(temporary)
+    with _together(ranks, final, temporary):
+        _digest_share(temporary, ranks.index, ranks.count)
+    with _together(ranks, final, temporary):
+        if ranks.index == 0:
+            _write_manifest(temporary, step, state, origin, ranks.count)
+            _publish(temporary, final)
+    return final
+
+
+def set_aside(folder: Path) -> None:
+    """Keep a damaged checkpoint as corrupt-..., numbered where that name is taken."""
+    target, number = folder.with_name(f"corrupt-{folder.name}"), 1
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"corrupt-{folder.name}-{number}")
+    folder.rename(target)
+    log.warning("%s is kept as %s", folder, target.name)
+
+
+def _prepare(final: Path, temporary: Path, expected_bytes: int | None) -> None:
+    parent = final.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _sync(parent.parent)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    if final.exists():
+        set_aside(final)
+    needed = int(SPARE * (_last_size(parent) if expected_bytes is None else expected_bytes))
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < needed:  # some network file systems know of no size
+        raise CannotWriteError(f"about {needed:,} bytes are needed and {disk.free:,} are free")
+    temporary.mkdir()
+
+
+def _last_size(parent: Path) -> int:
+    for step in reversed(steps(parent)):
+        with contextlib.suppress(ValueError):
+            return sum(entry["bytes"] for entry in manifest.read(folder_of(parent, step))["files"].values())
+    return 0
+
+
+def _sync_files(folder: Path) -> None:
+    """Make everything below `folder` durable. Every rank does, since only the node that wrote a file can flush it."""
+    for name in manifest.files(folder):
+        _sync(folder / name)
+    for inner, _, _ in os.walk(folder):
+        _sync(Path(inner))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _digest_share(folder: Path, index: int, count: int) -> None:
+    sizes = {
+        name: info.st_size for name, info in manifest.files(folder).items() if not name.startswith("manifest.rank-")
+    }
+    mine = manifest.shared_out(sizes, index, count)
+    listed = {name: {"bytes": sizes[name], "sha256": manifest.sha256(folder / name)} for name in mine}
+    _write_json(folder / SHARE.format(index), listed)
+
+
+def _write_manifest(folder: Path, step: int, state: Mapping[str, Any], origin: Origin, count: int) -> None:
+    """Join what the ranks hashed. Files written below us that nobody saw (stale network caches) are hashed here."""
+    listed: dict[str, Any] = {}
+    for index in range(count):
+        share = folder / SHARE.format(index)
+        if not share.exists():
+            raise OSError(f"the files of rank {index} are not visible from rank 0: is {folder.parent} a shared folder?")
+        listed |= json.loads(share.read_text(encoding="utf-8"))
+        share.unlink()
+    _write_json(folder / STATE, state)
+    for name, info in manifest.files(folder).items():
+        if listed.get(name, {}).get("bytes") != info.st_size:
+            listed[name] = {"bytes": info.st_size, "sha256": manifest.sha256(folder / name)}
+    _write_json(folder / manifest.NAME, manifest.build(origin, step, dict(sorted(listed.items()))))
+    _sync(folder)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    temporary.rename(final)
+    _sync(final.parent)
+
+
+@contextlib.contextmanager
+def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
+    """One stage of a commit: either every rank gets through it, or every rank raises and the stage leaves nothing."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = gather(ranks, 0.0 if failure is None else 2.0 if _cannot_write(failure) else 1.0)
+    if not any(failed):
+        return
+    free = shutil.disk_usage(_existing(final)).free
+    if ranks.index == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    ranks.barrier()
+    first = next(index for index, code in enumerate(failed) if code)
+    reason = str(failure) if failure else f"rank {first} failed"
+    if 2.0 in failed:
+        raise CannotWriteError(
+            f"Cannot write the checkpoint {final}: {reason}. {free:,} bytes are free there. Earlier checkpoints are "
+            f"untouched; make room and start the same command again to continue from the newest."
+        ) from failure
+    raise failure or RuntimeError(f"rank {first} failed while writing the checkpoint {final}; its message says why")
+
+
+def _cannot_write(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError | CannotWriteError) or FULL.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

@@ -1,0 +1,144 @@
+"""Checkpoints: finding the newest that can be trusted, and removing old ones. Writing is in `commit`, re-exported here.
+
+Folders on their way out are first renamed to `.trash-...`. What is damaged is kept as `corrupt-step-...` and never
+loaded. Every decision is taken by all ranks together, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+from train.checkpoint import manifest
+from train.checkpoint.commit import commit, folder_of, gather, names_in, read_state, set_aside, steps
+from train.checkpoint.compatibility import Origin, versions
+from train.checkpoint.manifest import Check
+from train.errors import NoCheckpointError
+from train.protocols import Group
+from zerotune.common.errors import UserError
+
+__all__ = ["Origin", "commit", "folder_of", "newest", "prune", "read_state", "steps"]
+
+log = logging.getLogger(__name__)
+
+
+def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") -> Path | None:
+    """The newest checkpoint that verifies on every rank; None where there is none at all. Called by all ranks together.
+
+    Checkpoints that do not verify are passed over with a WARNING and, once a good one is found, kept as `corrupt-...`;
+    what interrupted saves left behind is removed then. Raises NoCheckpointError if none verifies, and UserError if the
+    one that does belongs to another run (see Origin); in both cases nothing is renamed or removed.
+    """
+    found = steps(parent) if ranks.index == 0 else []
+    bad: list[int] = []
+    for position in range(int(ranks.sum([float(len(found))])[0])):
+        # Rank 0 names the candidate: on a network file system the others' listings may lag behind.
+        step = int(ranks.sum([float(found[-1 - position]) if ranks.index == 0 else 0.0])[0])
+        folder = folder_of(parent, step)
+        if not _verified(folder, ranks, check):
+            bad.append(step)
+            continue
+        _refuse_other_runs(folder, origin)
+        if ranks.index == 0:
+            _clean(parent)
+            _warn_of_other_versions(folder)
+            _warn_of_another_spread(folder, origin)
+            for worse in bad:
+                with contextlib.suppress(OSError):  # then it stays where it is, and the next save of that step moves it
+                    set_aside(folder_of(parent, worse))
+        ranks.barrier()
+        return folder
+    if bad:
+        raise NoCheckpointError(
+            f"None of the {len(bad)} checkpoints in {parent} can be used; the warnings above name the file and "
+            f"what is wrong with it. Nothing was deleted. Restore one from a backup, or set run.folder to a new folder "
+            f"to start afresh."
+        )
+    if ranks.index == 0:
+        _clean(parent)
+    return None
+
+
+def _clean(parent: Path) -> None:
+    for name in names_in(parent):
+        if re.fullmatch(r"step-[0-9]+\.tmp|\.trash-.*", name):
+            log.info("removing %s, left by an interrupted save", parent / name)
+            _remove(parent / name)
+
+
+def _verified(folder: Path, ranks: Group, check: Check) -> bool:
+    # Each node reads every file once: its ranks share the hashing, since disks may show different things to each node.
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    reason = manifest.verify(folder, check, index % count, count)
+    failed = gather(ranks, float(reason is not None))
+    if reason and not any(failed[: ranks.index]):
+        log.warning("checkpoint %s is not used: %s", folder, reason)
+    return not any(failed)
+
+
+def _refuse_other_runs(folder: Path, origin: Origin) -> None:
+    found = manifest.read(folder)
+    lines = origin.differences(found)
+    if not lines:
+        return
+    extend = ", train it on to this new end with --run.extend true" if origin.can_extend(found) else ""
+    raise UserError(
+        f"{folder} belongs to another run:\n  "
+        + "\n  ".join(lines)
+        + f"\nPut these back to continue it{extend}, or set run.folder to a new folder to start afresh."
+    )
+
+
+def _warn_of_other_versions(folder: Path) -> None:
+    before, now = manifest.read(folder)["versions"], versions()
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        log.warning("%s: other versions now (%s); results may differ in the last bits", folder, ", ".join(changed))
+
+
+def _warn_of_another_spread(folder: Path, origin: Origin) -> None:
+    before = manifest.read(folder)
+    if not origin.is_spread_as(before):
+        log.warning(
+            "%s: written by %s, now %s: every bit of it is used and the same rows follow in the same order, but sums "
+            "are added up in another one, so that results differ in their last digits (docs/resume.md)",
+            folder,
+            _spread(before["distributed"], before["world_size"]),
+            _spread(origin.distributed, origin.world_size),
+        )
+
+
+def _spread(distributed: str, count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''} ({distributed})"
+
+
+def prune(parent: Path, keep_last: int, best_step: int | None, ranks: Group) -> None:
+    """Remove old checkpoints, after a commit; never the best nor the newest. Failing to remove is a WARNING."""
+    if ranks.index:
+        return
+    present = steps(parent)
+    for step in present[: -max(keep_last, 1)]:
+        if step != best_step:
+            _discard(folder_of(parent, step))
+
+
+def _discard(folder: Path) -> None:
+    """Rename first: a removal that is cut off must not leave half a checkpoint under a good name."""
+    trash = folder.with_name(f".trash-{folder.name}")
+    try:
+        folder.rename(trash)
+    except OSError as error:
+        log.warning("cannot remove the old checkpoint %s: %s", folder, error)
+        return
+    _remove(trash)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", folder, error)

@@ -1,0 +1,206 @@
+"""Weights and optimizer where every rank holds all of them (one process, DDP): safetensors and JSON, no pickle.
+
+The optimizer's state is kept under the names of its parameters, so that it depends on no order of objects. It is put
+back entry by entry, without the casts of `Optimizer.load_state_dict`, which would damage 8-bit states.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zerotune.common.errors import UserError
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER_REST = "optimizer.json"
+# How a step is computed, not what: chosen anew for the machine at hand.
+IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name: the parameters that are trained (tied ones once), and the persistent buffers."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    persistent = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    }
+    return parameters | {name: b for name, b in model.named_buffers() if name in persistent}
+
+
+def require_same_names(saved: Iterable[str], present: Iterable[str], where: Path) -> None:
+    """Raise UserError naming what only one of the two has."""
+    missing, extra = sorted(set(present) - set(saved)), sorted(set(saved) - set(present))
+    if missing:
+        raise UserError(
+            f"{where}: has no {missing[0]!r} ({len(missing)} missing), which the model trains: another model or tuning?"
+        )
+    if extra:
+        raise UserError(
+            f"{where}: holds {extra[0]!r} ({len(extra)} such), which the model does not train: another model or tuning?"
+        )
+
+
+def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that is written of both, what several parameters share once."""
+    states = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
+    return list({id(tensor): tensor for tensor in (*learned(model).values(), *states)}.values())
+
+
+def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of tensors that would be written now."""
+    return sum(tensor.nbytes for tensor in tensors(model, optimizer))
+
+
+def contents(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
+    """What `write` writes, file by file: tensors by name, or text. The tensors are the live ones."""
+    tensors, rest = _optimizer_contents(model, optimizer, scaler)
+    return {MODEL: learned(model), OPTIMIZER: tensors, OPTIMIZER_REST: json.dumps(rest, indent=1)}
+
+
+def write(files: Mapping[str, Any], folder: Path) -> None:
+    """Put the files of `contents`, or a copy of them, into `folder`."""
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+        else:
+            save_file({key: _host(tensor) for key, tensor in content.items()}, folder / name, {"format": "pt"})
+
+
+@torch.no_grad()
+def load_model(model: nn.Module, folder: Path) -> None:
+    """Put it back in place, tensor by tensor. Raises UserError naming the first tensor that does not fit."""
+    target = learned(model)
+    with safe_open(folder / MODEL, "pt") as file:
+        require_same_names(file.keys(), target, folder / MODEL)
+        for name, tensor in target.items():
+            saved = file.get_tensor(name)
+            if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                raise UserError(
+                    f"{folder / MODEL}: {name} is {saved.dtype} {list(saved.shape)}, "
+                    f"the model's is {tensor.dtype} {list(tensor.shape)}"
+                )
+            tensor.copy_(saved)
+
+
+def _optimizer_contents(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and everything else (fp16's loss scale too) as JSON."""
+    names = _names(model, optimizer)
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[
+        str, str
+    ] = {}  # some optimizers share one table among all parameters; safetensors stores no tensor twice
+    first: dict[tuple[int, torch.Size], str] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+
+    def put(key: str, tensor: Tensor) -> None:
+        known = first.setdefault((tensor.data_ptr(), tensor.shape), key) if tensor.numel() else key
+        if known == key:
+            tensors[key] = tensor
+        else:
+            aliases[key] = known
+
+    for parameter, state in optimizer.state.items():
+        name = names[parameter]
+        numbers[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                put(f"{name}/{key}", value)
+    groups = [
+        {
+            "params": [names[p] for p in group["params"]],
+            "options": {k: _number(v) for k, v in group.items() if k != "params" and k not in IMPLEMENTATION},
+        }
+        for group in optimizer.param_groups
+    ]
+    return tensors, {
+        "optimizer": type(optimizer).__name__,
+        "groups": groups,
+        "numbers": numbers,
+        "aliases": aliases,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
+    """Put the state back, also into an optimizer that never stepped. Raises UserError naming what does not fit."""
+    path = folder / OPTIMIZER_REST
+    rest = json.loads(path.read_text(encoding="utf-8"))
+    if rest["optimizer"] != type(optimizer).__name__:
+        raise UserError(f"{path}: state of {rest['optimizer']}, the run uses {type(optimizer).__name__} (optim.name)")
+    load_scaler(scaler, rest["scaler"], path)
+    names = _names(model, optimizer)
+    parameters = {name: parameter for parameter, name in names.items()}
+    present = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+    require_same_names((n for group in rest["groups"] for n in group["params"]), (n for g in present for n in g), path)
+    if present != [group["params"] for group in rest["groups"]]:
+        raise UserError(
+            f"{path}: the optimizer's groups hold other parameters or another order: another version of this program?"
+        )
+    state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in rest["numbers"].items()}
+    placed: dict[str, Tensor] = {}
+    with safe_open(folder / OPTIMIZER, "pt") as file:
+        for full in file.keys():  # noqa: SIM118  (not a dict)
+            name, key = full.rsplit("/", 1)
+            placed[full] = file.get_tensor(full).to(_device(optimizer, parameters[name], key))
+    for full, tensor in (placed | {alias: placed[known] for alias, known in rest["aliases"].items()}).items():
+        name, key = full.rsplit("/", 1)
+        state[name][key] = tensor
+    optimizer.state.clear()
+    for name, values in state.items():
+        optimizer.state[parameters[name]] = values
+    for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
+        for key, value in saved["options"].items():
+            group[key] = _like(group.get(key), value)
+
+
+def load_scaler(scaler: Any, saved: dict[str, Any] | None, where: Path) -> None:
+    """Put fp16's loss scale back. Raises UserError where only one side has one."""
+    if (saved is None) != (scaler is None):
+        raise UserError(f"{where}: run.precision differs: fp16 on one side only")
+    if scaler is not None:
+        scaler.load_state_dict(saved)
+
+
+def _host(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
+
+
+def _device(optimizer: torch.optim.Optimizer, parameter: Tensor, key: str) -> torch.device:
+    """Where this entry is used: torch keeps `step` on the CPU unless the step itself runs on the device."""
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    on_device = key != "step" or group.get("fused") or group.get("capturable")
+    return parameter.device if on_device else torch.device("cpu")
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _like(present: Any, saved: Any) -> Any:
+    """JSON knows neither tuples nor tensors."""
+    if isinstance(present, Tensor):
+        return torch.tensor(saved, dtype=present.dtype, device=present.device)
+    return tuple(saved) if isinstance(present, tuple) else saved
+
+
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    """Everything in model.safetensors, on the CPU."""
+    with safe_open(folder / MODEL, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)

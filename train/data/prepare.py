@@ -1,0 +1,111 @@
+"""A recipe's data as tokens: read and checked, tokenised once, split, and looked through for overlap."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from typing import Any
+
+from train.config import DataConfig
+from train.data.label_encoder import TO_PREDICT, LabelSpec
+from train.data.overlap import split, without_overlap
+from train.data.setup import set_up
+from train.data.stream_dataset import StreamingCorpus, stream
+from train.data.token_cache import load
+from train.data.token_dataset import Encoded, LabelledDataset, Part
+from train.protocols import Ranks
+from zerotune.common.errors import UserError
+
+__all__ = ["Corpus", "Encoded", "LabelSpec", "LabelledDataset", "StreamingCorpus", "prepare", "stream"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The data of a run.
+
+    lines: what a person should know, ready to print. rows_left_out: bad rows of the training data.
+    digest: of both splits and the weights.
+    template_hash: sha256 of the chat template, empty where none is used. reads_clock: whether the tokens depend on the
+    run's day. stop_ids: tokens that end an answer.
+    """
+
+    train: Encoded
+    validation: Encoded | None
+    lines: list[str]
+    rows_left_out: int
+    digest: str
+    template_hash: str
+    reads_clock: bool
+    stop_ids: tuple[int, ...]
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    ranks: Ranks,
+    label_spec: LabelSpec = TO_PREDICT,
+    day: date | None = None,
+) -> Corpus:
+    """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
+
+    day: what a chat template is told that reads the clock; today, where none is given.
+
+    Raises:
+        UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
+    """
+    setup = set_up(config, tokenizer, label_spec, day)
+    train, train_lines = load(setup.train, config, seed, ranks)
+    lines = [*setup.lines, *train_lines]
+    rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
+    held, held_lines = load(setup.validation, config, seed, ranks)
+    lines += held_lines
+    if not held and config.validation_fraction:
+        train, held = split(train, config.validation_fraction, seed)
+        lines.append(f"held out for validation: {config.validation_fraction:.1%} of the rows, drawn with seed {seed}")
+    if held:
+        train, overlap_lines = without_overlap(train, held, config.on_overlap)
+        if not any(map(len, train)):
+            raise UserError(f"{overlap_lines[0]}, which would have no row (data.on_overlap: drop)")
+        lines += overlap_lines
+    for part in train:
+        _check_weight(part, config.train[part.source].weight)
+    weights = ",".join(str(source.weight) for source in config.train)
+    form = (
+        partial(LabelledDataset, label_spec=label_spec, labels=_labels(train, label_spec))
+        if label_spec.has_gold
+        else Encoded
+    )
+    train_rows, held_rows = form(train), form(held) if held else None
+    parts = [train_rows.digest, held_rows.digest if held_rows else "", weights, setup.template_hash]
+    return Corpus(
+        train=train_rows,
+        validation=held_rows,
+        lines=lines,
+        rows_left_out=rows_left_out,
+        digest=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        template_hash=setup.template_hash,
+        reads_clock=setup.reads_clock,
+        stop_ids=tuple(sorted({token for part in train for token in part.table.manifest["ends"]})),
+    )
+
+
+def _labels(parts: Sequence[Part], label_spec: LabelSpec) -> tuple[str, ...]:
+    """The classes of the recipe, or all that the training data have: O first, numbers in their order."""
+    if label_spec.labels_as == "values":
+        return ()
+    if label_spec.labels:
+        return label_spec.labels
+    found = {name for part in parts for name in part.table.manifest["labels"]}
+    return tuple(sorted(found, key=lambda name: (name != "O", int(name) if name.isdecimal() else -1, name)))
+
+
+def _check_weight(part: Part, weight: float) -> None:
+    if len(part) and round(weight * len(part)) < 1:
+        raise UserError(
+            f"data.train[{part.source}].weight: {weight:g} of {len(part)} row(s) is not even one row an epoch;"
+            " raise it, or leave the source out"
+        )

@@ -1,0 +1,245 @@
+"""Data window by window, for corpora that exceed memory or to start at once: a window is read when it is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from train.config import DataConfig
+from train.data.mixture import Mark, Mixture, marks_from_json, marks_to_json
+from train.data.overlap import without_overlap
+from train.data.rank_sync import share, together
+from train.data.rows import bad_rows_error
+from train.data.setup import Setup, Spec, set_up
+from train.data.sources import NumberedRow, Source, find
+from train.data.token_cache import encode_table, entry_key, load, notes
+from train.data.token_dataset import Encoded, Part
+from train.data.token_table import TokenTable, cache_root, folder_of, is_whole
+from train.data.tokenize import Encoder
+from train.data.tokenize_workers import CHUNK_ROWS, Workers
+from train.protocols import Ranks
+from zerotune.common.cache_home import make_folder
+from zerotune.common.errors import UserError
+from zerotune.common.files import write_atomically
+
+# Formats whose rows ENCODER_VERSION 4 writes as 3 did: a run of that time, known by them, goes on.
+AS_BEFORE = ("text", "qa", "pr")
+
+
+@dataclass
+class StreamingCorpus:
+    """A training stream, and validation data at rest. Fields as in `train.data.prepare.Corpus`; `rows_left_out` counts
+    those of the windows that were given so far.
+    """
+
+    validation: Encoded | None
+    lines: list[str]
+    digest: str
+    template_hash: str
+    reads_clock: bool
+    stop_ids: tuple[int, ...]
+    config: DataConfig = field(repr=False)
+    setup: Setup = field(repr=False)
+    seed: int
+    ranks: Ranks = field(repr=False)
+    content: str  # digest of everything that decides what the windows hold
+    names: list[list[str]] = field(repr=False)  # of the files of each source
+    rows_left_out: int = 0
+    _reader: _Reader | None = field(default=None, repr=False)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Encoded]:
+        """The windows of one epoch in order, from number `start` on, called by all ranks together; one may be empty.
+
+        Each is tokenised once and kept in the cache, so a resumed run or a second epoch reads none of it again.
+
+        Raises:
+            UserError: Bad rows, on every rank, when their window is reached.
+        """
+        number, found = start, False
+        try:
+            while True:
+                window = self._window(epoch, number)
+                rows = together(self.ranks, partial(self._open, window, epoch, number))
+                assert rows is not None
+                found = found or len(rows) > 0
+                self.rows_left_out += window["bad"]
+                yield rows
+                if window["last"]:
+                    break
+                number += 1
+        finally:
+            if self._reader:
+                self._reader.workers.close()
+        if not found and not start:
+            few = [
+                f"{spec.key}.{name} ({share:g})"
+                for spec in self.setup.train
+                for name, share in (("weight", spec.config.weight), ("fraction", spec.config.fraction))
+                if share < 1
+            ]
+            cure = f"; {' and '.join(few)} may be too small for so few rows: raise it" if few else ""
+            raise UserError(f"data.train: there is no row to learn from in any source{cure}")
+
+    def _window(self, epoch: int, number: int) -> dict[str, Any]:
+        is_first = self.ranks.index == 0
+        text = together(self.ranks, (lambda: json.dumps(self._ensure(epoch, number))) if is_first else None)
+        window: dict[str, Any] = json.loads(share(self.ranks, text or ""))
+        return window
+
+    def _ensure(self, epoch: int, number: int) -> dict[str, Any]:
+        if self._reader is None:
+            self._reader = _Reader(self.config, self.setup.train, self.seed, self.content)
+        return self._reader.window(epoch, number)
+
+    def _open(self, window: dict[str, Any], epoch: int, number: int) -> Encoded:
+        root = cache_root(self.config)
+        folders = [folder_of(root, key) for _, key in window["tables"]]
+        are_here = all(is_whole(folder, thorough=False) for folder in folders)
+        if not are_here and self._ensure(epoch, number)["tables"] != window["tables"]:  # a node with its own cache
+            raise UserError(
+                "the data on this node differ from the first node's: put them, or the cache, on shared disk"
+            )
+        parts = [
+            Part(TokenTable(folder), source, self.names[source])
+            for folder, (source, _) in zip(folders, window["tables"], strict=True)
+        ]
+        said = list(window["notes"])
+        if self.validation is not None and any(map(len, parts)):
+            parts, overlap = without_overlap(parts, self.validation.parts, self.config.on_overlap)
+            said += [line for line in overlap if not line.endswith("none")]
+        return Encoded(parts, [f"window {number}: {line}" for line in said])
+
+
+class _Reader:
+    """Makes windows out of the sources: on the first rank, and once on each node that cannot see its cache."""
+
+    def __init__(self, config: DataConfig, specs: Sequence[Spec], seed: int, content: str) -> None:
+        self.config, self.specs, self.seed, self.content = config, specs, seed, content
+        self.root = cache_root(config)
+        self.sources: list[Source] = [find(spec.config, spec.key, streaming=True) for spec in specs]
+        self.workers = Workers([spec.settings for spec in specs], config.workers)
+        self.mixture: Mixture | None = None
+        self.at = (-1, -1)  # epoch and window that the mixture gives next
+        # with whole weights every epoch holds the same rows, and so the same windows
+        self.is_repeating = all(float(spec.config.weight).is_integer() for spec in specs)
+
+    def _path(self, epoch: int, number: int) -> Path:
+        return self.root.with_name("windows") / f"{self._key(epoch, number)}.json"
+
+    def _key(self, epoch: int, number: int) -> str:
+        return hashlib.sha256(f"{self.content} {0 if self.is_repeating else epoch} {number}".encode()).hexdigest()
+
+    def _known(self, epoch: int, number: int) -> dict[str, Any] | None:
+        try:
+            window: dict[str, Any] = json.loads(self._path(epoch, number).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        whole = all(is_whole(folder_of(self.root, key), thorough=True) for _, key in window["tables"])
+        return window if whole else None
+
+    def window(self, epoch: int, number: int) -> dict[str, Any]:
+        """tables: (source, cache key) of what is in it. last: whether the epoch ends here. notes: for people."""
+        window = self._known(epoch, number)
+        if window and (self.config.on_bad_row == "skip" or not window["bad"]):
+            return window
+        if self.at != (epoch, number) or self.mixture is None:
+            self.mixture = self._mixture_at(epoch, number)
+        taken = self.mixture.take(self.config.streaming_window_rows)
+        self.at = (epoch, number + 1)
+        window = self._encode(self._key(epoch, number), taken)
+        window |= {"last": self.mixture.is_over, "marks": marks_to_json(self.mixture.marks)}
+        make_folder(self._path(epoch, number).parent, self.root.parent)
+        write_atomically(self._path(epoch, number), json.dumps(window, ensure_ascii=False))
+        return window
+
+    def _mixture_at(self, epoch: int, number: int) -> Mixture:
+        before = self._known(epoch, number - 1) if number else None
+        marks = marks_from_json(before["marks"]) if before else [Mark() for _ in self.sources]
+        mixture = Mixture(self.sources, self.seed, epoch, marks)
+        if number and not before:  # its record is lost: pass over the rows without tokenising them
+            for _ in range(number):
+                mixture.take(self.config.streaming_window_rows)
+        return mixture
+
+    def _encode(self, key: str, taken: Sequence[Sequence[NumberedRow]]) -> dict[str, Any]:
+        tables, said, found = [], list[str](), []
+        for number, (spec, source, rows) in enumerate(zip(self.specs, self.sources, taken, strict=True)):
+            if rows:
+                table_key = entry_key([key, spec.key], spec, self.seed)
+                _, facts = encode_table(source, rows, table_key, number, self.config, self.workers)
+                tables.append([number, table_key])
+                found.append((source, facts.problems))
+                said += [f"{spec.key}: {note}" for note in notes(facts, spec, source.names)]
+        bad = sum(problems.count for _, problems in found)
+        if bad and self.config.on_bad_row == "error":
+            raise bad_rows_error(found)
+        return {"tables": tables, "notes": said, "bad": bad}
+
+
+def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: date | None = None) -> StreamingCorpus:
+    """A corpus whose training rows are read window by window, called by all ranks together.
+
+    Validation data are prepared whole; no share of the training data is held out, for that would need them all.
+
+    Raises:
+        UserError: As `prepare`; bad rows of the training data only when their window is reached.
+    """
+    if config.validation_fraction and not config.validation:
+        raise UserError(
+            "data.validation_fraction needs all rows at once: with data.streaming give data.validation instead"
+        )
+    if config.streaming_window_rows < 1:
+        raise UserError(f"data.streaming_window_rows must be at least 1, not {config.streaming_window_rows}")
+    setup = set_up(config, tokenizer, day=day)
+
+    def describe() -> str:
+        sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
+        pairs = list(zip(setup.train, sources, strict=True))
+        contents = [_content(pairs, seed, config.streaming_window_rows, kept) for kept in ((), AS_BEFORE)]
+        ends = {token for pair in pairs for token in _first_ends(*pair)}
+        return json.dumps([*contents, [source.names for source in sources], sorted(ends)])
+
+    told = share(ranks, together(ranks, describe if ranks.index == 0 else None) or "")
+    content, bound, names, ends = json.loads(told)
+    held, lines = load(setup.validation, config, seed, ranks)
+    validation = Encoded(held) if held else None
+    digest = hashlib.sha256(f"{bound} {validation.digest if validation else ''} {setup.template_hash}".encode())
+    streamed = [
+        f"{spec.key} {spec.config.path} ({spec.config.format}): streamed by {config.streaming_window_rows:,} rows"
+        for spec in setup.train
+    ]
+    return StreamingCorpus(
+        validation=validation,
+        lines=[*setup.lines, *streamed, *lines],
+        digest=digest.hexdigest(),
+        template_hash=setup.template_hash,
+        reads_clock=setup.reads_clock,
+        stop_ids=tuple(ends),
+        config=config,
+        setup=setup,
+        seed=seed,
+        ranks=ranks,
+        content=content,
+        names=names,
+    )
+
+
+def _content(pairs: Sequence[tuple[Spec, Source]], seed: int, window_rows: int, kept: Sequence[str]) -> str:
+    """sha256 of everything that decides what the windows hold. kept: formats that are taken for those of version 3."""
+    described = []
+    for spec, source in pairs:
+        version = {"version": 3} if spec.config.format in kept else {}
+        described.append([entry_key(source.quick_identity(), spec, seed, **version), spec.config.weight])
+    return hashlib.sha256(json.dumps([described, seed, window_rows]).encode()).hexdigest()
+
+
+def _first_ends(spec: Spec, source: Source) -> set[int]:
+    """The tokens that the first rows of a source end with: a stream cannot be looked through."""
+    return Encoder(spec.settings).chunk(list(islice(source.rows(), CHUNK_ROWS))).ends

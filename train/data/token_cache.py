@@ -1,0 +1,197 @@
+"""The token tables of a list of sources: made once by the first rank, then mapped by all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+import transformers
+
+from train.config import DataConfig
+from train.data.rank_sync import share, together
+from train.data.rows import bad_rows_error, check_columns, sampled, skipped_line
+from train.data.setup import Spec
+from train.data.sources import NumberedRow, Source, find, options_of
+from train.data.token_dataset import Part
+from train.data.token_table import TableWriter, TokenTable, cache_root, folder_of, is_whole, manifest, obtain
+from train.data.tokenize_workers import Facts, Workers, build
+from train.protocols import Ranks
+from zerotune.common.console import counted
+from zerotune.common.errors import UserError
+
+ENCODER_VERSION = 4  # raise it when the same rows and settings become another table
+
+SHOWN_LEFT_OUT = 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A source's place in the cache. names: of its files. is_new: it was tokenised just now."""
+
+    key: str
+    names: list[str]
+    is_new: bool
+
+
+def load(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Ranks) -> tuple[list[Part], list[str]]:
+    """(a part for each source, what to tell about them). Each source is tokenised at most once on each file system.
+
+    Raises:
+        UserError: On every rank, whichever rank found the reason.
+    """
+    if not specs:
+        return [], []
+    is_first = ranks.index == 0
+    text = together(ranks, (lambda: _dump(_ensure(specs, config, seed))) if is_first else None)
+    entries = [Entry(**entry) for entry in json.loads(share(ranks, text or ""))]
+    root = cache_root(config)
+
+    def open_tables() -> list[TokenTable]:
+        folders = [folder_of(root, entry.key) for entry in entries]
+        are_here = all(is_whole(folder, thorough=False) for folder in folders)
+        if not are_here and _keys(_ensure(specs, config, seed)) != _keys(entries):  # a node with a cache of its own
+            raise UserError("the data on this node differ from the first node's: give every node the same files")
+        return [TokenTable(folder) for folder in folders]
+
+    tables = together(ranks, open_tables) or []
+    parts = [Part(t, spec.number, entry.names) for t, spec, entry in zip(tables, specs, entries, strict=True)]
+    lines = [
+        line for part, spec, entry in zip(parts, specs, entries, strict=True) for line in _lines(part, spec, entry)
+    ]
+    return parts, lines
+
+
+def _keys(entries: Sequence[Entry]) -> list[str]:
+    return [entry.key for entry in entries]
+
+
+def _dump(entries: Sequence[Entry]) -> str:
+    return json.dumps([vars(entry) for entry in entries])
+
+
+def _ensure(specs: Sequence[Spec], config: DataConfig, seed: int) -> list[Entry]:
+    strict = config.on_bad_row == "error"
+    entries, found = [], []
+    with Workers([spec.settings for spec in specs], config.workers) as workers:
+        for number, spec in enumerate(specs):
+            source = find(spec.config, spec.key)
+            key = entry_key(source.identity(), spec, seed)
+            rows = sampled(source.rows(), spec.config.fraction, seed, "fraction")
+            is_new, facts = encode_table(source, rows, key, number, config, workers, with_bar=True)
+            if not strict or not facts.problems.rows:
+                _check_filled(source, facts)
+            entries.append(Entry(key, source.names, is_new))
+            found.append((source, facts.problems))
+    if strict and any(problems.count for _, problems in found):
+        raise bad_rows_error(found)
+    return entries
+
+
+def encode_table(
+    source: Source,
+    rows: Iterable[NumberedRow],
+    key: str,
+    settings: int,
+    config: DataConfig,
+    workers: Workers,
+    with_bar: bool = False,
+) -> tuple[bool, Facts]:
+    """Make sure that the cache holds the table of these rows; (whether it had to be built, what encoding found).
+
+    rows are read only if it has to be built. With on_bad_row: error a table with bad rows is not kept.
+    """
+    strict = config.on_bad_row == "error"
+    found: list[Facts] = []
+
+    def fill(writer: TableWriter) -> dict[str, Any] | None:
+        facts = build(rows, settings, workers, writer, strict, source if with_bar else None)
+        check_columns(source, facts.problems)
+        found.append(facts)
+        return None if strict and facts.problems.count else facts.to_json()
+
+    root = cache_root(config)
+    is_new = obtain(root, key, fill)
+    return is_new, found[0] if found else Facts.from_json(manifest(folder_of(root, key)))
+
+
+def _check_filled(source: Source, facts: Facts) -> None:
+    if facts.problems.count == facts.problems.rows:
+        left = f"; {skipped_line(facts.problems, source.names)}" if facts.problems.count else ""
+        if source.config.fraction < 1:
+            left += f"; {source.key}.fraction ({source.config.fraction:g}) may be too small for so few rows"
+        raise UserError(f"{source.key} ({source.config.path}): there is no row to learn from{left}")
+
+
+def entry_key(content: Sequence[str], spec: Spec, seed: int, **more: Any) -> str:
+    """The cache key: everything that decides which tokens are in the table and in which order."""
+    fraction = spec.config.fraction
+    parts = {
+        "version": ENCODER_VERSION,
+        "libraries": [tokenizers.__version__, transformers.__version__],
+        "content": list(content),
+        "fraction": None if fraction == 1 else [fraction, seed],
+        "settings": spec.settings.identity(),
+        **({"read": read} if (read := options_of(spec.config).identity()) else {}),  # absent: older tables stay good
+        **more,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
+    facts, counts = Facts.from_json(part.table.manifest), part.table.manifest
+    used = facts.problems.rows - facts.problems.count
+    sampled_text = "" if spec.config.fraction == 1 else f" ({spec.config.fraction:.0%} drawn with the seed)"
+    meant = " and ".join(f"{column} is {_either(values)}" for column, values in spec.config.filter.items())
+    where = f" where {meant}" if meant else ""
+    head = (
+        f"{spec.key} {spec.config.path} ({spec.config.format}): {counted(used, 'row')}{where}{sampled_text},"
+        f" {counts['tokens']:,} tokens, {counts['learned'] / max(counts['tokens'], 1):.0%} of them learned"
+        f" ({'tokenised' if entry.is_new else 'from the cache'})"
+    )
+    return [head, *(f"{spec.key}: {note}" for note in notes(facts, spec, entry.names))]
+
+
+def _either(values: object) -> str:
+    return " or ".join(map(str, values)) if isinstance(values, list) else str(values)
+
+
+def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
+    """What else a person should know about a source's rows."""
+    said = []
+    if facts.problems.count:
+        said.append(skipped_line(facts.problems, names))
+    if facts.cut:
+        one = facts.cut == 1
+        goes_on = "goes on in further rows" if one else "go on in further rows"
+        is_cut = "row is cut" if one else "rows are cut"
+        long = {"text": f"text{'s' * (not one)} {goes_on}", "tagged": f"sentence{'s' * (not one)} {goes_on}"}
+        what = long.get(spec.config.format, is_cut)
+        said.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
+    if facts.loose:
+        said.append(
+            f"{facts.loose:,} entities begin with I- or E- (IOB1, or broken IOB2): the tags are learned as they stand,"
+            " and each of these begins an entity, as conlleval and seqeval have it"
+        )
+    chosen_by = {f"column {name}" for name in spec.config.filter}
+    left_out = [(name, count) for name, count in facts.left_out.most_common() if name not in chosen_by]
+    if left_out:
+        shown = [f"{name} ({count:,})" for name, count in left_out[:SHOWN_LEFT_OUT]]
+        more = len(left_out) - len(shown)
+        said.append(
+            f"said in rows and left out (in how many): {', '.join(shown)}{f', and {more} more kinds' if more else ''}"
+        )
+    if facts.endless:
+        said.append(
+            f"WARNING: {facts.endless:,} answers do not end with a special token, so the model does not learn to stop:"
+            " the chat template closes the assistant's turn with none; use chatml or plain"
+        )
+    if facts.asked_otherwise:
+        said.append(
+            f"WARNING: {facts.asked_otherwise:,} last answers stand behind another prompt than the tokenizer's template"
+            " asks with, most likely for thoughts (<think>) that only one of the two has: docs/chat-templates.md"
+        )
+    return said

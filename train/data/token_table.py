@@ -1,0 +1,266 @@
+"""Token tables on disk: one memory-mapped Arrow file each, in a folder of a content-addressed cache, committed whole.
+
+Shape suffixes: n rows, k tokens of several rows one after another, t tokens of one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from rich.console import Console
+
+from train.config import DataConfig
+from train.data.tokenize import Chunk
+from zerotune.common.cache_home import cache_home, make_folder, share_file
+from zerotune.common.files import cannot_write, sync_folder, write_atomically
+from zerotune.common.masking import printable
+
+TABLE, MANIFEST = "tokens.arrow", "manifest.json"
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 8192, 4_000_000  # of one record batch
+PATIENCE_SECONDS = 5.0  # with a lock, before a line says what is waited for
+COLUMNS = ("file_n", "line_n", "sharing_n", "number_n", "full_n", "prompt_n", "second_n")
+SCHEMA = pa.schema(
+    [
+        ("ids", pa.large_list(pa.int32())),
+        ("learned", pa.large_list(pa.uint8())),
+        ("gold", pa.large_list(pa.float64())),
+        ("file_n", pa.int32()),
+        ("line_n", pa.int64()),
+        ("sharing_n", pa.int64()),
+        ("number_n", pa.int64()),
+        ("full_n", pa.uint64()),
+        ("prompt_n", pa.uint64()),
+        ("second_n", pa.int32()),
+        ("learned_n", pa.int32()),
+    ]
+)
+
+
+class TableWriter:
+    """Writes chunks, in order, to a folder's token table. Memory is bounded by one record batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / TABLE
+        self.sink = pa.OSFile(str(self.path), "wb")
+        self.writer = pa.ipc.new_file(self.sink, SCHEMA)
+        self.waiting: list[Chunk] = []
+        self.hashes = [hashlib.sha256() for _ in range(5)]
+        self.labels: dict[str, int] = {}
+        self.rows = self.tokens = self.learned = 0
+
+    def append(self, chunk: Chunk) -> None:
+        """The rows of one chunk after those before."""
+        if chunk.labels:
+            numbers = np.array([self.labels.setdefault(name, len(self.labels)) for name in chunk.labels], np.float64)
+            chunk.gold_g = numbers[chunk.gold_g.astype(np.int64)]
+        self.waiting.append(chunk)
+        rows = sum(len(c.lengths_n) for c in self.waiting)
+        if rows >= ROWS_AT_ONCE or sum(len(c.ids_k) for c in self.waiting) >= TOKENS_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        chunks, self.waiting = [c for c in self.waiting if len(c.lengths_n)], []
+        if not chunks:
+            return
+        ids_k = np.concatenate([c.ids_k for c in chunks])
+        learned_k = np.concatenate([c.learned_k for c in chunks])
+        lengths_n = np.concatenate([c.lengths_n for c in chunks])
+        gold_g = np.concatenate([c.gold_g for c in chunks])
+        golds_n = np.concatenate([c.golds_n for c in chunks])
+        offsets = np.concatenate([[0], np.cumsum(lengths_n, dtype=np.int64)])
+        gold_offsets = np.concatenate([[0], np.cumsum(golds_n, dtype=np.int64)])
+        learned_n = np.add.reduceat(learned_k != 0, offsets[:-1], dtype=np.int32)
+        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n, gold_g, golds_n), strict=True):
+            digest.update(array.tobytes())
+        plain = [pa.array(np.concatenate([getattr(c, name) for c in chunks])) for name in COLUMNS]
+        lists = [
+            pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
+            for ends, values in ((offsets, ids_k), (offsets, learned_k), (gold_offsets, gold_g))
+        ]
+        self.writer.write_batch(pa.record_batch([*lists, *plain, pa.array(learned_n)], schema=SCHEMA))
+        self.rows += len(lengths_n)
+        self.tokens += len(ids_k)
+        self.learned += int(learned_n.sum(dtype=np.int64))
+
+    def close(self) -> dict[str, Any]:
+        """Finish the file; what its manifest says about it. digest: sha256 over the tokens and what is learned."""
+        self._write()
+        self.writer.close()
+        self.sink.close()
+        with self.path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        names = json.dumps(list(self.labels), ensure_ascii=False).encode()
+        digest = hashlib.sha256(b"".join([*(part.digest() for part in self.hashes), names])).hexdigest()
+        return {
+            "table_rows": self.rows,
+            "tokens": self.tokens,
+            "learned": self.learned,
+            "labels": list(self.labels),
+            "digest": digest,
+            "size": self.path.stat().st_size,
+            "crc32": _crc32(self.path),
+        }
+
+
+class TokenTable:
+    """A committed token table, memory-mapped: opening costs next to nothing, whatever its size."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = manifest(folder)
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / TABLE)))
+        self.batches: Sequence[Any] = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self.starts_b = np.cumsum([0, *(len(batch) for batch in self.batches)], dtype=np.int64)
+        self.lists = [(_list(batch, "ids"), _list(batch, "learned")[1]) for batch in self.batches]
+        self.golds = [_list(batch, "gold") for batch in self.batches]
+
+    def __len__(self) -> int:
+        return int(self.starts_b[-1])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One value of every row; `lengths_n` are the numbers of tokens."""
+        if name == "lengths_n":
+            parts = [np.diff(offsets).astype(np.int32) for (offsets, _), _ in self.lists]
+        else:
+            parts = [_values(batch.column(name)) for batch in self.batches]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Token ids of row `index`, and for each how it is learned: 0 not at all."""
+        batch, row = self._find(index)
+        (offsets, ids_k), learned_k = self.lists[batch]
+        start, end = int(offsets[row]), int(offsets[row + 1])
+        return ids_k[start:end], learned_k[start:end]
+
+    def gold(self, index: int) -> NDArray[np.float64]:
+        """What is to be said at the marked tokens of row `index`; empty where a token is learned by the next one."""
+        batch, row = self._find(index)
+        offsets, gold_g = self.golds[batch]
+        return gold_g[int(offsets[row]) : int(offsets[row + 1])]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1
+        return batch, index - int(self.starts_b[batch])
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """File and line that row `index` comes from, as numbers, and its own in the file where it shares the line."""
+        batch, row = self._find(index)
+        columns = self.batches[batch]
+        file, line, number = (columns.column(name)[row].as_py() for name in ("file_n", "line_n", "sharing_n"))
+        return file, line, number
+
+
+def _list(batch: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    column = batch.column(name)
+    return _values(column.offsets), _values(column.values)
+
+
+def _values(array: Any) -> NDArray[Any]:
+    """As `array.to_numpy()`, which would import pandas: a third of a second before the first step."""
+    kind = np.dtype(array.type.to_pandas_dtype())
+    start = array.offset * kind.itemsize
+    return np.frombuffer(memoryview(array.buffers()[1])[start : start + len(array) * kind.itemsize], kind)
+
+
+def cache_root(config: DataConfig) -> Path:
+    """Where token tables are kept."""
+    return cache_home(config.cache_folder) / "tokens"
+
+
+def folder_of(root: Path, key: str) -> Path:
+    """The folder of one entry."""
+    return root / key[:2] / key
+
+
+def manifest(folder: Path) -> Mapping[str, Any]:
+    """What is known about a committed entry."""
+    facts: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return facts
+
+
+def is_whole(folder: Path, thorough: bool) -> bool:
+    """Whether an entry is committed and its table as long as written; thorough: every byte of it too."""
+    try:
+        facts = manifest(folder)
+        path = folder / TABLE
+        return path.stat().st_size == facts["size"] and (not thorough or _crc32(path) == facts["crc32"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] | None]) -> bool:
+    """Make sure that the cache holds entry `key`; whether it had to be built.
+
+    build: appends the rows and returns more facts for the manifest, or None to leave no entry.
+    A second process that wants the same entry waits for the first. A damaged entry is built anew.
+
+    Raises:
+        CannotWriteError: No space, no permission.
+    """
+    folder = folder_of(root, key)
+    if is_whole(folder, thorough=True):
+        return False
+    try:
+        make_folder(folder.parent, root.parent)
+        with _locked(Path(f"{folder}.lock"), root.parent):
+            if is_whole(folder, thorough=True):  # another run was faster
+                return False
+            for leftover in folder.parent.glob(f"{key}.tmp-*"):  # of a run that was killed: the lock is ours
+                shutil.rmtree(leftover)
+            if folder.exists():
+                shutil.rmtree(folder)
+            draft = folder.with_name(f"{key}.tmp-{os.getpid()}")
+            draft.mkdir()
+            try:
+                _write(draft, build)
+                if (draft / MANIFEST).exists():
+                    draft.replace(folder)
+                    sync_folder(folder.parent)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+            return True
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+@contextmanager
+def _locked(path: Path, home: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE_SECONDS)
+    except Timeout:
+        message = printable(f"waiting for another run that tokenises the same data ({path})")
+        Console(stderr=True).print(message, soft_wrap=True, markup=False)
+        lock.acquire()
+    share_file(path, home)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(draft: Path, build: Callable[[TableWriter], dict[str, Any] | None]) -> None:
+    writer = TableWriter(draft)
+    facts = build(writer)
+    described = writer.close()
+    if facts is not None:
+        write_atomically(draft / MANIFEST, json.dumps({**described, **facts}, ensure_ascii=False, indent=1))
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as handle:
+        for block in iter(lambda: handle.read(1 << 22), b""):
+            value = zlib.crc32(block, value)
+    return value

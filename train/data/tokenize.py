@@ -1,0 +1,447 @@
+"""Checked rows to token ids and a mask of what is learned. Runs in worker processes: this file must not import torch.
+
+Shape suffixes: n rows of a chunk, k tokens of all its rows one after another, t tokens of one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from train.data.ends import ending_spans, last_tokens
+from train.data.formats import FORMATS, Example
+from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
+from train.data.labelled import Labelled, Tagged
+from train.data.preference import Continuation, Preference
+from train.data.rows import joined
+from train.data.sources import NumberedRow
+from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
+from zerotune.common.errors import UserError
+from zerotune.data.conversations import Conversation
+from zerotune.data.fields import Fields, RowError
+from zerotune.data.own_template import OPENED_THOUGHTS
+from zerotune.data.readers import BadRow, Row
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides which tokens a row becomes; goes to the workers once.
+
+    tokenizer: the tokenizer's own JSON, without truncation and padding. marks: ids of added (special) tokens.
+    bos, eos: what a corpus text begins and ends with; None leaves it out.
+    numbers_pairs: whether the tokenizer tells the second of two sentences from the first (token_type_ids).
+    """
+
+    tokenizer: str
+    marks: frozenset[int]
+    bos: int | None
+    eos: int | None
+    template: ChatTemplate | None
+    format: str
+    columns: Mapping[str, str]
+    system_prompt: str | None
+    max_length: int
+    label_spec: LabelSpec = TO_PREDICT
+    numbers_pairs: bool = False
+    pad: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON, short; equal settings give equal tokens."""
+        corpus = self.format == "text"
+        golden = (
+            {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
+            if self.format in GOLDEN
+            else None
+        )
+        return {
+            "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
+            "bos": self.bos if corpus or golden else None,
+            "eos": self.eos if corpus or golden else None,
+            "template": None if corpus or self.template is None else self.template.identity,
+            "special_tokens": None if corpus or self.template is None else dict(self.template.special_tokens),
+            "format": self.format,
+            "columns": dict(self.columns),
+            "system_prompt": None if corpus else self.system_prompt,
+            "max_length": self.max_length,
+            "golden": golden,
+            **(
+                {"asks": True} if self.label_spec.asks and not corpus else {}
+            ),  # absent: tables from before it stay good
+        }
+
+    @property
+    def is_golden(self) -> bool:
+        """Whether rows hold what is to be said of them, rather than conversations or texts."""
+        return self.format in GOLDEN and not (self.label_spec.asks and self.format == "preference")
+
+
+@dataclass
+class Chunk:
+    """Some rows as tokens, in order.
+
+    sharing_n: the number in its file of a row that shares its line with others, else 0 (`Row.number`).
+    full_n, prompt_n: hashes of the row's normalised content, and of what stands before its last answer (0: nothing);
+    a corpus text that was cut into windows repeats them.
+    rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
+    before tokenisation, `missing` of those lack a field, and the first of these have these `columns`.
+    cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
+    gold_g, golds_n: the gold labels at the label positions of the rows, one after another, and how many of each row;
+    the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
+    loose: entities that begin with I- or E-. left_out: what usable rows say that is not learned, and in how many rows.
+    ends: special tokens that answers and texts end with.
+    asked_otherwise: rows whose last answer stands behind another prompt than the model will be asked with.
+    """
+
+    ids_k: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    learned_k: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    lengths_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    file_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    line_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    sharing_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    number_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    full_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    prompt_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    gold_g: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    golds_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    second_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    labels: list[str] = field(default_factory=list)
+    rows: int = 0
+    cut: int = 0
+    endless: int = 0
+    loose: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    ends: set[int] = field(default_factory=set)
+    asked_otherwise: int = 0
+    bad: list[tuple[int, BadRow]] = field(default_factory=list)
+    unreadable: int = 0
+    missing: int = 0
+    columns: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One row of tokens. position: of its source row in the chunk."""
+
+    position: int
+    ids_t: NDArray[np.int32]
+    learned_t: NDArray[np.uint8]
+    gold: tuple[str | float, ...] = ()
+    second: int = 0
+
+
+GOLDEN = ("labelled", "tagged", "preference")  # formats whose rows hold what is to be said of them
+Usable = tuple[NumberedRow, Row, Example]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(text: str) -> Tokenizer:
+    return Tokenizer.from_str(text)
+
+
+def read_row(
+    row: Row,
+    kind: str,
+    columns: Mapping[str, str],
+    system: str | None,
+    asks: bool = False,
+    left: Counter[str] | None = None,
+) -> Example:
+    """What a row of the format `kind` says; a conversation without a system message gets `system`. Raises RowError.
+
+    asks: see `LabelSpec`. left: counts what the row says that is in no field of the format.
+    """
+    fields = Fields(row.value, columns, asks)
+    example = FORMATS[kind].read(fields)
+    if left is not None:
+        left.update(f"column {name}" for name in fields.unread())
+        left.update(_left_out(example))
+    if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
+        return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
+    return example
+
+
+def _left_out(example: Example) -> set[str]:
+    if isinstance(example, Conversation):
+        return set(example.left_out)
+    if isinstance(example, Preference):
+        return _left_out(example.chosen) | _left_out(example.rejected)
+    return set()
+
+
+class Encoder:
+    """Rows to chunks, by fixed settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tokenizer = _tokenizer(settings.tokenizer)
+
+    @cached_property
+    def _encode_golden(self) -> LabelEncoder:
+        return LabelEncoder(self.tokenizer, self.settings)
+
+    def chunk(self, rows: Sequence[NumberedRow], only_check: bool = False) -> Chunk:
+        """The rows as tokens; those that cannot be used stand in `bad`.
+
+        Raises:
+            UserError: Tags are numbers, and nobody gave their names.
+        """
+        out = Chunk(rows=len(rows))
+        usable: list[Usable] = []
+        for row in rows:
+            if isinstance(row.item, BadRow):
+                out.bad.append((row.file, row.item))
+                continue
+            try:
+                usable.append((row, row.item, self._read(row.item, out.left_out)))
+            except RowError as error:
+                _refuse(out, row, row.item, error)
+        out.unreadable = len(out.bad)
+        if only_check:
+            return out
+        if self.settings.is_golden:
+            pieces = list(self._golden(usable, out))
+        else:
+            texts = self.settings.format == "text"
+            pieces = list(self._documents(usable, out) if texts else self._conversations(usable, out))
+        return _filled(out, usable, pieces)
+
+    def _read(self, row: Row, left: Counter[str]) -> Example:
+        settings = self.settings
+        return read_row(row, settings.format, settings.columns, settings.system_prompt, settings.label_spec.asks, left)
+
+    def _documents(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
+        """Each text, its end, and where it is longer than the limit the rest of it in further rows.
+
+        A row repeats the last token of the one before it: what stands first in a row cannot be predicted, and so every
+        token after the first is learned exactly once.
+        """
+        settings, limit = self.settings, self.settings.max_length
+        encodings = self.tokenizer.encode_batch_fast([str(text) for _, _, text in usable], add_special_tokens=False)
+        for position, ((row, read, _), encoding) in enumerate(zip(usable, encodings, strict=True)):
+            ids = list(encoding.ids)
+            if settings.bos is not None and ids[:1] != [settings.bos]:
+                ids.insert(0, settings.bos)
+            if settings.eos is not None and ids[-1:] != [settings.eos]:
+                ids.append(settings.eos)
+            if len(ids) < 2:
+                _refuse(out, row, read, RowError("nothing to learn: a single token"))
+                continue
+            out.cut += len(ids) > limit
+            out.ends |= set() if settings.eos is None else {settings.eos}
+            ids_t = np.array(ids, np.int32)
+            for start in range(0, len(ids) - 1, limit - 1):
+                window_t = ids_t[start : start + limit]
+                learned_t = np.ones(len(window_t), np.uint8)
+                learned_t[0] = 0
+                yield _Piece(position, window_t, learned_t)
+
+    def _conversations(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
+        limit = self.settings.max_length
+        rendered: list[tuple[int, str, list[Span]]] = []
+        for position, (row, read, example) in enumerate(usable):
+            assert isinstance(example, (Conversation, Continuation))
+            try:
+                left: set[str] = set()
+                rendered.append((position, *self._written(example, left)))
+                out.left_out.update(left - {OTHER_PROMPT})
+                out.asked_otherwise += OTHER_PROMPT in left
+            except RowError as error:
+                _refuse(out, row, read, error)
+        encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
+        for (position, text, spans), encoding in zip(rendered, encodings, strict=True):
+            row, read, example = usable[position]
+            ids, offsets = self._as_asked(text, spans, encoding)
+            ids_t = np.array(ids, np.int32)
+            bounds = _bounds(offsets)
+            learned_t = _overlapping(bounds, spans)
+            learned_t[:1] = 0  # nothing stands before it to predict it from
+            assert isinstance(example, (Conversation, Continuation))
+            reason = _unusable(learned_t, limit) if example.is_answered else _unaskable(ids_t, limit)
+            if reason:
+                _refuse(out, row, read, RowError(reason))
+                continue
+            out.endless += example.is_answered and int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
+            out.cut += len(ids_t) > limit
+            out.ends |= self._ends(example, ids_t[:limit], bounds[0], spans)
+            yield _Piece(position, ids_t[:limit], learned_t[:limit])
+        if rendered and not out.ends:
+            out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
+
+    def _as_asked(self, text: str, spans: Sequence[Span], encoding: Encoding) -> tuple[list[int], list[Span]]:
+        """Tokens and where they stand. Where a prompt opens thoughts (`<think>` and a line feed) none reaches over its
+        end: at inference the prompt is tokenised alone, and the model goes on with tokens of its own.
+        """
+        assert self.settings.template is not None
+        if not self.settings.template.trains_apart:
+            return encoding.ids, encoding.offsets
+        start_t, end_t = _bounds(encoding.offsets)
+        starts = [
+            start
+            for start, _ in spans
+            if ((start_t < start) & (start < end_t)).any() and OPENED_THOUGHTS.search(text, 0, start)
+        ]
+        if not starts:
+            return encoding.ids, encoding.offsets
+        ids, offsets = list[int](), list[Span]()
+        for begin, end in pairwise([0, *starts, len(text)]):
+            piece = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
+            ids += piece.ids
+            offsets += [(begin + a, begin + b) for a, b in piece.offsets]
+        return ids, offsets
+
+    def _ends_if_answered(self, example: Example) -> set[int]:
+        """Of a row that asks without an answer: what would end one."""
+        if not isinstance(example, Conversation) or example.is_answered:
+            return set()
+        answer = {"role": "assistant", "content": "?"}
+        try:
+            text, spans = self._written(replace(example, messages=[*example.messages, answer]), set())
+        except RowError:
+            return set()
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._ends(example, np.array(encoding.ids, np.int32), _bounds(encoding.offsets)[0], spans)
+
+    def _ends(
+        self,
+        example: Conversation | Continuation,
+        ids_t: NDArray[np.int32],
+        starts_t: NDArray[np.int64],
+        spans: Sequence[Span],
+    ) -> set[int]:
+        return last_tokens(ids_t, starts_t, [end for _, end in ending_spans(example, spans)]) & self.settings.marks
+
+    def _written(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
+        """The text, and the stretches of it that are learned. left: gets what the template leaves out."""
+        template = self.settings.template
+        assert template is not None
+        if isinstance(example, Continuation):
+            return continued(template, example, self.settings.bos is not None)
+        return render(template, example, left)
+
+    def _golden(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
+        for position, (row, read, example) in enumerate(usable):
+            assert isinstance(example, (Labelled, Tagged, Preference))
+            try:
+                golden = self._encode_golden(example)
+            except RowError as error:
+                _refuse(out, row, read, error)
+                continue
+            except UserError as error:
+                raise UserError(f"{read.place}: {error}") from None
+            out.cut += golden.cut
+            if self.settings.label_spec.labels_as == "words" and self.settings.eos is not None:
+                out.ends.add(self.settings.eos)
+            out.loose += example.loose if isinstance(example, Tagged) else 0
+            out.left_out.update(golden.left_out)
+            for ids_t, label_mask_t, gold in golden.windows:
+                yield _Piece(position, ids_t, label_mask_t, gold, golden.second)
+
+
+def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
+    """Why nothing can be learned from a row, or nothing."""
+    if not learned_t.any():
+        return "nothing to learn: the answers are empty once rendered"
+    if learned_t[:limit].any():
+        return ""
+    first = int(np.flatnonzero(learned_t)[0]) + 1
+    return (
+        f"nothing left to learn after truncation: the first answer begins at token {first}, data.max_length_tokens is "
+        f"{limit}"
+    )
+
+
+def _unaskable(ids_t: NDArray[np.int32], limit: int) -> str:
+    """Why a row without an answer cannot be asked, or nothing: a prompt that is cut asks something else."""
+    if len(ids_t) <= limit:
+        return ""
+    return f"longer than data.max_length_tokens: {len(ids_t)} tokens are asked, the limit is {limit}"
+
+
+def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
+    out.bad.append((row.file, read.refused(str(error))))
+    if error.missing:
+        out.missing += 1
+        out.columns = joined(out.columns, read.value)
+
+
+def _overlapping(bounds: tuple[NDArray[np.int64], NDArray[np.int64]], spans: Sequence[Span]) -> NDArray[np.uint8]:
+    """1 for each token that holds a character of a span."""
+    start_t, end_t = bounds
+    learned_t = np.zeros(len(end_t), np.uint8)
+    for start, end in spans:
+        learned_t |= (np.maximum(start_t, start) < np.minimum(end_t, end)).astype(np.uint8)
+    return learned_t
+
+
+def _bounds(offsets: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each token begins and ends.
+
+    Tokenizers that trim offsets leave white space out of them: a token is taken to begin where the one before it ended,
+    unless it shares a character with that one (a byte-level tokenizer spreads one character over several tokens).
+    """
+    bounds_t2 = np.array(offsets, np.int64).reshape(-1, 2)
+    end_t = bounds_t2[:, 1]
+    return np.minimum(bounds_t2[:, 0], np.concatenate([[0], end_t])[: len(end_t)]), end_t
+
+
+def _filled(out: Chunk, usable: Sequence[Usable], pieces: Sequence[_Piece]) -> Chunk:
+    out.bad.sort(key=lambda entry: (entry[0], entry[1].line))
+    if not pieces:
+        return out
+    hashes = {position: _hashes(usable[position][2]) for position in {piece.position for piece in pieces}}
+    out.ids_k = np.concatenate([piece.ids_t for piece in pieces])
+    out.learned_k = np.concatenate([piece.learned_t for piece in pieces])
+    out.lengths_n = np.array([len(piece.ids_t) for piece in pieces], np.int32)
+    out.file_n = np.array([usable[piece.position][0].file for piece in pieces], np.int32)
+    out.line_n = np.array([usable[piece.position][1].line for piece in pieces], np.int64)
+    out.sharing_n = np.array([usable[piece.position][1].number for piece in pieces], np.int64)
+    out.number_n = np.array([usable[piece.position][0].number for piece in pieces], np.int64)
+    out.full_n = np.array([hashes[piece.position][0] for piece in pieces], np.uint64)
+    out.prompt_n = np.array([hashes[piece.position][1] for piece in pieces], np.uint64)
+    out.second_n = np.array([piece.second for piece in pieces], np.int32)
+    out.golds_n = np.array([len(piece.gold) for piece in pieces], np.int32)
+    gold = [value for piece in pieces for value in piece.gold]
+    out.labels = list(dict.fromkeys(value for value in gold if isinstance(value, str)))
+    numbers = {name: float(number) for number, name in enumerate(out.labels)}
+    out.gold_g = np.array([numbers[value] if isinstance(value, str) else value for value in gold], np.float64)
+    return out
+
+
+def _hashes(example: Example) -> tuple[int, int]:
+    """Of all that a row says, and of what is asked in it."""
+    if isinstance(example, str):
+        return content_hash([example]), 0
+    if isinstance(example, Labelled):
+        return content_hash([*example.sentences, str(example.label)]), content_hash(example.sentences)
+    if isinstance(example, Tagged):
+        return content_hash([*example.words, *map(str, example.tags)]), content_hash(example.words)
+    if isinstance(example, Preference):
+        return content_hash([str(example.chosen), str(example.rejected)]), 0
+    if isinstance(example, Continuation):
+        return content_hash([example.prompt, example.answer]), content_hash([example.prompt])
+    said = [(message["role"], _said(message)) for message in example.messages if message["role"] != "system"]
+    last = max(k for k, (role, _) in enumerate(said) if role == "assistant") if example.is_answered else len(said)
+    return content_hash([text for _, text in said]), content_hash([text for _, text in said[:last]])
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    said = str(message["content"])
+    if len(message) == 2:
+        return said
+    return said + "".join(str(message[key]) for key in ("reasoning_content", "tool_calls") if key in message)
+
+
+def content_hash(texts: Sequence[str]) -> int:
+    """64 bits of what texts say; compatibility forms, case and white space make no difference; 0: nothing is said."""
+    normal = "".join("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
+    return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "big") if normal else 0

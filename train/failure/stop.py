@@ -1,0 +1,275 @@
+"""Asking a run to stop: Ctrl-C (SIGINT), a closed terminal (SIGHUP), SIGTERM, SIGUSR1, SIGUSR2, a file named STOP in
+the run folder, or a deadline.
+
+Each only raises a flag; the loop looks at it between steps, agrees with the other ranks, saves and leaves. Where there
+is nothing to save, before the run has begun and after its last checkpoint, Ctrl-C and a closed terminal end it at once.
+This module imports nothing heavy: `main` installs it before anything else, so that no signal comes too early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal
+
+from zerotune.common.errors import CannotWriteError
+from zerotune.common.files import write_atomically
+from zerotune.common.masking import mask
+from zerotune.common.process_exit import FROM_TERMINAL
+from zerotune.common.sentinel import Sentinel, end_alone, tell
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOP_FILE = "STOP"
+STATUS_FILE = "status.json"
+
+State = Literal["running", "preempted", "finished", "failed"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a closed terminal where there was nothing to save."""
+
+
+class Stop:
+    """One flag for all the ways to ask for a stop. The first reason counts; asking again changes nothing, but for a
+    second Ctrl-C, which ends the process at once (`zerotune.common.sentinel`).
+
+    The deadline counts from when this object is made. orphaned: told, in a thread, that the launcher is gone and that
+    this process ends.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.interrupt: signal.Signals | None = None  # the first signal that came from a terminal
+        self.orphaned: Callable[[str], None] = end_alone
+        self._started = time.monotonic()
+        self._deadline: float | None = None
+        self._file: Path | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self.leaves = False  # at once, without saving
+        self._saves = False
+        self._sentinel = Sentinel(lambda: self._saves, self._orphaned)
+
+    def install(self) -> Stop:
+        """Take the signals; in the main thread. Child processes that are forked later get the former handlers back."""
+        ignored = [number for number in FROM_TERMINAL if signal.getsignal(number) == signal.SIG_IGN]  # nohup, `&`
+        for number in (*SIGNALS, *FROM_TERMINAL):
+            if number not in ignored:
+                self._before[number] = signal.signal(number, self._take)
+        os.register_at_fork(after_in_child=self._release)
+        sys.unraisablehook = _say_what_counts
+        self._sentinel.__enter__()
+        return self
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that was stopped: 0, or as a shell counts a process that Ctrl-C or a closed terminal ended."""
+        return 0 if self.interrupt is None else 128 + self.interrupt
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While the block runs there is something to save: Ctrl-C and a closed terminal only raise the flag too."""
+        if self.interrupt is not None:  # whoever ran just then may have swallowed the exception
+            raise Interrupted(self.interrupt.name)
+        self._saves = True
+        try:
+            yield
+        finally:
+            self._saves = False
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside `saving`, a block that may be cut off: Ctrl-C and a closed terminal raise Interrupted, at once if they
+        came before.
+        """
+        self._saves = False
+        try:
+            if self.interrupt is not None:
+                raise Interrupted(self.interrupt.name)
+            yield
+        finally:
+            self._saves = True
+
+    def leave(self) -> int:
+        """Say that this process ends before the run has begun. Returns the exit code."""
+        if os.environ.get("RANK", "0") == "0" and self.interrupt is not None:
+            tell(f"Stopped by {self.interrupt.name} before the run had begun: nothing was changed.")
+        return self.exit_code
+
+    def watch(self, run_folder: Path | None, after_minutes: float | None = None) -> None:
+        """Look for the STOP file in `run_folder` too (None: leave that to another rank), and stop after a time."""
+        self._file = None if run_folder is None else run_folder / STOP_FILE
+        self._deadline = None if after_minutes is None else self._started + 60 * after_minutes
+
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop. Costs at most one look at the disk."""
+        if self.reason is None and self._file is not None and self._file.exists():
+            self.reason = f"{STOP_FILE} file"
+        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = "deadline"
+        return self.reason is not None
+
+    def obeyed(self) -> None:
+        """The run has saved and leaves: remove the STOP file, or the next start would stop at once."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        if self._before:
+            self._sentinel.__exit__()
+            sys.unraisablehook = sys.__unraisablehook__
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def _release(self) -> None:
+        """In a forked child: a pool ends its workers by SIGTERM, which a launcher may have us ignore (node.sh)."""
+        if signal.SIGTERM in self._before:
+            self._give_back()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+        if number not in FROM_TERMINAL or self.interrupt is not None:
+            return
+        self.interrupt = signal.Signals(number)
+        if number == signal.SIGHUP:
+            _let_go_of_terminal()
+        if not self._saves:
+            self.leaves = True
+            raise Interrupted(self.interrupt.name)
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            tell("Ctrl-C: the run saves after this step and stops; once more ends it at once, without saving")
+
+    def _orphaned(self, why: str) -> None:
+        """The launcher is gone, killed or by Ctrl-C. That of one process (`accelerate launch`) never waits for it."""
+        heard = self._sentinel.interrupted
+        waits = "TORCHELASTIC_RUN_ID" in os.environ
+        killed = waits and heard != signal.SIGHUP  # outright, or by a second Ctrl-C
+        if killed or (heard is None and not self._saves):
+            self.orphaned(why)
+        else:
+            self.reason = self.reason or why
+
+    def __enter__(self) -> Stop:
+        return self.install()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+
+def _say_what_counts(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupted in a destructor is not lost: the flag is up."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
+
+
+def _let_go_of_terminal() -> None:
+    """Writing to a terminal that is closed fails, and would end the run before it has saved."""
+    void = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if _is_closed_terminal(stream.fileno()):  # type: ignore[union-attr]
+                os.dup2(void, stream.fileno())  # type: ignore[union-attr]
+    os.close(void)
+
+
+def _is_closed_terminal(descriptor: int) -> bool:
+    try:
+        os.tcgetpgrp(descriptor)
+    except OSError as error:
+        return error.errno == errno.EIO  # ENOTTY: a file, a pipe
+    return False
+
+
+def slurm_start() -> str | None:
+    """Number of the SLURM job and how often it was started again, as 77.1; None outside of SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and f"{job}.{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+
+
+class Status:
+    """RUN/status.json: how the run stands, for scripts that decide whether to start it again. Any thread may call it.
+
+    Written from `begin` on only: a start that fails before leaves what the last one wrote.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.path = run_folder / STATUS_FILE
+        self.begun = False
+        self._lock = threading.Lock()
+        self._step: int | None = None  # in the file, while that says running
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this rank has written that the run goes on, and nothing since."""
+        return self._step is not None
+
+    def begin(self, step: int) -> None:
+        """The run has begun, or goes on, after `step`. Raises CannotWriteError."""
+        self.begun = True
+        self.write("running", step)
+
+    def write(
+        self, state: State, step: int, reason: str | None = None, exit_code: int | None = None, **extra: Any
+    ) -> None:
+        """Replace the file in one go. extra: further JSON values. Raises CannotWriteError."""
+        with self._lock:
+            if self.begun:
+                self._step = step if state == "running" else None
+                write_status(self.path.parent, state, step, reason, exit_code, **extra)
+
+    def move(self, step: int) -> None:
+        """The running run is at `step`. Not made durable, and no error where it cannot be written: it comes often."""
+        with self._lock, contextlib.suppress(OSError, CannotWriteError):
+            if self._step not in (None, step):
+                write_status(self.path.parent, "running", step, durable=False)
+                self._step = step
+
+
+def read_status(run_folder: Path) -> dict[str, Any]:
+    """What stands in RUN/status.json; empty where there is none."""
+    try:
+        found = json.loads((run_folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_status(
+    run_folder: Path,
+    state: State,
+    step: int,
+    reason: str | None = None,
+    exit_code: int | None = None,
+    durable: bool = True,
+    **extra: Any,
+) -> None:
+    """Write status.json; see `Status`. Raises CannotWriteError, also where somebody has removed the run folder."""
+    if not run_folder.is_dir():
+        raise CannotWriteError(f"{run_folder / STATUS_FILE}: cannot be written: the folder was removed")
+    content = {
+        "state": state,
+        "step": step,
+        "reason": None if reason is None else mask(reason),
+        "exit_code": exit_code,
+        "job": slurm_start(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **extra,
+    }
+    write_atomically(run_folder / STATUS_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable)

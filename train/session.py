@@ -1,0 +1,192 @@
+"""One run in its folder: the lock, the status file, what is said before the first step and how the run is seen to
+end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from train.cautions import about_schedule
+from train.config import Config
+from train.engine import run_info
+from train.engine.flops import Peak
+from train.engine.loop import Outcome, Progress
+from train.engine.quiet import quiet_libraries
+from train.engine.runtime import Runtime
+from train.failure.heartbeat import PULSE
+from train.failure.lock import Hold, hold
+from train.failure.stop import Interrupted, Status, Stop, read_status
+from train.failure.watchdog import Watchdog
+from train.fingerprint import fingerprint, flat
+from train.protocols import Objective
+from train.recipe import to_yaml
+from zerotune.common.errors import CannotWriteError
+from zerotune.common.files import write_atomically
+from zerotune.common.masking import exposed, printable
+from zerotune.common.scale import percent
+
+REMOVED = "the run folder was removed"
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Session:
+    """A run folder while it is held. afterwards: for what is ended last; an error stands in status.json by then."""
+
+    folder: Path
+    afterwards: contextlib.ExitStack
+    stop: Stop
+    runtime: Runtime
+    status: Status
+    held: Hold
+    watchdog: Watchdog
+
+    def begin(self, step: int) -> None:
+        """The run has begun, after `step`: only from here on its folder changes. Called by all ranks together."""
+        self.held.begun = True
+        self.watchdog.begin(step)
+
+    def is_over(self, config: Config, progress: Progress, extended: bool) -> bool:
+        """Whether the run that is resumed here has nothing left to do, which is said. Called by all ranks together."""
+        before = read_status(self.folder)
+        done = before.get("state") == "finished" and before.get("step") == progress.step and not extended
+        merged = self.folder / "merged"
+        over = self.runtime.main and done and (merged.is_dir() or not config.merge.at_end)
+        if over:
+            model = f" Its model is in {merged}." if merged.is_dir() else ""
+            again = " again" if merged.is_dir() else ""
+            say(
+                f"{self.folder} is finished, after step {progress.step} ({before.get('reason')}).{model} Nothing was "
+                "changed. To train on, give a later end and --run.extend true, for example "
+                f"--duration.max_steps {2 * progress.step} (and a higher duration.max_epochs). To merge{again}: "
+                f"python -m train.merge {self.folder} {merged}. To train anew, another run.folder."
+            )
+        return bool(self.runtime.sum([float(over)])[0])
+
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop, or somebody has removed the run folder."""
+        if self.stop.reason is None and self.held.removed():
+            self.stop.reason = REMOVED
+        return self.stop.requested()
+
+    def require_folder(self) -> None:
+        """Raises CannotWriteError where the folder was removed: nothing is written into a new one of that name."""
+        if self.held.removed():
+            raise CannotWriteError(
+                f"{self.folder} was removed or renamed while this run was writing into it. It ends after step "
+                f"{PULSE.step}; where the folder is still there under another name, the run continues from it with "
+                "run.folder set to that name"
+            )
+
+    def hand_over(self, config: Config, outcome: Outcome) -> Outcome:
+        """Merge and report what a finished run has learned; of what Ctrl-C leaves undone, the same command does it."""
+        try:
+            with self.stop.interruptible():
+                from train.merge import merge
+                from train.report import print_table, write_report
+
+                if config.merge.at_end:
+                    merge(self.folder, self.folder / "merged", config.merge, code=config.model.trust_remote_code)
+                write_report(self.folder)
+                print_table(self.folder)
+        except Interrupted:
+            return dataclasses.replace(outcome, state="preempted")
+        return outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        """Say how the run ended."""
+        if not self.runtime.main:
+            return
+        self.stop.obeyed()  # also where the request came too late to matter: the next start must not stop at once
+        if outcome.state == "finished":
+            self.status.write("finished", outcome.step, outcome.reason, 0)
+            return
+        reason = self.stop.reason or "another rank was asked to stop"
+        self.status.write("preempted", outcome.step, reason, self.stop.exit_code)
+        say(f"Stopped after step {outcome.step} ({reason}); the same command continues from there.")
+
+
+@contextlib.contextmanager
+def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
+    """Hold the run folder, look for stop requests and for ranks that fail or hang, and leave a status.json that tells
+    how the run ended.
+    """
+    folder = Path(config.run.folder)
+    logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
+    quiet_libraries(runtime.main)
+    status = Status(folder)
+    with (
+        hold(folder, runtime) as held,
+        Watchdog(folder, runtime, config.run.hang_seconds, status) as watchdog,
+        contextlib.ExitStack() as afterwards,
+    ):
+        stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
+        stop.orphaned = watchdog.orphaned
+        with watchdog.first_error():
+            yield Session(folder, afterwards, stop, runtime, status, held, watchdog)
+
+
+def say(line: str) -> None:
+    """On the terminal, if it is still there."""
+    with contextlib.suppress(OSError):
+        Console(stderr=True, highlight=False).print(printable(line), soft_wrap=True, markup=False)
+
+
+def describe(
+    config: Config,
+    runtime: Runtime,
+    objective: Objective,
+    parameters: tuple[int, int],
+    peak: Peak,
+    resumed: Progress,
+    extended: Sequence[str] = (),
+) -> None:
+    """What the run is: into its folder, and onto the screen what a user would otherwise compute by hand.
+
+    extended: what has changed in the recipe with the run's end.
+    """
+    if not runtime.main:
+        return
+    folder, (trained, total) = Path(config.run.folder), parameters
+    write_atomically(folder / "config.yaml", to_yaml(config))
+    objective.save_assets(folder / "tokenizer")
+    run_info.write(
+        folder,
+        **run_info.circumstances(runtime.device),
+        **objective.metadata,
+        config=dataclasses.asdict(config),
+        fingerprint=fingerprint(config),
+        world_size=runtime.count,
+        sharding=runtime.kind,
+        precision=runtime.precision,
+        parameters={"trained": trained, "total": total},
+        peak=dataclasses.asdict(peak),
+        lower_is_better=dict(objective.lower_is_better),
+        total_steps=objective.plan.total_steps,
+    )
+    if extended:
+        before = run_info.read(folder).get("extended", [])
+        run_info.write(folder, extended=[*before, {"after_step": resumed.step, "changed": list(extended)}])
+    ranks = f"{runtime.count} process{'es' if runtime.count > 1 else ''}"
+    start = f", continuing after step {resumed.step:,}" if resumed.step else ""
+    lines = [
+        f"{config.run.folder}: {ranks}, {runtime.kind}, {runtime.precision}, {runtime.device}{start}",
+        f"trained: {trained:,} of {total:,} parameters ({percent(trained / total)})",
+        *objective.metadata["data_lines"],
+        *objective.plan.lines,
+        *about_schedule(config.optim, objective.plan.total_steps),
+    ]
+    for line in lines:
+        say(line)
+    for key, variable in exposed(flat(config)):
+        log.warning(
+            "%s holds the value of $%s. A recipe is kept as it is, in config.yaml and in checkpoints: leave secrets to "
+            "the environment", key, variable,
+        )  # fmt: skip

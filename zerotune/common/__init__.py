@@ -1,0 +1,1 @@
+"""Files, errors, secrets, numbers and processes; no model and no data."""

@@ -1,0 +1,26 @@
+"""What a program says before its first result: a line at once, and one for each phase that takes long."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from zerotune.common.masking import printable
+
+
+def say(text: str) -> None:
+    """One line on the first process's terminal or log."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
+
+
+def shortened(names: list[str], most: int = 3) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

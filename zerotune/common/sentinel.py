@@ -1,0 +1,133 @@
+"""A thread for what the main thread may be too busy to notice: a second Ctrl-C, and the death of the launcher.
+
+Python runs its signal handlers between two instructions of the main thread. A process that waits in a collective, or
+for a GPU that hangs, would hear neither, and live on for hours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zerotune.common.process_exit import FROM_TERMINAL
+
+TICK_SECONDS = 1.0
+GRACE_SECONDS = 10.0  # for the main thread to leave after Ctrl-C, where there is nothing to save
+LAUNCHERS = (
+    "accelerate",
+    "accelerate-launch",
+    "accelerate.commands.launch",
+    "torchrun",
+    "torch.distributed.run",
+    "deepspeed",
+)
+INIT = ("init", "systemd")  # who takes the children of a process that died
+
+
+class Sentinel:
+    """Listens while its block runs, which is in the main thread.
+
+    saves: whether the main thread has something to save before it leaves. orphaned: called, in the thread, with what
+    happened when the launcher is gone; if it returns, the process goes on.
+    """
+
+    def __init__(
+        self, saves: Callable[[], bool] = lambda: False, orphaned: Callable[[str], None] | None = None
+    ) -> None:
+        self.saves, self.orphaned = saves, orphaned or end_alone
+        self.heard: dict[int, int] = {}  # how often each signal of a terminal came
+        self._launcher = _launcher()
+        self._deadline: float | None = None
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
+
+    def __enter__(self) -> Sentinel:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `die_quietly_of_ctrl_c`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_hear_nothing)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        self._write.close()  # which ends the thread
+        self._thread.join(TICK_SECONDS)
+        self._read.close()
+
+    @property
+    def interrupted(self) -> int | None:
+        """The signal of a terminal that came first, if one came."""
+        return next(iter(self.heard), None)
+
+    def _watch(self) -> None:
+        if self._launcher is None and os.environ.get("TORCHELASTIC_RUN_ID") and _parent_name() in INIT:
+            self.orphaned("the launcher was gone before this process had started")
+        while True:
+            if select.select([self._read], [], [], TICK_SECONDS)[0]:
+                numbers = self._read.recv(4096)
+                if not numbers:
+                    return
+                for number in filter(FROM_TERMINAL.__contains__, numbers):
+                    self._hear(number)
+            if self._launcher is not None and os.getppid() != self._launcher:
+                gone, self._launcher = self._launcher, None
+                self.orphaned(f"the launcher (process {gone}) is gone")
+            if self._deadline is not None and time.monotonic() > self._deadline and not self.saves():
+                os._exit(128 + (self.interrupted or signal.SIGINT))
+
+    def _hear(self, number: int) -> None:
+        self.heard[number] = self.heard.get(number, 0) + 1
+        if self.heard.get(signal.SIGINT, 0) > 1:
+            os._exit(128 + signal.SIGINT)
+        if not self.saves():
+            self._deadline = self._deadline or time.monotonic() + GRACE_SECONDS
+
+
+def _hear_nothing() -> None:
+    """In a forked child, whose signals are not ours."""
+    with contextlib.suppress(ValueError):  # forked in another thread than the main one
+        signal.set_wakeup_fd(-1)
+
+
+def end_alone(why: str) -> None:
+    """End this process: without its launcher it would wait for the others, or work on, where nobody can stop it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        tell(f"{why}: this process ends too")
+    os._exit(1)
+
+
+def tell(text: str) -> None:
+    """A line on the terminal, whatever the main thread is writing; none where the terminal is gone."""
+    try:
+        os.write(2, f"{text}\n".encode())
+    except OSError:
+        return
+
+
+def _launcher() -> int | None:
+    """The process that started this one, if it is a launcher. A shell may go, as after `nohup python ... &`."""
+    pid = os.getppid()
+    try:
+        parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return None
+    own = sys.argv[1:]
+    is_launcher = any(Path(part).name in LAUNCHERS for part in parts) and parts[len(parts) - len(own) :] == own
+    return pid if is_launcher else None
+
+
+def _parent_name() -> str:
+    try:
+        return "init" if os.getppid() == 1 else Path(f"/proc/{os.getppid()}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

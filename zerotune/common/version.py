@@ -1,0 +1,45 @@
+"""Which ZeroTune it is that runs: its version, and its commit where it is run from a repository."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def own_version() -> str | None:
+    """Of this checkout, else of the installed package; None where neither says."""
+    try:  # first: an installation beside a checkout may be another one
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        if project["name"] == "zerotune":
+            return str(project["version"])
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        return version("zerotune")
+    except PackageNotFoundError:
+        return None
+
+
+def code_state(folder: Path) -> dict[str, Any] | None:
+    """The git commit that `folder` stands at and whether tracked files differ from it.
+
+    None outside a repository, and where it tracks nothing of the folder (a package installed inside another project).
+    """
+    try:
+        if not _git(folder, "ls-files", ".").strip():
+            return None
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+    ).stdout

@@ -1,0 +1,1 @@
+"""Rows: files and hub data sets read, checked, and in one shape."""

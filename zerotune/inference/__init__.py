@@ -1,0 +1,1 @@
+"""Requests to a model and its answers: prompts, batches, the generation engine, cached answers."""

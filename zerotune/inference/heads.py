@@ -1,0 +1,95 @@
+"""Models that name classes: of each token, or of a sequence. Padding, on the right and masked, changes nothing.
+
+Shape suffixes: b rows, t positions, c classes, d width of the hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zerotune.inference.budget import Budget, in_batches
+from zerotune.inference.requests import Answer, Classified, Classify, Request, Tag, Tagged
+
+
+class TokenClassifier:
+    """Answers `Tag` with a token-classification head. model: transformers', in evaluation mode."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.tokens = model, 0
+
+    def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
+        """See zerotune.inference.runner.Model."""
+        return _in_batches(requests, Tag, budget, self._tagged)
+
+    def _tagged(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+        self.tokens += sum(row.slots for row in rows)
+        classes_bt = self._model(**_padded(self._model, rows)).logits.argmax(-1).tolist()
+        return [Tagged(tuple(own[: row.slots])) for own, row in zip(classes_bt, rows, strict=True)]
+
+
+class SequenceClassifier:
+    """Answers `Classify` with a sequence-classification head. model: transformers', in evaluation mode."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.tokens = model, 0
+
+    def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
+        """See zerotune.inference.runner.Model."""
+        return _in_batches(requests, Classify, budget, self._classified)
+
+    def _classified(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+        inputs = _padded(self._model, rows)
+        self.tokens += sum(row.slots for row in rows)
+        if _pad_id(self._model) is None and hasattr(self._model, "score"):
+            logits_bc = self._last(inputs)
+        else:
+            logits_bc = self._model(**inputs).logits
+        return [Classified(tuple(own)) for own in logits_bc.double().tolist()]
+
+    def _last(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What a causal model says after the last token; without a pad token transformers' heads take only one row."""
+        states_btd = self._model.base_model(**inputs).last_hidden_state
+        last_b = inputs["attention_mask"].sum(-1) - 1
+        logits_bc: Tensor = self._model.score(states_btd[torch.arange(len(last_b), device=last_b.device), last_b])
+        return logits_bc
+
+
+def _in_batches(
+    requests: Sequence[Request],
+    kind: type[Tag] | type[Classify],
+    budget: Budget,
+    answer: Callable[[Sequence[Tag | Classify]], list[Answer]],
+) -> Iterator[tuple[int, Answer]]:
+    asked = [(k, request) for k, request in enumerate(requests) if isinstance(request, kind)]
+
+    @torch.inference_mode()
+    def run(batch: list[tuple[int, Tag | Classify]]) -> list[tuple[int, Answer]]:
+        return list(zip([k for k, _ in batch], answer([request for _, request in batch]), strict=True))
+
+    for answered in in_batches(asked, lambda row: row[1].slots, budget, run):
+        yield from answered
+
+
+def _padded(model: Any, rows: Sequence[Tag | Classify]) -> dict[str, Tensor]:
+    """Tokens and their mask; which tokens are of a second sentence, where a row says where it begins."""
+    width, pad = max(row.slots for row in rows), _pad_id(model) or 0
+    seconds = [row.second if isinstance(row, Classify) else 0 for row in rows]
+    columns = {
+        "input_ids": [[*row.prefix_ids, *[pad] * (width - row.slots)] for row in rows],
+        "attention_mask": [[1] * row.slots + [0] * (width - row.slots) for row in rows],
+    }
+    if any(seconds):
+        columns["token_type_ids"] = [
+            [int(0 < second <= place < row.slots) for place in range(width)]
+            for row, second in zip(rows, seconds, strict=True)
+        ]
+    return {name: torch.tensor(column, device=model.device) for name, column in columns.items()}
+
+
+def _pad_id(model: Any) -> int | None:
+    pad: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return pad

@@ -1,0 +1,41 @@
+"""A causal language model that answers requests to score and to continue token sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from zerotune.inference import generation, plain_generation
+from zerotune.inference.budget import Budget
+from zerotune.inference.network import Network
+from zerotune.inference.requests import Answer, Generate, Request, Score
+from zerotune.inference.scoring import score
+
+
+class LanguageModel:
+    """Its answers do not depend on what else is asked, nor on the budget.
+
+    Args:
+        model: A transformers causal language model in evaluation mode.
+        tokenizer: Turns generated tokens into text.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.network, self.tokenizer = Network(model), tokenizer
+
+    @property
+    def tokens(self) -> int:
+        """See zerotune.inference.runner.Model."""
+        return self.network.tokens
+
+    def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
+        """(index of the request, answer), in an order of its own, each request once (`runner.Model`)."""
+        scores = {k: request for k, request in enumerate(requests) if isinstance(request, Score)}
+        places = list(scores)
+        for scored in score(self.network, list(scores.values()), budget):
+            yield from ((places[k], answer) for k, answer in scored)
+        generates = {k: request for k, request in enumerate(requests) if isinstance(request, Generate)}
+        places = list(generates)
+        engine = generation if self.network.shares_prefixes else plain_generation
+        for generated in engine.generate(self.network, self.tokenizer, list(generates.values()), budget):
+            yield from ((places[answer.index], answer.generated()) for answer in generated)

@@ -1,0 +1,1 @@
+"""Models: folders, quantised weights, attention, the output layer's loss, class and value heads."""

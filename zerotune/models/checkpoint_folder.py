@@ -1,0 +1,43 @@
+"""Whether a folder can be a checkpoint, by its files' names: imports nothing heavy, so that it is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zerotune.common.errors import UserError
+from zerotune.models.dequantize import quantization_method
+
+
+def require_checkpoint(folder: str) -> Path:
+    """The folder. Raises UserError naming what is missing, or a quantisation that cannot be read."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(
+            f"{folder}: there is no such folder (a hub model: `hf download NAME --local-dir {folder}` first)"
+        )
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: this is an adapter without its base model; merge it: python -m train.merge {folder} OUT"
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(f"{folder}: {without_config(path)}")
+    if not list(path.glob("*.safetensors")):
+        found = ", ".join(p.name for p in sorted(path.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        why = f"only {found}, which can run foreign code when loaded" if found else "no weights"
+        raise UserError(f"{folder}: there are {why}; save it as safetensors")
+    quantization_method(path)
+    return path
+
+
+def without_config(folder: Path) -> str:
+    """What to say of a folder without config.json: which one inside it is meant, or how to make one of a run."""
+    inside = [entry for entry in sorted(folder.iterdir()) if (entry / "config.json").is_file()]
+    if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
+        merged = folder / "merged"
+        how = (
+            f"its model is {merged}" if merged in inside else f"make a model of it: python -m train.merge {folder} OUT"
+        )
+        return f"this is the folder of a run; {how}"
+    if inside:
+        return f"there is no config.json, but there is one in {', '.join(map(str, inside[:3]))}"
+    return "there is no config.json; a checkpoint folder in Hugging Face layout is needed"

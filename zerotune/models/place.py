@@ -1,0 +1,55 @@
+"""Where a model's folder is, and whether its files are there: what can be known of it without loading a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
+from zerotune.models.checkpoint_folder import without_config
+from zerotune.models.weight_files import read_json, weight_files
+
+# What a tokenizer is read from.
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "*.tiktoken", "vocab.*", "spiece.model")
+
+
+def local_folder(name: str, key: str) -> Path | None:
+    """The folder of a model on this machine; None for what can only be a name of the hub.
+
+    Raises UserError, naming the config key, where it can be neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not name:
+        raise UserError(f"{key} is empty: give a folder in Hugging Face layout or a hub name")
+    if folder.is_file():
+        raise UserError(f"{key}: {name} is a file; name the folder that it lies in")
+    meant = nearest(folder) if folder.parent.is_dir() else ""  # of ORG/NAME there is no folder ORG
+    if meant or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UserError(f"{key}: there is no folder {name}{meant}")
+    return None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises UserError for a folder that holds an adapter in place of a model."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: adapter_config.json makes it an adapter; merge it into its base model and start from that"
+        )
+
+
+def require_model(folder: Path, with_weights: bool) -> None:
+    """Raises UserError where a folder lacks its config, or weights that are whole."""
+    refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: {without_config(folder)}")
+    read_json(folder / "config.json")
+    if with_weights:
+        weight_files(folder)
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raises UserError where a folder holds no tokenizer."""
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json); name a folder with one as model.tokenizer")
