@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import textwrap
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -29,13 +30,18 @@ from zerotune.data.file_options import FileOptions
 
 REPEATABLE = ("model", "data", "training_data", "filter")
 WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)": .*(?:Got|Given) value: (?P<value>.*)')
-TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
+NAMES_WIDTH = max(map(len, TASKS)) + 4
+TASK_LINES = [
+    textwrap.fill(task.about, 80, initial_indent=f"  {name:<{NAMES_WIDTH - 2}}", subsequent_indent=" " * NAMES_WIDTH)
+    for name, task in TASKS.items()
+]
 EPILOG = f"""\
 tasks:
-{TASK_LINES}
+{chr(10).join(TASK_LINES)}
 
 For example, before and after a training run:
-  accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged --tasks perplexity,qa --data held_out.jsonl
+  accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged \\
+      --tasks perplexity,qa --data held_out.jsonl
 """
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from zerotune import shipped
+from zerotune.common.console import say
 from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
 from zerotune.common.suggest import did_you_mean
 from zerotune.common.yaml_lines import read_yaml
 
@@ -35,12 +37,12 @@ def train(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_usage("train RECIPE [RECIPE ...]", "one process, or one for each of several GPUs"))
     _refuse_slips(words, Config)
-    if "RANK" not in os.environ:  # else a launcher has started this
+    if not _is_launched(options):
         from train.preflight import check_inputs
         from train.recipe import parse
 
         check_inputs(parse(words))
-        if options or (options := _usual_options()):
+        if options or default_config().is_file() or _gpus() > 1:
             start(options, "train/main.py", words)
     from train.main import main
 
@@ -56,7 +58,7 @@ def evaluate(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_usage("eval [RECIPE ...]", "one process"))
     _refuse_slips(words, Config)
-    if options and "RANK" not in os.environ:
+    if not _is_launched(options) and options:
         from eval.config import parse
         from eval.preflight import check_inputs
 
@@ -107,13 +109,13 @@ def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
 
 
 def _recipe(word: str, within: str) -> str:
-    found = shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES)
-    if found and not Path(word).is_file():
+    if Path(word).exists():
+        return word
+    if found := shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES):
         return str(found)
-    if "/" in word or Path(word).suffix or Path(word).exists():
-        return word  # a path: the program says what is wrong with it
     known = [name.removeprefix(within) for name in shipped.names(shipped.RECIPES)]
-    raise UserError(f"there is no recipe {word}{did_you_mean(word, known) or '; `zerotune recipes` lists them'}")
+    near = did_you_mean(word.removeprefix("recipes/").removesuffix(".yaml"), known) or nearest(Path(word))
+    raise UserError(f"{word}: there is no such recipe{near or '; `zerotune recipes` lists ours'}")
 
 
 def _refuse_slips(words: Sequence[str], settings: type) -> None:
@@ -125,11 +127,12 @@ def _refuse_slips(words: Sequence[str], settings: type) -> None:
             raise UserError(f"unknown option --{name}{near.replace('mean ', 'mean --')}")
 
 
-def _usual_options() -> dict[str, str]:
-    """The launcher's options of a command that gives none; empty where one process is enough."""
-    if default_config().is_file():
-        return {"accelerate": str(default_config())}
-    return {"accelerate": "ddp"} if _gpus() > 1 else {}
+def _is_launched(options: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process. Raises UserError where it could not obey `options` any more."""
+    launched = "RANK" in os.environ
+    if launched and options:
+        raise UserError(f"--{next(iter(options))}: a launcher has started this command already (RANK is set)")
+    return launched
 
 
 def default_config() -> Path:
@@ -139,6 +142,7 @@ def default_config() -> Path:
 
 
 def _gpus() -> int:
+    say("looking for GPUs")
     import torch  # counts without starting CUDA, so that this process may still fork
 
     return torch.cuda.device_count()
@@ -184,6 +188,8 @@ def launcher(options: Mapping[str, str]) -> list[str]:
 def _config(options: Mapping[str, str]) -> Path:
     """The file of the accelerate config that is named, or that fits the other options."""
     if not (name := options.get("accelerate")):
+        if default_config().is_file():
+            return default_config()
         single, several = ("one_gpu", "ddp") if _gpus() else ("cpu", "cpu_ddp")
         name = single if options.get("num_processes") == "1" else several
     if file := shipped.find(name, shipped.ACCELERATE):
@@ -204,7 +210,7 @@ def _usage(command: str, default: str) -> str:
 
     names = ", ".join(shipped.names(shipped.ACCELERATE))
     lines = [
-        f"usage: zerotune {command} [--accelerate NAME] [--num_processes N] [options]",
+        f"usage: zerotune {command} [--accelerate NAME] [options]",
         "",
         "RECIPE is a file, or a name that `zerotune recipes` lists; later ones win.",
         "These options are the launcher's; all others are the program's, below.",

@@ -27,7 +27,8 @@ def main(words: Sequence[str]) -> int:
     name = parser.parse_args(words).name
     known = shipped.names(shipped.RECIPES)
     if name and (name := name.removesuffix(".yaml")) not in known:
-        raise UserError(f"there is no recipe {name}{did_you_mean(name, known) or '; `zerotune recipes` lists them'}")
+        near = did_you_mean(name, known) or "; `zerotune recipes` lists them"
+        raise UserError(f"{name}: there is no such recipe{near}")
     sys.stdout.write(known[name].read_text(encoding="utf-8") if name else listing())
     return 0
 
