@@ -52,6 +52,12 @@ def _recipes(words: list[str]) -> int:
     return main(words)
 
 
+def _init(words: list[str]) -> int:
+    from train.cli.init import main
+
+    return main(words)
+
+
 def _env(words: list[str]) -> int:
     from train.cli.environment import main
 
@@ -64,6 +70,7 @@ COMMANDS = {
     "merge": Command("make one Hugging Face folder of a run: zerotune merge RUN OUT", _merge),
     "report": Command("write the report of a run anew, or compare several", _report),
     "recipes": Command("list the recipes, or print one: zerotune recipes NAME", _recipes),
+    "init": Command("copy recipes, configurations and batch scripts into a folder", _init),
     "env": Command("show what a bug report needs: versions, devices, settings", _env),
 }
 WORKING = ("train", "eval", "merge")  # not to be ended by a pager that was closed

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.slurm_stubs import Stubs
 from train.cli import COMMANDS, environment, launch, run
+from train.cli.init import COPIED
 from train.cli.launch import launcher, split, with_recipes
 from train.cli.recipes import listing
 from train.merge import __main__ as merge
@@ -205,6 +207,52 @@ class TestRecipeNames:
         monkeypatch.chdir(tmp_path)
         config = parse([*with_recipes(["chinese-qa"], "eval/"), "--model", "M"])
         assert config.data_of("qa") == [str(ROOT / "examples/data/qa_heldout.jsonl")]
+
+
+class TestInit:
+    def test_the_guides_commands_work_in_the_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place = tmp_path / "my 工作"
+        assert run(["init", str(place)]) == 0
+        assert str(place) in capsys.readouterr().out
+        stubs = Stubs(tmp_path / "stubs")
+        stubs.environment["PYTHONPATH"] = str(ROOT)  # stands for an installation
+        (stubs.folder / "training").write_text(
+            'mkdir -p runs/cpu; printf \'{\\n "state": "finished",\\n}\\n\' >runs/cpu/status.json\n'
+        )
+        words = ["slurm/job.sh", "--accelerate", "zero2", "recipes/sft-full.yaml", "--config", "recipes/cpu.yaml"]
+        assert stubs.run(*words, place=place) == 0, stubs.said
+        assert stubs.launched is not None
+        after = stubs.launched[stubs.launched.index("--module") :]
+        assert after == ["--module", "train.main", "--config", *words[3:]]
+        assert stubs.launched[stubs.launched.index("--config_file") + 1] == "accelerate_configs/zero2.yaml"
+        assert (place / "ds_configs/zero2.json").is_file()
+
+    def test_nothing_is_overwritten(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("slurm").mkdir()
+        assert run(["init", "."]) == 64
+        assert capsys.readouterr().err == (
+            "error: slurm: exists already, and nothing is overwritten; name another folder\n"
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["slurm"]
+
+    def test_a_private_file_is_not_copied(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in COPIED:
+            (tmp_path / "shipped" / name).mkdir(parents=True)
+        (tmp_path / "shipped/slurm/site.sh").touch()
+        (tmp_path / "shipped/slurm/job.sh").touch()
+        monkeypatch.setattr(shipped, "HERE", tmp_path / "shipped")
+        assert run(["init", str(tmp_path / "new")]) == 0
+        assert [path.name for path in (tmp_path / "new/slurm").iterdir()] == ["job.sh"]
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").touch()
+        assert run(["init", str(tmp_path / "file")]) == 73
+        assert "cannot be written" in capsys.readouterr().err
 
 
 class TestLauncher:
