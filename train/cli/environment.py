@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from train.cli.launch import default_config
 from zerotune.common.console import say
 from zerotune.common.masking import mask, printable
 from zerotune.common.version import ROOT, code_state, own_version
@@ -208,6 +207,12 @@ def _tool(name: str) -> str:
 def _default_config() -> str:
     file = default_config()
     return f"\n{file.read_text(encoding='utf-8').strip()}" if file.exists() else "none"
+
+
+def default_config() -> Path:
+    """Where `accelerate config` writes its answers, which `accelerate launch` then follows."""
+    cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(cache, "accelerate", "default_config.yaml").expanduser()
 
 
 def _hidden(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from train.cli.environment import default_config
 from zerotune import shipped
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
@@ -133,12 +134,6 @@ def _is_launched(options: Mapping[str, str]) -> bool:
     if launched and options:
         raise UserError(f"--{next(iter(options))}: a launcher has started this command already (RANK is set)")
     return launched
-
-
-def default_config() -> Path:
-    """Where `accelerate config` writes its answers, which `accelerate launch` then follows."""
-    cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(cache, "accelerate", "default_config.yaml").expanduser()
 
 
 def _gpus() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from zerotune.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-START = [sys.executable, "-c", "from train.cli import main; main()"]
+START = [sys.executable, "-m", "train.cli"]
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +109,13 @@ class TestCommands:
         assert merge.parser().prog == "python -m train.merge"
 
     def test_a_closed_pipe_is_no_traceback(self) -> None:
-        command = " ".join([f"'{sys.executable}'", "-c", "'from train.cli import main; main()'", "recipes | true"])
-        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", f"'{sys.executable}' -m train.cli recipes | true"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.stderr == ""
 
 
@@ -513,6 +519,14 @@ class TestEnvironment:
         assert "cannot be asked: exit code 1: ModuleNotFoundError: No module named 'no_such_module'" in text
         assert "unknown (ZeroDivisionError: division by zero)" in text
         assert "not found" in text
+
+    def test_no_library_is_needed(self) -> None:
+        code = "import sys; sys.path.insert(0, '.'); from train.cli import run; sys.exit(run(['env']))"
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONNOUSERSITE": "1"},
+        )  # fmt: skip
+        assert re.search("^torch +not installed$", done.stdout, re.MULTILINE)
 
     def test_the_devices_of_this_machine(self) -> None:
         found = dict(environment._devices())
