@@ -41,7 +41,7 @@ test: lint types unit ## lint, types and all tests (under 20 minutes on 2 cores)
 lint: $(READY) ## ruff: rules and formatting
 	@$(RUN)/ruff check --quiet && $(RUN)/ruff format --quiet --check && echo "ruff: clean"
 
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## let ruff fix what it can
 	@$(RUN)/ruff check --fix; $(RUN)/ruff format
 
 types: $(READY) ## mypy --strict over train and eval

@@ -13,6 +13,7 @@ from eval.compare import compare
 from eval.overlap import Fields, Index, fields
 from eval.protocols import Metric, Sample
 from eval.result import Contamination, Overlap, TaskResult
+from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import expand
@@ -59,14 +60,16 @@ def training_data(named: Sequence[str], checkpoints: Sequence[Path]) -> Training
 def find_overlaps(training: TrainingData, tasks: Mapping[str, Mapping[str, Fields]]) -> Overlaps:
     """tasks: name -> id of a sample -> its texts."""
     index = Index([list(rows.values()) for rows in tasks.values()])
-    counts = {str(file): _look_at(index, file, options) for file, options in training.files.items()}
+    looked = {str(file): _look_at(index, file, options) for file, options in training.files.items()}
+    counts = {file: count for file, (count, _) in looked.items()}
+    missing = [*training.missing, *(reason for _, reasons in looked.values() for reason in reasons)]
     places = index.found()
     numbered = enumerate((task, sample) for task, rows in tasks.items() for sample in rows)
     found: dict[str, list[Overlap]] = {task: [] for task in tasks}
     for number, (task, sample) in numbered:
         if number in places:
             found[task].append(Overlap(sample, *places[number]))
-    return Overlaps(found, counts, training.missing)
+    return Overlaps(found, counts, missing)
 
 
 def texts_by_id(rows: Iterable[Row | BadRow], samples: Iterable[str]) -> dict[str, Fields]:
@@ -105,16 +108,23 @@ def _options(source: Mapping[str, Any]) -> FileOptions:
     return FileOptions(source.get("delimiter"), source.get("encoding"), source.get("filter") or {})
 
 
-def _look_at(index: Index, file: Path, options: FileOptions) -> int:
-    """Every row of a training file; how many there were. Rows that cannot be read are left out."""
+def _look_at(index: Index, file: Path, options: FileOptions) -> tuple[int, list[str]]:
+    """Every row of a training file: how many there were, and which could not be looked at."""
     if kind_of(file) == ".txt":
-        return _look_at_text(index, file, options)
-    count, chosen = 0, RowFilter(options.filter)
+        return _look_at_text(index, file, options), []
+    count, chosen, bad = 0, RowFilter(options.filter), list[BadRow]()
     for row in read(file, 0, options):
-        if isinstance(row, Row) and chosen.takes(row.value):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        elif chosen.takes(row.value):
             index.look_at(fields(row.value), row.place)
             count += 1
-    return count
+    reasons = [f"{counted(len(bad), 'row')} of {file} cannot be read: {bad[0]}"] if bad else []
+    try:
+        chosen.require_rows()
+    except UserError as error:
+        reasons.append(f"{file}: {error}")
+    return count, reasons
 
 
 def _look_at_text(index: Index, file: Path, options: FileOptions) -> int:

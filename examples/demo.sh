@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make demo: SmolLM2-135M learns to turn a customer's message into one fixed line; then before and after on held-out messages.
-# Shorter, or with another model:
+# make demo: SmolLM2-135M learns to turn a customer's message into one line of a fixed form; both models are then
+# evaluated on held-out messages. A shorter run, or another model:
 # MODEL=folder RUN=folder ROWS=8 bash examples/demo.sh --duration.max_steps 5
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

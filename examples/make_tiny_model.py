@@ -1,9 +1,9 @@
-"""Makes examples/models/tiny-qwen2: a stand-in with Qwen2's architecture, a tokenizer of its own and no weights.
+"""Makes examples/models/tiny-qwen2: a tiny model with Qwen2's architecture, its own tokenizer and no weights.
 
     python examples/make_tiny_model.py [--out examples/models/tiny-qwen2]
 
-The tokenizer (byte-level BPE, as Qwen2's) is trained on examples/data; the same files come out every time. It is used
-with `model.init: random` (recipes/cpu.yaml).
+The tokenizer (byte-level BPE, like Qwen2's) is trained on examples/data. The output is the same every time. Use the
+model with `model.init: random` (recipes/cpu.yaml).
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Splits labelled sentences so that nothing of the test set stands in the training set.
+"""Splits labelled sentences so that the training set contains nothing of the test set.
 
     python examples/phrasebank_clean_split.py data/phrasebank/Sentences_50Agree.txt --out data/phrasebank
 
-writes clean_train.jsonl and clean_test.jsonl (sentence, label), which `train` and `eval` read. The published split of
-financial_phrasebank trains on Sentences_50Agree and tests on Sentences_66Agree, all of whose rows are in the former.
+This writes clean_train.jsonl and clean_test.jsonl (sentence, label), which `train` and `eval` read. The published split
+of financial_phrasebank trains on Sentences_50Agree, which contains every row of the test set, Sentences_66Agree.
 
-Rows are `sentence@label` lines in UTF-8 or ISO-8859-1. Of sentences with the same words (case, punctuation and spaces
-make no difference) one is kept, and none where their labels differ. Each label is split alike, with a seed. Then test
-rows that share a passage with a training row, as the evaluation's report finds them, move to the training set.
+Rows are `sentence@label` lines in UTF-8 or ISO-8859-1. Of sentences with the same words (ignoring case,
+punctuation and spaces) one is kept, or none if their labels differ. Each label is split in the same proportion, with a
+seed. Then test rows that share a passage with a training row, by the evaluation's contamination rule, are moved to the
+training set.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's eval, uninstalled too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the project can be imported without installation
 
 from eval.overlap import Index, words
 from zerotune.common.errors import UserError
@@ -50,7 +51,7 @@ def read(files: Sequence[Path]) -> list[Row]:
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """The first of the rows with the same words; none of those whose labels contradict each other."""
+    """The first of the rows with the same words; none if their labels contradict each other."""
     by_words: dict[str, list[Row]] = {}
     for row in rows:
         by_words.setdefault(" ".join(words(row.sentence)), []).append(row)
@@ -68,7 +69,7 @@ def split(rows: Sequence[Row], test_share: float, seed: int) -> tuple[list[Row],
 
 
 def without_shared_passages(train: list[Row], test: list[Row]) -> tuple[list[Row], list[Row]]:
-    """The same rows, those of the test set moved that share a passage with training rows; again, until none does."""
+    """Moves test rows that share a passage with training rows to the training set, until none does."""
     while True:
         index = Index([test])
         for row in train:
@@ -81,13 +82,13 @@ def without_shared_passages(train: list[Row], test: list[Row]) -> tuple[list[Row
 
 
 def counted(rows: Sequence[Row]) -> str:
-    """How many rows, and of which label."""
+    """The number of rows, in total and by label."""
     labels = ", ".join(f"{label} {count:,}" for label, count in sorted(Counter(row.label for row in rows).items()))
     return f"{len(rows):,} rows ({labels})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes both files; the exit code."""
+    """Writes both files; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", type=Path, nargs="+", help="files with sentence@label on each line")
     parser.add_argument("--out", type=Path, required=True, help="the folder for both files")

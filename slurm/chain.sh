@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train, merge and evaluate: three jobs, each started by the success of the one before.
+# Train, merge and evaluate: three jobs, each started when the one before has succeeded.
 #   bash slurm/chain.sh [--nodes=2 --gpus-per-node=8 ...] [--accelerate NAME] recipes/NAME.yaml [overrides] -- --tasks gsm8k [...]
-# sbatch's options are written as one word each; the merge takes one node. See docs/slurm.md.
+# Write each option of sbatch as one word. The merge uses one node. See docs/slurm.md.
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 . slurm/common.sh
 
@@ -24,15 +24,15 @@ if [ "${#training[@]}" = 0 ] || [ $# -lt 2 ]; then
     refuse "bash slurm/chain.sh [sbatch's options] recipes/NAME.yaml [overrides] -- --tasks NAME [evaluation options]"
 fi
 shift
-[ -f "${training[0]}" ] || [[ ${training[0]} == *.y*ml ]] || # train.run_folder knows what a recipe's name may have meant
+[ -f "${training[0]}" ] || [[ ${training[0]} == *.y*ml ]] || # train.run_folder suggests similar recipe names
     refuse "there is no recipe ${training[0]}; sbatch's options come first, each as one word (--nodes=2)"
 
 ask "${CONTAINER[@]}" python -m train.run_folder --config "${training[@]}" || exit 64
 folder=$ANSWER
-# A mistake here would be told only after the training.
+# Without this check a mistake would be reported only after the training.
 ask "${CONTAINER[@]}" python -m eval.validate --model "$folder/merged" --out "$folder/evaluation" "$@" || exit 64
 
-# Sets ID to the number of the job. Without all three there is no chain: the jobs before are cancelled.
+# Sets ID to the job's number. If one of the three jobs is rejected, those before it are cancelled.
 submitted=()
 submit() {
     if ! ID=$(sbatch --parsable --kill-on-invalid-dep=yes "${options[@]}" "$@"); then

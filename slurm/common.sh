@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the scripts beside this one share. They run in ZeroTune's folder: the one they were submitted from.
+# Functions shared by the scripts in this folder. They run in ZeroTune's folder, from which they were submitted.
 if declare -F launch >/dev/null; then
-    return # sweep.sh has read it, and job.sh after it
+    return # already read: sweep.sh reads this file, and then runs job.sh
 fi
 
-# For slurm/site.sh to change, see slurm/site.example.sh. Its modules and activations may not stand `set -u`.
+# Defaults that slurm/site.sh may change (slurm/site.example.sh). Its modules and activations may fail under `set -u`.
 CONTAINER=()
 SRUN_OPTIONS=()
 MAX_REQUEUES=${MAX_REQUEUES:-100}
@@ -21,7 +21,7 @@ elif [ -f .venv/bin/activate ]; then
 fi
 set -euo pipefail
 
-NOT_FINISHED=75 # the exit code of a job that may simply be submitted again
+NOT_FINISHED=75 # exit code of a job that can be submitted again as it is
 
 say() {
     printf 'slurm: %s\n' "$*" >&2
@@ -36,19 +36,19 @@ refuse() {
     refuse "this is not a job of SLURM: start it with sbatch $0 in place of bash"
 
 [[ $MAX_REQUEUES =~ ^[0-9]{1,9}$ ]] || refuse "MAX_REQUEUES: a whole number is needed, not '$MAX_REQUEUES'"
-# Whoever started it again: a job that kills its nodes is requeued by Slurm, and never comes to the end of its script.
+# Counts restarts by anyone: a job that crashes its nodes is requeued by Slurm and never reaches the end of its script.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt "$MAX_REQUEUES" ]; then
     say "this is restart $SLURM_RESTART_COUNT, more than MAX_REQUEUES ($MAX_REQUEUES) allows." \
         "The same command continues"
     exit "$NOT_FINISHED"
 fi
 
-# Of an array, the number of the first job alone would mean all of them.
+# In a job array, the bare job number would mean all its tasks.
 job() {
     printf '%s' "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 }
 
-# Sets ACCELERATE to what --accelerate NAME or --accelerate=NAME says in front of the words, and WORDS to the others.
+# Sets ACCELERATE to NAME of a leading --accelerate NAME or --accelerate=NAME, and WORDS to the remaining arguments.
 # shellcheck disable=SC2034 # for the caller
 take_accelerate() {
     ACCELERATE=
@@ -61,7 +61,7 @@ take_accelerate() {
     WORDS=("$@")
 }
 
-# srun takes these over from sbatch and would give the one launcher of a node a task's share of it.
+# srun inherits these from sbatch, and would give the single launcher of a node only one task's share of the node.
 step() (
     unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_NTASKS_PER_GPU
     exec srun --export=ALL --input=none --ntasks-per-node=1 "$@"
@@ -69,20 +69,20 @@ step() (
 
 on_every_node() {
     local gpus=()
-    # Of --gpus-per-task a step of one task a node would get that of one task.
+    # With --gpus-per-task, a step with one task per node would get the GPUs of one task.
     [ -z "${SLURM_GPUS_PER_TASK-}" ] ||
         gpus=(--gres="gpu:$((${SLURM_GPUS_PER_TASK##*:} * SLURM_NTASKS / SLURM_JOB_NUM_NODES))")
     step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" "${gpus[@]}" "$@"
 }
 
-# A command on the first node, without GPUs, where Python is.
+# Runs a command on the first node, without GPUs, in the environment that has Python.
 on_first_node() (
     unset SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_SOCKET SLURM_NTASKS
     step --nodes=1 --ntasks=1 --relative=0 --gres=none "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@"
 )
 
 # shellcheck disable=SC2034 # for the caller
-# Sets ANSWER to what a command says between the marks; what a site's prolog, $BASH_ENV or a container says is none.
+# Sets ANSWER to what a command prints between the marks; ignores output of a site's prolog, $BASH_ENV or a container.
 ask() {
     local said
     said=$("$@") || return
@@ -94,7 +94,7 @@ ask() {
 # Sets RANKS, RANKS_PER_NODE and GPUS_PER_NODE: one rank per GPU, or per task where the job has no GPUs.
 count_ranks() {
     local said gpus tasks=1
-    [ -z "${SLURM_NTASKS-}" ] || tasks=$SLURM_TASKS_PER_NODE # where nobody asked for tasks these are cores
+    [ -z "${SLURM_NTASKS-}" ] || tasks=$SLURM_TASKS_PER_NODE # if no tasks were asked for, these are cores
     case $tasks in
         *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
     esac
@@ -122,7 +122,7 @@ count_ranks() {
     export RANKS RANKS_PER_NODE
 }
 
-# The file of an accelerate config, given by its name, as a path, or not at all.
+# Finds the file of an accelerate config from a name, a path, or nothing.
 accelerate_config() {
     local name=$1 file known single="^distributed_type: *[\"']?(NO|MULTI_CPU)[\"']? *(#|\$)"
     if [ -z "$name" ]; then
@@ -153,18 +153,18 @@ launch() {
     shift 2
     if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
         head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-        address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # the name may mean nothing
+        address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # a node name may not resolve
         several=(--main_process_ip "${HEAD_ADDRESS:-$address}" --same_network
             --main_process_port "${HEAD_PORT:-$((15000 + SLURM_JOB_ID % 15000))}"
             --rdzv_backend static --deepspeed_multinode_launcher standard)
     fi
-    # Not --wait: the first rank may merge for longer than the others live.
+    # No --wait limit: the first rank may still be merging long after the others have ended.
     on_every_node --label --kill-on-bad-exit=1 --wait=0 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" \
         bash slurm/node.sh --config_file "$config" --num_processes "$RANKS" --num_machines "$SLURM_JOB_NUM_NODES" \
         "${several[@]}" "${script[@]}" "$@"
 }
 
-# Sets CODE to that of the background process $1. `wait` returns when a trap has run, too; a trap says so in INTERRUPTED.
+# Sets CODE to the exit code of the background process $1. `wait` also returns after a trap, which sets INTERRUPTED.
 # shellcheck disable=SC2034 # CODE is for the caller
 await() {
     while :; do
@@ -175,7 +175,7 @@ await() {
     done
 }
 
-# Slurm itself requeues a job when it sees that a node is down; sooner, the job could be given the same node again.
+# Slurm requeues a job when it notices that a node is down. An earlier requeue could get the same node again.
 node_lost() {
     local patience
     patience=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p') || patience=300
@@ -186,7 +186,7 @@ node_lost() {
     exit "$NOT_FINISHED"
 }
 
-# The state of this job. The controller may be busy, or starting again.
+# The state of this job. The controller may be busy or restarting.
 state_of_job() {
     local pause
     for pause in 2 4 8 16; do
@@ -196,12 +196,12 @@ state_of_job() {
     squeue --noheader --jobs="$(job)" --format=%T
 }
 
-# The same job again, from where it stopped; $1 says why.
+# Requeues this job, which resumes where it stopped; $1 is the reason.
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0} state
     if ! state=$(state_of_job); then
         say "$1; not requeued, as Slurm does not answer. The same command continues from there"
-    elif [ "$state" != RUNNING ]; then # a cancelled job would come to life again
+    elif [ "$state" != RUNNING ]; then # a requeue would revive a cancelled job
         say "$1; not requeued, as the job is ${state:-gone}. The same command continues from there"
     elif [ "$restarts" -ge "$MAX_REQUEUES" ]; then
         say "$1; not requeued, as it was $restarts times already (MAX_REQUEUES). The same command continues from there"
@@ -213,8 +213,8 @@ requeue() {
     exit "$NOT_FINISHED"
 }
 
-# Ends a job that its own limit warns before it gets anywhere: requeued, it would be warned there again, for ever.
-# Does nothing where the warning is a preemption's, or somebody's with more than an hour left. $1 is the least it must do.
+# Ends a job that was warned by its time limit before it made progress: requeued, it would be warned again, for ever.
+# Does nothing if the warning is a preemption, or came with more than an hour left. $1 is the least work it must do.
 refuse_short_limit() {
     local shown end
     shown=$(SLURM_TIME_FORMAT=standard scontrol --oneliner show job "$(job)") || return 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate, spread over all GPUs of the job. Started again, it asks only what is not answered yet.
+# Evaluate on all GPUs of the job. A restart computes only the answers that are still missing.
 #   sbatch [--nodes=2 --gpus-per-node=8 ...] slurm/eval.sh --model runs/NAME/merged --tasks gsm8k,cmmlu [...]
 # See docs/slurm.md.
 #SBATCH --signal=B:USR1@120
@@ -14,7 +14,7 @@ on_warning() {
     warned=yes
     [ -z "$launched" ] || end_step &
 }
-# Again and again: a first signal may come before there is a step to take it.
+# Repeats the signal: the first one may arrive before the step exists.
 end_step() {
     while kill -0 "$launched" 2>/dev/null; do
         scancel --signal=TERM "$(job)" || true # the step, not this script
@@ -28,13 +28,13 @@ trap on_warning USR1
 
 count_ranks
 config=$(accelerate_config "")
-ask on_first_node python -m eval.validate "$@" || exit 64 # options that cannot be meant, before any rank starts
-journal=$ANSWER                                        # empty where the next start would not read it
+ask on_first_node python -m eval.validate "$@" || exit 64 # invalid options, before any rank starts
+journal=$ANSWER                                        # empty if the next start would not read it
 if [ -n "$warned" ]; then
     refuse_short_limit "one answer"
     requeue "warned before the start"
 fi
-# Bytes of the answers that the next start would find.
+# Size in bytes of the answers that the next start would find.
 answered() {
     [ -z "$journal" ] || { cat -- "$journal"/*.jsonl 2>/dev/null || true; } | wc -c
 }
@@ -42,7 +42,7 @@ answered() {
 before=$(answered)
 launch "$config" eval/main.py "$@" &
 launched=$!
-[ -z "$warned" ] || end_step & # warned in between
+[ -z "$warned" ] || end_step & # the warning came in between
 await "$launched"
 [ "$CODE" != 0 ] || exit 0
 if [ -n "$warned" ]; then

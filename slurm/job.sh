@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train, on one GPU or many nodes. Warned before its limit or a preemption, the run saves, and the job goes on later.
+# Train on one GPU or many nodes. A run that is warned of its time limit or a preemption saves, and resumes later.
 #   sbatch [--nodes=2 --gpus-per-node=8 ...] slurm/job.sh [--accelerate NAME] recipes/NAME.yaml [--optim.learning_rate 1e-4 ...]
 # See docs/slurm.md.
 #SBATCH --signal=B:USR1@600
@@ -15,7 +15,7 @@ on_warning() {
     warned=yes
     [ -z "$folder" ] || [ -n "$asked" ] || ask_to_stop
 }
-# The run obeys any STOP file. A person's is left as it is: it means that the job shall not go on.
+# The run obeys any STOP file. A file made by a person is kept: it means that the job must not be restarted.
 ask_to_stop() {
     if (set -C && mkdir -p -- "$folder" && echo "by job $(job)" >"$folder/STOP") 2>/dev/null; then
         asked=yes
@@ -26,12 +26,12 @@ ask_to_stop() {
         say "warned, but $folder/STOP cannot be written: the run goes on until it is killed"
     fi
 }
-trap on_warning USR1 # first of all: a short job is warned as it starts
+trap on_warning USR1 # first of all, because a short job is warned as it starts
 
 [ -f slurm/common.sh ] || { echo "slurm: submit from ZeroTune's folder, or with sbatch --chdir=FOLDER" >&2; exit 64; }
 . slurm/common.sh
 
-# Whether there was a STOP file of a script, of this job or of one that no longer runs. It is removed.
+# Removes a STOP file made by a script: of this job, or of one that no longer runs. Succeeds if there was one.
 forget_stop() {
     local by
     by=$(sed -n 's/^by job \([0-9_]*\)$/\1/p' "$folder/STOP" 2>/dev/null) || return
@@ -44,14 +44,14 @@ forget_stop() {
     fi
 }
 
-# The newest checkpoint: where the next start goes on.
+# The newest checkpoint, from which the next start resumes.
 step_reached() {
     local found
     found=$(printf '%s\n' "$folder"/checkpoints/step-* | grep -Eo 'step-[0-9]+$' | sort -V | tail -n 1) || true
     printf '%s' "${found:-step-000000}"
 }
 
-# A line of status.json, if this start of this job has written it.
+# Succeeds if status.json has this entry, and was written by this start of this job.
 says() {
     grep -qxF -- " \"job\": \"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}\"," "$folder/status.json" &&
         grep -qxF -- " $1," "$folder/status.json"
@@ -65,7 +65,7 @@ count_ranks
 config=$(accelerate_config "$ACCELERATE")
 ask on_first_node python -m train.run_folder --config "$@" || exit 64 # a bad recipe, before any rank starts
 folder=$ANSWER
-forget_stop || true # of a start that was killed before it had saved
+forget_stop || true # left by a start that was killed before it had saved
 if [ -n "$warned" ]; then
     refuse_short_limit "one step"
     requeue "warned before the start"
@@ -74,10 +74,10 @@ fi
 before=$(step_reached)
 SAVES_ON_TERM=yes launch "$config" train/main.py --config "$@" &
 await $!
-trap "" USR1            # too late now
-! forget_stop || asked= # not this file has stopped the run
+trap "" USR1            # too late for a stop
+! forget_stop || asked= # the file was still there, so it did not stop the run
 
-# Whichever start has written it: one that finds the run finished leaves everything as it is.
+# From any start: a start that finds the run finished leaves status.json as it is.
 if [ "$CODE" = 0 ] && grep -qxF ' "state": "finished",' "$folder/status.json" 2>/dev/null; then
     exit 0
 elif says '"state": "preempted"'; then

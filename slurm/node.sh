@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# srun starts this once on each node: one launcher, which starts the node's ranks.
+# srun runs this once on each node. It starts one launcher, which starts the ranks of the node.
 set -euo pipefail
-trap "" USR1 USR2 # they would kill the launcher; the ranks take them for themselves
+trap "" USR1 USR2 # they would kill the launcher; the ranks handle these signals themselves
 if [ -n "${SAVES_ON_TERM-}" ]; then
-    trap "" TERM # the launcher of one rank would not wait for it to save; that of several takes the signal nevertheless
+    trap "" TERM # a launcher of one rank would not wait for the save; one of several ranks handles the signal anyway
 fi
 threads=$((SLURM_CPUS_ON_NODE / RANKS_PER_NODE))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300} # a stop finishes the step and saves
-export ZEROTUNE_RANKS=$RANKS                                                 # what the ranks must find themselves to be
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300} # time for a stop to finish the step and save
+export ZEROTUNE_RANKS=$RANKS                                                 # the number of ranks, which the ranks verify
 exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train once for each line of a file of overrides, as a job array:
 #   sbatch --array=1-8 [--gpus-per-node=1 ...] slurm/sweep.sh [--accelerate NAME] recipes/NAME.yaml overrides.txt
-# A line is words as xargs reads them: quotes group, nothing is expanded. Line 3 trains in the recipe's run.folder + "-3".
+# A line is split into words as by xargs: quotes group words, nothing is expanded. Line 3 trains in run.folder + "-3".
 # See docs/slurm.md.
 #SBATCH --signal=B:USR1@600
 #SBATCH --requeue

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, with_config
 
 from train.config_ppo import PpoConfig
+from zerotune.common.schema import STRICT, Share, ShareBelowOne
 
 ObjectiveName = Literal[
     "causal_lm", "token_classification", "sequence_classification", "regression", "reward_model", "ppo"
@@ -50,13 +53,13 @@ class RunConfig:
     """
 
     folder: str = "runs/default"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     resume: Literal["auto", "must", "never"] = "auto"
     extend: bool = False
-    stop_after_minutes: float | None = None
+    stop_after_minutes: PositiveFloat | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    hang_seconds: float | None = 1800.0
-    max_skipped_steps: int = 10
+    hang_seconds: PositiveFloat | None = 1800.0
+    max_skipped_steps: NonNegativeInt = 10
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ class SourceConfig:
     path: str
     format: Literal["text", "qa", "pr", "io", "chat", "labelled", "tagged", "preference"]
     columns: dict[str, str] = field(default_factory=dict)
-    weight: float = 1.0
-    fraction: float = 1.0
+    weight: PositiveFloat = 1.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     split: str = "train"
     revision: str | None = None
     delimiter: str | None = None
@@ -139,16 +142,16 @@ class DataConfig:
 
     train: list[SourceConfig] = field(default_factory=list)
     validation: list[SourceConfig] = field(default_factory=list)
-    validation_fraction: float = 0.0
-    max_length_tokens: int = 1024
+    validation_fraction: ShareBelowOne = 0.0
+    max_length_tokens: Annotated[int, Field(ge=2)] = 1024
     on_bad_row: Literal["error", "skip"] = "error"
     on_overlap: Literal["warn", "error", "drop"] = "warn"
     chat_template: str = "tokenizer"
     system_prompt: str | None = None
     streaming: bool = False
-    streaming_window_rows: int = 20_000
+    streaming_window_rows: PositiveInt = 20_000
     cache_folder: str | None = None
-    workers: int = 0
+    workers: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class HeadConfig:
     labels: list[str] = field(default_factory=list)
     class_weights: Literal["none", "balanced"] = "none"
     sub_words: Literal["first", "all"] = "first"
-    dropout: float | None = None
+    dropout: ShareBelowOne | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ class BatchConfig:
     """
 
     layout: Literal["auto", "packed", "padded"] = "auto"
-    tokens_per_step: int = 16_384
-    tokens_per_micro_batch: int = 4_096
+    tokens_per_step: PositiveInt = 16_384
+    tokens_per_micro_batch: PositiveInt = 4_096
     shuffle: bool = True
 
 
@@ -202,9 +205,9 @@ class LoraConfig:
         modules_to_save: Modules trained in full beside the adapter, for example [embed_tokens, lm_head].
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: ShareBelowOne = 0.0
     targets: str | list[str] = "all-linear"
     bias: Literal["none", "all", "lora_only"] = "none"
     rslora: bool = False
@@ -221,7 +224,7 @@ class PromptConfig:
         init_text: Start from the embeddings of this text; without it, from random words of the vocabulary.
     """
 
-    virtual_tokens: int = 8
+    virtual_tokens: PositiveInt = 8
     init_text: str | None = None
 
 
@@ -264,17 +267,17 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
-    learning_rate: float = 2e-5
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0
-    spike_factor: float | None = None
+    learning_rate: NonNegativeFloat = 2e-5
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.999
+    epsilon: PositiveFloat = 1e-8
+    clip_norm: NonNegativeFloat = 1.0
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int | None = None
-    warmup_fraction: float = 0.03
-    final_fraction: float = 0.0
+    warmup_steps: NonNegativeInt | None = None
+    warmup_fraction: Share = 0.03
+    final_fraction: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -287,9 +290,9 @@ class DurationConfig:
         max_tokens: Tokens seen.
     """
 
-    max_epochs: float | None = 1.0
-    max_steps: int | None = None
-    max_tokens: int | None = None
+    max_epochs: PositiveFloat | None = 1.0
+    max_steps: PositiveInt | None = None
+    max_tokens: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -308,14 +311,14 @@ class ValidationConfig:
         max_new_tokens: Longest generated answer.
     """
 
-    every_steps: int | None = None
+    every_steps: PositiveInt | None = None
     at_start: bool = True
     metric: str = "auto"
-    patience: int = 0
-    max_rows: int = 0
-    samples: int = 4
-    exact_match_rows: int = 0
-    max_new_tokens: int = 64
+    patience: NonNegativeInt = 0
+    max_rows: NonNegativeInt = 0
+    samples: NonNegativeInt = 4
+    exact_match_rows: NonNegativeInt = 0
+    max_new_tokens: PositiveInt = 64
 
 
 @dataclass(frozen=True)
@@ -331,8 +334,8 @@ class CheckpointConfig:
             for bit; where that memory has no room for the copy, training waits while they are written.
     """
 
-    every_steps: int | None = None
-    keep_last: int = 2
+    every_steps: PositiveInt | None = None
+    keep_last: PositiveInt = 2
     keep_best: bool = True
     verify: Literal["sha256", "size"] = "sha256"
     asynchronous: bool = True
@@ -349,9 +352,9 @@ class WatchConfig:
             GPUs and measured on a CPU.
     """
 
-    every_steps: int = 1
+    every_steps: PositiveInt = 1
     tensorboard: bool = True
-    peak_tflops: float | None = None
+    peak_tflops: PositiveFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -371,6 +374,7 @@ class MergeConfig:
     quantized_base: Literal["original", "dequantized"] = "original"
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Config:
     """A whole training run.

@@ -6,7 +6,11 @@ Like train/config.py, this file imports nothing heavy.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from zerotune.common.schema import Share
 
 
 @dataclass(frozen=True)
@@ -84,30 +88,30 @@ class PpoConfig:
 
     reward: list[RewardConfig] = field(default_factory=list)
     task: str = ""
-    prompt_tokens: int = 8
-    response_tokens: int = 48
-    rollout_prompts: int = 64
-    samples_per_prompt: int = 1
-    epochs: int = 4
-    minibatches: int = 1
+    prompt_tokens: PositiveInt = 8
+    response_tokens: PositiveInt = 48
+    rollout_prompts: PositiveInt = 64
+    samples_per_prompt: PositiveInt = 1
+    epochs: PositiveInt = 4
+    minibatches: PositiveInt = 1
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
     value_model: str = ""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
+    temperature: PositiveFloat = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gamma: Share = 1.0
+    gae_lambda: Share = 0.95
     whiten: bool = True
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_weight: float = 0.1
-    entropy_weight: float = 0.0
-    kl_weight: float = 0.05
-    kl_target: float | None = None
-    kl_horizon: int = 10_000
+    clip: PositiveFloat = 0.2
+    value_clip: NonNegativeFloat = 0.2
+    value_weight: NonNegativeFloat = 0.1
+    entropy_weight: NonNegativeFloat = 0.0
+    kl_weight: NonNegativeFloat = 0.05
+    kl_target: PositiveFloat | None = None
+    kl_horizon: PositiveInt = 10_000
     kl_in: Literal["reward", "loss"] = "reward"
     kl_estimator: Literal["k1", "k3"] = "k1"
     level: Literal["token", "sequence"] = "token"
-    supervised_weight: float = 0.0
-    supervised_every: int = 0
-    supervised_steps: int = 0
+    supervised_weight: NonNegativeFloat = 0.0
+    supervised_every: NonNegativeInt = 0
+    supervised_steps: NonNegativeInt = 0

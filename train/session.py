@@ -19,7 +19,7 @@ from train.engine.flops import Peak
 from train.engine.loop import Outcome, Progress
 from train.engine.quiet import quiet_libraries
 from train.engine.runtime import Runtime
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from train.failure.lock import Hold, hold
 from train.failure.stop import Interrupted, Status, Stop, read_status
 from train.failure.watchdog import Watchdog
@@ -81,7 +81,7 @@ class Session:
         if self.held.removed():
             raise CannotWriteError(
                 f"{self.folder} was removed or renamed while this run was writing into it. It ends after step "
-                f"{PULSE.step}; where the folder is still there under another name, the run continues from it with "
+                f"{HEARTBEAT.step}; where the folder is still there under another name, the run continues from it with "
                 "run.folder set to that name"
             )
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args, get_origin
 
 from train.config import Config
 from train.foreign_words import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
-from train.value_types import is_section, kind_at, leaf_ways
+from zerotune.common.schema import is_section, kind_at, leaf_ways
+from zerotune.common.suggest import SLIP, nearest
 from zerotune.common.yaml_lines import Way, dotted
 
-SAME_SECTION, ANYWHERE = 0.7, 0.9  # how alike two words must be (difflib), to be taken for a slip of the finger
+ANYWHERE = 0.9  # how alike two words must be, to be taken for a slip of the finger in any section
 
 
 def meant_key(way: Way) -> str:
@@ -21,7 +21,7 @@ def meant_key(way: Way) -> str:
     if len(way) > 2 and isinstance(way[2], int):  # a field of one source, or of one part of a reward
         own = [dotted(leaf) for leaf in leaf_ways(kind_at(Config, way[:-1]))]
         theirs = SOURCE_KEYS.get(last, "") if way[0] == "data" else ""
-        name = theirs if theirs in own else _alike(last, own, SAME_SECTION)
+        name = theirs if theirs in own else nearest(last, own, SLIP)
         return f"{dotted(way[:-1])}.{name}" if name else ""
     if last in COUNTERPARTS:
         return COUNTERPARTS[last]
@@ -35,24 +35,20 @@ def _same_last(name: str, keys: Sequence[str]) -> str:
     """The key of that last part: in the wrong section, or in a mistyped one."""
     last = name.rpartition(".")[2]
     same = [key for key in keys if key.rpartition(".")[2] == last]
-    return same[0] if len(same) == 1 else _alike(name, same, SAME_SECTION) if name != last else ""
+    return same[0] if len(same) == 1 else nearest(name, same, SLIP) if name != last else ""
 
 
 def _alike_in_section(way: Way, keys: Sequence[str]) -> str:
     section = f"{dotted(way[:-1])}."
     own = [key for key in keys if len(way) > 1 and key.startswith(section)]
-    found = _alike(str(way[-1]), [key.removeprefix(section) for key in own], SAME_SECTION)
+    found = nearest(str(way[-1]), [key.removeprefix(section) for key in own], SLIP)
     return section + found if found else ""
 
 
 def _alike_anywhere(last: str, keys: Sequence[str]) -> str:
     lasts = [key.rpartition(".")[2] for key in keys]
-    found = _alike(last, lasts, ANYWHERE)
+    found = nearest(last, lasts, ANYWHERE)
     return keys[lasts.index(found)] if lasts.count(found) == 1 else ""
-
-
-def _alike(name: str, known: Sequence[str], cutoff: float) -> str:
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), "")
 
 
 def about_key(way: Way, value: object, spell: Callable[[Way], str]) -> str:

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import sys
 if __name__ == "__main__":
-    from tests.data_tools import recipe, tokenizer
-    from tests.ranks import Solo
+    from tests.support.data_tools import recipe, tokenizer
+    from tests.support.ranks import Solo
     from train.config import SourceConfig
-    from train.data.encode import prepare
+    from train.data.prepare import prepare
     config = recipe(sys.argv[2], SourceConfig(sys.argv[1], "qa"), workers=2, max_length_tokens=512)
     prepare(config, tokenizer(), 0, Solo())
 """

@@ -71,7 +71,12 @@ def test_a_rank_that_raises(ending_seconds: int, workplace: Workplace, tmp_path:
 def test_a_rank_that_is_killed(workplace: Workplace, tmp_path: Path) -> None:
     orders = [
         {"at": "train.engine.loop:Loop._update", "nth": 5, "rank": 1, "do": "SIGKILL"},
-        {"at": DATA, "nth": 5, "rank": 1, "do": "sleep 3"},  # steps may be faster than its signs, one a second
+        {
+            "at": DATA,
+            "nth": 5,
+            "rank": 1,
+            "do": "sleep 3",
+        },  # steps may be faster than its status, written once a second
     ]
     run, text, seconds = launched(orders, workplace, tmp_path)
     assert seconds < SECONDS, text

@@ -20,10 +20,10 @@ import json, os, sys
 from datetime import timedelta
 import torch
 from torch import distributed
-from tests.data_tools import recipe, tokenizer
+from tests.support.data_tools import recipe, tokenizer
 from train.config import SourceConfig
-from train.data import together
-from train.data.encode import prepare
+from train.data import rank_sync
+from train.data.prepare import prepare
 from train.errors import UserError
 
 class Gloo:
@@ -36,17 +36,17 @@ class Gloo:
         distributed.barrier()
 
 path, caches, slow = sys.argv[1], sys.argv[2], float(sys.argv[3])
-together.BEAT_SECONDS = 0.5
+rank_sync.BEAT_SECONDS = 0.5
 distributed.init_process_group("gloo", timeout=timedelta(seconds=3))
 cache = f"{caches}/{Gloo.index}" if os.environ.get("OWN_CACHE") else caches
 if slow and Gloo.index == 0:
     import time
-    from train.data import tables
-    original = tables._ensure
+    from train.data import token_cache
+    original = token_cache._ensure
     def slowly(*arguments):
         time.sleep(slow)
         return original(*arguments)
-    tables._ensure = slowly
+    token_cache._ensure = slowly
 try:
     corpus = prepare(recipe(cache, SourceConfig(path, "qa"), validation_fraction=0.1), tokenizer(), 0, Gloo())
     print(json.dumps([corpus.digest, len(corpus.train), corpus.lines]), flush=True)

@@ -19,7 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from deepspeed.utils import safe_get_full_grad
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-from train.models import loss_head
+from zerotune.models import loss_head
 
 torch.set_num_threads(1)
 plugin = DeepSpeedPlugin(hf_ds_config={

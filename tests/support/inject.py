@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 
 VARIABLE = "ZEROTUNE_INJECT"
 
@@ -58,7 +58,7 @@ def _wrapped(real: Callable[..., Any], order: dict[str, Any]) -> Callable[..., A
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
-        due = order.get("nth", 1) in (0, calls) and order.get("after_step") in (None, PULSE.step)
+        due = order.get("nth", 1) in (0, calls) and order.get("after_step") in (None, HEARTBEAT.step)
         if due and order["do"].startswith(("nan", "times ", "steeper ")):
             return _spoiled(real(*arguments, **keywords), order["do"], arguments)
         if due and order["do"].startswith("rows "):

@@ -25,7 +25,7 @@ from train.engine.loop import Progress
 from train.engine.runtime import Runtime
 from train.errors import EndedWithError, NoCheckpointError
 from train.failure.background import Background, GlooGroup
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from train.failure.report_error import report_error
 from train.protocols import Group, Objective, Recorder, Tuning
 from zerotune.common.errors import CannotWriteError, UserError
@@ -105,11 +105,11 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and PULSE.writing:
+        if error is not None and HEARTBEAT.writing:
             if isinstance(error, Exception):
                 report_error(error)
             log.warning("the checkpoint under way is finished before this process ends")
-            PULSE.enter("saving", slow=True)
+            HEARTBEAT.enter("saving", slow=True)
         try:
             self.background.wait()
         except Exception as failure:

@@ -20,7 +20,7 @@ from train.data.rows import Problems, joined
 from train.data.sources import NumberedRow, Source
 from train.data.token_table import TableWriter
 from train.data.tokenize import Chunk, Encoder, Settings
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 from zerotune.data.readers import BadRow
 
@@ -110,7 +110,7 @@ class Workers:
         running: deque[tuple[Task, Future[Chunk]]] = deque()
         for task in tasks:
             self.rows += len(task.rows)
-            PULSE.beat()
+            HEARTBEAT.beat()
             if self.processes == 1 or self.rows <= ROWS_ALONE:
                 yield task, self.alone.encode(task)
                 continue

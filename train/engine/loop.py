@@ -16,7 +16,7 @@ from train.engine.optimizer import learning_rate
 from train.engine.runtime import Runtime
 from train.engine.spikes import Spikes
 from train.errors import NumericsError
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from train.protocols import Batch, Objective
 
 ROWS_NAMED = 10  # in a message
@@ -114,7 +114,7 @@ class Loop:
         Raises NumericsError when too many updates in a row had no finite gradient, or were spikes.
         """
         saved_at = progress.step or None  # a resumed run comes from a checkpoint of this step
-        PULSE.step = progress.step
+        HEARTBEAT.step = progress.step
         self.spikes.recent = progress.recent_losses
         if progress.step == 0 and self.config.validation.at_start:
             self._validate(progress)
@@ -122,7 +122,7 @@ class Loop:
         steps = self.objective.steps(self.model, progress.step)
         while (reason := self._over(progress)) is None:
             began = time.monotonic()
-            PULSE.enter("data")
+            HEARTBEAT.enter("data")
             batches = next(steps, None)
             if batches is None:
                 reason = "all data seen"  # by the run that is resumed here
@@ -139,11 +139,11 @@ class Loop:
                 saved_at = progress.step
         if saved_at != progress.step:
             self._save(progress)
-        PULSE.enter("ending", slow=True)
+        HEARTBEAT.enter("ending", slow=True)
         return Outcome("preempted" if reason == ASKED else "finished", progress.step, reason)
 
     def _save(self, progress: Progress) -> None:
-        PULSE.enter("saving", slow=True)
+        HEARTBEAT.enter("saving", slow=True)
         self.save(progress)
 
     def _over(self, progress: Progress) -> str | None:
@@ -159,14 +159,14 @@ class Loop:
 
     def _asked(self) -> bool:
         """Whether any rank was asked to stop: an exchange of its own, before work that would be thrown away."""
-        PULSE.enter("agreeing")
+        HEARTBEAT.enter("agreeing")
         return bool(self.runtime.sum([float(self.stop_requested())])[0])
 
     def _step(self, batches: Sequence[Batch], counts: Mapping[str, float], progress: Progress, began: float) -> None:
         """One update, and what is written about it."""
         norm, losses = self._update(batches, counts, progress.step)
         progress.step += 1
-        PULSE.done(progress.step)
+        HEARTBEAT.done(progress.step)
         progress.tokens += int(counts["tokens"])
         self.window.seconds += time.monotonic() - began
         progress.seconds += time.monotonic() - began
@@ -181,7 +181,7 @@ class Loop:
 
     def _agree(self, batches: Sequence[Batch]) -> tuple[dict[str, float], bool]:
         """Global counts of this step, and whether any rank was asked to stop: one exchange for both."""
-        PULSE.enter("agreeing")
+        HEARTBEAT.enter("agreeing")
         terms = self.objective.terms
         mine = [sum(b.counts.get(term, 0.0) for b in batches) for term in terms]
         mine += [sum(b.tokens for b in batches), sum(b.slots for b in batches), float(self.stop_requested())]
@@ -201,14 +201,14 @@ class Loop:
             self.runtime.seed(self.config.run.seed, step, index)
             last = index == len(batches) - 1
             with self.runtime.micro_step(self.model, last):
-                PULSE.enter("forward")
+                HEARTBEAT.enter("forward")
                 sums = self.objective.loss(self.model, batch.to(self.runtime.device))
                 losses.append(Loss({term: value.detach().double() for term, value in sums.items()}, batch.row_ids))
                 if last and self.spikes.found(step + 1, [loss.sums for loss in losses], counts):
                     sums = {term: value * math.nan for term, value in sums.items()}
-                PULSE.enter("backward")
+                HEARTBEAT.enter("backward")
                 self.runtime.backward(sums, counts)
-        PULSE.enter("update")
+        HEARTBEAT.enter("update")
         return self.runtime.step(self.model, self.optimizer), losses
 
     def _skipped(self, losses: Sequence[Loss], progress: Progress) -> None:
@@ -241,7 +241,7 @@ class Loop:
             if extra:
                 self.watch.metrics(progress.step, extra)
             return
-        PULSE.enter("metrics")
+        HEARTBEAT.enter("metrics")
         window = self.window
         terms = [term for term in self.objective.terms if window.counts.get(term)]
         sums = self.runtime.sum([float(window.sums[term]) for term in terms])
@@ -273,7 +273,7 @@ class Loop:
 
     def _validate(self, progress: Progress) -> bool:
         """Held-out metrics and samples; whether the chosen metric is the best so far."""
-        PULSE.enter("validation")
+        HEARTBEAT.enter("validation")
         values = self.objective.validate(self.model)
         self.watch.metrics(progress.step, {f"validation/{name}": value for name, value in values.items()})
         self.watch.samples(progress.step, self.objective.samples(self.model))

@@ -33,7 +33,7 @@ from train.engine.ddp_hook import average_parameters_alone
 from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
 from train.failure.background import GlooGroup
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
 
@@ -87,7 +87,7 @@ def _clip_exactly(parameters: Iterable[nn.Parameter], limit: float) -> float:
 
 
 def _beat(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    PULSE.beat()
+    HEARTBEAT.beat()
 
 
 class Runtime:

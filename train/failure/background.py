@@ -1,7 +1,7 @@
-"""One piece of work beside training, in a thread of its own, and the group in which the ranks meet there.
+"""A background thread for one task at a time, and a process group for its collectives.
 
-A collective of the thread must never be taken for one of training's, and which of the two comes first differs from
-rank to rank. So the thread has a process group that nothing else uses, over gloo: on the CPU, beside NCCL as well.
+Collectives of the thread and of training run in a different order on each rank, so they must not share a process group.
+The thread has its own one over gloo, on the CPU, also when training uses NCCL.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from datetime import timedelta
 
 import torch
 
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 
-THREAD = "checkpoint"  # beginning of its name
+THREAD = "checkpoint"  # prefix of the thread's name
 
 
 class GlooGroup:
-    """The processes of the run in a group of their own. Satisfies `train.protocols.Group`.
+    """All ranks of the run in a separate gloo group. Satisfies `train.protocols.Group`.
 
-    Made by all ranks together. Raises UserError where they do not reach one another.
+    Creating it is a collective. Raises UserError if the ranks cannot connect.
     """
 
     def __init__(self, index: int, count: int, timeout: timedelta) -> None:
@@ -50,16 +50,16 @@ class GlooGroup:
 
 
 class Background:
-    """At most one piece of work at a time; its error waits for whoever waits for it."""
+    """Runs at most one task at a time; `wait` raises its error."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
         self._work: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin, once the work before was waited for."""
+        """Start a task; the previous one must have been waited for."""
         assert self._work is None
-        PULSE.writing = True
+        HEARTBEAT.writing = True
         self._work = self._thread.submit(_do, work)
 
     def failed(self) -> bool:
@@ -67,13 +67,13 @@ class Background:
         return self._work is not None and self._work.done() and self._work.exception() is not None
 
     def wait(self) -> None:
-        """Until the work is done, if there is any. Raises what it raised, once."""
+        """Wait for the task, if there is one. Raises its error once."""
         work, self._work = self._work, None
         if work is not None:
             work.result()
 
     def close(self) -> None:
-        """End the thread, after its work."""
+        """Finish the task and end the thread."""
         self._thread.shutdown()
 
 
@@ -81,4 +81,4 @@ def _do(work: Callable[[], None]) -> None:
     try:
         work()
     finally:
-        PULSE.writing = False
+        HEARTBEAT.writing = False

@@ -1,4 +1,4 @@
-"""Whether a run hangs, and which of its ranks is to blame."""
+"""Detects that a run hangs, and which rank causes it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from types import FrameType
 
 from train.failure.background import THREAD, Background
-from train.failure.heartbeat import PULSE
-from train.failure.rank_status import Sign
+from train.failure.heartbeat import HEARTBEAT
+from train.failure.rank_status import RankStatus
 
-SLOW = 10  # how many times as long nothing may happen where that is normal
+SLOW = 10  # the limit is this many times longer in phases that are known to be slow
 ROOT = Path(__file__).resolve().parents[2]
 WAITING = (
     "/torch/distributed/",
     "/torch/nn/parallel/distributed.py",
     "/deepspeed/",
-)  # innermost frames of a thread that waits for other ranks
-COLLECTIVES = ("sum", "barrier", "gather")  # of the modules below
-MEETINGS = ("runtime.py", "background.py")
+)  # a thread whose innermost frame is in one of these waits for other ranks
+COLLECTIVES = ("sum", "barrier", "gather")  # functions of SYNC_MODULES that wait for other ranks
+SYNC_MODULES = ("runtime.py", "background.py")
 
 
-class Stillness:
-    """For how long no rank has given a sign of life, as one rank sees it."""
+class StallDetector:
+    """Measures for how long no rank has made progress, as seen by one rank."""
 
     def __init__(self, rank: int, limit_seconds: float) -> None:
         self.rank, self.limit_seconds = rank, limit_seconds
@@ -32,40 +32,40 @@ class Stillness:
         self._beats = -1
         self._others: Mapping[int, int] | None = None
 
-    def too_long(self, elapsed_seconds: float, signs: Callable[[], Mapping[int, Sign]]) -> bool:
-        """Whether it now lasts too long. Others are only looked at when this rank has been still for some time."""
-        if PULSE.beats != self._beats:
-            self._beats, self.seconds, self._others = PULSE.beats, 0.0, None
+    def is_stalled(self, elapsed_seconds: float, statuses: Callable[[], Mapping[int, RankStatus]]) -> bool:
+        """Whether the limit is exceeded. Reads the status of other ranks only after half of the limit."""
+        if HEARTBEAT.beats != self._beats:
+            self._beats, self.seconds, self._others = HEARTBEAT.beats, 0.0, None
             return False
         self.seconds += elapsed_seconds
-        if self.seconds < self._limit(PULSE.slow) / 2:
+        if self.seconds < self._limit(HEARTBEAT.slow) / 2:
             return False
-        found = signs()
+        found = statuses()
         others = {rank: one.beats for rank, one in found.items() if rank != self.rank}
         if self._others is not None and others != self._others:
             self.seconds = 0.0
         self._others = others
-        return self.seconds >= self._limit(PULSE.slow or any(one.slow for one in found.values()))
+        return self.seconds >= self._limit(HEARTBEAT.slow or any(one.slow for one in found.values()))
 
     def _limit(self, slow: bool) -> float:
         return self.limit_seconds * (SLOW if slow else 1)
 
 
-def judge(signs: Mapping[int, Sign], still_seconds: float) -> tuple[list[int], str]:
-    """Which ranks hang, and what to tell the user.
+def find_hanging(statuses: Mapping[int, RankStatus], still_seconds: float) -> tuple[list[int], str]:
+    """The ranks that hang, and the message for the user.
 
-    Those that do not react; else those that are behind the others; of these, those that do not wait for others.
+    These are the ranks that do not react; else those that are behind; of these, those that do not wait for others.
     """
-    mute = [one for one in signs.values() if not one.at]
-    last = min(one.place for one in signs.values())
-    behind = [one for one in signs.values() if one.place == last]
+    mute = [one for one in statuses.values() if not one.at]
+    last = min(one.place for one in statuses.values())
+    behind = [one for one in statuses.values() if one.place == last]
     stuck = mute or [one for one in behind if not one.waits] or behind
     ranks = [one.rank for one in stuck]
     named = "; ".join(
         f"rank {one.rank} hangs in `{one.phase}`" + (f" at {one.at}" if one.at else " and does not react")
         for one in stuck
     )
-    waiting = ", ".join(str(rank) for rank in signs if rank not in ranks)
+    waiting = ", ".join(str(rank) for rank in statuses if rank not in ranks)
     return ranks, (
         f"After step {stuck[0].step} nothing happened for {still_seconds:.0f} s: {named}"
         + (f"; for it waits rank {waiting}" if waiting else "")
@@ -73,9 +73,9 @@ def judge(signs: Mapping[int, Sign], still_seconds: float) -> tuple[list[int], s
     )
 
 
-def whereabouts() -> tuple[str, bool]:
-    """(innermost place in our own code, whether it waits there for other ranks) of this process's main thread; of the
-    one that writes a checkpoint where the main thread waits for that.
+def main_thread_location() -> tuple[str, bool]:
+    """(innermost line in our own code, whether it waits there for other ranks) of the main thread; of the thread that
+    writes a checkpoint if the main thread waits for that one.
     """
     frames = sys._current_frames()
     frame = frames.get(threading.main_thread().ident or 0)
@@ -88,12 +88,12 @@ def whereabouts() -> tuple[str, bool]:
     if own is None:
         return "an unknown place", waits
     file, name = Path(own.f_code.co_filename), own.f_code.co_name
-    waits = waits or (file.name in MEETINGS and name in COLLECTIVES)
+    waits = waits or (file.name in SYNC_MODULES and name in COLLECTIVES)
     return f"{file.relative_to(ROOT)}:{own.f_lineno} ({name})", waits
 
 
 def _innermost(frame: FrameType | None) -> FrameType | None:
-    """The innermost of a thread's frames that is in our own code."""
+    """The innermost frame of a thread that is in our own code."""
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ("train", "eval", "zerotune"):

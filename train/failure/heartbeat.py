@@ -1,6 +1,6 @@
-"""The pulse of this process: where it is, and that it gets on. `train.failure.watchdog` reads it from another thread.
+"""The heartbeat of this process: its phase and that it makes progress. `train.failure.watchdog` reads it from a thread.
 
-Feeling it costs an assignment or two, so that it may stand wherever something is done again and again.
+A beat costs one or two assignments, so it may stand in any inner loop.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Pulse:
-    """phase: what is being done, for people. place: how many phases were entered; of two ranks the one with the lower
-    place is behind. beats: signs of life. step: optimizer steps done, of the whole run. lively: whether this process
-    has done one. writing: whether a checkpoint is being written beside it.
+class Heartbeat:
+    """phase: what the process does now, for messages. place: number of phases entered; of two ranks, the one with the
+    lower place is behind. beats: counts progress. step: optimizer steps done in the whole run. lively: whether this
+    process has done one. writing: whether a checkpoint is being written in the background.
     """
 
     phase: str = "setting up"
@@ -25,22 +25,22 @@ class Pulse:
 
     @property
     def slow(self) -> bool:
-        """Whether a long time without a beat is normal here: before the first step is done, and in slow phases."""
+        """Whether a long time without a beat is normal: before the first step, and in slow phases."""
         return self._slow or not self.lively
 
     def enter(self, phase: str, slow: bool = False) -> None:
-        """A phase begins. All ranks enter the same ones in the same order."""
+        """Begin a phase. All ranks enter the same phases in the same order."""
         self.phase, self._slow = phase, slow
         self.place += 1
         self.beats += 1
 
     def beat(self) -> None:
-        """Something was done inside the phase."""
+        """Progress inside the phase."""
         self.beats += 1
 
     def done(self, step: int) -> None:
-        """An optimizer step is done."""
+        """An optimizer step has finished."""
         self.step, self.lively = step, True
 
 
-PULSE = Pulse()
+HEARTBEAT = Heartbeat()

@@ -1,4 +1,4 @@
-"""One run per run folder.
+"""Allows one run per run folder.
 
 The lock is a POSIX record lock on `RUN/.lock`: the kernel drops it when the process dies, however it dies, and children
 that outlive it do not keep it. The file's content says who holds it, for the message, and for file systems whose locks
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 
 class Hold:
-    """A run folder that is held. begun: set once the run changes it; else all is left as it was found."""
+    """A locked run folder. begun: set once the run changes it; otherwise the folder is left unchanged."""
 
     def __init__(self, lock: _Lock | None) -> None:
         self._lock = lock
         self.begun = False
 
     def removed(self) -> bool:
-        """Whether somebody has removed or renamed the folder meanwhile; known to the rank that holds the lock."""
+        """Whether the folder was removed or renamed meanwhile; only the rank that holds the lock knows."""
         return self._lock is not None and not self._lock.is_in_place()
 
 

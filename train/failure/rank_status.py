@@ -1,8 +1,8 @@
-"""RUN/ranks: where each rank stands, in a small file of its own, and which of them failed first.
+"""RUN/ranks: one small file per rank with its status, and one that names the rank that failed first.
 
-Until the run has begun it is RUN/.ranks, so that a start that fails leaves what an earlier one had to say.
+Before the first step the folder is RUN/.ranks, so that a start that fails keeps the files of an earlier one.
 
-Files, since they reach every node without a collective, which is just what hangs when these are needed.
+Files reach every node without a collective; a collective is what hangs when these files are needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from train.failure.process import started
 
 FOLDER = "ranks"
@@ -32,10 +32,10 @@ SETTLE_SECONDS = 2.0  # for a file that was just made to become readable
 
 
 @dataclass(frozen=True)
-class Sign:
-    """What a rank last said. started: see `process.started`. The middle is its `train.failure.heartbeat.Pulse`.
+class RankStatus:
+    """Status of one rank. started: see `process.started`. step to slow: copied from its `Heartbeat`.
 
-    at: once the run hangs, the place in our code where its main thread is. waits: whether that is for other ranks.
+    at: after a hang, the line of our code where its main thread is. waits: whether it waits there for other ranks.
     """
 
     rank: int
@@ -53,7 +53,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the run ends. hang: found out by rank `rank`, which may not be the one to blame."""
+    """Why the run ends. hang: `rank` detected a hang, which another rank may have caused."""
 
     rank: int
     exit_code: int
@@ -61,17 +61,15 @@ class Failure:
     hang: bool = False
 
 
-def sign(rank: int, at: str = "", waits: bool = False) -> Sign:
-    """What this process has to say now."""
-    pid, pulse = os.getpid(), PULSE
-    began = started(pid)
-    return Sign(
-        rank, socket.gethostname(), pid, began, pulse.step, pulse.phase, pulse.place, pulse.beats, pulse.slow, at, waits
-    )
+def current_status(rank: int, at: str = "", waits: bool = False) -> RankStatus:
+    """The status of this process now."""
+    pid, now = os.getpid(), HEARTBEAT
+    process = (rank, socket.gethostname(), pid, started(pid))
+    return RankStatus(*process, now.step, now.phase, now.place, now.beats, now.slow, at, waits)
 
 
-class Signs:
-    """The folder, as seen by one rank. A disk that cannot be written makes signs old, and is never an error here."""
+class RankStatusFolder:
+    """The folder, as seen by one rank. If the disk cannot be written, statuses get old; that is not an error here."""
 
     def __init__(self, run_folder: Path, rank: int) -> None:
         self.folder = run_folder / STARTING
@@ -89,7 +87,7 @@ class Signs:
         return self.folder / f"rank-{rank:05d}.json"
 
     def begin(self) -> None:
-        """The run has begun: the first rank gives the folder its name, after which the others call this too."""
+        """The run has begun: rank 0 renames the folder, then the other ranks call this too."""
         final = self.folder.with_name(FOLDER)
         if self._rank == 0:
             shutil.rmtree(final, ignore_errors=True)
@@ -107,7 +105,7 @@ class Signs:
 
     @property
     def stacks(self) -> TextIO:
-        """Where this rank's stacks are written, if ever."""
+        """The file for stack traces of this rank."""
         return self._own_stacks or sys.__stderr__ or sys.stderr
 
     def show_stacks(self) -> None:
@@ -118,52 +116,52 @@ class Signs:
             faulthandler.dump_traceback(self.stacks, all_threads=True)
 
     def clear(self) -> None:
-        """Remove what an earlier life of the run left."""
+        """Remove the files of an earlier start."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.mkdir()
 
-    def write(self, sign: Sign) -> None:
-        """Replace this rank's sign in one go: others read it at any time, and must not find it half written."""
+    def write(self, status: RankStatus) -> None:
+        """Replace the status of this rank atomically: other ranks read it at any time."""
         fresh = self._mine.with_suffix(".new")
         with contextlib.suppress(OSError):
-            fresh.write_text(json.dumps(asdict(sign)) + "\n", encoding="utf-8")
+            fresh.write_text(json.dumps(asdict(status)) + "\n", encoding="utf-8")
             fresh.replace(self._mine)
 
-    def withdraw(self) -> None:
-        """This rank leaves in peace."""
+    def leave(self) -> None:
+        """This rank ends without an error."""
         with contextlib.suppress(OSError):
             self._mine.unlink()
             self._mine.with_suffix(".stacks").unlink(missing_ok=True)
             self.folder.rmdir()  # by the last one
 
-    def withdraw_all(self) -> None:
-        """This rank leaves a run that has not begun; the last one leaves nothing, not even an empty run folder."""
-        self.withdraw()
+    def leave_all(self) -> None:
+        """This rank ends before the run has begun; the last one also removes an empty run folder."""
+        self.leave()
         with contextlib.suppress(OSError):
             if not self.read():
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.parent.rmdir()
 
-    def read(self) -> Mapping[int, Sign]:
-        """The signs of all ranks that have not left."""
+    def read(self) -> Mapping[int, RankStatus]:
+        """The statuses of all ranks that have not left."""
         found = {}
         with contextlib.suppress(OSError):  # the folder itself may go meanwhile
             for path in sorted(self.folder.glob("rank-*.json")):
                 with contextlib.suppress(OSError, ValueError, TypeError):
-                    one = Sign(**json.loads(path.read_text(encoding="utf-8")))
+                    one = RankStatus(**json.loads(path.read_text(encoding="utf-8")))
                     found[one.rank] = one
         return found
 
     def stacks_of(self, rank: int) -> str:
-        """The stacks that a rank has shown."""
+        """The stack traces that a rank has written."""
         with contextlib.suppress(OSError):
             if text := self._of(rank).with_suffix(".stacks").read_text(encoding="utf-8", errors="replace"):
                 return text
         return "none"
 
     def has_left(self, rank: int) -> bool:
-        """Whether a rank withdrew its sign."""
+        """Whether a rank has ended without an error."""
         return not self._of(rank).exists()
 
     def claim(self, mine: Failure) -> Failure:
@@ -171,9 +169,9 @@ class Signs:
         draft = self._mine.with_suffix(f".draft-{threading.get_ident()}")
         try:
             draft.write_text(json.dumps(asdict(mine)) + "\n", encoding="utf-8")
-            if _give_name(draft, self._first):
+            if _link_unless_taken(draft, self._first):
                 return mine
-        except OSError:  # nobody can be told, so it is said twice rather than never
+        except OSError:  # without the file two ranks may report; better than none
             return mine
         finally:
             with contextlib.suppress(OSError):
@@ -191,13 +189,13 @@ class Signs:
             return None
 
 
-def _give_name(draft: Path, name: Path) -> bool:
-    """Publish a file that is whole, unless the name is taken: a full disk must not leave it taken by an empty file."""
+def _link_unless_taken(draft: Path, name: Path) -> bool:
+    """Publish a complete file unless the name is taken: a full disk must not leave an empty file under that name."""
     try:
         os.link(draft, name)
     except FileExistsError:
-        return draft.stat().st_nlink > 1  # a network file system may say so after it has done it
-    except OSError:  # no links here: two that come at the same moment may both succeed
+        return draft.stat().st_nlink > 1  # NFS may answer this although the link was made
+    except OSError:  # no hard links here: two ranks at the same moment may both succeed
         if name.exists():
             return False
         draft.replace(name)

@@ -1,4 +1,4 @@
-"""How an error that ends this process is told: once, on the screen and to the launcher."""
+"""Reports the error that ends this process: once, on the terminal and to the launcher."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import sys
 
 from train.errors import EndedWithError
-from train.failure.heartbeat import PULSE
+from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 from zerotune.common.masking import printable
 from zerotune.common.process_exit import tell_launcher
 
-_TOLD: list[Exception] = []
+_REPORTED: list[Exception] = []
 
 
 def report_error(error: Exception) -> int:
-    """Say what ends this process, unless that was said before. Returns the exit code (docs/resume.md)."""
+    """Print the error unless it was printed before. Returns the exit code (docs/resume.md)."""
     code = error.exit_code if isinstance(error, UserError) else 1
-    if error in _TOLD:
+    if error in _REPORTED:
         return code
-    _TOLD.append(error)
+    _REPORTED.append(error)
     rank = int(os.environ.get("RANK", 0))
     if isinstance(error, UserError):
         message = printable(f"[rank {rank}] {error}" if rank else str(error))
@@ -28,8 +28,8 @@ def report_error(error: Exception) -> int:
     else:
         message = printable(f"{type(error).__name__}: {error}")
         if "RANK" in os.environ:
-            sys.stderr.write(f"[rank {rank}] failed after step {PULSE.step}, in `{PULSE.phase}`:\n")
-        # The interpreter would, too, but then might wait for ranks that wait for us.
+            sys.stderr.write(f"[rank {rank}] failed after step {HEARTBEAT.step}, in `{HEARTBEAT.phase}`:\n")
+        # The interpreter would print it too, but might first wait for ranks that wait for this one.
         sys.excepthook(type(error), error, error.__traceback__)
     tell_launcher(message, is_first=not isinstance(error, EndedWithError))
     return code

@@ -1,9 +1,9 @@
-"""Asking a run to stop: Ctrl-C (SIGINT), a closed terminal (SIGHUP), SIGTERM, SIGUSR1, SIGUSR2, a file named STOP in
+"""Requests to stop a run: Ctrl-C (SIGINT), a closed terminal (SIGHUP), SIGTERM, SIGUSR1, SIGUSR2, a file named STOP in
 the run folder, or a deadline.
 
-Each only raises a flag; the loop looks at it between steps, agrees with the other ranks, saves and leaves. Where there
-is nothing to save, before the run has begun and after its last checkpoint, Ctrl-C and a closed terminal end it at once.
-This module imports nothing heavy: `main` installs it before anything else, so that no signal comes too early.
+Each sets a flag; the loop reads it between steps, agrees with the other ranks, saves a checkpoint and exits. Before the
+first step and after the last checkpoint there is nothing to save: then Ctrl-C and a closed terminal end it at once.
+This module imports nothing heavy: `main` installs it first, so that no signal comes too early.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ State = Literal["running", "preempted", "finished", "failed"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or a closed terminal where there was nothing to save."""
+    """Ctrl-C or a closed terminal while there is nothing to save."""
 
 
 class Stop:
-    """One flag for all the ways to ask for a stop. The first reason counts; asking again changes nothing, but for a
-    second Ctrl-C, which ends the process at once (`zerotune.common.sentinel`).
+    """One flag for all stop requests. The first reason is kept; a second Ctrl-C ends the process at once
+    (`zerotune.common.sentinel`).
 
-    The deadline counts from when this object is made. orphaned: told, in a thread, that the launcher is gone and that
-    this process ends.
+    The deadline counts from the creation of this object. orphaned: called in a thread when the launcher has died.
     """
 
     def __init__(self) -> None:
@@ -60,7 +59,7 @@ class Stop:
         self._sentinel = Sentinel(lambda: self._saves, self._orphaned)
 
     def install(self) -> Stop:
-        """Take the signals; in the main thread. Child processes that are forked later get the former handlers back."""
+        """Install the signal handlers; in the main thread. Processes that are forked later get the former ones back."""
         ignored = [number for number in FROM_TERMINAL if signal.getsignal(number) == signal.SIG_IGN]  # nohup, `&`
         for number in (*SIGNALS, *FROM_TERMINAL):
             if number not in ignored:
@@ -72,13 +71,13 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Of a run that was stopped: 0, or as a shell counts a process that Ctrl-C or a closed terminal ended."""
+        """Of a stopped run: 0, or 128 + signal after Ctrl-C or a closed terminal."""
         return 0 if self.interrupt is None else 128 + self.interrupt
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """While the block runs there is something to save: Ctrl-C and a closed terminal only raise the flag too."""
-        if self.interrupt is not None:  # whoever ran just then may have swallowed the exception
+        """While the block runs there is something to save: Ctrl-C and a closed terminal only set the flag."""
+        if self.interrupt is not None:  # a library may have swallowed the exception
             raise Interrupted(self.interrupt.name)
         self._saves = True
         try:
@@ -88,8 +87,8 @@ class Stop:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside `saving`, a block that may be cut off: Ctrl-C and a closed terminal raise Interrupted, at once if they
-        came before.
+        """Inside `saving`, a block that may be interrupted: Ctrl-C and a closed terminal raise Interrupted, at
+        once if they came before.
         """
         self._saves = False
         try:
@@ -100,18 +99,18 @@ class Stop:
             self._saves = True
 
     def leave(self) -> int:
-        """Say that this process ends before the run has begun. Returns the exit code."""
+        """Report that the process ends before the run has begun. Returns the exit code."""
         if os.environ.get("RANK", "0") == "0" and self.interrupt is not None:
             tell(f"Stopped by {self.interrupt.name} before the run had begun: nothing was changed.")
         return self.exit_code
 
     def watch(self, run_folder: Path | None, after_minutes: float | None = None) -> None:
-        """Look for the STOP file in `run_folder` too (None: leave that to another rank), and stop after a time."""
+        """Also stop on a STOP file in `run_folder` (None: another rank checks), and after a time."""
         self._file = None if run_folder is None else run_folder / STOP_FILE
         self._deadline = None if after_minutes is None else self._started + 60 * after_minutes
 
     def requested(self) -> bool:
-        """Whether this rank was asked to stop. Costs at most one look at the disk."""
+        """Whether this rank was asked to stop. Costs at most one file lookup."""
         if self.reason is None and self._file is not None and self._file.exists():
             self.reason = f"{STOP_FILE} file"
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
@@ -119,12 +118,12 @@ class Stop:
         return self.reason is not None
 
     def obeyed(self) -> None:
-        """The run has saved and leaves: remove the STOP file, or the next start would stop at once."""
+        """The run has saved and exits: remove the STOP file, or the next start would stop at once."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the former signal handlers."""
         if self._before:
             self._sentinel.__exit__()
             sys.unraisablehook = sys.__unraisablehook__
@@ -136,7 +135,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _release(self) -> None:
-        """In a forked child: a pool ends its workers by SIGTERM, which a launcher may have us ignore (node.sh)."""
+        """In a forked child: a pool ends its workers by SIGTERM, which slurm/node.sh may make us ignore."""
         if signal.SIGTERM in self._before:
             self._give_back()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -155,10 +154,10 @@ class Stop:
             tell("Ctrl-C: the run saves after this step and stops; once more ends it at once, without saving")
 
     def _orphaned(self, why: str) -> None:
-        """The launcher is gone, killed or by Ctrl-C. That of one process (`accelerate launch`) never waits for it."""
+        """The launcher has died, killed or by Ctrl-C. `accelerate launch` of one process never waits for its child."""
         heard = self._sentinel.interrupted
         waits = "TORCHELASTIC_RUN_ID" in os.environ
-        killed = waits and heard != signal.SIGHUP  # outright, or by a second Ctrl-C
+        killed = waits and heard != signal.SIGHUP  # by SIGKILL, or by a second Ctrl-C
         if killed or (heard is None and not self._saves):
             self.orphaned(why)
         else:
@@ -174,13 +173,13 @@ class Stop:
 
 
 def _say_what_counts(unraisable: sys.UnraisableHookArgs) -> None:
-    """Interrupted in a destructor is not lost: the flag is up."""
+    """Ignore an Interrupted that was raised in a destructor: the flag is set."""
     if not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
 
 
 def _let_go_of_terminal() -> None:
-    """Writing to a terminal that is closed fails, and would end the run before it has saved."""
+    """Redirect output from a closed terminal: writing to it fails, and would end the run before it has saved."""
     void = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -204,38 +203,38 @@ def slurm_start() -> str | None:
 
 
 class Status:
-    """RUN/status.json: how the run stands, for scripts that decide whether to start it again. Any thread may call it.
+    """RUN/status.json: the state of the run, for scripts that decide whether to restart it. Thread-safe.
 
-    Written from `begin` on only: a start that fails before leaves what the last one wrote.
+    Written only after `begin`: a start that fails earlier keeps the file of the previous one.
     """
 
     def __init__(self, run_folder: Path) -> None:
         self.path = run_folder / STATUS_FILE
         self.begun = False
         self._lock = threading.Lock()
-        self._step: int | None = None  # in the file, while that says running
+        self._step: int | None = None  # the step in the file while its state is running
 
     @property
     def is_running(self) -> bool:
-        """Whether this rank has written that the run goes on, and nothing since."""
+        """Whether the last state that this rank wrote is running."""
         return self._step is not None
 
     def begin(self, step: int) -> None:
-        """The run has begun, or goes on, after `step`. Raises CannotWriteError."""
+        """The run has begun or resumed after `step`. Raises CannotWriteError."""
         self.begun = True
         self.write("running", step)
 
     def write(
         self, state: State, step: int, reason: str | None = None, exit_code: int | None = None, **extra: Any
     ) -> None:
-        """Replace the file in one go. extra: further JSON values. Raises CannotWriteError."""
+        """Replace the file atomically. extra: further JSON values. Raises CannotWriteError."""
         with self._lock:
             if self.begun:
                 self._step = step if state == "running" else None
                 write_status(self.path.parent, state, step, reason, exit_code, **extra)
 
     def move(self, step: int) -> None:
-        """The running run is at `step`. Not made durable, and no error where it cannot be written: it comes often."""
+        """Update the step of a running run. Called often, so not synced to disk; write errors are ignored."""
         with self._lock, contextlib.suppress(OSError, CannotWriteError):
             if self._step not in (None, step):
                 write_status(self.path.parent, "running", step, durable=False)
@@ -243,7 +242,7 @@ class Status:
 
 
 def read_status(run_folder: Path) -> dict[str, Any]:
-    """What stands in RUN/status.json; empty where there is none."""
+    """The content of RUN/status.json; empty if there is none."""
     try:
         found = json.loads((run_folder / STATUS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -260,7 +259,7 @@ def write_status(
     durable: bool = True,
     **extra: Any,
 ) -> None:
-    """Write status.json; see `Status`. Raises CannotWriteError, also where somebody has removed the run folder."""
+    """Write status.json; see `Status`. Raises CannotWriteError, also if the run folder was removed."""
     if not run_folder.is_dir():
         raise CannotWriteError(f"{run_folder / STATUS_FILE}: cannot be written: the folder was removed")
     content = {

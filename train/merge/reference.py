@@ -75,7 +75,7 @@ def take_over_quantized(plain: Any, quantized: Any) -> None:
     """Give a model the weights that its quantised twin stands for; those left unquantised too, as rounded there."""
     twins = dict(quantized.named_modules())
     for name, module in plain.named_modules():
-        for leaf, parameter in module._parameters.items():  # its own: an adapter shows the weight of the layer inside
-            seen = twins[name]._parameters.get(leaf)
-            if parameter is not None and seen is not None:
-                parameter.copy_(dequantized(twins[name], seen))
+        twin = dict(twins[name].named_parameters(recurse=False))
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if leaf in twin:
+                parameter.copy_(dequantized(twins[name], twin[leaf]))

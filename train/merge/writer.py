@@ -100,10 +100,8 @@ class ModelWriter:
         """In place of what the model held under this name."""
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
-        if leaf in module._buffers:
-            module._buffers[leaf] = tensor
-        else:
-            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        is_buffer = leaf in dict(module.named_buffers(recurse=False))
+        setattr(module, leaf, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
     def close(self) -> None:
         """Write."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
+from zerotune.common import suggest
 from zerotune.common.errors import CannotWriteError, UserError
 
 
@@ -17,8 +17,8 @@ def nearest(place: Path) -> str:
     while not parent.is_dir() and parent != parent.parent:
         place, parent = parent, parent.parent
     names = [entry.name for entry in parent.iterdir()] if os.access(parent, os.R_OK) else []
-    matches = difflib.get_close_matches(place.name, names, n=1)
-    return f"; did you mean {parent / matches[0]}?" if matches else ""
+    found = suggest.nearest(place.name, names)
+    return f"; did you mean {parent / found}?" if found else ""
 
 
 def sha256_file(path: Path) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from zerotune.common.errors import UserError
 from zerotune.data.readers import BadRow, Row, without_nulls
-from zerotune.data.row_templates import cell, condition
 from zerotune.data.rows import BadExampleError
 
 
@@ -42,6 +41,8 @@ def from_hub(source: Hub) -> Iterator[Row | BadRow]:
 
     Raises UserError where it cannot be had.
     """
+    from zerotune.data.row_templates import cell, condition  # jinja2: not for --help
+
     cells = {column: cell(text, column) for column, text in source.columns.items()}
     belongs = condition(source.where, "where") if source.where else None
     for name in source.name.split(",") if source.name else [None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zerotune.inference.budget import Budget, in_batches
+from zerotune.inference.finite import require_finite
 from zerotune.inference.requests import Answer, Classified, Classify, Request, Tag, Tagged
 
 
@@ -27,8 +28,10 @@ class TokenClassifier:
 
     def _tagged(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
         self.tokens += sum(row.slots for row in rows)
-        classes_bt = self._model(**_padded(self._model, rows)).logits.argmax(-1).tolist()
-        return [Tagged(tuple(own[: row.slots])) for own, row in zip(classes_bt, rows, strict=True)]
+        inputs = _padded(self._model, rows)
+        best_bt, classes_bt = self._model(**inputs).logits.max(-1)  # NaN, where there is one
+        require_finite(bool((best_bt.isfinite() | (inputs["attention_mask"] == 0)).all()))
+        return [Tagged(tuple(own[: row.slots])) for own, row in zip(classes_bt.tolist(), rows, strict=True)]
 
 
 class SequenceClassifier:
@@ -48,6 +51,7 @@ class SequenceClassifier:
             logits_bc = self._last(inputs)
         else:
             logits_bc = self._model(**inputs).logits
+        require_finite(bool(logits_bc.isfinite().all()))
         return [Classified(tuple(own)) for own in logits_bc.double().tolist()]
 
     def _last(self, inputs: Mapping[str, Tensor]) -> Tensor:

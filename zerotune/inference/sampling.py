@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zerotune.inference.finite import require_finite
 from zerotune.inference.reasoning import closing_mark, decode, stopped, whole_letters
 from zerotune.inference.requests import Generate, Generated
 
@@ -78,7 +79,8 @@ class Answering:
 
 def choose(rows: Sequence[Answering], logits_bv: Tensor) -> list[int]:
     """The next token of each row: the most probable one, or one drawn at the row's temperature."""
-    chosen_b = logits_bv.argmax(-1)
+    best_b, chosen_b = logits_bv.max(-1)  # NaN, where there is one
+    require_finite(bool(best_b.isfinite().all()))
     drawn = [b for b, row in enumerate(rows) if row.request.temperature > 0]
     if drawn:
         settings = [(rows[b].request.temperature, rows[b].chance()) for b in drawn]

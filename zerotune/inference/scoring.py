@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerotune.common.errors import UserError
 from zerotune.inference.budget import Budget, in_batches
+from zerotune.inference.finite import require_finite
 from zerotune.inference.network import Network, Prefix
 from zerotune.inference.prefixes import Line, Places, groups, next_pack, sorted_lines
 from zerotune.inference.requests import Score, Scored
@@ -100,10 +100,7 @@ class _Scorer:
         )
         sums = [float(part.sum()) for part in log_prob_n.double().cpu().split(counts)]
         greedy = [bool(part.all()) for part in greedy_n.cpu().split(counts)]
-        if not np.isfinite(sums).all():
-            raise UserError(
-                "the model gives probabilities that are not finite; try --precision fp32, or its weights are broken"
-            )
+        require_finite(bool(np.isfinite(sums).all()))
         return [
             (want.index, Scored(log_prob, len(request.continuation_ids), request.bytes, best))
             for want, request, log_prob, best in zip(wants, asked, sums, greedy, strict=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zerotune.common.errors import UserError
+from zerotune.inference.finite import require_finite
 from zerotune.inference.images import Images
 from zerotune.inference.reasoning import whole_letters
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
@@ -84,8 +85,5 @@ def _scored(request: Score, log_probs_tv: Tensor) -> Scored:
     ids = request.continuation_ids
     own_tv = log_probs_tv[-len(ids) :]
     log_prob = float(own_tv[torch.arange(len(ids)), torch.tensor(ids)].double().sum())
-    if not math.isfinite(log_prob):
-        raise UserError(
-            "the model gives probabilities that are not finite; try --precision fp32, or its weights are broken"
-        )
+    require_finite(math.isfinite(log_prob))
     return Scored(log_prob, len(ids), request.bytes, greedy=own_tv.argmax(-1).tolist() == list(ids))

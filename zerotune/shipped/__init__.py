@@ -31,10 +31,11 @@ def find(word: str, folder: Path) -> Path | None:
 
 
 def about(recipe: Path) -> str:
-    """What a recipe is for: the comment at its top, up to the first full stop, colon or semicolon."""
+    """What a recipe is for: the comment at its top, up to where its first clause of some length ends."""
     comment = re.match(r"(?:#.*\n)*", recipe.read_text(encoding="utf-8"))
     text = re.sub(r"\s*\n# ?", " ", comment[0] if comment else "").removeprefix("# ")
-    return re.split(r"[.:;](?:\s|$)", f"{text} ", maxsplit=1)[0].strip()
+    clause = re.match(r".{20,}?(?=[.:;](?:\s|$))", text)
+    return clause[0] if clause else text
 
 
 def from_here(path: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import resource, torch
-from eval.host_memory import keep_freed_memory
+from zerotune.common.host_memory import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 for _ in range(3):

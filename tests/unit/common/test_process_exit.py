@@ -16,7 +16,7 @@ from zerotune.common.process_exit import tell_launcher
 
 ENDING = """
 import atexit
-from eval.leave import leave
+from zerotune.common.process_exit import leave
 atexit.register(lambda: print("taken down in order"))
 print("said before", end="")
 leave(3)
@@ -42,8 +42,8 @@ def test_the_launcher_is_told_the_reason(tmp_path: Path, monkeypatch: pytest.Mon
 
 SPEAKING = """
 import sys, time
-from eval.leave import let_the_first_speak
-from train.engine.stop import Stop
+from zerotune.common.process_exit import let_the_first_speak
+from train.failure.stop import Stop
 with Stop():
     print("ready", flush=True)
     let_the_first_speak()

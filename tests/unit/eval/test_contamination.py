@@ -15,7 +15,7 @@ from eval.overlap import Fields, Index, fields, words
 from eval.protocols import Sample, SampleMetric
 from eval.result import TaskResult
 from zerotune.common.errors import UserError
-from zerotune.data.file_options import DEFAULT
+from zerotune.data.file_options import DEFAULT, FileOptions
 from zerotune.data.files import read
 from zerotune.data.readers import Row
 
@@ -112,6 +112,20 @@ def test_lines_of_a_text_file_are_rows_in_any_encoding(tmp_path: Path) -> None:
         ("b", "passage", "3"),
     ]
     assert overlaps.rows == {str(path): 3}
+
+
+def test_training_rows_that_are_not_compared_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "a b c"}\n{"text":\n[]\n')
+    options = FileOptions(filter={"lang": "zh"})
+    rows = {"a": ("a b c",)}
+    overlaps = find_overlaps(TrainingData({path: DEFAULT}, ("gone",)), {"quiz": rows})
+    assert overlaps.rows == {str(path): 1}
+    gone, broken = overlaps.missing
+    assert gone == "gone"
+    assert broken.startswith(f"2 rows of {path} cannot be read: {path}:2: not valid JSON")
+    _, _, none = find_overlaps(TrainingData({path: options}, ("gone",)), {"quiz": rows}).missing
+    assert none.startswith(f"{path}: filter: none of 1 row has lang: zh")
 
 
 def test_the_record_of_a_merged_checkpoint_names_its_training_data(tmp_path: Path) -> None:

@@ -96,3 +96,16 @@ def test_checkpoints_load_with_their_heads(tmp_path: Path) -> None:
     seeded(BertModel, BertConfig(**{**BERT, "vocab_size": len(words)})).save_pretrained(tmp_path / "sequence")
     with pytest.raises(UserError, match="weights are missing, for example classifier"):
         look(str(tmp_path / "sequence"), "m").load("sequence", "fp32", "none", device)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_classes_that_are_not_finite_are_refused(value: float) -> None:
+    heads = {
+        TokenClassifier: (BertForTokenClassification, Tag),
+        SequenceClassifier: (BertForSequenceClassification, Classify),
+    }
+    for head, (kind, request) in heads.items():
+        model = seeded(kind, BertConfig(**BERT))
+        torch.nn.init.constant_(model.classifier.bias, value)
+        with pytest.raises(UserError, match="not finite"):
+            list(head(model).answers([request(ROWS[0])], budget(100)))

@@ -264,6 +264,9 @@ def test_probabilities_that_are_not_numbers_are_refused(words: Any) -> None:
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     with pytest.raises(UserError, match="not finite"):
         answers(LanguageModel(model, words), SCORES[:1])
+    for engine in (generation, plain_generation):
+        with pytest.raises(UserError, match="not finite"):
+            list(engine.generate(LanguageModel(model, words).network, words, [Generate((5, 6), 4, (0,))], budget(400)))
 
 
 STOPPING = [Generate((5, 6, k), 12, (0, 2), stop_texts=stops) for k in range(7, 27) for stops in ((), ("e", "犬"))]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from train.engine.lock import hold
+from train.failure.lock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -28,7 +28,7 @@ with hold(Path(sys.argv[1])):
 RACER = """
 import sys, time
 from pathlib import Path
-from train.engine.lock import hold
+from train.failure.lock import hold
 from train.errors import UserError
 time.sleep(max(float(sys.argv[2]) - time.time(), 0))
 try:

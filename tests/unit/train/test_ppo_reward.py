@@ -167,7 +167,10 @@ def test_the_worst_is_that_of_all_ranks(tmp_path: Path, tokenizer: Any) -> None:
     [
         ("[]", "names no part"),
         ('[{"kind": "length"}, {"kind": "length"}]', "two parts are called length; give each a name"),
-        ('[{"kind": "length", "name": "max"}]', "a part cannot be called max, since rollout/reward_max is the whole's"),
+        (
+            '[{"kind": "length", "name": "max"}]',
+            r"ppo.reward\[0\].name: cannot be max, since rollout/reward_max is that of all parts",
+        ),
         ('[{"kind": "model"}]', r"ppo.reward\[0\].path: names no classifier"),
         ('[{"kind": "task"}]', "kind task scores answers to ppo.task, which names none"),
         ('[{"kind": "length", "path": "judge"}]', r"ppo.reward\[0\].path: of kind model alone, not of length"),

@@ -206,10 +206,10 @@ def test_all_ranks_see_the_same_windows_and_the_same_error(tmp_path):
 
 MEASURE = """
 import resource, sys
-from tests.data_tools import recipe, tokenizer
-from tests.ranks import Solo
+from tests.support.data_tools import recipe, tokenizer
+from tests.support.ranks import Solo
 from train.config import SourceConfig
-from train.data.encode import stream
+from train.data.prepare import stream
 config = recipe(sys.argv[2], SourceConfig(sys.argv[1], "text"), streaming=True, streaming_window_rows=200)
 for window in stream(config, tokenizer(), 0, Solo()).windows(0):
     print(int(window.lengths_n.sum()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

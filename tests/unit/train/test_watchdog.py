@@ -25,15 +25,15 @@ from train import errors
 from train.errors import EndedWithError
 from train.failure import watchdog
 from train.failure.background import Background, GlooGroup
-from train.failure.hang import SLOW, Stillness, judge, whereabouts
-from train.failure.heartbeat import PULSE, Pulse
+from train.failure.hang import SLOW, StallDetector, find_hanging, main_thread_location
+from train.failure.heartbeat import HEARTBEAT, Heartbeat
 from train.failure.process import ended, started
-from train.failure.rank_status import Failure, Sign, Signs, sign
+from train.failure.rank_status import Failure, RankStatus, RankStatusFolder, current_status
 from train.failure.stop import Status, read_status
 from train.failure.watchdog import HANG, Watchdog
 from zerotune.common.errors import CannotWriteError, UserError
 
-SIGN = Sign(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=False, at="train/x.py:1 (f)")
+SIGN = RankStatus(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=False, at="train/x.py:1 (f)")
 
 
 @pytest.mark.parametrize(
@@ -48,61 +48,61 @@ SIGN = Sign(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=Fal
     ],
 )
 def test_who_is_to_blame(changes: list[dict[str, object]], stuck: list[int]) -> None:
-    signs = {rank: replace(SIGN, rank=rank, **change) for rank, change in enumerate(changes)}
-    ranks, text = judge(signs, 30.0)
+    statuses = {rank: replace(SIGN, rank=rank, **change) for rank, change in enumerate(changes)}
+    ranks, text = find_hanging(statuses, 30.0)
     assert ranks == stuck
     assert text.startswith("After step 7 nothing happened for 30 s: ")
-    for rank, one in signs.items():
+    for rank, one in statuses.items():
         assert (f"rank {rank} hangs in `{one.phase}`" in text) == (rank in stuck)
 
 
-def still_for(stillness: Stillness, signs: dict[int, Sign], most: int) -> int:
+def still_for(stillness: StallDetector, statuses: dict[int, RankStatus], most: int) -> int:
     """Seconds until it is too long; `most` if it is not."""
-    return next((second for second in range(1, most) if stillness.too_long(1.0, lambda: signs)), most)
+    return next((second for second in range(1, most) if stillness.is_stalled(1.0, lambda: statuses)), most)
 
 
 @pytest.fixture
-def pulse() -> Pulse:
+def heartbeat() -> Heartbeat:
     """That of this process, in a training step."""
-    PULSE.done(1)
-    PULSE.enter("data")
-    return PULSE
+    HEARTBEAT.done(1)
+    HEARTBEAT.enter("data")
+    return HEARTBEAT
 
 
-def test_a_hang_is_a_time_in_which_no_rank_gets_on(pulse: Pulse) -> None:
+def test_a_hang_is_a_time_in_which_no_rank_gets_on(heartbeat: Heartbeat) -> None:
     mine, other = SIGN, replace(SIGN, rank=1)
-    stillness = Stillness(0, 10)
-    signs = {0: mine, 1: other}
-    assert not stillness.too_long(1.0, lambda: signs)  # sees the last beat
-    assert still_for(stillness, signs, 99) == 10
-    pulse.beat()
-    assert still_for(stillness, signs, 99) == 11
-    pulse.beat()
+    stillness = StallDetector(0, 10)
+    statuses = {0: mine, 1: other}
+    assert not stillness.is_stalled(1.0, lambda: statuses)  # sees the last beat
+    assert still_for(stillness, statuses, 99) == 10
+    heartbeat.beat()
+    assert still_for(stillness, statuses, 99) == 11
+    heartbeat.beat()
     for _ in range(100):  # this rank waits, and the other works
-        signs[1] = replace(signs[1], beats=signs[1].beats + 1)
-        assert not stillness.too_long(1.0, lambda: signs)
-    assert still_for(stillness, signs, 99) <= 2 * 10
-    pulse.beat()
-    signs[1] = replace(signs[1], slow=True)  # this rank waits for one that saves
-    assert still_for(stillness, signs, 999) == SLOW * 10 + 1
-    pulse.enter("saving", slow=True)
-    signs[1] = other
-    assert still_for(stillness, signs, 99) == 99
+        statuses[1] = replace(statuses[1], beats=statuses[1].beats + 1)
+        assert not stillness.is_stalled(1.0, lambda: statuses)
+    assert still_for(stillness, statuses, 99) <= 2 * 10
+    heartbeat.beat()
+    statuses[1] = replace(statuses[1], slow=True)  # this rank waits for one that saves
+    assert still_for(stillness, statuses, 999) == SLOW * 10 + 1
+    heartbeat.enter("saving", slow=True)
+    statuses[1] = other
+    assert still_for(stillness, statuses, 99) == 99
 
 
 def test_the_first_step_may_take_longer() -> None:
-    pulse = Pulse()
-    pulse.enter("forward")
-    assert pulse.slow
-    pulse.done(1)
-    assert not pulse.slow
-    pulse.enter("saving", slow=True)
-    assert pulse.slow
-    assert pulse.place == pulse.beats == 2
+    heartbeat = Heartbeat()
+    heartbeat.enter("forward")
+    assert heartbeat.slow
+    heartbeat.done(1)
+    assert not heartbeat.slow
+    heartbeat.enter("saving", slow=True)
+    assert heartbeat.slow
+    assert heartbeat.place == heartbeat.beats == 2
 
 
 def test_only_one_failure_is_the_first(tmp_path: Path) -> None:
-    ranks = [Signs(tmp_path, rank) for rank in range(3)]
+    ranks = [RankStatusFolder(tmp_path, rank) for rank in range(3)]
     ranks[0].clear()
     failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(3)]
     assert ranks[0].first() is None
@@ -113,15 +113,15 @@ def test_only_one_failure_is_the_first(tmp_path: Path) -> None:
 
 
 def test_signs_are_read_by_others_and_withdrawn(tmp_path: Path) -> None:
-    first, second = Signs(tmp_path, 0), Signs(tmp_path, 1)
+    first, second = RankStatusFolder(tmp_path, 0), RankStatusFolder(tmp_path, 1)
     first.clear()
-    said = sign(1)
+    said = current_status(1)
     second.write(said)
     assert first.read() == {1: said}
     assert not first.has_left(1)
     (first.folder / "rank-00002.json").write_text("")  # is being replaced just now
     assert set(first.read()) == {1}
-    second.withdraw()
+    second.leave()
     assert first.has_left(1)
 
 
@@ -200,7 +200,7 @@ def test_the_step_in_the_status_moves_while_the_run_goes_on(tmp_path: Path, monk
         dog.begin(5)
         monkeypatch.setattr(os, "fsync", synced.append)
         for step in (6, 7):
-            PULSE.done(step)
+            HEARTBEAT.done(step)
             end = time.monotonic() + 10
             while read_status(tmp_path)["step"] != step:
                 assert time.monotonic() < end
@@ -208,14 +208,14 @@ def test_the_step_in_the_status_moves_while_the_run_goes_on(tmp_path: Path, monk
         assert read_status(tmp_path)["state"] == "running"
         assert not synced  # a step must not wait for the disk
         status.write("finished", 7, "all steps done", 0)
-        PULSE.done(8)
+        HEARTBEAT.done(8)
         time.sleep(0.1)
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("finished", 7)
 
 
 def test_where_this_thread_is() -> None:
-    at, waits = whereabouts()
-    assert re.fullmatch(r"train/engine/hang\.py:[0-9]+ \(whereabouts\)", at)
+    at, waits = main_thread_location()
+    assert re.fullmatch(r"train/failure/hang\.py:[0-9]+ \(main_thread_location\)", at)
     assert not waits
 
 
@@ -228,22 +228,22 @@ def test_exit_codes_are_those_of_the_guide(project: Path) -> None:
 
 def test_a_sign_can_be_read_while_it_is_replaced(tmp_path: Path) -> None:
     """Else a rank that is well would be missing where the one to blame is told from the others."""
-    signs = Signs(tmp_path, 0)
-    signs.clear()
-    signs.write(sign(0))
+    statuses = RankStatusFolder(tmp_path, 0)
+    statuses.clear()
+    statuses.write(current_status(0))
     over = threading.Event()
 
     def say_again() -> None:
         while not over.is_set():
-            signs.write(sign(0))
+            statuses.write(current_status(0))
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(say_again)
-        found = [list(Signs(tmp_path, 1).read()) for _ in range(2000)]
+        found = [list(RankStatusFolder(tmp_path, 1).read()) for _ in range(2000)]
         over.set()
     assert found == [[0]] * 2000
-    signs.withdraw()
-    assert not signs.folder.exists()
+    statuses.leave()
+    assert not statuses.folder.exists()
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_a_hang_ends_the_run_without_the_folder_of_signs(
         errors_go_here.write("what was said before\n")
         errors_go_here.flush()
         monkeypatch.setattr(sys, "__stderr__", errors_go_here)
-        Watchdog(tmp_path, Solo(), 60, status)._accuse(61.0)
+        Watchdog(tmp_path, Solo(), 60, status)._declare_hang(61.0)
     assert ends == [HANG]
     said = json.loads((tmp_path / "status.json").read_text())
     assert (said["state"], said["rank"], said["exit_code"]) == ("failed", 0, HANG)
@@ -279,13 +279,13 @@ def test_a_hang_ends_the_run_whatever_else_fails(
     ends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(watchdog, "judge", lambda *anything: 1 / 0)
+    monkeypatch.setattr(watchdog, "find_hanging", lambda *anything: 1 / 0)
     dog = Watchdog(tmp_path, Solo(), 60)
-    dog._signs.clear()
-    dog._accuse(61.0)
+    dog._statuses.clear()
+    dog._declare_hang(61.0)
     assert ends == [HANG]
-    monkeypatch.setattr(watchdog, "whereabouts", lambda: 1 / 0)
-    Watchdog(tmp_path, Solo(), 60)._follow(Failure(1, HANG, "the run hangs", hang=True), 0.0)
+    monkeypatch.setattr(watchdog, "main_thread_location", lambda: 1 / 0)
+    Watchdog(tmp_path, Solo(), 60)._end_after(Failure(1, HANG, "the run hangs", hang=True), 0.0)
     assert ends == [HANG, HANG]
 
 
@@ -312,13 +312,13 @@ def test_the_watch_goes_on_after_an_error_of_its_own(
 def test_two_threads_may_see_at_once_that_a_rank_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dog = Watchdog(tmp_path, Solo(), 60)
     dog._peers[1] = replace(SIGN, rank=1, started=None)
-    monkeypatch.setattr(dog._signs, "has_left", lambda rank: dog._peers.pop(rank))
+    monkeypatch.setattr(dog._statuses, "has_left", lambda rank: dog._peers.pop(rank))
     assert dog._lost() is None
 
 
 def test_a_full_disk_leaves_the_place_of_the_first_failure_free(tmp_path: Path) -> None:
     """An empty file there would let nobody be the first, nor know who was."""
-    ranks = [Signs(tmp_path, rank) for rank in range(2)]
+    ranks = [RankStatusFolder(tmp_path, rank) for rank in range(2)]
     ranks[0].clear()
     failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(2)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -346,7 +346,7 @@ def test_one_failure_is_the_first_where_links_are_odd(
     link: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", link)
-    ranks = [Signs(tmp_path, rank) for rank in range(2)]
+    ranks = [RankStatusFolder(tmp_path, rank) for rank in range(2)]
     ranks[0].clear()
     failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(2)]
     assert ranks[1].claim(failures[1]) is failures[1]
@@ -364,7 +364,7 @@ def test_who_waits_for_a_checkpoint_is_where_that_is_written() -> None:
     def look() -> None:
         end = time.monotonic() + 10
         while not (seen and "background.py" in seen[-1][0]) and time.monotonic() < end:
-            seen.append(whereabouts())
+            seen.append(main_thread_location())
             time.sleep(0.01)
         over.set()
 
@@ -374,5 +374,5 @@ def test_who_waits_for_a_checkpoint_is_where_that_is_written() -> None:
         background.wait()
     background.close()
     at, waits = seen[-1]
-    assert re.fullmatch(r"train/engine/background\.py:[0-9]+ \(sum\)", at)
+    assert re.fullmatch(r"train/failure/background\.py:[0-9]+ \(sum\)", at)
     assert waits

@@ -1,0 +1,82 @@
+"""A command line of `--key value` for a configuration of dataclasses, and its `--help` from their docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from docstring_parser import parse as parse_docstring
+
+from zerotune.common.errors import UserError
+from zerotune.common.schema import fields_of, is_section, is_union
+from zerotune.common.yaml_lines import Located, parse_yaml
+
+LONGEST_NAMES = 66  # characters, within 80 columns beside the option
+
+
+def pairs(words: Sequence[str], takes_one: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """(--name, text) in order. `--name=text` is `--name text`; a name that does not take one word takes all."""
+    found: list[tuple[str, str]] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(
+                f"command line: {word!r} belongs to no option; quote a value with spaces, part lists by commas."
+            )
+        name, equals, text = word.partition("=")
+        given: list[str] = [text] if equals else []
+        while rest and not rest[0].startswith("--") and not (given and (equals or takes_one(name))):
+            given.append(rest.pop(0))
+        if not given and takes_one(name):
+            raise UserError(f"command line: {name} needs a value.")
+        found.append((name, " ".join(given)))
+    return found
+
+
+def located(text: str, kind: Any, name: str) -> Located:
+    """An option's text as the value it stands for: itself where `kind` is text, else read as YAML."""
+    of_union = is_union(kind) and str in get_args(kind) and text != "null" and not text.startswith("[")
+    if kind is str or get_origin(kind) is Literal or of_union:
+        return Located(text, {(): ""})
+    return parse_yaml(text, f"command line: {name}")
+
+
+def add(parser: argparse.ArgumentParser, kind: Any, prefix: str = "", takes: Mapping[str, str] | None = None) -> None:
+    """Every option below `kind` with its meaning, what it takes and its default, each section a group.
+
+    takes: what is shown for the value of an option whose type does not say it.
+    """
+    told = parse_docstring(kind.__doc__)
+    meaning = {entry.arg_name: entry.description for entry in told.params}
+    group = parser.add_argument_group((told.short_description or "").rstrip("."))
+    for field in dataclasses.fields(kind):
+        inner = fields_of(kind)[field.name]
+        if not is_section(inner):
+            text = f"{meaning[field.name]}{_default(field)}".replace("%", "%%")
+            metavar = (takes or {}).get(field.name) or _metavar(inner)
+            group.add_argument(f"--{prefix}{field.name}", metavar=metavar, help=text)
+    for name, inner in fields_of(kind).items():
+        if is_section(inner):
+            add(parser, inner, f"{prefix}{name}.")
+
+
+def _metavar(kind: Any) -> str:
+    if is_union(kind):
+        return "|".join(dict.fromkeys(_metavar(option) for option in get_args(kind) if option is not type(None)))
+    if get_origin(kind) is Literal:
+        names = "{" + ",".join(get_args(kind)) + "}"
+        return names if len(names) <= LONGEST_NAMES else "NAME"  # then the key's own help lists them
+    words = {str: "TEXT", int: "N", float: "NUMBER", bool: "{true,false}", dict: "YAML", list: "YAML"}
+    return words[get_origin(kind) or kind]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return " (required)" if field.default_factory is dataclasses.MISSING else ""
+    if field.default is None or field.default == "":
+        return ""
+    shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default).strip("()")
+    return f" (default: {shown})"
