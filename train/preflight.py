@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from train.config import Config, SourceConfig
-from train.data.formats import FORMATS
 from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
@@ -16,6 +15,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import RowFilter
+from zerotune.data.formats import FORMATS
 from zerotune.data.readers import BadRow, read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice

@@ -74,7 +74,7 @@ def test_links_resolve(page: Path) -> None:
     dead = [
         f"{file}#{anchor}"
         for file, anchor in links(page)
-        if not file.exists() or (anchor and anchor not in anchors(text_of(file)))
+        if not file.is_file() or (anchor and anchor not in anchors(text_of(file)))
     ]
     assert not dead
 

@@ -22,11 +22,11 @@ from train.models.load import head_parts
 from zerotune.common.errors import UserError
 from zerotune.models.digest import model_digest
 from zerotune.models.folder import read_config, resolve
+from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
 
 # peft's names for what a model is used for, by how transformers ends the names of its classes
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
-ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Source:
     @property
     def arithmetic(self) -> torch.dtype:
         """In which training computed, and stored what was neither trained nor quantised."""
-        return ARITHMETIC.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
+        return DTYPES.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
 
     @property
     def task(self) -> str:

@@ -37,12 +37,12 @@ from zerotune.common.errors import UserError
 from zerotune.data.own_template import default_template
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import read_config, read_json
+from zerotune.models.precision import DTYPES
 
 log = logging.getLogger(__name__)
 
 NOTABLE_KL = 0.1  # nats: from there on perplexities of both differ by about a tenth
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
 
 

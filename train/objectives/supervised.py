@@ -24,11 +24,9 @@ from zerotune.models import attention
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.digest import config_digest, model_digest
 from zerotune.models.folder import resolve
+from zerotune.models.precision import DTYPES
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Supervised(Objective):
@@ -107,7 +105,7 @@ class Supervised(Objective):
 
     def load(self, options: Mapping[str, Any], new: Sequence[str] = ()) -> Any:
         """The pretrained (or new) model with a row for every token; see `train.models.load.load_model`."""
-        config, frozen = self.config.model, FROZEN[self.config.run.precision]
+        config, frozen = self.config.model, DTYPES[self.config.run.precision]
         auto = torch.float32 if self.config.tuning.kind == "full" else frozen
         attention.register()
         model: Any = load_model(

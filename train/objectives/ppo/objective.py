@@ -32,7 +32,7 @@ from train.objectives.supervised import Supervised
 from train.protocols import Batch, Plan, Ranks, Sample, Tuning
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
-from zerotune.data.own_template import default_template
+from zerotune.data.own_template import default_template, tool_template
 from zerotune.inference.checkpoint import end_ids
 from zerotune.inference.prompt import Prompter
 from zerotune.models import loss_head
@@ -235,6 +235,7 @@ class PPO(Supervised):
             self.stop_ids,
             self.config.model.path,
             day=self.day,
+            tool_template=tool_template(tokenizer.chat_template),
         )
         return TaskRows(self.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
 

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 
 from train.config_ppo import RewardConfig
-from train.data.fitting import fitted
 from train.models.load import unsharded
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode, Messages
 from zerotune.common.errors import UserError
-from zerotune.data.conversations import Conversation
 from zerotune.inference.budget import choose
-from zerotune.inference.checkpoint import DTYPES, look
+from zerotune.inference.checkpoint import look
 from zerotune.inference.requests import Classified, Classify
 from zerotune.models.folder import resolve
+from zerotune.models.precision import DTYPES
 
 
 class Judge:
@@ -95,7 +94,7 @@ class Judge:
 
     def _whole(self, messages: Messages, answer: str) -> tuple[int, ...]:
         said = [*map(dict, messages), {"role": "assistant", "content": answer}]
-        return self.prompter.whole(fitted(self.prompter.template or "", Conversation(said)))
+        return self.prompter.whole(said)
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
