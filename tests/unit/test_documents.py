@@ -87,6 +87,13 @@ def test_prose_is_short_and_plain(page: Path) -> None:
     assert not [(word, plain) for word, plain in PLAIN.items() if re.search(word, prose, re.IGNORECASE)]
 
 
+def test_every_decision_is_listed_and_short() -> None:
+    folder = ROOT / "docs" / "decisions"
+    notes = {page for page in folder.glob("*.md") if page.name != "README.md"}
+    assert notes == {file for file, _ in links(folder / "README.md")}
+    assert not [page.name for page in notes if len(text_of(page).splitlines()) > 40]
+
+
 def test_there_are_chinese_pages() -> None:
     assert {page.name for page in TRANSLATIONS} >= {"README.zh.md", "quickstart.md", "data-formats.md", "evaluation.md"}
 
