@@ -125,7 +125,7 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")
-    if config.tuning.kind == "full":  # training may have found two matrices where the config asks for one
+    if config.tuning.spec.replaces_base:  # training may have found two matrices where the config asks for one
         described.tie_word_embeddings = described.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
     return Source(run, folder, step, config, described, rows or text_rows(described), trained, facts)
@@ -169,7 +169,7 @@ def _check_base(config: Config, facts: dict[str, Any]) -> int | None:
 
     After full fine-tuning nothing of the base is in the result, so there it may be gone: None.
     """
-    if config.tuning.kind == "full":
+    if config.tuning.spec.replaces_base:
         return None
     model = config.model
     try:

@@ -401,7 +401,7 @@ class TestKeeping:
 
 USERS = {  # beginnings of keys, and what uses them
     "ppo.": "objective=ppo",
-    "head.": "objective=regression",
+    "head.": "objective=token_classification",
     "tuning.lora.": "tuning.kind=lora",
     "tuning.prompt.": "tuning.kind=prompt",
     "tuning.double_quantization": "tuning.quantization=nf4",
@@ -471,8 +471,14 @@ class TestHeads:
         ("options", "words"),
         [
             (("--head.labels", "[a, b, a]"), "head.labels: a stands there twice"),
-            (("--head.class_weights", "balanced"), "head.class_weights: means nothing to causal_lm"),
-            (("--objective", "regression", "--head.labels", "[a, b]"), "head.labels: means nothing to regression"),
+            (
+                ("--head.class_weights", "balanced"),
+                "head.class_weights: applies only to token_classification, sequence_classification",
+            ),
+            (
+                ("--objective", "regression", "--head.labels", "[a, b]"),
+                "head.labels: applies only to causal_lm, token_classification, sequence_classification",
+            ),
             (("--objective", "reward_model"), "reward_model learns from preference, not from"),
         ],
     )
