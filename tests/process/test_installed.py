@@ -10,13 +10,14 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.training_runs import ROOT, build_operator
+from tests.support.training_runs import BIN, ROOT, build_operator
+from train.engine import native_ops
 
 TOOLS = {found.name.lower() for found in distributions()}
 pytestmark = [
@@ -30,20 +31,6 @@ pytestmark = [
 PACKAGES = ("train", "eval", "zerotune")
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "recipes", "accelerate_configs", "ds_configs", "slurm", "examples")
 TRAIN = ("qwen2.5-0.5b-lora", "cpu", "--duration.max_steps", "2", "--validation.samples", "1")
-Zerotune = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools writes beside what it builds. A private file lies where it could be taken along."""
-    source = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, *SOURCES):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name, **({"symlinks": True} if (ROOT / name).is_dir() else {}))
-    (source / "slurm/site.sh").write_text("export WANDB_API_KEY=x\n", encoding="utf-8")
-    pip(source, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(source / "out"), ".")
-    [made] = (source / "out").glob("zerotune-*.whl")
-    return made
 
 
 def pip(folder: Path, *words: str) -> None:
@@ -53,25 +40,58 @@ def pip(folder: Path, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def zerotune(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Zerotune:
-    """The installed command, in one folder that is empty at first. The libraries are those of this environment."""
-    home, folder = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("empty")
-    venv.create(home, with_pip=False, symlinks=True)
-    pip(folder, "--python", str(home / "bin/python"), "install", "--no-deps", "--no-index", str(wheel))
-    place = sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)})
-    (Path(place) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RANK")}
-    variables = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "COLUMNS": "80"}
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools writes beside what it builds. A private file lies where it could be taken along."""
+    source = tmp_path_factory.mktemp("source")
+    for path in (ROOT / name for name in (*PACKAGES, *SOURCES)):
+        if path.is_dir():
+            shutil.copytree(path, source / path.name, symlinks=True)
+        else:
+            shutil.copy(path, source / path.name)
+    (source / "slurm/site.sh").write_text("export WANDB_API_KEY=x\n", encoding="utf-8")
+    pip(source, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(source / "out"), ".")
+    [made] = (source / "out").glob("zerotune-*.whl")
+    return made
 
-    def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [str(home / "bin/zerotune"), *words]
-        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert str(ROOT) not in done.stdout + done.stderr  # nothing of the checkout is used
-        return done
 
-    run.folder = folder  # type: ignore[attr-defined]
-    return run
+class Installed:
+    """The command in an environment of its own, and the folder, empty at first, in which it is used."""
+
+    def __init__(self, home: Path, folder: Path, wheel: Path) -> None:
+        self.folder, self.command = folder, home / "bin/zerotune"
+        venv.create(home, with_pip=False, symlinks=True)
+        pip(folder, "--python", str(home / "bin/python"), "install", "--no-deps", "--no-index", str(wheel))
+        [self.packages] = home.glob("lib/python*/site-packages")
+        # The libraries are those of this environment.
+        (self.packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        self.variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RANK")} | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(home / "hf"),
+            # The operator that other tests have compiled, and the ninja that compiled it.
+            "TORCH_EXTENSIONS_DIR": str(native_ops.folder()),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """All that the command says; nothing of the checkout is used."""
+        done = subprocess.run(
+            [self.command, *words], cwd=self.folder, env=self.variables, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout
+        assert str(ROOT) not in done.stdout
+        return done.stdout
+
+    def read(self, file: str) -> dict[str, Any]:
+        """A file of JSON that it wrote."""
+        found: dict[str, Any] = json.loads((self.folder / file).read_text(encoding="utf-8"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("empty"), wheel)
 
 
 def test_the_wheel_holds_every_file_and_no_private_one(wheel: Path) -> None:
@@ -92,44 +112,41 @@ def test_the_wheel_holds_every_file_and_no_private_one(wheel: Path) -> None:
     assert "zerotune/shipped/slurm/site.sh" not in names
 
 
-def test_recipes_are_found_by_name(zerotune: Zerotune) -> None:
-    assert zerotune("--version").stdout == "zerotune 0.1.0\n"
-    listed = zerotune("recipes").stdout
+def test_recipes_are_found_by_name(installed: Installed) -> None:
+    assert installed.run("--version") == "zerotune 0.1.0\n"
+    listed = installed.run("recipes")
     assert "\n  demo " in listed
     assert "\n  eval/gsm8k " in listed
-    assert "max_steps: 6" in zerotune("recipes", "cpu").stdout
-    assert "did you mean qlora?" in zerotune("train", "qloar", code=64).stderr
+    assert "max_steps: 6" in installed.run("recipes", "cpu")
+    assert "did you mean qlora?" in installed.run("train", "qloar", code=64)
 
 
-def test_env_says_what_is_installed(zerotune: Zerotune) -> None:
-    said = zerotune("env").stdout
+def test_env_says_what_is_installed(installed: Installed) -> None:
+    said = installed.run("env")
     assert "not run from a repository" in said
     assert "cannot be" not in said
     assert "deepspeed " in said
 
 
-def test_train_merge_evaluate_report(zerotune: Zerotune) -> None:
-    """In one process, and every command behind it on what it wrote."""
-    folder: Path = zerotune.folder  # type: ignore[attr-defined]
-    zerotune("train", *TRAIN, "--run.folder", "runs/one")
-    assert json.loads((folder / "runs/one/status.json").read_text())["state"] == "finished"
-    facts = json.loads((folder / "runs/one/run.json").read_text())
-    assert facts["command"] == ["zerotune", "train", *TRAIN, "--run.folder", "runs/one"]
-    zerotune("merge", "runs/one", "merged")
-    assert (folder / "merged/model.safetensors").is_file()
-    assert "runs/one/report.md" in zerotune("report", "runs/one").stdout
+def test_train_merge_evaluate_report(installed: Installed) -> None:
+    """In one process, and every other command on what it wrote."""
+    installed.run("train", *TRAIN, "--run.folder", "runs/one")
+    assert installed.read("runs/one/status.json")["state"] == "finished"
+    assert installed.read("runs/one/run.json")["command"] == ["zerotune", "train", *TRAIN, "--run.folder", "runs/one"]
+    installed.run("merge", "runs/one", "merged")
+    assert (installed.folder / "merged/model.safetensors").is_file()
+    assert "runs/one/report.md" in installed.run("report", "runs/one")
+    data = str(installed.packages / "zerotune/shipped/examples/data/qa_heldout.jsonl")
     words = ("--tasks", "perplexity,qa", "--max_rows", "2", "--max_new_tokens", "4", "--out", "out")
-    examples = next(folder.parent.glob("environment*/lib/python*/site-packages/zerotune/shipped/examples/data"))
-    zerotune("eval", "--model", "merged", "--data", str(examples / "qa_heldout.jsonl"), *words)
-    assert (folder / "out/report.html").is_file()
+    installed.run("eval", "--model", "merged", "--data", data, *words)
+    assert (installed.folder / "out/report.html").is_file()
 
 
 @pytest.mark.parametrize("config", ["cpu", "zero2"])
-def test_train_through_a_launcher(config: str, zerotune: Zerotune) -> None:
-    folder: Path = zerotune.folder  # type: ignore[attr-defined]
+def test_train_through_a_launcher(config: str, installed: Installed) -> None:
     if config == "zero2":
         build_operator()
-    zerotune("train", "--accelerate", config, *TRAIN, "--run.folder", f"runs/{config}", "--merge.at_end", "false")
-    assert json.loads((folder / f"runs/{config}/status.json").read_text())["state"] == "finished"
-    facts = json.loads((folder / f"runs/{config}/run.json").read_text())
-    assert facts["command"][:2] == ["accelerate", "launch"]
+    run = f"runs/{config}"
+    installed.run("train", "--accelerate", config, *TRAIN, "--run.folder", run, "--merge.at_end", "false")
+    assert installed.read(f"{run}/status.json")["state"] == "finished"
+    assert installed.read(f"{run}/run.json")["command"][:2] == ["accelerate", "launch"]
