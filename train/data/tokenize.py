@@ -61,7 +61,7 @@ class Settings:
         corpus = self.format == "text"
         golden = (
             {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
-            if self.format in GOLDEN
+            if FORMATS[self.format].has_labels
             else None
         )
         return {
@@ -83,7 +83,7 @@ class Settings:
     @property
     def is_golden(self) -> bool:
         """Whether rows hold what is to be said of them, rather than conversations or texts."""
-        return self.format in GOLDEN and not (self.label_spec.asks and self.format == "preference")
+        return FORMATS[self.format].has_labels and not (self.label_spec.asks and self.format == "preference")
 
 
 @dataclass
@@ -140,7 +140,6 @@ class _Piece:
     second: int = 0
 
 
-GOLDEN = tuple(name for name, form in FORMATS.items() if form.has_labels)
 Usable = tuple[NumberedRow, Row, Example]
 
 

@@ -5,7 +5,7 @@ To add a format, add a value to FORMATS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from zerotune.data.conversations import Conversation, read_chat
@@ -25,6 +25,7 @@ class Format:
     required, optional: its fields. alternatives: fields of which one is enough.
     read: what the row says; a text for a corpus. Raises RowError.
     has_labels: whether rows hold labels or preferences, rather than texts or conversations.
+    like: the format that objectives know it by, where they do not name it: one whose rows become the same.
     """
 
     required: tuple[str, ...]
@@ -32,6 +33,7 @@ class Format:
     optional: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
     has_labels: bool = False
+    like: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -49,7 +51,7 @@ class Format:
         return " + ".join(self.required) or " or ".join(self.alternatives)
 
 
-FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the first format that they fit
+FORMATS: dict[str, Format] = {  # where the columns decide, a row is of the first format that they fit
     "chat": Format((), read_chat, ("system", "tools", "functions"), alternatives=("messages", "conversations")),
     "qa": Format(("question", "answer"), lambda fields: read_question(fields, "question", "answer"), ("system",)),
     "pr": Format(("prompt", "response"), lambda fields: read_question(fields, "prompt", "response"), ("system",)),
@@ -70,6 +72,11 @@ FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the f
         has_labels=True,
     ),
 }
+
+
+def is_learned(name: str, formats: Collection[str]) -> bool:
+    """Whether an objective that learns from `formats` learns from this format."""
+    return name in formats or FORMATS[name].like in formats
 
 
 def read_recognised(fields: Fields) -> str | Conversation:
