@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Conversation, Message
 from zerotune.data.fields import Fields, RowError
@@ -70,9 +71,9 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
         except RowError as error:
             bad.append(refused(row, error))
     if bad:
-        more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
-        count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
-        raise UserError(f"{count} cannot be evaluated:\n" + "\n".join(map(str, bad[:SHOWN_BAD_ROWS])) + more)
+        lines = [f"{counted(len(bad), 'row')} cannot be evaluated:", *map(str, bad[:SHOWN_BAD_ROWS])]
+        lines += [f"(and {len(bad) - SHOWN_BAD_ROWS} more)"] if len(bad) > SHOWN_BAD_ROWS else []
+        raise UserError("\n".join(lines))
     return items
 
 
