@@ -124,7 +124,7 @@ def module_of_the_site(name: str) -> Any:
     return module
 
 
-TEXTS = ["The token cache, 第一次训练 (LoRA).", "数据 格式", "一", "exact_match 和 GRPO2", "Größe, модель, モデル, 한국어"]
+TEXTS = [
     "The token cache, 第一次训练 (LoRA).",
     "数据 格式",
     "一",
