@@ -126,7 +126,7 @@ DAMAGES = {
     "state changed": (lambda f: flip_a_bit(f / "state.json"), "state.json: sha256"),
     "stranger": (lambda f: (f / "shards" / "evil.pt").write_bytes(b"x"), "shards/evil.pt: not in the manifest"),
     "nested manifest": (lambda f: (f / "shards" / "manifest.json").write_text("{}"), "shards/manifest.json: not in"),
-    "link": (lambda f: turn_into_link(f / FIRST), "shards/rank0.bin: not a plain file"),
+    "link": (lambda f: turn_into_link(f / FIRST), "shards/rank0.bin: not a regular file"),
     "manifest empty": (lambda f: (f / manifest.NAME).write_text(""), "manifest.json: damaged"),
     "manifest gone": (lambda f: (f / manifest.NAME).unlink(), "manifest.json: cannot be read"),
     "manifest bit": (lambda f: flip_a_bit(f / manifest.NAME), "manifest.json"),
