@@ -132,7 +132,7 @@ DAMAGES = {
     "manifest bit": (lambda f: flip_a_bit(f / manifest.NAME), "manifest.json"),
     "manifest no object": (lambda f: (f / manifest.NAME).write_text("[1]"), "manifest.json: damaged"),
     "manifest future": (lambda f: rewrite_manifest(f, format=2), "manifest.json: format 2"),
-    "another step's": (lambda f: replace(f, f.with_name("step-000001")), "manifest.json: of step 1"),
+    "another step's": (lambda f: replace(f, f.with_name("step-000001")), "manifest.json: belongs to step 1"),
     "another run's": (lambda f: rewrite_manifest(f, world_size=9, files={}), "shards/rank0.bin: not in the manifest"),
 }  # fmt: skip
 

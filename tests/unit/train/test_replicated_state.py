@@ -150,7 +150,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / replicated_state.MODEL)
     for change, words in (
         ({k: v for k, v in tensors.items() if k != "inner.bias"}, "has no 'inner.bias'"),
-        ({**tensors, "extra.weight": torch.zeros(2)}, "holds 'extra.weight'"),
+        ({**tensors, "extra.weight": torch.zeros(2)}, "has 'extra.weight'"),
         ({**tensors, "inner.bias": torch.zeros(3)}, r"inner\.bias is torch\.float32 \[3\]"),
         ({**tensors, "inner.bias": tensors["inner.bias"].half()}, r"inner\.bias is torch\.float16"),
     ):
