@@ -17,21 +17,19 @@ from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Merge, print the report, and return the exit code."""
-    options = parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     hide_secrets()
-    settings = MergeConfig(
-        checkpoint=options.checkpoint, weights=options.weights, quantized_base=options.quantized_base
-    )
+    settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
-        find_run(options.source)
-        refuse_foreign(options.out)
-        say(f"merging {options.source} into {options.out}")
+        find_run(given.source)
+        refuse_foreign(given.out)
+        say(f"merging {given.source} into {given.out}")
         say("importing libraries")
         from train.engine.quiet import quiet_libraries  # takes seconds, and --help must not wait for it
         from train.merge.steps import merge
 
         quiet_libraries(main_process=True)
-        report = merge(options.source, options.out, settings, base=options.base, code=options.trust_remote_code)
+        report = merge(given.source, given.out, settings, base=given.base, code=given.trust_remote_code)
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
@@ -40,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line options."""
+    """The command line."""
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
-    result = argparse.ArgumentParser(prog="python -m train.merge", description=about)
-    add = result.add_argument
+    made = argparse.ArgumentParser(prog="python -m train.merge", description=about)
+    add = made.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
     add("out", type=Path, metavar="OUT", help="the folder to write; an earlier merge there is replaced")
     add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint of a run (default: best)")
@@ -58,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--base", metavar="FOLDER", help="the base model's folder, if it has moved since training")
     add("--trust_remote_code", action="store_true", help="run the base model's own code")
-    return result
+    return made
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 NOTABLE_KL = 0.1  # nats; perplexities then differ by about 10%
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SPARE = 1.2  # required free memory and disk, as a multiple of the expected use
+SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
 
 
 def merge(
@@ -173,7 +173,7 @@ class _Merge:
             self.source.described.tie_word_embeddings = False
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
-        """Add the prompt's tokens to tokenizer and config, and separate the output layer from the embeddings."""
+        """Rows for the prompt's tokens, and an output layer of its own."""
         ids = tuple(add_tokens(tokenizer, self.source.tuning.prompt.virtual_tokens))
         described = self.source.described
         described.get_text_config().vocab_size = max(text_rows(described), max(ids) + 1)

@@ -30,7 +30,7 @@ RECORDED = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: quantisation causes the difference
 # `Recorded.share` is measured only if training has moved the answers this far; below, it would be mostly rounding.
 MEASURABLE_MOVE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
-ALLOWED_SHARE = (0.5, 1.5)  # 1 is right; at 0 the update is lost, at 2 it is applied twice
+WHOLE_WAY = (0.5, 1.5)  # 1 is right; 0 is an update that was lost, 2 one that was applied twice
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -181,10 +181,10 @@ def check_recorded(
             f"{what} answers differently from the trained one, whose answers were recorded in training: logits differ "
             f"by {relative:.2g} standard deviations (allowed: {allowed:g})"
         )
-    if share is not None and not ALLOWED_SHARE[0] < share < ALLOWED_SHARE[1]:
+    if share is not None and not WHOLE_WAY[0] < share < WHOLE_WAY[1]:
         raise UserError(
             f"{what} contains {share:.2f} times the update of training, by the answers recorded in training (allowed: "
-            f"{ALLOWED_SHARE[0]:g} to {ALLOWED_SHARE[1]:g}): part of the update is lost, or applied twice"
+            f"{WHOLE_WAY[0]:g} to {WHOLE_WAY[1]:g}): part of the update is lost, or applied twice"
         )
     return result
 

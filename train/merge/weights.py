@@ -20,7 +20,7 @@ PREFIX = "base_model.model."  # PEFT's prefix of the model's own module names
 
 
 class Merger(Protocol):
-    """Merges the weights of one kind of tuning. used: names of the trained weights that were merged."""
+    """How one kind of tuning becomes weights. used: the trained weights that have found their place."""
 
     used: set[str]
 
@@ -40,7 +40,7 @@ def skeleton_of(source: Source) -> Any:
 
 
 def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:
-    """The merger for the source's tuning. base: None only if all weights were trained."""
+    """base: needed unless all weights were trained."""
     return MERGERS[source.tuning.kind](source, skeleton, base)
 
 
