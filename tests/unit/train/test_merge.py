@@ -294,7 +294,7 @@ SABOTAGE = {
     "a tensor empty": (change_weights(lambda found: found.update({NORM: torch.empty(0)})), "norm.weight is empty"),
     "a tensor not finite": (change_weights(lambda found: found[NORM].fill_(torch.nan)), "not finite"),
     "a tensor missing": (change_weights(lambda found: found.pop(NORM)), "norm.weight is missing"),
-    "a tensor too many": (change_weights(lambda found: found.update({"extra": torch.ones(2)})), "extra is not what"),
+    "a tensor too many": (change_weights(lambda found: found.update({"extra": torch.ones(2)})), "extra was changed"),
     "a flipped bit": (change_weights(lambda found: found[NORM].view(torch.int32).add_(1)), "changed after writing"),
     "no tie": (change_config(tie_word_embeddings=False), "lm_head.weight"),
     "another position code": (change_config(rope_parameters={"rope_type": "default", "rope_theta": 7.0}), "answers"),
