@@ -1,6 +1,6 @@
-"""`python -m train.report RUN`: write RUN/report.md and its figures anew, and print the table.
+"""`python -m train.report RUN`: write RUN/report.md and its figures again, and print the table.
 
-With several runs: one table of what differs in their recipes and what came of it.
+With several runs: one table of the differences between their recipes, and of their results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or that of the UserError whose message is printed."""
+    """Write and print the report. Returns the exit code."""
     given = parser().parse_args(arguments)
     hide_secrets()
     try:

@@ -1,4 +1,4 @@
-"""report.md: the answer first, then the curves, what it cost, samples, and how to repeat it."""
+"""report.md: results, curves, costs, samples, and how to reproduce the run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _EPOCH_ROWS = 50
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write RUN/report.md and RUN/report/*.png from what the run wrote. Returns report.md.
+    """Write RUN/report.md and RUN/report/*.png from the files of the run. Returns the path of report.md.
 
-    Raises UserError where `run_folder` is no run folder, CannotWriteError where the disk is full.
+    Raises UserError if `run_folder` is not a run folder, CannotWriteError if the disk is full.
     """
     run = read_run(run_folder)
     drawn = figures.draw(run, run_folder / "report")
@@ -29,7 +29,7 @@ def write_report(run_folder: Path) -> Path:
         "\n\n".join(f"![{caption}](report/{path.name})" for caption, path in drawn),
         _table("The run", words.facts(run)),
         _samples(run),
-        _table("To repeat it", words.provenance(run)),
+        _table("Reproduction", words.provenance(run)),
     ]
     path = run_folder / "report.md"
     write_atomically(path, mask("\n\n".join(part for part in parts if part) + "\n"))
@@ -40,16 +40,16 @@ def _before_and_after(run: Run) -> str:
     changes = run.changes()
     if not changes:
         return ""
-    step = run.handed_over_step
+    step = run.merge_step
     head = f"| on held-out rows | before | after (step {step}) | change | at the end (step {run.last_step}) |"
     rows = [
         f"| {words.title(c.name)} | {words.number(c.before, c.scale)} | **{words.number(c.chosen, c.scale)}** "
         f"| {words.difference(c)} | {words.number(c.last, c.scale)} |"
         for c in changes
     ]
-    note = f"*after* is {words.handed_over(run)}."
+    note = f"*after* is {words.merge_choice(run)}."
     if run.setting("tuning.quantization") not in (None, "none"):
-        note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
+        note += " All numbers are of the quantised model; *Checked* compares the merged model with it."
     return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", note])
 
 
@@ -58,7 +58,7 @@ def _over_epochs(run: Run) -> str:
     if not rows:
         return ""
     share = words.trained_share(run)
-    note = f"\\* {words.handed_over(run)}{'; ' * bool(share)}{share}."
+    note = f"\\* {words.merge_choice(run)}{'; ' * bool(share)}{share}."
     table = [f"| {' | '.join(row)} |" for row in rows]
     marked = [line.replace(" * |", " \\* |") for line in table]
     return "\n".join(["## Over epochs", "", f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|", *marked, "", note])
