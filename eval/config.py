@@ -1,4 +1,4 @@
-"""What to evaluate, on what, and how: one typed, frozen configuration from the command line.
+"""What to evaluate, on what, and how: one typed, frozen configuration from the command line and YAML files.
 
 This file imports nothing heavy: `--help` must answer in under a second.
 """
@@ -6,31 +6,30 @@ This file imports nothing heavy: `--help` must answer in under a second.
 from __future__ import annotations
 
 import argparse
-import math
 import re
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from pydantic import AfterValidator, BeforeValidator, NonNegativeFloat, NonNegativeInt, with_config
 
-from eval.config_file import SLIP, words_of
 from eval.foreign_words import about
 from eval.protocols import Task
 from eval.tasks import TASKS, samples
 from eval.tasks.find import find
+from zerotune.common import options
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
-from zerotune.common.suggest import did_you_mean
+from zerotune.common.schema import STRICT, Fault, checked, fields_of, shown
+from zerotune.common.suggest import SLIP, did_you_mean
+from zerotune.common.yaml_lines import Located, read_yaml
 from zerotune.data.file_options import FileOptions
 
-REPEATABLE = ("model", "data", "training_data", "filter")
-WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)": .*(?:Got|Given) value: (?P<value>.*)')
-MISSING_VALUE = re.compile(r"argument (?P<option>--\w+): expected (?:one|at least one) argument")
-STRAY_WORD = re.compile(r"unrecognized arguments: (?P<word>\S+)")
+# Options that may be given several times, and what they take.
+REPEATABLE = {"model": "FOLDER", "data": "[TASK=]FILE", "training_data": "FILE", "filter": "COLUMN=VALUE"}
+USAGE = "accelerate launch eval/main.py --model CHECKPOINT --tasks NAME[,NAME ...] [--data FILE] [--config FILE] ..."
 TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
 EPILOG = f"""\
 tasks:
@@ -41,6 +40,61 @@ For example, before and after a training run:
 """
 
 
+def _text(value: Any) -> str:
+    """A number or truth value of a file as it stands there."""
+    if isinstance(value, dict | list):
+        raise ValueError(f"one value is expected, not {shown(value)}")
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(inner) for inner in (value if isinstance(value, list) else [value])]
+
+
+def _named(value: Any) -> list[str]:
+    """{qa: [a, b]} is qa=a and qa=b."""
+    if not isinstance(value, dict):
+        return _texts(value)
+    return [f"{name}={text}" for name, found in value.items() for text in _texts(found)]
+
+
+def _numbers(value: Any) -> tuple[Any, ...]:
+    """Those between spaces or commas."""
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else (value,)
+    words = [word for word in re.split(r"[\s,]+", value) if word]
+    return tuple(options.located(word, float, "--temperatures").value for word in words)
+
+
+def _each_once(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if not numbers:
+        raise ValueError("at least one is needed, for example 0 0.7 1.2")
+    return tuple(dict.fromkeys(abs(number) for number in numbers))  # -0 is 0
+
+
+def _day(text: str) -> str:
+    try:
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"must be a day, as 2026-01-31, not {text}")
+
+
+def _not_empty(text: str) -> str:
+    """It would be the folder where one stands."""
+    if not text.strip():
+        raise ValueError("is empty; a variable of the shell may be unset")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Place = Annotated[Text, AfterValidator(_not_empty)]
+Places = Annotated[list[Place], BeforeValidator(_texts)]
+Temperatures = Annotated[tuple[NonNegativeFloat, ...], BeforeValidator(_numbers), AfterValidator(_each_once)]
+
+
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Config:
     """An evaluation.
@@ -75,26 +129,26 @@ class Config:
         resume: auto takes the answers that OUT/journal holds; never asks again.
     """
 
-    model: list[str] = field(default_factory=list)
-    baseline: str | None = None
-    tasks: str = ""
-    data: list[str] = field(default_factory=list)
-    training_data: list[str] = field(default_factory=list)
-    delimiter: str | None = None
-    encoding: str | None = None
-    filter: list[str] = field(default_factory=list)
-    out: str = "runs/evaluation"
-    tensorboard: str | None = None
-    template: str = "tokenizer"
-    max_rows: int = 0
-    encoder: str | None = None
-    temperatures: tuple[float, ...] = samples.TEMPERATURES
+    model: Places = field(default_factory=list)
+    baseline: Place | None = None
+    tasks: Annotated[str, BeforeValidator(lambda value: ",".join(_texts(value)))] = ""
+    data: Annotated[list[Place], BeforeValidator(_named)] = field(default_factory=list)
+    training_data: Places = field(default_factory=list)
+    delimiter: Text | None = None
+    encoding: Text | None = None
+    filter: Annotated[list[str], BeforeValidator(_named)] = field(default_factory=list)
+    out: Place = "runs/evaluation"
+    tensorboard: Place | None = None
+    template: Text = "tokenizer"
+    max_rows: NonNegativeInt = 0
+    encoder: Place | None = None
+    temperatures: Temperatures = samples.TEMPERATURES
     sample_seed: int | None = None
-    max_new_tokens: int = 0
-    window_tokens: int = 0
-    date: str | None = None
+    max_new_tokens: NonNegativeInt = 0
+    window_tokens: NonNegativeInt = 0
+    date: Annotated[str, AfterValidator(_day)] | None = None
     allow_other_template: bool = False
-    batch_tokens: int = 0
+    batch_tokens: NonNegativeInt = 0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"
     resume: Literal["auto", "never"] = "auto"
@@ -139,130 +193,69 @@ class Config:
 def parse(arguments: Sequence[str]) -> Config:
     """The configuration that command-line arguments describe, and the files that `--config` names.
 
-    Options win over files and later files over earlier ones. `--help` prints and raises SystemExit(0). Raises UserError
-    with one message for whatever cannot be meant.
+    Options win over files and later files over earlier ones; null in a file is as if not given. `--help` prints and
+    raises SystemExit(0). Raises UserError with one message for whatever cannot be meant.
     """
-    parser = _parser()
-    known = [f.name for f in fields(Config)]
-    refused = _unknown(arguments, known)
-    files, rest = _config_files(arguments)
-    words: list[str] = []
-    for file in files:
-        own, faults = words_of(file, known, REPEATABLE, lambda word: _parsed(parser, [word]))
-        refused += faults
-        words = _over(words, own)
-    if refused:
-        raise UserError("\n".join(refused))
-    namespace = _parsed(parser, _over(words, rest))
-    config = Config(**{name: namespace[name] for name in known})
+    if {"-h", "--help"} & set(arguments):
+        _print_help()
+        raise SystemExit(0)
+    kinds = fields_of(Config)
+    words = options.pairs(arguments, lambda name: name[2:] in {*kinds, "config"} - {"temperatures"})
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for file in (_read(text) for name, text in words if name == "--config"):
+        values |= {key: value for key, value in file.value.items() if value is not None or key not in kinds}
+        places |= {key: file.places[key,] for key in file.value}
+    given: dict[str, Any] = {}
+    for key, text in ((name[2:], text) for name, text in words if name != "--config"):
+        if key in REPEATABLE:
+            given.setdefault(key, []).append(text)
+        else:
+            is_text = key not in kinds or key == "temperatures"
+            given[key] = text if is_text else options.located(text, kinds[key], f"--{key}").value
+    config, faults = checked(Config, values | given)
+    if faults:
+        keys = [*values, *given]
+        faults.sort(key=lambda fault: keys.index(str(fault.way[0])))
+        raise UserError("\n".join(_told(fault, {**places, **dict.fromkeys(given, "")}) for fault in faults))
     _check(config)
-    _check_use(config, {word.partition("=")[0] for word in rest})
+    _check_use(config, {f"--{key}" for key in given})
     return config
 
 
-def _parsed(parser: ArgumentParser, words: list[str]) -> Any:
-    try:
-        namespace = parser.parse_args(words)
-    except ArgumentError as error:
-        raise UserError(_in_words(" ".join(str(error).split()))) from error
-    namespace["temperatures"] = _temperatures(namespace["temperatures"])
-    return namespace
+def _read(text: str) -> Located:
+    path = Path(text)
+    if not path.is_file():
+        raise UserError(f"--config {path}: there is no such file{nearest(path)}")
+    file = read_yaml(path)
+    if not isinstance(file.value, dict):
+        raise UserError(f"{path}:1: a configuration is a mapping of options to values")
+    return file
 
 
-def _in_words(message: str) -> str:
-    """The parser's message, without its words for types."""
-    if found := MISSING_VALUE.match(message):
-        return f"{found['option']}: a value is missing"
-    if found := STRAY_WORD.match(message):
-        return f"{found['word']!r} belongs to no option; several --tasks are parted by commas, without spaces"
-    found = WRONG_VALUE.match(message)
-    if found is None:
-        return message
-    hint = get_type_hints(Config)[found["key"]]
-    if get_origin(hint) is Literal:
-        wanted = f"one of {', '.join(get_args(hint))}"
-    else:
-        wanted = "true or false" if hint is bool else "a whole number"
-    return f"--{found['key']} {found['value']}: must be {wanted}"
+def _told(fault: Fault, places: Mapping[str, str]) -> str:
+    """The line for it. places: where each option stands; of those on the command line an empty text."""
+    key = str(fault.way[0])
+    place, dashes = (f"{places[key]}: ", "") if places[key] else ("", "--")
+    if not fault.unknown:
+        return f"{place}{dashes}{fault.message}"
+    name, known = f"{dashes}{key}", [f"{dashes}{option}" for option in fields_of(Config)]
+    return f"{place}unknown option {name}{about(name) or did_you_mean(name, known, SLIP) or '; --help lists all'}"
 
 
-def _temperatures(words: Sequence[str]) -> tuple[float, ...]:
-    """Numbers, between words or commas, each once."""
-    texts = [text.strip() for word in words for text in word.split(",") if text.strip()]
-    if not texts:
-        raise UserError("--temperatures: at least one is needed, for example 0 0.7 1.2")
-    numbers = []
-    for text in texts:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not 0 <= number < math.inf:
-            raise UserError(f"--temperatures {text}: must be a number, at least 0 (greedy)")
-        numbers.append(abs(number))  # -0 is 0
-    return tuple(dict.fromkeys(numbers))
-
-
-def _config_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """What `--config` names, and the other words."""
-    files, rest, words = [], [], iter(arguments)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option != "--config":
-            rest.append(word)
-            continue
-        path = Path(value if equals else next(words, ""))
-        if not path.is_file():
-            raise UserError(f"--config {path}: there is no such file{nearest(path)}")
-        files.append(path)
-    return files, rest
-
-
-def _over(words: list[str], later: list[str]) -> list[str]:
-    """Both, where a repeatable option that is given later replaces what was given before."""
-    given = {word.partition("=")[0] for word in later}
-    replaced = tuple(f"--{name}=" for name in REPEATABLE if f"--{name}" in given)
-    return [word for word in words if not word.startswith(replaced)] + later if replaced else words + later
-
-
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the epilog."""
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="eval",
+def _print_help() -> None:
+    parser = argparse.ArgumentParser(
+        usage=USAGE,
         description="Evaluates and compares checkpoints.",
         epilog=EPILOG,
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    help_of = {entry.arg_name: entry.description for entry in parse_docstring(Config.__doc__ or "").params}
-    for name in REPEATABLE:
-        parser.add_argument(f"--{name}", action="append", type=str, default=[], help=help_of[name])
-    parser.add_argument(
-        "--temperatures",
-        nargs="+",
-        type=str,
-        metavar="NUMBER",
-        default=[f"{temperature:g}" for temperature in samples.TEMPERATURES],
-        help=help_of["temperatures"],
-    )
-    parser.add_class_arguments(Config, skip={*REPEATABLE, "temperatures"})
     parser.add_argument("--config", metavar="FILE", help="A YAML file of these options (recipes/eval). Repeatable.")
-    return parser
-
-
-def _unknown(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """A line for each option that there is not."""
-    known = [*(f"--{name}" for name in names), "--config", "--help"]
-    options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-    unknown = [word for word in options if word not in known]
-    return [f"unknown option {word}{about(word) or did_you_mean(word, known, SLIP)}" for word in unknown]
+    options.add(parser, Config, takes={**REPEATABLE, "temperatures": "NUMBER ..."})
+    parser.print_help()
 
 
 def _check(config: Config) -> None:
-    _require_values(config)
     if not config.model:
         raise UserError("nothing to evaluate: give --model CHECKPOINT")
     if not config.task_words:
@@ -273,9 +266,9 @@ def _check(config: Config) -> None:
             raise UserError(f"two tasks are called {task.name}; give one of the files another name")
         if not config.data_of(task.name) and task.source is None:
             raise UserError(f"task {task.name} needs data: give --data FILE (or --data {task.name}=FILE)")
-    for key, least in {"max_rows": 0, "window_tokens": 0, "max_new_tokens": 0, "batch_tokens": 0}.items():
-        if getattr(config, key) < least:
-            raise UserError(f"--{key} {getattr(config, key)}: must be at least {least}")
+    for entry in config.data:
+        if entry in [f"{word}=" for word in config.task_words]:
+            raise UserError(f"--data {entry}: names no file")
     for option, problem in config.file_options.problems():
         raise UserError(f"--{option}: {problem}")
     for entry in config.filter:
@@ -283,29 +276,8 @@ def _check(config: Config) -> None:
             raise UserError(f"--filter {entry}: must be COLUMN=VALUE")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
-    if config.date is not None and not _is_day(config.date):
-        raise UserError(f"--date {config.date}: must be a day, as 2026-01-31")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
         raise UserError(f"--template {config.template}: neither tokenizer nor raw nor a .jinja file")
-
-
-def _require_values(config: Config) -> None:
-    """Raises UserError for an empty path: it would be the folder where one stands."""
-    single = {name: [getattr(config, name)] for name in ("baseline", "out", "tensorboard", "encoder")}
-    several = {name: getattr(config, name) for name in ("model", "data", "training_data")}
-    for name, values in {**single, **several}.items():
-        if any(value is not None and not value.strip() for value in values):
-            raise UserError(f"--{name}: is empty; a variable of the shell may be unset")
-    for entry in config.data:
-        if entry.partition("=")[0] in config.task_words and entry.endswith("=") and entry.count("=") == 1:
-            raise UserError(f"--data {entry}: names no file")
-
-
-def _is_day(text: str) -> bool:
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 def _check_use(config: Config, given: Set[str]) -> None:

@@ -39,9 +39,10 @@ from zerotune.data.files import BadRow, Row, expand
 from zerotune.data.hub import Hub, from_hub
 from zerotune.data.rows import load, local
 from zerotune.inference.answer_cache import Journal
-from zerotune.inference.checkpoint import Checkpoint, choose_precision, look
+from zerotune.inference.checkpoint import Checkpoint, look
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Answer, Generate, Generated, Request
+from zerotune.models.precision import choose_precision
 from zerotune.models.run_facts import origin_of
 
 # What numbers may depend on; not all need be installed.
@@ -161,7 +162,16 @@ def _built_in(task: Task[Any]) -> tuple[Row, ...]:
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Every item's requests. An item that the context cannot take is not cut: it is set aside, with the reason."""
     items = [task.bind(item, prompter) for item in items] if task.bind else items
-    return Job(task, items, prompter, [_asked(task.ask(item, prompter), prompter.context_tokens) for item in items])
+    return Job(
+        task, items, prompter, [_asked(_requests(task, item, prompter), prompter.context_tokens) for item in items]
+    )
+
+
+def _requests(task: Task[Any], item: Identified, prompter: Prompter) -> Sequence[Request]:
+    try:
+        return task.ask(item, prompter)
+    except UserError as error:
+        raise UserError(f"{item.id}: {error}") from error
 
 
 def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
@@ -333,7 +343,7 @@ def _result(
     tasks: Sequence[TaskResult],
     code: Mapping[str, Any] | None,
 ) -> Result:
-    precision = choose_precision(config.precision, ranks.device)
+    precision = choose_precision(config.precision, ranks.device.type == "cuda")
     models = [
         ModelInfo(
             name=c.name,

@@ -12,10 +12,11 @@ from eval.config import Config
 from eval.protocols import Task
 from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
+from zerotune.data.fields import RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import expand, read
 from zerotune.data.readers import BadRow, Row
-from zerotune.data.rows import BadExampleError
+from zerotune.data.rows import refused
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.checkpoint_folder import require_checkpoint
 
@@ -74,6 +75,6 @@ def _problem(row: Row | BadRow, task: Task[Any]) -> BadRow | None:
         return row
     try:
         task.load(row)
-    except BadExampleError as reason:
-        return row.refused(str(reason))
+    except RowError as error:
+        return refused(row, error)
     return None

@@ -127,7 +127,7 @@ def unchanged(items: list[Any]) -> list[Any]:
 class Task(Generic[Item]):
     """One evaluation.
 
-    version: raised whenever a number could change. load: a row to an item; raises `BadExampleError` for one
+    version: raised whenever a number could change. load: a row to an item; raises `RowError` for one
     that does not fit. ask: the requests of one item. score: its outcome, given the answers in the order of requests;
     it needs no model and no file, so training can call it for validation and as a reward.
     bind: an item as one checkpoint sees it (its classes by name, its tokens by word), before it is asked; `score` gets

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from eval.metrics.consistency import consistency, unrepeated
 from eval.metrics.similarity import ALIKE, similarity
 from eval.protocols import Sample, SampleMetric, Table, Task
+from zerotune.data.conversations import Message
+from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, Example, Message, examples
+from zerotune.data.rows import Example, examples
+from zerotune.inference.reasoning import without_reasoning
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
@@ -20,9 +23,9 @@ NO_ROOM = "(not asked: the context has no room for this turn)"
 
 
 def check(example: Example) -> Example:
-    """Conversations with at least two turns of the assistant."""
+    """Conversations with at least two answers."""
     if len(_turns(example)) < 2:
-        raise BadExampleError("a dialogue needs at least two turns of the assistant")
+        raise RowError("a dialogue needs at least two answers in words")
     return example
 
 
@@ -41,7 +44,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
 
     Turns that the context had no room for count as empty answers.
     """
-    references = [example.messages[k]["content"] for k in _turns(example)]
+    references = [without_reasoning(example.messages[k]["content"]) for k in _turns(example)]
     said = _texts(answers)
     said += [""] * (len(references) - len(said))
     alike = [similarity(text, wanted) for text, wanted in zip(said, references, strict=True)]
@@ -89,8 +92,8 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
 
 
 def _turns(example: Example) -> list[int]:
-    """Places of the assistant's messages."""
-    return [k for k, message in enumerate(example.messages) if message["role"] == "assistant"]
+    """Places of the answers that are asked for: in words, and not marked as only to be read. The others are given."""
+    return [k for k in example.turns if "tool_calls" not in example.messages[k]]
 
 
 def _texts(answers: Sequence[Answer]) -> list[str]:
@@ -104,12 +107,12 @@ def _next(example: Example, said: Sequence[str], prompter: Prompter) -> Sequence
         {"role": "assistant", "content": own[k]} if k in own else message
         for k, message in enumerate(example.messages[: turns[len(said)]])
     ]
-    return [Generate(prompter.question(history), prompter.max_new_tokens, prompter.stop_ids)]
+    return [Generate(prompter.question(history, example.tools), prompter.max_new_tokens, prompter.stop_ids)]
 
 
 TASK = Task(
     name="dialogue",
-    version=3,
+    version=4,
     about="several turns, each generated on the model's own history",
     load=examples(check),
     ask=ask,

@@ -17,9 +17,11 @@ from eval.metrics.similarity import partial_match
 from eval.protocols import Metric, Sample, SampleMetric, Task
 from eval.tasks import perplexity
 from eval.tasks.task_file import Place, TaskFile, read_task_file
+from zerotune.data.conversations import Message
+from zerotune.data.fields import RowError
 from zerotune.data.readers import Row, type_name
 from zerotune.data.row_templates import Cell
-from zerotune.data.rows import BadExampleError, Example, Message
+from zerotune.data.rows import Example
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Question:
     @property
     def prompt(self) -> str:
         """What is asked, without the system message."""
-        return self.messages[-1]["content"]
+        return str(self.messages[-1]["content"])
 
 
 def task_from_yaml(path: Path) -> Task[Any]:
@@ -99,7 +101,7 @@ def _choices(file: TaskFile) -> Task[Question]:
     def load(row: Row) -> Question:
         choices = _texts(file, "choices", row)
         if len(choices) < 2:
-            raise BadExampleError("choices: there is only one")
+            raise RowError("choices: there is only one")
         right = _place(choices, file.cells["answer"](row.value))
         return dataclasses.replace(_question(file, row), choices=choices, right=right)
 
@@ -182,9 +184,9 @@ def _text(cell: Cell, row: Row, key: str) -> str:
 
 def _checked(value: Any, key: str) -> str:
     if isinstance(value, (Mapping, list, tuple)):
-        raise BadExampleError(f"{key}: the column holds {type_name(value)}, not text")
+        raise RowError(f"{key}: the column holds {type_name(value)}, not text")
     if not str(value).strip():
-        raise BadExampleError(f"{key}: is empty")
+        raise RowError(f"{key}: is empty")
     return str(value)
 
 
@@ -193,14 +195,14 @@ def _texts(file: TaskFile, key: str, row: Row) -> tuple[str, ...]:
     value = file.cells[key](row.value)
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
-        raise BadExampleError(f"{key}: the list is empty")
+        raise RowError(f"{key}: the list is empty")
     return tuple(_checked(inner, key) for inner in values)
 
 
 def _place(choices: Sequence[str], answer: Any) -> int:
     """Of the right choice: its text, its letter, or its number from 0, whatever type the file's format gives it.
 
-    Raises BadExampleError where these name different choices: of 1, 2, 3, 4, "2" may be the second or the third.
+    Raises RowError where these name different choices: of 1, 2, 3, 4, "2" may be the second or the third.
     """
     if isinstance(answer, Place):
         return _within(answer, choices)
@@ -212,10 +214,10 @@ def _place(choices: Sequence[str], answer: Any) -> int:
     if not isinstance(answer, bool) and NUMBER.fullmatch(said) and int(float(said)) < len(choices):
         found["a number from 0"] = int(float(said))
     if not found:
-        raise BadExampleError(f"answer: {said!r} is no choice, and no letter or number (from 0) of one")
+        raise RowError(f"answer: {said!r} is no choice, and no letter or number (from 0) of one")
     if len({choices[place] for place in found.values()}) > 1:
         readings = ", ".join(f"{name} ({choices[place]!r})" for name, place in found.items())
-        raise BadExampleError(
+        raise RowError(
             f"answer: {said!r} can mean {readings}; give its letter, for example "
             "\"{{ 'ABCD'[answer | int] }}\" where the column has numbers from 0"
         )
@@ -224,7 +226,7 @@ def _place(choices: Sequence[str], answer: Any) -> int:
 
 def _within(place: int, choices: Sequence[str]) -> int:
     if not 0 <= place < len(choices):
-        raise BadExampleError(f"answer: {place} is no number (from 0) of a choice; there are {len(choices)}")
+        raise RowError(f"answer: {place} is no number (from 0) of a choice; there are {len(choices)}")
     return place
 
 

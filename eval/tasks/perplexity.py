@@ -11,8 +11,10 @@ from eval.metrics.script import words
 from eval.metrics.word_shift import divergence, frequencies, shifts
 from eval.protocols import Sample, SampleMetric, Table, Task
 from zerotune.common import scale
+from zerotune.data.conversations import said_in
+from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, Example, examples
+from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ SHOWN_WORDS = 20
 
 def check(example: Example) -> Example:
     """Texts, and conversations in which the assistant says something."""
-    if example.text is None and not any(message["role"] == "assistant" for message in example.messages):
-        raise BadExampleError("there is no answer whose perplexity could be measured")
+    if example.text is None and not example.turns:
+        raise RowError("there is no answer whose perplexity could be measured")
     return example
 
 
@@ -32,7 +34,8 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """One request for the text or for each answer; more where it is longer than the model's context."""
     document = example.text is not None
     requests = []
-    for passage in [prompter.document(example.text or "")] if document else prompter.answers(example.messages):
+    texts = [prompter.document(example.text or "")] if document else prompter.answers(example.messages, example.tools)
+    for passage in texts:
         size = prompter.window_tokens or len(passage.ids)
         unclaimed = passage.bytes  # the bytes belong to the passage; its first window carries them
         for start, scored_from, end in windows(len(passage.ids), passage.first, size, max(size // 2, 1)):
@@ -60,12 +63,13 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
 
 def _question(example: Example) -> dict[str, str]:
     """What the last answer answers; nothing of a text."""
-    asked = [message["content"] for message in example.messages if message["role"] == "user"]
+    before = example.messages[: example.turns[-1]] if example.turns else ()
+    asked = [message["content"] for message in before if message["role"] == "user"]
     return {"question": asked[-1]} if asked else {}
 
 
 def _answers(example: Example) -> list[str]:
-    return [message["content"] for message in example.messages if message["role"] == "assistant"]
+    return [said_in(example.messages[k]) for k in example.turns]
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
@@ -92,7 +96,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
 
 TASK = Task(
     name="perplexity",
-    version=3,
+    version=4,
     about="perplexity and bits per byte of texts, or of answers given their questions",
     load=examples(check),
     ask=ask,

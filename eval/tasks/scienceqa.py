@@ -21,9 +21,9 @@ from eval.metrics.json_answer import json_answers
 from eval.metrics.letters import read_letter
 from eval.protocols import Sample, SampleMetric, Task
 from zerotune.common.errors import UserError
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
-from zerotune.data.rows import BadExampleError, text_in
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Question:
 
 
 def load(row: Row) -> Question:
-    """Raises BadExampleError for a row that does not fit."""
+    """Raises RowError for a row that does not fit."""
     value = row.value
     choices = _choices(value.get("choices"))
     right = _place(value.get("answer"), len(choices))
@@ -64,7 +64,7 @@ def load(row: Row) -> Question:
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
     return Question(
         id=row.place,
-        text=f"{hint}Question: {text_in(value, 'question')}\nOptions:\n{options}",
+        text=f"{hint}Question: {Fields(value).text('question')}\nOptions:\n{options}",
         options=len(choices),
         answer=LETTERS[right],
         image=_image(row),
@@ -133,7 +133,7 @@ def _choices(given: Any) -> Sequence[Any]:
         except ValueError:
             given = None
     if not isinstance(given, (list, tuple)) or not 2 <= len(given) <= len(LETTERS):
-        raise BadExampleError(f"choices is not a list of 2 to {len(LETTERS)} texts")
+        raise RowError(f"choices is not a list of 2 to {len(LETTERS)} texts")
     return given
 
 
@@ -142,7 +142,7 @@ def _place(given: Any, count: int) -> int:
     place = int(given) if isinstance(given, str) and DIGITS.fullmatch(given.strip()) else given
     if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
         said = json.dumps(given) if isinstance(given, bool) else repr(given)  # true, as the file has it
-        raise BadExampleError(f"answer is {said}, not the number of a choice from 0 to {count - 1}")
+        raise RowError(f"answer is {said}, not the number of a choice from 0 to {count - 1}")
     return place
 
 
@@ -167,7 +167,7 @@ def _kept(image: Any) -> str:
         image.save(buffer, format="PNG")
         content = buffer.getvalue()
     if not isinstance(content, bytes):
-        raise BadExampleError("image is neither a file's name nor an image")
+        raise RowError("image is neither a file's name nor an image")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zerotune" / "images"
     file = cache / f"{hashlib.sha256(content).hexdigest()}.image"
     if not file.is_file():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
-from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
+from eval.tasks.labelled import by_label, outcome
 from zerotune.common.errors import UserError
 from zerotune.common.scale import CORRELATION, POSITIVE
 from zerotune.data.class_label import AmbiguousLabelError, class_number
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, text_in
+from zerotune.data.labelled import read_labelled, value_of
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class Valued:
 
 def load(row: Row) -> Sequenced:
     """A sentence (or two) and a label: the name of a class or its number."""
-    label = row.value.get("label")
-    if isinstance(label, bool) or not isinstance(label, int):
-        label = text_in(row.value, "label").strip()
-    return Sequenced(row.place, sentences_in(row.value), label)
+    read = read_labelled(Fields(row.value))
+    if isinstance(read.label, float):
+        raise RowError(f"label is {read.label}: neither the name nor the number of a class")
+    return Sequenced(row.place, read.sentences, read.label)
 
 
 def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
@@ -83,10 +83,8 @@ def score(item: Sequenced, answers: Sequence[Answer]) -> Sample:
 
 def load_value(row: Row) -> Valued:
     """A sentence (or two) and the number `label`."""
-    value = number_in(row.value, "label")
-    if not math.isfinite(value):
-        raise BadExampleError(f"label is {value}, not a finite number")
-    return Valued(row.place, sentences_in(row.value), value)
+    read = read_labelled(Fields(row.value))
+    return Valued(row.place, read.sentences, value_of(read.label))
 
 
 def one_output(item: Valued, prompter: Prompter) -> Valued:

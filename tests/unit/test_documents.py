@@ -1,4 +1,4 @@
-"""The documents: links resolve, and each Chinese page keeps in step with its English one."""
+"""The documents: links resolve, prose is short and plain, and each Chinese page keeps in step with its English one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("docs", "benchmarks", "examples")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 TRANSLATIONS = {ROOT / "README.zh.md": ROOT / "README.md"} | {
     page: ROOT / "docs" / page.name for page in sorted((ROOT / "docs" / "zh").glob("*.md"))
+}
+ENGLISH = [page for page in PAGES if page not in TRANSLATIONS and page.name != "CHANGELOG.md"]
+LONGEST = 120  # characters of a line of prose; tables, code and headings are as long as they need to be
+NOT_PROSE = ("|", "    ", "#", "<!--")
+PLAIN = {  # how these documents once spoke -> what a reader from another trainer understands
+    r"\bgo(es)? on where\b": "resumes where it stopped",
+    r"\bmend(s|ed)?\b": "fix",
+    r"\bof before\b": "earlier",
+    r"\b(is|are|was) told\b": "is reported, is given",
+    r"\bat hand\b": "available",
+    r"\banew\b": "again",
+    r"\bhand-over\b": "export",
 }
 COMMANDS = re.compile(r"^    ((?:accelerate|python|make|sbatch|bash|source|tensorboard) .*)", re.MULTILINE)
 
@@ -61,9 +74,24 @@ def test_links_resolve(page: Path) -> None:
     dead = [
         f"{file}#{anchor}"
         for file, anchor in links(page)
-        if not file.exists() or (anchor and anchor not in anchors(text_of(file)))
+        if not file.is_file() or (anchor and anchor not in anchors(text_of(file)))
     ]
     assert not dead
+
+
+@pytest.mark.parametrize("page", ENGLISH, ids=name)
+def test_prose_is_short_and_plain(page: Path) -> None:
+    outside = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    assert not [line for line in outside.splitlines() if len(line) > LONGEST and not line.startswith(NOT_PROSE)]
+    prose = re.sub(r"\]\([^)]*\)", "]", without_code(outside))  # link targets keep their names
+    assert not [(word, plain) for word, plain in PLAIN.items() if re.search(word, prose, re.IGNORECASE)]
+
+
+def test_every_decision_is_listed_and_short() -> None:
+    folder = ROOT / "docs" / "decisions"
+    notes = {page for page in folder.glob("*.md") if page.name != "README.md"}
+    assert notes == {file for file, _ in links(folder / "README.md")}
+    assert not [page.name for page in notes if len(text_of(page).splitlines()) > 40]
 
 
 def test_there_are_chinese_pages() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from train.config import SourceConfig
-from train.data.formats import FORMATS
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest, sha256_file
 from zerotune.data.file_options import FileOptions, RowFilter
 from zerotune.data.files import expand
+from zerotune.data.formats import FORMATS
 from zerotune.data.hub import named
 from zerotune.data.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
 from zerotune.data.text_files import COMPRESSED, kind_of, open_bytes

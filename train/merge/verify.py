@@ -20,6 +20,7 @@ from train.merge.writer import digest
 from train.models.answers import Answers, batch
 from zerotune.common.errors import UserError
 from zerotune.models.folder import read_json, weight_files
+from zerotune.models.precision import DTYPES
 
 # Limits of `Comparison.relative` by dtype. Rounding the weights was measured to cost at most 3e-6, 3e-3 and 5e-2
 # (docs/merge.md); one wrong tensor costs about 1.
@@ -30,8 +31,7 @@ RECORDED = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: quantisation causes the difference
 # `Recorded.share` is measured only if training has moved the answers this far; below, it would be mostly rounding.
 MEASURABLE_MOVE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
-WHOLE_WAY = (0.5, 1.5)  # 1 is right; 0 is an update that was lost, 2 one that was applied twice
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ALLOWED_SHARE = (0.5, 1.5)  # 1 is right; at 0 the update is lost, at 2 it is applied twice
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def check_recorded(
     found_rtk, expected_rtk, start_rtk = recorded.chosen(found_rtv), recorded.found_rtk, recorded.start_rtk
     if found_rtk.shape != expected_rtk.shape or not torch.isfinite(found_rtk).all():
         raise UserError(f"{what} gives answers that are not finite, or of another shape than the trained model's")
-    coarsest = max((*kinds, PRECISIONS[recorded.precision]), key=RECORDED.__getitem__)
+    coarsest = max((*kinds, DTYPES[recorded.precision]), key=RECORDED.__getitem__)
     relative = compare(expected_rtk, found_rtk).relative
     allowed = OTHER_BASE if other_base else RECORDED[coarsest]
     moved = share = None
@@ -181,10 +181,10 @@ def check_recorded(
             f"{what} answers differently from the trained one, whose answers were recorded in training: logits differ "
             f"by {relative:.2g} standard deviations (allowed: {allowed:g})"
         )
-    if share is not None and not WHOLE_WAY[0] < share < WHOLE_WAY[1]:
+    if share is not None and not ALLOWED_SHARE[0] < share < ALLOWED_SHARE[1]:
         raise UserError(
             f"{what} contains {share:.2f} times the update of training, by the answers recorded in training (allowed: "
-            f"{WHOLE_WAY[0]:g} to {WHOLE_WAY[1]:g}): part of the update is lost, or applied twice"
+            f"{ALLOWED_SHARE[0]:g} to {ALLOWED_SHARE[1]:g}): part of the update is lost, or applied twice"
         )
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
@@ -23,7 +23,9 @@ def pairs(words: Sequence[str], takes_one: Callable[[str], bool]) -> list[tuple[
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise UserError(f"command line: unexpected {word!r}; every value follows an option: --config FILE.")
+            raise UserError(
+                f"command line: {word!r} belongs to no option; quote a value with spaces, part lists by commas."
+            )
         name, equals, text = word.partition("=")
         given: list[str] = [text] if equals else []
         while rest and not rest[0].startswith("--") and not (given and (equals or takes_one(name))):
@@ -42,8 +44,11 @@ def located(text: str, kind: Any, name: str) -> Located:
     return parse_yaml(text, f"command line: {name}")
 
 
-def add(parser: argparse.ArgumentParser, kind: Any, prefix: str = "") -> None:
-    """Every option below `kind` with its meaning, what it takes and its default, each section a group."""
+def add(parser: argparse.ArgumentParser, kind: Any, prefix: str = "", takes: Mapping[str, str] | None = None) -> None:
+    """Every option below `kind` with its meaning, what it takes and its default, each section a group.
+
+    takes: what is shown for the value of an option whose type does not say it.
+    """
     told = parse_docstring(kind.__doc__)
     meaning = {entry.arg_name: entry.description for entry in told.params}
     group = parser.add_argument_group((told.short_description or "").rstrip("."))
@@ -51,7 +56,8 @@ def add(parser: argparse.ArgumentParser, kind: Any, prefix: str = "") -> None:
         inner = fields_of(kind)[field.name]
         if not is_section(inner):
             text = f"{meaning[field.name]}{_default(field)}".replace("%", "%%")
-            group.add_argument(f"--{prefix}{field.name}", metavar=_metavar(inner), help=text)
+            metavar = (takes or {}).get(field.name) or _metavar(inner)
+            group.add_argument(f"--{prefix}{field.name}", metavar=metavar, help=text)
     for name, inner in fields_of(kind).items():
         if is_section(inner):
             add(parser, inner, f"{prefix}{name}.")
@@ -72,4 +78,5 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return " (required)" if field.default_factory is dataclasses.MISSING else ""
     if field.default is None or field.default == "":
         return ""
-    return f" (default: {str(field.default).lower() if isinstance(field.default, bool) else field.default})"
+    shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default).strip("()")
+    return f" (default: {shown})"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from zerotune.common.errors import UserError
-from zerotune.data.own_template import OPENED_THOUGHTS
-from zerotune.data.rows import Message
+from zerotune.data.conversations import Message, said_in
+from zerotune.data.fitting import fitted
+from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
 from zerotune.data.template_clock import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from zerotune.inference.images import Images
 
 Ids = tuple[int, ...]
+Tools = list[Any] | None
+RAW = FOLDER / "raw.jinja"
 NO_LABELS: Mapping[int, str] = {}
 
 
@@ -47,7 +50,7 @@ class Prompter:
     Args:
         tokenizer: A transformers tokenizer.
         template: A Jinja chat template; None where the checkpoint has none, and conversations are refused.
-        raw: Use no template: the messages one after another, and the end token after each answer.
+        raw: Use none of them: the messages one after another, and the end token after each answer.
         context_tokens: The longest sequence that the model can take; None where it has no bound.
         max_new_tokens: Length limit of generated answers.
         window_tokens: Longest window in which a document is scored; 0 is the whole context.
@@ -55,6 +58,7 @@ class Prompter:
         name: What messages call the checkpoint.
         labels: The names of its head's classes, by their numbers.
         day: What a template that reads the clock is told; today, where none is given.
+        tool_template: The template of conversations with tools, where the checkpoint has another one for these.
         images: Gives what turns images into tokens; it raises UserError for a checkpoint that takes none.
 
     wrote_conversations: whether any prompt depended on the chat template, or on there being none.
@@ -74,10 +78,12 @@ class Prompter:
         labels: Mapping[int, str] = NO_LABELS,
         images: Callable[[], Images] | None = None,
         day: date | None = None,
+        tool_template: str | None = None,
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
+        self._tool_template = tool_template or self.template
         self._day = day or date.today()
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
@@ -89,10 +95,10 @@ class Prompter:
         self._lead: Ids = self._start if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
 
-    def question(self, messages: Sequence[Message]) -> Ids:
-        """The conversation up to where the assistant answers."""
+    def question(self, messages: Sequence[Message], tools: Tools = None) -> Ids:
+        """The conversation up to where the assistant answers. tools: JSON schemas of functions."""
         self.asked = tuple(messages)
-        return self._lead + self._encode(self._asked(messages))
+        return self._lead + self._encode(self._written(messages, tools, add_generation_prompt=True))
 
     def shown(self, images: Sequence[str], text: str) -> Ids:
         """A user's turn with images (files) and the text below them, up to where the assistant answers."""
@@ -104,10 +110,12 @@ class Prompter:
         """The beginning of an answer to `shown`: behind a space, where the template's prompt ends in none."""
         return self._encode(text if self._shown(0, "?")[-1:].isspace() else f" {text}")
 
-    def answers(self, messages: Sequence[Message]) -> list[Passage]:
-        """Each turn of the assistant, given everything before it; its end-of-turn token is scored too."""
+    def answers(self, messages: Sequence[Message], tools: Tools = None) -> list[Passage]:
+        """Each turn of the assistant that training would learn, given everything before it; its end-of-turn token is
+        scored too.
+        """
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-        return [self._answer(messages[:k], messages[k]) for k in turns]
+        return [self._answer(messages[: k + 1], tools) for k in turns if messages[k].get("learned", True)]
 
     def sequence(self, sentences: Sequence[str]) -> tuple[Ids, int]:
         """One sentence or two as a classification head reads them, with the tokenizer's special tokens; and where the
@@ -117,7 +125,7 @@ class Prompter:
         numbers = list(encoded.get("token_type_ids") or ())
         return tuple(encoded["input_ids"]), numbers.index(1) if 1 in numbers else 0
 
-    def whole(self, said: str | Sequence[Message]) -> Ids:
+    def whole(self, said: str | Sequence[Message], tools: Tools = None) -> Ids:
         """A text with its end token, or a conversation, as a reward model reads it: up to the last token that is no
         padding, where transformers' heads read.
         """
@@ -126,8 +134,7 @@ class Prompter:
             end = self.tokenizer.eos_token_id
             ids += [] if end is None or ids[-1:] == [end] else [end]
         else:
-            self.wrote_conversations = True
-            ids = list(self._encode(self._rendered(said, add_generation_prompt=False)))
+            ids = list(self._encode(self._written(said, tools, add_generation_prompt=False)))
         while ids and ids[-1] == self.tokenizer.pad_token_id:
             ids.pop()
         return tuple(ids)
@@ -190,32 +197,33 @@ class Prompter:
             self.asked = ()
         return ids
 
-    def _answer(self, history: Sequence[Message], message: Message) -> Passage:
-        self.asked = tuple(history)
-        before, answer = self._answered(history, message)
+    def _answer(self, messages: Sequence[Message], tools: Tools) -> Passage:
+        self.asked = tuple(messages[:-1])
+        before, answer = self._answered(messages, tools)
         asked = self._lead + self._encode(before)
-        return Passage(asked + self._encode(answer), len(asked), len(message["content"].encode()))
+        return Passage(asked + self._encode(answer), len(asked), len(said_in(messages[-1]).encode()))
 
-    def _asked(self, messages: Sequence[Message]) -> str:
+    def _written(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> str:
+        """The conversation by the template, as training writes it."""
         self.wrote_conversations = True
-        if self.raw:
-            return "".join(m["content"] + self._end(m["role"]) for m in messages)
-        return self._rendered(messages, add_generation_prompt=True)
+        source = self._source(tools)
+        return self._rendered(fitted(source, messages) if messages else (), add_generation_prompt, source, tools)
 
     def _shown(self, images: int, text: str) -> str:
         self.wrote_conversations = True
         parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        return self._rendered([{"role": "user", "content": parts}], add_generation_prompt=True)
+        return self._rendered([{"role": "user", "content": parts}], True, self._source(None), None)
 
-    def _answered(self, history: Sequence[Message], message: Message) -> tuple[str, str]:
+    def _answered(self, messages: Sequence[Message], tools: Tools) -> tuple[str, str]:
         """The prompt, and what the model should say: the answer and its end of turn, without the white space that
         follows these. Where the prompt opens thoughts and the answer has none, the prompt is without them, as training
         learns such rows.
         """
-        asked = self._asked(history)
-        if self.raw:
-            return asked, message["content"] + self._end("assistant")
-        whole = self._rendered([*history, message], add_generation_prompt=False)
+        asked = self._written(messages[:-1], tools, add_generation_prompt=True)
+        whole = self._written(messages, tools, add_generation_prompt=False)
+        thought = messages[-1].get("reasoning_content", "")
+        if thought.strip() not in whole:
+            raise UserError(f"{self.name}: its chat template leaves out the reasoning of message {len(messages) - 1}")
         for before in (asked, OPENED_THOUGHTS.sub("", asked)):
             if whole.startswith(before):
                 return before, whole[len(before) :].rstrip()
@@ -224,19 +232,12 @@ class Prompter:
             "cannot be scored; give another with --template FILE.jinja, or --template raw"
         )
 
-    def _end(self, role: str) -> str:
-        return self.tokenizer.eos_token or "" if role == "assistant" else ""
-
-    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        if self.template is None:
-            raise UserError(
-                f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
-                "raw (nothing between messages) or FILE.jinja, for example the other model's chat_template.jinja"
-            )
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, source: str, tools: Tools) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self._dated_template,
+                list(messages),
+                tools=tools,
+                chat_template=source,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -244,10 +245,22 @@ class Prompter:
             raise UserError(f"{self.name}: its chat template refuses this conversation: {error}") from error
         return text
 
+    def _source(self, tools: Tools) -> str:
+        """The Jinja text of the template in use, on its day."""
+        return self._sources[bool(tools)]
+
     @cached_property
-    def _dated_template(self) -> str:
+    def _sources(self) -> tuple[str, str]:
+        """Without tools, and with."""
+        if self.raw:
+            return (RAW.read_text(encoding="utf-8"),) * 2
+        if self.template is None or self._tool_template is None:
+            raise UserError(
+                f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
+                "raw (nothing between messages) or FILE.jinja, for example the other model's chat_template.jinja"
+            )
         try:
-            return dated(self.template or "", self._day)
+            return dated(self.template, self._day), dated(self._tool_template, self._day)
         except UserError as error:
             raise UserError(f"{self.name}: {error}, and give the file with --template") from error
 
@@ -267,14 +280,13 @@ class Prompter:
     def _end_of_turn(self) -> str:
         """What the template writes after an answer; nothing where it refuses every conversation made up here."""
         mark = "zerotune-answer"
-        parts = [{"type": "text", "text": mark}]  # a vision model's may take nothing else
         for roles in (("user", "assistant"), ("system", "user", "assistant")):  # one may insist on a system message
-            for content in (mark, parts):
-                said = [{"role": role, "content": content} for role in roles]
-                with contextlib.suppress(UserError, TypeError):
-                    whole = self._rendered(said, add_generation_prompt=False)
-                    if mark in whole:
-                        return whole.rpartition(mark)[2]
+            with contextlib.suppress(UserError, TypeError):
+                source = self._source(None)
+                said = fitted(source, [{"role": role, "content": mark} for role in roles])
+                whole = self._rendered(said, False, source, None)
+                if mark in whole:
+                    return whole.rpartition(mark)[2]
         return ""
 
     @cached_property

@@ -112,7 +112,7 @@ def test_missing_examples_are_said(folder: Path) -> None:
     [
         ("test/alchemy.csv", "0,q,a,b,c,d,A\n", r"alchemy.csv:2: alchemy is none of CMMLU's 67 subjects"),
         ("test/arts.csv", "0,q,a,b,c,d,E\n", r"arts.csv:2: Answer is 'E', none of A, B, C, D"),
-        ("test/arts.csv", "0,q,a,,c,d,A\n", r"arts.csv:2: B is empty"),
+        ("test/arts.csv", "0,q,a,,c,d,A\n", r"arts.csv:2: field `B` is empty"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, file: str, row: str, reason: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,10 @@ import pytest
 from eval import protocols
 from eval.config import parse
 from eval.tasks import TASKS
+from tests.support.commands import seconds_of
 from zerotune.common.errors import UserError
-from zerotune.data import readers, rows
+from zerotune.data import readers
+from zerotune.data.fields import RowError
 from zerotune.inference.requests import Generated
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,11 +48,11 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--model a --tasks qaa --data x", "unknown task qaa; did you mean qa?"),
         ("--model a --tasks xyz --data x", "unknown task xyz; there are perplexity, qa, "),
         ("--modle a --tasks qa --data x", "unknown option --modle; did you mean --model?"),
-        ("--model a --tasks qa --data x --max_rows -1", "--max_rows -1: must be at least 0"),
+        ("--model a --tasks qa --data x --max_rows -1", "--max_rows: must be greater than or equal to 0, not -1"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),
         ("--model a --tasks qa --data x --template nowhere.jinja", "--template nowhere.jinja"),
-        ("--model a --tasks qa --data x --date 2026-02-30", "--date 2026-02-30: must be a day, as 2026-01-31"),
-        ("--model a --tasks qa --data x --date 20260131", "--date 20260131: must be a day, as 2026-01-31"),
+        ("--model a --tasks qa --data x --date 2026-02-30", "--date: must be a day, as 2026-01-31, not 2026-02-30"),
+        ("--model a --tasks qa --data x --date 20260131", "--date: must be a day, as 2026-01-31, not 20260131"),
         ("--model a --tasks qa --data bleu=x", "--data bleu=x: bleu is not among --tasks"),
         (
             "--model a --tasks qa,bleu --data blue=x",
@@ -59,10 +60,16 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ),
         ("--model a --tasks qa --data x --temperatures 0.5", "--temperatures: only the task samples reads them"),
         ("--model a --tasks qa --data x --sample_seed 3", "--sample_seed 3: it draws --max_rows rows; give that too"),
-        ("--model a --tasks qa --data x --max_rows many", "--max_rows many: must be a whole number"),
-        ("--model a --tasks qa --data x --sample_seed x", "--sample_seed x: must be a whole number"),
-        ("--model a --tasks qa --data x --precision fp8", "--precision fp8: must be one of auto, bf16, fp16, fp32"),
-        ("--model a --tasks qa --data x --allow_other_template 3", "--allow_other_template 3: must be true or false"),
+        ("--model a --tasks qa --data x --max_rows many", "--max_rows: expected a whole number, got 'many'"),
+        ("--model a --tasks qa --data x --sample_seed x", "--sample_seed: expected a whole number or null, got 'x'"),
+        (
+            "--model a --tasks qa --data x --precision fp8",
+            "--precision: expected one of auto, bf16, fp16, fp32, got 'fp8'",
+        ),
+        (
+            "--model a --tasks qa --data x --allow_other_template 3",
+            "--allow_other_template: expected true or false, got 3",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
@@ -104,18 +111,18 @@ def test_options_of_other_programs_are_answered_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         parse([*words.split(), "--config", file])
     assert str(refused.value).replace(str(tmp_path), "").splitlines() == [
-        "unknown option --model_args; did you mean --model FOLDER, without pretrained=?",
-        "unknown option --num-fewshot: the task says how many examples it shows; write your own in a task file"
-        " (docs/evaluation.md)",
-        "unknown option --batch_size; did you mean --batch_tokens, which is chosen by memory where it is not given?",
-        "unknown option --report_to",
-        "unknown option --use_cache; did you mean --resume auto, which is the default: answers are kept in"
-        " OUT/journal?",
         "/eval.yaml:1: unknown option num_fewshot: the task says how many examples it shows; write your own in a task"
         " file (docs/evaluation.md)",
         "/eval.yaml:2: unknown option limit; did you mean max_rows?",
         "/eval.yaml:3: unknown option modell; did you mean model?",
-        "/eval.yaml:4: --precision fp8: must be one of auto, bf16, fp16, fp32",
+        "/eval.yaml:4: precision: expected one of auto, bf16, fp16, fp32, got 'fp8'",
+        "unknown option --model_args; did you mean --model FOLDER, without pretrained=?",
+        "unknown option --num-fewshot: the task says how many examples it shows; write your own in a task file"
+        " (docs/evaluation.md)",
+        "unknown option --batch_size; did you mean --batch_tokens, which is chosen by memory where it is not given?",
+        "unknown option --report_to; --help lists all",
+        "unknown option --use_cache; did you mean --resume auto, which is the default: answers are kept in"
+        " OUT/journal?",
     ]
 
 
@@ -159,19 +166,19 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
     ("text", "message"),
     [
         ("model: m\nmaks_rows: 3", "eval.yaml:2: unknown option maks_rows; did you mean max_rows?"),
-        ("model: m\nmax_rows: many", "eval.yaml:2: --max_rows many: must be a whole number"),
-        ("precision: fp8", "eval.yaml:1: --precision fp8: must be one of"),
-        ("max_rows: [1, 2]", "eval.yaml:1: max_rows: one value is expected, not a list"),
+        ("model: m\nmax_rows: many", "eval.yaml:2: max_rows: expected a whole number, got 'many'"),
+        ("precision: fp8", "eval.yaml:1: precision: expected one of"),
+        ("max_rows: [1, 2]", "eval.yaml:1: max_rows: expected a whole number, got [1, 2]"),
         ("model: [[m]]", "eval.yaml:1: model: one value is expected"),
         ("model: m\nmodel: n", "eval.yaml:2: model is given twice"),
         ("- model", "eval.yaml:1: a configuration is a mapping"),
         ("config: other.yaml", "eval.yaml:1: unknown option config"),
         (
             "model: m\ntemperatures: [0, -0.5]",
-            "eval.yaml:2: --temperatures -0.5: must be a number, at least 0 (greedy)",
+            "eval.yaml:2: temperatures[1]: must be greater than or equal to 0, not -0.5",
         ),
-        ("temperatures: true", "eval.yaml:1: --temperatures true: must be a number"),
-        ("temperatures: []", "eval.yaml:1: --temperatures: at least one is needed"),
+        ("temperatures: true", "eval.yaml:1: temperatures[0]: expected a number, got true"),
+        ("temperatures: []", "eval.yaml:1: temperatures: at least one is needed"),
         ("model: m\ntasks: qaa\ndata: x", "unknown task qaa; did you mean qa?"),
     ],
 )
@@ -194,7 +201,10 @@ def test_temperatures_stand_between_spaces_or_commas(tmp_path: Path, given: str)
 
 @pytest.mark.parametrize("given", ["warm", "nan", "inf", "-1", ","])
 def test_a_temperature_is_a_number_from_0_on(given: str) -> None:
-    with pytest.raises(UserError, match=r"--temperatures.*(must be a number, at least 0|at least one is needed)"):
+    with pytest.raises(
+        UserError,
+        match=r"--temperatures.*(expected a number|must be greater than or equal to 0|at least one is needed)",
+    ):
         parse(["--model", "m", "--tasks", "samples", "--temperatures", given])
 
 
@@ -202,7 +212,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     config_file(tmp_path, WHOLE)
     with pytest.raises(UserError, match=r"no such file; did you mean .*/eval\.yaml\?"):
         parse(["--config", str(tmp_path / "eval.yml")])
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="--config needs a value"):
         parse(["--config"])
 
 
@@ -222,12 +232,7 @@ def test_a_wrong_folder_is_refused_before_anything_heavy_is_imported(tmp_path: P
 
 
 def test_help_is_there_within_a_second() -> None:
-    seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, cwd=ROOT, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+    assert seconds_of([sys.executable, "-m", "eval", "--help"])[0] < 1.0
 
 
 def test_the_documented_task_works() -> None:
@@ -240,7 +245,7 @@ def test_the_documented_task_works() -> None:
     assert isinstance(task, protocols.Task)
     item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
     assert task.score(item, [Generated("five")]).values == {"same_length": 1.0}
-    with pytest.raises(rows.BadExampleError):
+    with pytest.raises(RowError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
 
 
@@ -252,14 +257,17 @@ USUAL = ["--model", "m", "--tasks", "qa", "--data", "rows.jsonl"]
     [
         (["--out", ""], "--out: is empty; a variable of the shell may be unset"),
         (["--tensorboard="], "--tensorboard: is empty"),
-        (["--model", ""], "--model: is empty"),
-        (["--data", " "], "--data: is empty"),
+        (["--model", ""], "--model[1]: is empty"),
+        (["--data", " "], "--data[1]: is empty"),
         (["--data", "qa="], "--data qa=: names no file"),
-        (["--training_data", ""], "--training_data: is empty"),
+        (["--training_data", ""], "--training_data[0]: is empty"),
         (["--filter", "=x"], "--filter =x: must be COLUMN=VALUE"),
-        (["perplexity"], "'perplexity' belongs to no option; several --tasks are parted by commas, without spaces"),
-        (["--out"], "--out: a value is missing"),
-        (["--allow_other_template"], "--allow_other_template: a value is missing"),
+        (
+            ["perplexity"],
+            "command line: 'perplexity' belongs to no option; quote a value with spaces, part lists by commas.",
+        ),
+        (["--out"], "command line: --out needs a value."),
+        (["--allow_other_template"], "command line: --allow_other_template needs a value."),
     ],
 )
 def test_words_without_a_value_and_values_without_a_word_are_refused(words: list[str], message: str) -> None:

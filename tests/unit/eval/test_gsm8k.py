@@ -195,8 +195,8 @@ def test_missing_examples_are_said(tmp_path: Path) -> None:
     [
         ({"question": "Q?", "answer": "9"}, "answer does not end in ####"),
         ({"question": "Q?", "answer": "#### nine"}, "answer does not end in ####"),
-        ({"question": " ", "answer": "#### 9"}, "question is empty"),
-        ({"question": "Q?"}, "answer is missing"),
+        ({"question": " ", "answer": "#### 9"}, "field `question` is empty"),
+        ({"question": "Q?"}, "field `answer` is missing"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, str], reason: str) -> None:

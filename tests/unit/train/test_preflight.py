@@ -300,7 +300,7 @@ def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Pat
     usual = f"--model {model} --tasks qa --data {table}"
     assert "none of the known columns" in (said := evaluation_refusal(usual))
     assert said.startswith(f"{table}:2: ")
-    assert "only: 问题, 答案, lang" in said
+    assert "its columns: 问题, 答案, lang" in said
     assert evaluation_refusal(f"{usual} --filter language=zh") == (
         "--filter: there is no column `language`; the columns are 问题, 答案, lang"
     )

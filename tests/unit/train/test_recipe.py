@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.commands import seconds_of
 from train.config import Config, SourceConfig, TuningConfig
 from train.fingerprint import FREE_KEYS, PLACES, bound, fingerprint, flat
 from train.recipe import load, parse, to_yaml
@@ -31,6 +32,13 @@ data:
     - path: a.jsonl
       format: qa
 """
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @pytest.fixture
@@ -201,7 +209,7 @@ class TestRefusals:
             (["--optim.learning_rate", "x"], "optim.learning_rate: expected a number, got 'x'."),
             (["--run.seed", "null"], "run.seed: expected a whole number, got null."),
             (["--run.seed"], "--run.seed needs a value."),
-            (["x.jsonl"], "unexpected 'x.jsonl'; every value follows an option: --config FILE."),
+            (["x.jsonl"], "'x.jsonl' belongs to no option; quote a value with spaces, part lists by commas."),
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],
@@ -211,6 +219,50 @@ class TestRefusals:
     )
     def test_command_line(self, recipe: Path, options: list[str], message: str) -> None:
         assert refusal(recipe, *options) == f"command line: {message}"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("optim: {learning_rate: abc}\n", "x.yaml:7: optim.learning_rate: expected a number, got 'abc'."),
+            ("head: {labels: [a, 1]}\n", "x.yaml:7: head.labels[1]: expected text, got 1."),
+            (
+                "data: {train: [3, {path: a}]}\n",
+                "x.yaml:7: data.train[0]: expected a mapping of keys to values, got 3.",
+            ),
+            (
+                "data: {train: {path: a}}\n",
+                "x.yaml:7: data.train: expected a list of mappings, each with path, format,",
+            ),
+            ("data: {train: a.jsonl}\n", "x.yaml:7: data.train: expected a list of mappings, each with path, format,"),
+            (
+                "data: {train: [{path: a, format: qa, filter: {a: {b: 1}}}]}\n",
+                "data.train[0].filter.a: expected text or",
+            ),
+            (f"run: {{seed: {'9' * 5000}}}\n", "x.yaml:7: run.seed: expected a whole number, got '999"),
+            (f"head: {{labels: {'[' * 250}{']' * 250}}}\n", "these values cannot be read: recursion limit exceeded"),
+            ('run: {folder: "\\ud800"}\n', "a value is not UTF-8 text: "),
+        ],
+    )
+    def test_values_of_the_wrong_shape(self, tmp_path: Path, text: str, message: str) -> None:
+        recipe = tmp_path / "x.yaml"
+        recipe.write_text("model:\n  path: somewhere\n\n\n\n\n" + text)
+        assert message in refusal(recipe, *(["--data.train", "[{path: a, format: qa}]"] * ("data:" not in text)))
+
+    def test_a_wrong_value_that_is_replaced_is_none(self, recipe: Path) -> None:
+        wrong = added(recipe, "optim: {learning_rate: abc}\nbatch: 3\n")
+        config = parsed(wrong, "--optim.learning_rate", "1", "--batch.shuffle", "false")
+        assert (config.optim.learning_rate, config.batch.shuffle) == (1.0, False)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.dictionaries(st.sampled_from("optim data run model tuning ppo x".split()), PLAIN, max_size=4), PLAIN)
+    @example({"optim": 3}, [None, {}])
+    def test_whatever_stands_there_is_one_message(self, tmp_path: Path, first: Any, second: Any) -> None:
+        files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+        for file, value in zip(files, (first, {"data": {"train": second}}), strict=True):
+            file.write_text(dump_yaml(value))
+        options = [word for file in files for word in ("--config", str(file))]
+        with contextlib.suppress(UserError):
+            parse([*options, "--data.train.0.path", "x", "--optim.name", "adafactor"])
 
     def test_foreign_code_only_from_the_command_line(self, recipe: Path) -> None:
         assert parsed(recipe, "--model.trust_remote_code", "true").model.trust_remote_code
@@ -317,13 +369,7 @@ class TestKeeping:
         assert fingerprint(load(path)) == fingerprint(config)
 
     @settings(max_examples=100, deadline=None)
-    @given(
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
-            max_leaves=8,
-        )
-    )
+    @given(PLAIN)
     @example("\x85")
     @example(["a\u2028", {"k\u2029": " \n "}])
     def test_any_plain_value_survives_yaml(self, value: Any) -> None:
@@ -355,7 +401,7 @@ class TestKeeping:
 
 USERS = {  # beginnings of keys, and what uses them
     "ppo.": "objective=ppo",
-    "head.": "objective=regression",
+    "head.": "objective=token_classification",
     "tuning.lora.": "tuning.kind=lora",
     "tuning.prompt.": "tuning.kind=prompt",
     "tuning.double_quantization": "tuning.quantization=nf4",
@@ -386,20 +432,8 @@ def _replaced(config: Config, key: str, other: Any = "something else") -> Any:
 class TestHelp:
     @pytest.fixture(scope="class")
     def run(self) -> tuple[str, float]:
-        command = [sys.executable, str(ROOT / "train" / "main.py"), "--help"]
-        best, text = 99.0, ""
-        for _ in range(2):  # the first may have to compile
-            before = os.times()
-            started = time.perf_counter()
-            result = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=False
-            )
-            after = os.times()
-            assert result.returncode == 0, result.stderr
-            # The processor's seconds where the machine is busy with other things, the clock's where it is not.
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
-            best, text = min(best, spent, time.perf_counter() - started), result.stdout
-        return text, best
+        seconds, text = seconds_of([sys.executable, str(ROOT / "train" / "main.py"), "--help"])
+        return text, seconds
 
     def test_it_is_complete(self, run: tuple[str, float]) -> None:
         text, _ = run
@@ -437,8 +471,14 @@ class TestHeads:
         ("options", "words"),
         [
             (("--head.labels", "[a, b, a]"), "head.labels: a stands there twice"),
-            (("--head.class_weights", "balanced"), "head.class_weights: means nothing to causal_lm"),
-            (("--objective", "regression", "--head.labels", "[a, b]"), "head.labels: means nothing to regression"),
+            (
+                ("--head.class_weights", "balanced"),
+                "head.class_weights: applies only to token_classification, sequence_classification",
+            ),
+            (
+                ("--objective", "regression", "--head.labels", "[a, b]"),
+                "head.labels: applies only to causal_lm, token_classification, sequence_classification",
+            ),
             (("--objective", "reward_model"), "reward_model learns from preference, not from"),
         ],
     )
