@@ -20,7 +20,7 @@ from zerotune.common.errors import UserError
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:
-    """The tuned model with the trained weights, without dropout; its base in `dtype` or quantised as in training."""
+    """The tuned model with the trained weights, in evaluation mode; base in `dtype`, or quantised as in training."""
     if source.tuning.spec.replaces_base:
         with no_init_weights():  # every weight is replaced
             model = source.model_class._from_config(copy.deepcopy(source.described), dtype=dtype)

@@ -64,7 +64,7 @@ class Source:
 
     @property
     def arithmetic(self) -> torch.dtype:
-        """In which training computed, and stored what was neither trained nor quantised."""
+        """The dtype of training's matrix products, and of weights that were neither trained nor quantised."""
         return DTYPES.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
 
     @property
@@ -121,7 +121,7 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")
-    if config.tuning.spec.replaces_base:  # training may have found two matrices where the config asks for one
+    if config.tuning.spec.replaces_base:  # the config may tie embeddings of which the files have two
         described.tie_word_embeddings = described.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
     return Source(run, folder, step, config, described, rows or text_rows(described), trained, facts)

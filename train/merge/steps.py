@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 NOTABLE_KL = 0.1  # nats; perplexities then differ by about 10%
 
-SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
+SPARE = 1.2  # required free memory and disk, as a multiple of the expected use
 
 
 def merge(
@@ -172,7 +172,7 @@ class _Merge:
             self.source.described.tie_word_embeddings = False
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
-        """Rows for the prompt's tokens, and an output layer of its own."""
+        """Add the prompt's tokens to tokenizer and config, and separate the output layer from the embeddings."""
         ids = tuple(add_tokens(tokenizer, self.source.tuning.extra_positions))
         described = self.source.described
         described.get_text_config().vocab_size = max(text_rows(described), max(ids) + 1)

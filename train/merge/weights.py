@@ -20,9 +20,9 @@ PREFIX = "base_model.model."  # PEFT's prefix of the model's own module names
 
 
 class Merger(Protocol):
-    """How one kind of tuning becomes weights; made with (source, skeleton, base weights or None).
+    """Merges the weights of one kind of tuning; made from (source, skeleton, base weights or None).
 
-    used: the trained weights that have found their place.
+    used: names of the trained weights that were merged.
     """
 
     used: set[str]
@@ -43,7 +43,7 @@ def skeleton_of(source: Source) -> Any:
 
 
 def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:
-    """base: needed unless all weights were trained."""
+    """The merger of the source's tuning. base: None only if all weights were trained."""
     made: Merger = imported(source.tuning.spec.merger)(source, skeleton, base)
     return made
 
