@@ -18,10 +18,11 @@ from zerotune.common.masking import printable
 from zerotune.inference import answer_cache
 from zerotune.inference.answer_cache import Journal
 from zerotune.inference.budget import Budget, choose
-from zerotune.inference.checkpoint import DTYPES, Checkpoint, choose_precision
+from zerotune.inference.checkpoint import Checkpoint
 from zerotune.inference.reasoning import set_aside, special_marks
 from zerotune.inference.requests import Answer, Head, Request
 from zerotune.inference.runner import Model, answer
+from zerotune.models.precision import DTYPES, choose_precision
 
 TOLD_SECONDS = 60.0
 
@@ -69,8 +70,8 @@ class Speaker:
         digests: Mapping[str, str],
     ) -> None:
         self._checkpoint, self._head, self._config, self._ranks, self._notes = checkpoint, head, config, ranks, notes
-        self._precision = choose_precision(config.precision, ranks.device)
-        settings = [head, self._precision, config.quantization]
+        self._precision = choose_precision(config.precision, ranks.device.type == "cuda")
+        settings: list[str] = [head, self._precision, config.quantization]
         if special_marks(checkpoint.tokenizer):  # answers of before came without them, thoughts and all
             settings.append("with marks of reasoning")
         self._identity = answer_cache.identity(digests, settings)

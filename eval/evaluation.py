@@ -31,7 +31,7 @@ from eval.result import Evaluation, Fewer, ModelInfo, Result, Skipped, TaskResul
 from eval.subsample import choose, fewer
 from eval.tasks.find import find, is_file
 from zerotune.common.errors import UserError
-from zerotune.common.files import sha256_file
+from zerotune.common.files import sha256_files
 from zerotune.common.host_memory import keep_freed_memory
 from zerotune.common.version import code_state, own_version
 from zerotune.data.file_options import DEFAULT
@@ -39,9 +39,10 @@ from zerotune.data.files import BadRow, Row, expand
 from zerotune.data.hub import Hub, from_hub
 from zerotune.data.rows import load, local
 from zerotune.inference.answer_cache import Journal
-from zerotune.inference.checkpoint import Checkpoint, choose_precision, look
+from zerotune.inference.checkpoint import Checkpoint, look
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Answer, Generate, Generated, Request
+from zerotune.models.precision import choose_precision
 from zerotune.models.run_facts import origin_of
 
 # What numbers may depend on; not all need be installed.
@@ -329,7 +330,8 @@ def _data(task: Task[Any], config: Config) -> dict[str, str]:
     described = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
     source = None if files else task.source
     elsewhere = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
-    return elsewhere | {str(file): sha256_file(file) for file in [*expand(*files), *described]}
+    paths = [*expand(*files), *described]
+    return elsewhere | dict(zip(map(str, paths), sha256_files(paths), strict=True))
 
 
 def _result(
@@ -342,7 +344,7 @@ def _result(
     tasks: Sequence[TaskResult],
     code: Mapping[str, Any] | None,
 ) -> Result:
-    precision = choose_precision(config.precision, ranks.device)
+    precision = choose_precision(config.precision, ranks.device.type == "cuda")
     models = [
         ModelInfo(
             name=c.name,

@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from train.config import Config, SourceConfig
+from train.config import Config, SourceConfig, TuningConfig
 from train.config_ppo import RewardConfig
+from train.registry import own_keys
 
 # Keys that may change between a run and its resumption: they alter no number that training computes.
 FREE_KEYS = (
@@ -117,11 +118,10 @@ def _entry(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 def unused(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Beginnings of the keys that mean nothing to a run."""
     objective, tuning = values.get("objective", "causal_lm"), values.get("tuning.kind", "full")
+    sections = [name for name, value in vars(TuningConfig()).items() if dataclasses.is_dataclass(value)]
     is_used = {
-        "ppo.": objective == "ppo",
-        "head.": objective not in ("causal_lm", "ppo"),
-        "tuning.lora.": tuning == "lora",
-        "tuning.prompt.": tuning == "prompt",
+        **{f"{key}.": objective in objectives for key, objectives in own_keys().items()},
+        **{f"tuning.{name}.": tuning == name for name in sections},
         "tuning.double_quantization.": values.get("tuning.quantization") == "nf4",
         "data.streaming_window_rows.": bool(values.get("data.streaming")),
     }

@@ -242,7 +242,6 @@ COLUMNS = "set the columns of each source: data.train[0].columns: {our field: yo
 NO_PREFERENCES = (
     "not supported: DPO, KTO, ORPO. The objectives reward_model and ppo use preferences (for PPO see ppo.kl_weight)"
 )
-NO_TIMEOUT = "not needed: see run.hang_seconds"
 MODEL_TELLS = "not needed: it is read from the model's folder"
 
 # Their key -> why there is none here.

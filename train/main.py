@@ -55,11 +55,11 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.optimizer import build
     from train.engine.runtime import Runtime
     from train.models.answers import Recorder
-    from train.objectives import OBJECTIVES
+    from train.objectives import objective_class
     from train.session import describe, session
-    from train.tuning import TUNINGS, share_trained
+    from train.tuning import make_tuning, share_trained
 
-    kind = OBJECTIVES[config.objective]
+    kind = objective_class(config.objective)
     metric = kind.best_metric if config.validation.metric == "auto" else config.validation.metric
     if metric not in kind.lower_is_better:
         known = ", ".join(kind.lower_is_better)
@@ -72,9 +72,7 @@ def run(config: Config, stop: Stop) -> None:
     )
     with session(config, runtime, stop) as held:
         folder = held.folder
-        tuning = TUNINGS[config.tuning.kind](
-            config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type
-        )
+        tuning = make_tuning(config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type)
         say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
         say("loading the model")
@@ -82,10 +80,8 @@ def run(config: Config, stop: Stop) -> None:
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
-        in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
-        recorder = Recorder(
-            model, objective.tokenizer, objective.real_rows(), runtime.precision, runtime.device, in_front
-        )
+        rows, extra = objective.real_rows(), config.tuning.extra_positions
+        recorder = Recorder(model, objective.tokenizer, rows, runtime.precision, runtime.device, extra)
         checkpoints = held.afterwards.enter_context(
             Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder, held.require_folder)
         )

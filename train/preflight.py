@@ -46,11 +46,9 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
         yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
-    if config.objective == "ppo":
-        models = {f"ppo.reward[{index}].path": part.path for index, part in enumerate(config.ppo.reward)}
-        for key, name in {**models, "ppo.value_model": config.ppo.value_model}.items():
-            if name:
-                yield key, partial(_check_other, name, key)
+    for section in config.spec.keys:
+        for key, name in getattr(getattr(config, section, None), "models", {}).items():
+            yield key, partial(_check_other, name, key)
     yield "data.chat_template", partial(require_template, config.data.chat_template)
     for key, source in sources(config):
         yield key, partial(_check_source, source, key, config)
@@ -98,12 +96,12 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         return
     source = find(config, key)
     assert isinstance(source, FileSource)
-    problems = _look(source, asks=whole.objective == "ppo")
+    problems = _look(source, asks=whole.spec.asks)
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
         raise UserError(problems.listed(source.names)[0])  # one for all: the wrong encoding, delimiter or kind of file
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not (whole.objective == "ppo" and whole.ppo.task):  # there the task says what its rows hold
+    if not ("ppo" in whole.spec.keys and whole.ppo.task):  # there the task says what its rows hold
         check_columns(source, problems, "first ")
 
 

@@ -74,7 +74,7 @@ def test_links_resolve(page: Path) -> None:
     dead = [
         f"{file}#{anchor}"
         for file, anchor in links(page)
-        if not file.exists() or (anchor and anchor not in anchors(text_of(file)))
+        if not file.is_file() or (anchor and anchor not in anchors(text_of(file)))
     ]
     assert not dead
 
@@ -85,6 +85,13 @@ def test_prose_is_short_and_plain(page: Path) -> None:
     assert not [line for line in outside.splitlines() if len(line) > LONGEST and not line.startswith(NOT_PROSE)]
     prose = re.sub(r"\]\([^)]*\)", "]", without_code(outside))  # link targets keep their names
     assert not [(word, plain) for word, plain in PLAIN.items() if re.search(word, prose, re.IGNORECASE)]
+
+
+def test_every_decision_is_listed_and_short() -> None:
+    folder = ROOT / "docs" / "decisions"
+    notes = {page for page in folder.glob("*.md") if page.name != "README.md"}
+    assert notes == {file for file, _ in links(folder / "README.md")}
+    assert not [page.name for page in notes if len(text_of(page).splitlines()) > 40]
 
 
 def test_there_are_chinese_pages() -> None:

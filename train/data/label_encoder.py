@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from train.config import LEARNS_FROM
 from train.data.templates import ChatTemplate, whole
+from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.class_label import AmbiguousLabelError, class_number
 from zerotune.data.fields import RowError
@@ -41,7 +41,7 @@ class LabelSpec:
     asks: whether rows are asked, and the objective answers by itself: an answer of their own may be missing.
     """
 
-    formats: tuple[str, ...] = LEARNS_FROM["causal_lm"]
+    formats: tuple[str, ...] = OBJECTIVES["causal_lm"].formats
     labels_as: Literal["words", "classes", "values"] = "words"
     labels: tuple[str, ...] = ()
     sub_words: Literal["first", "all"] = "first"

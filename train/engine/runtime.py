@@ -13,7 +13,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -36,8 +36,8 @@ from train.failure.background import GlooGroup
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
+from zerotune.models.precision import DTYPES, Precision, choose_precision
 
-Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
 # Groups kept until the process ends, also when they were left. A gloo group joins its threads when it is freed. Freed
 # by the last DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank
@@ -54,18 +54,11 @@ def runs_on_gpu() -> bool:
     return torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU")
 
 
-def choose_precision(requested: str, gpu: bool) -> Precision:
-    """bf16 where the hardware multiplies it at full speed, else fp32 (fp16 on a GPU)."""
-    if requested in ("bf16", "fp16", "fp32"):
-        if requested == "fp16" and not gpu:
-            raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
-        return requested  # type: ignore[return-value]
-    if gpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    fast = (
-        getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    )
-    return "bf16" if fast else "fp32"
+def training_precision(requested: str, gpu: bool) -> Precision:
+    """As `choose_precision`. Raises UserError for fp16 on a CPU, which has no loss scaling."""
+    if requested == "fp16" and not gpu:
+        raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
+    return choose_precision(requested, gpu)
 
 
 def sharded_precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
@@ -110,7 +103,7 @@ class Runtime:
             raise UserError(
                 f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many"
             )
-        self.precision = choose_precision(precision, cuda)
+        self.precision = training_precision(precision, cuda)
         group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -147,7 +140,7 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         """What matrix products are computed in."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
+        return DTYPES[self.precision]
 
     @property
     def kind(self) -> str:

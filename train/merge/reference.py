@@ -15,13 +15,13 @@ from train.config import TuningConfig
 from train.merge.base import dequantized
 from train.merge.source import Source, new_parts
 from train.models.load import load_model, unquantized
-from train.tuning import TUNINGS
+from train.tuning import make_tuning
 from zerotune.common.errors import UserError
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:
     """The tuned model with the trained weights, without dropout; its base in `dtype` or quantised as in training."""
-    if source.tuning.kind == "full":
+    if source.tuning.spec.replaces_base:
         with no_init_weights():  # every weight is replaced
             model = source.model_class._from_config(copy.deepcopy(source.described), dtype=dtype)
         model.tie_weights()
@@ -32,7 +32,7 @@ def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -
 
 
 def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
-    tuning = TUNINGS[config.kind](config, source.config.run.seed, model=source.model, task=source.task)
+    tuning = make_tuning(config, source.config.run.seed, model=source.model, task=source.task)
     described = copy.deepcopy(source.described)
     rows = described.get_text_config().vocab_size
     described.get_text_config().vocab_size = source.base_rows

@@ -22,11 +22,11 @@ from train.models.load import head_parts
 from zerotune.common.errors import UserError
 from zerotune.models.digest import model_digest
 from zerotune.models.folder import read_config, resolve
+from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
 
 # peft's names for what a model is used for, by how transformers ends the names of its classes
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
-ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Source:
     @property
     def arithmetic(self) -> torch.dtype:
         """In which training computed, and stored what was neither trained nor quantised."""
-        return ARITHMETIC.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
+        return DTYPES.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
 
     @property
     def task(self) -> str:
@@ -125,7 +125,7 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")
-    if config.tuning.kind == "full":  # training may have found two matrices where the config asks for one
+    if config.tuning.spec.replaces_base:  # training may have found two matrices where the config asks for one
         described.tie_word_embeddings = described.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
     return Source(run, folder, step, config, described, rows or text_rows(described), trained, facts)
@@ -169,7 +169,7 @@ def _check_base(config: Config, facts: dict[str, Any]) -> int | None:
 
     After full fine-tuning nothing of the base is in the result, so there it may be gone: None.
     """
-    if config.tuning.kind == "full":
+    if config.tuning.spec.replaces_base:
         return None
     model = config.model
     try:

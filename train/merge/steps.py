@@ -37,12 +37,12 @@ from zerotune.common.errors import UserError
 from zerotune.data.own_template import default_template
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import read_config, read_json
+from zerotune.models.precision import DTYPES
 
 log = logging.getLogger(__name__)
 
 NOTABLE_KL = 0.1  # nats: from there on perplexities of both differ by about a tenth
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
 
 
@@ -91,7 +91,7 @@ class _Merge:
         ids_rt = batch(before, [], min(self.source.base_rows, len(before)), self._positions())
         expected_rtv, quantized = self._expected(ids_rt)
         base, model = self._base(quantized)
-        if self.source.tuning.kind == "prompt":
+        if self.source.tuning.extra_positions:
             self._extend_vocabulary(tokenizer)
         with draft_of(self.out, int(SPARE * self.parameters * self.weights.itemsize)) as draft:
             digests = self._write_weights(draft, base, model)
@@ -113,8 +113,7 @@ class _Merge:
     def _positions(self) -> int:
         """As many as the model has, up to the usual number."""
         longest = getattr(self.source.described.get_text_config(), "max_position_embeddings", None) or POSITIONS
-        before = self.source.tuning.prompt.virtual_tokens if self.source.tuning.kind == "prompt" else 0
-        return max(min(POSITIONS, longest - before), 1)
+        return max(min(POSITIONS, longest - self.source.tuning.extra_positions), 1)
 
     def _tokenizer(self) -> Any:
         """The run's, which has the chat template that was trained with."""
@@ -144,7 +143,7 @@ class _Merge:
         """Where the base's weights come from; and the model to write with, where files cannot be written one by one."""
         source = self.source
         skeleton = skeleton_of(source)
-        if source.tuning.kind == "full":
+        if source.tuning.spec.replaces_base:
             return None, trained_model(source, self.weights) if converts(skeleton) else None
         if source.model.init == "random":
             seed, options = source.config.run.seed, source.head_options
@@ -173,7 +172,7 @@ class _Merge:
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
         """Rows for the prompt's tokens, and an output layer of its own."""
-        ids = tuple(add_tokens(tokenizer, self.source.tuning.prompt.virtual_tokens))
+        ids = tuple(add_tokens(tokenizer, self.source.tuning.extra_positions))
         described = self.source.described
         described.get_text_config().vocab_size = max(text_rows(described), max(ids) + 1)
         described.tie_word_embeddings = False
@@ -241,7 +240,7 @@ class _Merge:
             recorded=recorded,
             divergence=self.divergence,
             quantized_base=self.settings.quantized_base if self.divergence else None,
-            dequantized_from=None if source.tuning.kind == "full" else quantization_method(source.base),
+            dequantized_from=None if source.tuning.spec.replaces_base else quantization_method(source.base),
             prompt_tokens=source.prompt_ids,
             prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
         )

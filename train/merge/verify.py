@@ -20,6 +20,7 @@ from train.merge.writer import digest
 from train.models.answers import Answers, batch
 from zerotune.common.errors import UserError
 from zerotune.models.folder import read_json, weight_files
+from zerotune.models.precision import DTYPES
 
 # Largest root mean square of the logits' differences, relative to their spread. Rounding the weights to these kinds was
 # seen to cost 3e-6, 3e-3 and 5e-2 at most (docs/merge.md); one wrong tensor costs about 1.
@@ -31,7 +32,6 @@ OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: their
 # Training must have moved the answers this far (in the same unit) before it is told from rounding how far they went.
 TOLD_FROM_ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
 WHOLE_WAY = (0.5, 1.5)  # 1 is right; 0 is an update that was lost, 2 one that was applied twice
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def check_recorded(
     found_rtk, expected_rtk, start_rtk = recorded.chosen(found_rtv), recorded.found_rtk, recorded.start_rtk
     if found_rtk.shape != expected_rtk.shape or not torch.isfinite(found_rtk).all():
         raise UserError(f"{what} gives answers of another shape than the trained model, or such that are not finite")
-    coarsest = max((*kinds, PRECISIONS[recorded.precision]), key=RECORDED.__getitem__)
+    coarsest = max((*kinds, DTYPES[recorded.precision]), key=RECORDED.__getitem__)
     relative = compare(expected_rtk, found_rtk).relative
     allowed = OTHER_BASE if other_base else RECORDED[coarsest]
     moved = share = None

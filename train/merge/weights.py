@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from train.merge.base import BaseWeights
-from train.merge.prompt import Extended
 from train.merge.source import Source
-from train.tuning import TUNINGS
+from train.registry import imported
+from train.tuning import make_tuning
 from train.tuning.lora import ADAPTER
 from zerotune.common.errors import UserError
 
@@ -20,7 +20,10 @@ PREFIX = "base_model.model."  # what peft puts before the names of the model's o
 
 
 class Merger(Protocol):
-    """How one kind of tuning becomes weights. used: the trained weights that have found their place."""
+    """How one kind of tuning becomes weights; made with (source, skeleton, base weights or None).
+
+    used: the trained weights that have found their place.
+    """
 
     used: set[str]
 
@@ -41,7 +44,8 @@ def skeleton_of(source: Source) -> Any:
 
 def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:
     """base: needed unless all weights were trained."""
-    return MERGERS[source.tuning.kind](source, skeleton, base)
+    made: Merger = imported(source.tuning.spec.merger)(source, skeleton, base)
+    return made
 
 
 def keeps_ties(merger: Merger, skeleton: Any) -> bool:
@@ -144,18 +148,11 @@ def _leaf(layer: Any) -> str:
     return str(getattr(layer, "parameter_name", "weight"))
 
 
-MERGERS: Mapping[str, Callable[[Source, Any, BaseWeights | None], Merger]] = {
-    "full": Full,
-    "lora": Adapter,
-    "prompt": Extended,
-}
-
-
 def _tuned(source: Source, skeleton: Any) -> Any:
     """Empty adapters in an empty model, by the same code that made them for training."""
     if len(skeleton.get_input_embeddings().weight) > source.base_rows:
         skeleton.resized_from_tokens = source.base_rows
     plain = dataclasses.replace(source.tuning, quantization="none")
-    tuning = TUNINGS[plain.kind](plain, source.config.run.seed, model=source.model, task=source.task)
+    tuning = make_tuning(plain, source.config.run.seed, model=source.model, task=source.task)
     tuned: nn.Module = tuning.apply(skeleton)
     return tuned

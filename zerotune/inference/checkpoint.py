@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from zerotune.common.errors import UserError
-from zerotune.common.files import sha256_file
+from zerotune.common.files import sha256_files
 from zerotune.data.own_template import default_template, own_template, tool_template
 from zerotune.inference.heads import SequenceClassifier, TokenClassifier
 from zerotune.inference.images import Images, load_images
@@ -42,6 +42,7 @@ from zerotune.models.dequantize import (
     require_no_packed,
     require_plain_numbers,
 )
+from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
 from zerotune.models.run_facts import day_of, facts_of
@@ -74,7 +75,6 @@ POSITIONS_BEHIND_PAD = (
     "xmod",
 )
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ class Checkpoint:
         }
         digests = {}
         for what, paths in files.items():
-            lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in paths)
+            found = zip(sha256_files(paths), paths, strict=True)
+            lines = "".join(f"{digest}  {path.name}\n" for digest, path in found)
             digests[what] = hashlib.sha256(lines.encode()).hexdigest()
         return digests | {"chat_template": _sha256(self.chat_template or "")}
 
@@ -178,7 +179,7 @@ class Checkpoint:
         """The weights in `precision`, or in fewer bits. Raises UserError where they are broken or incomplete."""
         kind, answering = LOADERS[head]
         reading: dict[str, Any] = {
-            "dtype": DTYPES[choose_precision(precision, device)],
+            "dtype": DTYPES[choose_precision(precision, device.type == "cuda")],
             "use_safetensors": True,
             "local_files_only": True,
             "trust_remote_code": False,
@@ -257,13 +258,3 @@ def end_ids(path: Path, config: Any) -> tuple[int, ...]:
 def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
     """Token ids as transformers' configurations hold them: one, several or none. Id 0 is a token."""
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
-
-
-def choose_precision(requested: str, device: torch.device) -> str:
-    """auto is bf16 where the hardware multiplies it at full speed, else fp32."""
-    if requested != "auto":
-        return requested
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return "bf16" if any(getattr(torch.cpu, check, bool)() for check in checks) else "fp32"

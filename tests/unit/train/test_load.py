@@ -263,7 +263,7 @@ def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(t
     from tests.support.ranks import Solo
     from train.config import Config, DataConfig, SourceConfig, TuningConfig
     from train.objectives.token_classification import TokenClassification
-    from train.tuning import TUNINGS
+    from train.tuning import make_tuning
 
     BertModel(BertConfig(**SMALL, max_position_embeddings=40)).save_pretrained(tmp_path)
     config = Config(
@@ -272,4 +272,4 @@ def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(t
         data=DataConfig(train=[SourceConfig("missing.iob2", "tagged")], max_length_tokens=33),
     )
     with pytest.raises(UserError, match=r"data\.max_length_tokens: 33 .* 32 positions .* besides the 8 of the prompt"):
-        TokenClassification(config, TUNINGS["prompt"](config.tuning, model=config.model), Solo())
+        TokenClassification(config, make_tuning(config.tuning, model=config.model), Solo())

@@ -16,9 +16,11 @@ from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode, Messages
 from zerotune.common.errors import UserError
 from zerotune.inference.budget import choose
-from zerotune.inference.checkpoint import DTYPES, look
+from zerotune.inference.checkpoint import look
+from zerotune.inference.heads import SequenceClassifier
 from zerotune.inference.requests import Classified, Classify
 from zerotune.models.folder import resolve
+from zerotune.models.precision import DTYPES
 
 
 class Judge:
@@ -57,7 +59,9 @@ class Judge:
         # An objective that learns values of sentences says so, and reads them as classes are read.
         self.is_reward_model = len(names) == 1 and checkpoint.config.problem_type != "regression"
         with _named(key), unsharded():  # every rank has its own
-            self.model = checkpoint.load("sequence", precision, "none", device)
+            model = checkpoint.load("sequence", precision, "none", device)
+        assert isinstance(model, SequenceClassifier)
+        self.model, model.refuses_nan = model, False
         self.budget = choose(0, checkpoint.config, DTYPES[precision], device)
         self.limit = checkpoint.context_tokens
         self.in_part = 0

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from train.data.document import IGNORED, Document
 from zerotune.data.conversations import Message
 
-Floats = NDArray[np.float64]
 Messages = tuple[Message, ...]
 
 
