@@ -31,7 +31,7 @@ from eval.result import Evaluation, Fewer, ModelInfo, Result, Skipped, TaskResul
 from eval.subsample import choose, fewer
 from eval.tasks.find import find, is_file
 from zerotune.common.errors import UserError
-from zerotune.common.files import sha256_file
+from zerotune.common.files import sha256_files
 from zerotune.common.host_memory import keep_freed_memory
 from zerotune.common.version import code_state, own_version
 from zerotune.data.file_options import DEFAULT
@@ -330,7 +330,8 @@ def _data(task: Task[Any], config: Config) -> dict[str, str]:
     described = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
     source = None if files else task.source
     elsewhere = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
-    return elsewhere | {str(file): sha256_file(file) for file in [*expand(*files), *described]}
+    paths = [*expand(*files), *described]
+    return elsewhere | dict(zip(map(str, paths), sha256_files(paths), strict=True))
 
 
 def _result(

@@ -108,7 +108,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
     orders = [
         {"at": UPDATE, "nth": 4, "do": "SIGINT"},
         {"at": "train.checkpoint.commit:_prepare", "nth": 2, "do": "SIGINT"},
-        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "do": "sleep 60"},
+        {"at": "train.checkpoint.commit:sync_tree", "nth": 2, "do": "sleep 60"},
     ]
     began = time.monotonic()
     code, output = start(

@@ -7,7 +7,6 @@ digests in a manifest, and only then renamed: a name without suffix therefore al
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from train.checkpoint import manifest
 from train.checkpoint.compatibility import Origin
 from train.protocols import Group
 from zerotune.common.errors import CannotWriteError
+from zerotune.common.files import free_bytes, lack_of_space, sync, sync_tree
 
 STATE = "state.json"
 SHARE = "manifest.rank-{:05d}.json"
@@ -86,7 +86,7 @@ def commit(
     with _together(ranks, final, temporary):
         write(temporary)
     with _together(ranks, final, temporary):
-        _sync_files(temporary)
+        sync_tree(temporary)  # by every rank: only the node that wrote a file can flush it
     with _together(ranks, final, temporary):
         _digest_share(temporary, ranks.index, ranks.count)
     with _together(ranks, final, temporary):
@@ -109,15 +109,14 @@ def set_aside(folder: Path) -> None:
 def _prepare(final: Path, temporary: Path, expected_bytes: int | None) -> None:
     parent = final.parent
     parent.mkdir(parents=True, exist_ok=True)
-    _sync(parent.parent)
+    sync(parent.parent)
     if temporary.exists():
         shutil.rmtree(temporary)
     if final.exists():
         set_aside(final)
     needed = int(SPARE * (_last_size(parent) if expected_bytes is None else expected_bytes))
-    disk = shutil.disk_usage(parent)
-    if disk.total and disk.free < needed:  # some network file systems know of no size
-        raise CannotWriteError(f"about {needed:,} bytes are needed and {disk.free:,} are free")
+    if lack := lack_of_space(parent, needed):
+        raise CannotWriteError(lack)
     temporary.mkdir()
 
 
@@ -126,25 +125,6 @@ def _last_size(parent: Path) -> int:
         with contextlib.suppress(ValueError):
             return sum(entry["bytes"] for entry in manifest.read(folder_of(parent, step))["files"].values())
     return 0
-
-
-def _sync_files(folder: Path) -> None:
-    """Make everything below `folder` durable. Every rank does, since only the node that wrote a file can flush it."""
-    for name in manifest.files(folder):
-        _sync(folder / name)
-    for inner, _, _ in os.walk(folder):
-        _sync(Path(inner))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, for folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _digest_share(folder: Path, index: int, count: int) -> None:
@@ -170,7 +150,7 @@ def _write_manifest(folder: Path, step: int, state: Mapping[str, Any], origin: O
         if listed.get(name, {}).get("bytes") != info.st_size:
             listed[name] = {"bytes": info.st_size, "sha256": manifest.sha256(folder / name)}
     _write_json(folder / manifest.NAME, manifest.build(origin, step, dict(sorted(listed.items()))))
-    _sync(folder)
+    sync(folder)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -182,7 +162,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 @contextlib.contextmanager
@@ -196,7 +176,7 @@ def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
     failed = gather(ranks, 0.0 if failure is None else 2.0 if _cannot_write(failure) else 1.0)
     if not any(failed):
         return
-    free = shutil.disk_usage(_existing(final)).free
+    free = free_bytes(final)
     if ranks.index == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     ranks.barrier()
@@ -216,7 +196,3 @@ def _cannot_write(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

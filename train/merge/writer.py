@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,13 +106,3 @@ class ModelWriter:
         """Write."""
         self.model.tie_weights()
         self.model.save_pretrained(self.folder, max_shard_size=SHARD_BYTES)
-
-
-def make_durable(folder: Path) -> None:
-    """Onto the disk before a rename makes it valid."""
-    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from zerotune.common.errors import UserError
-from zerotune.common.files import sha256_file
+from zerotune.common.files import sha256_files
 from zerotune.data.own_template import default_template, own_template, tool_template
 from zerotune.inference.heads import SequenceClassifier, TokenClassifier
 from zerotune.inference.images import Images, load_images
@@ -146,7 +146,8 @@ class Checkpoint:
         }
         digests = {}
         for what, paths in files.items():
-            lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in paths)
+            found = zip(sha256_files(paths), paths, strict=True)
+            lines = "".join(f"{digest}  {path.name}\n" for digest, path in found)
             digests[what] = hashlib.sha256(lines.encode()).hexdigest()
         return digests | {"chat_template": _sha256(self.chat_template or "")}
 
