@@ -213,7 +213,7 @@ def test_a_wrong_path_is_told_without_torch_and_leaves_nothing(tmp_path: Path, m
     [
         (["none", "out"], "none: there is no such folder; give a run folder or one of its checkpoints"),
         (["full", "out"], "full: neither a run folder (no config.yaml) nor one of its checkpoints (no state.json)"),
-        (["run", "full"], "full: is there already and is not an earlier merge; name another folder, or remove it"),
+        (["run", "full"], "full: exists already and is not an earlier merge; choose another folder, or remove it"),
     ],
 )
 def test_a_merge_looks_at_its_folders_before_torch_is_imported(tmp_path: Path, words: list[str], said: str) -> None:
