@@ -5,7 +5,7 @@ a row belongs to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -82,8 +82,10 @@ def local(*paths: str, options: FileOptions = DEFAULT) -> Iterator[Row | BadRow]
     chosen = RowFilter(options.filter)
     for file in expand(*paths):
         for row in read(file, 0, options):
-            if isinstance(row, BadRow) or chosen.takes(row.value):
+            if isinstance(row, BadRow):
                 yield row
+            elif chosen.takes(row.value):
+                yield replace(row, value=options.renamed(row.value)) if options.columns else row
     chosen.require_rows()
 
 
