@@ -1,13 +1,19 @@
-"""The order of the documentation's site (`make docs`) has every page."""
+"""The documentation's site has every page, what pages name exists, docstrings and searches are understood."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import inspect
+import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,3 +113,67 @@ def test_members_of_the_api_reference_exist() -> None:
     assert not [
         f"{module}.{name}" for module, names in directives for name in names if name and not exists(f"{module}.{name}")
     ]
+
+
+def module_of_the_site(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/site/{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TEXTS = [
+    "The token cache, 第一次训练 (LoRA).",
+    "数据 格式",
+    "一",
+    "exact_match 和 GRPO2",
+    "Größe, модель, モデル, 한국어",
+    "",
+]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+def test_a_query_is_cut_as_the_pages_are() -> None:
+    code = (ROOT / "docs/site/split_query.js").read_text(encoding="utf-8")
+    show = f"console.log(JSON.stringify({json.dumps(TEXTS)}.map(splitQuery)))"
+    found = subprocess.run(["node", "-e", code + show], capture_output=True, text=True, check=True, timeout=60).stdout
+    search_terms = module_of_the_site("search_terms").search_terms
+    assert json.loads(found) == [search_terms(text) for text in TEXTS]
+
+
+def test_chinese_is_found_by_pairs_of_characters() -> None:
+    search_terms = module_of_the_site("search_terms").search_terms
+    assert search_terms("训练 LoRA 模型吗") == ["LoRA", "训练", "模型", "型吗"]
+
+
+def documented(first: int, second: str = "") -> None:
+    """Something with `code_` and 2 * 3.
+
+    first: one thing: a number.
+    second: another
+        thing. first, second: both.
+    """
+
+
+def test_docstrings_become_fields() -> None:
+    lines = str(inspect.getdoc(documented)).splitlines()
+    module_of_the_site("docstrings").rewrite(None, "function", "documented", documented, None, lines)
+    assert lines == [
+        r"Something with `code_` and 2 \* 3.",
+        "",
+        ":param first: one thing: a number.",
+        ":param second: another thing.",
+        ":param first: both.",
+        ":param second: both.",
+        "",
+    ]
+
+
+def test_signatures_are_python() -> None:
+    shown = module_of_the_site("docstrings").readable
+    given = "(a: int = 1, b: list = <factory>, c: Callable = <function Spec.<lambda>>, d: type = <class 'float'>)"
+    wanted = "(a: int = 1, b: list = ..., c: Callable = ..., d: type = float)"
+    assert shown(None, "class", "Spec", None, None, given, None) == (wanted, None)
+    assert shown(None, "class", "Protocol", None, None, "(*args, **kwargs)", None) == ("", None)
