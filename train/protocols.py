@@ -6,6 +6,7 @@ Shape suffixes: b rows of a micro-batch, t positions.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -179,15 +180,18 @@ class Objective(Rollouts, Protocol):
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 
     @property
+    @abstractmethod
     def plan(self) -> Plan:
         """The arithmetic of the run. A stream that ends before the planned steps replaces it with its last step."""
         ...
 
     @property
+    @abstractmethod
     def metadata(self) -> Mapping[str, Any]:
         """What run.json and the checkpoints record: digests of data, model and chat template, counts of rows so far."""
         ...
 
+    @abstractmethod
     def load_model(self) -> nn.Module:
         """The model before tuning and sharding."""
         ...
@@ -196,16 +200,19 @@ class Objective(Rollouts, Protocol):
         """The tuned model with what the objective trains beside it, before sharding."""
         return model
 
+    @abstractmethod
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
         """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank. Ends with
         the step that `plan` says is the last.
         """
         ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Differentiable sum of each term over the batch; never a mean."""
         ...
 
+    @abstractmethod
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Held-out metrics; sums and counts joined over ranks, then divided once."""
         ...
