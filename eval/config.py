@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,6 +20,7 @@ from eval.foreign_words import about
 from eval.protocols import Task
 from eval.tasks import TASKS, samples
 from eval.tasks.find import find
+from zerotune import shipped
 from zerotune.common import options
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
@@ -29,14 +31,21 @@ from zerotune.data.file_options import FileOptions
 
 # Options that may be given several times, and what they take.
 REPEATABLE = {"model": "FOLDER", "data": "[TASK=]FILE", "training_data": "FILE", "filter": "COLUMN=VALUE"}
-USAGE = "accelerate launch eval/main.py --model CHECKPOINT --tasks NAME[,NAME ...] [--data FILE] [--config FILE] ..."
-TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
+USAGE = """\
+accelerate launch eval/main.py --model CHECKPOINT --tasks NAME[,NAME ...]
+       [--data FILE] [--config FILE] ..."""
+NAMES_WIDTH = max(map(len, TASKS)) + 4
+TASK_LINES = [
+    textwrap.fill(task.about, 80, initial_indent=f"  {name:<{NAMES_WIDTH - 2}}", subsequent_indent=" " * NAMES_WIDTH)
+    for name, task in TASKS.items()
+]
 EPILOG = f"""\
 tasks:
-{TASK_LINES}
+{chr(10).join(TASK_LINES)}
 
 For example, before and after a training run:
-  accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged --tasks perplexity,qa --data held_out.jsonl
+  accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged \\
+      --tasks perplexity,qa --data held_out.jsonl
 """
 
 
@@ -230,7 +239,7 @@ def _read(text: str) -> Located:
     file = read_yaml(path)
     if not isinstance(file.value, dict):
         raise UserError(f"{path}:1: a configuration is a mapping of options to values")
-    return file
+    return Located(shipped.with_examples(file.value, path), file.places)
 
 
 def _told(fault: Fault, places: Mapping[str, str]) -> str:

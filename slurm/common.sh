@@ -146,10 +146,11 @@ accelerate_config() {
     printf '%s' "$file"
 }
 
-# One launcher on each node: launch CONFIG SCRIPT ARGUMENTS...
+# One launcher on each node: launch CONFIG SCRIPT ARGUMENTS... In a folder of `zerotune init`, the installed script.
 launch() {
-    local config=$1 head address several=()
-    shift
+    local config=$1 script=("$2") head address several=()
+    [ -f "$2" ] || script=(--module "$(dirname "$2").main")
+    shift 2
     if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
         head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
         address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # a node name may not resolve
@@ -160,7 +161,7 @@ launch() {
     # No --wait limit: the first rank may still be merging long after the others have ended.
     on_every_node --label --kill-on-bad-exit=1 --wait=0 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" \
         bash slurm/node.sh --config_file "$config" --num_processes "$RANKS" --num_machines "$SLURM_JOB_NUM_NODES" \
-        "${several[@]}" "$@"
+        "${several[@]}" "${script[@]}" "$@"
 }
 
 # Sets CODE to the exit code of the background process $1. `wait` also returns after a trap, which sets INTERRUPTED.

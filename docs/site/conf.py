@@ -5,7 +5,6 @@ The source folder is the repository's root, so that a link means the same here a
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "site")]
 
 from docstrings import readable, rewrite  # noqa: E402
+from search_terms import search_terms  # noqa: E402
 
 project = "ZeroTune"
 author = "the ZeroTune authors"
@@ -64,22 +64,17 @@ html_sidebars = {
     ]
 }
 
-CHINESE = re.compile("[\u3400-\u9fff]+")
-
 
 class SearchBoth(SearchEnglish):
-    """English words by their stem, and Chinese by pairs of characters: it has no spaces to cut at."""
+    """English words by their stem, and Chinese."""
 
     lang = "en-zh"
     language_name = "English"  # of the stemmer in JavaScript
     js_splitter_code = (Path(__file__).parent / "split_query.js").read_text(encoding="utf-8")
 
     def split(self, input: str) -> list[str]:
-        """The terms of a text; split_query.js finds the same ones in a query."""
-        terms = super().split(CHINESE.sub(" ", input))
-        for run in CHINESE.findall(input):
-            terms += [run] if len(run) == 1 else [run[k : k + 2] for k in range(len(run) - 1)]
-        return terms
+        """The terms of a text."""
+        return search_terms(input)
 
 
 def other_language(page: str, pages: set[str]) -> tuple[str, str] | None:

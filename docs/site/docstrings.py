@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sphinx.application import Sphinx
-
 CODE = re.compile(r"(`[^`]*`)")
 
 
@@ -56,14 +54,14 @@ def as_fields(paragraph: list[str], kinds: dict[str, str]) -> list[str]:
     return fields
 
 
-def rewrite(app: Sphinx, what: str, name: str, documented: Any, options: Any, lines: list[str]) -> None:
+def rewrite(app: Any, what: str, name: str, documented: Any, options: Any, lines: list[str]) -> None:
     """For the event autodoc-process-docstring."""
     kinds = known_names(documented)
     lines[:] = [line for paragraph in paragraphs(lines) for line in (*as_fields(paragraph, kinds), "")]
 
 
 def readable(
-    app: Sphinx, what: str, name: str, documented: Any, options: Any, signature: str | None, returns: str | None
+    app: Any, what: str, name: str, documented: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
     """For the event autodoc-process-signature: defaults as one would write them."""
     if signature == "(*args, **kwargs)":  # of a protocol, which nobody calls

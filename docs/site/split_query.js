@@ -1,4 +1,4 @@
-// The terms of a query, as `SearchBoth.split` in conf.py finds them in a page.
+// The terms of a query, as search_terms.py finds them in a page.
 var splitQuery = (query) => {
   const isChinese = /[\u3400-\u9fff]+/gu;
   const terms = query

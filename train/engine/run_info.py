@@ -15,6 +15,7 @@ import torch
 
 from zerotune.common.files import write_atomically
 from zerotune.common.masking import mask_all
+from zerotune.common.sentinel import LAUNCHERS
 from zerotune.common.version import code_state
 
 _PACKAGES = (
@@ -28,7 +29,7 @@ _PACKAGES = (
     "safetensors",
     "flash-attn",
 )
-LAUNCHERS = ("accelerate", "torchrun", "deepspeed")
+AS_TYPED = {"accelerate.commands.launch": ["accelerate", "launch"], "torch.distributed.run": ["torchrun"]}
 
 
 def write(run_folder: Path, **facts: Any) -> None:
@@ -68,7 +69,8 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 def command() -> list[str]:
     """What started this run: its own arguments, or those of the launcher that started this process with them."""
-    own = [Path(sys.executable).name, *sys.argv]
+    installed = Path(sys.argv[0]).name == "zerotune"  # the console script
+    own = ["zerotune", *sys.argv[1:]] if installed else [Path(sys.executable).name, *sys.argv]
     try:
         above = psutil.Process().parent()
         parts = above.cmdline() if above else []
@@ -77,7 +79,7 @@ def command() -> list[str]:
     launcher = next((place for place, part in enumerate(parts) if Path(part).name in LAUNCHERS), None)
     if launcher is None or parts[len(parts) - len(sys.argv[1:]) :] != sys.argv[1:]:
         return own
-    return [Path(parts[launcher]).name, *parts[launcher + 1 :]]
+    return [*AS_TYPED.get(parts[launcher], [Path(parts[launcher]).name]), *parts[launcher + 1 :]]
 
 
 def now() -> str:

@@ -14,10 +14,12 @@ from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
 from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
+PROG = "python -m train.merge"
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Merge, print the report, and return the exit code."""
-    given = parser().parse_args(arguments)
+    given = parser(prog).parse_args(arguments)
     hide_secrets()
     settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
@@ -37,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line."""
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
-    made = argparse.ArgumentParser(prog="python -m train.merge", description=about)
+    made = argparse.ArgumentParser(prog=prog, description=about)
     add = made.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
     add("out", type=Path, metavar="OUT", help="the folder to make; an earlier merge there is replaced")

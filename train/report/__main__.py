@@ -17,10 +17,12 @@ from zerotune.common.files import write_atomically
 from zerotune.common.masking import hide_secrets, printable
 from zerotune.common.process_exit import die_quietly_of_ctrl_c
 
+PROG = "python -m train.report"
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit code: 0, or that of the UserError whose message is printed."""
-    given = parser().parse_args(arguments)
+    given = parser(prog).parse_args(arguments)
     hide_secrets()
     try:
         if len(given.runs) > 1 or given.out:
@@ -46,9 +48,9 @@ def _compare(folders: Sequence[Path], out: Path | None) -> Path | None:
     return out
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
+    made = argparse.ArgumentParser(prog=prog, description=__doc__)
     made.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/demo, or several")
     made.add_argument("--out", type=Path, metavar="FILE", help="write the table of several runs as Markdown too")
     return made

@@ -16,7 +16,7 @@ from train.fingerprint import DEFAULTS, FREE_KEYS, unused
 from train.report import words
 from train.report.run import Run, read_run
 from zerotune.common.errors import UserError
-from zerotune.common.markdown import table
+from zerotune.common.markdown import bold, table
 from zerotune.common.masking import mask_all, printable
 
 WIDTH = 80
@@ -50,15 +50,11 @@ def markdown(runs: Sequence[Run]) -> str:
     """The comparison as one Markdown table; best values are bold."""
     first, *rest = columns(runs)
     heads = [column.head for column in (first, *rest)]
-    body = table(heads, _rows([first, *rest]), right=[column.head for column in rest if column.is_number])
-    lines = body.splitlines()
-    for place in range(len(runs)):
-        cells = lines[2 + place].strip("| ").split(" | ")
-        shown = [
-            f"**{cell}**" if place in column.best else cell for cell, column in zip(cells, (first, *rest), strict=True)
-        ]
-        lines[2 + place] = f"| {' | '.join(shown)} |"
-    return printable("\n".join(lines) + "\n")
+    rows = [
+        [bold(column.cells[place]) if place in column.best else column.cells[place] for column in (first, *rest)]
+        for place in range(len(runs))
+    ]
+    return printable(table(heads, rows, right=[column.head for column in rest if column.is_number]) + "\n")
 
 
 def print_comparison(runs: Sequence[Run], console: Console | None = None) -> None:
@@ -157,10 +153,6 @@ def _best(values: Sequence[float | None], lower_is_better: bool | None) -> froze
         return frozenset()
     best = min(known) if lower_is_better else max(known)
     return frozenset(place for place, value in enumerate(values) if value == best)
-
-
-def _rows(shown: Sequence[Column]) -> list[list[str]]:
-    return [list(row) for row in zip(*(column.cells for column in shown), strict=True)]
 
 
 def _fitting(first: Column, rest: Sequence[Column], width: int) -> Iterator[list[Column]]:

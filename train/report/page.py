@@ -7,7 +7,7 @@ from pathlib import Path
 from train.report import figures, words
 from train.report.run import Run, read_run
 from zerotune.common.files import write_atomically
-from zerotune.common.markdown import cell, table
+from zerotune.common.markdown import bold, table
 from zerotune.common.masking import mask, printable
 
 _CELL_CHARACTERS = 800
@@ -40,17 +40,21 @@ def _before_and_after(run: Run) -> str:
     changes = run.changes()
     if not changes:
         return ""
-    step = run.handed_over_step
-    head = f"| on held-out rows | before | after (step {step}) | change | at the end (step {run.last_step}) |"
+    numbers = ["before", f"after (step {run.handed_over_step})", "change", f"at the end (step {run.last_step})"]
     rows = [
-        f"| {words.title(c.name)} | {words.number(c.before, c.scale)} | **{words.number(c.chosen, c.scale)}** "
-        f"| {words.difference(c)} | {words.number(c.last, c.scale)} |"
+        [
+            words.title(c.name),
+            words.number(c.before, c.scale),
+            bold(words.number(c.chosen, c.scale)),
+            words.difference(c),
+            words.number(c.last, c.scale),
+        ]
         for c in changes
     ]
     note = f"*after* is {words.handed_over(run)}."
     if run.setting("tuning.quantization") not in (None, "none"):
         note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
-    return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", note])
+    return f"{table(['on held-out rows', *numbers], rows, right=numbers)}\n\n{note}"
 
 
 def _over_epochs(run: Run) -> str:
@@ -59,26 +63,21 @@ def _over_epochs(run: Run) -> str:
         return ""
     share = words.trained_share(run)
     note = f"\\* {words.handed_over(run)}{'; ' * bool(share)}{share}."
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    marked = [line.replace(" * |", " \\* |") for line in table]
-    return "\n".join(["## Over epochs", "", f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|", *marked, "", note])
+    return f"## Over epochs\n\n{table(heads, rows, right=heads)}\n\n{note}"
 
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
-    return "\n".join(
-        [f"## {heading}", "", "| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in rows)]
-    )
+    return f"## {heading}\n\n{table(('', ''), [(name, _shortened(printable(text))) for name, text in rows])}"
 
 
 def _samples(run: Run) -> str:
     heads, rows = words.samples(run)
     if not rows:
         return ""
-    shown = [[words.shortened(words.readable(text), _CELL_CHARACTERS) for text in row] for row in rows]
-    return f"## Samples\n\n{table(heads, shown, right=('reward',))}"
+    return f"## Samples\n\n{table(heads, [[_shortened(text) for text in row] for row in rows], right=('reward',))}"
 
 
-def _cell(text: str) -> str:
-    return cell(words.shortened(words.readable(printable(text)), _CELL_CHARACTERS))
+def _shortened(text: str) -> str:
+    return words.shortened(words.readable(text), _CELL_CHARACTERS)
