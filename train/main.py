@@ -12,7 +12,7 @@ sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "
 
 from zerotune.common.process_exit import die_quietly_of_ctrl_c, leave, let_the_first_speak
 
-die_quietly_of_ctrl_c()  # what follows takes a while
+die_quietly_of_ctrl_c()  # before the imports, which take a while
 
 from train.config import Config
 from train.failure.report_error import report_error
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def checked(arguments: list[str]) -> Config:
-    """The recipe, its files looked at; says what is going to happen. Nothing heavy is imported for it."""
+    """Parse the recipe and check its files, without heavy imports; then print what will happen."""
     try:
         config = parse(arguments)
         from train.preflight import check_inputs, sources
@@ -43,9 +43,9 @@ def checked(arguments: list[str]) -> Config:
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Build, resume, fit, report.
+    """Build, resume, train, merge, report.
 
-    What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
+    The imports here take seconds: `--help` and an error in the recipe must not wait for them.
     """
     from train.checkpoint.manager import Checkpoints
     from train.engine import run_info
@@ -109,14 +109,14 @@ def run(config: Config, stop: Stop) -> None:
                 log.info("finished after step %d: %s", outcome.step, outcome.reason)
             runtime.close()
             if runtime.main:
-                run_info.write(folder, **objective.metadata, ended=outcome.reason)  # a stream knows its facts only now
+                run_info.write(folder, **objective.metadata, ended=outcome.reason)  # streaming knows its facts only now
             if runtime.main and outcome.state == "finished":
-                outcome = held.hand_over(config, outcome)
+                outcome = held.merge_and_report(config, outcome)
             held.finish(outcome)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole program; returns the exit code (docs/resume.md)."""
+    """Run the trainer; returns the exit code (docs/resume.md)."""
     hide_secrets()
     with Stop() as stop:
         try:

@@ -1,4 +1,4 @@
-"""What can be known of a run's inputs before torch is imported: a wrong path shall not cost a minute to be told."""
+"""Checks a run's inputs before torch is imported: a wrong path must be reported within a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST_ROWS, FIRST_FILES = 100, 8
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError with everything wrong with the model's folder, the data's files and their first rows."""
+    """Raise UserError with all problems of the model's folder, the data's files and their first rows."""
     found = list(_problems(config))
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
@@ -40,7 +40,7 @@ def _problems(config: Config) -> Iterator[str]:
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The key that each is about, and the check."""
+    """Pairs of recipe key and check."""
     yield "model.path", partial(_check_model, config)
     if config.tuning.quantization != "none":
         yield "tuning.quantization", partial(_check_quantization, config)
@@ -56,7 +56,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
-    """Each source with the key that it stands under."""
+    """Pairs of recipe key and source."""
     for name, listed in (("train", config.data.train), ("validation", config.data.validation)):
         for index, source in enumerate(listed):
             yield f"data.{name}[{index}]", source
@@ -98,7 +98,7 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
     assert isinstance(source, FileSource)
     problems = _look(source, asks=whole.spec.asks)
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
-        raise UserError(problems.listed(source.names)[0])  # one for all: the wrong encoding, delimiter or kind of file
+        raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or kind of file
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
     if not ("ppo" in whole.spec.keys and whole.ppo.task):  # there the task says what its rows hold
@@ -106,7 +106,7 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
 
 
 def _look(source: FileSource, asks: bool) -> Problems:
-    """What the first rows of the first files lack."""
+    """Problems of the first rows of the first files. asks: whether rows are prompts without answers."""
     problems = Problems()
     form, columns = FORMATS[source.config.format], source.config.columns
     for number, file in enumerate(source.files[:FIRST_FILES]):

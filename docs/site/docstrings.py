@@ -66,5 +66,6 @@ def readable(
     """For the event autodoc-process-signature: defaults as one would write them."""
     if signature == "(*args, **kwargs)":  # of a protocol, which nobody calls
         return "", returns
-    shown = re.sub(r"<class '([\w.]+)'>", r"\1", (signature or "").replace("<factory>", "..."))
+    shown = re.sub(r"<class '([\w.]+)'>", r"\1", signature or "")
+    shown = re.sub(r"<(?:factory|function [\w.<>]+)>", "...", shown)
     return shown or signature, returns

@@ -129,7 +129,7 @@ def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplac
     words = [workplace.folder / "recipe.yaml", *workplace.arguments(run)]
     job = cluster.submit("--gpus-per-node=2", "slurm/job.sh", "--accelerate", config, *words)
     assert cluster.wait(job) == ["FAILED"]
-    assert cluster.log(job).count("2 processes were launched but each believes to be one of 1") == 1
+    assert cluster.log(job).count("2 processes were launched, but this one belongs to a group of 1") == 1
     assert not (run / "checkpoints").exists()
 
 

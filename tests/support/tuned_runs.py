@@ -129,7 +129,7 @@ def add_checkpoint(
     """One checkpoint of the model as it is; with its answers, unless it is one of before there were any."""
 
     def write(draft: Path) -> None:
-        replicated_state.write({replicated_state.MODEL: replicated_state.learned(tuned)}, draft)
+        replicated_state.write({replicated_state.MODEL: replicated_state.trained_state(tuned)}, draft)
         (draft / "tuning").mkdir()
         make_tuning(config.tuning, 3, model=config.model).save({}, tuned, draft / "tuning")
         if recorder is not None:

@@ -169,3 +169,11 @@ def test_docstrings_become_fields() -> None:
         ":param second: both.",
         "",
     ]
+
+
+def test_signatures_are_python() -> None:
+    shown = module_of_the_site("docstrings").readable
+    given = "(a: int = 1, b: list = <factory>, c: Callable = <function Spec.<lambda>>, d: type = <class 'float'>)"
+    wanted = "(a: int = 1, b: list = ..., c: Callable = ..., d: type = float)"
+    assert shown(None, "class", "Spec", None, None, given, None) == (wanted, None)
+    assert shown(None, "class", "Protocol", None, None, "(*args, **kwargs)", None) == ("", None)

@@ -24,8 +24,8 @@ from zerotune.common.files import free_bytes, lack_of_space, sync, sync_tree
 
 STATE = "state.json"
 SHARE = "manifest.rank-{:05d}.json"
-SPARE = 1.05  # free space asked for, as a multiple of what the checkpoint is expected to take
-# What libraries that write through C++ say instead of raising OSError.
+SPARE = 1.05  # required free space, as a multiple of the expected size of the checkpoint
+# Messages of libraries that write through C++ and do not raise OSError.
 FULL = re.compile(
     r"No space left|File too large|quota exceeded|Read-only file system|os error \d+|inline_container\.cc"
 )
@@ -34,18 +34,18 @@ log = logging.getLogger(__name__)
 
 
 def folder_of(parent: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is, or would be."""
+    """The folder of the checkpoint of `step`, which need not exist."""
     return parent / f"step-{step:06d}"
 
 
 def steps(parent: Path) -> list[int]:
-    """The steps with a finished checkpoint, rising; by name, since clocks and modification times may jump."""
+    """The steps with a finished checkpoint, in rising order; by folder name, since modification times may jump."""
     found = [re.fullmatch(r"step-([0-9]{6,})", name) for name in names_in(parent)]
     return sorted(int(match[1]) for match in found if match and folder_of(parent, int(match[1])).name == match[0])
 
 
 def names_in(folder: Path) -> list[str]:
-    """What is in a folder, links included; nothing where it does not exist."""
+    """Names of all entries of a folder, links included; empty if it does not exist."""
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
@@ -55,7 +55,7 @@ def gather(ranks: Group, value: float) -> list[float]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `commit` was given as `state`."""
+    """The `state` that was passed to `commit`."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
 
@@ -69,27 +69,27 @@ def commit(
     ranks: Group,
     expected_bytes: int | None = None,
 ) -> Path:
-    """Write one checkpoint; called by all ranks together. Returns its folder once it is durable.
+    """Write one checkpoint and return its folder once it is durable. A collective.
 
-    write: puts this rank's files into the folder it is given. state: JSON, read back by `read_state`.
-    expected_bytes: what it will take; by default as much as the last checkpoint.
-    A checkpoint of this step that is there already is returned as it is. Raises CannotWriteError on every rank if any
-    rank cannot write; the unfinished folder is removed and earlier checkpoints are untouched.
+    write: writes this rank's files into the given folder. state: JSON, read back by `read_state`.
+    expected_bytes: size of the whole checkpoint; by default that of the last one.
+    If a checkpoint of this step exists already, it is kept and returned. Raises CannotWriteError on every rank if any
+    rank cannot write; the unfinished folder is then removed, and earlier checkpoints are untouched.
     """
     final = folder_of(parent, step)
     temporary = final.with_name(final.name + ".tmp")
     if ranks.sum([float(ranks.index == 0 and manifest.verify(final, "size") is None)])[0]:
         return final
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         if ranks.index == 0:
             _prepare(final, temporary, expected_bytes)
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         write(temporary)
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         sync_tree(temporary)  # by every rank: only the node that wrote a file can flush it
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         _digest_share(temporary, ranks.index, ranks.count)
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         if ranks.index == 0:
             _write_manifest(temporary, step, state, origin, ranks.count)
             _publish(temporary, final)
@@ -97,7 +97,7 @@ def commit(
 
 
 def set_aside(folder: Path) -> None:
-    """Keep a damaged checkpoint as corrupt-..., numbered where that name is taken."""
+    """Rename a damaged checkpoint to `corrupt-...`, with a number if that name is taken."""
     target, number = folder.with_name(f"corrupt-{folder.name}"), 1
     while target.exists():
         number += 1
@@ -131,13 +131,13 @@ def _digest_share(folder: Path, index: int, count: int) -> None:
     sizes = {
         name: info.st_size for name, info in manifest.files(folder).items() if not name.startswith("manifest.rank-")
     }
-    mine = manifest.shared_out(sizes, index, count)
+    mine = manifest.files_of_rank(sizes, index, count)
     listed = {name: {"bytes": sizes[name], "sha256": manifest.sha256(folder / name)} for name in mine}
     _write_json(folder / SHARE.format(index), listed)
 
 
 def _write_manifest(folder: Path, step: int, state: Mapping[str, Any], origin: Origin, count: int) -> None:
-    """Join what the ranks hashed. Files written below us that nobody saw (stale network caches) are hashed here."""
+    """Join the digests of all ranks. Files that no rank saw (stale network caches) are hashed here."""
     listed: dict[str, Any] = {}
     for index in range(count):
         share = folder / SHARE.format(index)
@@ -166,8 +166,8 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
-    """One stage of a commit: either every rank gets through it, or every rank raises and the stage leaves nothing."""
+def _stage(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
+    """One stage of a commit: it succeeds on every rank, or every rank raises and the unfinished folder is removed."""
     failure: Exception | None = None
     try:
         yield
@@ -185,7 +185,7 @@ def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
     if 2.0 in failed:
         raise CannotWriteError(
             f"Cannot write the checkpoint {final}: {reason}. {free:,} bytes are free there. Earlier checkpoints are "
-            f"untouched; make room and start the same command again to continue from the newest."
+            f"untouched; free some space and run the same command again to resume from the newest."
         ) from failure
     raise failure or RuntimeError(f"rank {first} failed while writing the checkpoint {final}; its message says why")
 

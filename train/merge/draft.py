@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: written under another name, checked there, renamed when it is good."""
+"""Writes a folder completely or not at all: under another name, checked there, then renamed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from zerotune.common.errors import CannotWriteError
 from zerotune.common.files import free_bytes, lack_of_space, sync, sync_tree
 
-# Names that nobody else gives: what a killed merge left under them is removed without asking.
+# Suffixes that only a merge uses: leftovers of a killed merge with these suffixes are removed.
 DRAFT, FORMER = ".merging", ".replaced"
 
 
 @contextlib.contextmanager
 def draft_of(out: Path, expected_bytes: int) -> Iterator[Path]:
-    """A new folder beside `out`, which takes its place if the block ends well and is removed if not.
+    """A new folder beside `out`, which replaces it if the block succeeds and is removed if not.
 
-    What a killed merge left is removed first. Raises CannotWriteError, naming the path and the free bytes.
+    Leftovers of a killed merge are removed first. Raises CannotWriteError, naming the path and the free bytes.
     """
     draft, former = out.with_name(out.name + DRAFT), out.with_name(out.name + FORMER)
     try:
@@ -32,7 +32,7 @@ def draft_of(out: Path, expected_bytes: int) -> Iterator[Path]:
         _replace(draft, out, former)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) or "os error" in str(error).lower():  # safetensors wraps what the system says
+        if isinstance(error, OSError) or "os error" in str(error).lower():  # safetensors wraps system errors
             raise CannotWriteError(f"{out}: cannot be written ({error}); {free_bytes(out):,} bytes are free") from error
         raise
 

@@ -1,6 +1,6 @@
-"""`python -m train.report RUN`: write RUN/report.md and its figures anew, and print the table.
+"""`python -m train.report RUN`: write RUN/report.md and its figures again, and print the table.
 
-With several runs: one table of what differs in their recipes and what came of it.
+With several runs: one table of the differences between their recipes, and of their results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROG = "python -m train.report"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit code: 0, or that of the UserError whose message is printed."""
+    """Write and print the report. Returns the exit code."""
     given = parser(prog).parse_args(arguments)
     hide_secrets()
     try:

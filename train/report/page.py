@@ -1,4 +1,4 @@
-"""report.md: the answer first, then the curves, what it cost, samples, and how to repeat it."""
+"""report.md: results, curves, costs, samples, and how to reproduce the run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _EPOCH_ROWS = 50
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write RUN/report.md and RUN/report/*.png from what the run wrote. Returns report.md.
+    """Write RUN/report.md and RUN/report/*.png from the files of the run. Returns the path of report.md.
 
-    Raises UserError where `run_folder` is no run folder, CannotWriteError where the disk is full.
+    Raises UserError if `run_folder` is not a run folder, CannotWriteError if the disk is full.
     """
     run = read_run(run_folder)
     drawn = figures.draw(run, run_folder / "report")
@@ -29,7 +29,7 @@ def write_report(run_folder: Path) -> Path:
         "\n\n".join(f"![{caption}](report/{path.name})" for caption, path in drawn),
         _table("The run", words.facts(run)),
         _samples(run),
-        _table("To repeat it", words.provenance(run)),
+        _table("Reproduction", words.provenance(run)),
     ]
     path = run_folder / "report.md"
     write_atomically(path, mask("\n\n".join(part for part in parts if part) + "\n"))
@@ -40,7 +40,7 @@ def _before_and_after(run: Run) -> str:
     changes = run.changes()
     if not changes:
         return ""
-    numbers = ["before", f"after (step {run.handed_over_step})", "change", f"at the end (step {run.last_step})"]
+    numbers = ["before", f"after (step {run.merge_step})", "change", f"at the end (step {run.last_step})"]
     rows = [
         [
             words.title(c.name),
@@ -51,9 +51,9 @@ def _before_and_after(run: Run) -> str:
         ]
         for c in changes
     ]
-    note = f"*after* is {words.handed_over(run)}."
+    note = f"*after* is {words.merge_choice(run)}."
     if run.setting("tuning.quantization") not in (None, "none"):
-        note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
+        note += " All numbers are of the quantised model; *Checked* compares the merged model with it."
     return f"{table(['on held-out rows', *numbers], rows, right=numbers)}\n\n{note}"
 
 
@@ -62,7 +62,7 @@ def _over_epochs(run: Run) -> str:
     if not rows:
         return ""
     share = words.trained_share(run)
-    note = f"\\* {words.handed_over(run)}{'; ' * bool(share)}{share}."
+    note = f"\\* {words.merge_choice(run)}{'; ' * bool(share)}{share}."
     return f"## Over epochs\n\n{table(heads, rows, right=heads)}\n\n{note}"
 
 

@@ -50,13 +50,13 @@ def test_these_tests_see_no_gpu():
 def test_more_ranks_than_gpus(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="process 1 of this machine has no GPU: there are 1"):
+    with pytest.raises(UserError, match="process 1 of this machine has no GPU: start at most 1"):
         Runtime("bf16", 1.0)
 
 
 def test_fewer_ranks_than_the_batch_script_asked_for(monkeypatch):
     monkeypatch.setenv("ZEROTUNE_RANKS", "4")
-    with pytest.raises(UserError, match="4 processes were launched but each believes to be one of 1"):
+    with pytest.raises(UserError, match="4 processes were launched, but this one belongs to a group of 1"):
         Runtime("fp32", 1.0)
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(EvaluationError, match="4 processes were asked for, but the launcher started 1"):
