@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight moves."""
+"""Full fine-tuning: every weight is trained."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Full:
             )
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
-        """None."""
+        """No options."""
         return {}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The same model, all of it trained."""
+        """The same model with all parameters trained."""
         return model.requires_grad_(True)
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
-        """The model's config."""
+        """Write the model's config."""
         write_description(model, folder)

@@ -81,7 +81,7 @@ def test_no_gold_tag_of_a_long_sentence_is_lost_and_none_is_learned_twice(tmp_pa
     golds = [gold for window in range(len(corpus.train)) for _, gold in marked(corpus, window)]
     assert golds == row["tags"]
     assert len({corpus.train.where(window) for window in range(len(corpus.train))}) == 1
-    assert any("sentence goes on in further rows" in line for line in corpus.lines)
+    assert any("sentence continues in further rows" in line for line in corpus.lines)
 
 
 def test_sentences_that_share_a_line_are_sentences_of_their_own(tmp_path: Path) -> None:
