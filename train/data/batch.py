@@ -185,7 +185,7 @@ def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batc
         targets=targets_bt,
         counts={"loss": float(sum(document.learned for document in documents))},
         tokens=0 if empty else sum(len(document.ids_t) for document in documents),
-        slots=targets_bt.numel(),
+        positions=targets_bt.numel(),
         row_ids=tuple(rows.row_id(i) for i in group),
     )
 
@@ -248,12 +248,12 @@ def rank_batches(rows: Rows, step_n: Indices, shape: Shape, rank: int, ranks: in
 
 def padding_share(lengths_n: NDArray[np.int32], steps: Sequence[Indices], shape: Shape, ranks: int) -> float:
     """Share of computed positions that are padding, over `steps`; fillers count as padding."""
-    tokens = slots = 0
+    tokens = positions = 0
     for step_n in steps:
         for group in micro_batches(step_n, lengths_n, shape, ranks):
             lengths = [int(lengths_n[i]) for i in group] or [0]
             tokens += sum(lengths)
-            slots += (
+            positions += (
                 sum(lengths) if shape.packed and group else len(lengths) * (max(lengths) or int(lengths_n[step_n[0]]))
             )
-    return 1.0 - tokens / slots if slots else 0.0
+    return 1.0 - tokens / positions if positions else 0.0

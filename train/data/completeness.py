@@ -31,12 +31,12 @@ _shapes: dict[Any, Shape | None] = {}
 class Shape:
     """How a template renders conversations with the same parts.
 
-    problem: an error of the template; empty if it writes everything. untold: turns whose reasoning it omits.
+    problem: an error of the template; empty if it writes everything. unwritten: turns whose reasoning it omits.
     writes_tools: whether it writes the tools.
     """
 
     problem: str = ""
-    untold: frozenset[int] = frozenset()
+    unwritten: frozenset[int] = frozenset()
     writes_tools: bool = True
 
 
@@ -70,12 +70,12 @@ def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None) ->
     found: dict[str, list[int]] = {}
     for match in MARKED.finditer(text):
         found.setdefault(match[0], []).append(match.start())
-    problems, untold, reached = [], set(), 0
+    problems, unwritten, reached = [], set(), 0
     for index, message in enumerate(marked):
         for mark, what in _marks(index, message):
             places = found.get(mark, [])
             if not places and mark.startswith("zqr"):
-                untold.add(index)
+                unwritten.add(index)
                 continue
             place = places[0] if places else -1
             problems.append(
@@ -83,7 +83,7 @@ def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None) ->
             )
             reached = reached if message["role"] == "system" or not mark.startswith(IN_ORDER) else max(reached, place)
     problem = next(filter(None, problems), "")
-    return Shape(problem, frozenset(untold), not tools or "zqt0q" in found)
+    return Shape(problem, frozenset(unwritten), not tools or "zqt0q" in found)
 
 
 def _problem(
@@ -95,7 +95,7 @@ def _problem(
     if len(places) > 1 and what != CALLED:  # a result may begin with the name of its tool
         return f"writes {what} in message {index} more than once"
     if role != "system" and places[0] < reached:
-        return f"writes {what} in message {index} before what is said earlier"
+        return f"writes {what} in message {index} before an earlier part"
     if role == "assistant" and spans is not None and not any(start <= places[0] < end for start, end in spans):
         return f"does not mark {what} in message {index} as learned"
     return ""
@@ -106,9 +106,9 @@ def _marked(index: int, message: Message) -> Message:
     role, content = message["role"], message["content"]
     marked = {key: value for key, value in message.items() if key not in ("reasoning_content", "tool_calls")}
     is_parts = not isinstance(content, str)
-    said = content[0]["text"] if is_parts else content
-    word = f"zqc{index}q" if said else ""
-    if role == "assistant" and "</think>" in said:
+    text = content[0]["text"] if is_parts else content
+    word = f"zqc{index}q" if text else ""
+    if role == "assistant" and "</think>" in text:
         word = with_thought(f"zqr{index}q", word)
     marked["content"] = [{"type": "text", "text": word}] if is_parts else word
     if message.get("reasoning_content"):
@@ -174,14 +174,14 @@ def checked(
         raise RowError(f"the chat template {shape.problem}")
     reached = 0
     for index, (message, (start, end)) in enumerate(zip(messages, _places(text, spans, messages), strict=True)):
-        if index in shape.untold:
+        if index in shape.unwritten:
             if index == len(messages) - 1:
                 raise RowError(f"the chat template leaves out the reasoning in message {index}")
             left.add(NO_THOUGHTS)
         if message["role"] == "system":  # some templates write it with the last user message
-            _find(text, _said(message), 0, len(text), f"what the system says in message {index}")
+            _find(text, _text_of(message), 0, len(text), f"what the system says in message {index}")
         else:
-            reached = _found(text, message, index, (max(start, reached), end), index in shape.untold)
+            reached = _found(text, message, index, (max(start, reached), end), index in shape.unwritten)
     if tools and shape.writes_tools:
         for tool in tools:
             _find(text, str(tool.get("function", tool).get("name", "")), 0, len(text), "the name of a tool")
@@ -207,18 +207,18 @@ def _places(text: str, spans: Sequence[Span], messages: Sequence[Message]) -> li
     return places
 
 
-def _said(message: Message) -> str:
+def _text_of(message: Message) -> str:
     content = message["content"]
     return str(content if isinstance(content, str) else content[0]["text"])
 
 
-def _found(text: str, message: Message, index: int, place: Span, is_untold: bool) -> int:
+def _found(text: str, message: Message, index: int, place: Span, is_unwritten: bool) -> int:
     """The end of the message's last part in the text. Raises RowError if a part is not in its place."""
     start, end = place
-    content, thought = _said(message), message.get("reasoning_content", "")
+    content, thought = _text_of(message), message.get("reasoning_content", "")
     if message["role"] == "assistant" and "</think>" in content and not thought:
         thought, content = without_thought(content)
-    if thought and not is_untold:
+    if thought and not is_unwritten:
         _find(text, thought, start, end, f"the reasoning in message {index}")
     if content:
         start = _find(text, content, start, end, f"what the {message['role']} says in message {index}")

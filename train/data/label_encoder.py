@@ -33,12 +33,12 @@ SHOWN_LABELS = 20
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """What an objective reads in its rows.
+    """How an objective reads rows.
 
-    formats: those that it can learn from. labels_as: words that a language model writes, classes, or values.
-    labels: the names of the classes by their numbers; without any they are as they come.
-    sub_words: which tokens of a word its class is learned at.
-    asks: whether rows are asked, and the objective answers by itself: an answer of their own may be missing.
+    formats: row formats that it learns from. labels_as: words that a language model writes, classes, or values.
+    labels: the names of the classes by their numbers; without any, labels are used as they are.
+    sub_words: the tokens of a word at which its class is learned.
+    asks: whether rows are prompts that the model answers in training; their own answer may be missing.
     """
 
     formats: tuple[str, ...] = OBJECTIVES["causal_lm"].formats
@@ -49,7 +49,7 @@ class LabelSpec:
 
     @property
     def has_gold(self) -> bool:
-        """Whether rows have gold answers, not only tokens to be predicted."""
+        """Whether rows have labels, not only tokens to predict."""
         return self.labels_as != "words"
 
     @property
@@ -123,11 +123,11 @@ class LabelEncoder:
         if not (isinstance(row.label, str) or self.label_spec.labels):
             raise RowError("label is a number: a language model needs the label's words; give them with head.labels")
         label = self._class(row.label)
-        asked = label_prompt(row.sentences)
+        prompt = label_prompt(row.sentences)
         start = [] if self.settings.bos is None else [self.settings.bos]
         end = [] if self.settings.eos is None else [self.settings.eos]
-        before = len(start) + len(self._plain(asked.rstrip()))
-        ids = [*start, *self._plain(asked + label), *end]
+        before = len(start) + len(self._plain(prompt.rstrip()))
+        ids = [*start, *self._plain(prompt + label), *end]
         if len(ids) > self.settings.max_length:
             raise RowError(
                 f"nothing left to learn after truncation: {len(ids)} tokens, the label is the last of them, and "

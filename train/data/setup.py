@@ -78,9 +78,9 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
         has_unknown = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
-    talks = any(source.format not in SILENT for source in sources)
+    uses_template = any(source.format not in SILENT for source in sources)
     day = day or date.today()
-    template = resolve(config.chat_template, tokenizer, day) if talks else None
+    template = resolve(config.chat_template, tokenizer, day) if uses_template else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None

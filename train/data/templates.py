@@ -284,23 +284,23 @@ def _end_of_prompt(
     inference, apart from earlier turns).
     """
     try:
-        asked = _render(template, before, tools, prompt=True)[0]
-        if text.startswith(asked):
-            return len(asked), True
+        prompt = _render(template, before, tools, prompt=True)[0]
+        if text.startswith(prompt):
+            return len(prompt), True
         history = _render(template, before, tools, served=True)[0]
     except RowError:  # not possible at inference, but TRL's template can render it
         return 0, True
     # Earlier turns are rendered differently; the generation prompt is the part after them.
-    cue = asked[len(commonprefix([asked, history])) :]  # noqa: RUF071 - characters are meant
-    end = _end_of(cue, text, start)
-    return (end, True) if end else (_end_of(OPENED_THOUGHTS.sub("", cue), text, start), not cue)
+    opening = prompt[len(commonprefix([prompt, history])) :]  # noqa: RUF071 - characters are meant
+    end = _end_of(opening, text, start)
+    return (end, True) if end else (_end_of(OPENED_THOUGHTS.sub("", opening), text, start), not opening)
 
 
-def _end_of(cue: str, text: str, start: int) -> int:
-    """The end of `cue`, if it begins at `start` or overlaps it from before; else 0."""
-    for before in range(min(len(cue), start), -1, -1):
-        if cue and text.startswith(cue, start - before):
-            return start - before + len(cue)
+def _end_of(opening: str, text: str, start: int) -> int:
+    """The end of `opening`, if it begins at `start` or overlaps it from before; else 0."""
+    for before in range(min(len(opening), start), -1, -1):
+        if opening and text.startswith(opening, start - before):
+            return start - before + len(opening)
     return 0
 
 
