@@ -103,9 +103,7 @@ class Group(Protocol):
         """Element-wise sum over all ranks, in float64."""
         ...
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        ...
+    def barrier(self) -> None: ...
 
 
 class Ranks(Group, Protocol):

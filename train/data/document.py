@@ -37,7 +37,6 @@ class Document:
         return int(has_target(self.targets_t).sum())
 
     def without_targets(self) -> Document:
-        """The same tokens without targets."""
         return replace(self, targets_t=np.full_like(self.targets_t, nothing(self.targets_t)))
 
 

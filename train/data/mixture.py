@@ -73,5 +73,4 @@ def marks_to_json(marks: Sequence[Mark]) -> list[list[object]]:
 
 
 def marks_from_json(values: Sequence[Sequence[object]]) -> list[Mark]:
-    """The inverse of `marks_to_json`."""
     return [replace(Mark(), turn=turn, place=Place(*place), given=given) for turn, place, given in values]  # type: ignore[arg-type,misc]

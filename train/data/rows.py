@@ -75,7 +75,6 @@ class Problems:
     columns: list[str] = field(default_factory=list)  # of the first such rows
 
     def add(self, file: int, bad: BadRow) -> None:
-        """Add a row."""
         self.count += 1
         self.kinds[bad.reason.split(":")[0]] += 1
         if len(self.first) < SHOWN_BAD_ROWS:
@@ -92,13 +91,11 @@ class Problems:
         return [str(replace(bad, file=names[file])) for file, bad in self.first]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, for a manifest."""
         first = [(file, bad.line, bad.reason, bad.number) for file, bad in self.first]
         return {"rows": self.rows, "count": self.count, "kinds": dict(self.kinds), "first": first}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Problems:
-        """The inverse of `to_json`."""
         first = [(int(file), BadRow("", *entry)) for file, *entry in value["first"]]
         return cls(value["rows"], value["count"], Counter(value["kinds"]), first)
 

@@ -26,8 +26,6 @@ class Steps(Protocol):
 
 
 class FixedSteps:
-    """Steps over a fixed data set."""
-
     def __init__(
         self, rows: Rows, weights: Sequence[float], shape: Shape, seed: int, duration: DurationConfig, ranks: Ranks
     ) -> None:

@@ -53,12 +53,10 @@ class Joined:
         return rows, int(chosen_n[index - self.starts[part]])
 
     def documents(self, index: int) -> list[Document]:
-        """The documents of a row."""
         rows, row = self._find(index)
         return rows.documents(row)
 
     def row_id(self, index: int) -> str:
-        """`file:line` of a row."""
         rows, row = self._find(index)
         return rows.row_id(row)
 

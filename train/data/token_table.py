@@ -61,7 +61,6 @@ class TableWriter:
         self.rows = self.tokens = self.learned = 0
 
     def append(self, chunk: Chunk) -> None:
-        """Add the rows of one chunk."""
         if chunk.labels:
             numbers = np.array([self.labels.setdefault(name, len(self.labels)) for name in chunk.labels], np.float64)
             chunk.gold_g = numbers[chunk.gold_g.astype(np.int64)]

@@ -180,8 +180,6 @@ def _left_out(example: Example) -> set[str]:
 
 
 class Encoder:
-    """Encodes rows as chunks."""
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.tokenizer = _tokenizer(settings.tokenizer)

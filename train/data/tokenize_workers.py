@@ -42,7 +42,6 @@ class Facts:
     asked_otherwise: int = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Count one more chunk."""
         for file, bad in chunk.bad:
             self.problems.add(file, bad)
         self.problems.rows += chunk.rows
@@ -57,14 +56,12 @@ class Facts:
         self.asked_otherwise += chunk.asked_otherwise
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, for a manifest."""
         counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose, "left_out": dict(self.left_out)}
         problems, ends = self.problems.to_json(), sorted(self.ends)
         return {"problems": problems, **counts, "ends": ends, "asked_otherwise": self.asked_otherwise}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
-        """The inverse of `to_json`."""
         problems, left_out = Problems.from_json(value["problems"]), Counter(value["left_out"])
         ends, asked_otherwise = set(value["ends"]), value["asked_otherwise"]
         counts = value["cut"], value["endless"], value["loose"]

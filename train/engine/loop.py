@@ -41,8 +41,6 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
-
     state: Literal["finished", "preempted"]
     step: int
     reason: str

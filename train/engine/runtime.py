@@ -158,7 +158,6 @@ class Runtime:
         return [float(x) for x in joined.tolist()]
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
         self.accelerator.wait_for_everyone()
 
     def second_group(self) -> GlooGroup:

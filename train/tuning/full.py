@@ -15,8 +15,6 @@ from zerotune.common.errors import UserError
 
 
 class Full:
-    """All weights are trained."""
-
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:
@@ -26,7 +24,6 @@ class Full:
             )
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
-        """No options."""
         return {}
 
     def apply(self, model: nn.Module) -> nn.Module:

@@ -32,7 +32,6 @@ class Prompt:
         self.config, self.seed, self.model, self.task = config.prompt, seed, model, task
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
-        """No options."""
         return {}
 
     def apply(self, model: nn.Module) -> nn.Module:
