@@ -48,7 +48,7 @@ class LabelSpec:
     asks: bool = False
 
     @property
-    def has_gold(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether rows have labels, not only tokens to predict."""
         return self.labels_as != "words"
 
@@ -62,11 +62,11 @@ TO_PREDICT = LabelSpec()  # of a language model
 
 
 class LabelledWindow(NamedTuple):
-    """ids_t: tokens. label_mask_t: FIRST or FURTHER at label positions, else 0. gold: the label of each position."""
+    """ids_t: tokens. label_mask_t: FIRST or FURTHER at label positions, else 0. values: the label of each position."""
 
     ids_t: NDArray[np.int32]
     label_mask_t: NDArray[np.uint8]
-    gold: tuple[str | float, ...]
+    values: tuple[str | float, ...]
 
 
 class LabelledExample(NamedTuple):
@@ -146,9 +146,9 @@ class LabelEncoder:
             raise RowError("nothing to learn: the tokenizer makes nothing of this text")
         label_mask_t = np.zeros(len(ids_t), np.uint8)
         label_mask_t[-1] = FIRST
-        gold = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
+        value = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
         second = encoding.type_ids.index(1) if self.settings.numbers_pairs and 1 in encoding.type_ids else 0
-        return LabelledExample([LabelledWindow(ids_t, label_mask_t, (gold,))], bool(encoding.overflowing), second)
+        return LabelledExample([LabelledWindow(ids_t, label_mask_t, (value,))], bool(encoding.overflowing), second)
 
     def _tagged(self, row: Tagged) -> LabelledExample:
         """The words; overlapping windows if they exceed the limit. Each word's class is learned in one window."""

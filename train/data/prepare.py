@@ -14,7 +14,7 @@ from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
 from train.data.stream_dataset import StreamingCorpus, stream
-from train.data.token_cache import load
+from train.data.token_cache import load_parts
 from train.data.token_dataset import Encoded, LabelledDataset, Part
 from train.protocols import Ranks
 from zerotune.common.errors import UserError
@@ -58,10 +58,10 @@ def prepare(
         UserError: Bad rows, no rows, unknown files, an unusable template: one message, on every rank.
     """
     setup = set_up(config, tokenizer, label_spec, day)
-    train, train_lines = load(setup.train, config, seed, ranks)
+    train, train_lines = load_parts(setup.train, config, seed, ranks)
     lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
-    held, held_lines = load(setup.validation, config, seed, ranks)
+    held, held_lines = load_parts(setup.validation, config, seed, ranks)
     lines += held_lines
     if not held and config.validation_fraction:
         train, held = split(train, config.validation_fraction, seed)
@@ -76,7 +76,7 @@ def prepare(
     weights = ",".join(str(source.weight) for source in config.train)
     form = (
         partial(LabelledDataset, label_spec=label_spec, labels=_labels(train, label_spec))
-        if label_spec.has_gold
+        if label_spec.has_labels
         else Encoded
     )
     train_rows, held_rows = form(train), form(held) if held else None

@@ -19,7 +19,7 @@ from train.data.rank_sync import share, together
 from train.data.rows import bad_rows_error
 from train.data.setup import Setup, Spec, set_up
 from train.data.sources import NumberedRow, Source, find
-from train.data.token_cache import encode_table, entry_key, load, notes
+from train.data.token_cache import encode_table, entry_key, load_parts, notes
 from train.data.token_dataset import Encoded, Part
 from train.data.token_table import TokenTable, cache_root, folder_of, is_whole
 from train.data.tokenize import Encoder
@@ -208,7 +208,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
 
     description = share(ranks, together(ranks, describe if ranks.index == 0 else None) or "")
     content, bound, names, ends = json.loads(description)
-    held, lines = load(setup.validation, config, seed, ranks)
+    held, lines = load_parts(setup.validation, config, seed, ranks)
     validation = Encoded(held) if held else None
     digest = hashlib.sha256(f"{bound} {validation.digest if validation else ''} {setup.template_hash}".encode())
     streamed = [

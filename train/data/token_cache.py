@@ -18,7 +18,7 @@ from train.data.setup import Spec
 from train.data.sources import NumberedRow, Source, find, options_of
 from train.data.token_dataset import Part
 from train.data.token_table import TableWriter, TokenTable, cache_root, folder_of, is_whole, manifest, obtain
-from train.data.tokenize_workers import Facts, Workers, build
+from train.data.tokenize_workers import Facts, Workers, write_table
 from train.protocols import Ranks
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
@@ -37,7 +37,7 @@ class Entry:
     is_new: bool
 
 
-def load(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Ranks) -> tuple[list[Part], list[str]]:
+def load_parts(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Ranks) -> tuple[list[Part], list[str]]:
     """(a part for each source, lines for the user). Each source is tokenised at most once per file system.
 
     Raises:
@@ -108,7 +108,7 @@ def encode_table(
     found: list[Facts] = []
 
     def fill(writer: TableWriter) -> dict[str, Any] | None:
-        facts = build(rows, settings, workers, writer, strict, source if with_bar else None)
+        facts = write_table(rows, settings, workers, writer, strict, source if with_bar else None)
         check_columns(source, facts.problems)
         found.append(facts)
         return None if strict and facts.problems.count else facts.to_json()

@@ -125,20 +125,21 @@ class LabelledDataset(Encoded):
             if np.isnan(known).any():
                 _refuse_unknown(part, known, self.labels)
 
-    def gold(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    def label_values(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """(FIRST or FURTHER, label) of each label position of a row: class numbers, or values."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         part, place = self._find(row)
-        gold_g = part.table.gold(place)
+        values_g = part.table.label_values(place)
         label_mask_t = part.table.tokens(place)[1]
-        return label_mask_t[label_mask_t != 0], self.numbers[number][gold_g.astype(np.int64)] if self.labels else gold_g
+        known_g = self.numbers[number][values_g.astype(np.int64)] if self.labels else values_g
+        return label_mask_t[label_mask_t != 0], known_g
 
     def documents(self, row: int) -> list[Document]:
         """The row's tokens, with labels as targets at the label positions."""
         part, place = self._find(row)
         ids_t, label_mask_t = part.table.tokens(place)
         targets_t = np.full(len(ids_t), np.nan)
-        targets_t[label_mask_t != 0] = self.gold(row)[1]
+        targets_t[label_mask_t != 0] = self.label_values(row)[1]
         second = int(self.second_n[row])
         if not self.label_spec.is_of_pairs:
             return [Document(ids_t, targets_t, second)]
@@ -156,7 +157,7 @@ def _refuse_unknown(part: Part, known: NDArray[np.float64], labels: Sequence[str
     """Raise UserError for the first row of the part whose label is not in `labels`."""
     for row in range(len(part)):
         place = part.where(row)
-        for number in part.table.gold(place).astype(np.int64):
+        for number in part.table.label_values(place).astype(np.int64):
             if np.isnan(known[number]):
                 raise UserError(
                     f"{part.place(place)}: label {part.table.manifest['labels'][number]!r} is in no row of the "

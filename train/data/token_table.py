@@ -63,7 +63,7 @@ class TableWriter:
     def append(self, chunk: Chunk) -> None:
         if chunk.labels:
             numbers = np.array([self.labels.setdefault(name, len(self.labels)) for name in chunk.labels], np.float64)
-            chunk.gold_g = numbers[chunk.gold_g.astype(np.int64)]
+            chunk.values_g = numbers[chunk.values_g.astype(np.int64)]
         self.waiting.append(chunk)
         rows = sum(len(c.lengths_n) for c in self.waiting)
         if rows >= ROWS_AT_ONCE or sum(len(c.ids_k) for c in self.waiting) >= TOKENS_AT_ONCE:
@@ -76,17 +76,17 @@ class TableWriter:
         ids_k = np.concatenate([c.ids_k for c in chunks])
         learned_k = np.concatenate([c.learned_k for c in chunks])
         lengths_n = np.concatenate([c.lengths_n for c in chunks])
-        gold_g = np.concatenate([c.gold_g for c in chunks])
-        golds_n = np.concatenate([c.golds_n for c in chunks])
+        values_g = np.concatenate([c.values_g for c in chunks])
+        values_n = np.concatenate([c.values_n for c in chunks])
         offsets = np.concatenate([[0], np.cumsum(lengths_n, dtype=np.int64)])
-        gold_offsets = np.concatenate([[0], np.cumsum(golds_n, dtype=np.int64)])
+        value_offsets = np.concatenate([[0], np.cumsum(values_n, dtype=np.int64)])
         learned_n = np.add.reduceat(learned_k != 0, offsets[:-1], dtype=np.int32)
-        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n, gold_g, golds_n), strict=True):
+        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n, values_g, values_n), strict=True):
             digest.update(array.tobytes())
         plain = [pa.array(np.concatenate([getattr(c, name) for c in chunks])) for name in COLUMNS]
         lists = [
             pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
-            for ends, values in ((offsets, ids_k), (offsets, learned_k), (gold_offsets, gold_g))
+            for ends, values in ((offsets, ids_k), (offsets, learned_k), (value_offsets, values_g))
         ]
         self.writer.write_batch(pa.record_batch([*lists, *plain, pa.array(learned_n)], schema=SCHEMA))
         self.rows += len(lengths_n)
@@ -121,7 +121,7 @@ class TokenTable:
         self.batches: Sequence[Any] = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self.starts_b = np.cumsum([0, *(len(batch) for batch in self.batches)], dtype=np.int64)
         self.lists = [(_list(batch, "ids"), _list(batch, "learned")[1]) for batch in self.batches]
-        self.golds = [_list(batch, "gold") for batch in self.batches]
+        self.label_lists = [_list(batch, "gold") for batch in self.batches]
 
     def __len__(self) -> int:
         return int(self.starts_b[-1])
@@ -141,11 +141,11 @@ class TokenTable:
         start, end = int(offsets[row]), int(offsets[row + 1])
         return ids_k[start:end], learned_k[start:end]
 
-    def gold(self, index: int) -> NDArray[np.float64]:
+    def label_values(self, index: int) -> NDArray[np.float64]:
         """The labels at the label positions of row `index`; empty for a language model."""
         batch, row = self._find(index)
-        offsets, gold_g = self.golds[batch]
-        return gold_g[int(offsets[row]) : int(offsets[row + 1])]
+        offsets, values_g = self.label_lists[batch]
+        return values_g[int(offsets[row]) : int(offsets[row + 1])]
 
     def _find(self, index: int) -> tuple[int, int]:
         batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1

@@ -96,8 +96,8 @@ class Chunk:
     rows: number of rows that were read. bad: rows that cannot be used, with the number of their file; `unreadable` of
     them failed before tokenisation, `missing` of these lack a field, and the first of these have these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
-    gold_g, golds_n: concatenated labels of the rows' label positions, and their number per row; indices into `labels`,
-    if there are any. second_n: where a row's second sentence begins (0: there is none).
+    values_g, values_n: labels of all label positions, and their number per row; indices into `labels`, if there are
+    any. second_n: where a row's second sentence begins (0: there is none).
     loose: entities that begin with I- or E-. left_out: parts of usable rows that are not used, and in how many rows.
     ends: special tokens at the end of answers and texts.
     asked_otherwise: rows whose last answer follows another prompt than at inference.
@@ -112,8 +112,8 @@ class Chunk:
     number_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     full_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     prompt_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    gold_g: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
-    golds_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    values_g: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    values_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     second_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     labels: list[str] = field(default_factory=list)
     rows: int = 0
@@ -136,7 +136,7 @@ class _Piece:
     position: int
     ids_t: NDArray[np.int32]
     learned_t: NDArray[np.uint8]
-    gold: tuple[str | float, ...] = ()
+    values: tuple[str | float, ...] = ()
     second: int = 0
 
 
@@ -342,8 +342,8 @@ class Encoder:
                 out.ends.add(self.settings.eos)
             out.loose += example.loose if isinstance(example, Tagged) else 0
             out.left_out.update(labelled.left_out)
-            for ids_t, label_mask_t, gold in labelled.windows:
-                yield _Piece(position, ids_t, label_mask_t, gold, labelled.second)
+            for ids_t, label_mask_t, values in labelled.windows:
+                yield _Piece(position, ids_t, label_mask_t, values, labelled.second)
 
 
 def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
@@ -408,11 +408,11 @@ def _filled(out: Chunk, usable: Sequence[Usable], pieces: Sequence[_Piece]) -> C
     out.full_n = np.array([hashes[piece.position][0] for piece in pieces], np.uint64)
     out.prompt_n = np.array([hashes[piece.position][1] for piece in pieces], np.uint64)
     out.second_n = np.array([piece.second for piece in pieces], np.int32)
-    out.golds_n = np.array([len(piece.gold) for piece in pieces], np.int32)
-    gold = [value for piece in pieces for value in piece.gold]
-    out.labels = list(dict.fromkeys(value for value in gold if isinstance(value, str)))
+    out.values_n = np.array([len(piece.values) for piece in pieces], np.int32)
+    values = [value for piece in pieces for value in piece.values]
+    out.labels = list(dict.fromkeys(value for value in values if isinstance(value, str)))
     numbers = {name: float(number) for number, name in enumerate(out.labels)}
-    out.gold_g = np.array([numbers[value] if isinstance(value, str) else value for value in gold], np.float64)
+    out.values_g = np.array([numbers[value] if isinstance(value, str) else value for value in values], np.float64)
     return out
 
 

@@ -191,7 +191,7 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 1
 
 
-def build(
+def write_table(
     rows: Iterable[NumberedRow],
     settings: int,
     workers: Workers,
@@ -199,7 +199,7 @@ def build(
     strict: bool,
     source: Source | None = None,
 ) -> Facts:
-    """Encode rows into a table.
+    """Encode rows and write them with `writer`.
 
     strict: after a row that cannot be read, the others are only checked, since the table will not be used.
     source: for a progress bar, if these are all its rows.
