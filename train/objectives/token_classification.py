@@ -48,7 +48,7 @@ class TokenClassification(Head):
         return self.class_loss(outputs_nc, gold_n)
 
     def weight(self, gold_n: Tensor) -> float:
-        """Of the label_values classes."""
+        """Of the true classes."""
         return self.class_loss.weight(gold_n)
 
     def show_row(self, rows: LabelledDataset, row: int, answers_n: NDArray[np.float64]) -> str:
@@ -72,9 +72,9 @@ class TokenClassification(Head):
         total, right, words = Counts(), 0, 0
         for _, windows in groupby(range(len(said.starts) - 1), key=rows.where):
             pairs = [pair for row in windows for pair in zip(*said.of_row(row), strict=True)]
-            label_values, answer = ([rows.labels[int(pair[side])] for pair in pairs] for side in (0, 1))
-            total = sum(count_by_type(label_values, answer).values(), total)
-            right += sum(a == b for a, b in zip(label_values, answer, strict=True))
-            words += len(label_values)
+            truth, answer = ([rows.labels[int(pair[side])] for pair in pairs] for side in (0, 1))
+            total = sum(count_by_type(truth, answer).values(), total)
+            right += sum(a == b for a, b in zip(truth, answer, strict=True))
+            words += len(truth)
         shares = {"f1": total.f1, "precision": total.precision, "recall": total.recall}
         return {**shares, "token_accuracy": right / max(words, 1)}

@@ -253,8 +253,8 @@ def test_refused_where_the_model_shows_it(qwen2, name):
     [
         (TuningConfig(kind="full", quantization="nf4"), "cannot be trained themselves"),
         (TuningConfig(kind="prompt", quantization="nf4"), "prompt tuning cannot quantise the weights"),
-        (TuningConfig(kind="lora", lora=LoraConfig(rank=0)), "rank: 0"),
-        (TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=0)), "at least one"),
+        (TuningConfig(kind="lora", lora=LoraConfig(rank=0)), "at least 1, not 0"),
+        (TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=0)), "at least 1"),
         (TuningConfig(kind="prompt", prompt=PromptConfig(init_text="x")), "needs the model's tokenizer"),
     ],
 )
