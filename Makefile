@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
+.PHONY: help venv demo test quick lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -38,13 +38,16 @@ demo: $(READY) ## fine-tune SmolLM2-135M with LoRA, merge, compare before and af
 
 test: lint types docs unit ## lint, types, the documentation's links and all tests (under 20 minutes on 2 cores)
 
+quick: $(READY) lint ## lint, and the unit tests that start no process (under 2 minutes on 2 cores)
+	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" --no-processes tests/unit
+
 lint: $(READY) ## ruff: rules and formatting
 	@$(RUN)/ruff check --quiet && $(RUN)/ruff format --quiet --check && echo "ruff: clean"
 
 format: $(READY) ## let ruff fix what it can
 	@$(RUN)/ruff check --fix; $(RUN)/ruff format
 
-types: $(READY) ## mypy --strict over train and eval
+types: $(READY) ## mypy --strict over train, eval and zerotune
 	@$(RUN)/mypy --no-error-summary && echo "mypy: clean"
 
 docs: $(READY) ## the documentation as a site; fails on a dead link or anchor

@@ -30,7 +30,13 @@ from zerotune.common.yaml_lines import Located, read_yaml
 from zerotune.data.file_options import FileOptions
 
 # Options that may be given several times, and what they take.
-REPEATABLE = {"model": "FOLDER", "data": "[TASK=]FILE", "training_data": "FILE", "filter": "COLUMN=VALUE"}
+REPEATABLE = {
+    "model": "FOLDER",
+    "data": "[TASK=]FILE",
+    "training_data": "FILE",
+    "filter": "COLUMN=VALUE",
+    "columns": "FIELD=COLUMN",
+}
 USAGE = """\
 accelerate launch eval/main.py --model CHECKPOINT --tasks NAME[,NAME ...]
        [--data FILE] [--config FILE] ..."""
@@ -118,6 +124,7 @@ class Config:
             Repeatable. What a checkpoint's run.json names is looked at anyway.
         delimiter: What stands between the columns of --data's CSV files; by default a comma, in .tsv a tab.
         encoding: Of --data's text files (gb18030, big5, utf-16, cp1252); by default UTF-8, or UTF-16 with its mark.
+        columns: FIELD=COLUMN, what --data's files call a field, for example question=题目. Repeatable.
         filter: COLUMN=VALUE, which rows of --data to use. Repeatable: values of one column are alternatives.
         out: The folder for report.html, report.md, result.json and the samples.
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
@@ -145,6 +152,7 @@ class Config:
     training_data: Places = field(default_factory=list)
     delimiter: Text | None = None
     encoding: Text | None = None
+    columns: Annotated[list[str], BeforeValidator(_named)] = field(default_factory=list)
     filter: Annotated[list[str], BeforeValidator(_named)] = field(default_factory=list)
     out: Place = "runs/evaluation"
     tensorboard: Place | None = None
@@ -189,7 +197,8 @@ class Config:
         wanted: dict[str, list[str]] = {}
         for column, _, value in (entry.partition("=") for entry in self.filter):
             wanted.setdefault(column, []).append(value)
-        return FileOptions(self.delimiter, self.encoding, wanted)
+        columns = {name: column for name, _, column in (entry.partition("=") for entry in self.columns)}
+        return FileOptions(self.delimiter, self.encoding, wanted, columns)
 
     def data_of(self, task: str) -> list[str]:
         """The data given for this task, or else for all; in the order given."""
@@ -283,6 +292,9 @@ def _check(config: Config) -> None:
     for entry in config.filter:
         if entry.find("=") < 1:
             raise UserError(f"--filter {entry}: must be COLUMN=VALUE")
+    for entry in config.columns:
+        if not all(entry.partition("=")):
+            raise UserError(f"--columns {entry}: must be FIELD=COLUMN")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
@@ -301,7 +313,7 @@ def _check_use(config: Config, given: Set[str]) -> None:
             raise UserError(f"--data {entry}: {task} is not among --tasks")
         if equals and (meant := did_you_mean(task, names)) and task not in names and not Path(entry).exists():
             raise UserError(f"--data {entry}: there is no such file, and no task {task}{meant}")
-    for option in ("--delimiter", "--encoding", "--filter"):
+    for option in ("--delimiter", "--encoding", "--filter", "--columns"):
         if option in given and not config.data:
             raise UserError(f"{option}: it says how the files of --data are read; give that too")
     if "--temperatures" in given and samples.TASK.name not in config.task_names:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from eval.tasks.find import find, is_file
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_files
 from zerotune.common.host_memory import keep_freed_memory
-from zerotune.common.version import code_state, own_version
+from zerotune.common.version import code_state, own_version, versions
 from zerotune.data.file_options import DEFAULT
 from zerotune.data.files import BadRow, Row, expand
 from zerotune.data.hub import Hub, from_hub
@@ -360,13 +357,5 @@ def _result(
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(now, settings, _versions(), models, tasks, encoder, code)
-
-
-def _versions() -> dict[str, str]:
-    own = own_version()
-    found = ({"zerotune": own} if own else {}) | {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    own = {"zerotune": number} if (number := own_version()) else {}
+    return Result(now, settings, own | versions(LIBRARIES), models, tasks, encoder, code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
         return
     chosen = RowFilter(options.filter)
     first = list(itertools.islice(read(file, 0, options), FIRST_ROWS))
-    bad = [_problem(row, task) for row in first if isinstance(row, BadRow) or chosen.takes(row.value)]
+    bad = [_problem(row, task, options) for row in first if isinstance(row, BadRow) or chosen.takes(row.value)]
     if bad and all(bad):
         raise UserError(str(bad[0]))
     if kind_of(file) in TABLES:
@@ -69,12 +70,12 @@ def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
             raise UserError(f"--filter: {error}") from error
 
 
-def _problem(row: Row | BadRow, task: Task[Any]) -> BadRow | None:
+def _problem(row: Row | BadRow, task: Task[Any], options: FileOptions) -> BadRow | None:
     """Why the task cannot take the row; some (one that is wrong, among others) are told with all others later."""
     if isinstance(row, BadRow):
         return row
     try:
-        task.load(row)
+        task.load(replace(row, value=options.renamed(row.value)))
     except RowError as error:
         return refused(row, error)
     return None

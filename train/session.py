@@ -25,7 +25,7 @@ from train.fingerprint import fingerprint, flat
 from train.protocols import Objective
 from train.recipe import to_yaml
 from zerotune.common.errors import CannotWriteError
-from zerotune.common.files import write_atomically
+from zerotune.common.files import json_object, write_atomically
 from zerotune.common.masking import exposed, printable
 from zerotune.common.scale import percent
 
@@ -167,7 +167,7 @@ def describe(
         total_steps=objective.plan.total_steps,
     )
     if extended:
-        before = run_info.read(folder).get("extended", [])
+        before = json_object(folder / "run.json").get("extended", [])
         run_info.write(folder, extended=[*before, {"after_step": resumed.step, "changed": list(extended)}])
     ranks = f"{runtime.count} process{'es' if runtime.count > 1 else ''}"
     start = f", continuing after step {resumed.step:,}" if resumed.step else ""

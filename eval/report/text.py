@@ -10,6 +10,7 @@ from eval.protocols import Sample
 from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Evaluation, Result, TaskResult
+from zerotune.common.console import counted
 from zerotune.common.markdown import table as markdown_table
 
 SHOWN_SAMPLES = 5  # of each group
@@ -73,7 +74,7 @@ def _task(task: TaskResult, evaluation: Evaluation, pictures: Mapping[str, str])
         yield _list(places[:SHOWN_ROWS], len(places))
     if task.skipped:
         lines = [f"{row.id}: {row.reason}" for row in task.skipped[:SHOWN_ROWS]]
-        heading = f"### {words.counted(len(task.skipped), 'row')} left out of these numbers"
+        heading = f"### {counted(len(task.skipped), 'row')} left out of these numbers"
         yield f"{heading}\n\n{_list(lines, len(task.skipped))}"
     yield from _examples(task, evaluation)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from train.config import Config
 from train.fingerprint import DEFAULTS, EXTENDABLE, bound, fingerprint, identity
+from zerotune.common.version import versions as installed
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "safetensors", "numpy")
 # Kinds of sharding that read each other's checkpoints, with any number of ranks.
@@ -92,10 +91,4 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of those PACKAGES that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed(PACKAGES)

@@ -12,12 +12,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from zerotune.common.console import say
 from zerotune.common.masking import mask, printable
-from zerotune.common.version import ROOT, code_state, own_version
+from zerotune.common.version import ROOT, code_state, installed_version, own_version
 
 IMPORTED = {  # distribution -> module; the others are needed everywhere, and broken ones would be noticed
     "torch": "torch",
@@ -165,18 +164,11 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _packages() -> Iterator[tuple[str, str]]:
-    versions = {name: _version(name) for name in (*IMPORTED, *OTHERS)}
+    versions = {name: installed_version(name) for name in (*IMPORTED, *OTHERS)}
     faults = _faults([module for name, module in IMPORTED.items() if versions[name]])
     for name, found in versions.items():
         fault = faults.get(IMPORTED.get(name, ""), "")
         yield name, f"{found or 'not installed'}{f'; cannot be imported: {fault}' if fault else ''}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _faults(modules: Sequence[str]) -> dict[str, str]:

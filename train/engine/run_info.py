@@ -6,17 +6,17 @@ import json
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from zerotune.common.files import write_atomically
+from zerotune.common.console import counted
+from zerotune.common.files import json_object, write_atomically
 from zerotune.common.masking import mask_all
 from zerotune.common.sentinel import LAUNCHERS
-from zerotune.common.version import code_state
+from zerotune.common.version import code_state, installed_version
 
 _PACKAGES = (
     "torch",
@@ -38,26 +38,17 @@ def write(run_folder: Path, **facts: Any) -> None:
     docs/watching.md lists the keys. Raises CannotWriteError on a full disk.
     """
     path = run_folder / "run.json"
-    known = read(run_folder)
+    known = json_object(path)
     if "started" in known:
         facts.pop("started", None)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(mask_all({**known, **facts}), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read(run_folder: Path) -> dict[str, Any]:
-    """The content of RUN/run.json; empty if there is none."""
-    try:
-        known = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
 def circumstances(device: torch.device) -> dict[str, Any]:
     """Facts of any run: time, command line, versions, state of the code, device."""
     threads = torch.get_num_threads()
-    cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    cpu = f"CPU, {counted(threads, 'thread')}"
     return {
         "started": now(),
         "command": command(),
@@ -89,10 +80,5 @@ def now() -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, CUDA and the packages that affect numbers; None if not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    found = {name: installed_version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "cuda": torch.version.cuda, **found}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from train.checkpoint import commit
 from zerotune.common.errors import UserError
+from zerotune.common.files import json_object
 
 
 def find_run(path: Path) -> tuple[Path, Path | None]:
@@ -24,11 +24,7 @@ def refuse_foreign(out: Path) -> None:
     """Raise UserError if `out` exists and is not an earlier merge."""
     if not out.exists() and not out.is_symlink():
         return
-    try:
-        known = "merge" in json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = False
-    if not known and not (out.is_dir() and not any(out.iterdir())):
+    if "merge" not in json_object(out / "run.json") and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
             f"{out}: exists already and is not an earlier merge; choose another folder, or remove it yourself"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.tasks import TASKS
 from zerotune.common.errors import UserError
+from zerotune.common.files import json_object
 from zerotune.common.masking import printable_all
 from zerotune.common.scale import POSITIVE, SHARE, UNBOUNDED, Scale
 
@@ -219,8 +220,8 @@ def read_run(folder: Path) -> Run:
                 by_step.setdefault(name, {})[step] = float(value)
     curves = {name: dict(sorted(curve.items())) for name, curve in by_step.items()}
     steps = sorted(int(found.stem.removeprefix("step-")) for found in (folder / "samples").glob("step-*.jsonl"))
-    facts, status = _json_object(folder / "run.json"), _json_object(folder / "status.json")
-    merge = _json_object(folder / "merged" / "run.json").get("merge", {})
+    facts, status = _shown(folder / "run.json"), _shown(folder / "status.json")
+    merge = _shown(folder / "merged" / "run.json").get("merge", {})
     return Run(folder, facts, merge, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
 
 
@@ -236,9 +237,5 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return printable_all(found) if isinstance(found, dict) else {}
+def _shown(path: Path) -> dict[str, Any]:
+    return dict(printable_all(json_object(path)))

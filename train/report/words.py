@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.report.run import Change, Run, has_relative_change
+from zerotune.common.console import counted
 from zerotune.common.scale import SHARE, UNBOUNDED, Scale, percent
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
@@ -197,7 +198,7 @@ def _parameters(run: Run) -> str:
 
 def _seen(run: Run) -> str:
     tokens, epochs = run.last("train/tokens"), run.last("train/epoch")
-    words = [f"{run.last_step:,} step{'s' * (run.last_step != 1)}"]
+    words = [counted(run.last_step, "step")]
     words += [f"{tokens:,.0f} tokens"] if tokens is not None else []
     words += [f"{epochs:.4g} epoch{'s' * (epochs != 1)}"] if epochs else []
     return ", ".join(words)
@@ -205,7 +206,7 @@ def _seen(run: Run) -> str:
 
 def _time(run: Run) -> str:
     resumed = run.processes - 1
-    return duration(run.seconds) + (f", resumed {resumed} time{'s' if resumed > 1 else ''}" if resumed else "")
+    return duration(run.seconds) + (f", resumed {counted(resumed, 'time')}" if resumed else "")
 
 
 def _speed(run: Run) -> str:
@@ -224,7 +225,7 @@ def _skipped(run: Run) -> str:
 
 def _where(run: Run) -> str:
     ranks = run.facts.get("world_size")
-    words = [run.facts.get("device"), f"{ranks} rank{'s' if ranks != 1 else ''}" if ranks else None]
+    words = [run.facts.get("device"), counted(ranks, "rank") if ranks else None]
     words += [None if run.facts.get("sharding") == "single" else run.facts.get("sharding"), run.facts.get("precision")]
     return ", ".join(str(word) for word in words if word)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from zerotune.common import suggest
 from zerotune.common.errors import CannotWriteError, UserError
@@ -22,6 +24,15 @@ def nearest(place: Path) -> str:
     names = [entry.name for entry in parent.iterdir()] if os.access(parent, os.R_OK) else []
     found = suggest.nearest(place.name, names)
     return f"; did you mean {parent / found}?" if found else ""
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, or no whole one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sha256_file(path: Path) -> str:

@@ -5,10 +5,11 @@ a row belongs to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Conversation, Message
 from zerotune.data.fields import Fields, RowError
@@ -70,9 +71,9 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
         except RowError as error:
             bad.append(refused(row, error))
     if bad:
-        more = f"\n(and {len(bad) - SHOWN_BAD_ROWS} more)" if len(bad) > SHOWN_BAD_ROWS else ""
-        count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
-        raise UserError(f"{count} cannot be evaluated:\n" + "\n".join(map(str, bad[:SHOWN_BAD_ROWS])) + more)
+        lines = [f"{counted(len(bad), 'row')} cannot be evaluated:", *map(str, bad[:SHOWN_BAD_ROWS])]
+        lines += [f"(and {len(bad) - SHOWN_BAD_ROWS} more)"] if len(bad) > SHOWN_BAD_ROWS else []
+        raise UserError("\n".join(lines))
     return items
 
 
@@ -81,8 +82,10 @@ def local(*paths: str, options: FileOptions = DEFAULT) -> Iterator[Row | BadRow]
     chosen = RowFilter(options.filter)
     for file in expand(*paths):
         for row in read(file, 0, options):
-            if isinstance(row, BadRow) or chosen.takes(row.value):
+            if isinstance(row, BadRow):
                 yield row
+            elif chosen.takes(row.value):
+                yield replace(row, value=options.renamed(row.value)) if options.columns else row
     chosen.require_rows()
 
 

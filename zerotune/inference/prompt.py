@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Message, said_in
-from zerotune.data.fitting import fitted
+from zerotune.data.fitting import fitted, without_thought
 from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
 from zerotune.data.template_clock import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
@@ -217,16 +217,19 @@ class Prompter:
     def _answered(self, messages: Sequence[Message], tools: Tools) -> tuple[str, str]:
         """The prompt, and what the model should say: the answer and its end of turn, without the white space that
         follows these. Where the prompt opens thoughts and the answer has none, the prompt is without them, as training
-        learns such rows.
+        learns such rows. Where it opens thoughts that the template drops from answers (DeepSeek-R1), they are put back.
         """
         asked = self._written(messages[:-1], tools, add_generation_prompt=True)
         whole = self._written(messages, tools, add_generation_prompt=False)
-        thought = messages[-1].get("reasoning_content", "")
-        if thought.strip() not in whole:
+        unopened = OPENED_THOUGHTS.sub("", asked)
+        thought = messages[-1].get("reasoning_content") or without_thought(messages[-1]["content"])[0]
+        is_lost = thought.strip() not in whole
+        if is_lost and (asked == unopened or "</think>" in asked[len(unopened) :]):
             raise UserError(f"{self.name}: its chat template leaves out the reasoning of message {len(messages) - 1}")
-        for before in (asked, OPENED_THOUGHTS.sub("", asked)):
+        for before in (asked, unopened):
             if whole.startswith(before):
-                return before, whole[len(before) :].rstrip()
+                answer = whole[len(before) :].rstrip()
+                return (asked, f"{thought.strip()}\n</think>\n\n{answer.lstrip()}") if is_lost else (before, answer)
         raise UserError(
             f"{self.name}: its chat template does not continue a question's prompt with the answer, so answers "
             "cannot be scored; give another with --template FILE.jinja, or --template raw"

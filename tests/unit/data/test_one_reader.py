@@ -11,6 +11,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from eval.config import parse
+from eval.evaluation import read_items
 from eval.tasks import TASKS
 from eval.tasks.classification import Labelled as Classified
 from eval.tasks.reward_model import Pair
@@ -332,6 +334,20 @@ def test_columns_say_which_format_a_row_has() -> None:
     assert TASKS["perplexity"].load(Row("f", 1, {"text": "One.", "label": 1})).text == "One."
     with pytest.raises(UserError, match=r"f:1: none of the known columns: .*; its columns: 问题, 答案"):
         load([Row("f", 1, {"问题": "问？", "答案": "答。"})], TASKS["qa"].load)
+
+
+def test_columns_may_have_other_names_on_both_sides(tmp_path: Path) -> None:
+    row = {"题目": "Q?", "答案": "A.", "question": "decoy", "id": 1}
+    columns = {"question": "题目", "answer": "答案"}
+    check(lambda: FORMATS["qa"].read(Fields(row, columns)), [U, A])
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    options = [f"--columns {ours}={theirs}" for ours, theirs in columns.items()]
+    config = parse(f"--model m --tasks qa --data {file} {' '.join(options)}".split())
+    (item,) = read_items(TASKS["qa"], config)
+    assert item.messages == (U, A)
+    with pytest.raises(UserError, match=r"--columns 题目: must be FIELD=COLUMN"):
+        parse(f"--model m --tasks qa --data {file} --columns 题目".split())
 
 
 def test_a_question_is_enough_where_nothing_is_compared() -> None:

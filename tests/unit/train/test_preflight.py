@@ -305,6 +305,7 @@ def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Pat
         "--filter: there is no column `language`; the columns are 问题, 答案, lang"
     )
     assert evaluation_refusal(f"{usual} --filter lang=en").startswith(f"{table}:3: ")
+    check_evaluation(parse_eval(f"{usual} --columns question=问题 --columns answer=答案".split()))
     check_evaluation(parse_eval(f"{usual} --filter lang=ja".split()))  # such a row may come later
 
 
