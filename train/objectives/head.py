@@ -148,7 +148,7 @@ class Head(Objective):
         if not isinstance(rows, LabelledDataset):
             return {}
         count = min(len(rows), self.config.validation.max_rows or len(rows))
-        labels = [rows.gold(row) for row in range(count)]
+        labels = [rows.label_values(row) for row in range(count)]
         starts = np.cumsum([0, *(len(gold_n) for _, gold_n in labels)])
         predicted_n = np.zeros(int(starts[-1]))
         total = weight = 0.0
@@ -179,7 +179,7 @@ class Head(Objective):
             batch = collate(rows, [row], self.data.shape, filler=0).to(self.ranks.device)
             outputs_nc, gold_n = self._outputs(model, batch)
             found = (self.criterion.predict(outputs_nc), gold_n)
-            predicted, gold = (x.double().cpu().numpy()[rows.gold(row)[0] == 1] for x in found)
+            predicted, gold = (x.double().cpu().numpy()[rows.label_values(row)[0] == 1] for x in found)
             texts = [self.tokenizer.decode(d.ids_t.tolist(), skip_special_tokens=True) for d in rows.documents(row)]
             shown.append(Sample("\n".join(texts), self.show(rows, row, predicted), self.show(rows, row, gold)))
         model.train()

@@ -96,5 +96,5 @@ class PairLoss:
 
 
 def _counts(rows: LabelledDataset) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    gold = np.concatenate([rows.gold(row)[1] for row in range(len(rows))]).astype(np.int64)
+    gold = np.concatenate([rows.label_values(row)[1] for row in range(len(rows))]).astype(np.int64)
     return np.bincount(gold, minlength=len(rows.labels)).astype(np.float64)

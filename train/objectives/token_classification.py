@@ -39,7 +39,7 @@ class TokenClassification(Head):
     def show(self, rows: LabelledDataset, row: int, values_n: NDArray[np.float64]) -> str:
         """The entities, each with its words."""
         (document,) = rows.documents(row)
-        label_mask_n = rows.gold(row)[0]
+        label_mask_n = rows.label_values(row)[0]
         starts = np.flatnonzero(~np.isnan(document.targets_t))[label_mask_n == 1]
         ends = [*starts[1:], len(document.ids_t)]
         found = []
