@@ -72,12 +72,16 @@ FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the f
 }
 
 
+# The formats of texts and conversations: what a language model can learn from, and be asked.
+TEXTS = tuple(name for name, form in FORMATS.items() if not form.has_labels)
+
+
 def read_recognised(fields: Fields) -> str | Conversation:
     """A text or a conversation, of the first format whose leading field says something, or is there at all.
 
     Raises RowError.
     """
-    forms = [form for form in FORMATS.values() if not form.has_labels]
+    forms = [FORMATS[name] for name in TEXTS]
     for is_there in (fields.has, fields.holds):
         for form in forms:
             if any(map(is_there, form.leading)):
