@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from zerotune.data.conversations import Conversation, read_chat
 from zerotune.data.fields import Fields, RowError
@@ -38,7 +39,7 @@ class Format:
         """Every field that this format knows."""
         return self.required + self.alternatives + self.optional
 
-    @property
+    @cached_property
     def leading(self) -> tuple[str, ...]:
         """The fields by which a row of this format is recognised."""
         return self.alternatives or self.required[:1]
@@ -81,11 +82,13 @@ def read_recognised(fields: Fields) -> str | Conversation:
 
     Raises RowError.
     """
-    forms = [FORMATS[name] for name in TEXTS]
     for is_there in (fields.has, fields.holds):
-        for form in forms:
-            if any(map(is_there, form.leading)):
-                example = form.read(fields)
-                assert isinstance(example, (str, Conversation))
-                return example
-    raise RowError(f"none of the known columns: {'; '.join(form.needed for form in forms)}", missing=True)
+        for name in TEXTS:
+            form = FORMATS[name]
+            for leading in form.leading:
+                if is_there(leading):
+                    example = form.read(fields)
+                    assert isinstance(example, (str, Conversation))
+                    return example
+    known = "; ".join(FORMATS[name].needed for name in TEXTS)
+    raise RowError(f"none of the known columns: {known}", missing=True)
