@@ -213,7 +213,7 @@ class TestRefusals:
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],
-                "data.train[1].format is missing: one of text, qa, pr, io, chat, labelled, tagged, preference.",
+                "data.train[1].format is missing: one of chat, qa, pr, io, text, labelled, tagged, preference.",
             ),
         ],
     )
