@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     TuningName = str
     FormatName = str
 else:
-    ObjectiveName, TuningName, FormatName = (Literal[tuple(known)] for known in (OBJECTIVES, TUNINGS, FORMATS))
+    ObjectiveName, TuningName = Literal[tuple(OBJECTIVES)], Literal[tuple(TUNINGS)]
+    FormatName = Literal[tuple(FORMATS)]
 
 Wanted = str | bool | int | float | list[str | bool | int | float | None] | None  # a value, or several, of a column
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from zerotune.data.conversations import Conversation, read_chat
 from zerotune.data.fields import Fields, RowError
@@ -40,7 +41,7 @@ class Format:
         """Every field that this format knows."""
         return self.required + self.alternatives + self.optional
 
-    @property
+    @cached_property
     def leading(self) -> tuple[str, ...]:
         """The fields by which a row of this format is recognised."""
         return self.alternatives or self.required[:1]
@@ -74,6 +75,11 @@ FORMATS: dict[str, Format] = {  # where the columns decide, a row is of the firs
 }
 
 
+def text_formats() -> tuple[str, ...]:
+    """The formats of texts and conversations: what a language model can learn from, and be asked."""
+    return tuple(name for name, form in FORMATS.items() if not form.has_labels)
+
+
 def is_learned(name: str, formats: Collection[str]) -> bool:
     """Whether an objective that learns from `formats` learns from this format."""
     return name in formats or FORMATS[name].like in formats
@@ -84,11 +90,13 @@ def read_recognised(fields: Fields) -> str | Conversation:
 
     Raises RowError.
     """
-    forms = [form for form in FORMATS.values() if not form.has_labels]
+    forms = [FORMATS[name] for name in text_formats()]
     for is_there in (fields.has, fields.holds):
         for form in forms:
-            if any(map(is_there, form.leading)):
-                example = form.read(fields)
-                assert isinstance(example, (str, Conversation))
-                return example
-    raise RowError(f"none of the known columns: {'; '.join(form.needed for form in forms)}", missing=True)
+            for leading in form.leading:
+                if is_there(leading):
+                    example = form.read(fields)
+                    assert isinstance(example, (str, Conversation))
+                    return example
+    known = "; ".join(form.needed for form in forms)
+    raise RowError(f"none of the known columns: {known}", missing=True)
