@@ -3,6 +3,6 @@
 import sys
 
 from eval.main import main
-from zerotune.common.process_exit import leave
+from zerotune.common.process_exit import exit_process
 
-leave(main(sys.argv[1:]))
+exit_process(main(sys.argv[1:]))

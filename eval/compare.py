@@ -70,7 +70,7 @@ def outcomes(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]])
     return {model: _won(metrics[0], tables[baseline], tables[model]).tolist() for model in others}
 
 
-def corrected(tasks: Sequence[TaskResult]) -> list[TaskResult]:
+def with_holm_correction(tasks: Sequence[TaskResult]) -> list[TaskResult]:
     """The same results with `p_holm` for all their comparisons together."""
     tested = [d.p_value for t in tasks for m in t.metrics for d in m.differences if d.p_value is not None]
     waiting = iter(holm(tested))

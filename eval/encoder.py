@@ -1,6 +1,6 @@
 """Whether two answers mean the same, by a sentence encoder: cosine of their mean-pooled embeddings.
 
-A task's `score` stays a pure function: `with_meaning` makes another task of it, for this evaluation alone.
+A task's `score` stays a pure function: `with_semantic_scores` makes another task of it, for this evaluation alone.
 
 Shape suffixes: t positions, d width of the hidden states.
 """
@@ -24,7 +24,7 @@ from eval.result import ModelInfo
 from eval.tasks import dialogue
 from zerotune.common.errors import UserError
 from zerotune.common.scale import CORRELATION
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Answer
 from zerotune.models.dequantize import require_plain_numbers
 
@@ -34,7 +34,7 @@ Similarity = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
-class Meaning:
+class SemanticScores:
     """What is said of a task's sample by meaning. values: from the sample, scored already, and the similarity."""
 
     metrics: tuple[SampleMetric, ...]
@@ -54,15 +54,15 @@ def _of_dialogue(sample: Sample, similarity: Similarity) -> Mapping[str, float]:
     }
 
 
-MEANINGS: Mapping[str, Meaning] = {
-    "qa": Meaning(
+SEMANTIC_SCORES: Mapping[str, SemanticScores] = {
+    "qa": SemanticScores(
         (
             SampleMetric("semantic_match", higher_is_better=True, is_share=True),
             SampleMetric("semantic_similarity", higher_is_better=True, scale=CORRELATION),
         ),
         _of_answer,
     ),
-    "dialogue": Meaning(
+    "dialogue": SemanticScores(
         (
             SampleMetric("semantic_turn_similarity", higher_is_better=True, scale=CORRELATION),
             SampleMetric("semantic_consistency", higher_is_better=True),
@@ -79,7 +79,7 @@ class Encoder:
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        checkpoint = look(folder, NAME)
+        checkpoint = open_checkpoint(folder, NAME)
         if not checkpoint.tokenizer.is_fast:
             raise UserError(f"--encoder {folder}: it needs a fast tokenizer (tokenizer.json)")
         if checkpoint.quantized:
@@ -139,13 +139,13 @@ class Encoder:
 
 def describe(folder: str) -> ModelInfo:
     """Which encoder it is: numbers of meaning compare only where its digests are the same."""
-    checkpoint = look(folder, NAME)
+    checkpoint = open_checkpoint(folder, NAME)
     return ModelInfo(NAME, folder, "fp32", checkpoint.context_tokens, checkpoint.digests())
 
 
-def with_meaning(task: Task[Any], similarity: Similarity) -> Task[Any]:
-    """The task with what `MEANINGS` has for it beside its own numbers."""
-    meaning = MEANINGS[task.name]
+def with_semantic_scores(task: Task[Any], similarity: Similarity) -> Task[Any]:
+    """The task with what `SEMANTIC_SCORES` has for it beside its own numbers."""
+    meaning = SEMANTIC_SCORES[task.name]
 
     def score(item: Any, answers: Sequence[Answer]) -> Sample:
         sample = task.score(item, answers)
@@ -154,14 +154,16 @@ def with_meaning(task: Task[Any], similarity: Similarity) -> Task[Any]:
     return dataclasses.replace(task, score=score, metrics=(*task.metrics, *meaning.metrics))
 
 
-def by_meaning(tasks: Sequence[Task[Any]], folder: str | None, device: torch.device) -> list[Task[Any]]:
-    """The tasks, those of `MEANINGS` scored by meaning too where `folder` names an encoder.
+def add_semantic_scores(tasks: Sequence[Task[Any]], folder: str | None, device: torch.device) -> list[Task[Any]]:
+    """The tasks, those of `SEMANTIC_SCORES` scored by meaning too where `folder` names an encoder.
 
     Raises UserError where none of the tasks could be.
     """
     if folder is None:
         return list(tasks)
-    if not any(task.name in MEANINGS for task in tasks):
-        raise UserError(f"--encoder {folder}: it scores the answers of {' and '.join(MEANINGS)}; --tasks has neither")
+    if not any(task.name in SEMANTIC_SCORES for task in tasks):
+        raise UserError(
+            f"--encoder {folder}: it scores the answers of {' and '.join(SEMANTIC_SCORES)}; --tasks has neither"
+        )
     similarity = Encoder(folder, device).similarity
-    return [with_meaning(task, similarity) if task.name in MEANINGS else task for task in tasks]
+    return [with_semantic_scores(task, similarity) if task.name in SEMANTIC_SCORES else task for task in tasks]

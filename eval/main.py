@@ -10,9 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "eval")]  # runs uninstalled too
 
-from zerotune.common.process_exit import CTRL_C, die_quietly_of_ctrl_c, leave, let_the_first_speak, tell_launcher
+from zerotune.common.process_exit import (
+    CTRL_C,
+    exit_process,
+    exit_quietly_on_ctrl_c,
+    report_to_launcher,
+    wait_for_first_process,
+)
 
-die_quietly_of_ctrl_c()  # what follows takes a while
+exit_quietly_on_ctrl_c()  # what follows takes a while
 
 from eval.config import Config, parse
 from eval.preflight import check_inputs
@@ -28,7 +34,7 @@ def _checked(arguments: Sequence[str]) -> Config:
         config = parse(arguments)
         check_inputs(config)
     except UserError:
-        let_the_first_speak()
+        wait_for_first_process()
         raise
     return config
 
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             rank = os.environ.get("RANK", "0")
             message = printable(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
             print(message, file=sys.stderr)
-            tell_launcher(message)
+            report_to_launcher(message)
             return error.exit_code
     return 0
 
@@ -60,13 +66,13 @@ def main(arguments: Sequence[str]) -> int:
 def _run(config: Config) -> None:
     say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
     say("importing libraries")
-    from eval.cached_model import open_journal
+    from eval.cached_model import open_answer_cache
     from eval.evaluation import evaluate
     from eval.ranks import join
     from eval.report import show, write
 
     ranks = join()
-    evaluation = evaluate(config, ranks, open_journal(config, ranks))
+    evaluation = evaluate(config, ranks, open_answer_cache(config, ranks))
     if ranks.index == 0:
         write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
         show(evaluation.result)
@@ -84,4 +90,4 @@ def _interrupted(out: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

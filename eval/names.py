@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from zerotune.models.run_facts import origin_of
+from zerotune.models.run_facts import read_run_facts
 
 
 def shortest(paths: Sequence[str]) -> list[str]:
@@ -20,12 +20,12 @@ def shortest(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def of_models(folders: Sequence[str]) -> list[str]:
+def model_names(folders: Sequence[str]) -> list[str]:
     """Of checkpoints: the run and step that their run.json names, else the folder; another name for each."""
     places = shortest([str(Path(folder).resolve()) for folder in folders])
     names = []
     for folder, place in zip(folders, places, strict=True):
-        origin = origin_of(Path(folder))
+        origin = read_run_facts(Path(folder))
         names.append(f"{origin.run} step {origin.step}" if origin else place)
     return [
         name if names.count(name) == 1 or name == place else f"{name} ({place})"
@@ -33,7 +33,7 @@ def of_models(folders: Sequence[str]) -> list[str]:
     ]
 
 
-def of_files(files: Sequence[str]) -> list[str]:
+def file_names(files: Sequence[str]) -> list[str]:
     """Of corpora: the shortest, without their ending where that tells nothing."""
     bare = [str(PurePath(file).with_suffix("")) if PurePath(file).suffix else file for file in files]
     return shortest(bare if len(set(bare)) == len(set(files)) else files)

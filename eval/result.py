@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.protocols import Sample, Table
 from zerotune.common.masking import mask_all
-from zerotune.models.run_facts import Origin
+from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
 SCHEMA_VERSION = 7
@@ -29,7 +29,7 @@ class ModelInfo:
     precision: str
     context_tokens: int | None
     digests: Mapping[str, str]
-    origin: Origin | None = None
+    origin: RunFacts | None = None
     template_date: str | None = None
 
 
@@ -134,7 +134,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Fewer:
+class Subsample:
     """What was asked where `--max_rows` asks fewer than there are: rows of `of_rows`, from files of `of_files`."""
 
     rows: int
@@ -168,7 +168,7 @@ class TaskResult:
     contamination: Contamination | None = None
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
     only_reasoning: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    fewer: Fewer | None = None
+    fewer: Subsample | None = None
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from eval.protocols import Identified
-from eval.result import Fewer
+from eval.result import Subsample
 
 Item = TypeVar("Item", bound=Identified)
 
 
-def choose(items: Sequence[Item], count: int, seed: int | None) -> list[Item]:
+def take_subsample(items: Sequence[Item], count: int, seed: int | None) -> list[Item]:
     """`count` of the items (0: all), in their order: drawn from all together with a seed, else by turns.
 
     By turns: the first of each file, then the second of each, and so on, so that no file is left out while another has
@@ -30,11 +30,11 @@ def choose(items: Sequence[Item], count: int, seed: int | None) -> list[Item]:
     return [items[k] for k in sorted(order[:count])]
 
 
-def fewer(items: Sequence[Identified], chosen: Sequence[Identified]) -> Fewer | None:
+def describe_subsample(items: Sequence[Identified], chosen: Sequence[Identified]) -> Subsample | None:
     """What the chosen are of all; None where they are all."""
     if len(chosen) == len(items):
         return None
-    return Fewer(len(chosen), len(items), len(set(_files(chosen))), len(set(_files(items))))
+    return Subsample(len(chosen), len(items), len(set(_files(chosen))), len(set(_files(items))))
 
 
 def _turns(items: Sequence[Identified]) -> list[int]:

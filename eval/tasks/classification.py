@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledText:
     """labels: all that occur in the data, sorted."""
 
     id: str
@@ -32,14 +32,14 @@ class Labelled:
     labels: tuple[str, ...] = ()
 
 
-def load(row: Row) -> Labelled:
+def load(row: Row) -> LabelledText:
     """A sentence (or two) and a label in words."""
     if isinstance(row.value.get("label"), int):
         raise BadExampleError("label is a number or true or false; a language model needs the label's words")
-    return Labelled(row.place, sentences_in(row.value), text_in(row.value, "label").strip())
+    return LabelledText(row.place, sentences_in(row.value), text_in(row.value, "label").strip())
 
 
-def arrange(items: list[Labelled]) -> list[Labelled]:
+def arrange(items: list[LabelledText]) -> list[LabelledText]:
     """Every row chooses among the labels of all rows. Raises UserError where there is only one."""
     labels = tuple(sorted({item.label for item in items}))
     if len(labels) == 1:
@@ -47,13 +47,13 @@ def arrange(items: list[Labelled]) -> list[Labelled]:
     return [dataclasses.replace(item, labels=labels) for item in items]
 
 
-def ask(item: Labelled, prompter: Prompter) -> Sequence[Request]:
+def ask(item: LabelledText, prompter: Prompter) -> Sequence[Request]:
     """One request for each label; with the end token, where one label begins another."""
     prefix, labels = prompter.choices(label_prompt(item.sentences), item.labels)
     return [Score(prefix, label) for label in prompter.with_ends(labels, item.labels)]
 
 
-def score(item: Labelled, answers: Sequence[Answer]) -> Sample:
+def score(item: LabelledText, answers: Sequence[Answer]) -> Sample:
     """The most probable label as a whole; of two that are equally probable the first."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
     gold = item.labels.index(item.label)
@@ -62,13 +62,13 @@ def score(item: Labelled, answers: Sequence[Answer]) -> Sample:
     return dataclasses.replace(sample, shown=shown)
 
 
-def ask_to_write(item: Labelled, prompter: Prompter) -> Sequence[Request]:
+def ask_to_write(item: LabelledText, prompter: Prompter) -> Sequence[Request]:
     """The prompt up to "Label:"; the model writes the space too, which tokenizers join to the word behind it."""
     prefix, _ = prompter.choices(label_prompt(item.sentences), [])
     return [Generate(prefix, prompter.max_new_tokens, prompter.stop_ids)]
 
 
-def score_written(item: Labelled, answers: Sequence[Answer]) -> Sample:
+def score_written(item: LabelledText, answers: Sequence[Answer]) -> Sample:
     """The label with which the answer begins."""
     (answer,) = answers
     assert isinstance(answer, Generated)

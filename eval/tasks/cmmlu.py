@@ -38,7 +38,7 @@ ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
 
 
 @dataclass(frozen=True)
-class Question:
+class MultipleChoiceItem:
     """One row. text: question and options, up to where the letter belongs. context: what stands before it."""
 
     id: str
@@ -49,7 +49,7 @@ class Question:
     context: str = ""
 
 
-def load(row: Row) -> Question:
+def load(row: Row) -> MultipleChoiceItem:
     """SPLIT/SUBJECT.csv as published, or .../SUBJECT/SPLIT as on the hub: the place says subject and split."""
     place = PurePath(row.file)
     folder = place.parent.name
@@ -61,21 +61,21 @@ def load(row: Row) -> Question:
         raise BadExampleError(f"Answer is {answer!r}, none of A, B, C, D")
     options = "".join(f"{name}. {text_in(row.value, name)}\n" for name in LETTERS)
     question = f"{text_in(row.value, 'Question').strip()}\n{options}答案："
-    return Question(row.place, subject, split, question, answer)
+    return MultipleChoiceItem(row.place, subject, split, question, answer)
 
 
-def arrange(questions: list[Question], shots: int) -> list[Question]:
+def arrange(items: list[MultipleChoiceItem], shots: int) -> list[MultipleChoiceItem]:
     """The questions that are not of the dev split, each behind the first `shots` of its subject's that are."""
-    examples: dict[str, list[Question]] = {}
-    for question in questions:
-        if question.split == SHOTS_SPLIT:
-            examples.setdefault(question.subject, []).append(question)
-    asked = [question for question in questions if question.split != SHOTS_SPLIT]
+    examples: dict[str, list[MultipleChoiceItem]] = {}
+    for item in items:
+        if item.split == SHOTS_SPLIT:
+            examples.setdefault(item.subject, []).append(item)
+    asked = [item for item in items if item.split != SHOTS_SPLIT]
     contexts = {subject: _context(subject, examples.get(subject, []), shots) for subject in {q.subject for q in asked}}
-    return [replace(question, context=contexts[question.subject]) for question in asked]
+    return [replace(item, context=contexts[item.subject]) for item in asked]
 
 
-def _context(subject: str, examples: Sequence[Question], shots: int) -> str:
+def _context(subject: str, examples: Sequence[MultipleChoiceItem], shots: int) -> str:
     if len(examples) < shots:
         raise UserError(
             f"cmmlu: {len(examples)} of {shots} example rows for {subject}: name the folder that holds "
@@ -85,41 +85,41 @@ def _context(subject: str, examples: Sequence[Question], shots: int) -> str:
     return f"以下是关于{SUBJECTS[subject].chinese}的单项选择题，请直接给出正确答案的选项。\n\n{shown}"
 
 
-def ask_letters(question: Question, prompter: Prompter) -> Sequence[Request]:
+def ask_letters(item: MultipleChoiceItem, prompter: Prompter) -> Sequence[Request]:
     """How probable each letter is."""
-    prefix, letters = prompter.choices(question.context + question.text, [f" {letter}" for letter in LETTERS])
+    prefix, letters = prompter.choices(item.context + item.text, [f" {letter}" for letter in LETTERS])
     return [Score(prefix, ids) for ids in letters]
 
 
-def score_letters(question: Question, answers: Sequence[Answer]) -> Sample:
+def score_letters(item: MultipleChoiceItem, answers: Sequence[Answer]) -> Sample:
     """Right where the right letter is the most probable one; of equals the first counts."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
     chosen = LETTERS[log_probs.index(max(log_probs))]
     shown = {"chosen": chosen, "log_probs": dict(zip(LETTERS, log_probs, strict=True))}
-    return _sample(question, {"accuracy": float(chosen == question.answer)}, shown)
+    return _sample(item, {"accuracy": float(chosen == item.answer)}, shown)
 
 
-def ask_generated(question: Question, prompter: Prompter) -> Sequence[Request]:
+def ask_generated(item: MultipleChoiceItem, prompter: Prompter) -> Sequence[Request]:
     """The same text as the user's turn."""
-    prompt = prompter.question([{"role": "user", "content": question.context + question.text}])
+    prompt = prompter.chat_prompt([{"role": "user", "content": item.context + item.text}])
     return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids)]
 
 
-def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
+def score_generated(item: MultipleChoiceItem, answers: Sequence[Answer]) -> Sample:
     """Right where the answer names the right letter; one that names none is wrong, and counted apart."""
     (answer,) = answers
     assert isinstance(answer, Generated)
     chosen = read_letter(answer.text, len(LETTERS))
-    values = {"accuracy": float(chosen == question.answer), "no_letter": float(chosen is None)}
-    return _sample(question, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
+    values = {"accuracy": float(chosen == item.answer), "no_letter": float(chosen is None)}
+    return _sample(item, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
 
 
-def _sample(question: Question, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
-    subject = SUBJECTS[question.subject]
-    groups = {"subject": question.subject, "category": subject.category}
+def _sample(item: MultipleChoiceItem, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
+    subject = SUBJECTS[item.subject]
+    groups = {"subject": item.subject, "category": subject.category}
     if subject.is_china_specific:
         groups["across categories"] = CHINA_SPECIFIC
-    return Sample(question.id, values, {"question": question.text, "answer": question.answer, **shown}, groups)
+    return Sample(item.id, values, {"question": item.text, "answer": item.answer, **shown}, groups)
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
@@ -141,12 +141,12 @@ def tables(samples: Sequence[Sample]) -> Sequence[Table]:
 def _task(
     name: str,
     about: str,
-    ask: Callable[[Question, Prompter], Sequence[Request]],
-    score: Callable[[Question, Sequence[Answer]], Sample],
+    ask: Callable[[MultipleChoiceItem, Prompter], Sequence[Request]],
+    score: Callable[[MultipleChoiceItem, Sequence[Answer]], Sample],
     metrics: tuple[Metric, ...],
     shots: int,
     version: int = 1,
-) -> Task[Question]:
+) -> Task[MultipleChoiceItem]:
     return Task(
         name=name,
         version=version,

@@ -104,7 +104,7 @@ def _next(example: Example, said: Sequence[str], prompter: Prompter) -> Sequence
         {"role": "assistant", "content": own[k]} if k in own else message
         for k, message in enumerate(example.messages[: turns[len(said)]])
     ]
-    return [Generate(prompter.question(history), prompter.max_new_tokens, prompter.stop_ids)]
+    return [Generate(prompter.chat_prompt(history), prompter.max_new_tokens, prompter.stop_ids)]
 
 
 TASK = Task(

@@ -52,7 +52,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Question:
+class YamlTaskItem:
     """A row of a task of kind generate (with references) or choices (with right, the place of the right one)."""
 
     id: str
@@ -74,14 +74,14 @@ def task_from_yaml(path: Path) -> Task[Any]:
     return {"generate": _generate, "choices": _choices, "perplexity": _perplexity}[file.kind](file)
 
 
-def _generate(file: TaskFile) -> Task[Question]:
-    def load(row: Row) -> Question:
+def _generate(file: TaskFile) -> Task[YamlTaskItem]:
+    def load(row: Row) -> YamlTaskItem:
         return dataclasses.replace(_question(file, row), references=_texts(file, "reference", row))
 
-    def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
+    def ask(item: YamlTaskItem, prompter: Prompter) -> Sequence[Request]:
         return [Generate(_prompt(file, item, prompter), prompter.max_new_tokens, prompter.stop_ids, file.stop)]
 
-    def score(item: Question, answers: Sequence[Answer]) -> Sample:
+    def score(item: YamlTaskItem, answers: Sequence[Answer]) -> Sample:
         (answer,) = answers
         assert isinstance(answer, Generated)
         read = answer.text if file.extract is None else _extracted(file, answer.text)
@@ -95,22 +95,22 @@ def _generate(file: TaskFile) -> Task[Question]:
     return _task(file, load, ask, score, metrics)
 
 
-def _choices(file: TaskFile) -> Task[Question]:
-    def load(row: Row) -> Question:
+def _choices(file: TaskFile) -> Task[YamlTaskItem]:
+    def load(row: Row) -> YamlTaskItem:
         choices = _texts(file, "choices", row)
         if len(choices) < 2:
             raise BadExampleError("choices: there is only one")
         right = _place(choices, file.cells["answer"](row.value))
         return dataclasses.replace(_question(file, row), choices=choices, right=right)
 
-    def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
+    def ask(item: YamlTaskItem, prompter: Prompter) -> Sequence[Request]:
         scores = [_choice(file, item, choice, prompter) for choice in item.choices]
         if file.chat:  # each ends with its end of turn
             return scores
         whole = prompter.with_ends([score.continuation_ids for score in scores], item.choices)
         return [dataclasses.replace(one, continuation_ids=ids) for one, ids in zip(scores, whole, strict=True)]
 
-    def score(item: Question, answers: Sequence[Answer]) -> Sample:
+    def score(item: YamlTaskItem, answers: Sequence[Answer]) -> Sample:
         scored = [answer for answer in answers if isinstance(answer, Scored)]
         chosen = {
             "accuracy": _largest([answer.log_prob for answer in scored]),
@@ -149,11 +149,11 @@ def _perplexity(file: TaskFile) -> Task[Any]:
 
 def _task(
     file: TaskFile,
-    load: Callable[[Row], Question],
-    ask: Callable[[Question, Prompter], Sequence[Request]],
-    score: Callable[[Question, Sequence[Answer]], Sample],
+    load: Callable[[Row], YamlTaskItem],
+    ask: Callable[[YamlTaskItem, Prompter], Sequence[Request]],
+    score: Callable[[YamlTaskItem, Sequence[Answer]], Sample],
     metrics: tuple[Metric, ...],
-) -> Task[Question]:
+) -> Task[YamlTaskItem]:
     return Task(
         name=file.name,
         version=file.version,
@@ -167,13 +167,13 @@ def _task(
     )
 
 
-def _question(file: TaskFile, row: Row) -> Question:
+def _question(file: TaskFile, row: Row) -> YamlTaskItem:
     system = [
         {"role": "system", "content": _text(file.cells[key], row, key)} for key in ("system",) if key in file.cells
     ]
     user = {"role": "user", "content": _text(file.cells["prompt"], row, "prompt")}
     groups = {name: _text(cell, row, f"groups.{name}") for name, cell in file.groups.items()}
-    return Question(row.place, (*system, user), groups=groups)
+    return YamlTaskItem(row.place, (*system, user), groups=groups)
 
 
 def _text(cell: Cell, row: Row, key: str) -> str:
@@ -228,17 +228,17 @@ def _within(place: int, choices: Sequence[str]) -> int:
     return place
 
 
-def _prompt(file: TaskFile, item: Question, prompter: Prompter) -> tuple[int, ...]:
-    return prompter.question(item.messages) if file.chat else prompter.document(_raw(item)).ids
+def _prompt(file: TaskFile, item: YamlTaskItem, prompter: Prompter) -> tuple[int, ...]:
+    return prompter.chat_prompt(item.messages) if file.chat else prompter.document(_raw(item)).ids
 
 
-def _raw(item: Question) -> str:
+def _raw(item: YamlTaskItem) -> str:
     return "\n\n".join(message["content"] for message in item.messages)
 
 
-def _choice(file: TaskFile, item: Question, choice: str, prompter: Prompter) -> Score:
+def _choice(file: TaskFile, item: YamlTaskItem, choice: str, prompter: Prompter) -> Score:
     if file.chat:
-        passage = prompter.answers([*item.messages, {"role": "assistant", "content": choice}])[-1]
+        passage = prompter.assistant_turns([*item.messages, {"role": "assistant", "content": choice}])[-1]
         return Score(passage.ids[: passage.first], passage.ids[passage.first :], passage.bytes)
     # Not `prompter.choices`: it scores white space at the prompt's end with the choice, and where tokens grow together
     # over the seam, as Chinese ones do, what it joins is not how the tokenizer writes the whole.

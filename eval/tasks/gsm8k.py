@@ -192,7 +192,7 @@ def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_too
     turn = tries[-1]
     can_call = has_tool and turn.calls < MAX_CALLS
     return Generate(
-        prompter.begun(messages, turn.text),
+        prompter.chat_prefix(messages, turn.text),
         max(prompter.max_new_tokens - turn.tokens, LEAST_NEW_TOKENS) if turn.tokens else prompter.max_new_tokens,
         prompter.stop_ids,
         stop_texts=(CALL_END,) if can_call else (),

@@ -32,7 +32,7 @@ _IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ",
 
 
 @dataclass(frozen=True)
-class Question:
+class FewShotItem:
     """A problem behind its examples."""
 
     problem: gsm8k.Problem
@@ -44,14 +44,14 @@ class Question:
         return self.problem.id
 
 
-def load(row: Row) -> Question:
+def load(row: Row) -> FewShotItem:
     """See gsm8k."""
-    return Question(gsm8k.load(row), "")
+    return FewShotItem(gsm8k.load(row), "")
 
 
-def arrange(questions: list[Question]) -> list[Question]:
+def arrange(items: list[FewShotItem]) -> list[FewShotItem]:
     """The rows that are not of a train file, each behind the first five that are."""
-    problems = [question.problem for question in questions]
+    problems = [item.problem for item in items]
     shots = [problem for problem in problems if problem.split == gsm8k.TRAIN_SPLIT][:SHOTS]
     if len(shots) < SHOTS:
         raise UserError(
@@ -59,20 +59,20 @@ def arrange(questions: list[Question]) -> list[Question]:
             "with train beside the test file"
         )
     examples = "".join(f"Question: {shot.question}\nAnswer: {shot.solution}\n\n" for shot in shots)
-    return [Question(problem, examples) for problem in problems if problem.split != gsm8k.TRAIN_SPLIT]
+    return [FewShotItem(problem, examples) for problem in problems if problem.split != gsm8k.TRAIN_SPLIT]
 
 
-def ask(question: Question, prompter: Prompter) -> Sequence[Request]:
+def ask(item: FewShotItem, prompter: Prompter) -> Sequence[Request]:
     """A plain text to be continued, whatever the chat template."""
-    text = f"{question.examples}Question: {question.problem.question}\nAnswer:"
+    text = f"{item.examples}Question: {item.problem.question}\nAnswer:"
     return [Generate(prompter.document(text).ids, prompter.max_new_tokens, prompter.stop_ids, STOP_TEXTS)]
 
 
-def score(question: Question, answers: Sequence[Answer]) -> Sample:
+def score(item: FewShotItem, answers: Sequence[Answer]) -> Sample:
     """As the harness scores (strict and flexible), and by the number that the answer states."""
     (answer,) = answers
     assert isinstance(answer, Generated)
-    problem = question.problem
+    problem = item.problem
     marked = gsm8k.behind_mark(answer.text)
     values = {
         "strict_match": _match(strict_answer(answer.text), problem.solution),

@@ -32,7 +32,7 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """One request for the text or for each answer; more where it is longer than the model's context."""
     document = example.text is not None
     requests = []
-    for passage in [prompter.document(example.text or "")] if document else prompter.answers(example.messages):
+    for passage in [prompter.document(example.text or "")] if document else prompter.assistant_turns(example.messages):
         size = prompter.window_tokens or len(passage.ids)
         unclaimed = passage.bytes  # the bytes belong to the passage; its first window carries them
         for start, scored_from, end in windows(len(passage.ids), passage.first, size, max(size // 2, 1)):

@@ -29,7 +29,7 @@ def check(example: Example) -> Example:
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """The last answer is asked for."""
-    return [Generate(prompter.question(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
+    return [Generate(prompter.chat_prompt(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
 
 
 def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str, str], Mapping[str, float]]) -> Sample:

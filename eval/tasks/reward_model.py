@@ -23,7 +23,7 @@ Side = str | tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Both sides with what stands before them: texts, or messages."""
 
     id: str
@@ -31,9 +31,9 @@ class Pair:
     rejected: Side
 
 
-def load(row: Row) -> Pair:
+def load(row: Row) -> PreferencePair:
     """`chosen` and `rejected` behind `prompt`, as TRL writes them, or behind `conversations`, as LLaMA-Factory does."""
-    return Pair(row.place, *(_side(row, name) for name in SIDES))
+    return PreferencePair(row.place, *(_side(row, name) for name in SIDES))
 
 
 def _side(row: Row, name: str) -> Side:
@@ -50,16 +50,16 @@ def _side(row: Row, name: str) -> Side:
     return found.messages
 
 
-def ask(pair: Pair, prompter: Prompter) -> Sequence[Request]:
+def ask(pair: PreferencePair, prompter: Prompter) -> Sequence[Request]:
     """Both sides whole."""
     if len(prompter.labels) != 1:
         raise UserError(
             f"{prompter.name}: its head has {len(prompter.labels)} classes, not one output: no reward model"
         )
-    return [Classify(prompter.whole(side)) for side in (pair.chosen, pair.rejected)]
+    return [Classify(prompter.reward_input(side)) for side in (pair.chosen, pair.rejected)]
 
 
-def score(pair: Pair, answers: Sequence[Answer]) -> Sample:
+def score(pair: PreferencePair, answers: Sequence[Answer]) -> Sample:
     """Whether the chosen one gets more, and how much."""
     chosen, rejected = (answer.logits[0] for answer in answers if isinstance(answer, Classified))
     shown: dict[str, Any] = {

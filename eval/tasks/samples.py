@@ -35,7 +35,7 @@ def check(example: Example) -> Example:
 
 def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TEMPERATURES) -> Sequence[Request]:
     """The text as it stands, or the conversation up to its last answer; once for each temperature."""
-    ids = prompter.document(example.text).ids if example.text is not None else prompter.question(_history(example))
+    ids = prompter.document(example.text).ids if example.text is not None else prompter.chat_prompt(_history(example))
     return [
         Generate(ids, prompter.max_new_tokens, prompter.stop_ids, temperature=temperature)
         for temperature in temperatures

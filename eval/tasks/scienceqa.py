@@ -43,7 +43,7 @@ ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
 
 
 @dataclass(frozen=True)
-class Question:
+class ImageChoiceItem:
     """One row. text: hint, question and options. image: a file; None where it has none. answer: the right letter."""
 
     id: str
@@ -55,14 +55,14 @@ class Question:
     groups: Mapping[str, str]
 
 
-def load(row: Row) -> Question:
+def load(row: Row) -> ImageChoiceItem:
     """Raises BadExampleError for a row that does not fit."""
     value = row.value
     choices = _choices(value.get("choices"))
     right = _place(value.get("answer"), len(choices))
     hint = f"Context: {value['hint']}\n" if value.get("hint") else ""
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
-    return Question(
+    return ImageChoiceItem(
         id=row.place,
         text=f"{hint}Question: {text_in(value, 'question')}\nOptions:\n{options}",
         options=len(choices),
@@ -73,56 +73,56 @@ def load(row: Row) -> Question:
     )
 
 
-def arrange(questions: list[Question]) -> list[Question]:
+def arrange(items: list[ImageChoiceItem]) -> list[ImageChoiceItem]:
     """Those with an image; of the test split, where any row is of it. Raises UserError where files are missing."""
-    of_test = [question for question in questions if question.split == "test"] or questions
-    asked = [(question, question.image) for question in of_test if question.image]
-    missing = [f"{question.id}: {image}" for question, image in asked if not Path(image).is_file()]
+    of_test = [item for item in items if item.split == "test"] or items
+    asked = [(item, item.image) for item in of_test if item.image]
+    missing = [f"{item.id}: {image}" for item, image in asked if not Path(image).is_file()]
     if missing:
         raise UserError(f"scienceqa: {len(missing)} of {len(asked)} images are not there, the first of {missing[0]}")
-    return [question for question, _ in asked]
+    return [item for item, _ in asked]
 
 
-def ask_letters(question: Question, prompter: Prompter) -> Sequence[Request]:
+def ask_letters(item: ImageChoiceItem, prompter: Prompter) -> Sequence[Request]:
     """How probable each letter is."""
-    images = (question.image,) if question.image else ()
-    prefix = prompter.shown(images, question.text + ASK_LETTER)
-    return [Score(prefix, prompter.reply(letter), images=images) for letter in LETTERS[: question.options]]
+    images = (item.image,) if item.image else ()
+    prefix = prompter.image_prompt(images, item.text + ASK_LETTER)
+    return [Score(prefix, prompter.response_start(letter), images=images) for letter in LETTERS[: item.options]]
 
 
-def score_letters(question: Question, answers: Sequence[Answer]) -> Sample:
+def score_letters(item: ImageChoiceItem, answers: Sequence[Answer]) -> Sample:
     """Right where the right letter is the most probable one; of equals the first counts."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
     chosen = LETTERS[log_probs.index(max(log_probs))]
     shown = {"chosen": chosen, "log_probs": dict(zip(LETTERS, log_probs, strict=False))}
-    return _sample(question, {"accuracy": float(chosen == question.answer)}, shown)
+    return _sample(item, {"accuracy": float(chosen == item.answer)}, shown)
 
 
-def ask_generated(question: Question, prompter: Prompter) -> Sequence[Request]:
+def ask_generated(item: ImageChoiceItem, prompter: Prompter) -> Sequence[Request]:
     """An answer as JSON."""
-    images = (question.image,) if question.image else ()
-    prompt = prompter.shown(images, question.text + ASK_JSON)
+    images = (item.image,) if item.image else ()
+    prompt = prompter.image_prompt(images, item.text + ASK_JSON)
     return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids, images=images)]
 
 
-def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
+def score_generated(item: ImageChoiceItem, answers: Sequence[Answer]) -> Sample:
     """Right where the JSON's answer (or else the text) names the right letter; one that names none is counted apart."""
     (answer,) = answers
     assert isinstance(answer, Generated)
     stated = json_answers(answer.text)
-    letters = {read_letter(text, question.options) for text in stated or [answer.text]}
+    letters = {read_letter(text, item.options) for text in stated or [answer.text]}
     chosen = letters.pop() if len(letters) == 1 else None
     values = {
-        "accuracy": float(chosen == question.answer),
+        "accuracy": float(chosen == item.answer),
         "no_letter": float(chosen is None),
         "no_json": float(not stated),
     }
-    return _sample(question, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
+    return _sample(item, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
 
 
-def _sample(question: Question, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
-    asked = {"question": question.text, "image": question.image, "answer": question.answer}
-    return Sample(question.id, values, {**asked, **shown}, question.groups)
+def _sample(item: ImageChoiceItem, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
+    asked = {"question": item.text, "image": item.image, "answer": item.answer}
+    return Sample(item.id, values, {**asked, **shown}, item.groups)
 
 
 def _choices(given: Any) -> Sequence[Any]:

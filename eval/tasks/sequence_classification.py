@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sequenced:
+class ClassItem:
     """label: a class's name, its number, or its number as text. labels: the checkpoint's names, gold: its number among
     them; both are the checkpoint's and set by `bind`.
     """
@@ -37,7 +37,7 @@ class Sequenced:
 
 
 @dataclass(frozen=True)
-class Valued:
+class RegressionItem:
     """A sentence (or two) and its value."""
 
     id: str
@@ -45,15 +45,15 @@ class Valued:
     value: float
 
 
-def load(row: Row) -> Sequenced:
+def load(row: Row) -> ClassItem:
     """A sentence (or two) and a label: the name of a class or its number."""
     label = row.value.get("label")
     if isinstance(label, bool) or not isinstance(label, int):
         label = text_in(row.value, "label").strip()
-    return Sequenced(row.place, sentences_in(row.value), label)
+    return ClassItem(row.place, sentences_in(row.value), label)
 
 
-def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
+def bind(item: ClassItem, prompter: Prompter) -> ClassItem:
     """The label as a class of the checkpoint."""
     names = prompter.labels
     if len(names) < 2:
@@ -70,26 +70,26 @@ def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
     )
 
 
-def ask(item: Sequenced | Valued, prompter: Prompter) -> Sequence[Request]:
+def ask(item: ClassItem | RegressionItem, prompter: Prompter) -> Sequence[Request]:
     """The whole at once."""
-    return [Classify(*prompter.sequence(item.sentences))]
+    return [Classify(*prompter.classifier_input(item.sentences))]
 
 
-def score(item: Sequenced, answers: Sequence[Answer]) -> Sample:
+def score(item: ClassItem, answers: Sequence[Answer]) -> Sample:
     """The class with the highest logit."""
     logits = _outputs(answers)
     return outcome(item.id, item.sentences, item.labels, item.gold, logits.index(max(logits)))
 
 
-def load_value(row: Row) -> Valued:
+def load_value(row: Row) -> RegressionItem:
     """A sentence (or two) and the number `label`."""
     value = number_in(row.value, "label")
     if not math.isfinite(value):
         raise BadExampleError(f"label is {value}, not a finite number")
-    return Valued(row.place, sentences_in(row.value), value)
+    return RegressionItem(row.place, sentences_in(row.value), value)
 
 
-def one_output(item: Valued, prompter: Prompter) -> Valued:
+def one_output(item: RegressionItem, prompter: Prompter) -> RegressionItem:
     """Unchanged, where the checkpoint answers with a value."""
     if len(prompter.labels) != 1:
         raise UserError(
@@ -98,7 +98,7 @@ def one_output(item: Valued, prompter: Prompter) -> Valued:
     return item
 
 
-def score_value(item: Valued, answers: Sequence[Answer]) -> Sample:
+def score_value(item: RegressionItem, answers: Sequence[Answer]) -> Sample:
     """Both values."""
     (value,) = _outputs(answers)
     shown = {"text": "\n".join(item.sentences), "answer": value, "reference": item.value}

@@ -24,7 +24,7 @@ WORDS = "--model model --tasks perplexity --data rows.jsonl --precision fp32".sp
 
 def killed_at(answer: int, rank: int) -> dict[str, str]:
     """The environment of a process that dies as soon as its nth answer is on disk."""
-    at = "zerotune.inference.answer_cache:Journal.write"
+    at = "zerotune.inference.answer_cache:AnswerCache.write"
     order = {"at": at, "when": "after", "nth": answer, "rank": rank, "do": "SIGKILL"}
     return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "support" / "plug")}
 

@@ -14,10 +14,10 @@ from scipy import stats
 
 from eval.compare import _left_out as left_out
 from eval.compare import compare
-from eval.evaluation import with_short_corpora
+from eval.evaluation import with_short_corpus_names
 from eval.metrics.intervals import FEWEST, jackknife, jackknife_change, typical_values
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
-from eval.names import of_files, of_models, shortest
+from eval.names import file_names, model_names, shortest
 from eval.protocols import Metric, Sample, SampleMetric
 from eval.result import MetricResult
 from eval.tasks import TASKS
@@ -225,9 +225,9 @@ def test_files_and_checkpoints_have_the_shortest_names_that_tell(tmp_path: Any) 
     assert shortest(["/x/base", "/y/merged"]) == ["base", "merged"]
     assert shortest(["/x/one/merged", "/x/two/merged"]) == ["one/merged", "two/merged"]
     assert shortest(["/x/one", "/x/one"]) == ["one", "one #2"]
-    assert of_files(["/data/in/test.jsonl", "/data/out/test.jsonl"]) == ["in/test", "out/test"]
-    assert of_files(["/data/news.jsonl", "/data/news.txt"]) == ["news.jsonl", "news.txt"]
-    assert of_files(["新闻.jsonl"]) == ["新闻"]
+    assert file_names(["/data/in/test.jsonl", "/data/out/test.jsonl"]) == ["in/test", "out/test"]
+    assert file_names(["/data/news.jsonl", "/data/news.txt"]) == ["news.jsonl", "news.txt"]
+    assert file_names(["新闻.jsonl"]) == ["新闻"]
     folders = []
     for run, step, folder in (("runs/mix", 12, "a/merged"), ("runs/mix", 24, "b/merged"), ("", 0, "base")):
         folders.append(tmp_path / folder)
@@ -235,15 +235,15 @@ def test_files_and_checkpoints_have_the_shortest_names_that_tell(tmp_path: Any) 
         if run:
             facts = f'{{"merge": {{"step": {step}}}, "config": {{"run": {{"folder": "{run}"}}}}}}'
             (folders[-1] / "run.json").write_text(facts)
-    assert of_models([str(folder) for folder in folders]) == ["mix step 12", "mix step 24", "base"]
-    twice = of_models([str(folders[0]), str(folders[0])])
+    assert model_names([str(folder) for folder in folders]) == ["mix step 12", "mix step 24", "base"]
+    twice = model_names([str(folders[0]), str(folders[0])])
     assert len(set(twice)) == 2
     assert all(name.startswith("mix step 12") for name in twice)
 
 
 def test_corpora_are_called_by_what_tells_them_apart() -> None:
     samples = [Sample("1", {}, groups={"corpus": f"/very/long/{name}/test.jsonl"}) for name in ("in", "out")]
-    named = with_short_corpora([*samples, Sample("2", {})])
+    named = with_short_corpus_names([*samples, Sample("2", {})])
     assert [one.groups.get("corpus") for one in named] == ["in/test", "out/test", None]
 
 

@@ -32,7 +32,7 @@ from eval.metrics.first_label import first_label
 from eval.metrics.labels import UNREADABLE, macro_f1, mcc, pearson, rmse
 from eval.protocols import Sample
 from eval.ranks import Ranks
-from eval.subsample import choose
+from eval.subsample import take_subsample
 from eval.tasks import TASKS
 from eval.tasks.token_classification import Sentence
 from tests.support import eval_checkpoints
@@ -341,7 +341,7 @@ def test_a_tokenizer_without_an_end_refuses_labels_that_begin_another() -> None:
     words.tokenizer = eval_checkpoints.tokenizer()
     words.tokenizer.eos_token = None
     items = task.arrange(load([Row("f", k, {"text": "t", "label": x}) for k, x in enumerate(("a", "ab"))], task.load))
-    with pytest.raises(UserError, match=r"'a' begins 'ab'.*has no end token"):
+    with pytest.raises(UserError, match=r"'a' is the start of 'ab'.*has no end token"):
         task.ask(items[0], words)
 
 
@@ -447,9 +447,9 @@ def test_a_long_sentence_is_answered_from_all_its_windows(letters_are_tokens: No
     tags = [("B-DNA", "I-DNA", "O")[ord(word) % 3] for word in words]
     (item,) = load([Row("f", 1, {"tokens": words, "tags": tags})], task.load)
     job = prepare(task, [item], prompter(NAMES, window_tokens=16))
-    (asked,) = job.asked
+    (asked,) = job.requests
     assert len(asked) > 3
-    assert all(isinstance(request, Tag) and request.slots <= 16 for request in asked)
+    assert all(isinstance(request, Tag) and request.length <= 16 for request in asked)
     classes = {vocabulary.convert_tokens_to_ids(word): tags[k] for k, word in enumerate(words)}
     answers = [Tagged(tuple(list(NAMES.values()).index(classes[i]) for i in r.prefix_ids)) for r in asked]
     sample = task.score(job.items[0], answers)
@@ -531,7 +531,7 @@ def test_prompts_of_one_sentence_and_of_two() -> None:
 
 def test_every_label_of_the_data_is_asked_for(tmp_path: Path) -> None:
     """Even if only some rows are asked."""
-    (item,) = choose(items("classification", write(tmp_path / "a.jsonl", *MRPC)), 1, None)
+    (item,) = take_subsample(items("classification", write(tmp_path / "a.jsonl", *MRPC)), 1, None)
     assert item.labels == ("equivalent", "not equivalent")
     task, vocabulary = TASKS["classification"], tokenizer()
     requests = task.ask(item, prompter())
@@ -586,7 +586,7 @@ def test_classes_by_name_and_by_number(tmp_path: Path) -> None:
     rows = [{"text": "Beijing.", "label": label} for label in ("good", 1, "1")]
     own = prompter({0: "bad", 1: "good"})
     job = prepare(task, items(task.name, write(tmp_path / "a.jsonl", *rows)), own)
-    assert job.asked[0] == [Classify(tuple(tokenizer()("Beijing.")["input_ids"]))]
+    assert job.requests[0] == [Classify(tuple(tokenizer()("Beijing.")["input_ids"]))]
     answers: list[list[Answer]] = [[Classified((0.0, 1.0))], [Classified((0.5, 1.0))], [Classified((0.3, -1.0))]]
     samples = [task.score(item, answer) for item, answer in zip(job.items, answers, strict=True)]
     assert [sample.values["gold"] for sample in samples] == [1.0, 1.0, 1.0]

@@ -23,7 +23,7 @@ from zerotune.common.errors import UserError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
 from zerotune.data.rows import BadExampleError, load, local
-from zerotune.inference.prompt import beginning
+from zerotune.inference.prompt import find_prefix_pair
 from zerotune.inference.requests import Generate, Generated, Score, Scored
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,11 +63,11 @@ class FakePrompter:
         return tuple(map(ord, "".join(f"<{m['content']}>" for m in messages)))
 
     def answers(self, messages: Any) -> list[Any]:
-        asked = self.question(messages[:-1])
+        asked = self.chat_prompt(messages[:-1])
         return [Passage((*asked, *map(ord, messages[-1]["content"])), len(asked), len(messages[-1]["content"]))]
 
     def with_ends(self, continuations: Any, texts: Any) -> Any:
-        return [(*ids, 0) for ids in continuations] if beginning(texts) else continuations
+        return [(*ids, 0) for ids in continuations] if find_prefix_pair(texts) else continuations
 
     def document(self, text: str) -> Any:
         return Passage((1, *map(ord, text)), 1, len(text))
