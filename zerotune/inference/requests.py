@@ -82,8 +82,9 @@ Request = Score | Generate | Tag | Classify
 
 @dataclass(frozen=True)
 class Scored:
-    """Answer to `Score`. log_prob: natural logarithm, summed over the `tokens` of the continuation. bytes: as in `Score`.
+    """Answer to `Score`.
 
+    log_prob: natural logarithm, summed over the `tokens` of the continuation. bytes: as in the request.
     greedy: whether each token of the continuation is the most probable one at its position.
     """
 
@@ -98,7 +99,7 @@ class Generated:
     """Answer to `Generate`.
 
     text: up to the stop text, without special tokens. finished: it ended with a stop token or stop text, not at the
-    length limit. reasoning: removed from `text` by `reasoning.py` before tasks see it; `written` then keeps the complete
+    length limit. reasoning: removed from `text` by `reasoning.py` before tasks see it; `written` then keeps the whole
     output. only_reasoning: the output ended within the reasoning, and `text` is empty.
     """
 
