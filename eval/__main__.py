@@ -1,4 +1,4 @@
-"""`python -m eval` is `eval/main.py`."""
+"""`python -m eval` runs `eval/main.py`."""
 
 import sys
 

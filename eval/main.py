@@ -18,7 +18,7 @@ from zerotune.common.process_exit import (
     wait_for_first_process,
 )
 
-exit_quietly_on_ctrl_c()  # what follows takes a while
+exit_quietly_on_ctrl_c()  # the following imports take a while
 
 from eval.config import Config, parse
 from eval.preflight import check_inputs
@@ -29,7 +29,7 @@ from zerotune.common.sentinel import Sentinel, tell
 
 
 def _checked(arguments: Sequence[str]) -> Config:
-    """The configuration, its checkpoints and data looked at. What follows imports torch, and takes seconds."""
+    """Parse and validate the configuration, its checkpoints and data, before torch is imported, which takes seconds."""
     try:
         config = parse(arguments)
         check_inputs(config)
@@ -42,7 +42,7 @@ def _checked(arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, that of the UserError whose message was printed, or 130 after Ctrl-C."""
     hide_secrets()
-    out: Path | None = None  # once the arguments are known
+    out: Path | None = None  # set once the arguments are parsed
     with Sentinel() as sentinel:
         try:
             config = _checked(arguments)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return _interrupted(out)
         except Exception as error:
-            if sentinel.interrupted is not None:  # a rank that left before this one broke what connected them
+            if sentinel.interrupted is not None:  # another rank exited first and broke the process group
                 return _interrupted(out)
             if not isinstance(error, UserError):
                 raise
@@ -81,10 +81,10 @@ def _run(config: Config) -> None:
 
 
 def _interrupted(out: Path | None) -> int:
-    """Say how to go on. Returns the exit code."""
+    """Print how to resume. Returns the exit code."""
     if os.environ.get("RANK", "0") == "0":
         journal = out / "journal" if out else None
-        kept = f" {journal} keeps the answers so far: the same command asks only the rest." if journal else ""
+        kept = f" {journal} keeps the answers so far; the same command computes only the rest." if journal else ""
         tell(printable(f"\nStopped by Ctrl-C.{kept if journal and journal.is_dir() else ''}"))
     return CTRL_C
 

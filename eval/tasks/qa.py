@@ -1,4 +1,4 @@
-"""Questions answered by generation, scored by exact and partial match with the reference, in any script."""
+"""Generated answers to questions, scored by exact and partial match with the reference, in any script."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.metrics.exact_match import exact_match
-from eval.metrics.similarity import ALIKE, similarity
+from eval.metrics.similarity import MATCH_THRESHOLD, similarity
 from eval.protocols import Sample, SampleMetric, Task
 from zerotune.data.hub import Hub
 from zerotune.data.rows import BadExampleError, Example, examples
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 def check(example: Example) -> Example:
-    """Conversations that end in the reference answer."""
+    """Accept conversations that end with the reference answer."""
     if not example.answered or len(example.messages) < 2:
         raise BadExampleError(
-            "there is no question with a reference answer (question + answer, prompt + response, instruction + output, "
-            "or messages that end with the assistant's)"
+            "the row has no question with a reference answer (question + answer, prompt + response, instruction + "
+            "output, or messages that end with the assistant's)"
         )
     return example
 
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
-    """The last answer is asked for."""
+    """Generate the last assistant message."""
     return [Generate(prompter.chat_prompt(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
 
 
 def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str, str], Mapping[str, float]]) -> Sample:
-    """The values that `measure` gives of (answer, reference), and what a person wants to see.
+    """The sample of an answer; `measure` computes its values from (answer, reference).
 
-    Of several right answers the one most like the given answer is the reference.
+    Of several correct answers, the one most similar to the given answer is the reference.
     """
     (answer,) = answers
     assert isinstance(answer, Generated)
-    right = (example.messages[-1]["content"], *example.also_right)
-    reference = max(right, key=partial(similarity, answer.text)) if example.also_right else right[0]
+    references = (example.messages[-1]["content"], *example.also_right)
+    reference = max(references, key=partial(similarity, answer.text)) if example.also_right else references[0]
     shown = {"prompt": example.messages[-2]["content"], "answer": answer.text, "reference": reference}
     groups = {"subset": example.subset} if example.subset else {}
     values = measure(answer.text, reference)
@@ -48,23 +48,23 @@ def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str,
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """Exact match, similarity, and whether that is above 0.7."""
+    """Score by exact match and similarity, and whether the similarity exceeds 0.7."""
     return outcome(example, answers, _matches)
 
 
 def _matches(prediction: str, reference: str) -> Mapping[str, float]:
-    alike = similarity(prediction, reference)
+    value = similarity(prediction, reference)
     return {
         "exact_match": exact_match(prediction, reference),
-        "partial_match": float(alike > ALIKE),
-        "similarity": alike,
+        "partial_match": float(value > MATCH_THRESHOLD),
+        "similarity": value,
     }
 
 
 TASK = Task(
     name="qa",
     version=3,
-    about="answers by generation, scored by exact and partial match",
+    about="generated answers, scored by exact and partial match",
     load=examples(check),
     ask=ask,
     score=score,

@@ -1,4 +1,4 @@
-"""Reward models by preferences: how often the answer that people preferred gets the higher reward."""
+"""Reward models: how often the chosen response of a preference pair gets the higher reward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Side = str | tuple[Mapping[str, str], ...]
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Both sides with what stands before them: texts, or messages."""
+    """Both responses with their prompt, as texts or messages."""
 
     id: str
     chosen: Side
@@ -32,7 +32,7 @@ class PreferencePair:
 
 
 def load(row: Row) -> PreferencePair:
-    """`chosen` and `rejected` behind `prompt`, as TRL writes them, or behind `conversations`, as LLaMA-Factory does."""
+    """`chosen` and `rejected` after `prompt` (format of TRL) or after `conversations` (format of LLaMA-Factory)."""
     return PreferencePair(row.place, *(_side(row, name) for name in SIDES))
 
 
@@ -40,44 +40,44 @@ def _side(row: Row, name: str) -> Side:
     value = row.value.get(name)
     if isinstance(value, str):
         return (text_in(row.value, "prompt") if row.value.get("prompt") else "") + text_in(row.value, name)
-    said = [value] if isinstance(value, Mapping) else value
-    before = row.value.get("conversations") or row.value.get("prompt") or []
-    if not isinstance(said, (list, tuple)) or not isinstance(before, (list, tuple)):
-        raise BadExampleError(f"{name} is neither text nor messages behind a prompt of the same kind")
-    messages = [*before, *said]
+    response = [value] if isinstance(value, Mapping) else value
+    prompt = row.value.get("conversations") or row.value.get("prompt") or []
+    if not isinstance(response, (list, tuple)) or not isinstance(prompt, (list, tuple)):
+        raise BadExampleError(f"{name} and its prompt must both be text or both be messages")
+    messages = [*prompt, *response]
     key = "conversations" if messages and isinstance(messages[0], Mapping) and "from" in messages[0] else "messages"
     found = example(dataclasses.replace(row, value={key: messages, "system": row.value.get("system")}))
     return found.messages
 
 
 def ask(pair: PreferencePair, prompter: Prompter) -> Sequence[Request]:
-    """Both sides whole."""
+    """One request for each side."""
     if len(prompter.labels) != 1:
         raise UserError(
-            f"{prompter.name}: its head has {len(prompter.labels)} classes, not one output: no reward model"
+            f"{prompter.name}: not a reward model: its head has {len(prompter.labels)} classes instead of one output"
         )
     return [Classify(prompter.reward_input(side)) for side in (pair.chosen, pair.rejected)]
 
 
 def score(pair: PreferencePair, answers: Sequence[Answer]) -> Sample:
-    """Whether the chosen one gets more, and how much."""
+    """Whether the chosen response gets the higher reward, and by how much."""
     chosen, rejected = (answer.logits[0] for answer in answers if isinstance(answer, Classified))
     shown: dict[str, Any] = {
-        "text": _shown(pair.chosen),
+        "text": _as_text(pair.chosen),
         "answer": chosen,
-        "reference": f"{_shown(pair.rejected)}\n{rejected:.4g}",
+        "reference": f"{_as_text(pair.rejected)}\n{rejected:.4g}",
     }
     return Sample(pair.id, {"accuracy": float(chosen > rejected), "margin": chosen - rejected}, shown)
 
 
-def _shown(side: Side) -> str:
+def _as_text(side: Side) -> str:
     return side if isinstance(side, str) else "\n".join(f"{message['role']}: {message['content']}" for message in side)
 
 
 TASK = Task(
     name="reward_model",
     version=1,
-    about="the preferred of two answers by a head with one output",
+    about="preference pairs, by a reward head with one output",
     load=load,
     ask=ask,
     score=score,

@@ -1,4 +1,4 @@
-"""Checkpoints with a sequence-classification head: its classes, or the value of a head with one output (regression)."""
+"""Checkpoints with a sequence-classification head: classification, or regression by a head with one output."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassItem:
-    """label: a class's name, its number, or its number as text. labels: the checkpoint's names, gold: its number among
-    them; both are the checkpoint's and set by `bind`.
+    """label: the name of a class, its index, or its index as text.
+
+    `bind` sets labels, the checkpoint's class names, and label_index, the label's index among them.
     """
 
     id: str
     sentences: tuple[str, ...]
     label: str | int
     labels: tuple[str, ...] = ()
-    gold: int = 0
+    label_index: int = 0
 
 
 @dataclass(frozen=True)
 class RegressionItem:
-    """A sentence (or two) and its value."""
+    """One sentence or two, and a value."""
 
     id: str
     sentences: tuple[str, ...]
@@ -46,7 +47,7 @@ class RegressionItem:
 
 
 def load(row: Row) -> ClassItem:
-    """A sentence (or two) and a label: the name of a class or its number."""
+    """One sentence or two, and a label: the name or index of a class."""
     label = row.value.get("label")
     if isinstance(label, bool) or not isinstance(label, int):
         label = text_in(row.value, "label").strip()
@@ -54,16 +55,16 @@ def load(row: Row) -> ClassItem:
 
 
 def bind(item: ClassItem, prompter: Prompter) -> ClassItem:
-    """The label as a class of the checkpoint."""
+    """Find the label among the checkpoint's classes. Raises UserError."""
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
     try:
-        gold = class_number(item.label, names)
+        index = class_number(item.label, names)
     except AmbiguousLabelError as error:
         raise UserError(f"{item.id}: {error} ({prompter.name}: id2label in its config.json)") from error
-    if gold is not None:
-        return dataclasses.replace(item, labels=names, gold=gold)
+    if index is not None:
+        return dataclasses.replace(item, labels=names, label_index=index)
     raise UserError(
         f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
         f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"
@@ -71,18 +72,18 @@ def bind(item: ClassItem, prompter: Prompter) -> ClassItem:
 
 
 def ask(item: ClassItem | RegressionItem, prompter: Prompter) -> Sequence[Request]:
-    """The whole at once."""
+    """One request for each item."""
     return [Classify(*prompter.classifier_input(item.sentences))]
 
 
 def score(item: ClassItem, answers: Sequence[Answer]) -> Sample:
-    """The class with the highest logit."""
+    """Predict the class with the highest logit."""
     logits = _outputs(answers)
-    return outcome(item.id, item.sentences, item.labels, item.gold, logits.index(max(logits)))
+    return outcome(item.id, item.sentences, item.labels, item.label_index, logits.index(max(logits)))
 
 
 def load_value(row: Row) -> RegressionItem:
-    """A sentence (or two) and the number `label`."""
+    """One sentence or two, and the number `label`."""
     value = number_in(row.value, "label")
     if not math.isfinite(value):
         raise BadExampleError(f"label is {value}, not a finite number")
@@ -90,7 +91,7 @@ def load_value(row: Row) -> RegressionItem:
 
 
 def one_output(item: RegressionItem, prompter: Prompter) -> RegressionItem:
-    """Unchanged, where the checkpoint answers with a value."""
+    """Raise UserError if the checkpoint's head has several outputs."""
     if len(prompter.labels) != 1:
         raise UserError(
             f"{prompter.name}: its head has {len(prompter.labels)} classes, not one output; use sequence_classification"
@@ -99,7 +100,7 @@ def one_output(item: RegressionItem, prompter: Prompter) -> RegressionItem:
 
 
 def score_value(item: RegressionItem, answers: Sequence[Answer]) -> Sample:
-    """Both values."""
+    """Compare the predicted value with the label."""
     (value,) = _outputs(answers)
     shown = {"text": "\n".join(item.sentences), "answer": value, "reference": item.value}
     return Sample(item.id, {"gold": item.value, "predicted": value}, shown)
@@ -114,7 +115,7 @@ def _outputs(answers: Sequence[Answer]) -> tuple[float, ...]:
 TASK = Task(
     name="sequence_classification",
     version=1,
-    about="the class of a text by a classification head",
+    about="classes of texts, by a classification head",
     load=load,
     bind=bind,
     ask=ask,
@@ -131,7 +132,7 @@ TASK = Task(
 REGRESSION = Task(
     name="regression",
     version=1,
-    about="the value of a text by a head with one output",
+    about="values of texts, by a head with one output",
     load=load_value,
     bind=one_output,
     ask=ask,

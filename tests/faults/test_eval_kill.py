@@ -84,7 +84,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", SEVEN, extra=extra)
     assert code == -signal.SIGINT, errors
     assert errors.endswith(
-        "\nStopped by Ctrl-C. out/journal keeps the answers so far: the same command asks only the rest.\n"
+        "\nStopped by Ctrl-C. out/journal keeps the answers so far; the same command computes only the rest.\n"
     )
     assert "Traceback" not in errors
     code, _, errors = alone(folder, *WORDS, "--out", "out")

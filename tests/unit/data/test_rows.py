@@ -82,8 +82,8 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
         ("qa", {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "message 1 calls tools"),
         ("qa", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content has parts that are not text"),
         ("qa", {"instruction": "Q?", "output": "A.", "history": ["Q"]}, "history is not a list of pairs"),
-        ("perplexity", {"question": "Q?"}, "no answer whose perplexity"),
-        ("samples", {"messages": [SYSTEM]}, "no question in this conversation"),
+        ("perplexity", {"question": "Q?"}, "has no assistant message to score"),
+        ("samples", {"messages": [SYSTEM]}, "has no user message"),
     ],
 )
 def test_bad_rows_are_named(task: str, row: Any, reason: str, tmp_path: Path) -> None:

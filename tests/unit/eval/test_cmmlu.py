@@ -111,7 +111,7 @@ def test_missing_examples_are_said(folder: Path) -> None:
     ("file", "row", "reason"),
     [
         ("test/alchemy.csv", "0,q,a,b,c,d,A\n", r"alchemy.csv:2: alchemy is none of CMMLU's 67 subjects"),
-        ("test/arts.csv", "0,q,a,b,c,d,E\n", r"arts.csv:2: Answer is 'E', none of A, B, C, D"),
+        ("test/arts.csv", "0,q,a,b,c,d,E\n", r"arts.csv:2: Answer is 'E', not A, B, C or D"),
         ("test/arts.csv", "0,q,a,,c,d,A\n", r"arts.csv:2: B is empty"),
     ],
 )

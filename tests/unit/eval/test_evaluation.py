@@ -417,7 +417,7 @@ def test_generation_settings_of_a_checkpoint_change_no_answer(
 def test_main_prints_one_message_and_its_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--model", str(tmp_path), "--tasks", "nonsense", "--data", "x"]) == UserError.exit_code
     assert capsys.readouterr().err.splitlines() == [
-        f"error: unknown task nonsense; there are {', '.join(TASKS)}, and your own: FILE.yaml",
+        f"error: unknown task nonsense; use {', '.join(TASKS)}, or a task file: FILE.yaml",
     ]
 
 

@@ -193,8 +193,8 @@ def test_missing_examples_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"question": "Q?", "answer": "9"}, "answer does not end in ####"),
-        ({"question": "Q?", "answer": "#### nine"}, "answer does not end in ####"),
+        ({"question": "Q?", "answer": "9"}, "answer does not end with ####"),
+        ({"question": "Q?", "answer": "#### nine"}, "answer does not end with ####"),
         ({"question": " ", "answer": "#### 9"}, "question is empty"),
         ({"question": "Q?"}, "answer is missing"),
     ],

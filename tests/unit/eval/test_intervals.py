@@ -152,13 +152,13 @@ def test_few_rows_have_no_interval_and_the_reason_is_told() -> None:
     score = SampleMetric("x", higher_is_better=True)
     (found,) = results((score,), [{"x": k / 10} for k in range(9)], [{"x": k / 11} for k in range(9)])
     assert found.estimates[0].low is None
-    assert found.estimates[0].reason == "too few rows for an interval: 9, needed are 20"
+    assert found.estimates[0].reason == "too few rows for an interval: 9 of at least 20"
     assert (found.differences[0].verdict, found.differences[0].p_value) == ("not tested", None)
     (found,) = results((score,), [{"x": 0.1}] * 30, [{"x": 0.1}] * 28 + [{"x": 0.9}] * 2)
-    assert found.differences[0].reason == "too few rows for an interval: only 2 differ from the commonest value"
+    assert found.differences[0].reason == "too few rows for an interval: only 2 differ from the most common value"
     rows = [{"gold": float(k > 27), "predicted": 0.0} for k in range(30)]
     (found, _) = results([m for m in TASKS["sequence_classification"].metrics if m.name != "accuracy"], rows)
-    assert found.estimates[0].reason == "too few rows of a label for an interval: 2, needed are 10 of each"
+    assert found.estimates[0].reason == "too few rows of a label for an interval: 2 of at least 10"
 
 
 def test_from_one_end_of_the_scale_to_the_other_is_not_called_no_difference() -> None:

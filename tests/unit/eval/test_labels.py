@@ -354,8 +354,8 @@ def test_a_label_that_may_be_a_name_or_a_number_is_refused(label: Any) -> None:
         UserError, match=r"f:3: label '1' is the name of class 0 \(from 0\) and the number of class '2'"
     ):
         task.bind(item, prompter({0: "1", 1: "2"}))
-    assert task.bind(item, prompter({0: "0", 1: "1"})).gold == 1
-    assert task.bind(item, prompter({0: "neg", 1: "pos"})).gold == 1
+    assert task.bind(item, prompter({0: "0", 1: "1"})).label_index == 1
+    assert task.bind(item, prompter({0: "neg", 1: "pos"})).label_index == 1
 
 
 # Words and windows
@@ -741,7 +741,7 @@ def test_tags_that_are_numbers_are_those_of_the_checkpoints_classes() -> None:
     named = task.bind(item, prompter(NAMES))
     assert named.tags == (named.labels[0], named.labels[1])
     (beyond,) = load([Row("f", 8, {"tokens": ["a"], "tags": [99]})], task.load)
-    with pytest.raises(UserError, match=r"f:8: there is a tag 99, and .* has only"):
+    with pytest.raises(UserError, match=r"f:8: has the tag 99, but .* has only"):
         task.bind(beyond, prompter(NAMES))
     with pytest.raises(UserError, match="tag 0"):
         load([Row("f", 9, {"tokens": ["a"], "tags": [True]})], task.load)

@@ -419,7 +419,7 @@ def test_another_number_is_not_the_same_though_no_row_is_won(compared: Evaluatio
 
 def test_few_rows_are_not_tested_and_the_report_says_why(compared: Evaluation) -> None:
     metric = results([(0.1, 0.9)] * 3 + [(0.2, 0.8)] * 2, SampleMetric("similarity", higher_is_better=True))
-    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5, needed are 20")
+    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5 of at least 20")
 
 
 def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -> None:
