@@ -27,7 +27,7 @@ _GLUED = regex.compile(r"[+#%^]|[.:/-][0-9]")  # C++ is not C, 1.5 not 1
 def first_label(text: str, labels: Sequence[str]) -> int:
     """Index of the label with which the first line of `text` starts, as whole words; else `UNREADABLE`.
 
-    It may follow "Label:", "答案是" and the like, and is norm as in `exact_match`. Of several matching labels
+    It may follow "Label:", "答案是" and the like, and is normalised as in `exact_match`. Of several matching labels
     ("not", "not equivalent") the longest counts; of labels equal after normalisation, the one spelled exactly so. In
     scripts without spaces a label must end before punctuation, at a word boundary of jieba, or before a known ending.
     A second label directly after it ("好评或差评", "positive/negative") makes the answer unreadable, as does a negation

@@ -1,6 +1,6 @@
 """Rewrites numbers in a text uniformly: ASCII digits and signs, `a/b` fractions, `^` powers, no LaTeX.
 
-Digits of any width and script become ASCII (１２, ٣, १२), and invisible characters are removed. `½` becomes `1/2`, `10²`
+Digits of any width and script become ASCII (１２, ٣, १२), invisible characters are removed, `½` becomes `1/2`, `10²`
 becomes `10^2` (NFKC alone would write 102), `\\frac{1}{2}` becomes `1/2`, 负5 and "minus 5" become -5.
 """
 

@@ -2,7 +2,7 @@
 
 ROUGE-1 and -2 come from rouge-chinese for Chinese pairs (words and punctuation by jieba), and from rouge-score without
 stemming for all others; `eval.metrics.script` splits the words of every script. ROUGE-L treats each text as one
-sentence; its longest common subsequence is computed here, since the libraries need seconds and gigabytes for long texts.
+sentence; its longest common subsequence is computed here, since the libraries need gigabytes for long texts.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def partial_match(prediction: str, reference: str) -> float:
 def matching(one: str, other: str) -> int:
     """Length of the longest common substring, plus, recursively, of those on its left and right.
 
-    Of several longest ones, the first in `one` and then in `other` counts. So there is none as long on its left, and all
-    that are as long on its right are found in one pass.
+    Of several longest ones, the first in `one` and then in `other` counts. So none is as long on its left, and all that
+    are as long on its right are found in one pass.
     """
     if one == other:
         return len(one)

@@ -79,9 +79,7 @@ def arrange(items: list[ImageChoiceItem]) -> list[ImageChoiceItem]:
     with_image = [(item, item.image) for item in test_items if item.image]
     missing = [f"{item.id}: {image}" for item, image in with_image if not Path(image).is_file()]
     if missing:
-        raise UserError(
-            f"scienceqa: {len(missing)} of {len(with_image)} images are not there, the first of {missing[0]}"
-        )
+        raise UserError(f"scienceqa: {len(missing)} of {len(with_image)} images are missing, first {missing[0]}")
     return [item for item, _ in with_image]
 
 

@@ -217,9 +217,7 @@ def test_missing_and_broken_images_are_named(root: Path, tmp_path: Path) -> None
     row = {"question": "q?", "choices": ["a", "b"], "answer": 0, "image": "one.png"}
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row))
-    with pytest.raises(
-        UserError, match=r"scienceqa: 1 of 1 images are not there, the first of .*rows.jsonl:1: .*one.png"
-    ):
+    with pytest.raises(UserError, match=r"scienceqa: 1 of 1 images are missing, first .*rows.jsonl:1: .*one.png"):
         run(root, "llava", "--data", str(rows), tasks="scienceqa")
     (tmp_path / "one.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"one.png: this image cannot be read"):
