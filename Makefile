@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types unit test-faults soak test-slurm test-gpu benchmark clean
+.PHONY: help venv demo test quick lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -36,7 +36,10 @@ $(READY): requirements.lock
 demo: $(READY) ## fine-tune SmolLM2-135M with LoRA, merge, compare before and after (5 minutes on 2 cores)
 	@VENV=$(VENV) bash examples/demo.sh
 
-test: lint types unit ## lint, types and all tests (under 20 minutes on 2 cores)
+test: lint types docs unit ## lint, types, the documentation's links and all tests (under 20 minutes on 2 cores)
+
+quick: $(READY) lint ## lint, and the unit tests that start no process (under 2 minutes on 2 cores)
+	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" --no-processes tests/unit
 
 lint: $(READY) ## ruff: rules and formatting
 	@$(RUN)/ruff check --quiet && $(RUN)/ruff format --quiet --check && echo "ruff: clean"
@@ -44,8 +47,12 @@ lint: $(READY) ## ruff: rules and formatting
 format: $(READY) ## let ruff fix what it can
 	@$(RUN)/ruff check --fix; $(RUN)/ruff format
 
-types: $(READY) ## mypy --strict over train and eval
+types: $(READY) ## mypy --strict over train, eval and zerotune
 	@$(RUN)/mypy --no-error-summary && echo "mypy: clean"
+
+docs: $(READY) ## the documentation as a site; fails on a dead link or anchor
+	@$(RUN)/python -m sphinx -b html -W --keep-going -q -E -c docs/site -d build/doctrees . build/docs \
+	  && echo "docs: build/docs/index.html"
 
 unit: $(READY)
 	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/slurm
@@ -66,4 +73,4 @@ benchmark: $(READY) ## side by side with TRL and lm-evaluation-harness, and the 
 	@for file in benchmarks/*_throughput.py benchmarks/time_to_first_step.py; do $(RUN)/python $$file || exit 1; done
 
 clean: ## remove runs and caches, keep .venv and fetched weights
-	@rm -rf runs .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf runs build .mypy_cache .ruff_cache .pytest_cache

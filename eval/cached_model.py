@@ -18,10 +18,11 @@ from zerotune.common.masking import printable
 from zerotune.inference import answer_cache
 from zerotune.inference.answer_cache import AnswerCache
 from zerotune.inference.budget import Budget, choose_budget
-from zerotune.inference.checkpoint import DTYPES, Checkpoint, choose_precision
+from zerotune.inference.checkpoint import Checkpoint
 from zerotune.inference.reasoning import reasoning_tokens, strip_reasoning
 from zerotune.inference.requests import Answer, Head, Request
 from zerotune.inference.runner import Model, answer
+from zerotune.models.precision import DTYPES, choose_precision
 
 LOG_SECONDS = 60.0
 
@@ -70,8 +71,8 @@ class CachedModel:
         digests: Mapping[str, str],
     ) -> None:
         self._checkpoint, self._head, self._config, self._ranks, self._cache = checkpoint, head, config, ranks, cache
-        self._precision = choose_precision(config.precision, ranks.device)
-        settings = [head, self._precision, config.quantization]
+        self._precision = choose_precision(config.precision, ranks.device.type == "cuda")
+        settings: list[str] = [head, self._precision, config.quantization]
         if reasoning_tokens(checkpoint.tokenizer):  # older caches hold answers decoded without these tokens
             settings.append("with marks of reasoning")  # part of the key: never change this text
         self._key = answer_cache.model_key(digests, settings)

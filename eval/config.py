@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,6 +20,7 @@ from eval.foreign_words import about
 from eval.protocols import Task
 from eval.tasks import TASKS, samples
 from eval.tasks.find import find
+from zerotune import shipped
 from zerotune.common import options
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
@@ -28,15 +30,28 @@ from zerotune.common.yaml_lines import Located, read_yaml
 from zerotune.data.file_options import FileOptions
 
 # Options that may be given several times, and what they take.
-REPEATABLE = {"model": "FOLDER", "data": "[TASK=]FILE", "training_data": "FILE", "filter": "COLUMN=VALUE"}
-USAGE = "accelerate launch eval/main.py --model CHECKPOINT --tasks NAME[,NAME ...] [--data FILE] [--config FILE] ..."
-TASK_LINES = "\n".join(f"  {name:<{max(map(len, TASKS)) + 2}}{task.about}" for name, task in TASKS.items())
+REPEATABLE = {
+    "model": "FOLDER",
+    "data": "[TASK=]FILE",
+    "training_data": "FILE",
+    "filter": "COLUMN=VALUE",
+    "columns": "FIELD=COLUMN",
+}
+USAGE = """\
+accelerate launch eval/main.py --model CHECKPOINT --tasks NAME[,NAME ...]
+       [--data FILE] [--config FILE] ..."""
+NAMES_WIDTH = max(map(len, TASKS)) + 4
+TASK_LINES = [
+    textwrap.fill(task.about, 80, initial_indent=f"  {name:<{NAMES_WIDTH - 2}}", subsequent_indent=" " * NAMES_WIDTH)
+    for name, task in TASKS.items()
+]
 EPILOG = f"""\
 tasks:
-{TASK_LINES}
+{chr(10).join(TASK_LINES)}
 
 For example, before and after a training run:
-  accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged --tasks perplexity,qa --data held_out.jsonl
+  accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged \\
+      --tasks perplexity,qa --data held_out.jsonl
 """
 
 
@@ -109,6 +124,7 @@ class Config:
             Repeatable. What a checkpoint's run.json names is looked at anyway.
         delimiter: What stands between the columns of --data's CSV files; by default a comma, in .tsv a tab.
         encoding: Of --data's text files (gb18030, big5, utf-16, cp1252); by default UTF-8, or UTF-16 with its mark.
+        columns: FIELD=COLUMN, what --data's files call a field, for example question=题目. Repeatable.
         filter: COLUMN=VALUE, which rows of --data to use. Repeatable: values of one column are alternatives.
         out: The folder for report.html, report.md, result.json and the samples.
         tensorboard: The folder for TensorBoard's curves; without it, tensorboard/ in --out.
@@ -136,6 +152,7 @@ class Config:
     training_data: Places = field(default_factory=list)
     delimiter: Text | None = None
     encoding: Text | None = None
+    columns: Annotated[list[str], BeforeValidator(_named)] = field(default_factory=list)
     filter: Annotated[list[str], BeforeValidator(_named)] = field(default_factory=list)
     out: Place = "runs/evaluation"
     tensorboard: Place | None = None
@@ -180,7 +197,8 @@ class Config:
         wanted: dict[str, list[str]] = {}
         for column, _, value in (entry.partition("=") for entry in self.filter):
             wanted.setdefault(column, []).append(value)
-        return FileOptions(self.delimiter, self.encoding, wanted)
+        columns = {name: column for name, _, column in (entry.partition("=") for entry in self.columns)}
+        return FileOptions(self.delimiter, self.encoding, wanted, columns)
 
     def data_of(self, task: str) -> list[str]:
         """The data given for this task, or else for all; in the order given."""
@@ -230,7 +248,7 @@ def _read(text: str) -> Located:
     file = read_yaml(path)
     if not isinstance(file.value, dict):
         raise UserError(f"{path}:1: a configuration is a mapping of options to values")
-    return file
+    return Located(shipped.with_examples(file.value, path), file.places)
 
 
 def _told(fault: Fault, places: Mapping[str, str]) -> str:
@@ -274,6 +292,9 @@ def _check(config: Config) -> None:
     for entry in config.filter:
         if entry.find("=") < 1:
             raise UserError(f"--filter {entry}: must be COLUMN=VALUE")
+    for entry in config.columns:
+        if not all(entry.partition("=")):
+            raise UserError(f"--columns {entry}: must be FIELD=COLUMN")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: a token needs another one before it; must be 0 or at least 2")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():
@@ -292,7 +313,7 @@ def _check_use(config: Config, given: Set[str]) -> None:
             raise UserError(f"--data {entry}: {task} is not among --tasks")
         if equals and (meant := did_you_mean(task, names)) and task not in names and not Path(entry).exists():
             raise UserError(f"--data {entry}: there is no such file, and no task {task}{meant}")
-    for option in ("--delimiter", "--encoding", "--filter"):
+    for option in ("--delimiter", "--encoding", "--filter", "--columns"):
         if option in given and not config.data:
             raise UserError(f"{option}: it says how the files of --data are read; give that too")
     if "--temperatures" in given and samples.TASK.name not in config.task_names:

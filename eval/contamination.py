@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from eval.protocols import Metric, Sample
 from eval.result import Contamination, Overlap, TaskResult
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
+from zerotune.common.files import json_object
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import expand
 from zerotune.data.labelled_lines import decoded
@@ -96,9 +96,9 @@ def with_contamination(
 def _training_sources(run: Path) -> list[tuple[str, str, FileOptions]]:
     """Paths, splits and options of the training data in a run.json; empty without one."""
     try:
-        sources = json.loads(run.read_text(encoding="utf-8"))["config"]["data"]["train"]
+        sources = json_object(run)["config"]["data"]["train"]
         return [(str(source["path"]), str(source.get("split")), _options(source)) for source in sources]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return []
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +27,18 @@ from eval.result import Evaluation, ModelInfo, Result, Skipped, Subsample, TaskR
 from eval.subsample import describe_subsample, take_subsample
 from eval.tasks.find import find, is_file
 from zerotune.common.errors import UserError
-from zerotune.common.files import sha256_file
+from zerotune.common.files import sha256_files
 from zerotune.common.host_memory import keep_freed_memory
-from zerotune.common.version import code_state, own_version
+from zerotune.common.version import code_state, own_version, versions
 from zerotune.data.file_options import DEFAULT
 from zerotune.data.files import BadRow, Row, expand
 from zerotune.data.hub import Hub, from_hub
 from zerotune.data.rows import load, local
 from zerotune.inference.answer_cache import AnswerCache
-from zerotune.inference.checkpoint import Checkpoint, choose_precision, open_checkpoint
+from zerotune.inference.checkpoint import Checkpoint, open_checkpoint
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Answer, Generate, Generated, Request
+from zerotune.models.precision import choose_precision
 from zerotune.models.run_facts import read_run_facts
 
 # Libraries on which results may depend; some are optional.
@@ -161,8 +159,15 @@ def _built_in(task: Task[Any]) -> tuple[Row, ...]:
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Build every item's requests. An item that exceeds the context is not truncated but skipped, with a reason."""
     items = [task.bind(item, prompter) for item in items] if task.bind else items
-    requests = [_fit_to_context(task.ask(item, prompter), prompter.context_tokens) for item in items]
+    requests = [_fit_to_context(_ask(task, item, prompter), prompter.context_tokens) for item in items]
     return Job(task, items, prompter, requests)
+
+
+def _ask(task: Task[Any], item: Identified, prompter: Prompter) -> Sequence[Request]:
+    try:
+        return task.ask(item, prompter)
+    except UserError as error:
+        raise UserError(f"{item.id}: {error}") from error
 
 
 def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
@@ -326,7 +331,8 @@ def _data(task: Task[Any], config: Config) -> dict[str, str]:
     task_files = [Path(word) for word in config.task_words if is_file(word) and find(word) is task]
     source = None if files else task.source
     hub = {f"hub:{source.path}": source.revision or "newest"} if isinstance(source, Hub) else {}
-    return hub | {str(file): sha256_file(file) for file in [*expand(*files), *task_files]}
+    paths = [*expand(*files), *task_files]
+    return hub | dict(zip(map(str, paths), sha256_files(paths), strict=True))
 
 
 def _result(
@@ -339,7 +345,7 @@ def _result(
     tasks: Sequence[TaskResult],
     code: Mapping[str, Any] | None,
 ) -> Result:
-    precision = choose_precision(config.precision, ranks.device)
+    precision = choose_precision(config.precision, ranks.device.type == "cuda")
     models = [
         ModelInfo(
             name=c.name,
@@ -355,13 +361,5 @@ def _result(
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     settings = dataclasses.asdict(config) | {"device": device, "ranks": ranks.count}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Result(now, settings, _versions(), models, tasks, encoder, code)
-
-
-def _versions() -> dict[str, str]:
-    own = own_version()
-    found = ({"zerotune": own} if own else {}) | {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    own = {"zerotune": number} if (number := own_version()) else {}
+    return Result(now, settings, own | versions(LIBRARIES), models, tasks, encoder, code)

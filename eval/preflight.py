@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from eval.config import Config
 from eval.protocols import Task
 from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
+from zerotune.data.fields import RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import expand, read
 from zerotune.data.readers import BadRow, Row
-from zerotune.data.rows import BadExampleError
+from zerotune.data.rows import refused
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.checkpoint_folder import require_checkpoint
 
@@ -59,7 +61,7 @@ def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
         return
     chosen = RowFilter(options.filter)
     first = list(itertools.islice(read(file, 0, options), FIRST_ROWS))
-    bad = [_problem(row, task) for row in first if isinstance(row, BadRow) or chosen.takes(row.value)]
+    bad = [_problem(row, task, options) for row in first if isinstance(row, BadRow) or chosen.takes(row.value)]
     if bad and all(bad):
         raise UserError(str(bad[0]))
     if kind_of(file) in TABLES:
@@ -69,12 +71,12 @@ def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
             raise UserError(f"--filter: {error}") from error
 
 
-def _problem(row: Row | BadRow, task: Task[Any]) -> BadRow | None:
+def _problem(row: Row | BadRow, task: Task[Any], options: FileOptions) -> BadRow | None:
     """Why the task rejects a row, else None. Single bad rows are reported later, with all others."""
     if isinstance(row, BadRow):
         return row
     try:
-        task.load(row)
-    except BadExampleError as reason:
-        return row.refused(str(reason))
+        task.load(replace(row, value=options.renamed(row.value)))
+    except RowError as error:
+        return refused(row, error)
     return None

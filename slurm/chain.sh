@@ -37,7 +37,7 @@ submitted=()
 submit() {
     if ! ID=$(sbatch --parsable --kill-on-invalid-dep=yes "${options[@]}" "$@"); then
         [ "${#submitted[@]}" = 0 ] || scancel "${submitted[@]}"
-        refuse "a job of the chain was not taken, for the reason above; cancelled: ${submitted[*]:-nothing}"
+        refuse "sbatch refused a job of the chain, for the reason above; cancelled: ${submitted[*]:-nothing}"
     fi
     ID=${ID%%;*}
     submitted+=("$ID")

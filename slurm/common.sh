@@ -33,13 +33,13 @@ refuse() {
 }
 
 [ -n "${SLURM_JOB_ID-}" ] || [ "${0##*/}" = chain.sh ] ||
-    refuse "this is not a job of SLURM: start it with sbatch $0 in place of bash"
+    refuse "this is not a SLURM job: start the script with sbatch $0, not with bash"
 
-[[ $MAX_REQUEUES =~ ^[0-9]{1,9}$ ]] || refuse "MAX_REQUEUES: a whole number is needed, not '$MAX_REQUEUES'"
+[[ $MAX_REQUEUES =~ ^[0-9]{1,9}$ ]] || refuse "MAX_REQUEUES must be a whole number, not '$MAX_REQUEUES'"
 # Counts restarts by anyone: a job that crashes its nodes is requeued by Slurm and never reaches the end of its script.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt "$MAX_REQUEUES" ]; then
     say "this is restart $SLURM_RESTART_COUNT, more than MAX_REQUEUES ($MAX_REQUEUES) allows." \
-        "The same command continues"
+        "The same command resumes from there"
     exit "$NOT_FINISHED"
 fi
 
@@ -57,7 +57,7 @@ take_accelerate() {
         --accelerate) ACCELERATE=${2-} && shift "$(($# > 1 ? 2 : 1))" ;;
         *) WORDS=("$@") && return ;;
     esac
-    [ -n "$ACCELERATE" ] || refuse "--accelerate: which one? A name from accelerate_configs/, or a file"
+    [ -n "$ACCELERATE" ] || refuse "--accelerate needs a name from accelerate_configs/, or a file"
     WORDS=("$@")
 }
 
@@ -86,7 +86,7 @@ on_first_node() (
 ask() {
     local said
     said=$("$@") || return
-    [[ $said == *"[zerotune: "*" :zerotune]"* ]] || refuse "no answer, but: $said"
+    [[ $said == *"[zerotune: "*" :zerotune]"* ]] || refuse "unexpected output: $said"
     said=${said#*"[zerotune: "}
     ANSWER=${said%" :zerotune]"*}
 }
@@ -96,27 +96,27 @@ count_ranks() {
     local said gpus tasks=1
     [ -z "${SLURM_NTASKS-}" ] || tasks=$SLURM_TASKS_PER_NODE # if no tasks were asked for, these are cores
     case $tasks in
-        *,*) refuse "the nodes have different numbers of tasks ($tasks): ask for them with --ntasks-per-node=N" ;;
+        *,*) refuse "the nodes have different numbers of tasks ($tasks): use --ntasks-per-node=N" ;;
     esac
     # shellcheck disable=SC2016 # expands on each node
     said=$(on_every_node bash -c 'echo "[zerotune: ${SLURM_GPUS_ON_NODE:-0} :zerotune]"') || node_lost
     gpus=$(grep -o '\[zerotune: [0-9]* :zerotune\]' <<<"$said" | tr -cd '0-9\n' | sort -nu) ||
-        refuse "no answer, but: $said"
+        refuse "unexpected output: $said"
     case $gpus in
-        *[!0-9]*) refuse "the nodes have different numbers of GPUs (${gpus//$'\n'/, }), every rank needs one and every" \
-            "node as many: ask for them with --gpus-per-node=N in place of --gpus" ;;
+        *[!0-9]*) refuse "the nodes have different numbers of GPUs (${gpus//$'\n'/, }), but every node needs the same" \
+            "number: use --gpus-per-node=N instead of --gpus" ;;
     esac
     RANKS_PER_NODE=${tasks%%(*}
     GPUS_PER_NODE=$gpus
     if [ "$gpus" != 0 ]; then
         case $RANKS_PER_NODE in
             1 | "$gpus") RANKS_PER_NODE=$gpus ;;
-            *) refuse "$RANKS_PER_NODE tasks but $gpus GPUs on each node: every rank needs one GPU. Leave out" \
-                "--ntasks-per-node, or ask for --gpus-per-node=$RANKS_PER_NODE" ;;
+            *) refuse "$RANKS_PER_NODE tasks but $gpus GPUs on each node: every rank needs one GPU. Omit" \
+                "--ntasks-per-node, or use --gpus-per-node=$RANKS_PER_NODE" ;;
         esac
     elif [ -n "${SLURM_GPUS_ON_NODE-}" ]; then
-        refuse "the job holds $SLURM_GPUS_ON_NODE GPUs on a node, as by --exclusive, but did not ask for them:" \
-            "--gpus-per-node=$SLURM_GPUS_ON_NODE"
+        refuse "the job has $SLURM_GPUS_ON_NODE GPUs per node (--exclusive?), but did not ask for them:" \
+            "use --gpus-per-node=$SLURM_GPUS_ON_NODE"
     fi
     RANKS=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))
     export RANKS RANKS_PER_NODE
@@ -137,19 +137,20 @@ accelerate_config() {
     [ -f "$file" ] || file=accelerate_configs/$name.yaml
     if [ ! -f "$file" ]; then
         known=$(cd accelerate_configs && printf '%s ' *.yaml)
-        refuse "--accelerate: there is no $name; there are ${known//.yaml/}and any file"
+        refuse "--accelerate: there is no $name; known are ${known//.yaml/}or any file"
     fi
     if [ "$RANKS" != 1 ] && grep -Eq "$single" "$file"; then
         refuse "--accelerate: $file starts one process, but this job has $RANKS ranks ($SLURM_JOB_NUM_NODES nodes with" \
-            "$RANKS_PER_NODE each): take ddp, zero2 or another, or ask for one GPU"
+            "$RANKS_PER_NODE each): use ddp, zero2 or another, or ask for one GPU"
     fi
     printf '%s' "$file"
 }
 
-# One launcher on each node: launch CONFIG SCRIPT ARGUMENTS...
+# One launcher on each node: launch CONFIG SCRIPT ARGUMENTS... In a folder of `zerotune init`, the installed script.
 launch() {
-    local config=$1 head address several=()
-    shift
+    local config=$1 script=("$2") head address several=()
+    [ -f "$2" ] || script=(--module "$(dirname "$2").main")
+    shift 2
     if [ "$SLURM_JOB_NUM_NODES" != 1 ]; then
         head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
         address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # a node name may not resolve
@@ -160,7 +161,7 @@ launch() {
     # No --wait limit: the first rank may still be merging long after the others have ended.
     on_every_node --label --kill-on-bad-exit=1 --wait=0 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" \
         bash slurm/node.sh --config_file "$config" --num_processes "$RANKS" --num_machines "$SLURM_JOB_NUM_NODES" \
-        "${several[@]}" "$@"
+        "${several[@]}" "${script[@]}" "$@"
 }
 
 # Sets CODE to the exit code of the background process $1. `wait` also returns after a trap, which sets INTERRUPTED.
@@ -178,10 +179,10 @@ await() {
 node_lost() {
     local patience
     patience=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p') || patience=300
-    say "not every node answers (srun says above why);" \
-        "waiting $((patience + 60)) s for Slurm to notice and to requeue this job"
+    say "not every node answers (see the line of srun above);" \
+        "waiting $((patience + 60)) s for Slurm to notice a lost node and requeue this job"
     sleep "$((patience + 60))"
-    say "Slurm still counts on every node; not requeued. The same command continues from the last checkpoint"
+    say "Slurm reports no lost node; not requeued. The same command resumes from the last checkpoint"
     exit "$NOT_FINISHED"
 }
 
@@ -199,15 +200,16 @@ state_of_job() {
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0} state
     if ! state=$(state_of_job); then
-        say "$1; not requeued, as Slurm does not answer. The same command continues from there"
+        say "$1; not requeued: Slurm does not answer. The same command resumes from there"
     elif [ "$state" != RUNNING ]; then # a requeue would revive a cancelled job
-        say "$1; not requeued, as the job is ${state:-gone}. The same command continues from there"
+        say "$1; not requeued: the job is ${state:-gone}. The same command resumes from there"
     elif [ "$restarts" -ge "$MAX_REQUEUES" ]; then
-        say "$1; not requeued, as it was $restarts times already (MAX_REQUEUES). The same command continues from there"
+        say "$1; not requeued: it was restarted $restarts times already (MAX_REQUEUES)." \
+            "The same command resumes from there"
     else
         say "$1; requeued, restart $((restarts + 1))"
         scontrol requeue "$(job)" && exit 0
-        say "Slurm does not requeue this job. The same command continues from there"
+        say "Slurm refuses to requeue this job. The same command resumes from there"
     fi
     exit "$NOT_FINISHED"
 }
@@ -220,5 +222,5 @@ refuse_short_limit() {
     [[ $shown == *" PreemptTime=None "* ]] || return 0
     end=$(date +%s --date="$(sed -n 's/.* EndTime=\([^ ]*\) .*/\1/p' <<<"$shown")" 2>/dev/null) || return 0 # no limit
     [ "$((end - $(date +%s)))" -ge 3600 ] ||
-        refuse "the limit is not longer than the warning (--signal), the start and $1: ask for more --time"
+        refuse "the time limit is too short for the warning (--signal), the start and $1: ask for more --time"
 }

@@ -50,5 +50,5 @@ if [ -n "$warned" ]; then
     requeue "warned; the answers so far are kept"
 fi
 on_every_node true || node_lost
-say "failed: the first error above counts. Not requeued"
+say "failed, not requeued. The cause is the first error above"
 exit "$CODE"

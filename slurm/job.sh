@@ -21,9 +21,9 @@ ask_to_stop() {
         asked=yes
         say "warned: the run saves and stops"
     elif [ -e "$folder/STOP" ]; then
-        say "warned: there is a STOP file already"
+        say "warned: a STOP file exists already"
     else
-        say "warned, but $folder/STOP cannot be written: the run goes on until it is killed"
+        say "warned, but $folder/STOP cannot be written: the run continues until it is killed"
     fi
 }
 trap on_warning USR1 # first of all, because a short job is warned as it starts
@@ -82,12 +82,12 @@ if [ "$CODE" = 0 ] && grep -qxF ' "state": "finished",' "$folder/status.json" 2>
     exit 0
 elif says '"state": "preempted"'; then
     if [ -z "$asked" ] && says '"reason": "STOP file"'; then
-        say "stopped by a STOP file that somebody else made: not requeued. The same command continues from there"
+        say "stopped by a STOP file that this job did not write: not requeued. The same command resumes from there"
         exit "$NOT_FINISHED"
     fi
     [ -z "$warned" ] || [ "$(step_reached)" != "$before" ] || refuse_short_limit "one step"
     requeue "stopped and saved"
 fi
 on_every_node true || node_lost
-say "failed: the first error above counts. Not requeued"
+say "failed, not requeued. The cause is the first error above"
 exit "$((CODE > 0 ? CODE : 1))"

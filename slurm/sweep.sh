@@ -17,14 +17,14 @@ recipe=${WORDS[0]-} file=${WORDS[1]-}
 [ -f "$file" ] || refuse "there is no file $file: sbatch --array=1-N slurm/sweep.sh recipes/NAME.yaml FILE"
 [ -s "$file" ] || refuse "$file is empty: write one line of overrides for each run"
 lines=$(sed -n '$=' "$file") task=${SLURM_ARRAY_TASK_ID-}
-[ -n "$task" ] || refuse "a sweep is a job array: sbatch --array=1-$lines slurm/sweep.sh ..."
+[ -n "$task" ] || refuse "a sweep needs a job array: sbatch --array=1-$lines slurm/sweep.sh ..."
 if [ "$task" -lt 1 ] || [ "$task" -gt "$lines" ]; then
     refuse "$file has no line $task: sbatch --array=1-$lines slurm/sweep.sh ..."
 fi
 line=$(sed -n "${task}p" "$file")
-xargs <<<"$line" >/dev/null 2>&1 || refuse "$file:$task: a quote is not closed; a quote in a word: \\' or \\\""
+xargs <<<"$line" >/dev/null 2>&1 || refuse "$file:$task: a quote is not closed; write \\' or \\\" for a literal quote"
 mapfile -d '' -t words < <(xargs -r printf '%s\0' <<<"$line")
-[ "${#words[@]}" != 0 ] || refuse "$file:$task: an empty line; every line is a run"
+[ "${#words[@]}" != 0 ] || refuse "$file:$task: an empty line; every line describes a run"
 
 ask on_first_node python -m train.run_folder --config "$recipe" "${words[@]}" || exit 64
 set -- ${ACCELERATE:+"--accelerate=$ACCELERATE"} "$recipe" "${words[@]}" --run.folder "$ANSWER-$task"

@@ -76,3 +76,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew and print what changed")
+    parser.addoption("--no-processes", action="store_true", help="skip each test that starts a process")
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `make quick`: a test that starts a process takes seconds."""
+    if request.config.getoption("--no-processes"):
+
+        def skip(*arguments: object, **options: object) -> None:
+            pytest.skip("starts a process")
+
+        monkeypatch.setattr("subprocess.Popen.__init__", skip)
+        monkeypatch.setattr("multiprocessing.process.BaseProcess.start", skip)

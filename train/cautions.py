@@ -1,4 +1,4 @@
-"""What is allowed and most likely not meant: one line each, before the first step."""
+"""Warnings, one line each, about settings that are allowed but probably a mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from train.config import OptimConfig
 
 
 def about_schedule(optim: OptimConfig, total_steps: int) -> Iterator[str]:
-    """A warmup that the run ends in: the learning rate that was chosen is never reached."""
+    """Warn if the run ends within its warmup: the learning rate is never reached."""
     warmup = optim.warmup_steps
     if warmup is None:
         warmup = math.ceil(optim.warmup_fraction * total_steps)
@@ -18,30 +18,30 @@ def about_schedule(optim: OptimConfig, total_steps: int) -> Iterator[str]:
         key = "optim.warmup_fraction" if optim.warmup_steps is None else "optim.warmup_steps"
         yield (
             f"WARNING {key}: the warmup takes {warmup:,} steps and the run has {total_steps:,}, so the learning rate "
-            "only rises, and the schedule never begins"
+            "only rises and the schedule never begins"
         )
 
 
 def about_positions(longest: int, model_config: Any) -> Iterator[str]:
-    """Rows longer than the positions that a model was made for, where it computes positions as it needs them."""
+    """Warn if rows are longer than the positions that a model with computed positions (rotary) was trained for."""
     limit = positions_of(model_config)
     if limit is not None and longest > limit:
         yield (
             f"WARNING data.max_length_tokens: the longest row has {longest:,} tokens, the model was made for {limit:,} "
-            "(max_position_embeddings in its config.json): what lies beyond is learned from scratch"
+            "(max_position_embeddings in its config.json): it learns later positions from scratch"
         )
 
 
 def positions_of(model_config: Any) -> int | None:
-    """The positions that a model was made for, stretched ones (rope scaling) among them; None where it has no limit."""
+    """The number of positions that a model was made for, including rope scaling; None without a limit."""
     limit = getattr(model_config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
     rope = getattr(model_config, "rope_parameters", None) or {}
-    stretched = [_stretched(own) for own in (rope, *rope.values()) if isinstance(own, Mapping)]
-    return max(limit, *stretched) if stretched else limit
+    scaled = [_scaled(part) for part in (rope, *rope.values()) if isinstance(part, Mapping)]
+    return max(limit, *scaled) if scaled else limit
 
 
-def _stretched(rope: Mapping[str, Any]) -> int:
+def _scaled(rope: Mapping[str, Any]) -> int:
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
     return int(original * factor) if isinstance(original, int) and isinstance(factor, int | float) else 0

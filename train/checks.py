@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from train.config import LEARNS_FROM, Config, OptimConfig
-from train.config_ppo import PpoConfig
+from train.config import Config, OptimConfig
+from train.fingerprint import DEFAULTS, flat
+from train.registry import TUNINGS, Problems, own_keys
 from zerotune.data.file_options import FileOptions
 
-CLASSIFIERS = ("token_classification", "sequence_classification")
-READ_BY = {"path": "model", "label": "model", "metric": "task"}  # of a part of PPO's reward
 NEEDS_HELD_OUT = "needs held-out data: data.validation or data.validation_fraction"
-
-Problems = Iterator[tuple[str, str]]
 
 
 def problems(config: Config) -> Problems:
@@ -24,10 +19,7 @@ def problems(config: Config) -> Problems:
     yield from _optim_problems(config.optim)
     yield from _validation_problems(config)
     yield from _head_problems(config)
-    if config.objective == "ppo":
-        yield from _reward_problems(config.ppo)
-        yield from _rollout_problems(config.ppo)
-        yield from _ppo_problems(config)
+    yield from config.spec.problems(config)
 
 
 def _source_problems(config: Config) -> Problems:
@@ -38,7 +30,7 @@ def _source_problems(config: Config) -> Problems:
                 yield f"{key}.{option}", problem
             if not source.path.strip():
                 yield f"{key}.path", "is empty; give a file, folder, glob or hub data set"
-            known = LEARNS_FROM[config.objective]
+            known = config.spec.formats
             if source.format not in known:
                 yield f"{key}.format", f"{config.objective} learns from {', '.join(known)}, not from {source.format}"
 
@@ -52,15 +44,17 @@ def _model_problems(config: Config) -> Problems:
     if tuning.quantization != "none":
         if model.init == "random":
             yield "model.init", "random weights cannot be quantised; set tuning.quantization: none"
-        if tuning.kind != "lora":
-            needed = f"{tuning.quantization} freezes the weights and needs tuning.kind: lora, not {tuning.kind}"
+        if not tuning.spec.can_quantize:
+            able = " or ".join(name for name, spec in TUNINGS.items() if spec.can_quantize)
+            needed = f"{tuning.quantization} freezes the weights and needs tuning.kind: {able}, not {tuning.kind}"
             yield "tuning.quantization", needed
         if model.weights != "auto":
             yield "model.weights", "leave it at auto where tuning.quantization stores the weights"
-    if tuning.kind == "lora" and not tuning.lora.targets:
-        yield "tuning.lora.targets", "is empty; give all-linear or a list of module names"
-    if tuning.kind == "prompt" and config.batch.layout == "packed":
-        alone = "prompt tuning puts its vectors before every row, so rows cannot share a sequence; use padded or auto"
+    key, own = tuning.section
+    if not getattr(own, "targets", True):
+        yield f"{key}.targets", "is empty; give all-linear or a list of module names"
+    if not tuning.spec.can_pack and config.batch.layout == "packed":
+        alone = f"{tuning.kind} tuning works on one row a sequence, so rows cannot be packed; use padded or auto"
         yield "batch.layout", alone
 
 
@@ -124,70 +118,11 @@ def _validation_problems(config: Config) -> Problems:
 
 
 def _head_problems(config: Config) -> Problems:
-    head = config.head
-    twice = sorted({name for name in head.labels if head.labels.count(name) > 1})
+    labels = config.head.labels
+    twice = sorted({name for name in labels if labels.count(name) > 1})
     if twice:
         yield "head.labels", f"{', '.join(twice)} stands there twice"
-    used = {
-        "head.labels": (head.labels, (*CLASSIFIERS, "causal_lm")),
-        "head.class_weights": (head.class_weights != "none", CLASSIFIERS),
-        "head.sub_words": (head.sub_words != "first", ("token_classification",)),
-        "head.dropout": (head.dropout is not None, (*CLASSIFIERS, "regression", "reward_model")),
-    }
-    for key, (is_set, objectives) in used.items():
-        if is_set and config.objective not in objectives:
-            yield key, f"means nothing to {config.objective}, but to {', '.join(objectives)}"
-
-
-def _reward_problems(ppo: PpoConfig) -> Problems:
-    if not ppo.reward:
-        yield "ppo.reward", "names no part; for example [{kind: model, path: runs/imdb-sentiment/merged}]"
-    names = [part.name or part.kind for part in ppo.reward]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield "ppo.reward", f"two parts are called {name}; give each a name"
-    for index, part in enumerate(ppo.reward):
-        key = f"ppo.reward[{index}]"
-        if names[index] in ("deviation", "min", "max"):
-            yield f"{key}.name", f"cannot be {part.name}, since rollout/reward_{part.name} is that of all parts"
-        if part.kind == "model" and not part.path:
-            yield f"{key}.path", "names no classifier"
-        for name, kind in READ_BY.items():
-            if getattr(part, name) and part.kind != kind:
-                yield f"{key}.{name}", f"of kind {kind} alone, not of {part.kind}"
-    if any(part.kind == "task" for part in ppo.reward) and not ppo.task:
-        yield "ppo.reward", "kind task scores answers to ppo.task, which names none; for example gsm8k_cot"
-
-
-def _rollout_problems(ppo: PpoConfig) -> Problems:
-    answers = ppo.rollout_prompts * ppo.samples_per_prompt
-    of_a_rollout = f"{answers:,} answers of a rollout (ppo.rollout_prompts x ppo.samples_per_prompt)"
-    if ppo.minibatches > answers:
-        most = f"{ppo.minibatches:,} steps cannot share the {of_a_rollout}; give at most {answers:,}"
-        yield "ppo.minibatches", most
-    if ppo.kl_target is not None and not ppo.kl_weight:
-        yield "ppo.kl_target", "multiplies ppo.kl_weight, and 0 stays 0; give a weight to begin with"
-    if ppo.kl_target is not None and ppo.kl_horizon < answers:
-        yield "ppo.kl_horizon", f"{ppo.kl_horizon:,} is less than the {of_a_rollout}; give at least {answers:,}"
-
-
-def _ppo_problems(config: Config) -> Problems:
-    ppo, lora = config.ppo, config.tuning.lora
-    if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:
-        yield "ppo.samples_per_prompt", f"{ppo.advantage} compares answers; give at least 2"
-    if ppo.advantage != "gae" and ppo.value_model:
-        yield "ppo.value_model", f"{ppo.advantage} learns no values; leave it out, or take gae"
-    if bool(ppo.supervised_every) != bool(ppo.supervised_steps):
-        yield "ppo.supervised_every", "needs ppo.supervised_steps, and the other way round"
-    if config.optim.spike_factor is not None:
-        yield "optim.spike_factor", "PPO's loss rises and falls around 0; leave it out"
-    if lora.dropout and config.tuning.kind == "lora":
-        yield "tuning.lora.dropout", "PPO compares probabilities before and after; set it to 0"
-    if lora.bias != "none" and config.tuning.kind == "lora":
-        off = "PPO's reference is the model with its adapter switched off, which leaves trained biases on"
-        yield "tuning.lora.bias", f"{off}; set it to none"
-    weighted = [index for index, source in enumerate(config.data.train) if source.weight != 1]
-    if weighted and not ppo.supervised_weight and not ppo.supervised_every:
-        once = "every prompt of PPO comes once an epoch, and weights count in supervised steps alone"
-        yield f"data.train[{weighted[0]}].weight", f"{once}; leave it out, or take a fraction"
-    if config.data.streaming:
-        yield "data.streaming", "PPO draws its prompts from data at rest; set it to false"
+    values = flat(config)
+    for key, objectives in own_keys().items():
+        if config.objective not in objectives and key in DEFAULTS and values[key] != DEFAULTS[key]:
+            yield key, f"applies only to {', '.join(objectives)} (the objective is {config.objective})"

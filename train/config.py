@@ -6,30 +6,22 @@ This file imports nothing heavy: `--help` must answer in under a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, with_config
 
 from train.config_ppo import PpoConfig
+from train.registry import OBJECTIVES, TUNINGS, ObjectiveSpec, TuningSpec
 from zerotune.common.schema import STRICT, Share, ShareBelowOne
 
-ObjectiveName = Literal[
-    "causal_lm", "token_classification", "sequence_classification", "regression", "reward_model", "ppo"
-]
+if TYPE_CHECKING:
+    ObjectiveName = str
+    TuningName = str
+else:
+    ObjectiveName, TuningName = Literal[tuple(OBJECTIVES)], Literal[tuple(TUNINGS)]
 
 Wanted = str | bool | int | float | list[str | bool | int | float | None] | None  # a value, or several, of a column
-
-# The formats of rows that each objective can learn from.
-LEARNS_FROM: Mapping[str, tuple[str, ...]] = {
-    "causal_lm": ("text", "qa", "pr", "io", "chat", "labelled"),
-    "token_classification": ("tagged",),
-    "sequence_classification": ("labelled",),
-    "regression": ("labelled",),
-    "reward_model": ("preference",),
-    "ppo": ("text", "qa", "pr", "io", "chat", "labelled", "preference"),
-}
 
 
 @dataclass(frozen=True)
@@ -238,11 +230,26 @@ class TuningConfig:
         double_quantization: Quantise the scales of nf4 too.
     """
 
-    kind: Literal["full", "lora", "prompt"] = "full"
+    kind: TuningName = "full"
     quantization: Literal["none", "nf4", "int8"] = "none"
     double_quantization: bool = True
     lora: LoraConfig = field(default_factory=LoraConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+
+    @property
+    def spec(self) -> TuningSpec:
+        """The facts of this kind of tuning."""
+        return TUNINGS[self.kind]
+
+    @property
+    def extra_positions(self) -> int:
+        """Positions that it puts in front of every row."""
+        return self.spec.extra_positions(self)
+
+    @property
+    def section(self) -> tuple[str, Any]:
+        """(key, value) of the section with the settings of this kind; the value is None where it has none."""
+        return f"tuning.{self.kind}", getattr(self, self.kind, None)
 
 
 @dataclass(frozen=True)
@@ -399,3 +406,8 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
+
+    @property
+    def spec(self) -> ObjectiveSpec:
+        """The facts of the objective."""
+        return OBJECTIVES[self.objective]

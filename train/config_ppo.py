@@ -115,3 +115,9 @@ class PpoConfig:
     supervised_weight: NonNegativeFloat = 0.0
     supervised_every: NonNegativeInt = 0
     supervised_steps: NonNegativeInt = 0
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Key -> folder or hub name of the models beside the policy."""
+        paths = {f"ppo.reward[{index}].path": part.path for index, part in enumerate(self.reward)}
+        return {key: path for key, path in {**paths, "ppo.value_model": self.value_model}.items() if path}

@@ -20,7 +20,7 @@ class NoCheckpointError(UserError):
 
 
 class EndedWithError(UserError):
-    """This rank only ends because another one failed first. It takes over that rank's exit code."""
+    """This rank ends because another rank failed first. It has that rank's exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

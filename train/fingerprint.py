@@ -1,4 +1,4 @@
-"""What of a recipe training's numbers depend on: its keys, and one digest of them all."""
+"""The recipe keys that affect training's numbers, and one digest of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from train.config import Config, SourceConfig
+from train.config import Config, SourceConfig, TuningConfig
 from train.config_ppo import RewardConfig
+from train.registry import own_keys
 
-# Keys that may change between a run and its resumption: they alter no number that training computes.
+# Keys that may change when a run resumes: they do not affect training's numbers.
 FREE_KEYS = (
     "run.folder",
     "run.resume",
@@ -26,14 +27,14 @@ FREE_KEYS = (
     "data.cache_folder",
     "data.workers",
 )
-# Where content is found, and not what it is: digests tell that (train/checkpoint/manager.py), so it may move.
+# Locations may change: digests check the content (train/checkpoint/manager.py).
 PLACES = ("model.path", "model.revision", "model.tokenizer", "ppo.value_model")
-PLACES_INSIDE = ("path", "revision", "split")  # of a source, of a part of PPO's reward
-PLACES_IF_FILES = {"data.chat_template": ".jinja", "ppo.task": ".yaml"}  # else a name, which says what it is
+PLACES_INSIDE = ("path", "revision", "split")  # of a source, and of a component of PPO's reward
+PLACES_IF_FILES = {"data.chat_template": ".jinja", "ppo.task": ".yaml"}  # otherwise a name, which must not change
 ENTRIES: Mapping[str, Any] = {
     "data.train": SourceConfig, "data.validation": SourceConfig, "ppo.reward": RewardConfig,
 }  # fmt: skip
-# What `run.extend` may change: the end, and the learning rate on the way there.
+# Keys that `run.extend` may change: the end, and the learning rate until then.
 EXTENDABLE = (
     "duration.max_epochs",
     "duration.max_steps",
@@ -51,7 +52,7 @@ LATER_OPTIONS = ("delimiter", "encoding", "filter")  # of a source
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Every leaf of the configuration under its dotted key, as plain values; a list of sources is one leaf."""
+    """All settings by dotted key, as plain values; a list of sources is one setting."""
 
     def walk(value: Any, key: str) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
@@ -67,14 +68,14 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def bound(config: Config) -> dict[str, Any]:
-    """Of `flat` what training's numbers depend on: what may not change when a run goes on."""
+    """The part of `flat` that affects training's numbers, and must not change when a run resumes."""
     free = tuple(f"{key}." for key in FREE_KEYS)
     kept = {key: value for key, value in flat(config).items() if not f"{key}.".startswith(free)}
-    return kept | {name: _as_before(kept[name]) for name in SOURCES}
+    return kept | {name: _without_unset(kept[name]) for name in SOURCES}
 
 
-def _as_before(sources: Any) -> Any:
-    """Sources without the options that are not given and that runs from before them did not know."""
+def _without_unset(sources: Any) -> Any:
+    """Sources without LATER_OPTIONS that are not set: runs of earlier versions do not have them."""
     if not isinstance(sources, list):
         return sources
     return [{key: v for key, v in source.items() if v or key not in LATER_OPTIONS} for source in sources]
@@ -84,10 +85,10 @@ DEFAULTS: Mapping[str, Any] = bound(Config())
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `bound`, as it is now or stands in a checkpoint, what tells this run from another one.
+    """The part of `bound`, of this run or from a checkpoint, that distinguishes this run from another one.
 
-    Keys that this objective and tuning do not use are left out, and so are places. A key that the program did not have
-    when the checkpoint was written has its default, under which nothing has changed.
+    It excludes locations, and keys that this objective and tuning do not use. A key that is newer than the checkpoint
+    has its default, which changes nothing.
     """
     ignored = unused(values)
     kept = {**DEFAULTS, **values}
@@ -100,28 +101,27 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if key not in PLACES and not f"{key}.".startswith(ignored)}
 
 
-def _entry(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """One source or part of a reward with all its fields, without its place."""
+def _entry(kind: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One source or reward component with all its fields, without its location."""
     missing = {
         field.name: field.default_factory() if callable(field.default_factory) else field.default
         for field in dataclasses.fields(kind)
-        if field.name not in given
+        if field.name not in fields
     }
     return {
         name: value
-        for name, value in {**missing, **given}.items()
+        for name, value in {**missing, **fields}.items()
         if name not in PLACES_INSIDE and value is not dataclasses.MISSING
     }
 
 
 def unused(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Beginnings of the keys that mean nothing to a run."""
+    """Prefixes of the keys that a run does not use."""
     objective, tuning = values.get("objective", "causal_lm"), values.get("tuning.kind", "full")
+    sections = [name for name, value in vars(TuningConfig()).items() if dataclasses.is_dataclass(value)]
     is_used = {
-        "ppo.": objective == "ppo",
-        "head.": objective not in ("causal_lm", "ppo"),
-        "tuning.lora.": tuning == "lora",
-        "tuning.prompt.": tuning == "prompt",
+        **{f"{key}.": objective in objectives for key, objectives in own_keys().items()},
+        **{f"tuning.{name}.": tuning == name for name in sections},
         "tuning.double_quantization.": values.get("tuning.quantization") == "nf4",
         "data.streaming_window_rows.": bool(values.get("data.streaming")),
     }

@@ -212,7 +212,7 @@ COUNTERPARTS: Mapping[str, str] = {
 NOTES: Mapping[str, str] = {
     "model.trust_remote_code": "on the command line only",
     "batch.tokens_per_micro_batch": "in tokens, not rows",
-    "batch.tokens_per_step": "the tokens of a step over all GPUs, whatever their number: rows x accumulation x length",
+    "batch.tokens_per_step": "tokens per step over all GPUs: rows x accumulation x length",
     "data.train": "a list of {path, format}",
     "data.validation": "a list of {path, format}",
     "data.train[0].fraction": "a share of the rows, not their number",
@@ -220,10 +220,10 @@ NOTES: Mapping[str, str] = {
     "data.chat_template": "tokenizer, the model's own, is the default; or plain, chatml, raw, a .jinja file",
     "data.validation_fraction": "a share of the rows, not their number",
     "optim.warmup_fraction": "a share of all steps",
-    "optim.final_fraction": "a share of the highest learning rate",
-    "validation.every_steps": "in steps; without it after each epoch",
-    "checkpoint.every_steps": "in steps; without it after each epoch",
-    "run.folder": "a run owns its folder, and a second start continues it",
+    "optim.final_fraction": "a share of the peak learning rate",
+    "validation.every_steps": "in steps; if not set, after each epoch",
+    "checkpoint.every_steps": "in steps; if not set, after each epoch",
+    "run.folder": "each run has its own folder, and the same command resumes it",
     "run.resume": "auto by default",
     "objective": "causal_lm for pre-training and SFT; reward_model, ppo, classifiers",
     "tuning.kind": "full, lora, prompt",
@@ -233,17 +233,16 @@ NOTES: Mapping[str, str] = {
     "optim.schedule": "cosine, linear, constant; each after a warmup",
 }
 
-IN_ACCELERATE = "given to `accelerate launch --config_file accelerate_configs/NAME.yaml`, not in a recipe"
-ALWAYS_RESUMES = "the whole state is always saved, and a second start continues the run"
+IN_ACCELERATE = "not part of a recipe: set it with `accelerate launch --config_file accelerate_configs/NAME.yaml`"
+ALWAYS_RESUMES = "not needed: the complete state is always saved, and the same command resumes the run"
 TENSORBOARD = "not needed: metrics.jsonl and TensorBoard files are written into the run folder (watch.tensorboard)"
-ANSWERS = "not needed: of conversations the answers are learned, of format text everything"
-OFFLINE = "there is none: runs send nothing anywhere; metrics and TensorBoard files are in the run folder"
-COLUMNS = "columns are named in each source: data.train[0].columns: {our field: your column}"
+ANSWERS = "not needed: in conversations only the answers are learned, in format text everything"
+OFFLINE = "not supported: runs send no data anywhere; metrics and TensorBoard files are in the run folder"
+COLUMNS = "set the columns of each source: data.train[0].columns: {our field: your column}"
 NO_PREFERENCES = (
-    "there is none: of preferences, reward_model and ppo learn; DPO, KTO and ORPO are not (PPO's is ppo.kl_weight)"
+    "not supported: DPO, KTO, ORPO. The objectives reward_model and ppo use preferences (for PPO see ppo.kl_weight)"
 )
-NO_TIMEOUT = "not needed; see run.hang_seconds"
-MODEL_TELLS = "not needed: the model's folder says it"
+MODEL_TELLS = "not needed: it is read from the model's folder"
 
 # Their key -> why there is none here.
 NO_COUNTERPART: Mapping[str, str] = {
@@ -256,7 +255,7 @@ NO_COUNTERPART: Mapping[str, str] = {
     ),
     **dict.fromkeys(("num_gpus", "nproc_per_node", "n_gpu", "nnodes", "devices"), IN_ACCELERATE),
     **dict.fromkeys(
-        ("ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"), "not needed; see run.hang_seconds"
+        ("ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"), "not needed: see run.hang_seconds"
     ),
     **dict.fromkeys(("report_to", "logging_strategy", "plot_loss", "logging_first_step"), TENSORBOARD),
     **dict.fromkeys(
@@ -290,40 +289,40 @@ NO_COUNTERPART: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         ("packing_strategy", "truncation_mode", "truncation_strategy"),
-        "there is no choice: long instruction rows are cut at data.max_length_tokens, texts continue in a new row",
+        "not configurable: long instruction rows are truncated at data.max_length_tokens, texts continue in a new row",
     ),
     **dict.fromkeys(
         ("use_liger_kernel", "enable_liger_kernel", "liger_kernel", "use_unsloth", "cut_cross_entropy"),
-        "there is none: the loss is computed in pieces of the vocabulary anyway",
+        "not needed: the loss is always computed in chunks, without storing all logits",
     ),
-    **dict.fromkeys(("tf32", "torch_compile", "xformers_attention"), "there is none: PyTorch's defaults are used"),
+    **dict.fromkeys(("tf32", "torch_compile", "xformers_attention"), "not supported: PyTorch's defaults are used"),
     **dict.fromkeys(
         ("do_train", "do_eval", "do_predict", "predict_with_generate"),
         "not needed: train/main.py trains, `python -m eval` evaluates",
     ),
     **dict.fromkeys(
         ("dataset_dir", "dataset_info", "media_dir"),
-        "there is no registry: give paths in data.train, {path, format} each",
+        "not needed: there is no data set registry; list {path, format} in data.train",
     ),
-    **dict.fromkeys(("overwrite_cache", "load_from_cache_file"), "not needed: the cache goes by content"),
+    **dict.fromkeys(("overwrite_cache", "load_from_cache_file"), "not needed: the cache is keyed by content"),
     **dict.fromkeys(
         ("gradient_checkpointing_kwargs", "use_reentrant_gc", "lr_scheduler_kwargs", "optim_args", "strict"),
-        "there is none",
+        "not supported",
     ),
-    "adapter_name_or_path": "there is none: a run continues by its folder; to start from an adapter, merge it first",
-    "lora_model_dir": "there is none: a run continues by its folder; to start from an adapter, merge it first",
-    "neftune_noise_alpha": "there is none: no noise is added to embeddings",
-    "label_smoothing_factor": "there is none",
-    "label_smoothing": "there is none",
-    "lora_task_type": "not needed: objective says it",
-    "freeze_vit": "there is none: models of text alone are trained",
-    "tuner_backend": "not needed: peft",
-    "greater_is_better": "not needed: the objective says it of its metrics",
-    "disable_tqdm": "not needed: bars are drawn on terminals alone",
-    "log_level": "there is none",
-    "debug": "there is none",
-    "model_author": "there is none: put what the model shall say of itself into the data",
-    "optim_target_modules": "there is none",
+    "adapter_name_or_path": "not supported: a run resumes from its folder; to start from an adapter, merge it first",
+    "lora_model_dir": "not supported: a run resumes from its folder; to start from an adapter, merge it first",
+    "neftune_noise_alpha": "not supported: no noise is added to embeddings",
+    "label_smoothing_factor": "not supported",
+    "label_smoothing": "not supported",
+    "lora_task_type": "not needed: it follows from the objective",
+    "freeze_vit": "not supported: only text models are trained",
+    "tuner_backend": "not needed: peft is always used",
+    "greater_is_better": "not needed: the objective defines it for its metrics",
+    "disable_tqdm": "not needed: progress bars appear only on terminals",
+    "log_level": "not supported",
+    "debug": "not supported",
+    "model_author": "not supported: put what the model should say about itself into the data",
+    "optim_target_modules": "not supported",
     "use_cache": "not needed: training keeps no key/value cache",
     "include_num_input_tokens_seen": "not needed: tokens are always counted",
     "full_determinism": "not needed: the same run gives the same numbers (run.seed)",
@@ -378,10 +377,10 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "dpo": "preference",
         "ranking": "preference",
         "chosen_rejected": "preference",
-        "json": "the way a row is read, not the kind of the file: text, qa, pr, io, chat",
-        "jsonl": "the way a row is read, not the kind of the file: text, qa, pr, io, chat",
-        "csv": "the way a row is read, not the kind of the file: text, qa, pr, io, chat",
-        "parquet": "the way a row is read, not the kind of the file: text, qa, pr, io, chat",
+        "json": "the format of a row, not of the file: text, qa, pr, io, chat",
+        "jsonl": "the format of a row, not of the file: text, qa, pr, io, chat",
+        "csv": "the format of a row, not of the file: text, qa, pr, io, chat",
+        "parquet": "the format of a row, not of the file: text, qa, pr, io, chat",
     },
     "objective": {
         "sft": "causal_lm",

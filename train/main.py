@@ -12,7 +12,7 @@ sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "
 
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c, wait_for_first_process
 
-exit_quietly_on_ctrl_c()  # what follows takes a while
+exit_quietly_on_ctrl_c()  # before the imports, which take a while
 
 from train.config import Config
 from train.failure.report_error import report_error
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def checked(arguments: list[str]) -> Config:
-    """The recipe, its files looked at; says what is going to happen. Nothing heavy is imported for it."""
+    """Parse the recipe and check its files, without heavy imports; then print what will happen."""
     try:
         config = parse(arguments)
         from train.preflight import check_inputs, sources
@@ -43,9 +43,9 @@ def checked(arguments: list[str]) -> Config:
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Build, resume, fit, report.
+    """Build, resume, train, merge, report.
 
-    What is imported here takes seconds: `--help` and a mistyped recipe must not wait for it.
+    The imports here take seconds: `--help` and an error in the recipe must not wait for them.
     """
     from train.checkpoint.manager import Checkpoints
     from train.engine import run_info
@@ -55,11 +55,11 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.optimizer import build
     from train.engine.runtime import Runtime
     from train.models.answers import Recorder
-    from train.objectives import OBJECTIVES
+    from train.objectives import objective_class
     from train.session import describe, session
-    from train.tuning import TUNINGS, share_trained
+    from train.tuning import make_tuning, share_trained
 
-    kind = OBJECTIVES[config.objective]
+    kind = objective_class(config.objective)
     metric = kind.best_metric if config.validation.metric == "auto" else config.validation.metric
     if metric not in kind.lower_is_better:
         known = ", ".join(kind.lower_is_better)
@@ -72,9 +72,7 @@ def run(config: Config, stop: Stop) -> None:
     )
     with session(config, runtime, stop) as held:
         folder = held.folder
-        tuning = TUNINGS[config.tuning.kind](
-            config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type
-        )
+        tuning = make_tuning(config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type)
         say("reading and tokenising the data")
         objective = kind(config, tuning, runtime)
         say("loading the model")
@@ -82,10 +80,8 @@ def run(config: Config, stop: Stop) -> None:
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
         model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
-        in_front = config.tuning.prompt.virtual_tokens if config.tuning.kind == "prompt" else 0
-        recorder = Recorder(
-            model, objective.tokenizer, objective.real_rows(), runtime.precision, runtime.device, in_front
-        )
+        rows, extra = objective.real_rows(), config.tuning.extra_positions
+        recorder = Recorder(model, objective.tokenizer, rows, runtime.precision, runtime.device, extra)
         checkpoints = held.afterwards.enter_context(
             Checkpoints(config, runtime, objective, model, optimizer, tuning, recorder, held.require_folder)
         )
@@ -113,14 +109,14 @@ def run(config: Config, stop: Stop) -> None:
                 log.info("finished after step %d: %s", outcome.step, outcome.reason)
             runtime.close()
             if runtime.main:
-                run_info.write(folder, **objective.metadata, ended=outcome.reason)  # a stream knows its facts only now
+                run_info.write(folder, **objective.metadata, ended=outcome.reason)  # streaming knows its facts only now
             if runtime.main and outcome.state == "finished":
-                outcome = held.hand_over(config, outcome)
+                outcome = held.merge_and_report(config, outcome)
             held.finish(outcome)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole program; returns the exit code (docs/resume.md)."""
+    """Run the trainer; returns the exit code (docs/resume.md)."""
     hide_secrets()
     with Stop() as stop:
         try:

@@ -1,4 +1,4 @@
-"""What can be known of a run's inputs before torch is imported: a wrong path shall not cost a minute to be told."""
+"""Checks a run's inputs before torch is imported: a wrong path must be reported within a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from train.config import Config, SourceConfig
-from train.data.formats import FORMATS
 from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
@@ -16,6 +15,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import RowFilter
+from zerotune.data.formats import FORMATS
 from zerotune.data.readers import BadRow, read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice
@@ -25,7 +25,7 @@ FIRST_ROWS, FIRST_FILES = 100, 8
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError with everything wrong with the model's folder, the data's files and their first rows."""
+    """Raise UserError with all problems of the model's folder, the data's files and their first rows."""
     found = list(_problems(config))
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
@@ -40,17 +40,15 @@ def _problems(config: Config) -> Iterator[str]:
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The key that each is about, and the check."""
+    """Pairs of recipe key and check."""
     yield "model.path", partial(_check_model, config)
     if config.tuning.quantization != "none":
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
         yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
-    if config.objective == "ppo":
-        models = {f"ppo.reward[{index}].path": part.path for index, part in enumerate(config.ppo.reward)}
-        for key, name in {**models, "ppo.value_model": config.ppo.value_model}.items():
-            if name:
-                yield key, partial(_check_other, name, key)
+    for section in config.spec.keys:
+        for key, name in getattr(getattr(config, section, None), "models", {}).items():
+            yield key, partial(_check_other, name, key)
     yield "data.chat_template", partial(require_template, config.data.chat_template)
     for key, source in sources(config):
         yield key, partial(_check_source, source, key, config)
@@ -58,7 +56,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
-    """Each source with the key that it stands under."""
+    """Pairs of recipe key and source."""
     for name, listed in (("train", config.data.train), ("validation", config.data.validation)):
         for index, source in enumerate(listed):
             yield f"data.{name}[{index}]", source
@@ -98,17 +96,17 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         return
     source = find(config, key)
     assert isinstance(source, FileSource)
-    problems = _look(source, asks=whole.objective == "ppo")
+    problems = _look(source, asks=whole.spec.asks)
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
-        raise UserError(problems.listed(source.names)[0])  # one for all: the wrong encoding, delimiter or kind of file
+        raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or kind of file
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not (whole.objective == "ppo" and whole.ppo.task):  # there the task says what its rows hold
+    if not ("ppo" in whole.spec.keys and whole.ppo.task):  # there the task says what its rows hold
         check_columns(source, problems, "first ")
 
 
 def _look(source: FileSource, asks: bool) -> Problems:
-    """What the first rows of the first files lack."""
+    """Problems of the first rows of the first files. asks: whether rows are prompts without answers."""
     problems = Problems()
     form, columns = FORMATS[source.config.format], source.config.columns
     for number, file in enumerate(source.files[:FIRST_FILES]):

@@ -228,8 +228,6 @@ class Objective(Rollouts, Protocol):
 class Tuning(Protocol):
     """Which weights move."""
 
-    can_pack: bool  # whether several rows may share one sequence
-
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
         """Extra keyword arguments of `from_pretrained` (quantisation)."""
         ...

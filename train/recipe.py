@@ -1,7 +1,7 @@
 """Recipes: YAML files and dotted command-line options become one checked `Config`.
 
 Later files win over earlier ones and the command line over all files; mappings are merged, lists are replaced. Relative
-paths in a recipe are relative to the current folder.
+paths in a recipe are relative to the current folder; the example data of a shipped recipe is found from any folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from train.checks import problems
 from train.config import Config, SourceConfig
 from train.suggest import about_key, about_value, meant_key, way_of
+from zerotune import shipped
 from zerotune.common import options
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
@@ -143,7 +144,7 @@ def _read(file: str) -> Located:
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise UserError(f"{file}:1: a recipe is a mapping of keys to values, not {shown(located.value)}.")
-    return located
+    return Located(shipped.with_examples(located.value, path), located.places)
 
 
 def _put_option(draft: _Draft, name: str, text: str) -> None:

@@ -1,6 +1,6 @@
 """python -m train.run_folder --config recipes/NAME.yaml [...]: print the folder of that run.
 
-For scripts, which find it between the marks, whatever else is printed there (slurm/common.sh: `ask`).
+For scripts, which find it between the markers, even if other output is around it (slurm/common.sh: `ask`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, or that of what is wrong with the recipe."""
+    """Print the folder. Returns the exit code."""
     hide_secrets()
     try:
         sys.stdout.write(f"[zerotune: {parse(arguments).run.folder} :zerotune]\n")

@@ -1,6 +1,4 @@
-"""One run in its folder: the lock, the status file, what is said before the first step and how the run is seen to
-end.
-"""
+"""One run in its folder: the lock, the status file, messages at the start and at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from train.fingerprint import fingerprint, flat
 from train.protocols import Objective
 from train.recipe import to_yaml
 from zerotune.common.errors import CannotWriteError
-from zerotune.common.files import write_atomically
+from zerotune.common.files import json_object, write_atomically
 from zerotune.common.masking import exposed, printable
 from zerotune.common.scale import percent
 
@@ -38,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Session:
-    """A run folder while it is held. afterwards: for what is ended last; an error stands in status.json by then."""
+    """A locked run folder. afterwards: contexts to close last, after an error was recorded in status.json."""
 
     folder: Path
     afterwards: contextlib.ExitStack
@@ -49,12 +47,12 @@ class Session:
     watchdog: Watchdog
 
     def begin(self, step: int) -> None:
-        """The run has begun, after `step`: only from here on its folder changes. Called by all ranks together."""
+        """The run has begun, after `step`: from now on it writes into its folder. A collective."""
         self.held.begun = True
         self.watchdog.begin(step)
 
     def is_over(self, config: Config, progress: Progress, extended: bool) -> bool:
-        """Whether the run that is resumed here has nothing left to do, which is said. Called by all ranks together."""
+        """Whether the run had already finished; if so, say it. A collective."""
         before = read_status(self.folder)
         done = before.get("state") == "finished" and before.get("step") == progress.step and not extended
         merged = self.folder / "merged"
@@ -64,29 +62,28 @@ class Session:
             again = " again" if merged.is_dir() else ""
             say(
                 f"{self.folder} is finished, after step {progress.step} ({before.get('reason')}).{model} Nothing was "
-                "changed. To train on, give a later end and --run.extend true, for example "
+                "changed. To train longer, set a later end and --run.extend true, for example "
                 f"--duration.max_steps {2 * progress.step} (and a higher duration.max_epochs). To merge{again}: "
-                f"python -m train.merge {self.folder} {merged}. To train anew, another run.folder."
+                f"python -m train.merge {self.folder} {merged}. To start from the beginning, set another run.folder."
             )
         return bool(self.runtime.sum([float(over)])[0])
 
     def stop_requested(self) -> bool:
-        """Whether this rank was asked to stop, or somebody has removed the run folder."""
+        """Whether this rank was asked to stop, or the run folder was removed."""
         if self.stop.reason is None and self.held.removed():
             self.stop.reason = REMOVED
         return self.stop.requested()
 
     def require_folder(self) -> None:
-        """Raises CannotWriteError where the folder was removed: nothing is written into a new one of that name."""
+        """Raise CannotWriteError if the folder was removed or renamed: do not write into a new one of that name."""
         if self.held.removed():
             raise CannotWriteError(
                 f"{self.folder} was removed or renamed while this run was writing into it. It ends after step "
-                f"{HEARTBEAT.step}; where the folder is still there under another name, the run continues from it with "
-                "run.folder set to that name"
+                f"{HEARTBEAT.step}. If the folder was renamed, set run.folder to its new name to resume the run"
             )
 
-    def hand_over(self, config: Config, outcome: Outcome) -> Outcome:
-        """Merge and report what a finished run has learned; of what Ctrl-C leaves undone, the same command does it."""
+    def merge_and_report(self, config: Config, outcome: Outcome) -> Outcome:
+        """Merge the finished run and write its report. After Ctrl-C, the same command does the rest."""
         try:
             with self.stop.interruptible():
                 from train.merge import merge
@@ -101,10 +98,10 @@ class Session:
         return outcome
 
     def finish(self, outcome: Outcome) -> None:
-        """Say how the run ended."""
+        """Report how the run ended."""
         if not self.runtime.main:
             return
-        self.stop.obeyed()  # also where the request came too late to matter: the next start must not stop at once
+        self.stop.obeyed()  # also after a request that came too late: the next start must not stop at once
         if outcome.state == "finished":
             self.status.write("finished", outcome.step, outcome.reason, 0)
             return
@@ -115,9 +112,7 @@ class Session:
 
 @contextlib.contextmanager
 def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
-    """Hold the run folder, look for stop requests and for ranks that fail or hang, and leave a status.json that tells
-    how the run ended.
-    """
+    """Lock the run folder, watch for stop requests and failing or hanging ranks, and record the end in status.json."""
     folder = Path(config.run.folder)
     logging.basicConfig(level=logging.INFO if runtime.main else logging.WARNING, format="%(levelname)s %(message)s")
     quiet_libraries(runtime.main)
@@ -134,7 +129,7 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
 
 
 def say(line: str) -> None:
-    """On the terminal, if it is still there."""
+    """Print to the terminal, if it is still open."""
     with contextlib.suppress(OSError):
         Console(stderr=True, highlight=False).print(printable(line), soft_wrap=True, markup=False)
 
@@ -148,9 +143,9 @@ def describe(
     resumed: Progress,
     extended: Sequence[str] = (),
 ) -> None:
-    """What the run is: into its folder, and onto the screen what a user would otherwise compute by hand.
+    """Write the run's recipe and facts into its folder, and print a summary.
 
-    extended: what has changed in the recipe with the run's end.
+    extended: changes of the recipe with which the run was extended.
     """
     if not runtime.main:
         return
@@ -172,7 +167,7 @@ def describe(
         total_steps=objective.plan.total_steps,
     )
     if extended:
-        before = run_info.read(folder).get("extended", [])
+        before = json_object(folder / "run.json").get("extended", [])
         run_info.write(folder, extended=[*before, {"after_step": resumed.step, "changed": list(extended)}])
     ranks = f"{runtime.count} process{'es' if runtime.count > 1 else ''}"
     start = f", continuing after step {resumed.step:,}" if resumed.step else ""
@@ -187,6 +182,6 @@ def describe(
         say(line)
     for key, variable in exposed(flat(config)):
         log.warning(
-            "%s holds the value of $%s. A recipe is kept as it is, in config.yaml and in checkpoints: leave secrets to "
+            "%s contains the value of $%s. config.yaml and checkpoints store the recipe unchanged: set secrets only in "
             "the environment", key, variable,
         )  # fmt: skip

@@ -7,13 +7,11 @@ predecessor starts one, as in seqeval's default mode and conlleval.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.protocols import RatioMetric
 
-TAG = re.compile(r"O|[BIES]-\S+")
 Entity = tuple[str, int, int]  # type, first word, last word
 
 
@@ -46,7 +44,7 @@ class Counts:
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of a sentence, in order. Every tag must match `TAG`."""
+    """The entities of a sentence, in order. Every tag must match `zerotune.data.tagged.TAG`."""
     found: list[Entity] = []
     before, type_before = "O", ""
     for place, tag in enumerate(tags):

@@ -7,6 +7,7 @@ from collections import Counter
 from eval.overlap import PASSAGE
 from eval.report import words
 from eval.result import Contamination, MetricResult, Result, Subsample, TaskResult
+from zerotune.common.console import counted
 from zerotune.common.scale import plain
 
 HOW = {
@@ -29,11 +30,11 @@ def warnings(result: Result) -> list[str]:
     found = [(task.name, _asked(task.fewer, seed)) for task in result.tasks if task.fewer]
     found += [(t.name, _contaminated(t)) for t in result.tasks if t.contamination and t.contamination.found]
     less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
-    found += [(name, f"{words.counted(count, 'row')} left out of these numbers") for name, count in less]
+    found += [(name, f"{counted(count, 'row')} left out of these numbers") for name, count in less]
     found += [
         (
             f"{task.name}, {model}",
-            f"{words.counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
+            f"{counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
             "count as no answer; raise --max_new_tokens",
         )
         for task in result.tasks
@@ -43,7 +44,7 @@ def warnings(result: Result) -> list[str]:
         (
             f"{task.name}, {model}",
             "the context had no room for the rest of the answer, or the next turn, try or tool "
-            f"call, of {words.counted(len(ids), 'row')}",
+            f"call, of {counted(len(ids), 'row')}",
         )
         for task in result.tasks
         for model, ids in task.cut_short.items()
@@ -67,7 +68,7 @@ def _reasons(metric: MetricResult) -> list[str]:
 
 
 def _asked(fewer: Subsample, seed: int | None) -> str:
-    lead = f"{fewer.rows:,} of {words.counted(fewer.of_rows, 'row')} asked (--max_rows), "
+    lead = f"{fewer.rows:,} of {counted(fewer.of_rows, 'row')} asked (--max_rows), "
     if seed is not None:
         return lead + f"drawn with seed {seed}"
     if fewer.of_files == 1:
@@ -115,7 +116,7 @@ def contamination(task: TaskResult) -> list[str]:
 def _counts(found: Contamination) -> str:
     counts = Counter(overlap.how for overlap in found.found)
     parts = "; ".join(f"{text}: {counts[how]:,}" for how, text in HOW.items() if counts[how])
-    return f"{words.counted(len(found.found), 'row')} found there ({parts})."
+    return f"{counted(len(found.found), 'row')} found there ({parts})."
 
 
 def circumstances(result: Result) -> list[str]:
@@ -161,5 +162,5 @@ def _time(task: TaskResult, model: str) -> str:
     speed = []
     if seconds and tokens:
         speed = [f"{plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
-    known = [f"{words.counted(reused, 'answer')} known before"] if reused else []
+    known = [f"{counted(reused, 'answer')} known before"] if reused else []
     return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")

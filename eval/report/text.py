@@ -10,6 +10,8 @@ from eval.protocols import Sample
 from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Evaluation, Result, TaskResult
+from zerotune.common.console import counted
+from zerotune.common.markdown import table as markdown_table
 
 SHOWN_SAMPLES = 5  # of each group
 SHOWN_CHARACTERS = 400
@@ -52,12 +54,9 @@ def table(sheet: Sheet) -> str:
     if not sheet.rows:
         return ""
     first, last, hidden = sheet.short()
-    rows = [[escaped(cell.text) for cell in row] for row in first]
-    if hidden:
-        rows.append([f"... {hidden} more in report.html", *[""] * (len(sheet.head) - 1)])
-    rows += [[escaped(cell.text) for cell in row] for row in last]
-    head = [escaped(name) for name in sheet.head]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+    gap = [[f"... {hidden} more in report.html", *[""] * (len(sheet.head) - 1)]] if hidden else []
+    rows = [*([cell.text for cell in row] for row in first), *gap, *([cell.text for cell in row] for row in last)]
+    return markdown_table([escaped(name) for name in sheet.head], rows, escape=escaped)
 
 
 def _task(task: TaskResult, evaluation: Evaluation, pictures: Mapping[str, str]) -> Iterator[str]:
@@ -75,7 +74,7 @@ def _task(task: TaskResult, evaluation: Evaluation, pictures: Mapping[str, str])
         yield _list(places[:SHOWN_ROWS], len(places))
     if task.skipped:
         lines = [f"{row.id}: {row.reason}" for row in task.skipped[:SHOWN_ROWS]]
-        heading = f"### {words.counted(len(task.skipped), 'row')} left out of these numbers"
+        heading = f"### {counted(len(task.skipped), 'row')} left out of these numbers"
         yield f"{heading}\n\n{_list(lines, len(task.skipped))}"
     yield from _examples(task, evaluation)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
+from zerotune.common.console import counted
 from zerotune.common.scale import SCALES, Scale, plain
 
 
@@ -89,11 +90,6 @@ def noticeable(metric: MetricResult, found: Difference) -> str:
     if found.detectable is None:
         return ""
     return change(metric, found.detectable).removeprefix("+") + unit(metric)
-
-
-def counted(count: int, what: str) -> str:
-    """1 row, 2 rows."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def readable(value: Any) -> str:

@@ -24,7 +24,7 @@ def _counts(prediction: str, reference: str) -> Mapping[str, float]:
 
 TASK = Task(
     name="bleu",
-    version=2,
+    version=3,
     about="generated answers, scored by corpus BLEU and chrF",
     load=examples(check),
     ask=ask,

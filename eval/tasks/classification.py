@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from eval.metrics.first_label import first_label
 from eval.metrics.labels import macro_f1, too_few
 from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
-from eval.tasks.labelled import by_label, outcome, sentences_in
+from eval.tasks.labelled import by_label, outcome
 from zerotune.common.errors import UserError
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
 from zerotune.data.label_prompt import label_prompt
-from zerotune.data.rows import BadExampleError, text_in
+from zerotune.data.labelled import read_labelled
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ class LabelledText:
 
 def load(row: Row) -> LabelledText:
     """One sentence or two, and a label in words."""
-    if isinstance(row.value.get("label"), int):
-        raise BadExampleError("label is a number or true or false; a language model needs a label in words")
-    return LabelledText(row.place, sentences_in(row.value), text_in(row.value, "label").strip())
+    read = read_labelled(Fields(row.value))
+    if not isinstance(read.label, str):
+        raise RowError("label is a number; a language model needs a label in words")
+    return LabelledText(row.place, read.sentences, read.label)
 
 
 def arrange(items: list[LabelledText]) -> list[LabelledText]:

@@ -16,9 +16,9 @@ from eval.metrics.letters import read_letter
 from eval.protocols import Metric, Sample, SampleMetric, Table, Task
 from eval.tasks.cmmlu_subjects import CHINA_SPECIFIC, SUBJECTS
 from zerotune.common.errors import UserError
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
-from zerotune.data.rows import BadExampleError, text_in
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def load(row: Row) -> MultipleChoiceItem:
     folder = path.parent.name
     subject, split = (folder, path.stem) if folder in SUBJECTS else (path.stem, folder)
     if subject not in SUBJECTS:
-        raise BadExampleError(f"{subject} is none of CMMLU's 67 subjects; name each file after its subject")
-    answer = text_in(row.value, "Answer").strip()
+        raise RowError(f"{subject} is none of CMMLU's 67 subjects; name each file after its subject")
+    answer = Fields(row.value).text("Answer").strip()
     if answer not in LETTERS:
-        raise BadExampleError(f"Answer is {answer!r}, not A, B, C or D")
-    options = "".join(f"{name}. {text_in(row.value, name)}\n" for name in LETTERS)
-    question = f"{text_in(row.value, 'Question').strip()}\n{options}答案："
+        raise RowError(f"Answer is {answer!r}, not A, B, C or D")
+    options = "".join(f"{name}. {Fields(row.value).text(name)}\n" for name in LETTERS)
+    question = f"{Fields(row.value).text('Question').strip()}\n{options}答案："
     return MultipleChoiceItem(row.place, subject, split, question, answer)
 
 

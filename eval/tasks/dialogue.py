@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from eval.metrics.consistency import consistency, unrepeated
 from eval.metrics.similarity import MATCH_THRESHOLD, similarity
 from eval.protocols import Sample, SampleMetric, Table, Task
+from zerotune.data.conversations import Message
+from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, Example, Message, examples
+from zerotune.data.rows import Example, examples
+from zerotune.inference.reasoning import without_reasoning
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
@@ -20,9 +23,9 @@ NO_ROOM = "(not asked: the context has no room for this turn)"
 
 
 def check(example: Example) -> Example:
-    """Accept conversations with at least two assistant turns."""
+    """Accept conversations with at least two text responses."""
     if len(_turns(example)) < 2:
-        raise BadExampleError("a dialogue needs at least two assistant turns")
+        raise RowError("a dialogue needs at least two text responses")
     return example
 
 
@@ -41,7 +44,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
 
     Turns that did not fit into the context count as empty answers.
     """
-    references = [example.messages[k]["content"] for k in _turns(example)]
+    references = [without_reasoning(example.messages[k]["content"]) for k in _turns(example)]
     responses = _texts(answers)
     responses += [""] * (len(references) - len(responses))
     similarities = [similarity(*pair) for pair in zip(responses, references, strict=True)]
@@ -88,8 +91,8 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
 
 
 def _turns(example: Example) -> list[int]:
-    """Indices of the assistant's messages."""
-    return [k for k, message in enumerate(example.messages) if message["role"] == "assistant"]
+    """Indices of the assistant messages to generate: text, and not marked as context. The others are given."""
+    return [k for k in example.turns if "tool_calls" not in example.messages[k]]
 
 
 def _texts(answers: Sequence[Answer]) -> list[str]:
@@ -103,12 +106,12 @@ def _next(example: Example, responses: Sequence[str], prompter: Prompter) -> Seq
         {"role": "assistant", "content": own[k]} if k in own else message
         for k, message in enumerate(example.messages[: turns[len(responses)]])
     ]
-    return [Generate(prompter.chat_prompt(history), prompter.max_new_tokens, prompter.stop_ids)]
+    return [Generate(prompter.chat_prompt(history, example.tools), prompter.max_new_tokens, prompter.stop_ids)]
 
 
 TASK = Task(
     name="dialogue",
-    version=3,
+    version=4,
     about="multi-turn conversations, each turn after the model's own responses",
     load=examples(check),
     ask=ask,

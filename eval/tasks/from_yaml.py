@@ -17,9 +17,11 @@ from eval.metrics.similarity import partial_match
 from eval.protocols import Metric, Sample, SampleMetric, Task
 from eval.tasks import perplexity
 from eval.tasks.task_file import Index, TaskFile, read_task_file
+from zerotune.data.conversations import Message
+from zerotune.data.fields import RowError
 from zerotune.data.readers import Row, type_name
 from zerotune.data.row_templates import Cell
-from zerotune.data.rows import BadExampleError, Example, Message
+from zerotune.data.rows import Example
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class YamlTaskItem:
     @property
     def prompt(self) -> str:
         """The user message."""
-        return self.messages[-1]["content"]
+        return str(self.messages[-1]["content"])
 
 
 def task_from_yaml(path: Path) -> Task[Any]:
@@ -99,7 +101,7 @@ def _choices(file: TaskFile) -> Task[YamlTaskItem]:
     def load(row: Row) -> YamlTaskItem:
         choices = _texts(file, "choices", row)
         if len(choices) < 2:
-            raise BadExampleError("choices: has only one; at least two are needed")
+            raise RowError("choices: has only one; at least two are needed")
         correct = _correct_index(choices, file.cells["answer"](row.value))
         return dataclasses.replace(_item(file, row), choices=choices, correct=correct)
 
@@ -182,9 +184,9 @@ def _text(cell: Cell, row: Row, key: str) -> str:
 
 def _checked(value: Any, key: str) -> str:
     if isinstance(value, (Mapping, list, tuple)):
-        raise BadExampleError(f"{key}: the column holds {type_name(value)}, not text")
+        raise RowError(f"{key}: the column holds {type_name(value)}, not text")
     if not str(value).strip():
-        raise BadExampleError(f"{key}: is empty")
+        raise RowError(f"{key}: is empty")
     return str(value)
 
 
@@ -193,18 +195,18 @@ def _texts(file: TaskFile, key: str, row: Row) -> tuple[str, ...]:
     value = file.cells[key](row.value)
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
-        raise BadExampleError(f"{key}: the list is empty")
+        raise RowError(f"{key}: the list is empty")
     return tuple(_checked(inner, key) for inner in values)
 
 
 def _correct_index(choices: Sequence[str], answer: Any) -> int:
     """Index of the correct choice, which `answer` gives as text, letter or number from 0, in any type.
 
-    Raises BadExampleError if these differ: for choices 1, 2, 3, 4, the answer "2" may be the second or the third.
+    Raises RowError if these differ: for choices 1, 2, 3, 4, the answer "2" may be the second or the third.
     """
     if isinstance(answer, Index):
         if not 0 <= answer < len(choices):
-            raise BadExampleError(f"answer: {int(answer)} is not a choice's number from 0 to {len(choices) - 1}")
+            raise RowError(f"answer: {int(answer)} is not a choice's number from 0 to {len(choices) - 1}")
         return answer
     text = str(answer).strip()
     found = {f"the text of choice {k}": k for k, choice in enumerate(choices) if choice.strip() == text}
@@ -214,10 +216,10 @@ def _correct_index(choices: Sequence[str], answer: Any) -> int:
     if not isinstance(answer, bool) and NUMBER.fullmatch(text) and int(float(text)) < len(choices):
         found["a number from 0"] = int(float(text))
     if not found:
-        raise BadExampleError(f"answer: {text!r} is neither a choice nor the letter or number (from 0) of one")
+        raise RowError(f"answer: {text!r} is neither a choice nor the letter or number (from 0) of one")
     if len({choices[k] for k in found.values()}) > 1:
         readings = ", ".join(f"{name} ({choices[k]!r})" for name, k in found.items())
-        raise BadExampleError(
+        raise RowError(
             f"answer: {text!r} can mean {readings}; use letters, for example "
             "\"{{ 'ABCD'[answer | int] }}\" if the column has numbers from 0"
         )

@@ -18,9 +18,10 @@ from eval.metrics.calculator import calculate, written
 from eval.metrics.json_answer import json_answers
 from eval.metrics.numeric import number, same_number
 from eval.protocols import Sample, SampleMetric, Table, Task
+from zerotune.data.conversations import Message
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
-from zerotune.data.rows import BadExampleError, Message, text_in
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
@@ -104,12 +105,12 @@ def boxed(text: str) -> Sequence[str]:
 
 def load(row: Row) -> Problem:
     """A row with `question`, and an `answer` that ends with `#### NUMBER`."""
-    solution = text_in(row.value, "answer")
+    solution = Fields(row.value).text("answer")
     answer = after_mark(solution)
     if number(answer) is None:
-        raise BadExampleError(f"answer does not end with {MARK} and a number")
+        raise RowError(f"answer does not end with {MARK} and a number")
     split = TRAIN_SPLIT if PurePath(row.file).name.startswith(TRAIN_SPLIT) else "test"
-    return Problem(row.place, text_in(row.value, "question"), solution, answer, split)
+    return Problem(row.place, Fields(row.value).text("question"), solution, answer, split)
 
 
 def arrange(problems: list[Problem]) -> list[Problem]:

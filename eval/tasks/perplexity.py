@@ -11,8 +11,10 @@ from eval.metrics.script import words
 from eval.metrics.word_shift import divergence, frequencies, shifts
 from eval.protocols import Sample, SampleMetric, Table, Task
 from zerotune.common import scale
+from zerotune.data.conversations import said_in
+from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, Example, examples
+from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ SHOWN_WORDS = 20
 
 def check(example: Example) -> Example:
     """Accept texts, and conversations with an assistant turn."""
-    if example.text is None and not any(message["role"] == "assistant" for message in example.messages):
-        raise BadExampleError("the conversation has no assistant message to score")
+    if example.text is None and not example.turns:
+        raise RowError("the conversation has no assistant message to score")
     return example
 
 
@@ -32,7 +34,11 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """One request for the text or for each response; several if it is longer than the context."""
     document = example.text is not None
     requests = []
-    for passage in [prompter.document(example.text or "")] if document else prompter.assistant_turns(example.messages):
+    if document:
+        passages = [prompter.document(example.text or "")]
+    else:
+        passages = prompter.assistant_turns(example.messages, example.tools)
+    for passage in passages:
         size = prompter.window_tokens or len(passage.ids)
         count = passage.bytes  # the first window of the passage carries all its bytes
         for start, scored_from, end in windows(len(passage.ids), passage.first, size, max(size // 2, 1)):
@@ -59,13 +65,14 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
 
 
 def _question(example: Example) -> dict[str, str]:
-    """The last user message, if there is one."""
-    prompts = [message["content"] for message in example.messages if message["role"] == "user"]
+    """The last user message before the last response, if there is one."""
+    before = example.messages[: example.turns[-1]] if example.turns else ()
+    prompts = [message["content"] for message in before if message["role"] == "user"]
     return {"question": prompts[-1]} if prompts else {}
 
 
 def _responses(example: Example) -> list[str]:
-    return [message["content"] for message in example.messages if message["role"] == "assistant"]
+    return [said_in(example.messages[k]) for k in example.turns]
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
@@ -92,7 +99,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
 
 TASK = Task(
     name="perplexity",
-    version=3,
+    version=4,
     about="perplexity and bits per byte of texts, or of responses given their prompts",
     load=examples(check),
     ask=ask,

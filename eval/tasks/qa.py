@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 from eval.metrics.exact_match import exact_match
 from eval.metrics.similarity import MATCH_THRESHOLD, similarity
 from eval.protocols import Sample, SampleMetric, Task
+from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, Example, examples
+from zerotune.data.rows import Example, examples
+from zerotune.inference.reasoning import without_reasoning
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
@@ -18,18 +21,21 @@ if TYPE_CHECKING:
 
 
 def check(example: Example) -> Example:
-    """Accept conversations that end with the reference answer."""
-    if not example.answered or len(example.messages) < 2:
-        raise BadExampleError(
-            "the row has no question with a reference answer (question + answer, prompt + response, instruction + "
-            "output, or messages that end with the assistant's)"
+    """Accept conversations with a text response to generate; its last one is the reference."""
+    last = example.turns[-1] if example.turns else 0
+    if not last:
+        raise RowError("there is no question with a reference answer")
+    if "tool_calls" in example.messages[last]:
+        raise RowError(
+            "the last answer calls a tool, and only answers in words are compared; the task perplexity measures calls"
         )
-    return example
+    return dataclasses.replace(example, messages=example.messages[: last + 1])
 
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """Generate the last assistant message."""
-    return [Generate(prompter.chat_prompt(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
+    prompt = prompter.chat_prompt(example.messages[:-1], example.tools)
+    return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids)]
 
 
 def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str, str], Mapping[str, float]]) -> Sample:
@@ -39,7 +45,7 @@ def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str,
     """
     (answer,) = answers
     assert isinstance(answer, Generated)
-    references = (example.messages[-1]["content"], *example.also_right)
+    references = tuple(map(without_reasoning, (example.messages[-1]["content"], *example.also_right)))
     reference = max(references, key=partial(similarity, answer.text)) if example.also_right else references[0]
     shown = {"prompt": example.messages[-2]["content"], "answer": answer.text, "reference": reference}
     groups = {"subset": example.subset} if example.subset else {}
@@ -63,7 +69,7 @@ def _matches(prediction: str, reference: str) -> Mapping[str, float]:
 
 TASK = Task(
     name="qa",
-    version=3,
+    version=4,
     about="generated answers, scored by exact and partial match",
     load=examples(check),
     ask=ask,

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.protocols import Sample, SampleMetric, Task
 from zerotune.common.errors import UserError
 from zerotune.common.scale import UNBOUNDED
+from zerotune.data.conversations import said_in
+from zerotune.data.fields import Fields
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, example, text_in
+from zerotune.data.preference import Side, read_preference
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
     from zerotune.data.readers import Row
     from zerotune.inference.prompt import Prompter
-
-SIDES = ("chosen", "rejected")
-Side = str | tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,9 @@ class PreferencePair:
 
 
 def load(row: Row) -> PreferencePair:
-    """`chosen` and `rejected` after `prompt` (format of TRL) or after `conversations` (format of LLaMA-Factory)."""
-    return PreferencePair(row.place, *(_side(row, name) for name in SIDES))
-
-
-def _side(row: Row, name: str) -> Side:
-    value = row.value.get(name)
-    if isinstance(value, str):
-        return (text_in(row.value, "prompt") if row.value.get("prompt") else "") + text_in(row.value, name)
-    response = [value] if isinstance(value, Mapping) else value
-    prompt = row.value.get("conversations") or row.value.get("prompt") or []
-    if not isinstance(response, (list, tuple)) or not isinstance(prompt, (list, tuple)):
-        raise BadExampleError(f"{name} and its prompt must both be text or both be messages")
-    messages = [*prompt, *response]
-    key = "conversations" if messages and isinstance(messages[0], Mapping) and "from" in messages[0] else "messages"
-    found = example(dataclasses.replace(row, value={key: messages, "system": row.value.get("system")}))
-    return found.messages
+    """Read both sides. If they are equal, the chosen one does not count as preferred."""
+    read = read_preference(Fields(row.value))
+    return PreferencePair(row.place, read.chosen, read.rejected)
 
 
 def ask(pair: PreferencePair, prompter: Prompter) -> Sequence[Request]:
@@ -56,7 +41,7 @@ def ask(pair: PreferencePair, prompter: Prompter) -> Sequence[Request]:
         raise UserError(
             f"{prompter.name}: not a reward model: its head has {len(prompter.labels)} classes instead of one output"
         )
-    return [Classify(prompter.reward_input(side)) for side in (pair.chosen, pair.rejected)]
+    return [Classify(_encode(side, prompter)) for side in (pair.chosen, pair.rejected)]
 
 
 def score(pair: PreferencePair, answers: Sequence[Answer]) -> Sample:
@@ -70,13 +55,19 @@ def score(pair: PreferencePair, answers: Sequence[Answer]) -> Sample:
     return Sample(pair.id, {"accuracy": float(chosen > rejected), "margin": chosen - rejected}, shown)
 
 
+def _encode(side: Side, prompter: Prompter) -> tuple[int, ...]:
+    return prompter.reward_input(side) if isinstance(side, str) else prompter.reward_input(side.messages, side.tools)
+
+
 def _as_text(side: Side) -> str:
-    return side if isinstance(side, str) else "\n".join(f"{message['role']}: {message['content']}" for message in side)
+    if isinstance(side, str):
+        return side
+    return "\n".join(f"{message['role']}: {said_in(message)}" for message in side.messages)
 
 
 TASK = Task(
     name="reward_model",
-    version=1,
+    version=2,
     about="preference pairs, by a reward head with one output",
     load=load,
     ask=ask,

@@ -19,7 +19,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
 
 TASK = Task(
     name="rouge",
-    version=2,
+    version=3,
     about="generated answers, scored by ROUGE-1, -2 and -L",
     load=examples(check),
     ask=ask,

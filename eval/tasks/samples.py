@@ -8,8 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.protocols import Sample, Table, Task
+from zerotune.data.conversations import Message, said_in
+from zerotune.data.fields import RowError
 from zerotune.data.readers import Row
-from zerotune.data.rows import BadExampleError, Example, Message, examples
+from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:
@@ -29,13 +31,16 @@ PROMPTS = (
 def check(example: Example) -> Example:
     """Accept texts, and conversations with a user message."""
     if example.text is None and not any(message["role"] == "user" for message in example.messages):
-        raise BadExampleError("the conversation has no user message")
+        raise RowError("the conversation has no user message")
     return example
 
 
 def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TEMPERATURES) -> Sequence[Request]:
     """Continue the text, or the conversation up to its last response, once for each temperature."""
-    ids = prompter.document(example.text).ids if example.text is not None else prompter.chat_prompt(_history(example))
+    if example.text is not None:
+        ids = prompter.document(example.text).ids
+    else:
+        ids = prompter.chat_prompt(_history(example), example.tools)
     return [
         Generate(ids, prompter.max_new_tokens, prompter.stop_ids, temperature=temperature)
         for temperature in temperatures
@@ -45,8 +50,8 @@ def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TE
 def score(example: Example, answers: Sequence[Answer], temperatures: Sequence[float] = TEMPERATURES) -> Sample:
     """The texts for the report; there are no values."""
     generated = [answer for answer in answers if isinstance(answer, Generated)]
-    prompt = example.text if example.text is not None else _history(example)[-1]["content"]
-    reference = {"reference": example.messages[-1]["content"]} if example.answered else {}
+    prompt = example.text if example.text is not None else said_in(_history(example)[-1])
+    reference = {"reference": said_in(example.messages[-1])} if example.answered else {}
     texts = {_title(t): answer.text for t, answer in zip(temperatures, generated, strict=True)}
     return Sample(example.id, {}, {"prompt": prompt, **texts, **reference})
 
@@ -82,9 +87,9 @@ def _history(example: Example) -> Sequence[Message]:
 
 TASK = Task(
     name="samples",
-    version=2,
+    version=3,
     about="continuations of prompts, greedy and sampled, to read side by side",
-    load=examples(check),
+    load=examples(check, asks=True),
     ask=ask,
     score=score,
     metrics=(),

@@ -21,9 +21,9 @@ from eval.metrics.json_answer import json_answers
 from eval.metrics.letters import read_letter
 from eval.protocols import Sample, SampleMetric, Task
 from zerotune.common.errors import UserError
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
-from zerotune.data.rows import BadExampleError, text_in
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ImageChoiceItem:
 
 
 def load(row: Row) -> ImageChoiceItem:
-    """Raises BadExampleError."""
+    """Raises RowError."""
     value = row.value
     choices = _choices(value.get("choices"))
     correct = _index(value.get("answer"), len(choices))
@@ -64,7 +64,7 @@ def load(row: Row) -> ImageChoiceItem:
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
     return ImageChoiceItem(
         id=row.place,
-        text=f"{hint}Question: {text_in(value, 'question')}\nOptions:\n{options}",
+        text=f"{hint}Question: {Fields(value).text('question')}\nOptions:\n{options}",
         options=len(choices),
         answer=LETTERS[correct],
         image=_image(row),
@@ -133,7 +133,7 @@ def _choices(value: Any) -> Sequence[Any]:
         except ValueError:
             value = None
     if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= len(LETTERS):
-        raise BadExampleError(f"choices is not a list of 2 to {len(LETTERS)} texts")
+        raise RowError(f"choices is not a list of 2 to {len(LETTERS)} texts")
     return value
 
 
@@ -142,7 +142,7 @@ def _index(value: Any, count: int) -> int:
     index = int(value) if isinstance(value, str) and DIGITS.fullmatch(value.strip()) else value
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         text = json.dumps(value) if isinstance(value, bool) else repr(value)  # true, as in the file
-        raise BadExampleError(f"answer is {text}, not the number of a choice from 0 to {count - 1}")
+        raise RowError(f"answer is {text}, not the number of a choice from 0 to {count - 1}")
     return index
 
 
@@ -167,7 +167,7 @@ def _save(image: Any) -> str:
         image.save(buffer, format="PNG")
         content = buffer.getvalue()
     if not isinstance(content, bytes):
-        raise BadExampleError("image is neither a file's name nor an image")
+        raise RowError("image is neither a file's name nor an image")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zerotune" / "images"
     file = cache / f"{hashlib.sha256(content).hexdigest()}.image"
     if not file.is_file():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
-from eval.tasks.labelled import by_label, number_in, outcome, sentences_in
+from eval.tasks.labelled import by_label, outcome
 from zerotune.common.errors import UserError
 from zerotune.common.scale import CORRELATION, POSITIVE
 from zerotune.data.class_label import AmbiguousLabelError, class_number
+from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.rows import BadExampleError, text_in
+from zerotune.data.labelled import read_labelled, value_of
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class RegressionItem:
 
 def load(row: Row) -> ClassItem:
     """One sentence or two, and a label: the name or index of a class."""
-    label = row.value.get("label")
-    if isinstance(label, bool) or not isinstance(label, int):
-        label = text_in(row.value, "label").strip()
-    return ClassItem(row.place, sentences_in(row.value), label)
+    read = read_labelled(Fields(row.value))
+    if isinstance(read.label, float):
+        raise RowError(f"label is {read.label}: neither the name nor the number of a class")
+    return ClassItem(row.place, read.sentences, read.label)
 
 
 def bind(item: ClassItem, prompter: Prompter) -> ClassItem:
@@ -84,10 +84,8 @@ def score(item: ClassItem, answers: Sequence[Answer]) -> Sample:
 
 def load_value(row: Row) -> RegressionItem:
     """One sentence or two, and the number `label`."""
-    value = number_in(row.value, "label")
-    if not math.isfinite(value):
-        raise BadExampleError(f"label is {value}, not a finite number")
-    return RegressionItem(row.place, sentences_in(row.value), value)
+    read = read_labelled(Fields(row.value))
+    return RegressionItem(row.place, read.sentences, value_of(read.label))
 
 
 def one_output(item: RegressionItem, prompter: Prompter) -> RegressionItem:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eval.metrics.entities import F1, PRECISION, RECALL, TAG, TOKEN_ACCURACY, Counts, count_by_type
+from eval.metrics.entities import F1, PRECISION, RECALL, TOKEN_ACCURACY, Counts, count_by_type
 from eval.protocols import Sample, Table, Task
 from zerotune.common.errors import UserError
+from zerotune.data.fields import Fields
 from zerotune.data.hub import Hub
-from zerotune.data.readers import type_name
-from zerotune.data.rows import BadExampleError
+from zerotune.data.tagged import KNOWN_TAGS, TAG, read_tagged
 from zerotune.data.word_windows import Place
 from zerotune.inference.requests import Answer, Request, Tag, Tagged
 
@@ -26,7 +26,6 @@ BIONLP2004 = (  # the order of the data set's own label2id
     OUTSIDE,
     *(f"{mark}-{name}" for name in ("DNA", "protein", "cell_type", "cell_line", "RNA") for mark in "BI"),
 )
-KNOWN_TAGS = "O, and B-, I-, E- or S- before a type (IOB1, IOB2, IOBES)"
 
 
 @dataclass(frozen=True)
@@ -47,29 +46,8 @@ class Sentence:
 
 def load(row: Row) -> Sentence:
     """`tokens`, and `tags` with a tag or class index for each token."""
-    tokens, tags = _texts(row.value, "tokens"), _texts(row.value, "tags", numbers=True)
-    if len(tokens) != len(tags):
-        raise BadExampleError(f"{len(tokens)} tokens and {len(tags)} tags: each token needs one tag")
-    if not tokens:
-        raise BadExampleError("the sentence is empty")
-    for place, (token, tag) in enumerate(zip(tokens, tags, strict=True)):
-        if not token.strip():
-            raise BadExampleError(f"token {place} (from 0) is empty")
-        if not (TAG.fullmatch(tag) or tag.isdecimal()):
-            raise BadExampleError(f"tag {place} (from 0) is {tag!r}; known are {KNOWN_TAGS}")
-    return Sentence(row.place, tokens, tags)
-
-
-def _texts(value: Mapping[str, Any], column: str, numbers: bool = False) -> tuple[str, ...]:
-    found = value.get(column)
-    if not isinstance(found, (list, tuple)):
-        raise BadExampleError(f"{column} is {type_name(found) if column in value else 'missing'}, not a list")
-    if numbers:
-        found = [str(tag) if type(tag) is int else tag for tag in found]
-    for place, text in enumerate(found):
-        if not isinstance(text, str):
-            raise BadExampleError(f"{column[:-1]} {place} (from 0) is {type_name(text)}, not text")
-    return tuple(found)
+    read = read_tagged(Fields(row.value))
+    return Sentence(row.place, read.words, tuple(map(str, read.tags)))
 
 
 def bind(sentence: Sentence, prompter: Prompter) -> Sentence:

@@ -11,7 +11,7 @@ from tests.support.fault_runs import Workplace, Zygote, finished, leftovers, los
 from train.checkpoint import manifest
 
 COMMIT = "train.checkpoint.commit"
-LATER = {"at": f"{COMMIT}:_sync_files", "nth": 0, "do": "sleep 2"}  # a slow disk, long after all was copied
+LATER = {"at": f"{COMMIT}:sync_tree", "nth": 0, "do": "sleep 2"}  # a slow disk, long after all was copied
 
 
 def done_at(run: Path) -> dict[int, float]:
@@ -53,7 +53,7 @@ def test_asked_to_stop_while_a_checkpoint_is_written(
 ) -> None:
     """Both that one and the one of the stop are there when the process ends."""
     run = tmp_path / "run"
-    orders = [LATER, {"at": f"{COMMIT}:_sync_files", "nth": 2, "do": "SIGTERM"}]
+    orders = [LATER, {"at": f"{COMMIT}:sync_tree", "nth": 2, "do": "SIGTERM"}]
     processes = zygote.run(workplace.arguments(run), tmp_path / "stopped", orders=orders)
     assert processes.codes == [0], processes.output
     said = status(run)

@@ -72,7 +72,7 @@ POINTS = {
     "before the folder": (before(commit, "_prepare"), 2),
     "before any file": (before(Path, "write_bytes"), 2),
     "between files": (before(Path, "write_bytes", nth=FILES + 2), 2),
-    "before files are durable": (before(commit, "_sync_files"), 2),
+    "before files are durable": (before(commit, "sync_tree"), 2),
     "before files are hashed": (before(commit, "_digest_share"), 2),
     "between two ranks' hashes": (before(commit, "_write_json", nth=2), 2),
     "before the manifest": (before(manifest, "build"), 2),

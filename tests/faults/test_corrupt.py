@@ -35,7 +35,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest empty": (lambda f: os.truncate(f / "manifest.json", 0), "manifest.json: damaged"),
     "another checkpoint's manifest": (
         lambda f: shutil.copy(f.with_name(f"step-{STEPS - 2:06d}") / "manifest.json", f),
-        f"manifest.json: of step {STEPS - 2}",
+        f"manifest.json: belongs to step {STEPS - 2}",
     ),
 }
 

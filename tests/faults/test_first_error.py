@@ -111,7 +111,7 @@ def test_an_error_is_told_before_a_checkpoint_under_way_is_waited_for(
     run, moment = tmp_path / "run", tmp_path / "moment"
     orders = [
         {"at": "train.failure.watchdog:PATIENCE_SECONDS", "do": "set 2"},
-        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 15"},
+        {"at": "train.checkpoint.commit:sync_tree", "nth": 2, "rank": 0, "do": "sleep 15"},
         {"at": DATA, "nth": 5, "rank": 1, "do": "raise no more rows"},
         {"at": DATA, "nth": 5, "rank": 1, "do": f"touch {moment}"},
     ]

@@ -108,7 +108,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
     orders = [
         {"at": UPDATE, "nth": 4, "do": "SIGINT"},
         {"at": "train.checkpoint.commit:_prepare", "nth": 2, "do": "SIGINT"},
-        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "do": "sleep 60"},
+        {"at": "train.checkpoint.commit:sync_tree", "nth": 2, "do": "sleep 60"},
     ]
     began = time.monotonic()
     code, output = start(
@@ -171,7 +171,7 @@ def test_an_extended_run_is_the_long_one(zygote: Zygote, workplace: Workplace, t
         zygote, workplace.arguments(run, **{**short, "duration.max_steps": 4, "run.extend": "true"}), tmp_path / "back"
     )
     assert code == 64
-    assert "the new end, step 4, does not lie after step 5" in output
+    assert "the new end, step 4, is not after step 5" in output
     code, output = start(zygote, workplace.arguments(run, **constant, **{"run.extend": "true"}), tmp_path / "extended")
     assert code == 0, output
     assert status(run)["step"] == STEPS

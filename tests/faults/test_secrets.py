@@ -89,8 +89,8 @@ def test_a_recipe_that_holds_the_secret_is_warned_about_and_kept(zygote: Zygote,
     options = {"watch.tensorboard": "true", "merge.at_end": "true", "duration.max_steps": 2}
     processes = zygote.run(arguments(run, rows, **options), tmp_path / "log")
     assert processes.codes == [0], processes.output
-    assert "data.train holds the value of $HF_TOKEN" in processes.output
-    assert "data.cache_folder holds the value of $HF_TOKEN" in processes.output
+    assert "data.train contains the value of $HF_TOKEN" in processes.output
+    assert "data.cache_folder contains the value of $HF_TOKEN" in processes.output
     assert CANARY not in processes.output
     assert holding(run) == AS_GIVEN
 

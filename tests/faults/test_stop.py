@@ -33,7 +33,7 @@ def test_every_way_to_stop_and_go_on(zygote: Zygote, workplace: Workplace, refer
         ([{"at": "train.checkpoint.manager:Checkpoints.resume", "do": "SIGTERM"}], {}, "SIGTERM", 0),
         ([{"at": UPDATE, "do": "SIGUSR1"}], {}, "SIGUSR1", 1),
         ([{"at": UPDATE, "do": stop_file}], {}, "STOP file", 2),
-        ([{"at": "train.checkpoint.commit:_sync_files", "do": "SIGUSR2"}], WAITING, "SIGUSR2", 4),
+        ([{"at": "train.checkpoint.commit:sync_tree", "do": "SIGUSR2"}], WAITING, "SIGUSR2", 4),
         (
             [{"at": UPDATE, "do": "SIGTERM"}, {"at": "train.checkpoint.commit:_digest_share", "do": "SIGTERM"}],
             {},

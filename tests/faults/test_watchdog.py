@@ -62,7 +62,7 @@ def test_slow_ranks_are_left_alone(zygote: Zygote, workplace: Workplace, tmp_pat
     run = tmp_path / "run"
     orders = [
         {"at": "train.checkpoint.manager:Checkpoints.resume", "rank": 1, "do": "sleep 4"},
-        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 4"},
+        {"at": "train.checkpoint.commit:sync_tree", "nth": 2, "rank": 0, "do": "sleep 4"},
         {"at": f"{LOOP}._update", "nth": 0, "rank": 1, "do": "sleep 0.4"},
     ]
     arguments = workplace.arguments(run, **{"run.hang_seconds": 2})
@@ -77,7 +77,7 @@ def test_who_keeps_a_checkpoint_waiting_is_named(zygote: Zygote, workplace: Work
     run = tmp_path / "run"
     orders = [
         {"at": "train.failure.hang:SLOW", "do": "set 2"},  # in place of 40 seconds
-        {"at": "train.checkpoint.commit:_sync_files", "nth": 2, "rank": 0, "do": "sleep 1000"},
+        {"at": "train.checkpoint.commit:sync_tree", "nth": 2, "rank": 0, "do": "sleep 1000"},
     ]
     arguments = workplace.arguments(run, **{"run.hang_seconds": HANG_SECONDS})
     processes = zygote.run(arguments, tmp_path / "log", "ddp", orders)

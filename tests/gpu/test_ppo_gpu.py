@@ -16,7 +16,7 @@ from tests.unit.train.test_ppo import tiny
 from tests.unit.train.test_ppo_rollout import CONFIG, PROMPTS, played, tuned
 from train.data.batch import Shape
 from train.objectives.ppo.scoring import Scoring
-from train.tuning import TUNINGS
+from train.registry import TUNINGS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +36,7 @@ def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.
     """In fp32, with each other and with a CPU."""
     model: Any = tuned(kind).to(DEVICE)
     episodes, drawn = played(model, monkeypatch, PROMPTS, ranks=OneDevice())
-    shape = Shape(packed and TUNINGS[kind].can_pack, 1000, 1000, 100, True, 0)  # type: ignore[attr-defined]
+    shape = Shape(packed and TUNINGS[kind].can_pack, 1000, 1000, 100, True, 0)
     found = []
     for ranks, scored in ((OneDevice(), model), (Whole(), tuned(kind))):
         scoring = Scoring(shape, CONFIG, ranks)

@@ -181,7 +181,7 @@ def test_the_loss_is_the_mean_over_all_words_of_the_step(place: Place) -> None:
     from tests.support.ranks import Solo
     from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
     from train.objectives.token_classification import TokenClassification
-    from train.tuning import TUNINGS
+    from train.tuning import make_tuning
 
     config = Config(
         objective="token_classification",
@@ -192,7 +192,7 @@ def test_the_loss_is_the_mean_over_all_words_of_the_step(place: Place) -> None:
             cache_folder=str(place.folder / "cache"),
         ),
     )
-    objective = TokenClassification(config, TUNINGS["full"](TuningConfig()), Solo())
+    objective = TokenClassification(config, make_tuning(TuningConfig()), Solo())
     model: Any = objective.load_model().eval()
     total = count = 0.0
     plain = AutoModelForTokenClassification.from_config(model.config)

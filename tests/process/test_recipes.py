@@ -50,7 +50,7 @@ def assert_complete(run: Path) -> None:
     assert "before → after: " in report
     assert "loss " in report.partition("before → after: ")[2].partition("**")[0]
     assert "(peak: measured matrix product)" in report
-    assert "| Checked | merged answers are those of the " in report
+    assert "| Checked | the merged model answers as the " in report
     for picture in ("loss", "learning", "speed"):
         assert f"](report/{picture}.png)" in report
         assert (run / "report" / f"{picture}.png").stat().st_size > 5000
@@ -87,7 +87,7 @@ def test_qlora_over_weights_in_4_bit(zygote: Zygote, tmp_path: Path) -> None:
     assert json.loads((checkpoint / "optimizer.json").read_text())["optimizer"] == "AdamW8bit"
     moments = load_file(checkpoint / "optimizer.safetensors")
     assert any(name.endswith("/state1") and str(moment.dtype) == "torch.uint8" for name, moment in moments.items())
-    assert "KL from the quantised model that was trained and measured above, by base: original " in (
+    assert "KL from the trained quantised model, to which all metrics above belong, by base: original " in (
         run / "report.md"
     ).read_text(encoding="utf-8")
     merge = json.loads((run / "merged" / "run.json").read_text())["merge"]

@@ -43,7 +43,7 @@ def by_hand(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("script", ["job", "eval", "merge", "sweep"])
 def test_a_batch_script_without_a_job(script: str) -> None:
     done = by_hand(f"slurm/{script}.sh", "recipes/demo.yaml", "README.md")
-    said = f"slurm: this is not a job of SLURM: start it with sbatch slurm/{script}.sh in place of bash\n"
+    said = f"slurm: this is not a SLURM job: start the script with sbatch slurm/{script}.sh, not with bash\n"
     assert (done.returncode, done.stdout, done.stderr) == (64, "", said)
 
 
@@ -70,21 +70,21 @@ def test_what_cannot_work_is_refused_at_once(cluster: Cluster, workplace: Workpl
     cases = (
         (["--nodes=2", "--gpus=3", *TRAIN], "different numbers of GPUs (1, 2)"),
         (["--gpus-per-node=2", "--ntasks-per-node=3", *TRAIN], "3 tasks but 2 GPUs on each node"),
-        (["--nodes=2", "--exclusive", *TRAIN], "did not ask for them: --gpus-per-node=2"),
+        (["--nodes=2", "--exclusive", *TRAIN], "did not ask for them: use --gpus-per-node=2"),
         (["--nodes=2", "--ntasks=3", *TRAIN], "different numbers of tasks (2,1)"),
         (
             ["slurm/job.sh", "--accelerate", "zero9", "recipes/demo.yaml"],
-            "there is no zero9; there are cpu cpu_ddp ddp",
+            "there is no zero9; known are cpu cpu_ddp ddp",
         ),
         (["--gpus-per-node=2", "slurm/job.sh", "--accelerate", "one_gpu", "recipes/demo.yaml"], "has 2 ranks (1 nodes"),
         (["slurm/job.sh", "--accelerate=zero9", "recipes/demo.yaml"], "there is no zero9"),
-        (["slurm/job.sh", "--accelerate"], "--accelerate: which one?"),
+        (["slurm/job.sh", "--accelerate"], "--accelerate needs a name"),
         (["--gpus-per-node=2", "slurm/job.sh", "--accelerate", single, "recipes/demo.yaml"], "has 2 ranks (1 nodes"),
         (["slurm/job.sh", "recipes/none.yaml"], "there is no recipe recipes/none.yaml"),
         (["slurm/job.sh", typo], f"{typo}:2: unknown key model.pth"),
         (["slurm/job.sh", "recipes/demo.yaml", "--optim.learning_rat", "1"], "learning_rate"),
         (["--chdir=/tmp", ROOT / "slurm" / "job.sh", "recipes/demo.yaml"], "submit from ZeroTune's folder"),
-        (["slurm/sweep.sh", "recipes/demo.yaml", lines], "a sweep is a job array: sbatch --array=1-1"),
+        (["slurm/sweep.sh", "recipes/demo.yaml", lines], "a sweep needs a job array: sbatch --array=1-1"),
         (["--array=2", "slurm/sweep.sh", "recipes/demo.yaml", lines], "has no line 2: sbatch --array=1-1"),
         (["--array=0", "slurm/sweep.sh", "recipes/demo.yaml", lines], "has no line 0: sbatch --array=1-1"),
         (["--array=1", "slurm/sweep.sh", "recipes/demo.yaml", tmp_path / "none.txt"], "there is no file"),
@@ -129,7 +129,7 @@ def test_a_launcher_that_starts_fewer_ranks_is_caught(cluster: Cluster, workplac
     words = [workplace.folder / "recipe.yaml", *workplace.arguments(run)]
     job = cluster.submit("--gpus-per-node=2", "slurm/job.sh", "--accelerate", config, *words)
     assert cluster.wait(job) == ["FAILED"]
-    assert cluster.log(job).count("2 processes were launched but each believes to be one of 1") == 1
+    assert cluster.log(job).count("2 processes were launched, but this one belongs to a group of 1") == 1
     assert not (run / "checkpoints").exists()
 
 
@@ -144,6 +144,6 @@ def test_a_chain_that_is_not_taken_whole_leaves_nothing(cluster: Cluster, workpl
     assert (answer.returncode, answer.stdout) == (64, ""), answer.stderr
     said = [line for line in answer.stderr.splitlines() if line.startswith("slurm: ")]
     assert len(said) == 1
-    (train,) = re.findall(r"^slurm: a job of the chain was not taken, .* cancelled: ([0-9]+)$", said[0])
+    (train,) = re.findall(r"^slurm: sbatch refused a job of the chain, .* cancelled: ([0-9]+)$", said[0])
     assert cluster.wait(train) == ["CANCELLED"]
     cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [train])

@@ -14,8 +14,8 @@ from tests.support.slurm_jobs import assert_equal, job_script, slow, steps
 
 pytestmark = pytest.mark.timeout(1200)  # one takes less than a minute on an idle machine
 
-SHORT = "the limit is not longer than the warning (--signal), the start and {}: ask for more --time"
-BY_HAND = "slurm: stopped by a STOP file that somebody else made: not requeued"
+SHORT = "the time limit is too short for the warning (--signal), the start and {}: ask for more --time"
+BY_HAND = "slurm: stopped by a STOP file that this job did not write: not requeued"
 
 
 def test_warned_before_the_first_step(cluster: Cluster, workplace: Workplace, run: Path) -> None:

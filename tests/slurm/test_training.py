@@ -74,7 +74,7 @@ def test_the_time_limit_and_the_cap(cluster: Cluster, workplace: Workplace, refe
     cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     assert cluster.wait(job) == ["FAILED"], cluster.log(job)
     assert cluster.show(job)["ExitCode"] == "75:0"
-    assert "not requeued, as it was 0 times already (MAX_REQUEUES)" in cluster.log(job)
+    assert "not requeued: it was restarted 0 times already (MAX_REQUEUES)" in cluster.log(job)
     assert status(run)["state"] == "preempted"
     assert 0 < status(run)["step"] == finished(run)[-1] < STEPS
     job = cluster.submit("--gpus-per-node=1", *script)
@@ -111,7 +111,7 @@ def test_a_hang(cluster: Cluster, workplace: Workplace, run: Path) -> None:
     assert (said["state"], said["rank"], said["exit_code"]) == ("failed", 1, 70)
     assert "rank 1 hangs in `data` at " in log
     assert "for it waits rank 0." in log
-    assert "slurm: failed: the first error above counts. Not requeued" in log
+    assert "slurm: failed, not requeued. The cause is the first error above" in log
     assert cluster.show(job)["Restarts"] == "0"
 
 
@@ -151,7 +151,7 @@ def test_one_run_folder_two_jobs_and_a_cancelled_chain(cluster: Cluster, workpla
     refused = next(job for job in both if cluster.show(job)["JobState"] == "FAILED")
     (holder,) = both - {refused}
     assert "in use by process" in cluster.log(refused), cluster.log(refused)
-    assert "slurm: failed: the first error above counts. Not requeued" in cluster.log(refused)
+    assert "slurm: failed, not requeued. The cause is the first error above" in cluster.log(refused)
     cluster.until(lambda: steps(run) >= 1, [holder])
     cluster.run("scancel", holder)
     assert cluster.wait(holder, merge, evaluate) == ["CANCELLED"] * 3, cluster.log(holder)

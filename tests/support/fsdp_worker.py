@@ -22,7 +22,7 @@ from train.engine.gathering import unsharded
 from train.engine.runtime import sharded_precision
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.rollout import play, requests
-from train.tuning import TUNINGS
+from train.tuning import make_tuning
 from zerotune.models import attention, loss_head
 
 SIZES = {
@@ -148,7 +148,7 @@ def generating(tied: bool, adapted: bool) -> None:
 
     def made():
         whole = build(tied)
-        return TUNINGS["lora"](TuningConfig("lora", lora=LoraConfig(rank=4))).apply(whole) if adapted else whole
+        return make_tuning(TuningConfig("lora", lora=LoraConfig(rank=4))).apply(whole) if adapted else whole
 
     plain, spread = made(), made()
     spread_out(spread.get_base_model() if adapted else spread, MixedPrecisionPolicy(), root=spread)

@@ -15,7 +15,7 @@ SINGLE: tuple[Point, ...] = (
     ({"at": f"{COMMIT}:_prepare", "nth": 2}, 2),
     ({"at": "train.checkpoint.replicated_state:save_file", "nth": 1}, 2),
     ({"at": "train.checkpoint.replicated_state:save_file", "nth": 2}, 2),
-    ({"at": f"{COMMIT}:_sync_files"}, 2),
+    ({"at": f"{COMMIT}:sync_tree"}, 2),
     ({"at": f"{COMMIT}:_digest_share"}, 2),
     ({"at": f"{COMMIT}:_write_manifest"}, 2),
     ({"at": f"{COMMIT}:_publish"}, 2),
@@ -25,7 +25,7 @@ SINGLE: tuple[Point, ...] = (
 )
 # What the ranks have in common after their files are written; rank 0 alone writes the manifest.
 TOGETHER: tuple[Point, ...] = (
-    ({"at": f"{COMMIT}:_sync_files", "rank": 1}, 2),
+    ({"at": f"{COMMIT}:sync_tree", "rank": 1}, 2),
     ({"at": f"{COMMIT}:_digest_share", "rank": 1}, 2),
     ({"at": f"{COMMIT}:_write_manifest", "rank": 0}, 2),
     ({"at": f"{COMMIT}:_publish", "when": "after", "rank": 0}, 4),

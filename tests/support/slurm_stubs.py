@@ -47,17 +47,17 @@ class Stubs:
             "SLURM_CPUS_ON_NODE": "1",
         }
 
-    def start(self, *words: object, **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, *words: object, place: Path = ROOT, **variables: str) -> subprocess.Popen[bytes]:
         """A script of slurm/ with its words; `said` is what it has written."""
         with (self.folder / "said").open("wb") as said:
             return subprocess.Popen(
-                ["bash", *map(str, words)], cwd=ROOT, env=self.environment | variables,
+                ["bash", *map(str, words)], cwd=place, env=self.environment | variables,
                 stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def run(self, *words: object, **variables: str) -> int:
+    def run(self, *words: object, place: Path = ROOT, **variables: str) -> int:
         """The same, to its end; the exit code."""
-        return self.start(*words, **variables).wait(60)
+        return self.start(*words, place=place, **variables).wait(60)
 
     @property
     def said(self) -> str:

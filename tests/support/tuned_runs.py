@@ -19,7 +19,7 @@ from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfi
 from train.models.answers import FILE, Recorder
 from train.models.load import fit_vocabulary, load_model, load_tokenizer
 from train.recipe import to_yaml
-from train.tuning import TUNINGS
+from train.tuning import make_tuning
 from zerotune.models.digest import model_digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -99,7 +99,7 @@ def finished_run(
         data=DataConfig(train=[SourceConfig(path="rows.jsonl", format="qa")]),
     )
     kind, options, task = head or (AutoModelForCausalLM, {}, "CAUSAL_LM")
-    chosen = TUNINGS[tuning.kind](tuning, config.run.seed, model=config.model, task=task)
+    chosen = make_tuning(tuning, config.run.seed, model=config.model, task=task)
     options = {**options, **chosen.load_options(DTYPES[dtype])}
     saved = tuning.lora.modules_to_save
     loaded = load_model(kind, config.model, DTYPES[dtype], options=options, seed=3, new=saved)
@@ -129,9 +129,9 @@ def add_checkpoint(
     """One checkpoint of the model as it is; with its answers, unless it is one of before there were any."""
 
     def write(draft: Path) -> None:
-        replicated_state.write({replicated_state.MODEL: replicated_state.learned(tuned)}, draft)
+        replicated_state.write({replicated_state.MODEL: replicated_state.trained_state(tuned)}, draft)
         (draft / "tuning").mkdir()
-        TUNINGS[config.tuning.kind](config.tuning, 3, model=config.model).save({}, tuned, draft / "tuning")
+        make_tuning(config.tuning, 3, model=config.model).save({}, tuned, draft / "tuning")
         if recorder is not None:
             (draft / "tuning" / FILE).write_bytes(recorder.record(tuned).to_bytes())
 

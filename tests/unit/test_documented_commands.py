@@ -20,6 +20,7 @@ GUIDES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 PROGRAMS = (
     "accelerate",
+    "zerotune",
     "python",
     "make",
     "sbatch",
@@ -27,7 +28,7 @@ PROGRAMS = (
     "...",
 )  # what the guides' other commands start is not ours
 # Words that stand for the reader's own.
-NAMES = {"recipes/NAME.yaml": "recipes/demo.yaml", "GPUS": "8"}
+NAMES = {"recipes/NAME.yaml": "recipes/demo.yaml", "RECIPE": "recipes/demo.yaml", "GPUS": "8"}
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -99,6 +100,19 @@ def check_report(words: list[str]) -> None:
     parser().parse_args(words)
 
 
+def check_zerotune(words: list[str]) -> None:
+    from train.cli import COMMANDS
+    from train.cli.launch import launcher, split, with_recipes
+
+    command, *rest = words
+    assert command in COMMANDS
+    if command in ("train", "eval"):
+        options, rest = split(rest)
+        if options:
+            launcher({"num_processes": "1"} | options)
+        {"train": check_train, "eval": check_eval}[command](with_recipes(rest, "eval/" if command == "eval" else ""))
+
+
 def check_make(words: list[str]) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(words) <= set(targets)
@@ -134,6 +148,7 @@ CHECKS = {
     "eval": check_eval,
     "merge": check_merge,
     "report": check_report,
+    "zerotune": check_zerotune,
     "make": check_make,
     "python": check_python,
     "slurm": check_slurm,
@@ -148,6 +163,7 @@ def test_there_is_something_to_look_at() -> None:
     assert found["merge"] >= 3
     assert found["report"] >= 3
     assert found["make"] >= 6
+    assert found["zerotune"] >= 11
     assert found["slurm"] >= 6
 
 

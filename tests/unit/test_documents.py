@@ -26,6 +26,7 @@ PLAIN = {  # how these documents once spoke -> what a reader from another traine
     r"\banew\b": "again",
     r"\bhand-over\b": "export",
 }
+BLOCKS = re.compile(r"^```(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"^    ((?:accelerate|python|make|sbatch|bash|source|tensorboard) .*)", re.MULTILINE)
 
 
@@ -74,7 +75,7 @@ def test_links_resolve(page: Path) -> None:
     dead = [
         f"{file}#{anchor}"
         for file, anchor in links(page)
-        if not file.exists() or (anchor and anchor not in anchors(text_of(file)))
+        if not file.is_file() or (anchor and anchor not in anchors(text_of(file)))
     ]
     assert not dead
 
@@ -85,6 +86,13 @@ def test_prose_is_short_and_plain(page: Path) -> None:
     assert not [line for line in outside.splitlines() if len(line) > LONGEST and not line.startswith(NOT_PROSE)]
     prose = re.sub(r"\]\([^)]*\)", "]", without_code(outside))  # link targets keep their names
     assert not [(word, plain) for word, plain in PLAIN.items() if re.search(word, prose, re.IGNORECASE)]
+
+
+def test_every_decision_is_listed_and_short() -> None:
+    folder = ROOT / "docs" / "decisions"
+    notes = {page for page in folder.glob("*.md") if page.name != "README.md"}
+    assert notes == {file for file, _ in links(folder / "README.md")}
+    assert not [page.name for page in notes if len(text_of(page).splitlines()) > 40]
 
 
 def test_there_are_chinese_pages() -> None:
@@ -103,6 +111,13 @@ class TestTranslation:
         ours, theirs = (
             [command.partition("  #")[0].strip() for command in COMMANDS.findall(text_of(page))]
             for page in (chinese, english)
+        )
+        assert ours == theirs
+
+    def test_shows_the_same_blocks(self, chinese: Path, english: Path) -> None:
+        """Output and recipes; comments may be translated."""
+        ours, theirs = (
+            [re.sub(r" *# .*", "", block) for block in BLOCKS.findall(text_of(page))] for page in (chinese, english)
         )
         assert ours == theirs
 

@@ -36,7 +36,17 @@ ONLY_IN = {
     "bitsandbytes": ("train.tuning", "train.merge", "train.engine.optimizer"),
 }
 # `--help` answers in under a second: these load nothing heavy.
-LIGHT = ("train.main", "train.config", "train.recipe", "train.protocols", "train.errors", "eval.main", "eval.config")
+LIGHT = (
+    "train.main",
+    "train.cli",
+    "train.cli.launch",
+    "train.config",
+    "train.recipe",
+    "train.protocols",
+    "train.errors",
+    "eval.main",
+    "eval.config",
+)
 HEAVY = {
     "torch",
     "transformers",

@@ -56,8 +56,6 @@ KNOWN = {
         "_get_fsdp_state": "torch/distributed/fsdp/_fully_shard/_fully_shard.py",
         "_get_layout": "torch/serialization.py",
         "_get_metadata_path": "torch/distributed/checkpoint/filesystem.py",
-        "_is_amx_tile_supported": "torch/cpu/__init__.py",
-        "_is_avx512_bf16_supported": "torch/cpu/__init__.py",
         "_lazy_init": "torch/distributed/fsdp/_fully_shard/_fsdp_state.py",
         "_non_persistent_buffers_set": "torch/nn/modules/module.py",
         "_orig_mod": "torch/_dynamo/eval_frame.py",

@@ -40,7 +40,7 @@ def test_the_cap_counts_every_start(script: str, stubs: Stubs) -> None:
     """Also those that SLURM or a person ordered."""
     variables = {"SLURM_RESTART_COUNT": "4", "MAX_REQUEUES": "3", "SLURM_ARRAY_TASK_ID": "1"}
     assert stubs.run(*SCRIPTS[script], **variables) == 75, stubs.said
-    said = "slurm: this is restart 4, more than MAX_REQUEUES (3) allows. The same command continues"
+    said = "slurm: this is restart 4, more than MAX_REQUEUES (3) allows. The same command resumes from there"
     assert stubs.said.startswith(said)
     assert stubs.said.count("\n") == 1
     assert stubs.launched is None
@@ -56,10 +56,10 @@ def test_a_cap_that_is_no_number(cap: str, stubs: Stubs) -> None:
     """It would compare with nothing, and so be none."""
     for words in SCRIPTS.values():
         assert stubs.run(*words, MAX_REQUEUES=cap, SLURM_ARRAY_TASK_ID="1") == 64, stubs.said
-        assert stubs.said == f"slurm: MAX_REQUEUES: a whole number is needed, not '{cap}'\n"
+        assert stubs.said == f"slurm: MAX_REQUEUES must be a whole number, not '{cap}'\n"
     (stubs.folder / "site.sh").write_text("MAX_REQUEUES=\n")
     assert stubs.run(*SCRIPTS["job"]) == 64, stubs.said
-    assert stubs.said == "slurm: MAX_REQUEUES: a whole number is needed, not ''\n"
+    assert stubs.said == "slurm: MAX_REQUEUES must be a whole number, not ''\n"
 
 
 def evaluated(stubs: Stubs, out: Path, answer: str, minutes_left: int, *options: str, preempted: str = "None") -> int:
@@ -78,7 +78,7 @@ def evaluated(stubs: Stubs, out: Path, answer: str, minutes_left: int, *options:
         script.kill()
 
 
-SHORT = "slurm: the limit is not longer than the warning (--signal), the start and one answer: ask for more --time\n"
+SHORT = "slurm: the time limit is too short for the warning (--signal), the start and one answer: ask for more --time\n"
 
 
 @pytest.mark.parametrize("options", [[], ["--resume", "never"]])
@@ -144,7 +144,7 @@ def test_a_copy_of_the_example_site_file_changes_nothing(stubs: Stubs) -> None:
 def test_a_node_that_says_nothing(stubs: Stubs) -> None:
     (stubs.folder / "chatter").write_text("echo 'This account is locked.'; exit 0\n")
     assert stubs.run(*SCRIPTS["job"]) == 64, stubs.said
-    assert stubs.said == "slurm: no answer, but: This account is locked.\n"
+    assert stubs.said == "slurm: unexpected output: This account is locked.\n"
 
 
 def test_python_that_says_nothing(stubs: Stubs) -> None:

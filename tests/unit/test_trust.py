@@ -28,7 +28,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.masking import printable, printable_all
 from zerotune.data.files import expand
 from zerotune.inference.checkpoint import open_checkpoint
-from zerotune.inference.images import _opened, load_images
+from zerotune.inference.images import _open, load_images
 from zerotune.models.folder import read_config
 from zerotune.models.weight_files import weight_files
 
@@ -179,12 +179,12 @@ def test_a_broken_image_is_one_message(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "one.png"
     path.write_bytes(BROKEN[kind])
     with pytest.raises(UserError, match=r"one\.png: this image cannot be read: \S"):
-        _opened([str(path)])
+        _open([str(path)])
 
 
 def test_a_whole_image_is_read(tmp_path: Path) -> None:
     Image.new("L", (3, 2)).save(tmp_path / "one.png")
-    assert [image.size for image in _opened([str(tmp_path / "one.png")]) or []] == [(3, 2)]
+    assert [image.size for image in _open([str(tmp_path / "one.png")]) or []] == [(3, 2)]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

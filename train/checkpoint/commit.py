@@ -7,7 +7,6 @@ digests in a manifest, and only then renamed: a name without suffix therefore al
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -21,11 +20,12 @@ from train.checkpoint import manifest
 from train.checkpoint.compatibility import Origin
 from train.protocols import Group
 from zerotune.common.errors import CannotWriteError
+from zerotune.common.files import free_bytes, lack_of_space, sync, sync_tree
 
 STATE = "state.json"
 SHARE = "manifest.rank-{:05d}.json"
-SPARE = 1.05  # free space asked for, as a multiple of what the checkpoint is expected to take
-# What libraries that write through C++ say instead of raising OSError.
+SPARE = 1.05  # required free space, as a multiple of the expected size of the checkpoint
+# Messages of libraries that write through C++ and do not raise OSError.
 FULL = re.compile(
     r"No space left|File too large|quota exceeded|Read-only file system|os error \d+|inline_container\.cc"
 )
@@ -34,18 +34,18 @@ log = logging.getLogger(__name__)
 
 
 def folder_of(parent: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is, or would be."""
+    """The folder of the checkpoint of `step`, which need not exist."""
     return parent / f"step-{step:06d}"
 
 
 def steps(parent: Path) -> list[int]:
-    """The steps with a finished checkpoint, rising; by name, since clocks and modification times may jump."""
+    """The steps with a finished checkpoint, in rising order; by folder name, since modification times may jump."""
     found = [re.fullmatch(r"step-([0-9]{6,})", name) for name in names_in(parent)]
     return sorted(int(match[1]) for match in found if match and folder_of(parent, int(match[1])).name == match[0])
 
 
 def names_in(folder: Path) -> list[str]:
-    """What is in a folder, links included; nothing where it does not exist."""
+    """Names of all entries of a folder, links included; empty if it does not exist."""
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
@@ -55,7 +55,7 @@ def gather(ranks: Group, value: float) -> list[float]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `commit` was given as `state`."""
+    """The `state` that was passed to `commit`."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
 
@@ -69,27 +69,27 @@ def commit(
     ranks: Group,
     expected_bytes: int | None = None,
 ) -> Path:
-    """Write one checkpoint; called by all ranks together. Returns its folder once it is durable.
+    """Write one checkpoint and return its folder once it is durable. A collective.
 
-    write: puts this rank's files into the folder it is given. state: JSON, read back by `read_state`.
-    expected_bytes: what it will take; by default as much as the last checkpoint.
-    A checkpoint of this step that is there already is returned as it is. Raises CannotWriteError on every rank if any
-    rank cannot write; the unfinished folder is removed and earlier checkpoints are untouched.
+    write: writes this rank's files into the given folder. state: JSON, read back by `read_state`.
+    expected_bytes: size of the whole checkpoint; by default that of the last one.
+    If a checkpoint of this step exists already, it is kept and returned. Raises CannotWriteError on every rank if any
+    rank cannot write; the unfinished folder is then removed, and earlier checkpoints are untouched.
     """
     final = folder_of(parent, step)
     temporary = final.with_name(final.name + ".tmp")
     if ranks.sum([float(ranks.index == 0 and manifest.verify(final, "size") is None)])[0]:
         return final
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         if ranks.index == 0:
             _prepare(final, temporary, expected_bytes)
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         write(temporary)
-    with _together(ranks, final, temporary):
-        _sync_files(temporary)
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
+        sync_tree(temporary)  # by every rank: only the node that wrote a file can flush it
+    with _stage(ranks, final, temporary):
         _digest_share(temporary, ranks.index, ranks.count)
-    with _together(ranks, final, temporary):
+    with _stage(ranks, final, temporary):
         if ranks.index == 0:
             _write_manifest(temporary, step, state, origin, ranks.count)
             _publish(temporary, final)
@@ -97,7 +97,7 @@ def commit(
 
 
 def set_aside(folder: Path) -> None:
-    """Keep a damaged checkpoint as corrupt-..., numbered where that name is taken."""
+    """Rename a damaged checkpoint to `corrupt-...`, with a number if that name is taken."""
     target, number = folder.with_name(f"corrupt-{folder.name}"), 1
     while target.exists():
         number += 1
@@ -109,15 +109,14 @@ def set_aside(folder: Path) -> None:
 def _prepare(final: Path, temporary: Path, expected_bytes: int | None) -> None:
     parent = final.parent
     parent.mkdir(parents=True, exist_ok=True)
-    _sync(parent.parent)
+    sync(parent.parent)
     if temporary.exists():
         shutil.rmtree(temporary)
     if final.exists():
         set_aside(final)
     needed = int(SPARE * (_last_size(parent) if expected_bytes is None else expected_bytes))
-    disk = shutil.disk_usage(parent)
-    if disk.total and disk.free < needed:  # some network file systems know of no size
-        raise CannotWriteError(f"about {needed:,} bytes are needed and {disk.free:,} are free")
+    if lack := lack_of_space(parent, needed):
+        raise CannotWriteError(lack)
     temporary.mkdir()
 
 
@@ -128,36 +127,17 @@ def _last_size(parent: Path) -> int:
     return 0
 
 
-def _sync_files(folder: Path) -> None:
-    """Make everything below `folder` durable. Every rank does, since only the node that wrote a file can flush it."""
-    for name in manifest.files(folder):
-        _sync(folder / name)
-    for inner, _, _ in os.walk(folder):
-        _sync(Path(inner))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, for folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def _digest_share(folder: Path, index: int, count: int) -> None:
     sizes = {
         name: info.st_size for name, info in manifest.files(folder).items() if not name.startswith("manifest.rank-")
     }
-    mine = manifest.shared_out(sizes, index, count)
+    mine = manifest.files_of_rank(sizes, index, count)
     listed = {name: {"bytes": sizes[name], "sha256": manifest.sha256(folder / name)} for name in mine}
     _write_json(folder / SHARE.format(index), listed)
 
 
 def _write_manifest(folder: Path, step: int, state: Mapping[str, Any], origin: Origin, count: int) -> None:
-    """Join what the ranks hashed. Files written below us that nobody saw (stale network caches) are hashed here."""
+    """Join the digests of all ranks. Files that no rank saw (stale network caches) are hashed here."""
     listed: dict[str, Any] = {}
     for index in range(count):
         share = folder / SHARE.format(index)
@@ -170,7 +150,7 @@ def _write_manifest(folder: Path, step: int, state: Mapping[str, Any], origin: O
         if listed.get(name, {}).get("bytes") != info.st_size:
             listed[name] = {"bytes": info.st_size, "sha256": manifest.sha256(folder / name)}
     _write_json(folder / manifest.NAME, manifest.build(origin, step, dict(sorted(listed.items()))))
-    _sync(folder)
+    sync(folder)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -182,12 +162,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 @contextlib.contextmanager
-def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
-    """One stage of a commit: either every rank gets through it, or every rank raises and the stage leaves nothing."""
+def _stage(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
+    """One stage of a commit: it succeeds on every rank, or every rank raises and the unfinished folder is removed."""
     failure: Exception | None = None
     try:
         yield
@@ -196,7 +176,7 @@ def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
     failed = gather(ranks, 0.0 if failure is None else 2.0 if _cannot_write(failure) else 1.0)
     if not any(failed):
         return
-    free = shutil.disk_usage(_existing(final)).free
+    free = free_bytes(final)
     if ranks.index == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     ranks.barrier()
@@ -205,7 +185,7 @@ def _together(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
     if 2.0 in failed:
         raise CannotWriteError(
             f"Cannot write the checkpoint {final}: {reason}. {free:,} bytes are free there. Earlier checkpoints are "
-            f"untouched; make room and start the same command again to continue from the newest."
+            f"untouched; free some space and run the same command again to resume from the newest."
         ) from failure
     raise failure or RuntimeError(f"rank {first} failed while writing the checkpoint {final}; its message says why")
 
@@ -216,7 +196,3 @@ def _cannot_write(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

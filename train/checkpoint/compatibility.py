@@ -1,22 +1,21 @@
-"""What the numbers in a checkpoint depend on: a run only continues from a checkpoint of its own origin."""
+"""What the numbers in a checkpoint depend on: a run resumes only from a checkpoint with the same origin."""
 
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from train.config import Config
 from train.fingerprint import DEFAULTS, EXTENDABLE, bound, fingerprint, identity
+from zerotune.common.version import versions as installed
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "safetensors", "numpy")
-# Kinds of sharding that read each other's checkpoints, whatever the number of ranks.
+# Kinds of sharding that read each other's checkpoints, with any number of ranks.
 FAMILIES = (("single", "ddp"), ("zero-1", "zero-2", "zero-3"), ("fsdp",))
 
-# Digests of this name: checkpoints of earlier versions have none, and are resumed all the same.
+# Prefix of a digest's name. Checkpoints of earlier versions lack these digests and can be resumed.
 CONFIG_OF = "config.json of "
 
 
@@ -24,10 +23,10 @@ CONFIG_OF = "config.json of "
 class Origin:
     """The origin of a checkpoint or of a run.
 
-    fingerprint: of the configuration. config: the keys behind it, to name those that differ.
-    distributed: the kind of sharding by name (`single`, `ddp`, ...). world_size: processes.
-    digests: of what lies outside the configuration (chat template, data, base model), by name. extend: whether the run
-    may get another end.
+    fingerprint: of the configuration. config: the keys it covers, to name those that differ.
+    distributed: the kind of sharding by name (`single`, `ddp`, ...). world_size: number of processes.
+    digests: of inputs outside the configuration (chat template, data, base model), by name. extend: whether the run
+    may be given a later end.
     """
 
     fingerprint: str
@@ -45,28 +44,28 @@ class Origin:
         return cls(fingerprint(config), bound(config), distributed, world_size, dict(digests or {}), extend)
 
     def changed(self, manifest: Mapping[str, Any]) -> dict[str, str]:
-        """Keys of the configuration in which this run and the checkpoint of `manifest` differ, each with a line."""
+        """Keys of the configuration that differ between this run and the checkpoint, each with a line for the user."""
         saved, now = identity(manifest["config"]), identity(json.loads(json.dumps(dict(self.config))))
         return {
             key: f"{key}: {_shown(saved, key)} in the checkpoint, {_shown(now, key)} now"
             for key in sorted({**saved, **now})
-            if (key in saved and key in now) or key not in DEFAULTS  # else one of the two has no use for it
+            if (key in saved and key in now) or key not in DEFAULTS  # else one of the two does not use the key
             if _shown(saved, key) != _shown(now, key)
         }
 
     def can_extend(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether this run is the one of `manifest` with another end; see EXTENDABLE."""
+        """Whether this run differs from that of `manifest` only in its end; see EXTENDABLE."""
         changed = self.changed(manifest)
-        return bool(changed) and set(changed) <= set(EXTENDABLE) and not self._outside(manifest)
+        return bool(changed) and set(changed) <= set(EXTENDABLE) and not self._changed_inputs(manifest)
 
     def differences(self, manifest: Mapping[str, Any]) -> list[str]:
-        """One line for everything in which this run and the checkpoint of `manifest` differ and must not."""
+        """One line for each difference between this run and the checkpoint that forbids resuming."""
         if self.extend and self.can_extend(manifest):
             return []
-        return [*self.changed(manifest).values(), *self._outside(manifest)]
+        return [*self.changed(manifest).values(), *self._changed_inputs(manifest)]
 
-    def _outside(self, manifest: Mapping[str, Any]) -> list[str]:
-        """Differences beside the configuration. What no digest was kept of then is not compared."""
+    def _changed_inputs(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Differences outside the configuration. Inputs without a saved digest are not compared."""
         saved = manifest["digests"]
         lines = [
             f"{name}: digest {_shown(saved, name)} in the checkpoint, {_shown(self.digests, name)} now"
@@ -77,8 +76,8 @@ class Origin:
             lines.append(f"sharding: {manifest['distributed']} in the checkpoint, {self.distributed} now")
         return lines
 
-    def is_spread_as(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether as many processes wrote the checkpoint of `manifest`, with the same sharding."""
+    def has_same_sharding(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint was written by the same number of processes, with the same sharding."""
         return (manifest["distributed"], manifest["world_size"]) == (self.distributed, self.world_size)
 
 
@@ -91,11 +90,5 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers may depend on, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python and of those PACKAGES that are installed."""
+    return installed(PACKAGES)

@@ -1,7 +1,7 @@
-"""Checkpoints: finding the newest that can be trusted, and removing old ones. Writing is in `commit`, re-exported here.
+"""Finds the newest valid checkpoint, and removes old ones. `commit` writes them, and is re-exported here.
 
-Folders on their way out are first renamed to `.trash-...`. What is damaged is kept as `corrupt-step-...` and never
-loaded. Every decision is taken by all ranks together, before anything is loaded.
+A folder to remove is first renamed to `.trash-...`. A damaged checkpoint is kept as `corrupt-step-...` and never
+loaded. All ranks decide together, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") -> Path | None:
-    """The newest checkpoint that verifies on every rank; None where there is none at all. Called by all ranks together.
+    """The newest checkpoint that verifies on every rank; None if there are no checkpoints. A collective.
 
-    Checkpoints that do not verify are passed over with a WARNING and, once a good one is found, kept as `corrupt-...`;
-    what interrupted saves left behind is removed then. Raises NoCheckpointError if none verifies, and UserError if the
-    one that does belongs to another run (see Origin); in both cases nothing is renamed or removed.
+    Checkpoints that do not verify are skipped with a WARNING. Once a valid one is found, they are renamed to
+    `corrupt-...`, and leftovers of interrupted saves are removed. Raises NoCheckpointError if none verifies, and
+    UserError if the valid one belongs to another run (see Origin); then nothing is renamed or removed.
     """
     found = steps(parent) if ranks.index == 0 else []
     bad: list[int] = []
     for position in range(int(ranks.sum([float(len(found))])[0])):
-        # Rank 0 names the candidate: on a network file system the others' listings may lag behind.
+        # Rank 0 chooses the candidate: on a network file system the listings of other ranks may lag behind.
         step = int(ranks.sum([float(found[-1 - position]) if ranks.index == 0 else 0.0])[0])
         folder = folder_of(parent, step)
         if not _verified(folder, ranks, check):
@@ -46,9 +46,9 @@ def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") 
         if ranks.index == 0:
             _clean(parent)
             _warn_of_other_versions(folder)
-            _warn_of_another_spread(folder, origin)
+            _warn_of_other_sharding(folder, origin)
             for worse in bad:
-                with contextlib.suppress(OSError):  # then it stays where it is, and the next save of that step moves it
+                with contextlib.suppress(OSError):  # it stays, and the next save of that step renames it
                     set_aside(folder_of(parent, worse))
         ranks.barrier()
         return folder
@@ -56,7 +56,7 @@ def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") 
         raise NoCheckpointError(
             f"None of the {len(bad)} checkpoints in {parent} can be used; the warnings above name the file and "
             f"what is wrong with it. Nothing was deleted. Restore one from a backup, or set run.folder to a new folder "
-            f"to start afresh."
+            f"to start from the beginning."
         )
     if ranks.index == 0:
         _clean(parent)
@@ -71,7 +71,7 @@ def _clean(parent: Path) -> None:
 
 
 def _verified(folder: Path, ranks: Group, check: Check) -> bool:
-    # Each node reads every file once: its ranks share the hashing, since disks may show different things to each node.
+    # Each node hashes every file once, shared among its ranks: nodes may see different file contents.
     index, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     reason = manifest.verify(folder, check, index % count, count)
     failed = gather(ranks, float(reason is not None))
@@ -85,11 +85,11 @@ def _refuse_other_runs(folder: Path, origin: Origin) -> None:
     lines = origin.differences(found)
     if not lines:
         return
-    extend = ", train it on to this new end with --run.extend true" if origin.can_extend(found) else ""
+    extend = ", train to the new end with --run.extend true" if origin.can_extend(found) else ""
     raise UserError(
         f"{folder} belongs to another run:\n  "
         + "\n  ".join(lines)
-        + f"\nPut these back to continue it{extend}, or set run.folder to a new folder to start afresh."
+        + f"\nUndo these changes to resume it{extend}, or set run.folder to a new folder to start from the beginning."
     )
 
 
@@ -97,27 +97,27 @@ def _warn_of_other_versions(folder: Path) -> None:
     before, now = manifest.read(folder)["versions"], versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
-        log.warning("%s: other versions now (%s); results may differ in the last bits", folder, ", ".join(changed))
+        log.warning("%s: versions have changed (%s); results may differ in the last bits", folder, ", ".join(changed))
 
 
-def _warn_of_another_spread(folder: Path, origin: Origin) -> None:
+def _warn_of_other_sharding(folder: Path, origin: Origin) -> None:
     before = manifest.read(folder)
-    if not origin.is_spread_as(before):
+    if not origin.has_same_sharding(before):
         log.warning(
-            "%s: written by %s, now %s: every bit of it is used and the same rows follow in the same order, but sums "
-            "are added up in another one, so that results differ in their last digits (docs/resume.md)",
+            "%s: written by %s, now %s: the state is restored bitwise and the same rows follow in the same order, but "
+            "sums are added in another order, so results differ in their last digits (docs/resume.md)",
             folder,
-            _spread(before["distributed"], before["world_size"]),
-            _spread(origin.distributed, origin.world_size),
+            _sharding(before["distributed"], before["world_size"]),
+            _sharding(origin.distributed, origin.world_size),
         )
 
 
-def _spread(distributed: str, count: int) -> str:
+def _sharding(distributed: str, count: int) -> str:
     return f"{count} process{'es' if count > 1 else ''} ({distributed})"
 
 
 def prune(parent: Path, keep_last: int, best_step: int | None, ranks: Group) -> None:
-    """Remove old checkpoints, after a commit; never the best nor the newest. Failing to remove is a WARNING."""
+    """Remove old checkpoints after a commit, but not the best or the newest. A failure to remove is a WARNING."""
     if ranks.index:
         return
     present = steps(parent)
@@ -127,7 +127,7 @@ def prune(parent: Path, keep_last: int, best_step: int | None, ranks: Group) -> 
 
 
 def _discard(folder: Path) -> None:
-    """Rename first: a removal that is cut off must not leave half a checkpoint under a good name."""
+    """Rename, then remove: an interrupted removal must not leave part of a checkpoint under a valid name."""
     trash = folder.with_name(f".trash-{folder.name}")
     try:
         folder.rename(trash)

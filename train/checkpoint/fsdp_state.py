@@ -1,4 +1,4 @@
-"""Weights and optimizer under FSDP2, through torch.distributed.checkpoint: each rank writes and reads its shards."""
+"""Model and optimizer state under FSDP2, by torch.distributed.checkpoint: each rank writes and reads its shards."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
-from train.checkpoint.replicated_state import learned, load_scaler, require_same_names, tensors
+from train.checkpoint.replicated_state import load_scaler, require_same_names, tensors, trained_state
 from train.checkpoint.unpickle import read_index, restricted
 
 FOLDER = "fsdp"
 SCALER = "scaler.json"  # fp16's loss scale, the same on all ranks; null in other precisions
-ARCHIVE_BYTES = 5_000  # torch writes every shard of every tensor as an archive of its own; measured
+ARCHIVE_BYTES = 5_000  # measured overhead: torch writes every shard of every tensor as a separate archive
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 
 
 class _Reader(FileSystemReader):
-    """torch's reader, but for the index: it is a pickle."""
+    """torch's reader, which reads the index, a pickle, safely."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         index = read_index(Path(self._get_metadata_path(kwargs.get("rank"))))
@@ -45,19 +45,19 @@ class _Reader(FileSystemReader):
 
 
 def contents(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
-    """What `write` writes. The tensors are the live ones."""
+    """The state that `write` writes. The tensors are not copied."""
     state: dict[str, Any] = {"model": _model(model)}
-    if optimizer.state:  # torch would make a state by stepping, and count that step
+    if optimizer.state:  # torch would create a state by an optimizer step, and count that step
         state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
     return {"state": state, "scaler": scaler.state_dict() if scaler is not None else None}
 
 
-def write(found: Mapping[str, Any], folder: Path, group: torch.distributed.ProcessGroup | None = None) -> None:
-    """Put this rank's shards below folder/fsdp; called by all ranks together, which meet in `group`."""
+def write(contents: Mapping[str, Any], folder: Path, group: torch.distributed.ProcessGroup | None = None) -> None:
+    """Write this rank's shards below folder/fsdp. A collective of `group`."""
     with _plain_errors():
-        save_shards(found["state"], checkpoint_id=folder / FOLDER, process_group=group)
+        save_shards(contents["state"], checkpoint_id=folder / FOLDER, process_group=group)
     if torch.distributed.get_rank() == 0:
-        (folder / FOLDER / SCALER).write_text(json.dumps(found["scaler"]), encoding="utf-8")
+        (folder / FOLDER / SCALER).write_text(json.dumps(contents["scaler"]), encoding="utf-8")
 
 
 def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -67,7 +67,7 @@ def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def load(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
-    """Put weights and optimizer back in place; called by all ranks together; any number of ranks may have written."""
+    """Restore model and optimizer, saved by any number of ranks. A collective."""
     path = folder / FOLDER / SCALER
     load_scaler(scaler, json.loads(path.read_text(encoding="utf-8")), path)
     index = read_index(folder / FOLDER / ".metadata").state_dict_metadata
@@ -85,7 +85,7 @@ def load(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """torch tells all ranks of one rank's failure, but by a class that `except Exception` does not catch."""
+    """Raise RuntimeError instead of torch's CheckpointException, which `except Exception` does not catch."""
     try:
         yield
     except CheckpointException as error:
@@ -94,18 +94,18 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _model(model: nn.Module) -> dict[str, Any]:
-    kept = learned(model)
+    kept = trained_state(model)
     return {name: value for name, value in get_model_state_dict(model, options=OPTIONS).items() if name in kept}
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained parameters and persistent buffers, whole, on the CPU; in one process, without a process group."""
+    """Trained parameters and persistent buffers, unsharded, on the CPU; in one process, without a process group."""
     index = read_index(folder / FOLDER / ".metadata").state_dict_metadata
     whole = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in index.items()
         if key.startswith("model.") and isinstance(entry, TensorStorageMetadata)
     }
-    with restricted(folder / FOLDER), warnings.catch_warnings(action="ignore"):  # that no process group is up is meant
+    with restricted(folder / FOLDER), warnings.catch_warnings(action="ignore"):  # "no process group" is intended
         load_shards(whole, storage_reader=_Reader(folder / FOLDER), no_dist=True)
     return {key.removeprefix("model."): tensor for key, tensor in whole.items()}

@@ -1,4 +1,4 @@
-"""A copy of tensors in the memory of the host, and whether there is room for it."""
+"""Copies tensors into host memory, if there is enough."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from train.protocols import Group
 
-SPARE = 1.2  # free memory asked for, as a multiple of what a copy takes
+SPARE = 1.2  # required free memory, as a multiple of the size of a copy
 MACHINE = Path("/")
-# Control groups, version 2 and 1: folder below /sys/fs/cgroup, limit, use, and what of the use can be given back.
+# Control groups, version 2 and 1: folder below /sys/fs/cgroup, limit, use, and the part of the use that can be freed.
 GROUPS = {
     2: ("", "memory.max", "memory.current", "inactive_file"),
     1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -25,20 +25,20 @@ log = logging.getLogger(__name__)
 
 
 class HostCopy:
-    """Copies nested containers with their tensors. A copy is good until the next one is made.
+    """Copies nested containers with their tensors. A copy is valid until the next one is made.
 
-    The memory is kept for the next copy: on a CPU, new pages cost about ten times as much as the copying itself.
+    The memory is kept for the next copy: on a CPU, new pages take about ten times as long as the copying itself.
     """
 
     def __init__(self) -> None:
         self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        self._held_bytes = 0.0  # by all processes of this machine
+        self._held_bytes = 0.0  # of all processes of this machine
         self._warned = False
 
     def fits(self, sizes: Sequence[float], ranks: Group) -> bool:
-        """Whether every machine has room for the copies of its ranks. Called by all ranks together.
+        """Whether every machine has enough memory for the copies of its ranks. A collective.
 
-        sizes: bytes that each rank would copy. What does not fit is told once, as a WARNING.
+        sizes: bytes that each rank would copy. If they do not fit, a WARNING says so once.
         """
         local, locals_ = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         first = ranks.index - local
@@ -57,25 +57,25 @@ class HostCopy:
         return True
 
     def __call__(self, contents: dict[str, Any]) -> dict[str, Any]:
-        """The same in host memory; what shares memory shares it there too."""
+        """The copy in host memory; tensors that share memory share it in the copy too."""
         copy = self._stager.stage(contents)
-        assert isinstance(copy, dict)  # a future only where asked for
+        assert isinstance(copy, dict)  # not a future: asynchronous staging is off
         return copy
 
 
 def available_bytes(machine: Path = MACHINE) -> int:
-    """Memory that can still be taken here: of the machine, or of the job or container that this process belongs to."""
+    """Free memory of the machine, or of the job or container of this process if that is less."""
     return min([int(psutil.virtual_memory().available), *_left_in_groups(machine)])
 
 
 def _left_in_groups(machine: Path) -> Iterator[int]:
-    """What each limit on this process, or on a group around it, leaves."""
+    """Bytes left under each memory limit of this process's control group and the groups above it."""
     membership = machine / "proc/self/cgroup"
     for line in membership.read_text().splitlines() if membership.exists() else ():
         _, controllers, path = line.split(":", 2)
         version = 1 if "memory" in controllers.split(",") else 2
         if controllers and version == 2:
-            continue  # a controller of something else
+            continue  # not the memory controller
         below, limit, use, spare = GROUPS[version]
         top = machine / "sys/fs/cgroup" / below
         group = top / path.lstrip("/")

@@ -1,6 +1,4 @@
-"""When a run saves and where it takes up again: the loop's progress, the sharded state and the commit protocol put
-together.
-"""
+"""Saves and resumes a run: joins the loop's progress, the sharded state and the commit protocol."""
 
 from __future__ import annotations
 
@@ -34,9 +32,9 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run. All methods but `failed` are called by all ranks together.
+    """The checkpoints of one run. All methods except `failed` are collectives.
 
-    As a context, what is under way at its end is still committed, whatever ends the run.
+    Leaving the context finishes a checkpoint in progress, also after an error.
     """
 
     def __init__(
@@ -53,8 +51,8 @@ class Checkpoints:
         self.config, self.runtime, self.objective = config, runtime, objective
         self.model, self.optimizer, self.tuning = model, optimizer, tuning
         self.folder = Path(config.run.folder) / "checkpoints"
-        self.require_folder = require_folder  # raises where the run folder is gone; known to the first rank
-        self.extended: list[str] = []  # what `resume` found changed with the run's end
+        self.require_folder = require_folder  # raises if the run folder was removed; only rank 0 checks
+        self.extended: list[str] = []  # changes of the run's end that `resume` found
         digests = {
             "chat template": objective.metadata["template_hash"],
             "data": objective.metadata["data_digest"],
@@ -68,9 +66,9 @@ class Checkpoints:
         self.group = runtime.second_group() if config.checkpoint.asynchronous else None
 
     def save(self, progress: Progress) -> None:
-        """Commit a checkpoint, then remove those that are no longer kept; in the background while training goes on.
+        """Commit a checkpoint, then remove old ones; in the background, if possible, while training continues.
 
-        First waits for the one before, and raises what went wrong with it.
+        First waits for the previous checkpoint, and raises its error.
         """
         self.background.wait()
         self._require_folder()
@@ -85,18 +83,18 @@ class Checkpoints:
             expected_bytes=int(sum(sizes)),
             best=progress.best_step if self.config.checkpoint.keep_best else None,
         )
-        goes_on = progress.step < self.objective.plan.total_steps
-        if self.group is not None and goes_on and self.copy.fits(sizes, self.runtime):
+        continues = progress.step < self.objective.plan.total_steps
+        if self.group is not None and continues and self.copy.fits(sizes, self.runtime):
             self.background.start(partial(finish, self._writer_of_copy(answers, self.group), self.group))
         else:
             finish(lambda folder: self._writer(answers)(folder), self.runtime)
 
     def failed(self) -> bool:
-        """Whether this rank knows that a checkpoint was not written: a reason to stop, where the error is raised."""
+        """Whether writing a checkpoint failed on this rank: the run should stop; `wait` raises the error."""
         return self.background.failed()
 
     def wait(self) -> None:
-        """Until all is committed. Raises what went wrong."""
+        """Wait until the last checkpoint is committed. Raises its error."""
         self.background.wait()
 
     def __enter__(self) -> Checkpoints:
@@ -108,19 +106,19 @@ class Checkpoints:
         if error is not None and HEARTBEAT.writing:
             if isinstance(error, Exception):
                 report_error(error)
-            log.warning("the checkpoint under way is finished before this process ends")
+            log.warning("finishing the checkpoint in progress before this process ends")
             HEARTBEAT.enter("saving", slow=True)
         try:
             self.background.wait()
         except Exception as failure:
             if error is None:
                 raise
-            log.warning("the checkpoint under way was not written: %s", failure)
+            log.warning("the checkpoint in progress was not written: %s", failure)
         finally:
             self.background.close()
 
     def _require_folder(self) -> None:
-        """All ranks raise where the run folder is gone: a save would make a new one, with nothing else in it."""
+        """Raise on all ranks if the run folder was removed: a save would create it again with nothing else in it."""
         failure: UserError | None = None
         try:
             self.require_folder()
@@ -144,9 +142,9 @@ class Checkpoints:
     def _writer(
         self, answers: Mapping[str, bytes], copied: HostCopy | None = None, group: GlooGroup | None = None
     ) -> Callable[[Path], None]:
-        """What writes this rank's files; with `copied` those of now, whatever training does meanwhile."""
-        met = group.process_group if group else None
-        write_state = state_writer(self.runtime.accelerator, self.model, self.optimizer, copied, met)
+        """A function that writes this rank's files; with `copied`, the state of now, whenever it is called."""
+        process_group = group.process_group if group else None
+        write_state = state_writer(self.runtime.accelerator, self.model, self.optimizer, copied, process_group)
         description = {**answers, **self._description()} if self.runtime.main else None
 
         def write(folder: Path) -> None:
@@ -159,7 +157,7 @@ class Checkpoints:
         return write
 
     def _writer_of_copy(self, answers: Mapping[str, bytes], group: GlooGroup) -> Callable[[Path], None]:
-        """The same; what fails on this rank alone is raised where it meets the others."""
+        """`_writer` of a copy. An error of this rank is raised when writing, where all ranks learn of it."""
         try:
             return self._writer(answers, self.copy, group)
         except Exception as error:
@@ -171,30 +169,30 @@ class Checkpoints:
         return write
 
     def _description(self) -> dict[str, bytes]:
-        """What the hand-over needs beside the weights: a few small files, by name."""
+        """Small files, by name, that the merge needs besides the weights."""
         with tempfile.TemporaryDirectory() as name:
             self.tuning.save({}, self.runtime.unwrap(self.model), Path(name))
             return {path.name: path.read_bytes() for path in Path(name).iterdir()}
 
     def resume(self) -> Progress:
-        """Load the newest checkpoint that verifies; a fresh start where there is none.
+        """Load the newest valid checkpoint; without checkpoints, start from the beginning.
 
-        Raises NoCheckpointError if one was demanded or none verifies, UserError if there must be none.
+        Raises NoCheckpointError if none verifies or run.resume requires one, UserError if run.resume forbids one.
         """
-        wish = self.config.run.resume
+        option = self.config.run.resume
         found = self.runtime.sum([float(self.runtime.main and bool(commit.steps(self.folder)))])[0]
-        if wish == "never" and found:
+        if option == "never" and found:
             raise UserError(
                 f"run.resume: never, but {self.folder} holds checkpoints; "
                 "set run.folder to a new folder, or run.resume to auto"
             )
         newest = folders.newest(self.folder, self.runtime, self.origin, self.config.checkpoint.verify)
         if newest is None:
-            if wish == "must":
+            if option == "must":
                 raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
             self.recorder.begin(self.model)
             return Progress()
-        with self._named(newest):
+        with self._loading(newest):
             self.recorder.resume(newest)
             load_state(self.runtime.accelerator, self.model, self.optimizer, newest)
             progress = Progress(**commit.read_state(newest))
@@ -205,8 +203,8 @@ class Checkpoints:
         return progress
 
     @contextlib.contextmanager
-    def _named(self, folder: Path) -> Iterator[None]:
-        """A checkpoint that verifies, by its sizes alone or with a manifest to match, may still hold garbage."""
+    def _loading(self, folder: Path) -> Iterator[None]:
+        """Name the folder in errors: a checkpoint that verifies may still be damaged (with checkpoint.verify: size)."""
         try:
             yield
         except UserError:
@@ -220,16 +218,16 @@ class Checkpoints:
             ) from error
 
     def _extend(self, progress: Progress, changed: Mapping[str, str]) -> None:
-        """Take over the new end: from here on all is as in a run that was planned for it, so nothing else is to do."""
+        """Accept the new end of the run. Nothing else changes: the plan already has the new end."""
         if not changed:
             return
         self.extended = list(changed.values())
         total = self.objective.plan.total_steps
         if total <= progress.step:
             raise UserError(
-                f"run.extend: the new end, step {total}, does not lie after step {progress.step}, which the run has "
-                "reached: raise whichever of duration.max_steps, duration.max_epochs and duration.max_tokens are given"
+                f"run.extend: the new end, step {total}, is not after step {progress.step}, which the run has reached: "
+                "raise those of duration.max_steps, duration.max_epochs and duration.max_tokens that are set"
             )
-        progress.validations_without_better = 0  # else a run that patience has ended would end at once
+        progress.validations_without_better = 0  # otherwise a run that stopped early would stop again at once
         if self.runtime.main:
             log.info("extended after step %d, now to step %d: %s", progress.step, total, "; ".join(changed.values()))

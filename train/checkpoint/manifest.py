@@ -1,8 +1,8 @@
-"""The manifest of a checkpoint: which files it consists of (size, sha256), and what they depend on.
+"""The manifest of a checkpoint: its files (size, sha256), and what they depend on.
 
-A manifest carries its own digest, so that a damaged one is told from one that belongs to another run.
-Safe against pickles put into a checkpoint by somebody else: every file must be listed, must be a plain file, and must
-belong to the user who runs the training.
+A manifest has its own digest, which distinguishes a damaged one from that of another run.
+To keep out files that someone else added, every file must be listed, be a regular file, and belong to the user who
+runs the training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Check = Literal["sha256", "size"]
 
 
 def files(folder: Path) -> dict[str, os.stat_result]:
-    """Everything below `folder` that is no folder, but for the manifest itself: relative name -> lstat, sorted."""
+    """All files below `folder` except the manifest: relative name -> lstat, sorted."""
     return {name: info for name, info in _walk(folder) if name != NAME}
 
 
@@ -39,13 +39,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield entry.name, entry.stat(follow_symlinks=False)
 
 
-def shared_out(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
-    """The names that participant `index` of `count` hashes: dealt out by falling size, so that the work is even."""
+def files_of_rank(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
+    """The files that rank `index` of `count` hashes: assigned by falling size, so that the work is even."""
     return sorted(sizes, key=lambda name: (-sizes[name], name))[index::count]
 
 
 def sha256(path: Path) -> str:
-    """Digest of one file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -71,11 +70,11 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ValueError with the reason where it is missing or damaged."""
+    """The manifest of a checkpoint. Raises ValueError with the reason if it is missing or damaged."""
     path = folder / NAME
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise ValueError(f"{NAME}: not a plain file")
+            raise ValueError(f"{NAME}: not a regular file")
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         saved = content.pop("sha256")
     except OSError as error:
@@ -88,15 +87,15 @@ def read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{NAME}: format {content.get('format')}, this program reads {FORMAT}")
     named = re.fullmatch(r"step-([0-9]+)", folder.name)
     if named and int(named[1]) != content["step"]:
-        raise ValueError(f"{NAME}: of step {content['step']}")
+        raise ValueError(f"{NAME}: belongs to step {content['step']}")
     return content
 
 
 def verify(folder: Path, check: Check = "sha256", index: int = 0, count: int = 1) -> str | None:
-    """Why this checkpoint must not be loaded, as `FILE: reason`; None where it may.
+    """Why this checkpoint must not be loaded, as `FILE: reason`; None if it is valid.
 
-    Kind, owner, size and the list of files are always checked. Hashing is shared out over `count` participants that
-    call this together, each with its own `index`; only together do they know.
+    Type, owner, size and the list of files are always checked. Hashing is split over `count` callers, each with its
+    own `index`: the checkpoint is valid if all of them return None.
     """
     if folder.is_symlink():
         return f"{folder.name}: a link"
@@ -114,7 +113,7 @@ def verify(folder: Path, check: Check = "sha256", index: int = 0, count: int = 1
             return f"{name}: {reason}"
     if check == "size":
         return None
-    for name in shared_out({name: info.st_size for name, info in found.items()}, index, count):
+    for name in files_of_rank({name: info.st_size for name, info in found.items()}, index, count):
         try:
             if sha256(folder / name) != listed[name]["sha256"]:
                 return f"{name}: sha256 differs from the manifest"
@@ -129,16 +128,16 @@ def _mismatch(listed: Mapping[str, Any] | None, found: os.stat_result | None, ow
     if listed is None:
         return "not in the manifest"
     if not stat.S_ISREG(found.st_mode):
-        return "not a plain file (a link?)"
+        return "not a regular file (a link?)"
     if found.st_uid != owner:
-        return f"belongs to user {found.st_uid}; copy the checkpoint yourself if you trust it"
+        return f"belongs to user {found.st_uid}; if you trust it, make your own copy of the checkpoint"
     if found.st_size != listed["bytes"]:
         return f"{found.st_size} bytes, the manifest says {listed['bytes']}"
     return None
 
 
 def _own_user(folder: Path) -> int:
-    """The owner that files get which we write here: network file systems may map users (root to nobody)."""
+    """The owner of files that this process writes here: network file systems may map users (root to nobody)."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_uid

@@ -1,7 +1,7 @@
-"""Weights and optimizer where every rank holds all of them (one process, DDP): safetensors and JSON, no pickle.
+"""Model and optimizer state if every rank has all of it (one process, DDP): safetensors and JSON, no pickle.
 
-The optimizer's state is kept under the names of its parameters, so that it depends on no order of objects. It is put
-back entry by entry, without the casts of `Optimizer.load_state_dict`, which would damage 8-bit states.
+The optimizer's state is stored by parameter name, independent of their order. It is restored entry by entry, without
+the casts of `Optimizer.load_state_dict`, which would damage 8-bit states.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from zerotune.common.errors import UserError
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 OPTIMIZER_REST = "optimizer.json"
-# How a step is computed, not what: chosen anew for the machine at hand.
+# Options that change how a step is computed, not its result: chosen for the current machine, not restored.
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 
-def learned(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name: the parameters that are trained (tied ones once), and the persistent buffers."""
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors that training changes, by name: trained parameters (tied ones once) and persistent buffers."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     persistent = {
         f"{prefix}.{name}".lstrip(".")
@@ -38,22 +38,22 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
 
 
 def require_same_names(saved: Iterable[str], present: Iterable[str], where: Path) -> None:
-    """Raise UserError naming what only one of the two has."""
+    """Raise UserError if the names differ."""
     missing, extra = sorted(set(present) - set(saved)), sorted(set(saved) - set(present))
     if missing:
         raise UserError(
-            f"{where}: has no {missing[0]!r} ({len(missing)} missing), which the model trains: another model or tuning?"
+            f"{where}: has no {missing[0]!r} ({len(missing)} missing), which this run trains: another model or tuning?"
         )
     if extra:
         raise UserError(
-            f"{where}: holds {extra[0]!r} ({len(extra)} such), which the model does not train: another model or tuning?"
+            f"{where}: has {extra[0]!r} ({len(extra)} such), which this run does not train: another model or tuning?"
         )
 
 
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """All that is written of both, what several parameters share once."""
+    """All tensors of model and optimizer that are written; shared ones once."""
     states = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
-    return list({id(tensor): tensor for tensor in (*learned(model).values(), *states)}.values())
+    return list({id(tensor): tensor for tensor in (*trained_state(model).values(), *states)}.values())
 
 
 def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -62,13 +62,13 @@ def bytes_to_save(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def contents(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Any]:
-    """What `write` writes, file by file: tensors by name, or text. The tensors are the live ones."""
+    """The content of the files by name, for `write`: tensors, not copied, or text."""
     tensors, rest = _optimizer_contents(model, optimizer, scaler)
-    return {MODEL: learned(model), OPTIMIZER: tensors, OPTIMIZER_REST: json.dumps(rest, indent=1)}
+    return {MODEL: trained_state(model), OPTIMIZER: tensors, OPTIMIZER_REST: json.dumps(rest, indent=1)}
 
 
 def write(files: Mapping[str, Any], folder: Path) -> None:
-    """Put the files of `contents`, or a copy of them, into `folder`."""
+    """Write the files of `contents`, or a copy of them, into `folder`."""
     for name, content in files.items():
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
@@ -78,8 +78,8 @@ def write(files: Mapping[str, Any], folder: Path) -> None:
 
 @torch.no_grad()
 def load_model(model: nn.Module, folder: Path) -> None:
-    """Put it back in place, tensor by tensor. Raises UserError naming the first tensor that does not fit."""
-    target = learned(model)
+    """Restore the weights in place. Raises UserError naming the first tensor that does not fit."""
+    target = trained_state(model)
     with safe_open(folder / MODEL, "pt") as file:
         require_same_names(file.keys(), target, folder / MODEL)
         for name, tensor in target.items():
@@ -98,9 +98,8 @@ def _optimizer_contents(
     """Tensors, and everything else (fp16's loss scale too) as JSON."""
     names = _names(model, optimizer)
     tensors: dict[str, Tensor] = {}
-    aliases: dict[
-        str, str
-    ] = {}  # some optimizers share one table among all parameters; safetensors stores no tensor twice
+    # Some optimizers share one table among all parameters; safetensors stores no tensor twice.
+    aliases: dict[str, str] = {}
     first: dict[tuple[int, torch.Size], str] = {}
     numbers: dict[str, dict[str, Any]] = {}
 
@@ -134,11 +133,11 @@ def _optimizer_contents(
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
-    """Put the state back, also into an optimizer that never stepped. Raises UserError naming what does not fit."""
+    """Restore the state, also of an optimizer without one. Raises UserError naming what does not fit."""
     path = folder / OPTIMIZER_REST
     rest = json.loads(path.read_text(encoding="utf-8"))
     if rest["optimizer"] != type(optimizer).__name__:
-        raise UserError(f"{path}: state of {rest['optimizer']}, the run uses {type(optimizer).__name__} (optim.name)")
+        raise UserError(f"{path}: state of {rest['optimizer']}, this run uses {type(optimizer).__name__} (optim.name)")
     load_scaler(scaler, rest["scaler"], path)
     names = _names(model, optimizer)
     parameters = {name: parameter for parameter, name in names.items()}
@@ -146,7 +145,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
     require_same_names((n for group in rest["groups"] for n in group["params"]), (n for g in present for n in g), path)
     if present != [group["params"] for group in rest["groups"]]:
         raise UserError(
-            f"{path}: the optimizer's groups hold other parameters or another order: another version of this program?"
+            f"{path}: other parameters, or another order, in the optimizer's groups: another version of this program?"
         )
     state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in rest["numbers"].items()}
     placed: dict[str, Tensor] = {}
@@ -166,9 +165,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
 
 
 def load_scaler(scaler: Any, saved: dict[str, Any] | None, where: Path) -> None:
-    """Put fp16's loss scale back. Raises UserError where only one side has one."""
+    """Restore fp16's loss scale. Raises UserError if only the run or only the checkpoint has one."""
     if (saved is None) != (scaler is None):
-        raise UserError(f"{where}: run.precision differs: fp16 on one side only")
+        raise UserError(f"{where}: run.precision differs: fp16 {'now' if scaler else 'in the checkpoint'} only")
     if scaler is not None:
         scaler.load_state_dict(saved)
 
@@ -183,7 +182,7 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, s
 
 
 def _device(optimizer: torch.optim.Optimizer, parameter: Tensor, key: str) -> torch.device:
-    """Where this entry is used: torch keeps `step` on the CPU unless the step itself runs on the device."""
+    """The device of an entry: torch keeps `step` on the CPU, except for fused and capturable optimizers."""
     group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
     on_device = key != "step" or group.get("fused") or group.get("capturable")
     return parameter.device if on_device else torch.device("cpu")
@@ -194,13 +193,13 @@ def _number(value: Any) -> Any:
 
 
 def _like(present: Any, saved: Any) -> Any:
-    """JSON knows neither tuples nor tensors."""
+    """`saved`, as the type of `present`: JSON has neither tuples nor tensors."""
     if isinstance(present, Tensor):
         return torch.tensor(saved, dtype=present.dtype, device=present.device)
     return tuple(saved) if isinstance(present, tuple) else saved
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """Everything in model.safetensors, on the CPU."""
+    """All tensors of model.safetensors, on the CPU."""
     with safe_open(folder / MODEL, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)

@@ -1,6 +1,6 @@
-"""Weights and optimizer of a run to and from a checkpoint folder, however they are spread over the ranks.
+"""Writes model and optimizer state to a checkpoint folder and restores it, under any sharding.
 
-Only what training changes is written: trained parameters and persistent buffers. Loading puts back every bit.
+Only tensors that training changes are written: trained parameters and persistent buffers. They are restored bitwise.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def state_writer(
     copied: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     group: ProcessGroup | None = None,
 ) -> Callable[[Path], None]:
-    """What writes model and optimizer into a folder, each rank its part; both are called by all ranks together.
+    """A function that writes this rank's part of model and optimizer into a folder. Both are collectives.
 
-    model, optimizer: as `Accelerator.prepare` returned them. copied: makes a copy of nested tensors; with it the writer
-    writes the state as it is now, also in another thread while training goes on, and without it as it is when called.
-    group: where the ranks meet in the writer, if they must; by default where they meet in training.
+    model, optimizer: from `Accelerator.prepare`. copied: copies nested tensors; with it, the writer writes the state
+    of now, and may run in another thread while training continues; without it, the state at the time of its call.
+    group: process group for the writer's collectives; by default that of training.
     """
     write: Callable[[dict[str, Any], Path], None]
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -52,9 +52,9 @@ def state_writer(
 
 
 def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Put back what `state_writer` wrote; called by all ranks together, before the first step.
+    """Restore what `state_writer` wrote. A collective, before the first step.
 
-    The caller has verified `folder` (`checkpoint.newest` does). Raises UserError naming what does not fit the model.
+    The caller has verified `folder` (as `folders.newest` does). Raises UserError naming what does not fit the model.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from train.checkpoint import deepspeed_state
@@ -69,7 +69,7 @@ def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
 
 
 def bytes_to_save(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> int:
-    """Bytes of tensors that this rank would write now. Summed over the ranks: a checkpoint's size, but for a little."""
+    """Bytes of tensors that this rank would write now. The sum over all ranks is about the size of a checkpoint."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from train.checkpoint import deepspeed_state
 
@@ -81,10 +81,10 @@ def bytes_to_save(accelerator: Accelerator, model: nn.Module, optimizer: Any) ->
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained parameters and persistent buffers of a finished checkpoint by name, whole and on the CPU.
+    """Trained parameters and persistent buffers of a finished checkpoint by name, unsharded, on the CPU.
 
-    Called by one process alone. Tied parameters appear once. Under ZeRO these are the float32 master weights. Raises
-    UserError where the checkpoint does not verify.
+    Needs one process only. Tied parameters appear once. Under ZeRO these are the float32 master weights. Raises
+    UserError if the checkpoint does not verify.
     """
     reason = verify(folder)
     if reason:
@@ -103,6 +103,6 @@ def _is_fsdp(accelerator: Accelerator, model: nn.Module) -> bool:
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """Accelerate's wrapper hides the optimizer it was given in `.optimizer`."""
+    """The torch optimizer inside Accelerate's wrapper."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner

@@ -1,6 +1,6 @@
-"""Reading what other libraries pickle without letting the file run code.
+"""Reads pickles of other libraries without running code from the file.
 
-DeepSpeed and torch.distributed.checkpoint read their own files with an unrestricted unpickler; here it is restricted.
+DeepSpeed and torch.distributed.checkpoint read their files with an unrestricted unpickler; here it is restricted.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ INDEX_CLASSES = (
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
-    return UserError(f"{path} is refused: loading it would build or call what no checkpoint holds ({error})")
+    return UserError(f"{path} is refused: it would build or call something that no checkpoint contains ({error})")
 
 
 def _member(kind: Any, name: Any) -> enum.Enum:
-    """In place of `getattr`, by which Python 3.11.0 to 3.11.3 pickle a member of an enumeration: that and no more."""
+    """Replaces `getattr`, with which Python 3.11.0 to 3.11.3 pickle members of an enumeration; allows nothing else."""
     if not isinstance(kind, enum.EnumMeta) or name not in kind.__members__:
         raise pickle.UnpicklingError(f"getattr of {kind}")
     found: enum.Enum = kind.__members__[name]
@@ -51,9 +51,9 @@ def _member(kind: Any, name: Any) -> enum.Enum:
 
 @contextlib.contextmanager
 def restricted(path: Path, *classes: type) -> Iterator[None]:
-    """Hold torch.load to tensors, plain containers and `classes`, also where a library asks it to load anything.
+    """Restrict torch.load to tensors, plain containers and `classes`, even if a library passes weights_only=False.
 
-    Raises UserError naming `path`, which is being read, where that does not suffice.
+    Raises UserError naming `path`, the file or folder being read, if it needs anything else.
     """
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
@@ -82,7 +82,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def read_index(path: Path) -> metadata.Metadata:
-    """The index of a torch.distributed.checkpoint folder. Raises UserError where it names anything else."""
+    """The index of a torch.distributed.checkpoint folder. Raises UserError if it needs other classes."""
     try:
         with path.open("rb") as file:
             index: metadata.Metadata = _IndexUnpickler(file).load()

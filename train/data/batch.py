@@ -12,7 +12,7 @@ Shape suffixes: n rows of a data set, b rows of a micro-batch, t positions.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -259,11 +259,3 @@ def padding_share(lengths_n: NDArray[np.int32], steps: Sequence[Indices], shape:
                 sum(lengths) if shape.packed and group else len(lengths) * (max(lengths) or int(lengths_n[step_n[0]]))
             )
     return 1.0 - tokens / slots if slots else 0.0
-
-
-def walk(
-    rows: Rows, weights: Sequence[float], shape: Shape, seed: int, epoch: int, first: int, rank: int, ranks: int
-) -> Iterator[list[Batch]]:
-    """This rank's micro-batches of each step of an epoch, from its step `first` on."""
-    for step_n in epoch_steps(rows, weights, shape, seed, epoch)[first:]:
-        yield rank_batches(rows, step_n, shape, rank, ranks)

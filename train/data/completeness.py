@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.data.fitting import Span, probed, with_thought, without_thought
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
+from zerotune.data.fitting import Span, probed, with_thought, without_thought
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHAPES_KEPT = 10_000

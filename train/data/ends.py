@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.preference import Continuation
 from zerotune.data.conversations import Conversation
+from zerotune.data.preference import Continuation
 
 
 def ending_spans(example: Conversation | Continuation, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

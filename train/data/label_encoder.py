@@ -7,7 +7,6 @@ Shape suffix: t tokens of one row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from train.config import LEARNS_FROM
-from train.data.labelled import Label, Labelled, Tagged
-from train.data.preference import Preference, Side
 from train.data.templates import ChatTemplate, whole
+from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.class_label import AmbiguousLabelError, class_number
 from zerotune.data.fields import RowError
 from zerotune.data.label_prompt import label_prompt
+from zerotune.data.labelled import Label, Labelled, value_of
+from zerotune.data.preference import Preference, Side
+from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words
 
 FIRST, FURTHER = 1, 2  # label positions that are learned and measured; that are only learned
@@ -41,7 +41,7 @@ class LabelSpec:
     asks: whether rows are asked, and the objective answers by itself: an answer of their own may be missing.
     """
 
-    formats: tuple[str, ...] = LEARNS_FROM["causal_lm"]
+    formats: tuple[str, ...] = OBJECTIVES["causal_lm"].formats
     labels_as: Literal["words", "classes", "values"] = "words"
     labels: tuple[str, ...] = ()
     sub_words: Literal["first", "all"] = "first"
@@ -146,7 +146,7 @@ class LabelEncoder:
             raise RowError("nothing to learn: the tokenizer makes nothing of this text")
         label_mask_t = np.zeros(len(ids_t), np.uint8)
         label_mask_t[-1] = FIRST
-        gold = self._value(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
+        gold = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
         second = encoding.type_ids.index(1) if self.settings.numbers_pairs and 1 in encoding.type_ids else 0
         return LabelledExample([LabelledWindow(ids_t, label_mask_t, (gold,))], bool(encoding.overflowing), second)
 
@@ -234,15 +234,6 @@ class LabelEncoder:
         """The class of a word's further sub-words: they go on with what the first began."""
         inside = f"I{tag[1:]}"
         return inside if tag.startswith("B-") and inside in (self.label_spec.labels or (inside,)) else tag
-
-    def _value(self, label: Label) -> float:
-        try:
-            value = float(label)
-        except ValueError:
-            raise RowError(f"label is not a number: {label!r}") from None
-        if not math.isfinite(value):
-            raise RowError(f"label is not a number: {value}")
-        return value
 
     @cached_property
     def _truncating(self) -> Tokenizer:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.formats import FORMATS
 from train.data.sources import NumberedRow, Source
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
+from zerotune.data.formats import FORMATS
 from zerotune.data.readers import BadRow
 
 SHOWN_BAD_ROWS, SHOWN_COLUMNS = 10, 50

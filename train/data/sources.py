@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from train.config import SourceConfig
-from train.data.formats import FORMATS
 from zerotune.common.errors import UserError
-from zerotune.common.files import nearest, sha256_file
+from zerotune.common.files import nearest, sha256_files
 from zerotune.data.file_options import FileOptions, RowFilter
 from zerotune.data.files import expand
+from zerotune.data.formats import FORMATS
 from zerotune.data.hub import named
 from zerotune.data.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
 from zerotune.data.text_files import COMPRESSED, kind_of, open_bytes
@@ -141,8 +140,7 @@ class FileSource:
 
     def identity(self) -> list[str]:
         """sha256 of each file."""
-        with ThreadPoolExecutor() as threads:  # hashing lets go of the interpreter's lock
-            return list(threads.map(sha256_file, self.files))
+        return sha256_files(self.files)
 
     def quick_identity(self) -> list[str]:
         """Path, size and time of change of each file."""

@@ -14,17 +14,16 @@ from typing import Any
 import jinja2
 
 from train.data.completeness import checked
-from train.data.fitting import fitted, learned_turns
-from train.data.preference import Continuation
 from train.data.training_templates import training_template
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.own_template import OPENED_THOUGHTS
+from zerotune.data.fitting import fitted, learned_turns
+from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
+from zerotune.data.preference import Continuation
 from zerotune.data.template_clock import dated, reads_clock
 
-FOLDER = Path(__file__).with_name("chat_templates")
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
 OTHER_PROMPT = "another prompt"  # among what a template leaves out: a row's last answer is asked for otherwise
@@ -182,10 +181,10 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
         RowError: The template refuses this conversation, leaves out what it says, or cannot be learned from.
     """
     template = template.of(conversation)
-    messages = fitted(template.text if conversation.is_answered else template.asking, conversation)
+    messages = fitted(template.text if conversation.is_answered else template.asking, conversation.messages)
     text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
     if template.trains_apart and spans:
-        asked = fitted(template.asking, conversation)
+        asked = fitted(template.asking, conversation.messages)
         spans, is_asked_so = _behind_prompts(template, asked, conversation.tools, text, spans)
         if not is_asked_so and left is not None:
             left.add(OTHER_PROMPT)
@@ -197,7 +196,7 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
 def asked(template: ChatTemplate, conversation: Conversation) -> str:
     """The prompt for the answer to a conversation, as the model is asked for it. Raises RowError."""
     template = template.of(conversation)
-    return _asking(template, fitted(template.asking, conversation), conversation.tools)
+    return _asking(template, fitted(template.asking, conversation.messages), conversation.tools)
 
 
 def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
@@ -206,7 +205,7 @@ def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | N
     left: gets what the template leaves out.
     """
     template = template.of(conversation)
-    messages = fitted(template.asking, conversation)
+    messages = fitted(template.asking, conversation.messages)
     text = _render(template, messages, conversation.tools, served=True)[0]
     return checked(template.asking, text, (), messages, conversation.tools, left)
 

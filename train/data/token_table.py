@@ -24,7 +24,7 @@ from rich.console import Console
 from train.config import DataConfig
 from train.data.tokenize import Chunk
 from zerotune.common.cache_home import cache_home, make_folder, share_file
-from zerotune.common.files import cannot_write, sync_folder, write_atomically
+from zerotune.common.files import cannot_write, sync, write_atomically
 from zerotune.common.masking import printable
 
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
@@ -99,8 +99,7 @@ class TableWriter:
         self._write()
         self.writer.close()
         self.sink.close()
-        with self.path.open("rb") as handle:
-            os.fsync(handle.fileno())
+        sync(self.path)
         names = json.dumps(list(self.labels), ensure_ascii=False).encode()
         digest = hashlib.sha256(b"".join([*(part.digest() for part in self.hashes), names])).hexdigest()
         return {
@@ -226,7 +225,7 @@ def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] |
                 _write(draft, build)
                 if (draft / MANIFEST).exists():
                     draft.replace(folder)
-                    sync_folder(folder.parent)
+                    sync(folder.parent)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
             return True

@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from train.data.ends import ending_spans, last_tokens
-from train.data.formats import FORMATS, Example
 from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
-from train.data.labelled import Labelled, Tagged
-from train.data.preference import Continuation, Preference
 from train.data.rows import joined
 from train.data.sources import NumberedRow
 from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import Fields, RowError
+from zerotune.data.formats import FORMATS, Example
+from zerotune.data.labelled import Labelled
 from zerotune.data.own_template import OPENED_THOUGHTS
+from zerotune.data.preference import Continuation, Preference
 from zerotune.data.readers import BadRow, Row
+from zerotune.data.tagged import Tagged
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class _Piece:
     second: int = 0
 
 
-GOLDEN = ("labelled", "tagged", "preference")  # formats whose rows hold what is to be said of them
+GOLDEN = tuple(name for name, form in FORMATS.items() if form.has_labels)
 Usable = tuple[NumberedRow, Row, Example]
 
 
@@ -172,7 +173,7 @@ def read_row(
 
 def _left_out(example: Example) -> set[str]:
     if isinstance(example, Conversation):
-        return set(example.left_out)
+        return {*example.left_out, *(["answers after the first"] if example.also_right else [])}
     if isinstance(example, Preference):
         return _left_out(example.chosen) | _left_out(example.rejected)
     return set()

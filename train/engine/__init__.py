@@ -1,1 +1,1 @@
-"""The engine: the only loop, and what keeps a run alive. It names no objective, tuning, model family or data set."""
+"""The training loop, ranks, optimizers and metrics, independent of objectives, tunings, model families and data."""

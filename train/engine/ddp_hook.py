@@ -1,7 +1,7 @@
-"""Gradients averaged over ranks so that a resumed run adds in the same order as the one that was never stopped.
+"""Averages gradients over ranks in an order that does not change when a run resumes.
 
-DDP lays gradients out in buckets, one way in the first step of a process and another way in all later ones. More than
-two ranks add an element in an order that depends on its place in what is reduced, so that the step after a resumption
+DDP arranges gradients in buckets in one way in the first step of a process, and in another way later. With more than
+two ranks, the order of additions depends on an element's position in its bucket, so the first step after a resume
 would differ in its last bits.
 """
 
@@ -11,19 +11,19 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 
-def average_parameters_alone(model: nn.Module) -> None:
-    """Let DDP reduce each parameter by itself, where the place of an element is always the same.
+def average_each_parameter(model: nn.Module) -> None:
+    """Make DDP reduce each parameter separately: the position of an element is then always the same.
 
-    For gloo: many small messages cost little beside a CPU's step.
+    For gloo: many small messages take little time compared with a step on a CPU.
     """
     if isinstance(model, DistributedDataParallel):
         model.register_comm_hook(None, _average)
 
 
-# torch compares the annotations, so that they may not become text here.
+# torch checks the annotations: without `from __future__ import annotations`, which would make them strings.
 def _average(state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    under_way = [distributed.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]
-    for work in under_way:
+    pending = [distributed.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]
+    for work in pending:
         work.wait()
     averaged: torch.futures.Future[Tensor] = torch.futures.Future()
     averaged.set_result(bucket.buffer().div_(distributed.get_world_size()))

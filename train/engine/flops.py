@@ -1,7 +1,7 @@
-"""Model FLOPs utilisation: the arithmetic a model needs, over what the device could have done in that time.
+"""Model FLOPs utilisation (MFU).
 
-MFU = tokens/s * model_flops_per_token / (peak of all ranks together), as in PaLM (arXiv:2204.02311, appendix B). Only
-what the model needs counts: no recomputed activations, no padding, no de-quantisation.
+MFU = tokens/s * model_flops_per_token / (sum of the peaks of all ranks), as in PaLM (arXiv:2204.02311, appendix B).
+Recomputed activations, padding and dequantisation do not count.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _MEASURE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s of one rank's device in dense matrix products, and where the number comes from."""
+    """FLOP/s of one rank's device in dense matrix products, and the source of the number."""
 
     flops: float
     source: str
 
 
-# Dense FLOP/s with 16-bit inputs and 32-bit accumulation, from NVIDIA's data sheets (sparsity left out).
-# The first name whose words all stand in the device's name counts, so the longer ones come first.
+# Dense FLOP/s with 16-bit inputs and 32-bit accumulation, from NVIDIA's data sheets (without sparsity).
+# The first entry whose words all occur in the device's name applies, so longer names come first.
 _PEAKS_16_BIT: tuple[tuple[str, float], ...] = (
     ("H200 NVL", 835e12),
     ("H200", 989e12),
@@ -47,9 +47,9 @@ _OTHER_CHIPS = {"LAPTOP", "D", "MIG", "MAX", "SUPER"}  # named like a card in th
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, peak_tflops: float | None = None) -> Peak:
-    """What this rank's device can do in `dtype`: as configured, else known by its name, else measured in half a second.
+    """Peak of this rank's device in `dtype`: configured, else known by its name, else measured in half a second.
 
-    Ranks on one CPU share its cores: call this on all of them at the same time and add up.
+    Ranks on one CPU share its cores: call this on all ranks at the same time, and add up the results.
     """
     if peak_tflops is not None:
         return Peak(peak_tflops * 1e12, "watch.peak_tflops")
@@ -62,7 +62,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, peak_tflops: float | No
 
 
 def known_peak(name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s of a GPU by its name, or None."""
+    """FLOP/s of a GPU by its name; None if unknown."""
     words = set(name.upper().replace("-", " ").split())
     for known, flops in _PEAKS_16_BIT:
         if words.issuperset(known.upper().split()) and not words & _OTHER_CHIPS:
@@ -87,24 +87,24 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def model_flops_per_token(model: nn.Module, attention_length: float, head_share: float = 1.0) -> float:
-    """FLOPs that one real token needs, forward and backward.
+    """FLOPs per token without padding, forward and backward.
 
     A weight that multiplies each token needs 2 FLOPs in the forward pass, 2 for the gradient of its input and, if it
-    is trained, 2 for its own gradient: 6 N, of which frozen weights (LoRA, prompt tuning) need 4 N. Attention adds 12
-    for each layer, head, head dimension and position attended to. Embedding look-ups multiply nothing; the output
-    head does, tied or not. Sizes come from the modules, not from their weights, which may be sharded or packed.
-    Weights of mixtures of experts (several experts in one parameter) are not counted.
+    is trained, 2 for its own gradient: 6 N, or 4 N for frozen weights (LoRA, prompt tuning). Attention adds 12 for
+    each layer, head, head dimension and attended position. Embedding look-ups cost nothing; the output head costs the
+    same, tied or not. Sizes come from the modules, since their weights may be sharded or packed. Weights of mixtures
+    of experts (several experts in one parameter) are not counted.
 
     Args:
-        attention_length: Positions that a token attends to, on average over tokens: (n + 1) / 2 in a causal document
-            of n tokens. (PaLM's formula takes n, twice the arithmetic that a causal model needs.)
+        attention_length: Attended positions per token, on average: (n + 1) / 2 in a causal document of n tokens.
+            (PaLM's formula uses n, twice what a causal model needs.)
         head_share: Share of the tokens for which the output head is computed.
     """
     head = _modules_of_output_head(model)
     total = 0.0
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if "original_module" in name.split(".") or weight is None:  # PEFT's unused copy of a module trained in full
+        if "original_module" in name.split(".") or weight is None:  # PEFT's unused copy of a fully trained module
             continue
         if isinstance(module, nn.Linear):
             size = module.in_features * module.out_features

@@ -1,4 +1,4 @@
-"""All weights of a sharded model on every rank for a while, for work that would else gather them token by token."""
+"""Gathers all weights of a sharded model on every rank, for generation, which would otherwise gather per token."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.distributed.fsdp import FSDPModule
 
 @contextlib.contextmanager
 def gathered(engine: nn.Module) -> Iterator[None]:
-    """Inside, the engine's module computes with whole weights and without DeepSpeed's hooks, which would let go of
-    each layer's weights after its use. Also for a model of which only the weights are sharded.
+    """Inside, the module of a DeepSpeed engine has all weights, and no DeepSpeed hooks: they would release each
+    layer's weights after its use. Also for a frozen model with sharded weights.
     """
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(engine.parameters())):
-        if not hasattr(engine, "optimizer"):  # a frozen copy, which has no hooks
+        if not hasattr(engine, "optimizer"):  # a frozen model without hooks
             yield
             return
         optimizer: Any = engine.optimizer
@@ -39,16 +39,16 @@ def gathered(engine: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """The same for a model under FSDP2, whose hooks would shard each layer's weights again after its use, and count on
-    the forward pass of the whole model.
+    """The same for a model under FSDP2: its hooks would reshard each layer after its use, and expect a forward pass
+    of the whole model.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     states: list[Any] = list({id(part._get_fsdp_state()): part._get_fsdp_state() for part in parts}.values())
-    states[0]._lazy_init()  # the outermost part first: whatever runs first would be taken for the root
+    states[0]._lazy_init()  # the outermost module first: FSDP2 takes the first one to run for the root
     hooks: list[tuple[Any, Any]] = [
-        (kept, OrderedDict(kept))
+        (current, OrderedDict(current))
         for module in model.modules()
-        for kept in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks)
+        for current in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks)
     ]
     for state in states:
         state._pre_forward_hook_handle.remove()
@@ -60,6 +60,6 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-        for kept, before in hooks:
-            kept.clear()
-            kept.update(before)
+        for current, before in hooks:
+            current.clear()
+            current.update(before)

@@ -173,7 +173,7 @@ class Loop:
         if math.isfinite(norm):
             self.skipped_in_a_row = 0
             self.window.add(losses, counts)
-            self.spikes.learned()
+            self.spikes.updated()
         else:  # the step taught nothing: its loss stays out of the curves
             self._skipped(losses, progress)
         self.objective.after_step(progress.step)
@@ -217,10 +217,10 @@ class Loop:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row <= self.config.run.max_skipped_steps:
             return
-        if self.spikes.said:
+        if self.spikes.message:
             raise NumericsError(
                 f"step {progress.step}: {self.skipped_in_a_row} updates in a row were left out, the last since "
-                f"{self.spikes.said}. Lower optim.learning_rate, look at the data, or raise optim.spike_factor"
+                f"{self.spikes.message}. Lower optim.learning_rate, look at the data, or raise optim.spike_factor"
             )
         culprits = [loss for loss in losses if not all(math.isfinite(value) for value in loss.sums.values())]
         rows = self.runtime.gather([row for loss in culprits for row in loss.row_ids])

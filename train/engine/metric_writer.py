@@ -1,7 +1,6 @@
-"""What is seen of a run while it trains: metrics.jsonl, TensorBoard, samples of the model's answers, a progress bar.
+"""Writes the metrics of a run: metrics.jsonl, TensorBoard, samples of the model's answers, a progress bar.
 
-docs/watching.md lists the metrics. Watching never stops training: what cannot be written any more is given up with one
-warning.
+docs/watching.md lists the metrics. A write error never stops training: that file is disabled, with one warning.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from zerotune.common.files import write_atomically
 from zerotune.common.markdown import table
 from zerotune.common.masking import mask_all
 
-# In the table of hyperparameters; TensorBoard has all others behind them, by name.
+# The first columns of TensorBoard's table of hyperparameters; all others follow by name.
 _FIRST_SHOWN = ("objective", "optim.learning_rate", "batch.tokens_per_step", "model.path", "tuning.kind")
 log = logging.getLogger(__name__)
 
 
 class Board:
-    """Writes on the main process; on the others every method does nothing.
+    """Writes metrics on the main process; on the others every method does nothing.
 
     Files in the run folder:
-        metrics.jsonl: one JSON object a line. `step` and `time` (seconds since 1970) stand in every line; a number that
+        metrics.jsonl: one JSON object per line. Every line has `step` and `time` (seconds since 1970); a number that
             is not finite is null. A line with `start: true` marks where a process began or resumed.
-        events.out.tfevents.*: the same for TensorBoard, with hyperparameters and samples. They lie in the run folder
-            itself, since TensorBoard calls a run by the folder of its events.
-        samples/step-000120.jsonl: one `Sample` a line.
+        events.out.tfevents.*: the same for TensorBoard, with hyperparameters and samples. They are in the run folder
+            itself, since TensorBoard names a run after the folder of its events.
+        samples/step-000120.jsonl: one `Sample` per line.
     """
 
     def __init__(self, run_folder: Path, config: WatchConfig, main_process: bool) -> None:
@@ -52,8 +51,11 @@ class Board:
         self._close = contextlib.ExitStack()
 
     def start(self, step: int, total_steps: int | None) -> None:
-        """Comes first: resume after `step`, cut off what an earlier process wrote beyond it; 0 begins anew."""
-        kept = step if step > 0 else -1  # what was written before the first step is written again too
+        """Open the files to continue after `step`, and remove what an earlier process wrote of later steps. Call first.
+
+        With step 0, the files start empty.
+        """
+        kept = step if step > 0 else -1  # values from before the first step are written again
         self._try("samples", lambda: _remove_beyond(self._folder / "samples", kept))
         self._try("metrics.jsonl", lambda: self._open_metrics(kept))
         self._append({"step": step, "time": round(time.time(), 3), "start": True})
@@ -61,17 +63,17 @@ class Board:
         self._bar.start(step, total_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of optimizer step `step`, by name (`train/loss`, `validation/loss`, ...)."""
+        """Write metrics of optimizer step `step`, by name (`train/loss`, `validation/loss`, ...)."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append({"step": step, "time": round(time.time(), 3), **finite})
         self._try("tensorboard", lambda: self._events.scalars(step, values))
 
     def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """For the terminal alone."""
+        """Update the progress bar."""
         self._bar.update(step, loss, tokens_per_second)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """What the model answers to a few prompts at `step`."""
+        """Write the model's answers to a few prompts at `step`."""
         if not samples:
             return
         samples = mask_all(samples)
@@ -81,21 +83,20 @@ class Board:
         self.text(step, "samples", _tables(samples) if is_rewarded else "\n\n---\n\n".join(map(_markdown, samples)))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """A page for TensorBoard's tab TEXT."""
+        """Write a page for TensorBoard's tab TEXT."""
         self._try("tensorboard", lambda: self._events.text(step, tag, markdown))
 
     def hyperparameters(self, flat: Mapping[str, Any]) -> None:
-        """The recipe under its dotted keys (`train.fingerprint.flat`), for TensorBoard's tab HPARAMS."""
+        """Write the recipe by dotted keys (`train.fingerprint.flat`), for TensorBoard's tab HPARAMS."""
         masked = mask_all(dict(flat))
-        plain = {
-            k: v if type(v) in (int, float) else str(v) for k, v in masked.items()
-        }  # TensorBoard shows True as 1.0
+        # TensorBoard shows True as 1.0.
+        plain = {k: v if type(v) in (int, float) else str(v) for k, v in masked.items()}
         self._try("tensorboard", lambda: self._events.hyperparameters(plain, first=_FIRST_SHOWN))
 
     def close(self) -> None:
-        """Nothing is written after this."""
+        """Close all files. Later calls do nothing."""
         self._bar.close()
-        with contextlib.suppress(OSError):  # a full disk, reported by then
+        with contextlib.suppress(OSError):  # a full disk, reported before
             self._close.close()
         self._off |= {"metrics.jsonl", "tensorboard", "samples"}
 
@@ -107,27 +108,29 @@ class Board:
         self._lines = self._close.enter_context(path.open("a", encoding="utf-8"))
 
     def _open_events(self, kept: int) -> None:
-        earlier = self._folder / "tensorboard"  # where runs of before have them: a resumed one goes on there
-        place = earlier if earlier.exists() else self._folder
-        self._events = self._close.enter_context(contextlib.closing(EventFile(place, kept)))
+        earlier = self._folder / "tensorboard"  # the folder of earlier versions, which a resumed run keeps
+        folder = earlier if earlier.exists() else self._folder
+        self._events = self._close.enter_context(contextlib.closing(EventFile(folder, kept)))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line) + "\n"
         self._try("metrics.jsonl", lambda: (self._lines.write(text), self._lines.flush()))
 
     def _try(self, what: str, write: Callable[[], object]) -> None:
-        """After its first failure `what` is left alone for the rest of the run."""
+        """Write, and disable `what` for the rest of the run after its first error."""
         if what in self._off:
             return
         try:
             write()
         except (OSError, CannotWriteError) as error:
             self._off.add(what)
-            log.warning("%s in %s is not written any more, training goes on: %s", what, self._folder, error)
+            log.warning(
+                "%s in %s could not be written and is now disabled; training continues: %s", what, self._folder, error
+            )
 
 
 def _cut(path: Path, kept_step: int) -> None:
-    """Keep the lines up to `kept_step`. A last line that a killed process left half written goes too."""
+    """Keep the lines up to `kept_step`, without a line that a killed process left incomplete."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -150,13 +153,13 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _fields(sample: Sample) -> dict[str, Any]:
-    """Rewards and their kind of prompts only where there are rewards."""
+    """The fields of a sample, without those of PPO if it has no reward."""
     fields = asdict(sample)
     return {name: fields[name] for name in fields if sample.reward is not None or name not in ("reward", "held_out")}
 
 
 def _tables(samples: Sequence[Sample]) -> str:
-    """Prompt, answer and reward."""
+    """Markdown tables of prompts, answers and rewards."""
     parts = []
     for heading, is_held_out in (("Held-out prompts", True), ("Drawn while training", False)):
         rows = [
@@ -170,7 +173,7 @@ def _tables(samples: Sequence[Sample]) -> str:
 
 
 def _markdown(sample: Sample) -> str:
-    def quote(text: str) -> str:  # indented: whatever the model writes stays text
+    def quote(text: str) -> str:  # indented, so that Markdown in it is not rendered
         return "\n".join("    " + line for line in text.splitlines() or [""])
 
     parts = [f"**Prompt**\n\n{quote(sample.prompt)}", f"**Answer**\n\n{quote(sample.answer)}"]

@@ -1,4 +1,4 @@
-"""Optimizers by name, and the learning rate as a function of the step."""
+"""Optimizers by name, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ OPTIMIZERS: Mapping[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]]
     "adafactor": _adafactor,
 }
 
-PROMPT = "prompt_encoder"  # peft's name for the module that holds a tuned prompt
+PROMPT = "prompt_encoder"  # PEFT's module of a tuned prompt
 
-# Kinds of sharding on which an optimizer fails, or becomes another one. ZeRO hands it flat slices of the parameters,
-# which is all the same to AdamW, and to 8-bit AdamW but for where its blocks of 256 begin.
+# Kinds of sharding with which an optimizer fails or computes something else. ZeRO gives it flat slices of the
+# parameters: AdamW is unaffected, and 8-bit AdamW differs only in where its blocks of 256 begin.
 UNFIT = {
-    ("adafactor", "zero"): "ZeRO leaves it no rows and columns to factor, so its updates would depend on the ranks",
+    ("adafactor", "zero"): "ZeRO flattens the matrices that it factors, so its updates would depend on the ranks",
     ("adafactor", "fsdp"): "it fails on the shards of FSDP2",
     ("adamw_8bit", "fsdp"): "it fails on the shards of FSDP2",
 }
 
 
 def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.Optimizer:
-    """The optimizer over what is trained: matrices with weight decay; biases, norms and a tuned prompt without.
+    """The optimizer of the trained parameters: weight decay for matrices, none for biases, norms and a tuned prompt.
 
     sharding: `Runtime.kind`.
     """
@@ -66,24 +66,22 @@ def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.O
     if not trained:
         raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
     if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for p in trained):  # others keep float32 copies
-        raise UserError("model.weights: float16 weights cannot be trained, small updates would be lost; use auto")
+        raise UserError("model.weights: float16 weights would lose small updates in training; use auto")
     decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # Under ZeRO-3 a parameter's own shape is that of its shard; ds_shape is the whole.
+            # Under ZeRO-3, `parameter.shape` is that of the shard.
             is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-            # Without decay the groups are all the same; a prompt stays where earlier checkpoints have it.
+            # Without decay the group does not matter; a prompt stays in the group of earlier checkpoints.
             is_prompt = config.weight_decay > 0 and PROMPT in name.split(".")
-            (decayed if is_matrix and not is_prompt else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+            (decayed if is_matrix and not is_prompt else undecayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return OPTIMIZERS[config.name]([g for g in groups if g["params"]], config)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """Learning rate of the update after `step` done ones: linear warmup, then the schedule down to final_fraction
-    of the top.
-    """
+    """Learning rate of the update after `step` updates: linear warmup, then the schedule down to final_fraction."""
     warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_fraction * total_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Loss, speed and time left, for whoever sits in front of the terminal or reads the log afterwards."""
+"""Shows loss, speed and time left on the terminal, or writes them into a log."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _LINE_SECONDS = 10.0  # between two lines of a log
-_WINDOW_STEPS = 50  # the time left is judged by the last so many steps
+_WINDOW_STEPS = 50  # number of last steps that estimate the time left
 
 
 class ProgressBar:
     """A bar on a terminal; elsewhere a line every 10 seconds. Does nothing outside the main process.
 
     Args:
-        stream: Where to, by default standard error.
-        clock: Seconds, rising.
+        stream: Output, by default standard error.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ProgressBar:
         self._close = contextlib.ExitStack()
 
     def start(self, step: int, total_steps: int | None) -> None:
-        """Begin after `step`. Without a total there is no time left to tell."""
+        """Begin after `step`. Without a total, the time left is not shown."""
         self._total = total_steps
         self._ticks = []
         if self._main_process and self._console.is_terminal:
@@ -49,7 +49,7 @@ class ProgressBar:
             self._bar = progress, task
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """After each optimizer step."""
+        """Show the state after an optimizer step."""
         if not self._main_process:
             return
         self._ticks = [*self._ticks[-_WINDOW_STEPS:], self._clock()]
@@ -67,28 +67,28 @@ class ProgressBar:
             self._console.file.flush()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar and restore the terminal."""
         self._close.close()
         self._bar = None
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03, 2:03."""
+    """Format as hours, minutes and seconds: 1:02:03, 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _send_logs_above_the_bar() -> Callable[[], None]:
-    """While the bar lives, sys.stderr is rich's, which prints above it: log handlers go there. Returns the way back."""
+    """Send logs to rich's sys.stderr, which prints above the bar. Returns a function that undoes it."""
     moved = []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__:
             handler.setStream(sys.stderr)
             moved.append(handler)
 
-    def back() -> None:
+    def undo() -> None:
         for handler in moved:
             handler.setStream(sys.__stderr__)
 
-    return back
+    return undo

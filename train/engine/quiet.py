@@ -1,4 +1,4 @@
-"""What libraries write for other developers, kept off the terminal of a user, who can do nothing about it."""
+"""Keeps library messages for developers off the user's terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _LIBRARIES = r"(accelerate|bitsandbytes|deepspeed|peft|torch|transformers)(\.|$)
 
 
 def quiet_libraries(main_process: bool) -> None:
-    """Leave out what will be deprecated in libraries, and bars of loading but on the first process's terminal.
+    """Hide deprecation warnings of libraries, and loading bars except on the main process's terminal.
 
-    `python -W` and $PYTHONWARNINGS win.
+    `python -W` and $PYTHONWARNINGS take precedence.
     """
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning, module=_LIBRARIES)
         warnings.filterwarnings("ignore", "Position ids are not supported", module="peft")  # right after a prompt
-    # Whenever peft imports it, it asks for a package with a kernel that is never used (`keep_layout` in
+    # When PEFT imports it, it recommends a package with a kernel that is never used (`keep_layout` in
     # zerotune.models.quantization).
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if not main_process or not sys.stderr.isatty():  # in a file a bar is a line of a thousand pieces
+    if not main_process or not sys.stderr.isatty():  # in a file, a bar is a very long line
         transformers_logging.disable_progress_bar()

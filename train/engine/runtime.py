@@ -13,7 +13,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -29,15 +29,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from train.engine.ddp_hook import average_parameters_alone
+from train.engine.ddp_hook import average_each_parameter
 from train.engine.gathering import gathered, unsharded
 from train.engine.native_ops import build_for_cpu
 from train.failure.background import GlooGroup
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
+from zerotune.models.precision import DTYPES, Precision, choose_precision
 
-Precision = Literal["bf16", "fp16", "fp32"]
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
 # Groups kept until the process ends, also when they were left. A gloo group joins its threads when it is freed. Freed
 # by the last DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank
@@ -50,28 +50,21 @@ def _flag(name: str) -> bool:
 
 
 def runs_on_gpu() -> bool:
-    """Whether there is a GPU and the launch has not turned it down (`use_cpu: true`)."""
+    """Whether there is a GPU and the launch allows it (not `use_cpu: true`)."""
     return torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU")
 
 
-def choose_precision(requested: str, gpu: bool) -> Precision:
-    """bf16 where the hardware multiplies it at full speed, else fp32 (fp16 on a GPU)."""
-    if requested in ("bf16", "fp16", "fp32"):
-        if requested == "fp16" and not gpu:
-            raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
-        return requested  # type: ignore[return-value]
-    if gpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    fast = (
-        getattr(torch.cpu, "_is_amx_tile_supported", bool)() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    )
-    return "bf16" if fast else "fp32"
+def training_precision(requested: str, gpu: bool) -> Precision:
+    """As `choose_precision`. Raises UserError for fp16 on a CPU, which has no loss scaling."""
+    if requested == "fp16" and not gpu:
+        raise UserError("run.precision: fp16 needs a GPU; choose bf16, fp32 or auto")
+    return choose_precision(requested, gpu)
 
 
 def sharded_precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """FSDP2's mixed precision: products in `dtype`, gradients summed over micro-batches and ranks in float32.
+    """FSDP2's mixed precision: matrix products in `dtype`, gradients summed over micro-batches and ranks in float32.
 
-    Accelerate's own would round the loss and the gradients on their way between ranks to `dtype` as well.
+    Accelerate's default also rounds the loss and the exchanged gradients to `dtype`.
     """
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
@@ -91,26 +84,26 @@ def _beat(module: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 
 class Runtime:
-    """The processes of the run and what they do together. Satisfies `train.protocols.Ranks`."""
+    """The ranks of a run, and their collective operations. Satisfies `train.protocols.Ranks`."""
 
     def __init__(self, precision: str, clip_norm: float) -> None:
         cuda = runs_on_gpu()
         deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
         if _flag("ACCELERATE_USE_FSDP") and not cuda:
             raise UserError(
-                "FSDP needs GPUs: on a CPU Accelerate ignores it without a word and the ranks would never synchronise. "
-                "Use accelerate_configs/cpu_ddp.yaml or zero2.yaml"
+                "FSDP needs GPUs: on a CPU, Accelerate silently ignores it and the ranks would never synchronise. Use "
+                "accelerate_configs/cpu_ddp.yaml or zero2.yaml"
             )
         if deepspeed and not cuda and _flag("ACCELERATE_USE_CPU"):
-            raise UserError("DeepSpeed is ignored where use_cpu is true: remove `use_cpu` from the accelerate config")
+            raise UserError("Accelerate ignores DeepSpeed if use_cpu is true: remove `use_cpu` from its config")
         if deepspeed and not cuda:
             build_for_cpu()
         local = int(os.environ.get("LOCAL_RANK", 0))
         if cuda and local >= torch.cuda.device_count():
             raise UserError(
-                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many"
+                f"process {local} of this machine has no GPU: start at most {torch.cuda.device_count()} per machine"
             )
-        self.precision = choose_precision(precision, cuda)
+        self.precision = training_precision(precision, cuda)
         group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -124,12 +117,12 @@ class Runtime:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.main: bool = self.accelerator.is_main_process
-        # A batch script says how many it asked for: launchers may start fewer, or separate ones.
+        # Batch scripts set the number of processes they requested: launchers may start fewer, or separate ones.
         launched = int(os.environ.get("ZEROTUNE_RANKS") or os.environ.get("WORLD_SIZE") or 1)
         if launched != self.count:
             raise UserError(
-                f"{launched} processes were launched but each believes to be one of {self.count}: they would train "
-                "separate models. Use one of accelerate_configs/*.yaml"
+                f"{launched} processes were launched, but this one belongs to a group of {self.count}: they would "
+                "train separate models. Use one of accelerate_configs/*.yaml"
             )
         if self.accelerator.distributed_type == DistributedType.FSDP:
             fsdp = self.accelerator.state.fsdp_plugin
@@ -141,17 +134,17 @@ class Runtime:
         if self.deepspeed:
             plugin = self.accelerator.state.deepspeed_plugin.deepspeed_config
             plugin["gradient_clipping"] = clip_norm
-            plugin["gradient_accumulation_steps"] = 1  # the loop accumulates, and says which backward is the last
+            plugin["gradient_accumulation_steps"] = 1  # the loop accumulates, and marks the last backward
             self.accelerator.gradient_accumulation_steps = 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrix products are computed in."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
+        """The dtype of matrix products."""
+        return DTYPES[self.precision]
 
     @property
     def kind(self) -> str:
-        """The distributed kind by name, for records and manifests."""
+        """The kind of sharding by name, for run.json and manifests."""
         if self.deepspeed:
             return f"zero-{self.accelerator.state.deepspeed_plugin.zero_stage}"
         return {"NO": "single", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp"}[
@@ -167,11 +160,11 @@ class Runtime:
         return [float(x) for x in joined.tolist()]
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         self.accelerator.wait_for_everyone()
 
     def second_group(self) -> GlooGroup:
-        """The same processes once more, for a thread beside the main one. Called by all ranks together, once."""
+        """Another process group of all ranks, for a second thread. A collective, called once."""
         group = GlooGroup(self.index, self.count, COLLECTIVE_TIMEOUT)
         _LEFT.append(group.process_group)
         return group
@@ -181,40 +174,40 @@ class Runtime:
         return list(gather_object(items)) if self.count > 1 else items
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Model and optimizer, spread over the ranks."""
-        for module in model.modules():  # under whatever wraps it: generation and validation are seen to get on as well
+        """Model and optimizer, sharded over the ranks."""
+        for module in model.modules():  # the inner model, so that generation and validation beat as well
             if isinstance(module, PreTrainedModel):
                 module.register_forward_pre_hook(_beat)
         prepared = self.accelerator.prepare(model, optimizer)
         if self.device.type == "cpu" and self.count > 2:
-            average_parameters_alone(prepared[0])
+            average_each_parameter(prepared[0])
         return prepared[0], prepared[1]
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The model inside; its weights may still be sharded."""
+        """The model without wrappers; its weights may be sharded."""
         unwrapped: nn.Module = self.accelerator.unwrap_model(model)
         return unwrapped
 
     @contextlib.contextmanager
     def micro_step(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Forward and backward of one micro-batch go in here; gradients are exchanged with the last one only."""
-        self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed's boundary is read from here
+        """Context of one micro-batch's forward and backward; ranks exchange gradients only in the last one."""
+        self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed reads its boundary from here
         with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
             yield
 
     def backward(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
         """Backward of the sum over terms of (local sum / global count).
 
-        Ranks are averaged by every backend, hence `* self.count`.
+        Every backend averages over ranks, hence `* self.count`.
         """
         self.accelerator.backward(sum(sums[name] * (self.count / counts[name]) for name in sums if counts[name] > 0))
 
     def step(self, model: nn.Module, optimizer: Any) -> float:
-        """Clip, update, clear.
+        """Clip gradients, update, and clear gradients.
 
-        Returns the global gradient norm before clipping; where it is not finite nothing was updated.
+        Returns the global gradient norm before clipping; if it is not finite, the update is skipped.
         """
-        if self.deepspeed:  # has clipped and stepped inside the last backward; it skips a non-finite norm by itself
+        if self.deepspeed:  # it has clipped and updated in the last backward, and skips a non-finite norm
             norm = self.accelerator.clip_grad_norm_(model.parameters(), 0.0)
             return float("nan") if norm is None else float(norm)
         limit = self.clip_norm if self.clip_norm > 0 else float("inf")
@@ -228,23 +221,23 @@ class Runtime:
         return norm
 
     def seed(self, seed: int, step: int, number: int) -> None:
-        """Start the dropout stream of this rank's micro-batch `number`: a function, not a state.
+        """Seed dropout for this rank's micro-batch `number`, as a function of the arguments.
 
-        Micro-batches are counted over all ranks: the same ones draw the same, however many ranks share them.
+        Micro-batches are counted over all ranks, so that dropout does not depend on the number of ranks.
         """
         key = (seed, step, number * self.count + self.index)
         digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
         torch.manual_seed(int.from_bytes(digest, "big"))
 
     def memory_gb(self) -> float:
-        """Highest memory so far on this rank: the GPU's where there is one, else the process's."""
+        """Peak memory of this rank: of its GPU if there is one, else of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     @contextlib.contextmanager
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Inside, every rank has all weights: the model without its wrapper, computing as in training."""
+        """Inside, every rank has all weights. Yields the model without wrappers, in training's precision."""
         inner = self.unwrap(model)
         whole = {"zero-3": gathered, "fsdp": unsharded}.get(self.kind, contextlib.nullcontext)
         with whole(model), self.accelerator.autocast():
@@ -252,13 +245,13 @@ class Runtime:
 
     @contextlib.contextmanager
     def whole_copy(self, model: nn.Module) -> Iterator[None]:
-        """Inside, every rank has all weights of a frozen model that was loaded in shards."""
+        """Inside, every rank has all weights of a frozen model with sharded weights."""
         with gathered(model) if self.kind == "zero-3" else contextlib.nullcontext(), self.accelerator.autocast():
             yield
 
     def close(self) -> None:
-        """Leave the process group: what follows is each process's own."""
-        unset_hf_deepspeed_config()  # models loaded from here on are whole again, also after ZeRO-3
+        """Leave the process group: collectives are no longer possible."""
+        unset_hf_deepspeed_config()  # models loaded later are not sharded, also after ZeRO-3
         if self.count > 1 and torch.distributed.is_initialized():
             _LEFT.append(torch.distributed.group.WORLD)
             torch.distributed.destroy_process_group()

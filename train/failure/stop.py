@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 from zerotune.common.errors import CannotWriteError
-from zerotune.common.files import write_atomically
+from zerotune.common.files import json_object, write_atomically
 from zerotune.common.masking import mask
 from zerotune.common.process_exit import FROM_TERMINAL
 from zerotune.common.sentinel import Sentinel, end_alone, tell
@@ -243,11 +243,7 @@ class Status:
 
 def read_status(run_folder: Path) -> dict[str, Any]:
     """The content of RUN/status.json; empty if there is none."""
-    try:
-        found = json.loads((run_folder / STATUS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return json_object(run_folder / STATUS_FILE)
 
 
 def write_status(

@@ -1,8 +1,8 @@
-"""The hand-over: a run's checkpoint and its base model become one Hugging Face folder that needs nothing else.
+"""Merges a run's checkpoint and its base model into one self-contained Hugging Face folder.
 
     python -m train.merge RUN_OR_CHECKPOINT OUT [--checkpoint best|last] [--weights ...] [--quantized_base ...]
 
-Weights are merged and written one at a time; whole models are in memory only to be compared, one after the other.
+Weights are merged and written one at a time; whole models are loaded only for the comparison, one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["MergeReport", "merge"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: it takes seconds, and `python -m train.merge --help` must not wait for it."""
+    """Imports on first use: this takes seconds, and `python -m train.merge --help` must not wait for it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from train.merge import report, steps

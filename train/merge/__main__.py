@@ -14,10 +14,12 @@ from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
 from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
+PROG = "python -m train.merge"
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Merge, print the report, and return the exit code."""
-    given = parser().parse_args(arguments)
+    given = parser(prog).parse_args(arguments)
     hide_secrets()
     settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
     try:
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_foreign(given.out)
         say(f"merging {given.source} into {given.out}")
         say("importing libraries")
-        from train.engine.quiet import quiet_libraries  # seconds of imports, which --help does not wait for
+        from train.engine.quiet import quiet_libraries  # takes seconds, and --help must not wait for it
         from train.merge.steps import merge
 
         quiet_libraries(main_process=True)
@@ -37,20 +39,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line."""
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
-    made = argparse.ArgumentParser(prog="python -m train.merge", description=about)
+    made = argparse.ArgumentParser(prog=prog, description=about)
     add = made.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
-    add("out", type=Path, metavar="OUT", help="the folder to make; an earlier merge there is replaced")
-    add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (default: best)")
+    add("out", type=Path, metavar="OUT", help="the folder to write; an earlier merge there is replaced")
+    add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint of a run (default: best)")
     kinds = ("auto", "float32", "bfloat16", "float16")
     add("--weights", choices=kinds, default="auto", help="storage of the weights (default: that of the base model)")
     bases = ("original", "dequantized")
-    add("--quantized_base", choices=bases, default="original", help="for QLoRA: which base (default: original)")
-    add("--base", metavar="FOLDER", help="where the base model lies now, if it has moved since training")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the base model")
+    add(
+        "--quantized_base",
+        choices=bases,
+        default="original",
+        help="QLoRA: merge into the original or the dequantized base (default: original)",
+    )
+    add("--base", metavar="FOLDER", help="the base model's folder, if it has moved since training")
+    add("--trust_remote_code", action="store_true", help="run the base model's own code")
     return made
 
 

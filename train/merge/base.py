@@ -1,4 +1,4 @@
-"""The base model's weights, one tensor at a time and under the names that they have in the model."""
+"""Reads the base model's weights, one tensor at a time, by their names in the model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from transformers.core_model_loading import WeightConverter
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import read_json, weight_files
 
-STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # safetensors' names
-
-
-STORED_AS = {str(dtype).removeprefix("torch."): dtype for dtype in STORED.values()}  # config.json's
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CONFIG_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SAFETENSORS_DTYPES.values()}  # of config.json
 
 
 class BaseWeights(Protocol):
@@ -32,7 +30,7 @@ class BaseWeights(Protocol):
 
 
 class FileWeights:
-    """Read from safetensors files when asked for; nothing is kept."""
+    """Reads tensors from safetensors files on demand, without a cache. places: name -> (file, key in it)."""
 
     def __init__(self, places: dict[str, tuple[Path, str]]) -> None:
         self.places = places
@@ -46,43 +44,43 @@ class FileWeights:
 
 
 class ModelWeights:
-    """Those of a model in memory."""
+    """The weights of a model in memory."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def get(self, name: str) -> Tensor:
-        """The tensor, on the CPU; what a quantised layer's stands for."""
+        """The tensor, dequantised if it is quantised, on the CPU."""
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
         return dequantized(module, getattr(module, leaf)).detach().cpu()
 
 
 def storage(folder: Path) -> torch.dtype:
-    """The kind that most of a model's weights are stored in; float32 for kinds that nobody trains in.
+    """The dtype of most of a model's stored weights; float32 if it is none of SAFETENSORS_DTYPES.
 
-    Of a quantised model what its config asks for beside them, bfloat16 where it says nothing.
+    For a quantised model, the dtype in its config, or bfloat16 if there is none.
     """
     if quantization_method(folder):
         raw = read_json(folder / "config.json")
-        words = [part.get(key) for part in (raw, raw.get("text_config") or {}) for key in ("dtype", "torch_dtype")]
-        return next((STORED_AS[word] for word in words if word in STORED_AS), torch.bfloat16)
+        names = [part.get(key) for part in (raw, raw.get("text_config") or {}) for key in ("dtype", "torch_dtype")]
+        return next((CONFIG_DTYPES[name] for name in names if name in CONFIG_DTYPES), torch.bfloat16)
     sizes: Counter[str] = Counter()
     for file in weight_files(folder):
         with safe_open(file, "pt") as handle:
             for name in handle.keys():  # noqa: SIM118  (not a dict)
                 part = handle.get_slice(name)
                 sizes[part.get_dtype()] += math.prod(part.get_shape())
-    return STORED.get(sizes.most_common(1)[0][0], torch.float32)
+    return SAFETENSORS_DTYPES.get(sizes.most_common(1)[0][0], torch.float32)
 
 
 def converts(skeleton: Any) -> bool:
-    """Whether this kind of model cuts its tensors otherwise than its files do (fused experts)."""
+    """Whether this kind of model divides its tensors differently from its files (fused experts)."""
     return any(isinstance(step, WeightConverter) for step in get_model_conversion_mapping(skeleton, add_legacy=False))
 
 
 def dequantized(module: Any, tensor: Tensor) -> Tensor:
-    """What a quantised layer's weight stands for; anything else as it is."""
+    """A quantised layer's weight, dequantised; any other tensor unchanged."""
     from peft.utils.integrations import dequantize_module_weight
 
     if type(tensor).__name__ in ("Params4bit", "Int8Params"):
@@ -91,7 +89,7 @@ def dequantized(module: Any, tensor: Tensor) -> Tensor:
 
 
 def from_files(folder: Path, skeleton: Any, new: Sequence[str]) -> FileWeights | None:
-    """The base straight from its files; None where loading it takes more than to add or drop a prefix.
+    """The base model's weights, read from its files; None if loading them takes more than adding or dropping a prefix.
 
     new: modules that the base need not have.
     """
@@ -118,7 +116,7 @@ def from_files(folder: Path, skeleton: Any, new: Sequence[str]) -> FileWeights |
 
 
 def unties(weights: FileWeights, skeleton: Any) -> bool:
-    """Whether the files hold two different matrices where the config asks for one; transformers then ties nothing."""
+    """Whether the files have two different matrices although the config ties them; transformers then ties nothing."""
     return any(
         weights.places[target] != weights.places[source] and not torch.equal(weights.get(target), weights.get(source))
         for target, source in skeleton.all_tied_weights_keys.items()

@@ -1,16 +1,16 @@
-"""Where a merge reads and where it writes: checked before torch is imported, which takes seconds."""
+"""Checks the source and target of a merge before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from train.checkpoint import commit
 from zerotune.common.errors import UserError
+from zerotune.common.files import json_object
 
 
 def find_run(path: Path) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint if `path` is one). Raises UserError where `path` is neither."""
+    """(run folder, checkpoint if `path` is one). Raises UserError if `path` is neither."""
     if (path / commit.STATE).is_file():
         return path.parent.parent, path
     if (path / "config.yaml").is_file():
@@ -21,14 +21,10 @@ def find_run(path: Path) -> tuple[Path, Path | None]:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise UserError where `out` is there already and is not an earlier merge."""
+    """Raise UserError if `out` exists and is not an earlier merge."""
     if not out.exists() and not out.is_symlink():
         return
-    try:
-        known = "merge" in json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = False
-    if not known and not (out.is_dir() and not any(out.iterdir())):
+    if "merge" not in json_object(out / "run.json") and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
-            f"{out}: is there already and is not an earlier merge; name another folder, or remove it yourself"
+            f"{out}: exists already and is not an earlier merge; choose another folder, or remove it yourself"
         )

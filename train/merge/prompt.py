@@ -1,6 +1,6 @@
-"""A tuned prompt as an ordinary checkpoint: its vectors become the embeddings of new tokens that precede every text.
+"""Merges a tuned prompt: its vectors become the embeddings of new tokens that precede every text.
 
-The decision and what it costs: docs/decisions/0004-prompt-tuning-becomes-tokens.md.
+Reasons and costs: docs/decisions/0004-prompt-tuning-becomes-tokens.md.
 
 Shape suffixes: v rows of the vocabulary, n tokens of the prompt, h hidden size.
 """
@@ -23,16 +23,16 @@ from zerotune.common.errors import UserError
 from zerotune.models.folder import read_json
 
 VECTORS = "prompt_encoder.default.embedding.weight"  # peft's name
-NEVER = -1e4  # a logit that no softmax lets through, where the output layer has a bias to carry it
+NEVER = -1e4  # bias of the new tokens' logits, if the output layer has a bias: their probability is 0
 
 
 class Extended:
-    """The base with rows for the prompt's tokens.
+    """The base model with rows for the prompt's tokens.
 
-    The logits of all other tokens stay exactly what they were. Where the output layer is tied to the embeddings it is
-    written out on its own, since the prompt's vectors must not become outputs. Its rows for the new tokens are the mean
-    of the others: a mean logit stands for the geometric mean of the probabilities, so that n new tokens together take
-    less than n / v (in a trained model far less).
+    The logits of all other tokens do not change. An output layer that is tied to the embeddings becomes a separate
+    matrix, since the prompt's vectors must not become outputs. Its rows for the new tokens are the mean of the others:
+    the mean logit gives at most the geometric mean of the probabilities, so n new tokens together take less than n / v
+    (in a trained model far less).
     """
 
     def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
@@ -48,42 +48,42 @@ class Extended:
         self.rows = text_rows(skeleton.config)
 
     def is_tied(self, target: str, origin: str) -> bool:
-        """Input and output part ways."""
+        """Whether the two are one matrix; input and output embeddings are not."""
         return self.entry not in (target, origin)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor."""
+        """One tensor of the merged model, in float32."""
         module, _, leaf = name.rpartition(".")
         part, dot, inside = module.partition(".")
-        saved = f"base_model.{part}.modules_to_save.default.{inside}{dot}{leaf}"  # a head, trained in full
+        saved = f"base_model.{part}.modules_to_save.default.{inside}{dot}{leaf}"  # a head, fully trained
         if saved in self.trained:
             self.used.add(saved)
             return self.trained[saved].float()
         tensor = self.base.get(name).float()
         if name == self.entry:
-            entry_vh = _grown(tensor, self.rows, torch.zeros(1))
+            entry_vh = _add_rows(tensor, self.rows, torch.zeros(1))
             entry_vh[list(self.ids)] = self.prompt_nh / self.scale
             return entry_vh
         if name == f"{self.exit}.weight":
-            return _grown(tensor, self.rows, tensor.mean(0))
+            return _add_rows(tensor, self.rows, tensor.mean(0))
         if name == f"{self.exit}.bias":
-            return _grown(tensor, self.rows, torch.tensor(NEVER))
+            return _add_rows(tensor, self.rows, torch.tensor(NEVER))
         return tensor
 
 
-def _grown(tensor: Tensor, rows: int, row: Tensor) -> Tensor:
-    """With `row` added at the end as often as needed."""
+def _add_rows(tensor: Tensor, rows: int, row: Tensor) -> Tensor:
+    """Append `row` until the tensor has `rows` rows."""
     return torch.cat([tensor, row.expand(max(rows - len(tensor), 0), *tensor.shape[1:])])
 
 
 def add_tokens(tokenizer: Any, count: int) -> list[int]:
-    """Give the tokenizer `count` new special tokens that stand before every text and every conversation; their ids.
+    """Add `count` special tokens that precede every text and every conversation, and return their ids.
 
     Raises UserError for a tokenizer that cannot put several tokens first.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError("merge: a prompt needs a fast tokenizer (tokenizer.json) to stand before every text")
+        raise UserError("merge: prompt tuning needs a fast tokenizer (tokenizer.json), to put the prompt first")
     known = [re.fullmatch(r"<\|prompt_([0-9]+)\|>", token) for token in tokenizer.get_vocab()]
     first = max((int(match[1]) + 1 for match in known if match), default=0)
     names = [f"<|prompt_{first + i}|>" for i in range(count)]
@@ -99,7 +99,7 @@ def add_tokens(tokenizer: Any, count: int) -> list[int]:
 
 
 def _with_start(old: Any, names: list[str], ids: list[int]) -> Any:
-    """A post-processor that does what `old` does, and puts `names` first."""
+    """The post-processor `old`, extended to put `names` first."""
     from tokenizers import processors
 
     described: dict[str, Any] = {"type": "Sequence", "processors": []}
@@ -108,22 +108,22 @@ def _with_start(old: Any, names: list[str], ids: list[int]) -> Any:
     steps: list[dict[str, Any]] = described["processors"] if described["type"] == "Sequence" else [described]
     steps[:] = [template_of(step) if step["type"] == "BertProcessing" else step for step in steps]
     if any(step["type"] not in ("ByteLevel", "TemplateProcessing") for step in steps):
-        raise UserError(f"merge: a prompt cannot be put before the texts of a tokenizer with {described['type']}")
+        raise UserError(f"merge: a prompt cannot be merged into a tokenizer with post-processor {described['type']}")
     template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
     if template is None:
         template = json.loads(processors.TemplateProcessing(single="$A", pair="$A:0 $B:1").__getstate__())
         steps.append(template)
-    mark = names[0]  # one entry of the template stands for all of them
-    template["special_tokens"][mark] = {"id": mark, "ids": ids, "tokens": names}
+    first = names[0]  # one entry of the template for all of them
+    template["special_tokens"][first] = {"id": first, "ids": ids, "tokens": names}
     for kind in ("single", "pair"):
-        template[kind].insert(0, {"SpecialToken": {"id": mark, "type_id": 0}})
+        template[kind].insert(0, {"SpecialToken": {"id": first, "type_id": 0}})
     joined = processors.Sequence([])
     joined.__setstate__(json.dumps({"type": "Sequence", "processors": steps}).encode())
     return joined
 
 
 def template_of(step: dict[str, Any]) -> dict[str, Any]:
-    """BertProcessing as the template that it stands for."""
+    """The TemplateProcessing that is equivalent to a BertProcessing."""
     from tokenizers import processors
 
     (sep, sep_id), (start, start_id) = step["sep"], step["cls"]
@@ -137,9 +137,10 @@ def template_of(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write it so that loading takes tokenizer.json as it is.
+    """Save the tokenizer so that loading uses tokenizer.json unchanged.
 
-    Switches for a start or end token, and the classes of some families (BERT's), would have the template rebuilt.
+    With options for start and end tokens, and for classes of some families (BERT's), loading would rebuild the
+    template.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -149,14 +150,14 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path, before: Any, ids: list[int]) -> None:
-    """Raise UserError unless the saved tokenizer gives the prompt and then what it gave before."""
+    """Raise UserError unless the saved tokenizer puts the prompt's tokens before those of the old tokenizer."""
     after = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = "Hello 你好 123"
     pairs = [(after(text)["input_ids"], before(text)["input_ids"])]
     if before.chat_template:
-        talk = [{"role": "user", "content": text}]
-        ask = {"add_generation_prompt": True, "return_dict": False}
-        pairs.append((after.apply_chat_template(talk, **ask), before.apply_chat_template(talk, **ask)))
+        messages = [{"role": "user", "content": text}]
+        options = {"add_generation_prompt": True, "return_dict": False}
+        pairs.append((after.apply_chat_template(messages, **options), before.apply_chat_template(messages, **options)))
     if any(list(new) != [*ids, *old] for new, old in pairs):
         raise UserError(
             f"{folder}: its tokenizer does not put the prompt before every text; prompt tuning cannot be merged"

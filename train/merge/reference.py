@@ -1,4 +1,4 @@
-"""The trained model before merging, built as training builds it: what the merged one must answer too."""
+"""Builds the trained model as training does, unmerged: the merged model must give the same answers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from train.config import TuningConfig
 from train.merge.base import dequantized
 from train.merge.source import Source, new_parts
 from train.models.load import load_model, unquantized
-from train.tuning import TUNINGS
+from train.tuning import make_tuning
 from zerotune.common.errors import UserError
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:
-    """The tuned model with the trained weights, without dropout; its base in `dtype` or quantised as in training."""
-    if source.tuning.kind == "full":
+    """The tuned model with the trained weights, in evaluation mode; base in `dtype`, or quantised as in training."""
+    if source.tuning.spec.replaces_base:
         with no_init_weights():  # every weight is replaced
             model = source.model_class._from_config(copy.deepcopy(source.described), dtype=dtype)
         model.tie_weights()
@@ -32,13 +32,13 @@ def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -
 
 
 def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
-    tuning = TUNINGS[config.kind](config, source.config.run.seed, model=source.model, task=source.task)
+    tuning = make_tuning(config, source.config.run.seed, model=source.model, task=source.task)
     described = copy.deepcopy(source.described)
     rows = described.get_text_config().vocab_size
     described.get_text_config().vocab_size = source.base_rows
     head = [] if source.task == "CAUSAL_LM" else new_parts(source)
-    given = {**unquantized(tuning.load_options(dtype), head), "config": described}
-    options = given if source.model.init == "pretrained" else source.head_options
+    pretrained_options = {**unquantized(tuning.load_options(dtype), head), "config": described}
+    options = pretrained_options if source.model.init == "pretrained" else source.head_options
     model: Any = load_model(
         source.model_class, source.model, dtype, None, options, source.config.run.seed, new_parts(source)
     )
@@ -52,12 +52,12 @@ def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def _fill(model: Any, trained: Mapping[str, Tensor], source: Source) -> None:
-    """Put the trained weights in their places; all of them must have one, and all trained places must get one."""
+    """Set the trained weights. Their names must be exactly those of the model's trained parameters."""
     places = dict(model.named_parameters()) | dict(model.named_buffers())
-    asked = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    strange, missing = sorted(set(trained) - set(places)), sorted(asked - set(trained))
-    if strange or missing:
-        what = f"{strange[0]} has no place in" if strange else f"{missing[0]} is missing for"
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    extra, missing = sorted(set(trained) - set(places)), sorted(expected - set(trained))
+    if extra or missing:
+        what = f"{extra[0]} does not belong to" if extra else f"{missing[0]} is missing for"
         raise UserError(f"{source.checkpoint}: {what} the model that its config.yaml describes")
     for name, tensor in trained.items():
         if places[name].shape != tensor.shape:
@@ -65,14 +65,14 @@ def _fill(model: Any, trained: Mapping[str, Tensor], source: Source) -> None:
                 f"{source.checkpoint}: {name} is {list(tensor.shape)}, the model's {list(places[name].shape)}"
             )
         if places[name].dtype == tensor.dtype and places[name].device == tensor.device:
-            places[name].data = tensor  # shared: a model is held in memory once
+            places[name].data = tensor  # shared, not copied: saves memory
         else:
             places[name].copy_(tensor)
 
 
 @torch.no_grad()
 def take_over_quantized(plain: Any, quantized: Any) -> None:
-    """Give a model the weights that its quantised twin stands for; those left unquantised too, as rounded there."""
+    """Copy the dequantised weights of `quantized` into `plain`, also those that are not quantised but rounded."""
     twins = dict(quantized.named_modules())
     for name, module in plain.named_modules():
         twin = dict(twins[name].named_parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""What a merge did and how well its result answers."""
+"""The report of a merge: what was merged, and how close the answers are."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from train.merge.verify import Comparison, Recorded
 class MergeReport:
     """One merge.
 
-    checkpoint, step: what was merged. kind: the tuning. weights: storage of the merged weights. tied: whether input
-    and output embeddings are one matrix. compared_in: arithmetic of the comparison. comparison: merged against trained
-    model, rebuilt from the checkpoint. recorded: against the answers kept in training; None where there are none.
-    divergence: for a quantised base, mean KL in nats from the model that was trained to the one merged into the
-    original and into the dequantized weights. dequantized_from: how the base's own files are
-    quantised. prompt_tokens: ids that stand before every text. prompt_leak: the largest probability that they take
-    anywhere, where they are not masked. seconds: of the whole.
+    checkpoint, step: the merged checkpoint. kind: the tuning. weights: storage of the merged weights. tied: whether
+    input and output embeddings are one matrix. compared_in: arithmetic of the comparison. comparison: with the trained
+    model, rebuilt from the checkpoint. recorded: comparison with the answers recorded in training, if there are any.
+    divergence: for a quantised base, mean KL in nats from the trained model to the one merged into the original and
+    into the dequantized weights. dequantized_from: quantisation of the base's own files. prompt_tokens: ids of the
+    prompt's tokens. prompt_leak: their largest total probability at any position, if not masked. seconds: total time.
     """
 
     out: Path
@@ -49,41 +48,40 @@ class MergeReport:
         return facts | {"checkpoint": self.checkpoint.name}
 
     def lines(self) -> list[str]:
-        """For people."""
-        close = self.comparison
+        """For the user."""
+        compared = self.comparison
         lines = [
             f"{self.out}: {self.parameters:,} parameters in {self.weights}, {self.tensors} tensors, embeddings "
             f"{'' if self.tied else 'not '}tied; from {self.checkpoint} ({self.seconds:.0f} s)",
-            f"loaded again and compared in {self.compared_in} with the trained model as rebuilt: logits differ by "
-            f"{close.max_difference:.2g} at most, {close.relative:.2g} of their spread; KL {close.mean_kl:.2g} nats",
+            f"reloaded and compared in {self.compared_in} with the trained model, rebuilt: logits differ by at most "
+            f"{compared.max_difference:.2g}, {compared.relative:.2g} standard deviations; "
+            f"KL {compared.mean_kl:.2g} nats",
             self._against_training(),
         ]
         if self.divergence:
             shown = ", ".join(f"{name} {value:.3g} nats" for name, value in self.divergence.items())
-            lines.append(
-                f"KL from the quantised model that was trained, by base: {shown}; merged into {self.quantized_base}"
-            )
+            lines.append(f"KL from the trained quantised model, by base: {shown}; merged into {self.quantized_base}")
         if self.dequantized_from:
             lines.append(
-                f"the base's weights are quantised ({self.dequantized_from}): dequantised for training and for the "
-                f"merge, so the result is an ordinary model in {self.weights}"
+                f"the base's weights are quantised ({self.dequantized_from}): they were dequantised for training and "
+                f"for the merge, so the result is an ordinary model in {self.weights}"
             )
         if self.prompt_tokens:
             lines.append(
-                f"the prompt is {len(self.prompt_tokens)} tokens that precede every text; left unmasked they would "
-                f"take at most {self.prompt_leak:.2g} of the probability"
+                f"the prompt is {len(self.prompt_tokens)} tokens that precede every text; if not masked, their "
+                f"probability is at most {self.prompt_leak:.2g}"
             )
         return lines
 
     def _against_training(self) -> str:
-        kept = self.recorded
-        if kept is None:
+        recorded = self.recorded
+        if recorded is None:
             return (
-                "the checkpoint holds no answers recorded in training (an earlier version wrote it): compared with a "
-                "model rebuilt from the checkpoint alone"
+                "the checkpoint has no answers recorded in training (an earlier version wrote it): compared only with "
+                "a model rebuilt from the checkpoint"
             )
-        way = "" if kept.share is None else f"; it has gone {kept.share:.3f} of the way that training moved them"
+        share = "" if recorded.share is None else f"; they contain {recorded.share:.3f} times the update of training"
         return (
-            f"compared with the answers recorded in training ({kept.precision}): logits differ by {kept.relative:.2g} "
-            f"of their spread (allowed: {kept.allowed:g}){way}"
+            f"compared with the answers recorded in training ({recorded.precision}): logits differ by "
+            f"{recorded.relative:.2g} standard deviations (allowed: {recorded.allowed:g}){share}"
         )

@@ -1,4 +1,4 @@
-"""What is merged: the run, one of its checkpoints, and the base model it started from."""
+"""The source of a merge: the run, one of its checkpoints, and its base model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from train.models.load import head_parts
 from zerotune.common.errors import UserError
 from zerotune.models.digest import model_digest
 from zerotune.models.folder import read_config, resolve
+from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
 
-# peft's names for what a model is used for, by how transformers ends the names of its classes
+# PEFT's task types, by the end of transformers' class names
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
-ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Source:
     """A run at one of its checkpoints.
 
-    described: the model's config as the objective and the tuning left it. base_rows: rows of the base's embeddings.
-    trained: the trained weights by their names in the tuned model. facts: the run's run.json. prompt_ids: the tokens
-    that a tuned prompt becomes.
+    described: the trained model's config. base_rows: rows of the base model's embeddings. trained: the trained weights
+    by their names in the tuned model. facts: the run's run.json. prompt_ids: the new tokens of a tuned prompt.
     """
 
     run: Path
@@ -50,12 +49,12 @@ class Source:
 
     @property
     def model(self) -> ModelConfig:
-        """The base model."""
+        """The recipe's base model."""
         return self.config.model
 
     @property
     def tuning(self) -> TuningConfig:
-        """Which weights moved."""
+        """The recipe's tuning."""
         return self.config.tuning
 
     @property
@@ -65,18 +64,18 @@ class Source:
 
     @property
     def arithmetic(self) -> torch.dtype:
-        """In which training computed, and stored what was neither trained nor quantised."""
-        return ARITHMETIC.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
+        """The dtype of training's matrix products, and of weights that were neither trained nor quantised."""
+        return DTYPES.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
 
     @property
     def task(self) -> str:
-        """peft's name for what the model is used for."""
+        """PEFT's task type of the model."""
         name = self.described.architectures[0]
         return next((task for ending, task in TASKS.items() if name.endswith(ending)), "CAUSAL_LM")
 
     @property
     def head_options(self) -> dict[str, Any]:
-        """What a new model's config must be told of the head that training put on it."""
+        """Options of a new model's config for the head that training added."""
         names = ("id2label", "label2id") if self.task != "CAUSAL_LM" else ()
         return {name: getattr(self.described, name) for name in names}
 
@@ -87,23 +86,23 @@ class Source:
         known = getattr(transformers, name, None)
         if known is None and not self.model.trust_remote_code:
             raise UserError(
-                f"{self.checkpoint}: its model {name} is code of the base model's own. Read that code, and if you "
-                "trust it merge with --trust_remote_code"
+                f"{self.checkpoint}: its model {name} is the base model's own code. Read that code, and if you trust "
+                "it, merge with --trust_remote_code"
             )
         return known or AutoModelForCausalLM
 
 
 def open_source(path: Path, which: str, base: str | None = None, code: bool = False) -> Source:
-    """The run and checkpoint at `path`, which is either of them.
+    """Read a run and one of its checkpoints.
 
     Args:
         path: A run folder, or one of its checkpoints.
-        which: best or last, where `path` is a run. Without a best one (no validation), the last is taken.
-        base: Where the base model lies now, if it has moved.
-        code: Whether code that comes with the base model may run.
+        which: best or last, if `path` is a run. Without a best checkpoint (no validation), the last is used.
+        base: The base model's folder, if it has moved.
+        code: Whether the base model's own code may run.
 
     Raises:
-        UserError: Where something is missing or damaged, or the base model is not the one that was trained on.
+        UserError: Something is missing or damaged, or the base model is not that of the training.
     """
     run, checkpoint = find_run(path)
     folder = checkpoint or _choose(run, which)
@@ -114,25 +113,22 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     rows = _check_base(config, facts)
     tuning = folder / "tuning"
     if not (tuning / "config.json").is_file():
-        raise UserError(
-            f"{folder}: tuning/config.json is missing, so the checkpoint does not say which model it belongs to"
-        )
+        raise UserError(f"{folder}: tuning/config.json is missing, so the model of the checkpoint is unknown")
     described = AutoConfig.from_pretrained(tuning, trust_remote_code=code, local_files_only=True)
-    found = trained_weights(folder)
-    trained = {
-        name: tensor for name, tensor in found.items() if f".{VALUE_HEAD}." not in f".{name}"
-    }  # only to train by
+    weights = trained_weights(folder)
+    # PPO's value head is used only in training.
+    trained = {name: tensor for name, tensor in weights.items() if f".{VALUE_HEAD}." not in f".{name}"}
     broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")
-    if config.tuning.kind == "full":  # training may have found two matrices where the config asks for one
+    if config.tuning.spec.replaces_base:  # the config may tie embeddings of which the files have two
         described.tie_word_embeddings = described.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
     return Source(run, folder, step, config, described, rows or text_rows(described), trained, facts)
 
 
 def new_parts(source: Source) -> list[str]:
-    """Modules that the base's files need not hold: those that training made anew, and saved."""
+    """Modules that the base model's files need not contain: those that training created, and saved."""
     if source.task == "CAUSAL_LM":
         return source.tuning.lora.modules_to_save
     with torch.device("meta"):
@@ -141,7 +137,7 @@ def new_parts(source: Source) -> list[str]:
 
 
 def text_rows(config: Any) -> int:
-    """Rows of the embeddings that a model's config asks for."""
+    """Number of rows of the embeddings, by a model's config."""
     return int(config.get_text_config().vocab_size)
 
 
@@ -149,7 +145,7 @@ def _choose(run: Path, which: str) -> Path:
     parent = run / "checkpoints"
     steps = commit.steps(parent)
     if not steps:
-        raise UserError(f"{parent}: holds no finished checkpoint, so there is nothing to merge")
+        raise UserError(f"{parent}: no finished checkpoint, so there is nothing to merge")
     newest = commit.folder_of(parent, steps[-1])
     best = commit.read_state(newest).get("best_step") if which == "best" else None
     return commit.folder_of(parent, best) if best in steps else newest
@@ -165,21 +161,21 @@ def _facts(run: Path) -> dict[str, Any]:
 
 
 def _check_base(config: Config, facts: dict[str, Any]) -> int | None:
-    """Rows of the base's embeddings, after making sure that it is still the model that was trained on.
+    """Check that the base model is unchanged since training. Returns the number of rows of its embeddings.
 
-    After full fine-tuning nothing of the base is in the result, so there it may be gone: None.
+    After full tuning no base weight is in the result, so the base model is not needed: None.
     """
-    if config.tuning.kind == "full":
+    if config.tuning.spec.replaces_base:
         return None
     model = config.model
     try:
         folder = resolve(model.path, model.revision, code=model.trust_remote_code)
     except UserError as error:
-        raise UserError(f"{error}; if the base model has moved, name its folder with --base") from error
+        raise UserError(f"{error}; if the base model has moved, give its folder with --base") from error
     recorded = facts.get("model", {}).get("digest")
     if recorded and recorded != model_digest(folder):
         raise UserError(
-            f"{folder}: these are not the weights that training started from (their digest differs from the one in "
-            "run.json), so the merge would be wrong. Put the old ones back, or name their folder with --base"
+            f"{folder}: these are not the weights that training started from (their digest differs from that in "
+            "run.json), so the merge would be wrong. Restore the old weights, or give their folder with --base"
         )
     return text_rows(read_config(folder, model.trust_remote_code))

@@ -37,13 +37,13 @@ from zerotune.common.errors import UserError
 from zerotune.data.own_template import default_template
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import read_config, read_json
+from zerotune.models.precision import DTYPES
 
 log = logging.getLogger(__name__)
 
-NOTABLE_KL = 0.1  # nats: from there on perplexities of both differ by about a tenth
+NOTABLE_KL = 0.1  # nats; perplexities then differ by about 10%
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SPARE = 1.2  # free memory and disk asked for, as a multiple of what is expected
+SPARE = 1.2  # required free memory and disk, as a multiple of the expected use
 
 
 def merge(
@@ -51,87 +51,86 @@ def merge(
 ) -> MergeReport:
     """Merge into `out`, which appears only after its answers were compared with the trained model's.
 
-    Called by one process alone. An earlier merge at `out` is replaced; anything else there is refused.
+    Runs in one process. An earlier merge at `out` is replaced; any other content is refused.
 
     Args:
         run_or_checkpoint: A run folder, or one of its checkpoints.
-        out: The folder to make.
+        out: The folder to write.
         settings: The recipe's `merge`.
-        base: Where the base model lies now, if it has moved since training.
-        code: Whether code that comes with the base model may run.
+        base: The base model's folder, if it has moved since training.
+        code: Whether the base model's own code may run.
 
     Raises:
-        UserError: Something is missing, damaged or was changed since training, or the result is not right.
-        CannotWriteError: No space, no permission. In both cases nothing new is left at `out`.
+        UserError: Something is missing, damaged or changed since training, or the result is wrong.
+        CannotWriteError: No space, no permission. In both cases `out` does not change.
     """
     began = time.monotonic()
     refuse_foreign(out)
-    with unsharded():  # also while a ZeRO-3 training is alive in this process
+    with unsharded():  # this process may still be in a ZeRO-3 training
         source = open_source(run_or_checkpoint, settings.checkpoint, base, code)
-        log.info("merging %s into %s, and comparing the answers of both", source.checkpoint, out)
+        log.info("merging %s into %s, then comparing answers", source.checkpoint, out)
         return _Merge(source, out, settings).run(began)
 
 
 class _Merge:
-    """The steps of one merge, in the order in which they stand here."""
+    """The steps of one merge, in this order."""
 
     def __init__(self, source: Source, out: Path, settings: MergeConfig) -> None:
         self.source, self.out, self.settings = source, out, settings
         self.weights = DTYPES[settings.weights] if settings.weights != "auto" else _storage(source)
         self.parameters = sum(tensor.numel() for tensor in skeleton_of(source).parameters())
-        enough = psutil.virtual_memory().available > SPARE * 4 * self.parameters
-        self.arithmetic = torch.float32 if enough else torch.bfloat16
+        fits = psutil.virtual_memory().available > SPARE * 4 * self.parameters
+        self.arithmetic = torch.float32 if fits else torch.bfloat16
         self.quantized_rtv: Tensor | None = None
         self.divergence: dict[str, float] = {}
         self.recorded = read_answers(source.checkpoint)
 
     def run(self, began: float) -> MergeReport:
-        """Write, check, put in place."""
+        """Write and check a draft, then rename it."""
         tokenizer, before = self._tokenizer(), self._tokenizer()
         ids_rt = batch(before, [], min(self.source.base_rows, len(before)), self._positions())
         expected_rtv, quantized = self._expected(ids_rt)
         base, model = self._base(quantized)
-        if self.source.tuning.kind == "prompt":
+        if self.source.tuning.extra_positions:
             self._extend_vocabulary(tokenizer)
         with draft_of(self.out, int(SPARE * self.parameters * self.weights.itemsize)) as draft:
             digests = self._write_weights(draft, base, model)
             self._write_rest(draft, tokenizer)
             self.source.trained.clear()
-            del base, model, quantized  # from here on the merged model alone is in memory
+            del base, model, quantized  # from here on, only the merged model is in memory
             report = self._check(draft, digests, before, ids_rt, expected_rtv)
             report = dataclasses.replace(report, seconds=round(time.monotonic() - began, 1))
             write_json(draft / "run.json", {**self.source.facts, **self._template(tokenizer), "merge": report.facts()})
         return report
 
     def _template(self, tokenizer: Any) -> dict[str, str]:
-        """The digest of the chat template with the prompt before it: evaluation compares the two."""
+        """The digest of the chat template with the prompt's tokens: evaluation compares it with the tokenizer's."""
         template = default_template(tokenizer.chat_template)
         if not self.source.prompt_ids or not template or not self.source.facts.get("template_hash"):
             return {}
         return {"template_hash": hashlib.sha256(template.encode()).hexdigest()}
 
     def _positions(self) -> int:
-        """As many as the model has, up to the usual number."""
+        """Positions of the comparison: POSITIONS, or fewer if the model has fewer."""
         longest = getattr(self.source.described.get_text_config(), "max_position_embeddings", None) or POSITIONS
-        before = self.source.tuning.prompt.virtual_tokens if self.source.tuning.kind == "prompt" else 0
-        return max(min(POSITIONS, longest - before), 1)
+        return max(min(POSITIONS, longest - self.source.tuning.extra_positions), 1)
 
     def _tokenizer(self) -> Any:
-        """The run's, which has the chat template that was trained with."""
+        """The run's tokenizer, with the chat template of the training."""
         saved = self.source.run / "tokenizer"
         if saved.is_dir():
             return AutoTokenizer.from_pretrained(saved, local_files_only=True, trust_remote_code=self._code)
         return load_tokenizer(self.source.model)
 
     def _expected(self, ids_rt: Tensor) -> tuple[Tensor, Any]:
-        """The trained model's answers with the base that is merged into; the quantised model, where it is that base."""
+        """The trained model's answers on the base that is merged into; the quantised model, if it is that base."""
         if self.source.tuning.quantization == "none":
             return logits(trained_model(self.source, self.arithmetic), ids_rt), None
         quantized = trained_model(self.source, self.source.arithmetic, quantized=True)
         self.quantized_rtv = logits(quantized, ids_rt)
         if self.recorded is not None:
             found_rtv = logits(quantized, self.recorded.ids_rt)
-            verify.check_recorded(self.recorded, found_rtv, "the quantised model as rebuilt", torch.bfloat16)
+            verify.check_recorded(self.recorded, found_rtv, "the rebuilt quantised model", torch.bfloat16)
         plain = trained_model(self.source, self.arithmetic)
         by_base = {"original": logits(plain, ids_rt)}
         take_over_quantized(plain, quantized)
@@ -141,15 +140,15 @@ class _Merge:
         return by_base[chosen], quantized.unload() if chosen == "dequantized" else None
 
     def _base(self, quantized: Any) -> tuple[BaseWeights | None, Any]:
-        """Where the base's weights come from; and the model to write with, where files cannot be written one by one."""
+        """The base model's weights; and a model to write with, if tensors cannot be written one by one."""
         source = self.source
         skeleton = skeleton_of(source)
-        if source.tuning.kind == "full":
+        if source.tuning.spec.replaces_base:
             return None, trained_model(source, self.weights) if converts(skeleton) else None
         if source.model.init == "random":
             seed, options = source.config.run.seed, source.head_options
-            fresh = load_model(source.model_class, source.model, torch.float32, None, options, seed)
-            return ModelWeights(fresh), None
+            initial = load_model(source.model_class, source.model, torch.float32, None, options, seed)
+            return ModelWeights(initial), None
         new = new_parts(source)
         files = None if converts(skeleton) else from_files(source.base, skeleton, new)
         if files is None:
@@ -157,8 +156,9 @@ class _Merge:
             described.get_text_config().vocab_size = source.base_rows
             model = load_model(source.model_class, source.model, self.weights, None, {"config": described}, new=new)
             self._follow_ties_of(model)
-            whole = converts(skeleton) or not quantization_method(source.base)  # else the names are the model's own
-            return ModelWeights(model if quantized is None else quantized), model if whole else None
+            # Otherwise the names in the files are those of the model.
+            needs_model = converts(skeleton) or not quantization_method(source.base)
+            return ModelWeights(model if quantized is None else quantized), model if needs_model else None
         self._follow_ties(files, skeleton)
         return (ModelWeights(quantized) if quantized is not None else files), None
 
@@ -172,8 +172,8 @@ class _Merge:
             self.source.described.tie_word_embeddings = False
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
-        """Rows for the prompt's tokens, and an output layer of its own."""
-        ids = tuple(add_tokens(tokenizer, self.source.tuning.prompt.virtual_tokens))
+        """Add the prompt's tokens to tokenizer and config, and separate the output layer from the embeddings."""
+        ids = tuple(add_tokens(tokenizer, self.source.tuning.extra_positions))
         described = self.source.described
         described.get_text_config().vocab_size = max(text_rows(described), max(ids) + 1)
         described.tie_word_embeddings = False
@@ -192,14 +192,14 @@ class _Merge:
         return writer.digests
 
     def _write_rest(self, draft: Path, tokenizer: Any) -> None:
-        """Config, generation settings, tokenizer with its chat template, and the model's code where it may run."""
+        """Config, generation settings, tokenizer with its chat template, and the model's code if it may run."""
         source, described = self.source, self.source.described
         described.dtype = self.weights
-        described.use_cache = True  # training may have switched it off
+        described.use_cache = True  # training may have disabled it
         described.save_pretrained(draft)
         settings = source.checkpoint / "tuning" / "generation_config.json"
         generation = read_json(settings) if settings.is_file() else {}
-        if source.prompt_ids:  # in likelihoods these tokens are to be masked as well (docs/merge.md)
+        if source.prompt_ids:  # likelihoods must mask these tokens as well (docs/merge.md)
             generation["suppress_tokens"] = [*(generation.get("suppress_tokens") or []), *source.prompt_ids]
         if generation:
             write_json(draft / "generation_config.json", generation)
@@ -224,7 +224,7 @@ class _Merge:
         found_rtv = logits(model, ids_rt, source.prompt_ids)
         comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)
         recorded = self._check_recorded(model) if self.recorded is not None else None
-        if self.quantized_rtv is not None:  # measured on what was written, roundings and all
+        if self.quantized_rtv is not None:  # measured on the written weights, including rounding
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
             self._warn_of_divergence()
         return MergeReport(
@@ -241,17 +241,17 @@ class _Merge:
             recorded=recorded,
             divergence=self.divergence,
             quantized_base=self.settings.quantized_base if self.divergence else None,
-            dequantized_from=None if source.tuning.kind == "full" else quantization_method(source.base),
+            dequantized_from=None if source.tuning.spec.replaces_base else quantization_method(source.base),
             prompt_tokens=source.prompt_ids,
             prompt_leak=verify.leak(found_rtv, expected_rtv.shape[-1]),
         )
 
     def _check_recorded(self, model: Any) -> verify.Recorded:
-        """Compare what was loaded from the disk with what the trained model answered during training."""
+        """Compare the merged model, loaded from disk, with the answers recorded in training."""
         assert self.recorded is not None
         found_rtv = logits(model, self.recorded.ids_rt, self.source.prompt_ids)
         other_base = self.quantized_rtv is not None and self.settings.quantized_base == "original"
-        # Products of a quantised model are as coarse as in 16 bit, whatever the run's precision.
+        # A quantised model computes as coarsely as bfloat16, in any precision of the run.
         kinds = (self.weights, self.arithmetic, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
         return verify.check_recorded(self.recorded, found_rtv, "the merged model", *kinds, other_base=other_base)
 
@@ -259,8 +259,8 @@ class _Merge:
         chosen, by_base = self.settings.quantized_base, self.divergence
         if by_base[chosen] > NOTABLE_KL and min(by_base, key=by_base.__getitem__) != chosen:
             log.warning(
-                "the merged model differs from the quantised one that was trained by KL %.2g nats (%s base), so its "
-                "scores may differ too; the dequantized base is nearer (%.2g nats): --quantized_base dequantized, or "
+                "the merged model differs from the trained quantised model by KL %.2g nats (%s base), so its scores "
+                "may differ; the dequantized base is closer (%.2g nats): set --quantized_base dequantized, or "
                 "merge.quantized_base in the recipe",
                 by_base[chosen], chosen, by_base["dequantized"],
             )  # fmt: skip
@@ -271,12 +271,12 @@ class _Merge:
 
 
 def _storage(source: Source) -> torch.dtype:
-    """What the base is stored in; for a new model what its config asks for."""
+    """The dtype of the base model's files; for a new model, that of its config."""
     try:
         if source.model.init == "random":
             return read_config(source.base, source.model.trust_remote_code).dtype or torch.float32
         return storage(source.base)
-    except UserError:  # after full tuning the base may be gone
+    except UserError:  # after full tuning the base model is not needed
         return source.described.dtype or torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Whether a merged folder is what it should be: file by file, loaded afresh, and by its answers.
+"""Verifies a merged folder: its files, that it loads, and its answers.
 
 Shape suffixes: r rows of the probe, t positions, v vocabulary or classes.
 """
@@ -20,27 +20,27 @@ from train.merge.writer import digest
 from train.models.answers import Answers, batch
 from zerotune.common.errors import UserError
 from zerotune.models.folder import read_json, weight_files
+from zerotune.models.precision import DTYPES
 
-# Largest root mean square of the logits' differences, relative to their spread. Rounding the weights to these kinds was
-# seen to cost 3e-6, 3e-3 and 5e-2 at most (docs/merge.md); one wrong tensor costs about 1.
+# Limits of `Comparison.relative` by dtype. Rounding the weights was measured to cost at most 3e-6, 3e-3 and 5e-2
+# (docs/merge.md); one wrong tensor costs about 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
-# The same where the other side was computed in training, on another device and with other products. docs/merge.md.
+# The same for answers recorded in training, which may use another device and other kernels (docs/merge.md).
 RECORDED = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: their difference is the quantisation's
-# Training must have moved the answers this far (in the same unit) before it is told from rounding how far they went.
-TOLD_FROM_ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
-WHOLE_WAY = (0.5, 1.5)  # 1 is right; 0 is an update that was lost, 2 one that was applied twice
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: quantisation causes the difference
+# `Recorded.share` is measured only if training has moved the answers this far; below, it would be mostly rounding.
+MEASURABLE_MOVE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+ALLOWED_SHARE = (0.5, 1.5)  # 1 is right; at 0 the update is lost, at 2 it is applied twice
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """How far a model's answers are from those that the trained model gave during training.
+    """Comparison of a model's answers with those recorded in training.
 
-    relative: as in Comparison. allowed: its limit. precision: of the training. moved: how far training moved the
-    answers, in the same unit; None where its start was not recorded. share: of this way, how much the model has gone;
-    None where the way is too short to be told from rounding, or the base is another one.
+    relative: as in Comparison. allowed: its limit. precision: of the training. moved: distance from the answers before
+    the first step to the trained ones, in the same unit, if recorded. share: how much of the update the answers
+    contain, 1 if all; None if `moved` is too small to measure it, or the base is another one.
     """
 
     relative: float
@@ -52,7 +52,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two models' answers are apart.
+    """The difference of two models' answers.
 
     max_difference: largest absolute difference of a logit. relative: root mean square of the differences over the
     standard deviation of the expected logits (or the root mean square of a single output). mean_kl: mean of
@@ -65,22 +65,23 @@ class Comparison:
 
 
 def compare(expected_rtv: Tensor, found_rtv: Tensor) -> Comparison:
-    """Of logits of the same shape."""
+    """Compare logits of the same shape."""
     expected, found = expected_rtv.double(), found_rtv.double()
     difference = (found - expected).abs()
-    # Logits count by what sets them apart from each other; the one output of a regression counts as it is.
+    # Adding a constant to all logits changes nothing; the single output of a regression is not centred.
     centre = expected.mean(-1, keepdim=True) if expected.shape[-1] > 1 else 0.0
-    spread = (expected - centre).square().mean().sqrt()
+    deviation = (expected - centre).square().mean().sqrt()
     log_p, log_q = F.log_softmax(expected, -1), F.log_softmax(found, -1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    relative = difference.square().mean().sqrt() / spread.clamp_min(1e-12)
+    relative = difference.square().mean().sqrt() / deviation.clamp_min(1e-12)
     return Comparison(float(difference.max()), float(relative), float(kl))
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> tuple[int, int]:
     """(tensors, parameters) of the folder's weights.
 
-    Raises UserError for a tensor that is empty, not finite, or not the one that was computed (digests; empty: unknown).
+    digests: of the merged tensors by name; empty if unknown.
+    Raises UserError for a tensor that is empty, not finite, or not the merged one.
     """
     seen: set[str] = set()
     parameters = 0
@@ -91,9 +92,9 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> tuple[int, int]:
                 if tensor.numel() == 0:
                     raise UserError(f"{file.name}: {name} is empty")
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise UserError(f"{file.name}: {name} holds values that are not finite")
+                    raise UserError(f"{file.name}: {name} has values that are not finite")
                 if digests and digests.get(name) != digest(tensor):
-                    raise UserError(f"{file.name}: {name} is not what was written (a faulty disk, or another writer)")
+                    raise UserError(f"{file.name}: {name} was changed after writing (a faulty disk, or another writer)")
                 seen.add(name)
                 parameters += tensor.numel()
     lost = sorted(set(digests) - seen)
@@ -103,7 +104,7 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> tuple[int, int]:
 
 
 def reload(folder: Path, model_class: Any, dtype: torch.dtype, code: bool) -> Any:
-    """The folder's model, loaded as anybody would. Raises UserError where a key is missing, left over or misshapen."""
+    """Load the folder's model as users do. Raises UserError if a key is missing, unexpected or of another shape."""
     try:
         model, found = model_class.from_pretrained(
             folder,
@@ -120,28 +121,28 @@ def reload(folder: Path, model_class: Any, dtype: torch.dtype, code: bool) -> An
         if names:
             raise UserError(f"{folder.name}: {names[0]} ({len(names)} such) is among the {kind.replace('_', ' ')}")
     entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
-    asked = bool(read_json(folder / "config.json").get("tie_word_embeddings"))
-    if exit_ is not None and entry is not None and asked != (entry.weight is exit_.weight):
-        raise UserError(f"{folder.name}: the embeddings are {'not ' * asked}tied, against its config.json")
+    tied = bool(read_json(folder / "config.json").get("tie_word_embeddings"))
+    if exit_ is not None and entry is not None and tied != (entry.weight is exit_.weight):
+        raise UserError(f"{folder.name}: the embeddings are {'not ' * tied}tied, contrary to its config.json")
     return model
 
 
 def check_answers(expected_rtv: Tensor, found_rtv: Tensor, *kinds: torch.dtype) -> Comparison:
-    """Compare the merged model's answers with the expected ones; outputs that a prompt's tokens added are left aside.
+    """Compare the merged model's answers with the expected ones; outputs of a prompt's new tokens are ignored.
 
-    kinds: of the weights and of the arithmetic, which bound how close the answers can be.
-    Raises UserError where the answers are not finite or further apart than rounding explains.
+    kinds: dtypes of the weights and of the arithmetic, which set the limit.
+    Raises UserError if the answers are not finite, or differ by more than rounding explains.
     """
     found_rtv = found_rtv[..., : expected_rtv.shape[-1]]
     if found_rtv.shape != expected_rtv.shape or not torch.isfinite(found_rtv).all():
-        raise UserError("the merged model's answers have another shape than the trained model's, or are not finite")
+        raise UserError("the merged model's answers are not finite, or differ in shape from the trained model's")
     comparison = compare(expected_rtv, found_rtv)
     coarsest = max(kinds, key=TOLERANCE.__getitem__)
     limit = TOLERANCE[coarsest]
     if not comparison.relative <= limit:
         raise UserError(
-            "the merged model answers differently from the trained one: logits differ by "
-            f"{comparison.max_difference:.3g} at most, {comparison.relative:.2g} of their spread "
+            "the merged model answers differently from the trained one: logits differ by at most "
+            f"{comparison.max_difference:.3g}, {comparison.relative:.2g} standard deviations "
             f"(allowed in {str(coarsest).removeprefix('torch.')}: {limit:g})"
         )
     return comparison
@@ -150,55 +151,55 @@ def check_answers(expected_rtv: Tensor, found_rtv: Tensor, *kinds: torch.dtype) 
 def check_recorded(
     recorded: Answers, found_rtv: Tensor, what: str, *kinds: torch.dtype, other_base: bool = False
 ) -> Recorded:
-    """Compare a model's answers to the recorded batch with the recorded ones.
+    """Compare a model's answers with those recorded in training.
 
     Args:
-        recorded: With the trained model's answers.
-        found_rtv: All logits of the model to be checked.
-        what: It, in a message.
-        kinds: Of its weights and of its arithmetic; the training's own is added.
-        other_base: Whether its base is the original of a base that was quantised for training.
+        recorded: The trained model's answers.
+        found_rtv: All logits of the model to check, for the recorded batch.
+        what: The model's name in messages.
+        kinds: Dtypes of its weights and arithmetic; that of the training is added.
+        other_base: Whether its base is the original, and training used the quantised base.
 
     Raises:
-        UserError: Further apart than rounding explains, or training's update is not there once.
+        UserError: The answers differ by more than rounding explains, or do not contain the update exactly once.
     """
     found_rtk, expected_rtk, start_rtk = recorded.chosen(found_rtv), recorded.found_rtk, recorded.start_rtk
     if found_rtk.shape != expected_rtk.shape or not torch.isfinite(found_rtk).all():
-        raise UserError(f"{what} gives answers of another shape than the trained model, or such that are not finite")
-    coarsest = max((*kinds, PRECISIONS[recorded.precision]), key=RECORDED.__getitem__)
+        raise UserError(f"{what} gives answers that are not finite, or of another shape than the trained model's")
+    coarsest = max((*kinds, DTYPES[recorded.precision]), key=RECORDED.__getitem__)
     relative = compare(expected_rtk, found_rtk).relative
     allowed = OTHER_BASE if other_base else RECORDED[coarsest]
     moved = share = None
     if start_rtk is not None:
         moved = compare(expected_rtk, start_rtk).relative
-        if moved > TOLD_FROM_ROUNDING[coarsest] and not other_base:
-            way = (expected_rtk - start_rtk).double().flatten()
-            share = float((found_rtk - start_rtk).double().flatten() @ way / (way @ way))
+        if moved > MEASURABLE_MOVE[coarsest] and not other_base:
+            update = (expected_rtk - start_rtk).double().flatten()
+            share = float((found_rtk - start_rtk).double().flatten() @ update / (update @ update))
     result = Recorded(relative, allowed, recorded.precision, moved, share)
     if not relative <= allowed:
         raise UserError(
             f"{what} answers differently from the trained one, whose answers were recorded in training: logits differ "
-            f"by {relative:.2g} of their spread (allowed: {allowed:g})"
+            f"by {relative:.2g} standard deviations (allowed: {allowed:g})"
         )
-    if share is not None and not WHOLE_WAY[0] < share < WHOLE_WAY[1]:
+    if share is not None and not ALLOWED_SHARE[0] < share < ALLOWED_SHARE[1]:
         raise UserError(
-            f"{what} has gone {share:.2f} of the way that training moved the answers, which were recorded in training; "
-            f"allowed is {WHOLE_WAY[0]:g} to {WHOLE_WAY[1]:g}: part of the update is lost, or applied twice"
+            f"{what} contains {share:.2f} times the update of training, by the answers recorded in training (allowed: "
+            f"{ALLOWED_SHARE[0]:g} to {ALLOWED_SHARE[1]:g}): part of the update is lost, or applied twice"
         )
     return result
 
 
 def check_tokenizer_of(folder: Path, recorded: Answers, code: bool) -> None:
-    """Raise UserError unless the folder's tokenizer reads the recorded text as the one in training did."""
+    """Raise UserError unless the folder's tokenizer gives the same tokens as in training."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
     rows, positions = recorded.ids_rt.shape
     if rows > 1 and not torch.equal(batch(tokenizer, [], len(tokenizer), positions)[1], recorded.ids_rt[1]):
         raise UserError(
-            f"{folder.name}: its tokenizer makes other tokens of a text than the one in training did: the model would "
-            "be asked in another way than it was trained; is RUN/tokenizer the one that was trained with?"
+            f"{folder.name}: its tokenizer gives other tokens than in training, so the model would read other input "
+            "than it was trained on; was RUN/tokenizer changed since training?"
         )
 
 
 def leak(found_rtv: Tensor, kept: int) -> float:
-    """The largest probability that outputs beyond the first `kept` take at any position."""
+    """The largest total probability of the outputs beyond the first `kept` at any position."""
     return float(found_rtv.softmax(-1)[..., kept:].sum(-1).max())

@@ -1,31 +1,34 @@
-"""The merged model's tensors, computed one at a time: what the training changed, applied to the base."""
+"""Computes the merged model's tensors, one at a time: the base with the update of training."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from train.merge.base import BaseWeights
-from train.merge.prompt import Extended
 from train.merge.source import Source
-from train.tuning import TUNINGS
+from train.registry import imported
+from train.tuning import make_tuning
 from train.tuning.lora import ADAPTER
 from zerotune.common.errors import UserError
 
-PREFIX = "base_model.model."  # what peft puts before the names of the model's own modules
+PREFIX = "base_model.model."  # PEFT's prefix of the model's own module names
 
 
 class Merger(Protocol):
-    """How one kind of tuning becomes weights. used: the trained weights that have found their place."""
+    """Merges the weights of one kind of tuning; made from (source, skeleton, base weights or None).
+
+    used: names of the trained weights that were merged.
+    """
 
     used: set[str]
 
     def is_tied(self, target: str, origin: str) -> bool:
-        """Whether two tensors that the base ties are one matrix, written once."""
+        """Whether two tensors that the base ties are still one matrix, written once."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -34,25 +37,26 @@ class Merger(Protocol):
 
 
 def skeleton_of(source: Source) -> Any:
-    """The model that results, without its weights."""
+    """The merged model on the meta device, without weights."""
     with torch.device("meta"):
         return source.model_class._from_config(source.described, dtype=torch.float32)
 
 
 def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:
-    """base: needed unless all weights were trained."""
-    return MERGERS[source.tuning.kind](source, skeleton, base)
+    """The merger of the source's tuning. base: None only if all weights were trained."""
+    made: Merger = imported(source.tuning.spec.merger)(source, skeleton, base)
+    return made
 
 
 def keeps_ties(merger: Merger, skeleton: Any) -> bool:
-    """Whether input and output embeddings are still one matrix, where the base has one."""
+    """Whether all matrices that the base ties stay tied."""
     return all(merger.is_tied(target, origin) for target, origin in skeleton.all_tied_weights_keys.items())
 
 
 def merged(source: Source, skeleton: Any, merger: Merger) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight of the merged model in float32; matrices that are tied come once.
+    """(name, tensor) of every weight of the merged model in float32; tied matrices once.
 
-    Raises UserError where a trained weight has no place in the model.
+    Raises UserError if a trained weight does not belong to the model.
     """
     tied = skeleton.all_tied_weights_keys
     for name in skeleton.state_dict():
@@ -61,11 +65,11 @@ def merged(source: Source, skeleton: Any, merger: Merger) -> Iterator[tuple[str,
     unused = sorted(set(source.trained) - merger.used)
     if unused:
         model = type(skeleton).__name__
-        raise UserError(f"{source.checkpoint}: {unused[0]} ({len(unused)} such) has no place in {model}")
+        raise UserError(f"{source.checkpoint}: {unused[0]} ({len(unused)} such) does not belong to {model}")
 
 
 class Full:
-    """Every weight is the trained one."""
+    """Full tuning: all weights are the trained ones."""
 
     def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
         self.source, self.used = source, set[str]()
@@ -75,7 +79,7 @@ class Full:
         return target not in self.source.trained
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor."""
+        """One tensor of the merged model, in float32."""
         if name not in self.source.trained:
             raise UserError(f"{self.source.checkpoint}: {name} is missing")
         self.used.add(name)
@@ -83,7 +87,7 @@ class Full:
 
 
 class Adapter:
-    """LoRA: each adapted module is filled, merged by peft's own arithmetic in float32, read out and emptied again."""
+    """LoRA: each adapted module is filled, merged by PEFT's own code in float32, read, and emptied again."""
 
     def __init__(self, source: Source, skeleton: Any, base: BaseWeights | None) -> None:
         from peft.tuners.lora import LoraLayer
@@ -99,16 +103,16 @@ class Adapter:
                 for leaf in module.original_module.state_dict():
                     self.trained_as[f"{path}.{leaf}"] = f"{PREFIX}{path}.modules_to_save.{ADAPTER}.{leaf}"
             elif isinstance(module, LoraLayer):
-                owner = path.replace(".base_layer", "")  # parameters of fused experts are wrapped one inside the other
+                owner = path.replace(".base_layer", "")  # wrappers of fused experts are nested
                 self.layers[f"{owner}.{_leaf(module)}"] = (path, module)
                 self.trained_as[f"{owner}.bias"] = f"{PREFIX}{path}.base_layer.bias"
 
     def is_tied(self, target: str, origin: str) -> bool:
-        """Unless an adapter has changed one of the two alone."""
+        """Whether the two are one matrix: neither has its own adapter."""
         return target not in self.layers and origin not in self.layers
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor."""
+        """One tensor of the merged model, in float32."""
         if name in self.layers:
             return self._merge(name, *self.layers[name])
         trained = self.trained_as.get(name, f"{PREFIX}{name}")
@@ -122,13 +126,14 @@ class Adapter:
         start = f"{PREFIX}{path}."
         keys = [key for key in self.source.trained if key.startswith(f"{start}lora_")]
         if not keys:
-            raise UserError(f"{self.source.checkpoint}: holds no adapter for {path}")
+            raise UserError(f"{self.source.checkpoint}: no adapter for {path}")
         self.used |= set(keys)
         own = {key.removeprefix(start): self.source.trained[key].float() for key in keys}
         inside = layer.get_base_layer()
-        way = next(way for way, module in layer.named_modules() if module is inside)
+        inner_path = next(path for path, module in layer.named_modules() if module is inside)
         empty = layer.state_dict()
-        layer.load_state_dict({**own, f"{way}.{_leaf(layer)}": self.base.get(name).float()}, strict=False, assign=True)
+        weight = self.base.get(name).float()
+        layer.load_state_dict({**own, f"{inner_path}.{_leaf(layer)}": weight}, strict=False, assign=True)
         try:
             layer.merge(safe_merge=True, adapter_names=[ADAPTER])
         except ValueError as error:
@@ -140,22 +145,15 @@ class Adapter:
 
 
 def _leaf(layer: Any) -> str:
-    """Which parameter of its module a layer adapts."""
+    """The name of the parameter that a LoRA layer adapts."""
     return str(getattr(layer, "parameter_name", "weight"))
 
 
-MERGERS: Mapping[str, Callable[[Source, Any, BaseWeights | None], Merger]] = {
-    "full": Full,
-    "lora": Adapter,
-    "prompt": Extended,
-}
-
-
 def _tuned(source: Source, skeleton: Any) -> Any:
-    """Empty adapters in an empty model, by the same code that made them for training."""
+    """A model on the meta device with adapters, made by the code of the training."""
     if len(skeleton.get_input_embeddings().weight) > source.base_rows:
         skeleton.resized_from_tokens = source.base_rows
     plain = dataclasses.replace(source.tuning, quantization="none")
-    tuning = TUNINGS[plain.kind](plain, source.config.run.seed, model=source.model, task=source.task)
+    tuning = make_tuning(plain, source.config.run.seed, model=source.model, task=source.task)
     tuned: nn.Module = tuning.apply(skeleton)
     return tuned

@@ -1,10 +1,9 @@
-"""Weights into safetensors files of a bounded size, tensor by tensor, remembering what was written."""
+"""Writes weights tensor by tensor into safetensors files of a limited size, and keeps their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,22 +17,22 @@ SHARD_BYTES = 5_000_000_000
 class Writer(Protocol):
     """Takes the tensors of the merged model one after another.
 
-    digests: name -> digest of what must be found in the files afterwards; empty where names change on writing.
+    digests: name -> digest of each written tensor; empty if names change on writing.
     """
 
     digests: dict[str, str]
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """One more tensor."""
+        """Write one more tensor."""
         ...
 
     def close(self) -> None:
-        """All are there."""
+        """Finish the files."""
         ...
 
 
 def digest(tensor: Tensor) -> str:
-    """Of kind, shape and bytes."""
+    """Digest of dtype, shape and bytes."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(flat.numpy().data).hexdigest()}"
 
@@ -49,7 +48,7 @@ class ShardWriter:
         self.shards: list[list[str]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """One more tensor; a full shard goes to disk."""
+        """Add a tensor; write the shard once it is full."""
         size = tensor.numel() * tensor.element_size()
         if self.pending and self.pending_bytes + size > self.shard_bytes:
             self._flush()
@@ -59,7 +58,7 @@ class ShardWriter:
         self.total_bytes += size
 
     def close(self) -> None:
-        """The last shard; then the names that Hugging Face expects, and the index where there are several."""
+        """Write the last shard, rename the files as Hugging Face expects, and write an index if there are several."""
         self._flush()
         count = len(self.shards)
         names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
@@ -84,9 +83,9 @@ class ShardWriter:
 
 
 class ModelWriter:
-    """Puts the tensors back into the model they came from, and lets transformers write it.
+    """Sets the tensors in a model, and lets transformers write it.
 
-    For models whose files name or cut their tensors otherwise than the model does (fused experts).
+    For models whose files name or divide tensors differently from the model (fused experts).
     """
 
     def __init__(self, model: Any, described: Any, folder: Path) -> None:
@@ -97,23 +96,13 @@ class ModelWriter:
             model.all_tied_weights_keys = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """In place of what the model held under this name."""
+        """Replace the model's tensor of this name."""
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
         is_buffer = leaf in dict(module.named_buffers(recurse=False))
         setattr(module, leaf, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
     def close(self) -> None:
-        """Write."""
+        """Write the model."""
         self.model.tie_weights()
         self.model.save_pretrained(self.folder, max_shard_size=SHARD_BYTES)
-
-
-def make_durable(folder: Path) -> None:
-    """Onto the disk before a rename makes it valid."""
-    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,5 +1,4 @@
-"""What a model in training answers to a fixed batch: kept with every checkpoint, so that a merge is compared with the
-model that was trained itself, and not with what the merge's own code makes of it.
+"""Records the answers of the model in training to a fixed batch in every checkpoint: a merge is compared with them.
 
 Shape suffixes: r rows of the batch, t positions, v outputs (of the vocabulary, or classes), k recorded outputs.
 """
@@ -21,24 +20,25 @@ from torch import Tensor, nn
 
 from zerotune.models.loss_head import causal_lm
 
-# A little of what models meet: English, Chinese, digits, code. Enough to tell right from wrong, short enough for a CPU.
+# English, Chinese, digits and code: enough to detect a wrong model, short enough for a CPU.
 TEXT = (
     'The old lighthouse keeper counted 37 ships before dawn, and wrote: "fog from the north-west; nothing lost." '
     "人工智能模型需要在合并之后保持完全一致的输出,否则评估的结果就没有意义。def merge(a, b): return {**a, **b}"
 )
 POSITIONS = 64
-OUTPUTS = 256  # of each position: all logits of a large vocabulary would be tens of megabytes a checkpoint
-NEWEST = 16  # of the outputs and of the tokens, the last ones: rows that were added to the vocabulary
-SPARE_POSITIONS = 4  # some families count positions from 2 on
+OUTPUTS = 256  # recorded per position: all logits of a large vocabulary would take tens of megabytes per checkpoint
+NEWEST = 16  # always recorded: the last rows of the vocabulary, which training may have added
+SPARE_POSITIONS = 4  # some families count positions from 2
 FILE = "answers.safetensors"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits of one model.
+    """Recorded logits of one model.
 
-    ids_rt: the batch. outputs_k: which outputs. outputs: how many the model has. found_rtk ([r, k] where there is one
-    answer a row): logits in float32. start_rtk: the same before the first step. precision: of the products (bf16, ...).
+    ids_rt: the batch. outputs_k: indices of the recorded outputs. outputs: number of the model's outputs. found_rtk
+    ([r, k] with one answer per row): logits in float32. precision: of matrix products (bf16, ...). start_rtk: the
+    logits before the first step.
     """
 
     ids_rt: Tensor
@@ -49,7 +49,7 @@ class Answers:
     start_rtk: Tensor | None = None
 
     def chosen(self, logits_rtv: Tensor) -> Tensor:
-        """The recorded outputs among all of a model, which may have more (tokens of a tuned prompt)."""
+        """Select the recorded outputs of a model, which may have more outputs now (tokens of a tuned prompt)."""
         return logits_rtv[..., : self.outputs].index_select(-1, self.outputs_k)
 
     def to_bytes(self) -> bytes:
@@ -57,12 +57,12 @@ class Answers:
         tensors = {"ids": self.ids_rt, "outputs": self.outputs_k, "found": self.found_rtk.contiguous()}
         if self.start_rtk is not None:
             tensors["start"] = self.start_rtk.contiguous()
-        # One entry: safetensors writes several in any order, and the same answers shall be the same bytes.
+        # One entry: safetensors writes several in any order, and equal answers must give equal bytes.
         return save(tensors, {"about": json.dumps({"precision": self.precision, "outputs": self.outputs})})
 
 
 def read_answers(folder: Path) -> Answers | None:
-    """What `Answers.to_bytes` gave for a checkpoint; None where it holds none (checkpoints of earlier versions)."""
+    """The answers of a checkpoint; None if it has none (written by an earlier version)."""
     path = folder / "tuning" / FILE
     if not path.is_file():
         return None
@@ -75,14 +75,14 @@ def read_answers(folder: Path) -> Answers | None:
 
 
 class Recorder:
-    """Asks the model in training. All ranks do so together, since each may hold a part of its weights.
+    """Records the answers of the model in training. `begin`, `files` and `record` are collectives.
 
     Args:
-        model: To know its positions.
+        model: Gives the number of positions.
         tokenizer: For the text of the batch.
-        rows: Tokens of real rows, which join the batch.
+        rows: Tokens of data rows, which join the batch.
         precision: Of the forward pass.
-        device: Where the batch goes.
+        device: For the batch.
         in_front: Positions that a tuned prompt takes.
     """
 
@@ -103,21 +103,21 @@ class Recorder:
         self.start_rtk: Tensor | None = None
 
     def begin(self, model: nn.Module) -> None:
-        """Before the first step."""
+        """Record the answers before the first step."""
         self.start_rtk = self.record(model).found_rtk
 
     def resume(self, folder: Path) -> None:
-        """From a checkpoint: what was recorded before its first step, if anything was."""
-        kept = read_answers(folder)
-        same = kept is not None and torch.equal(kept.ids_rt, self.ids_rt)
-        self.start_rtk = kept.start_rtk if kept is not None and same else None
+        """Read the answers before the first step from a checkpoint, if it has them for the same batch."""
+        recorded = read_answers(folder)
+        same = recorded is not None and torch.equal(recorded.ids_rt, self.ids_rt)
+        self.start_rtk = recorded.start_rtk if recorded is not None and same else None
 
     def files(self, model: nn.Module) -> Mapping[str, bytes]:
-        """For a checkpoint: its file and name."""
+        """Name and content of the file for a checkpoint."""
         return {FILE: self.record(model).to_bytes()}
 
     def record(self, model: nn.Module) -> Answers:
-        """The model's answers now. It stays in the mode (training or not) that it is in."""
+        """The model's answers now. Its mode (training or evaluation) does not change."""
         was_training = model.training
         model.eval()
         logits_rtv = logits(model, self.ids_rt, device=self.device)
@@ -129,8 +129,8 @@ class Recorder:
 
 
 def batch(tokenizer: Any, rows: Sequence[Sequence[int]], vocabulary: int, positions: int) -> Tensor:
-    """[r, t] token ids, a function of the arguments alone: the text, tokens at random with the newest ones of the
-    vocabulary among them, and real rows; each repeated, or cut, to `positions`.
+    """[r, t] token ids, the same for the same arguments: random tokens together with the last ones of the vocabulary,
+    TEXT, and data rows; each repeated or truncated to `positions`.
     """
     ids = [i for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"] if i < vocabulary] if tokenizer else []
     random_t = torch.randint(0, vocabulary, (positions,), generator=torch.Generator().manual_seed(0))
@@ -142,7 +142,7 @@ def batch(tokenizer: Any, rows: Sequence[Sequence[int]], vocabulary: int, positi
 
 
 def some_outputs(outputs: int) -> Tensor:
-    """Which of them are recorded: all of a few, else some at random and the newest."""
+    """Indices of the outputs to record: all, or OUTPUTS of them at random together with the last ones."""
     if outputs <= OUTPUTS:
         return torch.arange(outputs)
     others_k = torch.randperm(outputs - NEWEST, generator=torch.Generator().manual_seed(0))[: OUTPUTS - NEWEST]
@@ -151,7 +151,7 @@ def some_outputs(outputs: int) -> Tensor:
 
 @torch.no_grad()
 def logits(model: Any, ids_rt: Tensor, start: tuple[int, ...] = (), device: torch.device | None = None) -> Tensor:
-    """[r, t, v] float32 answers to each row after the tokens of `start`; [r, v] where there is one answer a row."""
+    """[r, t, v] float32 logits of each row, preceded by the tokens `start`; [r, v] with one answer per row."""
     rows = []
     for ids_t in ids_rt:
         ids_1t = torch.cat([torch.tensor(start, dtype=ids_t.dtype), ids_t])[None].to(device or model.device)

@@ -1,4 +1,4 @@
-"""Greedy continuation of token prompts by the model in training, shared out over ranks.
+"""Greedy generation by the model in training, with prompts split over the ranks.
 
 Shape suffixes: b prompts of a batch, t positions.
 """
@@ -31,9 +31,9 @@ def continue_prompts(
     share: bool = True,
     batch_size: int = 16,
 ) -> dict[int, str]:
-    """Prompt index -> continuation, of this rank's share or (share=False) of all prompts on every rank.
+    """Prompt index -> continuation, for this rank's part of the prompts or (share=False) for all of them.
 
-    Every rank generates equally often, as sharded weights need it.
+    A collective: every rank generates equally often, as sharded weights require.
     """
     first, stride = (ranks.index, ranks.count) if share else (0, 1)
     mine = sorted(range(first, len(prompts), stride), key=lambda i: -len(prompts[i]))
@@ -67,7 +67,7 @@ def _generate(
         attention_mask=mask_bt,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        repetition_penalty=1.0,  # as `eval` asks; left out, the checkpoint's own settings would fill it
+        repetition_penalty=1.0,  # as in `eval`, instead of the checkpoint's own generation settings
         temperature=None,
         top_p=None,
         top_k=None,

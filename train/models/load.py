@@ -1,4 +1,4 @@
-"""Models and tokenizers, loaded or made afresh; what they start from is a function of a seed."""
+"""Loads models and tokenizers, or initialises models; new weights depend only on a seed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from zerotune.models.dequantize import load_dequantized, quantization_method, re
 from zerotune.models.folder import read_config, read_json, refuse_code, resolve, weight_files
 from zerotune.models.unread import log_once, names_in_files, patterns, report_unread, unread
 
-LOADING = ("quantization_config", "config", "attn_implementation")  # what of the options is no value of the config
-POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls learned positions
+LOADING = ("quantization_config", "config", "attn_implementation")  # options that are not values of the config
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # transformers' names of position embeddings
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, new weights are a function of `seed`; outside, the random stream goes on as if nothing had been drawn."""
+    """Inside, random numbers start from `seed`; afterwards the random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -40,7 +40,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unsharded() -> Iterator[None]:
-    """Inside, ZeRO-3 shards no model while it is made: drawn shard by shard, new weights would depend on the shards."""
+    """Inside, ZeRO-3 does not shard new models: initialised per shard, their weights would depend on the sharding."""
     reference = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed._hf_deepspeed_config_weak_ref = None
     try:
@@ -56,17 +56,17 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code)
     path = folder / "tokenizer_config.json"
     if path.exists():
-        code = read_json(path).get("auto_map")  # older files: the tokenizer's two classes as a list
+        code = read_json(path).get("auto_map")  # in older files, a list of the tokenizer's two classes
         code = code.get("AutoTokenizer") if isinstance(code, dict) else code
         refuse_code(path, {"auto_map": code}, config.trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # whatever a broken file makes the libraries stumble over
-        raise UserError(f"{key}: {folder} holds no tokenizer that can be loaded ({error})") from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where a file is missing
-        raise UserError(f"{key}: the tokenizer in {folder} knows no words; is its tokenizer.json missing?")
+    except Exception as error:  # a damaged file can cause any error in the libraries
+        raise UserError(f"{key}: {folder} has no tokenizer that can be loaded ({error})") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers' result if a file is missing
+        raise UserError(f"{key}: the tokenizer in {folder} has an empty vocabulary; is its tokenizer.json missing?")
     tokenizer.chat_template = own_template(tokenizer, folder)
     return tokenizer
 
@@ -80,29 +80,29 @@ def load_model(
     seed: int = 0,
     new: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """A model in `dtype`, pretrained or (init: random) fresh from its config.json.
+    """A pretrained model in `dtype`, or (init: random) a new one of its config.json.
 
     Args:
         kind: A model class of transformers or one of its Auto classes.
-        config: Which model.
+        config: The recipe's `model`.
         dtype: Storage of the weights.
-        attention: Name of a registered attention function; transformers chooses one otherwise.
+        attention: Name of a registered attention function; by default, transformers chooses one.
         options: Further keyword arguments of `from_pretrained`: quantisation, or values of the model's config.
-        seed: New weights are a function of it.
-        new: Modules that the file need not hold (a classification head): they start from the seed.
+        seed: Of new weights.
+        new: Modules that the files need not contain (a classification head); their weights are new.
 
     Raises:
-        UserError: Where files are missing, damaged, hold pickles, lack weights, or ask for code to be run.
+        UserError: Files are missing, damaged, contain pickles, lack weights, or require code to be run.
     """
     folder = resolve(config.path, config.revision, code=config.trust_remote_code)
     keywords = {**(options or {}), **({"attn_implementation": attention} if attention else {})}
     described = read_config(folder, config.trust_remote_code)
     if config.init == "random":
-        return _fresh(kind, folder, described, config, dtype, keywords, seed)
+        return _initialised(kind, folder, described, config, dtype, keywords, seed)
     if keywords.get("quantization_config") is not None:
         refuse_twice(folder, "tuning.quantization", "another quantisation")
     values = {key: keywords.pop(key) for key in list(keywords) if key not in LOADING}
-    if values:  # given as arguments, those that the config does not know yet would go to the model's constructor
+    if values:  # as arguments, values that the config does not have yet would go to the model's constructor
         for key, value in values.items():
             setattr(described, key, value)
         keywords["config"] = described
@@ -113,19 +113,19 @@ def load_model(
         "trust_remote_code": config.trust_remote_code,
         "output_loading_info": True,
     }
-    with seeded(seed), _own_report():
+    with seeded(seed), _no_load_report():
         model, found, empty = (_dequantized if quantization_method(folder) else _plain)(
             kind, folder, config, keywords.pop("config", described), keywords, new
         )
     lacking = sorted(name for name in found["missing_keys"] if not any(f".{part}." in f".{name}" for part in new))
     if lacking:
         raise UserError(
-            f"{folder}: {lacking[0]} is not in its safetensors files ({len(lacking)} weights missing) and would start "
-            "from random values; is it the checkpoint of another kind of model?"
+            f"{folder}: {lacking[0]} is not in its safetensors files ({len(lacking)} weights missing) and would be "
+            "random; is it the checkpoint of another kind of model?"
         )
-    passed_over = [name for name in empty if not any(f".{part}." in f".{name}" for part in new)]
-    if passed_over:  # transformers calls these unimportant
-        text = f"not in its files, so new as transformers makes them: {patterns(passed_over)}"
+    ignored = [name for name in empty if not any(f".{part}." in f".{name}" for part in new)]
+    if ignored:  # transformers does not report these
+        text = f"not in its files, so transformers initialises them: {patterns(ignored)}"
         log_once(logging.WARNING, folder, text)
     model.made_anew = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
     loaded: PreTrainedModel = model
@@ -135,7 +135,7 @@ def load_model(
 def _dequantized(
     kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
 ) -> tuple[Any, dict[str, Any], list[str]]:
-    """(model, what transformers tells of its loading, weights for which the files have none)."""
+    """(model, transformers' loading info, weights that are not in the files), for quantised weights."""
     weight_files(folder)
     dtype = str(keywords["dtype"]).removeprefix("torch.")
     log_once(logging.INFO, folder, f"its weights are quantised ({quantization_method(folder)}); dequantised to {dtype}")
@@ -148,7 +148,7 @@ def _dequantized(
 def _plain(
     kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
 ) -> tuple[Any, dict[str, Any], list[str]]:
-    """The same, from weights that are what they look like."""
+    """The same for weights that are not quantised."""
     names = names_in_files(folder)
     require_plain_numbers(folder)
     lost, empty = unread(_empty(kind, described, config), names)
@@ -158,13 +158,13 @@ def _plain(
     except RuntimeError as error:
         if "size" not in str(error):
             raise
-        raise UserError(f"{folder}: a weight has another shape than its config.json asks for ({error})") from error
+        raise UserError(f"{folder}: a weight does not have the shape of its config.json ({error})") from error
     return model, found, empty
 
 
 @contextlib.contextmanager
-def _own_report() -> Iterator[None]:
-    """Inside, transformers prints no table of the weights that are lacking or left over: we tell in one line."""
+def _no_load_report() -> Iterator[None]:
+    """Inside, transformers prints no table of missing and unexpected weights: we report them in one line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -174,7 +174,7 @@ def _own_report() -> Iterator[None]:
 
 
 def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
-    """The model without weights (on the meta device), to ask what it can do before it is loaded."""
+    """The model without weights (on the meta device), to check its properties before it is loaded."""
     folder = resolve(config.path, config.revision, code=config.trust_remote_code)
     if config.init == "pretrained":
         quantization_method(folder)  # refused before the data is read
@@ -182,7 +182,6 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
 
 
 def _empty(kind: Any, described: Any, config: ModelConfig) -> PreTrainedModel:
-    """A model on the meta device."""
     build = getattr(kind, "from_config", None) or kind._from_config
     code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
     with torch.device("meta"), unsharded():
@@ -191,30 +190,30 @@ def _empty(kind: Any, described: Any, config: ModelConfig) -> PreTrainedModel:
 
 
 def learned_positions(model: PreTrainedModel) -> int | None:
-    """How many positions a model has embeddings for (BERT, GPT-2); None where it computes them as it needs them."""
+    """Number of positions with embeddings (BERT, GPT-2); None if the model computes positions (rotary)."""
     tables = [m for name, m in model.named_modules() if name.rpartition(".")[2] in POSITION_TABLES]
     rows = [(int(m.weight.shape[0]), getattr(m, "offset", None), m) for m in tables if hasattr(m, "weight")]
     if not rows:
         return None
     count, offset, table = min(rows, key=lambda row: row[0])
-    padding = getattr(table, "padding_idx", None)  # RoBERTa counts from behind it, OPT from a fixed offset
+    padding = getattr(table, "padding_idx", None)  # RoBERTa counts from padding_idx + 1, OPT from a fixed offset
     return count - int(offset if offset is not None else 0 if padding is None else padding + 1)
 
 
 def unquantized(options: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
-    """Options of `load_model` by which new parts, which are trained themselves, are not quantised."""
+    """Options of `load_model` that exclude `parts`, new modules that are trained, from quantisation."""
     if parts and "quantization_config" in options:
-        options["quantization_config"].llm_int8_skip_modules = list(parts)  # of 4 bit too, whatever its name says
+        options["quantization_config"].llm_int8_skip_modules = list(parts)  # applies to 4 bit too
     return dict(options)
 
 
 def head_parts(model: PreTrainedModel) -> list[str]:
-    """The parts with weights that a model has beside its body: of a classifier, its head."""
+    """Names of the modules with weights outside the model's body, such as a classifier's head."""
     parts = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
     return [name for name, part in parts.items() if next(part.parameters(), None) is not None]
 
 
-def _fresh(
+def _initialised(
     kind: Any, folder: Path, described: Any, config: ModelConfig, dtype: torch.dtype, options: dict[str, Any], seed: int
 ) -> PreTrainedModel:
     if "quantization_config" in options:
@@ -232,10 +231,10 @@ def _fresh(
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, seed: int) -> bool:
-    """Give the embeddings a row for every token of the tokenizer; whether any had to be added.
+    """Give the embeddings a row for every token of the tokenizer. Returns whether rows were added.
 
-    New rows are drawn around the mean of the old ones, as a function of `seed`. They are remembered on the model, so
-    that LoRA trains and saves the embeddings: frozen new rows would stay noise, and be lost at the merge.
+    New rows are drawn around the mean of the old ones, from `seed`. `model.resized_from_tokens` keeps the old number,
+    so that LoRA trains and saves the embeddings: frozen new rows would stay random, and be lost in the merge.
     """
     embedding = model.get_input_embeddings()
     rows = int(getattr(embedding.weight, "ds_shape", embedding.weight.shape)[0])

@@ -89,7 +89,7 @@ class Head(Supervised):
         if self.problem:
             options["problem_type"] = self.problem
         new = head_parts(self.empty_model)
-        if self.config.tuning.kind == "full":
+        if self.config.tuning.spec.trains_base:
             new.append(POOLER)
         model = self.load(options, new)
         if getattr(model, "made_anew", None) and self.ranks.index == 0:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.config import LEARNS_FROM, Config
+from train.config import Config
 from train.data.prepare import LabelledDataset, LabelSpec
 from train.objectives.head import Said, SequenceHead
 from train.protocols import Ranks, Tuning
@@ -25,7 +25,7 @@ class RewardModel(SequenceHead):
     lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "margin": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(LEARNS_FROM["reward_model"], "values"))
+        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "values"))
 
     def output_names(self) -> tuple[str, ...]:
         """One."""

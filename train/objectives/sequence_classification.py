@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
-from train.config import LEARNS_FROM, Config
+from train.config import Config
 from train.data.prepare import LabelledDataset, LabelSpec
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Said, SequenceHead
@@ -29,7 +29,7 @@ class SequenceClassification(SequenceHead):
             config,
             tuning,
             ranks,
-            LabelSpec(LEARNS_FROM["sequence_classification"], "classes", tuple(config.head.labels)),
+            LabelSpec(config.spec.formats, "classes", tuple(config.head.labels)),
         )
         self.class_loss = ClassLoss(config.head, self.rows)
 
@@ -60,7 +60,7 @@ class Regression(SequenceHead):
     lower_is_better: Mapping[str, bool] = {"loss": True, "pearson": False, "rmse": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(LEARNS_FROM["regression"], "values"))
+        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "values"))
 
     def output_names(self) -> tuple[str, ...]:
         """One."""

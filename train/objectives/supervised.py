@@ -24,11 +24,9 @@ from zerotune.models import attention
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.digest import config_digest, model_digest
 from zerotune.models.folder import resolve
+from zerotune.models.precision import DTYPES
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Supervised(Objective):
@@ -107,8 +105,8 @@ class Supervised(Objective):
 
     def load(self, options: Mapping[str, Any], new: Sequence[str] = ()) -> Any:
         """The pretrained (or new) model with a row for every token; see `train.models.load.load_model`."""
-        config, frozen = self.config.model, FROZEN[self.config.run.precision]
-        auto = torch.float32 if self.config.tuning.kind == "full" else frozen
+        config, frozen = self.config.model, DTYPES[self.config.run.precision]
+        auto = torch.float32 if self.config.tuning.spec.trains_base else frozen
         attention.register()
         model: Any = load_model(
             self.model_class,
@@ -139,8 +137,7 @@ class Supervised(Objective):
     def _require_positions(self) -> None:
         """A longer row would only fail when its turn comes."""
         limit, longest = learned_positions(self.empty_model), self.config.data.max_length_tokens
-        tuning = self.config.tuning
-        in_front = tuning.prompt.virtual_tokens if tuning.kind == "prompt" else 0
+        in_front = self.config.tuning.extra_positions
         if limit is not None and longest + in_front > limit:
             behind = f" besides the {in_front} of the prompt" if in_front else ""
             raise UserError(
@@ -151,7 +148,7 @@ class Supervised(Objective):
     def _packed(self) -> bool:
         """Whether several rows share one sequence: where asked for, or where tuning and model allow it."""
         layout = self.config.batch.layout
-        if layout == "padded" or not self.tuning.can_pack:
+        if layout == "padded" or not self.config.tuning.spec.can_pack:
             return False
         possible = self.can_pack(self.empty_model)
         if layout == "packed" and not possible:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from eval.metrics.entities import Counts, count_by_type, entities
-from train.config import LEARNS_FROM, Config
+from train.config import Config
 from train.data.prepare import LabelledDataset, LabelSpec
 from train.objectives.classes import ClassLoss
 from train.objectives.head import Head, Said
@@ -34,7 +34,7 @@ class TokenClassification(Head):
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         head = config.head
-        formats = LEARNS_FROM["token_classification"]
+        formats = config.spec.formats
         label_spec = LabelSpec(formats, "classes", tuple(head.labels), sub_words=head.sub_words)
         super().__init__(config, tuning, ranks, label_spec)
         self.class_loss = ClassLoss(head, self.rows)

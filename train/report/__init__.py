@@ -1,4 +1,4 @@
-"""What a run achieved: report.md with curves, and a table for the terminal. Reads the run folder, and nothing else."""
+"""The report of a run: report.md with curves, and a table for the terminal. Reads only the run folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`python -m train.report RUN`: write RUN/report.md and its figures anew, and print the table.
+"""`python -m train.report RUN`: write RUN/report.md and its figures again, and print the table.
 
-With several runs: one table of what differs in their recipes and what came of it.
+With several runs: one table of the differences between their recipes, and of their results.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from zerotune.common.files import write_atomically
 from zerotune.common.masking import hide_secrets, printable
 from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
+PROG = "python -m train.report"
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or that of the UserError whose message is printed."""
-    given = parser().parse_args(arguments)
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Write and print the report. Returns the exit code."""
+    given = parser(prog).parse_args(arguments)
     hide_secrets()
     try:
         if len(given.runs) > 1 or given.out:
@@ -46,9 +48,9 @@ def _compare(folders: Sequence[Path], out: Path | None) -> Path | None:
     return out
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
+    made = argparse.ArgumentParser(prog=prog, description=__doc__)
     made.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/demo, or several")
     made.add_argument("--out", type=Path, metavar="FILE", help="write the table of several runs as Markdown too")
     return made

@@ -1,4 +1,4 @@
-"""Several runs in one table: what differs in their recipes, and what came of it."""
+"""Several runs in one table: the differences between their recipes, and their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from train.fingerprint import DEFAULTS, FREE_KEYS, unused
 from train.report import words
 from train.report.run import Run, read_run
 from zerotune.common.errors import UserError
-from zerotune.common.markdown import table
+from zerotune.common.markdown import bold, table
 from zerotune.common.masking import mask_all, printable
 
 WIDTH = 80
@@ -25,7 +25,7 @@ WIDEST_CELL = 30
 
 @dataclass(frozen=True)
 class Column:
-    """cells: one a run. best: the places of those that are best, where that can be said. is_number: aligned right."""
+    """cells: one per run. best: indices of the best cells, if comparable. is_number: align right."""
 
     head: str
     cells: Sequence[str]
@@ -34,13 +34,13 @@ class Column:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs, and a line for each folder that is none. Raises UserError where none of them is a run."""
+    """The runs, and a message for each folder that is not a run. Raises UserError if none is a run."""
     runs, others = [], []
     for folder in folders:
         try:
             runs.append(read_run(folder))
         except UserError as error:
-            others.append(f"left out: {error}")
+            others.append(f"skipped: {error}")
     if not runs:
         raise UserError("\n".join(others))
     return runs, others
@@ -50,29 +50,25 @@ def markdown(runs: Sequence[Run]) -> str:
     """The comparison as one Markdown table; best values are bold."""
     first, *rest = columns(runs)
     heads = [column.head for column in (first, *rest)]
-    body = table(heads, _rows([first, *rest]), right=[column.head for column in rest if column.is_number])
-    lines = body.splitlines()
-    for place in range(len(runs)):
-        cells = lines[2 + place].strip("| ").split(" | ")
-        shown = [
-            f"**{cell}**" if place in column.best else cell for cell, column in zip(cells, (first, *rest), strict=True)
-        ]
-        lines[2 + place] = f"| {' | '.join(shown)} |"
-    return printable("\n".join(lines) + "\n")
+    rows = [
+        [bold(column.cells[index]) if index in column.best else column.cells[index] for column in (first, *rest)]
+        for index in range(len(runs))
+    ]
+    return printable(table(heads, rows, right=[column.head for column in rest if column.is_number]) + "\n")
 
 
 def print_comparison(runs: Sequence[Run], console: Console | None = None) -> None:
-    """The same on a terminal: as many tables below each other as 80 columns need."""
+    """Print the comparison; columns that do not fit into 80 characters go into further tables below."""
     console = console or Console()
     first, *rest = columns(runs)
     for part in _fitting(first, rest, min(WIDTH, console.width)):
         shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
         for column in (first, *part):
             shown.add_column(Text(column.head), justify="right" if column.is_number else "left", overflow="fold")
-        for place in range(len(runs)):
+        for index in range(len(runs)):
             shown.add_row(
                 *(
-                    Text(printable(column.cells[place]), style="bold" if place in column.best else "")
+                    Text(printable(column.cells[index]), style="bold" if index in column.best else "")
                     for column in (first, *part)
                 )
             )
@@ -80,7 +76,7 @@ def print_comparison(runs: Sequence[Run], console: Console | None = None) -> Non
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
-    """Name, settings that differ, how far each run is, and its metrics."""
+    """Name, settings that differ, step, state, metrics and time of each run."""
     found = [Column("run", names([run.folder for run in runs]), is_number=False), *_settings(runs)]
     found.append(Column("step", [f"{run.last_step:,}" for run in runs]))
     if any(run.state != "finished" for run in runs):
@@ -89,7 +85,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that differ."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         short = ["/".join(part[-count:]) for part in parts]
@@ -99,17 +95,17 @@ def names(folders: Sequence[Path]) -> list[str]:
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[Column]:
-    """The keys of the recipes that differ and mean something to at least one run."""
+    """The recipe keys that differ, among those that at least one run uses."""
     recipes = [_in_use(run.facts.get("config")) for run in runs]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
-        # A run that has no use for a key does not differ from one that has it at its default.
+        # A run that does not use a key equals one that has its default.
         if len({_shown(recipe.get(key, DEFAULTS.get(key))) for recipe in recipes}) > 1:
             cells = [_shown(recipe[key]) if key in recipe else "-" for recipe in recipes]
             yield Column(key, cells, is_number=False)
 
 
 def _in_use(config: Any) -> dict[str, Any]:
-    """The leaves of a recipe that a run depends on, as run.json keeps it; empty where it keeps none."""
+    """The settings of run.json's recipe that the run uses and that affect its numbers; empty without a recipe."""
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping) and not key.endswith("columns"):
@@ -119,8 +115,8 @@ def _in_use(config: Any) -> dict[str, Any]:
             yield key, value
 
     leaves = dict(walk(config, "")) if isinstance(config, Mapping) else {}
-    left_out = (*(f"{key}." for key in FREE_KEYS), *unused(leaves))
-    kept = {key: value for key, value in leaves.items() if not f"{key}.".startswith(left_out)}
+    excluded = (*(f"{key}." for key in FREE_KEYS), *unused(leaves))
+    kept = {key: value for key, value in leaves.items() if not f"{key}.".startswith(excluded)}
     return dict(mask_all(kept))
 
 
@@ -134,7 +130,7 @@ def _shown(value: Any) -> str:
 
 
 def _metrics(runs: Sequence[Run]) -> Iterator[Column]:
-    """Held-out metrics at the step that was handed over, and at the end if that was later; else the training loss."""
+    """Held-out metrics at the step that is merged, and at the end if that is later; without any, the training loss."""
     changes = [{change.name: change for change in run.changes()} for run in runs]
     for name in dict.fromkeys(name for one in changes for name in one):
         rows = [one.get(name) for one in changes]
@@ -156,15 +152,11 @@ def _best(values: Sequence[float | None], lower_is_better: bool | None) -> froze
     if lower_is_better is None or len(known) < 2:
         return frozenset()
     best = min(known) if lower_is_better else max(known)
-    return frozenset(place for place, value in enumerate(values) if value == best)
-
-
-def _rows(shown: Sequence[Column]) -> list[list[str]]:
-    return [list(row) for row in zip(*(column.cells for column in shown), strict=True)]
+    return frozenset(index for index, value in enumerate(values) if value == best)
 
 
 def _fitting(first: Column, rest: Sequence[Column], width: int) -> Iterator[list[Column]]:
-    """The columns in groups that fit beside the first one."""
+    """Groups of columns that fit beside the first one."""
 
     def wide(column: Column) -> int:
         return min(max(Text(text).cell_len for text in (column.head, *column.cells)), WIDEST_CELL) + 2

@@ -1,4 +1,4 @@
-"""Curves as PNG files: no text from the data in them, so that no font has to know its script."""
+"""Draws curves as PNG files, without text from the data, which would need fonts for its script."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from train.report.words import title
 from zerotune.common.scale import SHARE
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#d9480f", "#8a8f98"
-_MANY_POINTS = 120  # beyond, a curve is drawn faintly with its moving average over it
+_MANY_POINTS = 120  # a longer curve is drawn faintly, with its moving average over it
 _OF_ANSWERS = {
-    "kl": "Distance from the reference, nats of an answer",
-    "entropy": "Entropy, nats of a token",
-    "response_tokens": "Tokens of an answer",
-    "finished": "Answers that end by themselves",
+    "kl": "KL from the reference model, nats per answer",
+    "entropy": "Entropy, nats per token",
+    "response_tokens": "Tokens per answer",
+    "finished": "Answers that end with an end token",
     "repetition": "Repeated word triples",
 }
 _STYLE: Any = {  # matplotlib types its keys one by one
@@ -48,22 +48,22 @@ _STYLE: Any = {  # matplotlib types its keys one by one
 
 
 def draw(run: Run, folder: Path) -> list[tuple[str, Path]]:
-    """Write what the run has curves for. Returns (what it shows, file)."""
+    """Write a figure for each group of curves that the run has. Returns (caption, file) of each."""
     drawn = []
     for name, caption, figure in (
         ("loss", "Loss in training and on held-out rows", _loss),
-        ("reward", "Reward of each rollout's answers, with one deviation on both sides, and its parts", _reward),
-        ("answers", "Each rollout's answers", _answers),
-        ("validation", "Other measures on held-out rows", _validation),
+        ("reward", "Reward of each rollout's answers, plus and minus one standard deviation; components", _reward),
+        ("answers", "Answers of each rollout", _answers),
+        ("validation", "Other metrics on held-out rows", _validation),
         ("learning", "Learning rate and gradient norm", _learning),
         ("speed", "Speed", _speed),
     ):
         with mpl.rc_context(_STYLE):
-            made = figure(run)
-            if made is not None:
+            result = figure(run)
+            if result is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                made.savefig(folder / f"{name}.png")
-                plt.close(made)
+                result.savefig(folder / f"{name}.png")
+                plt.close(result)
                 drawn.append((caption, folder / f"{name}.png"))
     return drawn
 
@@ -73,7 +73,7 @@ def _loss(run: Run) -> Figure | None:
     if not train:
         return None
     figure, (axes,) = _panels(1, height=4.0)
-    axes.set_title("Loss, nats per learned token" if run.setting("objective") in (None, "causal_lm") else "Loss")
+    axes.set_title("Loss, nats per trained token" if run.setting("objective") in (None, "causal_lm") else "Loss")
     _line(axes, train, _BLUE, "training")
     if held_out:
         _validations(axes, held_out, "held-out")
@@ -93,13 +93,13 @@ def _reward(run: Run) -> Figure | None:
     figure, (axes, *below) = _panels(1 + len(parts), height=4.0 + 2.0 * len(parts), first=2.0)
     axes.set_title("Reward")
     steps, values = _points(reward)
-    spread = [deviation.get(step, 0.0) for step in steps]
-    low, high = ([value + sign * around for value, around in zip(values, spread, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="one deviation")
+    deviations = [deviation.get(step, 0.0) for step in steps]
+    low, high = ([value + sign * width for value, width in zip(values, deviations, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="standard deviation")
     _rollouts(run, axes, "reward")
     axes.legend()
     for panel, name in zip(below, parts, strict=True):
-        panel.set_title(f"Its part {title(name.removeprefix('reward_'))}, before its weight")
+        panel.set_title(f"Component {title(name.removeprefix('reward_'))}, without its weight")
         _rollouts(run, panel, name)
     return figure
 
@@ -125,7 +125,7 @@ def _parts(run: Run) -> list[str]:
 
 
 def _rollouts(run: Run, axes: Axes, name: str) -> None:
-    _line(axes, run.curve(f"rollout/{name}"), _BLUE, "while training")
+    _line(axes, run.curve(f"rollout/{name}"), _BLUE, "training")
     held_out = run.curve(f"validation/{name}")
     if held_out:
         _validations(axes, held_out, "held-out prompts, greedy")
@@ -175,7 +175,7 @@ def _speed(run: Run) -> Figure | None:
     if not speed:
         return None
     figure, (axes,) = _panels(1, height=2.8)
-    axes.set_title("Real tokens per second, all ranks together")
+    axes.set_title("Tokens per second, without padding, all ranks")
     _line(axes, speed, _BLUE, None)
     axes.set_ylim(0, 1.1 * max(speed.values()))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -183,7 +183,7 @@ def _speed(run: Run) -> Figure | None:
 
 
 def _panels(count: int, height: float, first: float = 1.0) -> tuple[Figure, list[Axes]]:
-    """first: how many times as high as the others the first is."""
+    """first: height of the first panel, relative to the others."""
     figure, panels = plt.subplots(
         count, 1, figsize=(8, height), sharex=True, squeeze=False, layout="constrained",
         height_ratios=[first, *[1.0] * (count - 1)],
@@ -207,7 +207,7 @@ def _line(axes: Axes, curve: Curve, color: str, label: str | None) -> None:
 
 
 def _validations(axes: Axes, curve: Curve, label: str | None) -> None:
-    style = "o-" if len(curve) > 2 else "o"  # a line between two points would claim to know what lies between
+    style = "o-" if len(curve) > 2 else "o"  # a line between two points suggests values that nobody measured
     axes.plot(*_points(curve), style, color=_ORANGE, markersize=6, label=label, clip_on=False)
 
 
@@ -218,7 +218,7 @@ def _as_shares(axes: Axes, *curves: Curve) -> None:
 
 
 def _moving_average(values: list[float], window: int) -> list[float]:
-    """Over `window` values on both sides, fewer at the ends."""
+    """Mean of each value and `window` values on both sides, fewer at the ends."""
     smooth = []
     for index in range(len(values)):
         near = values[max(0, index - window) : index + window + 1]

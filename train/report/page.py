@@ -1,4 +1,4 @@
-"""report.md: the answer first, then the curves, what it cost, samples, and how to repeat it."""
+"""report.md: results, curves, costs, samples, and how to reproduce the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from train.report import figures, words
 from train.report.run import Run, read_run
 from zerotune.common.files import write_atomically
-from zerotune.common.markdown import cell, table
+from zerotune.common.markdown import bold, table
 from zerotune.common.masking import mask, printable
 
 _CELL_CHARACTERS = 800
@@ -15,9 +15,9 @@ _EPOCH_ROWS = 50
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write RUN/report.md and RUN/report/*.png from what the run wrote. Returns report.md.
+    """Write RUN/report.md and RUN/report/*.png from the files of the run. Returns the path of report.md.
 
-    Raises UserError where `run_folder` is no run folder, CannotWriteError where the disk is full.
+    Raises UserError if `run_folder` is not a run folder, CannotWriteError if the disk is full.
     """
     run = read_run(run_folder)
     drawn = figures.draw(run, run_folder / "report")
@@ -29,7 +29,7 @@ def write_report(run_folder: Path) -> Path:
         "\n\n".join(f"![{caption}](report/{path.name})" for caption, path in drawn),
         _table("The run", words.facts(run)),
         _samples(run),
-        _table("To repeat it", words.provenance(run)),
+        _table("Reproduction", words.provenance(run)),
     ]
     path = run_folder / "report.md"
     write_atomically(path, mask("\n\n".join(part for part in parts if part) + "\n"))
@@ -40,17 +40,21 @@ def _before_and_after(run: Run) -> str:
     changes = run.changes()
     if not changes:
         return ""
-    step = run.handed_over_step
-    head = f"| on held-out rows | before | after (step {step}) | change | at the end (step {run.last_step}) |"
+    numbers = ["before", f"after (step {run.merge_step})", "change", f"at the end (step {run.last_step})"]
     rows = [
-        f"| {words.title(c.name)} | {words.number(c.before, c.scale)} | **{words.number(c.chosen, c.scale)}** "
-        f"| {words.difference(c)} | {words.number(c.last, c.scale)} |"
+        [
+            words.title(c.name),
+            words.number(c.before, c.scale),
+            bold(words.number(c.chosen, c.scale)),
+            words.difference(c),
+            words.number(c.last, c.scale),
+        ]
         for c in changes
     ]
-    note = f"*after* is {words.handed_over(run)}."
+    note = f"*after* is {words.merge_choice(run)}."
     if run.setting("tuning.quantization") not in (None, "none"):
-        note += " All numbers are of the quantised model; how far the merged one is from it stands under *Checked*."
-    return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, "", note])
+        note += " All numbers are of the quantised model; *Checked* compares the merged model with it."
+    return f"{table(['on held-out rows', *numbers], rows, right=numbers)}\n\n{note}"
 
 
 def _over_epochs(run: Run) -> str:
@@ -58,27 +62,22 @@ def _over_epochs(run: Run) -> str:
     if not rows:
         return ""
     share = words.trained_share(run)
-    note = f"\\* {words.handed_over(run)}{'; ' * bool(share)}{share}."
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    marked = [line.replace(" * |", " \\* |") for line in table]
-    return "\n".join(["## Over epochs", "", f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|", *marked, "", note])
+    note = f"\\* {words.merge_choice(run)}{'; ' * bool(share)}{share}."
+    return f"## Over epochs\n\n{table(heads, rows, right=heads)}\n\n{note}"
 
 
 def _table(heading: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
-    return "\n".join(
-        [f"## {heading}", "", "| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in rows)]
-    )
+    return f"## {heading}\n\n{table(('', ''), [(name, _shortened(printable(text))) for name, text in rows])}"
 
 
 def _samples(run: Run) -> str:
     heads, rows = words.samples(run)
     if not rows:
         return ""
-    shown = [[words.shortened(words.readable(text), _CELL_CHARACTERS) for text in row] for row in rows]
-    return f"## Samples\n\n{table(heads, shown, right=('reward',))}"
+    return f"## Samples\n\n{table(heads, [[_shortened(text) for text in row] for row in rows], right=('reward',))}"
 
 
-def _cell(text: str) -> str:
-    return cell(words.shortened(words.readable(printable(text)), _CELL_CHARACTERS))
+def _shortened(text: str) -> str:
+    return words.shortened(words.readable(text), _CELL_CHARACTERS)

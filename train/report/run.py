@@ -1,4 +1,4 @@
-"""A run folder, read back: curves, before and after, samples, facts."""
+"""Reads a run folder: curves, metrics before and after training, samples, facts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import Any
 
 from eval.tasks import TASKS
 from zerotune.common.errors import UserError
+from zerotune.common.files import json_object
 from zerotune.common.masking import printable_all
 from zerotune.common.scale import POSITIVE, SHARE, UNBOUNDED, Scale
 
 Curve = Mapping[int, float]  # step -> value, steps rising
 
-# Of metrics that run.json says nothing about.
+# For metrics that run.json does not describe.
 _LOWER_IS_BETTER = {"loss": True, "perplexity": True}
 _SCALES = {"loss": POSITIVE, "finished": SHARE, "empty": SHARE, "repetition": SHARE}
-_WITHOUT_MEASURE = ("mcc", "pearson", "margin", "kl", "response_tokens")
+_ABSOLUTE_CHANGE = ("mcc", "pearson", "margin", "kl", "response_tokens")
 
 
-def has_measure(name: str) -> bool:
-    """Whether a metric's size says something by itself: not from -1 to 1, without bounds, a number of tokens,
-    or beginning at nothing.
+def has_relative_change(name: str) -> bool:
+    """Whether a relative change of this metric is meaningful: not for metrics from -1 to 1, rewards, or numbers of
+    tokens, or metrics that start at zero.
     """
-    return name not in _WITHOUT_MEASURE and not name.startswith("reward")
+    return name not in _ABSOLUTE_CHANGE and not name.startswith("reward")
 
 
 def scale_of(name: str) -> Scale:
-    """That of the evaluation's metric of this name, so that both reports write it alike."""
+    """The scale of the evaluation's metric of this name, so that both reports format it alike."""
     return _SCALES.get(name) or _evaluated().get(name, UNBOUNDED)
 
 
@@ -42,9 +43,9 @@ def _evaluated() -> Mapping[str, Scale]:
 
 @dataclass(frozen=True)
 class Change:
-    """One held-out metric before training, at the step that was handed over, and at the end.
+    """One held-out metric before training, at the step that is merged (`chosen`), and at the end.
 
-    lower_is_better: None where neither is. scale: how its values are written.
+    lower_is_better: None if neither direction is better. scale: how to format its values.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Change:
 
     @property
     def better(self) -> bool | None:
-        """Whether training helped; None without a before or a difference, and where neither is better."""
+        """Whether training improved the metric; None if unknown, unchanged, or if neither direction is better."""
         if self.before is None or self.chosen is None or self.before == self.chosen or self.lower_is_better is None:
             return None
         return (self.chosen < self.before) == self.lower_is_better
@@ -64,7 +65,7 @@ class Change:
 
 @dataclass(frozen=True)
 class SamplePair:
-    """One held-out prompt, continued before and after training, with rewards where there are any."""
+    """One held-out prompt with the answers before and after training, and their rewards if there are any."""
 
     prompt: str
     before: str | None
@@ -76,12 +77,12 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """The content of a run folder.
 
-    facts: run.json. merge: what the run.json of its merged folder says about the merge.
+    facts: run.json. merge: facts of the merge, from the run.json of the merged folder.
     curves: by metric name, finite values only.
-    seconds: time spent in its processes from the first to the last metric, without the gaps between them.
-    processes: 1 + how often it was resumed.
+    seconds: time from the first to the last metric, without gaps between processes.
+    processes: 1 + number of times it was resumed.
     """
 
     folder: Path
@@ -94,28 +95,28 @@ class Run:
     sample_steps: tuple[int, ...]
 
     def setting(self, key: str) -> Any:
-        """A value of the recipe under its dotted key, None where run.json does not hold it."""
+        """A value of the recipe by dotted key; None if it is not in run.json."""
         value: Any = self.facts.get("config")
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
     def curve(self, name: str) -> Curve:
-        """Empty where the run has no such metric."""
+        """The values of a metric by step; empty if the run does not have it."""
         return self.curves.get(name, {})
 
     def last(self, name: str) -> float | None:
-        """The newest value."""
+        """The last value of a metric."""
         return next(reversed(list(self.curve(name).values())), None)
 
     def median(self, name: str) -> float | None:
-        """Over the training steps: the first ones, which compile and warm up, do not weigh."""
+        """The median of a metric, which ignores the slow first steps."""
         values = list(self.curve(name).values())
         return statistics.median(values) if values else None
 
     @property
     def last_step(self) -> int:
-        """The newest step of any metric."""
+        """The last step of any metric."""
         return max((step for curve in self.curves.values() for step in curve), default=0)
 
     @property
@@ -131,15 +132,15 @@ class Run:
         return "loss" if named in (None, "auto") else str(named)
 
     def lower_is_better(self, name: str) -> bool | None:
-        """As the objective said, which says nothing of what is neither good nor bad."""
-        told = self.facts.get("lower_is_better")
-        value = (told if isinstance(told, dict) else _LOWER_IS_BETTER).get(name)
+        """Whether lower values are better, by the objective; None if neither direction is."""
+        recorded = self.facts.get("lower_is_better")
+        value = (recorded if isinstance(recorded, dict) else _LOWER_IS_BETTER).get(name)
         return None if value is None else bool(value)
 
     @property
     def best_step(self) -> int | None:
-        """The validation with the best value, after training began (before it there is no checkpoint); of equal ones
-        that of the lowest loss, of these the last: as the run itself chooses.
+        """The step of the best validation after the start of training; of equal ones, that with the lowest loss, then
+        the last. The training loop chooses in the same way.
         """
         curve = {step: value for step, value in self.curve(f"validation/{self.chosen_by}").items() if step > 0}
         sign = 1 if self.lower_is_better(self.chosen_by) else -1
@@ -148,27 +149,27 @@ class Run:
 
     @property
     def is_merged(self) -> bool:
-        """Whether a merged folder lies in the run."""
+        """Whether the run folder contains a merged folder."""
         return (self.folder / "merged").is_dir()
 
     @property
-    def handed_over_step(self) -> int | None:
-        """Of the checkpoint that merging takes or would take; None without a validation."""
+    def merge_step(self) -> int | None:
+        """The step of the checkpoint that a merge takes; None without a validation."""
         last = max(self.curve(f"validation/{self.chosen_by}"), default=None)
         return last if self.setting("merge.checkpoint") == "last" else self.best_step
 
     def changes(self) -> list[Change]:
-        """Before and after of every held-out metric."""
+        """Every held-out metric before and after training."""
         found = []
         for name in self.validation_names:
             curve = self.curve(f"validation/{name}")
             lower = self.lower_is_better(name)
-            chosen = curve.get(self.handed_over_step) if self.handed_over_step is not None else None
+            chosen = curve.get(self.merge_step) if self.merge_step is not None else None
             found.append(Change(name, curve.get(0), chosen, self.last(f"validation/{name}"), lower, scale_of(name)))
         return found
 
     def validations(self) -> list[tuple[float | None, int, dict[str, float]]]:
-        """(epochs done if that was written, step, metrics by name) of every look at the held-out rows, in order."""
+        """(epochs done, if known; step; metrics by name) of every validation, in order."""
         epochs = self.curve("train/epoch")
         curves = {name: self.curve(f"validation/{name}") for name in self.validation_names}
         steps = sorted({step for curve in curves.values() for step in curve})
@@ -178,11 +179,11 @@ class Run:
         ]
 
     def samples(self) -> list[SamplePair]:
-        """The same prompts before training and at the step handed over (else at the last one that has samples)."""
+        """The same prompts before training and at the step that is merged, or the last step with samples."""
         after_steps = [step for step in self.sample_steps if step > 0]
         if not after_steps:
             return []
-        after = self.handed_over_step if self.handed_over_step in after_steps else after_steps[-1]
+        after = self.merge_step if self.merge_step in after_steps else after_steps[-1]
         before = {s["prompt"]: s for s in self._read_samples(0)} if 0 in self.sample_steps else {}
         pairs = [(before.get(s["prompt"], {}), s) for s in self._read_samples(after)]
         return [
@@ -197,15 +198,13 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError where `folder` is no run folder. Parts that are missing are left out of the report.
+    """Read a run folder. Missing parts are omitted. Raises UserError if `folder` is not a run folder.
 
-    Every text is made printable here, before a report escapes it: an escaped secret is not found any more.
+    Texts are made printable here, before a report escapes them: masking does not find an escaped secret.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(
-            f"{folder} is no run folder: it has no metrics.jsonl. Give the folder of run.folder in the recipe"
-        )
+        raise UserError(f"{folder} is not a run folder: it has no metrics.jsonl. Give the recipe's run.folder")
     by_step: dict[str, dict[int, float]] = {}
     seconds, processes, previous = 0.0, 0, None
     for line in _json_lines(path):
@@ -222,8 +221,8 @@ def read_run(folder: Path) -> Run:
                 by_step.setdefault(name, {})[step] = float(value)
     curves = {name: dict(sorted(curve.items())) for name, curve in by_step.items()}
     steps = sorted(int(found.stem.removeprefix("step-")) for found in (folder / "samples").glob("step-*.jsonl"))
-    facts, status = _json_object(folder / "run.json"), _json_object(folder / "status.json")
-    merge = _json_object(folder / "merged" / "run.json").get("merge", {})
+    facts, status = _shown(folder / "run.json"), _shown(folder / "status.json")
+    merge = _shown(folder / "merged" / "run.json").get("merge", {})
     return Run(folder, facts, merge, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
 
 
@@ -232,16 +231,12 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # the last line, torn by a kill or a full disk
+        except ValueError:  # the last line, incomplete after a kill or with a full disk
             continue
         if isinstance(line, dict):
             lines.append(line)
     return lines
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return printable_all(found) if isinstance(found, dict) else {}
+def _shown(path: Path) -> dict[str, Any]:
+    return dict(printable_all(json_object(path)))

@@ -21,7 +21,7 @@ _SAMPLE_CHARACTERS = 220
 
 
 def print_table(run_folder: Path, console: Console | None = None) -> None:
-    """Print before and after, what it cost, and samples side by side. UserError where `run_folder` is no run folder."""
+    """Print results, costs and samples. Raises UserError if `run_folder` is not a run folder."""
     run = read_run(run_folder)
     console = console or Console()
     width = min(_WIDTH, console.width)
@@ -38,9 +38,9 @@ def print_table(run_folder: Path, console: Console | None = None) -> None:
 def _before_and_after(run: Run) -> Table:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
     table.add_column("held-out")
-    heads = ["before", f"after, step {run.handed_over_step}", "change"]
-    went_on = run.handed_over_step != run.last_step
-    for head in [*heads, f"end, step {run.last_step}"] if went_on else heads:
+    heads = ["before", f"after, step {run.merge_step}", "change"]
+    continued = run.merge_step != run.last_step
+    for head in [*heads, f"end, step {run.last_step}"] if continued else heads:
         table.add_column(head, justify="right")
     for change in run.changes():
         color = {True: "green", False: "red", None: ""}[change.better]
@@ -50,7 +50,7 @@ def _before_and_after(run: Run) -> Table:
             Text(words.difference(change), style=color),
             words.number(change.last, change.scale),
         ]
-        table.add_row(words.title(change.name), *cells[: 4 if went_on else 3])
+        table.add_row(words.title(change.name), *cells[: 4 if continued else 3])
     return table
 
 
@@ -84,12 +84,12 @@ def _facts(run: Run) -> Table:
 def _samples(run: Run) -> Table:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), show_lines=True)
     heads, rows = words.samples(run)
-    kept = [place for place, head in enumerate(heads) if head != "reference"]
-    for head in (heads[place] for place in kept):
+    kept = [index for index, head in enumerate(heads) if head != "reference"]
+    for head in (heads[index] for index in kept):
         if head == "reward":
             table.add_column(head, justify="right")
         else:
             table.add_column(head, ratio=1, overflow="fold")
     for row in rows[:_SAMPLES]:
-        table.add_row(*(Text(words.shortened(row[place], _SAMPLE_CHARACTERS)) for place in kept))
+        table.add_row(*(Text(words.shortened(row[index], _SAMPLE_CHARACTERS)) for index in kept))
     return table

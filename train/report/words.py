@@ -1,4 +1,4 @@
-"""Numbers and findings in words, the same in the terminal and in report.md."""
+"""Formats numbers and results as text, for the terminal and for report.md."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from train.report.run import Change, Run, has_measure
+from train.report.run import Change, Run, has_relative_change
+from zerotune.common.console import counted
 from zerotune.common.scale import SHARE, UNBOUNDED, Scale, percent
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
@@ -15,83 +16,85 @@ _ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}
 
 
 def number(value: float | None, scale: Scale = UNBOUNDED) -> str:
-    """As the evaluation's report writes it."""
+    """Format a value as the evaluation's report does."""
     return "-" if value is None else scale.number(value)
 
 
 def title(name: str) -> str:
-    """A metric's name as one reads it: exact_match -> exact match."""
+    """A metric's name for readers: exact_match -> exact match."""
     return name.replace("_", " ")
 
 
 def difference(change: Change) -> str:
-    """Percentage points for shares, a factor for perplexities, else the relative change."""
+    """A change: percentage points for shares, a factor for perplexities, else relative or absolute."""
     if change.before is None or change.chosen is None:
         return "-"
     if change.scale is SHARE or change.scale.is_ratio:
         between = change.scale.between(change.before, change.chosen)
         return change.scale.change(between) + change.scale.unit
-    if not has_measure(change.name) or change.before * change.chosen <= 0:  # no share of nothing, or of its opposite
+    if (
+        not has_relative_change(change.name) or change.before * change.chosen <= 0
+    ):  # no ratio to zero, or to a value of another sign
         return change.scale.change(change.chosen - change.before)
     relative = change.chosen / change.before - 1
-    fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # -0.4 % is not -0 %, and -99.6 % not -100 %
+    fine = abs(relative) < 0.01 or 0.985 < abs(relative) < 1  # do not round -0.4 % to -0 %, or -99.6 % to -100 %
     return f"{100 * relative:+.1f} %" if fine else f"{100 * relative:+.0f} %"
 
 
-def handed_over(run: Run) -> str:
-    """Which checkpoint the numbers after training are of, and what became of it."""
+def merge_choice(run: Run) -> str:
+    """Which checkpoint the numbers after training belong to, and whether it is merged."""
     if run.setting("merge.checkpoint") == "last":
         which = "the last checkpoint"
     else:
-        which = f"the best checkpoint by {title(run.chosen_by)} (of equal ones that of the lowest loss, then the last)"
-    return which + (", the one that is merged" if run.is_merged else "; nothing is merged yet")
+        which = f"the best checkpoint by {title(run.chosen_by)} (of equal ones, the lowest loss, then the last)"
+    return which + (", which is merged" if run.is_merged else "; not merged yet")
 
 
 def headline(run: Run) -> str:
-    """The answer in one sentence."""
+    """The result in one sentence."""
     changes = [change for change in run.changes() if change.before is not None and change.chosen is not None]
     if not changes:
         loss = list(run.curve("train/loss").values())
         if not loss:
             return "No step has been written yet."
-        return f"Training loss {number(loss[0])} → {number(loss[-1])}; nothing was validated before and after."
-    told = []
+        return f"Training loss {number(loss[0])} → {number(loss[-1])}; no validation before and after."
+    parts = []
     for change in changes:
-        if change.lower_is_better is None:  # neither good nor bad
+        if change.lower_is_better is None:  # neither direction is better
             continue
         worse = " (worse)" if change.better is False else ""
         before, after = number(change.before, change.scale), number(change.chosen, change.scale)
-        told.append(f"{title(change.name)} {before} → {after}{worse}")
-    return f"On held-out rows, before → after: {', '.join(told)}."
+        parts.append(f"{title(change.name)} {before} → {after}{worse}")
+    return f"On held-out rows, before → after: {', '.join(parts)}."
 
 
 def over_epochs(run: Run, most: int, metrics: int = 99) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of validations; of more than `most`, evenly spread ones with first, best and last.
+    """Heads and rows of the table of validations: at most `most`, evenly spaced, with the first, best and last.
 
-    metrics: how many are shown, the one that chooses the best checkpoint first.
+    metrics: number of metrics, that which chooses the best checkpoint first.
     """
     scales = {change.name: change.scale for change in run.changes()[:metrics]}
-    looks = run.validations()
-    if len(looks) < 3:  # before and after say it all
+    validations = run.validations()
+    if len(validations) < 3:  # the table of before and after has them all
         return [], []
-    count = min(most, len(looks))
-    kept = {round(k * (len(looks) - 1) / (count - 1)) for k in range(count)}
+    count = min(most, len(validations))
+    kept = {round(k * (len(validations) - 1) / (count - 1)) for k in range(count)}
     rows = [
         [
             "before" if not step else "-" if epoch is None else f"{epoch:.4g}",
-            f"{step:,}{' *' * (step == run.handed_over_step)}",
+            f"{step:,}{' *' * (step == run.merge_step)}",
             *(number(values.get(name), scale) for name, scale in scales.items()),
         ]
-        for place, (epoch, step, values) in enumerate(looks)
-        if place in kept or step == run.handed_over_step
+        for index, (epoch, step, values) in enumerate(validations)
+        if index in kept or step == run.merge_step
     ]
     return ["epoch", "step", *map(title, scales)], rows
 
 
 def samples(run: Run) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of samples: with rewards, and with references, where there are any."""
+    """Heads and rows of the table of samples, with rewards and references if there are any."""
     pairs = run.samples()
-    heads, columns = ["prompt"], [[question(pair.prompt) for pair in pairs]]
+    heads, columns = ["prompt"], [[last_turn(pair.prompt) for pair in pairs]]
     is_rewarded = any(pair.after_reward is not None for pair in pairs)
     for head in ("before", "after"):
         heads.append(head)
@@ -106,13 +109,13 @@ def samples(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def trained_share(run: Run) -> str:
-    """Of the parameters; empty where it is not known."""
+    """The share of trained parameters; empty if unknown."""
     counts = _mapping(run.facts.get("parameters"))
     return f"{percent(counts['trained'] / counts['total'])} of the parameters trained" if counts.get("total") else ""
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What the run cost and where its result lies, as (name, text)."""
+    """Costs and outcome of the run, as (name, text)."""
     found = [
         ("Trained", _parameters(run)),
         ("Seen", _seen(run)),
@@ -130,7 +133,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
-    """What one needs to repeat the run."""
+    """Facts needed to reproduce the run, as (name, text)."""
     code, versions = _mapping(run.facts.get("code")), _mapping(run.facts.get("versions"))
     model, command = _mapping(run.facts.get("model")), run.facts.get("command")
     found = [
@@ -146,35 +149,35 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     return [(name, text) for name, text in found if text]
 
 
-def question(prompt: str) -> str:
-    """What was last said in a prompt, without the chat template's special tokens and role names."""
+def last_turn(prompt: str) -> str:
+    """The last message of a prompt, without the chat template's special tokens and role names."""
     turns = [readable(turn) for turn in _SPECIAL_TOKEN.split(prompt)]
     if len(turns) == 1:  # plain text
         return turns[0]
-    said = ["\n".join(line for line in turn.splitlines() if line not in _ROLES) for turn in turns]
-    return next((turn for turn in reversed(said) if turn), "")
+    texts = ["\n".join(line for line in turn.splitlines() if line not in _ROLES) for turn in turns]
+    return next((text for text in reversed(texts) if text), "")
 
 
 def readable(text: str) -> str:
-    """Without special tokens and blank lines."""
+    """The text without special tokens and blank lines."""
     lines = (line.strip() for line in _SPECIAL_TOKEN.sub("\n", text).splitlines())
     return "\n".join(line for line in lines if line)
 
 
 def answer(text: str | None) -> str:
-    """A sample as one reads it, also where nothing can be seen of it."""
+    """A sample's answer for readers: "-" if there is none, "(blank)" if it has no visible text."""
     if text is None:
         return "-"
     return readable(text) or "(blank)"
 
 
 def shortened(text: str, characters: int) -> str:
-    """Its beginning, if it is long."""
+    """The text, truncated to `characters`."""
     return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def duration(seconds: float) -> str:
-    """3 h 05 min, 4 min 12 s, 9 s."""
+    """Format a time: 3 h 05 min, 4 min 12 s, 9 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -195,7 +198,7 @@ def _parameters(run: Run) -> str:
 
 def _seen(run: Run) -> str:
     tokens, epochs = run.last("train/tokens"), run.last("train/epoch")
-    words = [f"{run.last_step:,} step{'s' * (run.last_step != 1)}"]
+    words = [counted(run.last_step, "step")]
     words += [f"{tokens:,.0f} tokens"] if tokens is not None else []
     words += [f"{epochs:.4g} epoch{'s' * (epochs != 1)}"] if epochs else []
     return ", ".join(words)
@@ -203,7 +206,7 @@ def _seen(run: Run) -> str:
 
 def _time(run: Run) -> str:
     resumed = run.processes - 1
-    return duration(run.seconds) + (f", resumed {resumed} time{'s' if resumed > 1 else ''}" if resumed else "")
+    return duration(run.seconds) + (f", resumed {counted(resumed, 'time')}" if resumed else "")
 
 
 def _speed(run: Run) -> str:
@@ -217,12 +220,12 @@ def _speed(run: Run) -> str:
 
 def _skipped(run: Run) -> str:
     skipped = run.last("train/skipped_steps")
-    return f"{skipped:.0f} updates for a gradient that was not finite" if skipped else ""
+    return f"{skipped:.0f} updates, with a gradient that was not finite or a spike of the loss" if skipped else ""
 
 
 def _where(run: Run) -> str:
     ranks = run.facts.get("world_size")
-    words = [run.facts.get("device"), f"{ranks} rank{'s' if ranks != 1 else ''}" if ranks else None]
+    words = [run.facts.get("device"), counted(ranks, "rank") if ranks else None]
     words += [None if run.facts.get("sharding") == "single" else run.facts.get("sharding"), run.facts.get("precision")]
     return ", ".join(str(word) for word in words if word)
 
@@ -233,12 +236,12 @@ def _checked(run: Run) -> str:
         return ""
     kl = f"KL {comparison['mean_kl']:.2g} nats"
     if not by_base:
-        return f"merged answers are those of the trained model ({kl})"
+        return f"the merged model answers as the trained one ({kl})"
     shown = ", ".join(f"{name} {value:.2g} nats" for name, value in by_base.items())
     chosen = run.merge.get("quantized_base")
     return (
-        f"merged answers are those of the {chosen} base with the adapter ({kl}); "
-        f"KL from the quantised model that was trained and measured above, by base: {shown}"
+        f"the merged model answers as the {chosen} base with the adapter ({kl}); "
+        f"KL from the trained quantised model, to which all metrics above belong, by base: {shown}"
     )
 
 

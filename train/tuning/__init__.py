@@ -1,21 +1,18 @@
-"""Which weights move: full, LoRA and QLoRA, prompt tuning. What is learned with them is none of their business."""
+"""Which weights move: one file for each tuning of `train.registry.TUNINGS`. What is learned is no concern of theirs."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Protocol
 
 from torch import nn
 
 from train.config import ModelConfig, TuningConfig
 from train.protocols import Tuning
-from train.tuning.full import Full
-from train.tuning.lora import Lora
-from train.tuning.prompt import Prompt
+from train.registry import imported
 
 
-class TuningFactory(Protocol):
-    """How a tuning is made.
+def make_tuning(
+    config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
+) -> Tuning:
+    """The tuning that the recipe asks for.
 
     Args:
         config: The recipe's `tuning`.
@@ -23,13 +20,8 @@ class TuningFactory(Protocol):
         model: The recipe's `model`, for a prompt that starts from a text.
         task: peft's name for what the model is used for: CAUSAL_LM, TOKEN_CLS, SEQ_CLS, or FEATURE_EXTRACTION.
     """
-
-    def __call__(
-        self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
-    ) -> Tuning: ...
-
-
-TUNINGS: Mapping[str, TuningFactory] = {"full": Full, "lora": Lora, "prompt": Prompt}
+    made: Tuning = imported(config.spec.place)(config, seed, model=model, task=task)
+    return made
 
 
 def share_trained(model: nn.Module) -> tuple[int, int]:

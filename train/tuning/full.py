@@ -17,8 +17,6 @@ from zerotune.common.errors import UserError
 class Full:
     """All weights are trained."""
 
-    can_pack = True
-
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:

@@ -41,8 +41,6 @@ class Lora:
     Embeddings that were given new rows are trained and saved whole.
     """
 
-    can_pack = True
-
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:

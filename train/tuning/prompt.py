@@ -18,12 +18,7 @@ from zerotune.models.folder import resolve
 
 
 class Prompt:
-    """`virtual_tokens` vectors are trained.
-
-    can_pack is false: the vectors stand before a sequence, and the rows of a pack would have to share them.
-    """
-
-    can_pack = False
+    """`virtual_tokens` vectors are trained. Rows cannot be packed: those of a pack would have to share the vectors."""
 
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from zerotune.common import suggest
 from zerotune.common.errors import CannotWriteError, UserError
@@ -21,6 +26,15 @@ def nearest(place: Path) -> str:
     return f"; did you mean {parent / found}?" if found else ""
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, or no whole one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     try:
@@ -28,6 +42,12 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """`sha256_file` of each."""
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return list(pool.map(sha256_file, paths))
 
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:
@@ -49,7 +69,7 @@ def write_atomically(path: Path, text: str, durable: bool = True) -> None:
                     os.fsync(handle.fileno())
             draft.replace(path)
             if durable:
-                sync_folder(path.parent)
+                sync(path.parent)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
@@ -58,24 +78,50 @@ def write_atomically(path: Path, text: str, durable: bool = True) -> None:
 
 def require_writable(folder: Path) -> None:
     """Raises UserError where a folder is not there and cannot be made, or cannot be written to."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = _existing(folder)
     if not existing.is_dir():
         raise UserError(f"{folder} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder} cannot be written: no permission in {existing}")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the content of a file, or renames inside a folder, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, for folders
+            raise
     finally:
-        os.close(handle)
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` everything below `folder`, and itself. Only the node that wrote a file can flush it."""
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(inner) / name)
+        sync(Path(inner))
+
+
+def lack_of_space(folder: Path, needed: int) -> str:
+    """What is said where fewer than `needed` bytes are free; nothing where there are, or where that is not known."""
+    disk = shutil.disk_usage(_existing(folder))
+    lacking = disk.total and disk.free < needed  # some network file systems know of no size
+    return f"about {needed:,} bytes are needed and {disk.free:,} are free" if lacking else ""
+
+
+def free_bytes(path: Path) -> int:
+    """Where `path` is, or would be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def cannot_write(path: Path, error: OSError) -> CannotWriteError:
     """The error for `path`, with the space that is left there."""
-    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
-    return CannotWriteError(f"{path}: cannot be written: {error.strerror or error} ({free:,} bytes are free there)")
+    reason = error.strerror or error
+    return CannotWriteError(f"{path}: cannot be written: {reason} ({free_bytes(path):,} bytes are free there)")

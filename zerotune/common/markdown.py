@@ -1,10 +1,16 @@
-"""Texts that a model wrote, as cells of Markdown tables: whatever they hold stays text."""
+"""Markdown tables. Whatever texts that a model wrote hold, in a cell they stay text."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+
+class Markup(str):
+    """A cell that is Markdown already."""
+
+    __slots__ = ()
 
 
 def cell(text: str) -> str:
@@ -13,9 +19,22 @@ def cell(text: str) -> str:
     return re.sub(r"([\\`*_\[\]])", r"\\\1", shown).replace("\n", "<br>")
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Cells as texts. right: the heads of columns that are numbers."""
+def bold(text: str) -> Markup:
+    """The text as a bold cell."""
+    return Markup(f"**{cell(text)}**")
+
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+    escape: Callable[[str], str] = cell,
+) -> str:
+    """Heads are Markdown, cells are texts, but for `Markup`.
+
+    right: the heads of columns that are numbers. escape: keeps a text a text.
+    """
     marks = ["---:" if head in right else "---" for head in heads]
-    lines = [heads, *(map(cell, row) for row in rows)]
-    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    cells = [[text if isinstance(text, Markup) else escape(text) for text in row] for row in rows]
+    head, *rest = (f"| {' | '.join(line)} |" for line in (heads, *cells))
     return "\n".join([head, f"|{'|'.join(marks)}|", *rest])

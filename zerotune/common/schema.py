@@ -52,12 +52,18 @@ def checked(kind: type[_Kind], values: dict[str, Any]) -> tuple[_Kind, list[Faul
         except ValidationError as error:
             for found in error.errors(include_url=False):
                 way = found["loc"] if found["type"] == UNKNOWN else _known_part(kind, found["loc"])
+                if not way:
+                    raise UserError(
+                        f"these values cannot be read: {found['msg'].removeprefix('Invalid JSON: ')}"
+                    ) from None
                 at = kind_at(kind, way)
                 if not (found["input"] is None and get_origin(at) in (list, dict)):
                     faults.setdefault(way, _fault(way, at, dict(found)))
-                _leave_out(values, way)
-                if found["type"] == "missing":
-                    _at(values, way[:-1])[way[-1]] = next(iter(get_args(at)), "?")
+                with suppress(LookupError, TypeError):  # what it stands in may have been left out already
+                    if found["type"] == "missing":
+                        _at(values, way[:-1])[way[-1]] = next(iter(get_args(at)), "?")
+                    else:
+                        _leave_out(values, way)
 
 
 @cache
@@ -106,8 +112,7 @@ def _leave_out(values: dict[str, Any], way: Way) -> None:
     """Removes what stands at `way`, and a list with a wrong item as a whole."""
     while isinstance(way[-1], int):
         way = way[:-1]
-    with suppress(LookupError, TypeError):  # what it stood in may be gone already
-        del _at(values, way[:-1])[way[-1]]
+    del _at(values, way[:-1])[way[-1]]
 
 
 def is_section(kind: Any) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,21 @@ def own_version() -> str | None:
             return str(project["version"])
     except (OSError, ValueError, KeyError):
         pass
+    return installed_version("zerotune")
+
+
+def installed_version(package: str) -> str | None:
+    """Of a library; None where it is not installed."""
     try:
-        return version("zerotune")
+        return version(package)
     except PackageNotFoundError:
         return None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of Python, and of those of the packages that are installed."""
+    found = {name: installed_version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: number for name, number in found.items() if number}
 
 
 def code_state(folder: Path) -> dict[str, Any] | None:

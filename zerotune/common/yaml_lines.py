@@ -125,7 +125,7 @@ def _scalar(tag: str, text: str) -> Any:
         return None
     if tag == _BOOL:
         return text.lower() == "true"
-    if tag == _INT:
+    if tag == _INT and len(text) < 4000:  # Python reads no longer ones
         return int(text.replace("_", ""))
     if tag == _FLOAT:
         return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))

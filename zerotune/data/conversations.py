@@ -1,4 +1,4 @@
-"""Rows that are conversations: a question with its answer, an instruction, or whole dialogues."""
+"""Rows that are conversations: `messages`, or ShareGPT's `conversations`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,25 @@ from typing import Any
 
 from zerotune.data.fields import Fields, RowError, checked_text, says_something
 from zerotune.data.readers import type_name
-from zerotune.data.rows import ROLES, SHAREGPT_ROLES, TEXT_PARTS
-from zerotune.data.tool_calls import Call, parsed, read_calls, read_tools
+from zerotune.data.tool_calls import Call, as_text, parsed, read_calls, read_tools
 
+ROLES = {  # what messages call the speaker, and what chat templates call them
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+SHAREGPT_ROLES = {
+    **ROLES,
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of the parts of a content
 ASKING = ("user", "tool")  # whom the assistant answers
 MARKS = ("weight", "loss_weight", "train", "training", "loss")  # of turns: OpenAI, LLaMA-Factory, axolotl, ms-swift
 PARTIAL_MARKS = ("train_detail", "training_detail")  # axolotl's, of characters
@@ -28,11 +44,13 @@ class Conversation:
     messages: role (system, user, assistant, tool) and content (text); of the assistant also `reasoning_content` and
     `tool_calls` (see `tool_calls`), of a tool `name` and `tool_call_id`, where the row has them. `learned: False` marks
     a turn of the assistant that is only read. tools: JSON schemas of functions. left_out: what else the row says.
+    also_right: further answers that are as good as the last message.
     """
 
     messages: list[Message]
     tools: list[Any] | None = None
     left_out: tuple[str, ...] = ()
+    also_right: tuple[str, ...] = ()
 
     @property
     def is_answered(self) -> bool:
@@ -40,39 +58,10 @@ class Conversation:
         return bool(self.messages[-1]["role"] == "assistant")
 
 
-def turn(fields: Fields, prompt: str, answer: str | None) -> Conversation:
-    """One question and its answer, if there is one."""
-    messages = [{"role": "user", "content": prompt}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    if fields.has("system"):
-        messages.insert(0, {"role": "system", "content": fields.text("system")})
-    return Conversation(messages)
-
-
-def read_instruction(fields: Fields) -> Conversation:
-    """An instruction, with its input below it, and the output; Alpaca's `history` are the turns before."""
-    prompt = fields.text("instruction")
-    if fields.has("input"):
-        extra = fields.get("input")
-        if not isinstance(extra, str) or not extra.isspace():
-            prompt = f"{prompt}\n{fields.text('input')}"
-    conversation = turn(fields, prompt, fields.answer("output"))
-    if fields.has("history"):
-        start = conversation.messages[0]["role"] == "system"
-        conversation.messages[start:start] = _history(fields)
-    return conversation
-
-
-def _history(fields: Fields) -> list[Message]:
-    pairs = parsed(fields.get("history"), "field `history`")
-    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
-        raise RowError("field `history` is not a list of pairs of a question and its answer")
-    return [
-        {"role": role, "content": checked_text(text, f"history[{index}][{place}]")}
-        for index, pair in enumerate(pairs)
-        for place, (role, text) in enumerate(zip(("user", "assistant"), pair, strict=True))
-    ]
+def said_in(message: Message) -> str:
+    """All that a message says, as text: its reasoning, its content and its calls."""
+    thought, calls = message.get("reasoning_content", ""), message.get("tool_calls")
+    return "\n".join(filter(None, (thought, message["content"], as_text(calls) if calls else "")))
 
 
 def read_chat(fields: Fields) -> Conversation:
@@ -90,10 +79,10 @@ def read_chat(fields: Fields) -> Conversation:
     answered = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answered:
         raise RowError(
-            "nothing is asked: no turn of the user" if fields.asks else "nothing to learn: no turn of the assistant"
+            "nothing is asked: no turn of the user" if fields.asks else "no answer: no turn of the assistant"
         )
     if not any(messages[index].get("learned", True) for index in answered):
-        raise RowError("nothing to learn: every turn of the assistant is marked 0")
+        raise RowError("no answer: every turn of the assistant is marked 0")
     if answered[-1] + 1 < len(messages):
         left.add("turns after the last answer")
     return Conversation(messages[: answered[-1] + 1], tools, tuple(sorted(left)))
@@ -174,7 +163,7 @@ def _part(part: Mapping[str, Any], name: str) -> tuple[str, bool]:
         return checked_text(part.get("text"), f"{name}.text"), True
     if kind in ("thinking", "reasoning"):
         return checked_text(part.get(kind, part.get("text")), f"{name}.{kind}"), False
-    raise RowError(f"{name} is of type {kind!r}: only text can be learned")
+    raise RowError(f"{name} is of type {kind!r}: only text is read")
 
 
 def _thought(value: Any, name: str) -> str:

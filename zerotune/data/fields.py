@@ -19,19 +19,27 @@ class RowError(Exception):
         self.missing = missing
 
 
+SAME_NAMES: Mapping[str, str] = {}
+
+
 class Fields:
     """The fields of one row under our names, checked as they are asked for; every error is a RowError.
 
+    columns: our field -> the column of the file, where it has another name.
     asks: whether it is enough that the row asks something; else it must hold an answer too.
     """
 
-    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str], asks: bool = False) -> None:
+    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str] = SAME_NAMES, asks: bool = False) -> None:
         self.value, self.columns, self.asks = value, columns, asks
         self.read: set[str] = set()
 
     def has(self, name: str) -> bool:
         """Whether an optional field is there and says something."""
         return says_something(self.value.get(self.columns.get(name, name)))
+
+    def holds(self, name: str) -> bool:
+        """Whether the row has the column at all."""
+        return self.columns.get(name, name) in self.value
 
     def unread(self) -> list[str]:
         """The columns that say something and were not asked for."""
@@ -53,13 +61,20 @@ class Fields:
         """A required field that is text and not only white space."""
         return checked_text(self.get(name), f"field `{self.columns.get(name, name)}`")
 
-    def answer(self, name: str) -> str | None:
-        """The text of an answer; None where there is none and none is needed."""
+    def answers(self, name: str) -> tuple[str, ...]:
+        """The text of an answer, or of several that are all right; none where there is none and none is needed."""
         column = self.columns.get(name, name)
         self.read.add(column)
-        value = self.value.get(column)
-        says_nothing = value is None or (isinstance(value, str) and not value.strip())
-        return None if self.asks and says_nothing else self.text(name)
+        if self.asks and not says_something(self.value.get(column)):
+            return ()
+        value = self.get(name)
+        if isinstance(value, str):
+            return () if self.asks and value.isspace() else (checked_text(value, f"field `{column}`"),)
+        if not isinstance(value, (list, tuple)):
+            raise RowError(f"field `{column}` is not text: it is {type_name(value)}")
+        if not value:
+            raise RowError(f"field `{column}` is an empty list")
+        return tuple(checked_text(text, f"{column}[{place}]") for place, text in enumerate(value))
 
 
 def says_something(value: Any) -> bool:

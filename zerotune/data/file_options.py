@@ -18,17 +18,27 @@ SHOWN_VALUES, KEPT_VALUES = 10, 1000  # values of a column, in a message
 @dataclass(frozen=True)
 class FileOptions:
     """delimiter: what stands between the columns of CSV files; None: what their name says. encoding: of text files;
-    None: UTF-8, or UTF-16 with its mark. filter: column -> its values in the rows that are meant.
+    None: UTF-8, or UTF-16 with its mark. filter: column -> its values in the rows that are meant. columns: our field ->
+    the column that holds it, for readers that name their fields themselves (evaluation).
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     filter: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def separator(self) -> str | None:
         """The delimiter, tab under any of its names."""
         return "\t" if self.delimiter in TAB else self.delimiter
+
+    def renamed(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row's columns under our names."""
+        if not self.columns:
+            return value
+        replaced = {*self.columns, *self.columns.values()}
+        others = {name: inner for name, inner in value.items() if name not in replaced}
+        return others | {ours: value[theirs] for ours, theirs in self.columns.items() if theirs in value}
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(option, what is wrong with it)."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zerotune.common.errors import UserError
+from zerotune.data.fields import RowError
 from zerotune.data.readers import BadRow, Row, without_nulls
-from zerotune.data.rows import BadExampleError
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def from_hub(source: Hub) -> Iterator[Row | BadRow]:
                 try:
                     if belongs is None or belongs(value):
                         yield Row(file, number, {column: of(value) for column, of in cells.items()} or value)
-                except BadExampleError as error:
+                except RowError as error:
                     yield BadRow(file, number, str(error))
 
 

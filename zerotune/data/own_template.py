@@ -10,6 +10,7 @@ from typing import Any
 
 from zerotune.common.errors import UserError
 
+FOLDER = Path(__file__).with_name("chat_templates")  # templates of our own: plain, chatml, raw
 # What a generation prompt may end with: thoughts that it opens, or opens and closes.
 OPENED_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
 
@@ -32,3 +33,8 @@ def own_template(tokenizer: Any, folder: Path) -> str | dict[str, str] | None:
 def default_template(template: str | Mapping[str, str] | None) -> str | None:
     """The one for conversations without tools; None where there is none."""
     return template.get("default") if isinstance(template, Mapping) else template
+
+
+def tool_template(template: str | Mapping[str, str] | None) -> str | None:
+    """The one for conversations with tools, where it is another than the default (transformers' name: tool_use)."""
+    return template.get("tool_use") if isinstance(template, Mapping) else None

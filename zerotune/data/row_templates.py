@@ -13,7 +13,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from zerotune.common.suggest import did_you_mean
-from zerotune.data.rows import BadExampleError
+from zerotune.data.fields import RowError
 
 ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined)  # takes off one line break at the end
 
@@ -23,7 +23,7 @@ Cell = Callable[[Mapping[str, Any]], Any]  # the value of one text in one row
 def cell(text: str, name: str) -> Cell:
     """The column or template that `text` is; name: what its messages begin with.
 
-    Raises TemplateSyntaxError; the cell raises BadExampleError for a row that lacks what it needs.
+    Raises TemplateSyntaxError; the cell raises RowError for a row that lacks what it needs.
     """
     if "{{" in text or "{%" in text:
         return template(text, name)
@@ -47,10 +47,10 @@ def _column(row: Mapping[str, Any], text: str, name: str) -> Any:
     for part in text.split("."):
         if not isinstance(value, Mapping) or part not in value:
             columns = ", ".join(map(str, row))
-            raise BadExampleError(f"{name}: there is no column {text}{did_you_mean(text, map(str, row))} ({columns})")
+            raise RowError(f"{name}: there is no column {text}{did_you_mean(text, map(str, row))} ({columns})")
         value = value[part]
     if value is None:
-        raise BadExampleError(f"{name}: column {text} is null")
+        raise RowError(f"{name}: column {text} is null")
     return value
 
 
@@ -58,6 +58,6 @@ def _evaluated(evaluate: Callable[[], Any], row: Mapping[str, Any], name: str) -
     try:
         return evaluate()
     except TemplateError as error:
-        raise BadExampleError(f"{name}: {error.message} (columns: {', '.join(map(str, row))})") from error
+        raise RowError(f"{name}: {error.message} (columns: {', '.join(map(str, row))})") from error
     except Exception as error:  # a template is a program, and may fail in any way
-        raise BadExampleError(f"{name}: {type(error).__name__}: {error}") from error
+        raise RowError(f"{name}: {type(error).__name__}: {error}") from error

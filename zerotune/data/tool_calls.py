@@ -58,7 +58,7 @@ def _call(entry: Any, name: str, left: set[str]) -> Call:
         raise RowError(f"{name} is not an object: it is {type_name(entry)}")
     kind = entry.get("type") or "function"
     if kind != "function":
-        raise RowError(f"{name}.type is {kind!r}: only calls of functions can be learned")
+        raise RowError(f"{name}.type is {kind!r}: only calls of functions are known")
     function = entry.get("function") or entry
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise RowError(f"{name} has no name of a function")

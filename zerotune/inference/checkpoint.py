@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from zerotune.common.errors import UserError
-from zerotune.common.files import sha256_file
-from zerotune.data.own_template import default_template, own_template
+from zerotune.common.files import sha256_files
+from zerotune.data.own_template import default_template, own_template, tool_template
 from zerotune.inference.heads import SequenceClassifier, TokenClassifier
 from zerotune.inference.images import Images, load_images
 from zerotune.inference.model import LanguageModel
@@ -42,6 +42,7 @@ from zerotune.models.dequantize import (
     require_no_packed,
     require_plain_numbers,
 )
+from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
 from zerotune.models.run_facts import read_run_json, template_date_of
@@ -74,7 +75,6 @@ POSITIONS_AFTER_PAD = (
     "xmod",
 )
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class Checkpoint:
             labels=getattr(self.config, "id2label", None) or {},
             images=lambda: self.images,
             day=day,
+            tool_template=tool_template(self._own_template) if template == "tokenizer" else None,
         )
 
     @cached_property
@@ -130,7 +131,11 @@ class Checkpoint:
     @property
     def chat_template(self) -> str | None:
         """The tokenizer's template (of several, "default"); older vision models store it in a separate file."""
-        return default_template(own_template(self.tokenizer, self.folder))
+        return default_template(self._own_template)
+
+    @property
+    def _own_template(self) -> str | dict[str, str] | None:
+        return own_template(self.tokenizer, self.folder)
 
     def digests(self) -> dict[str, str]:
         """sha256 of weights (all files in order), configurations, tokenizer and chat template."""
@@ -141,7 +146,8 @@ class Checkpoint:
         }
         digests = {}
         for what, paths in files.items():
-            lines = "".join(f"{sha256_file(path)}  {path.name}\n" for path in paths)
+            found = zip(sha256_files(paths), paths, strict=True)
+            lines = "".join(f"{digest}  {path.name}\n" for digest, path in found)
             digests[what] = hashlib.sha256(lines.encode()).hexdigest()
         return digests | {"chat_template": _sha256(self.chat_template or "")}
 
@@ -173,7 +179,7 @@ class Checkpoint:
         """The model in `precision`, optionally quantised. Raises UserError if weights are damaged or missing."""
         kind, wrap = LOADERS[head]
         options: dict[str, Any] = {
-            "dtype": DTYPES[choose_precision(precision, device)],
+            "dtype": DTYPES[choose_precision(precision, device.type == "cuda")],
             "use_safetensors": True,
             "local_files_only": True,
             "trust_remote_code": False,
@@ -250,13 +256,3 @@ def end_ids(path: Path, config: Any) -> tuple[int, ...]:
 def as_tuple(ids: int | Sequence[int] | None) -> tuple[int, ...]:
     """Token ids of a transformers configuration, which holds one, several or none. Id 0 is a valid token."""
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
-
-
-def choose_precision(requested: str, device: torch.device) -> str:
-    """Resolve auto: bf16 where the hardware multiplies it at full speed (on older GPUs fp16), else fp32."""
-    if requested != "auto":
-        return requested
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return "bf16" if any(getattr(torch.cpu, check, bool)() for check in checks) else "fp32"

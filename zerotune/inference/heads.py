@@ -35,10 +35,13 @@ class TokenClassifier:
 
 
 class SequenceClassifier:
-    """Answers `Classify` requests. model: a transformers sequence classifier in evaluation mode."""
+    """Answers `Classify` requests. model: a transformers sequence classifier in evaluation mode.
+
+    refuses_nan: whether logits that are not finite raise UserError; PPO counts them instead.
+    """
 
     def __init__(self, model: Any) -> None:
-        self._model, self.tokens = model, 0
+        self._model, self.tokens, self.refuses_nan = model, 0, True
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See zerotune.inference.runner.Model."""
@@ -51,7 +54,7 @@ class SequenceClassifier:
             logits_bc = self._logits_of_last_token(inputs)
         else:
             logits_bc = self._model(**inputs).logits
-        require_finite(bool(logits_bc.isfinite().all()))
+        require_finite(not self.refuses_nan or bool(logits_bc.isfinite().all()))
         return [Classified(tuple(own)) for own in logits_bc.double().tolist()]
 
     def _logits_of_last_token(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from zerotune.common.errors import UserError
-from zerotune.data.own_template import OPENED_THOUGHTS
-from zerotune.data.rows import Message
+from zerotune.data.conversations import Message, said_in
+from zerotune.data.fitting import fitted, without_thought
+from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
 from zerotune.data.template_clock import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from zerotune.inference.images import Images
 
 Ids = tuple[int, ...]
+Tools = list[Any] | None
+RAW = FOLDER / "raw.jinja"
 NO_LABELS: Mapping[int, str] = {}
 
 
@@ -55,6 +58,7 @@ class Prompter:
         name: Name of the checkpoint in messages.
         labels: Class names of its head, by index.
         day: The date for a template that reads the clock; default: today.
+        tool_template: The template of conversations with tools, if the checkpoint has a separate one.
         images: Returns the image processor; raises UserError for a checkpoint that takes no images.
 
     used_chat_template: whether any prompt depended on the chat template, or on its absence.
@@ -74,10 +78,12 @@ class Prompter:
         labels: Mapping[int, str] = NO_LABELS,
         images: Callable[[], Images] | None = None,
         day: date | None = None,
+        tool_template: str | None = None,
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
+        self._tool_template = tool_template or self.template
         self._day = day or date.today()
         self.max_new_tokens = max_new_tokens
         self.context_tokens = context_tokens
@@ -89,10 +95,10 @@ class Prompter:
         self._chat_bos: Ids = self._bos if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> Ids:
-        """Encode a conversation, up to where the assistant's response begins."""
+    def chat_prompt(self, messages: Sequence[Message], tools: Tools = None) -> Ids:
+        """Encode a conversation, up to where the assistant's response begins. tools: JSON schemas of functions."""
         self.last_messages = tuple(messages)
-        return self._chat_bos + self._encode(self._prompt_text(messages))
+        return self._chat_bos + self._encode(self._conversation_text(messages, tools, add_generation_prompt=True))
 
     def image_prompt(self, images: Sequence[str], text: str) -> Ids:
         """Encode a user's turn of images (files) and a text, up to where the assistant's response begins."""
@@ -104,10 +110,13 @@ class Prompter:
         """Encode the start of a response to `image_prompt`, with a leading space unless the prompt ends with one."""
         return self._encode(text if self._image_prompt_text(0, "?")[-1:].isspace() else f" {text}")
 
-    def assistant_turns(self, messages: Sequence[Message]) -> list[Passage]:
-        """Encode each assistant turn after everything before it; its end-of-turn token is scored too."""
+    def assistant_turns(self, messages: Sequence[Message], tools: Tools = None) -> list[Passage]:
+        """Encode each assistant turn that training would learn, after everything before it.
+
+        Its end-of-turn token is scored too.
+        """
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-        return [self._turn(messages[:k], messages[k]) for k in turns]
+        return [self._turn(messages[: k + 1], tools) for k in turns if messages[k].get("learned", True)]
 
     def classifier_input(self, sentences: Sequence[str]) -> tuple[Ids, int]:
         """Encode one sentence or two for a classification head, with special tokens.
@@ -118,7 +127,7 @@ class Prompter:
         types = list(encoded.get("token_type_ids") or ())
         return tuple(encoded["input_ids"]), types.index(1) if 1 in types else 0
 
-    def reward_input(self, text: str | Sequence[Message]) -> Ids:
+    def reward_input(self, text: str | Sequence[Message], tools: Tools = None) -> Ids:
         """Encode a text with its end token, or a conversation, for a reward model.
 
         Trailing padding tokens are removed, since transformers' heads read the last token that is not padding.
@@ -128,8 +137,7 @@ class Prompter:
             end = self.tokenizer.eos_token_id
             ids += [] if end is None or ids[-1:] == [end] else [end]
         else:
-            self.used_chat_template = True
-            ids = list(self._encode(self._render(text, add_generation_prompt=False)))
+            ids = list(self._encode(self._conversation_text(text, tools, add_generation_prompt=False)))
         while ids and ids[-1] == self.tokenizer.pad_token_id:
             ids.pop()
         return tuple(ids)
@@ -194,53 +202,51 @@ class Prompter:
             self.last_messages = ()
         return ids
 
-    def _turn(self, history: Sequence[Message], message: Message) -> Passage:
-        self.last_messages = tuple(history)
-        before, response = self._prompt_and_response(history, message)
+    def _turn(self, messages: Sequence[Message], tools: Tools) -> Passage:
+        self.last_messages = tuple(messages[:-1])
+        before, response = self._prompt_and_response(messages, tools)
         prompt = self._chat_bos + self._encode(before)
-        return Passage(prompt + self._encode(response), len(prompt), len(message["content"].encode()))
+        return Passage(prompt + self._encode(response), len(prompt), len(said_in(messages[-1]).encode()))
 
-    def _prompt_text(self, messages: Sequence[Message]) -> str:
+    def _conversation_text(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> str:
+        """Render a conversation with the template, as in training."""
         self.used_chat_template = True
-        if self.raw:
-            return "".join(m["content"] + self._end(m["role"]) for m in messages)
-        return self._render(messages, add_generation_prompt=True)
+        source = self._source(tools)
+        return self._render(fitted(source, messages) if messages else (), add_generation_prompt, source, tools)
 
     def _image_prompt_text(self, images: int, text: str) -> str:
         self.used_chat_template = True
         parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        return self._render([{"role": "user", "content": parts}], add_generation_prompt=True)
+        return self._render([{"role": "user", "content": parts}], True, self._source(None), None)
 
-    def _prompt_and_response(self, history: Sequence[Message], message: Message) -> tuple[str, str]:
+    def _prompt_and_response(self, messages: Sequence[Message], tools: Tools) -> tuple[str, str]:
         """The prompt, and the reference response with its end of turn, without trailing white space.
 
-        If the prompt opens reasoning and the response has none, the opening mark is removed, as in training.
+        If the prompt opens reasoning and the response has none, the opening mark is removed, as in training. Reasoning
+        that the template drops from responses (DeepSeek-R1) is put back if the prompt opens it.
         """
-        prompt = self._prompt_text(history)
-        if self.raw:
-            return prompt, message["content"] + self._end("assistant")
-        whole = self._render([*history, message], add_generation_prompt=False)
-        for before in (prompt, OPENED_THOUGHTS.sub("", prompt)):
+        prompt = self._conversation_text(messages[:-1], tools, add_generation_prompt=True)
+        whole = self._conversation_text(messages, tools, add_generation_prompt=False)
+        unopened = OPENED_THOUGHTS.sub("", prompt)
+        thought = messages[-1].get("reasoning_content") or without_thought(messages[-1]["content"])[0]
+        is_lost = thought.strip() not in whole
+        if is_lost and (prompt == unopened or "</think>" in prompt[len(unopened) :]):
+            raise UserError(f"{self.name}: its chat template leaves out the reasoning of message {len(messages) - 1}")
+        for before in (prompt, unopened):
             if whole.startswith(before):
-                return before, whole[len(before) :].rstrip()
+                answer = whole[len(before) :].rstrip()
+                return (prompt, f"{thought.strip()}\n</think>\n\n{answer.lstrip()}") if is_lost else (before, answer)
         raise UserError(
             f"{self.name}: its chat template renders an answered conversation differently from its prompt, so answers "
             "cannot be scored; pass another one: --template FILE.jinja, or --template raw"
         )
 
-    def _end(self, role: str) -> str:
-        return self.tokenizer.eos_token or "" if role == "assistant" else ""
-
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        if self.template is None:
-            raise UserError(
-                f"{self.name}: its tokenizer has no chat template, and these rows are conversations; pass --template "
-                "raw (nothing between messages) or FILE.jinja, for example the other model's chat_template.jinja"
-            )
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, source: str, tools: Tools) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self._dated_template,
+                list(messages),
+                tools=tools,
+                chat_template=source,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -248,10 +254,22 @@ class Prompter:
             raise UserError(f"{self.name}: its chat template rejects this conversation: {error}") from error
         return text
 
+    def _source(self, tools: Tools) -> str:
+        """The Jinja text of the template in use, on its day."""
+        return self._sources[bool(tools)]
+
     @cached_property
-    def _dated_template(self) -> str:
+    def _sources(self) -> tuple[str, str]:
+        """Without tools, and with."""
+        if self.raw:
+            return (RAW.read_text(encoding="utf-8"),) * 2
+        if self.template is None or self._tool_template is None:
+            raise UserError(
+                f"{self.name}: its tokenizer has no chat template, and these rows are conversations; give --template "
+                "raw (nothing between messages) or FILE.jinja, for example the other model's chat_template.jinja"
+            )
         try:
-            return dated(self.template or "", self._day)
+            return dated(self.template, self._day), dated(self._tool_template, self._day)
         except UserError as error:
             raise UserError(f"{self.name}: {error}, and pass the file with --template") from error
 
@@ -271,14 +289,13 @@ class Prompter:
     def _end_of_turn(self) -> str:
         """What the template writes after a response; "" if it rejects every trial conversation."""
         mark = "zerotune-answer"
-        parts = [{"type": "text", "text": mark}]  # some vision templates accept only this form
         for roles in (("user", "assistant"), ("system", "user", "assistant")):  # some require a system message
-            for content in (mark, parts):
-                messages = [{"role": role, "content": content} for role in roles]
-                with contextlib.suppress(UserError, TypeError):
-                    whole = self._render(messages, add_generation_prompt=False)
-                    if mark in whole:
-                        return whole.rpartition(mark)[2]
+            with contextlib.suppress(UserError, TypeError):
+                source = self._source(None)
+                messages = fitted(source, [{"role": role, "content": mark} for role in roles])
+                whole = self._render(messages, False, source, None)
+                if mark in whole:
+                    return whole.rpartition(mark)[2]
         return ""
 
     @cached_property

@@ -65,6 +65,12 @@ def split(text: str, closing: str = "") -> Parts:
     return Parts(_joined(thoughts), answer, False)
 
 
+def without_reasoning(text: str) -> str:
+    """A reference answer as answers are compared with it; the same where it ends within its reasoning."""
+    parts = split(text)
+    return text if parts.is_open else parts.answer
+
+
 def closing_mark(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
     """The closing mark of the reasoning that a prompt opens; "" if it opens none."""
     end = str(tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)).rstrip()

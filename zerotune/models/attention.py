@@ -25,7 +25,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from zerotune.common.errors import UserError
-from zerotune.models.arithmetic import HALF
+from zerotune.models.precision import HALF
 
 NAME = "document_attention"
 # What some models pass and a computation by document would ignore without a word.

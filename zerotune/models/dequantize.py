@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerotune.common.errors import UserError
+from zerotune.common.files import json_object
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +50,7 @@ def quantization_method(folder: Path) -> str | None:
 
     Raises UserError, with the way out, where they cannot be read as ordinary weights.
     """
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # whoever reads the config next says what is wrong with it
-    stored = stored_quantization(raw) if isinstance(raw, dict) else None
+    stored = stored_quantization(json_object(folder / "config.json"))  # whoever reads it next says what is wrong
     if stored is None:
         return None
     method = BITSANDBYTES if stored.get("load_in_4bit") or stored.get("load_in_8bit") else stored.get("quant_method")
@@ -127,7 +123,7 @@ def load_dequantized(
     Raises:
         UserError: The files lack a scale, or hold one that fits no weight.
     """
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = json_object(folder / "config.json")
     stored = stored_quantization(raw)
     assert stored is not None
     is_bitsandbytes = quantization_method(folder) == BITSANDBYTES

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from zerotune.common.files import sha256_file
+from zerotune.common.files import sha256_files
 from zerotune.models.folder import read_json, resolve
-
-THREADS = 8  # hashing releases the interpreter lock; large models come in many files
 
 
 def model_digest(path: str | Path, revision: str | None = None) -> str:
@@ -22,9 +19,7 @@ def model_digest(path: str | Path, revision: str | None = None) -> str:
     """
     folder = resolve(str(path), revision)
     files = sorted(folder.glob("*.safetensors")) or [folder / "config.json"]
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(sha256_file, files))
-    lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, sha256_files(files), strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zerotune.models.arithmetic import product_dtype
 from zerotune.models.head_source import gives_logits_unchanged
+from zerotune.models.precision import product_dtype
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
+
+from zerotune.common.files import json_object
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,7 @@ class RunFacts:
 
 def read_run_json(folder: Path) -> Mapping[str, Any]:
     """run.json as it stands; empty where there is none."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return json_object(folder / "run.json")
 
 
 def template_date_of(facts: Mapping[str, Any]) -> date | None:

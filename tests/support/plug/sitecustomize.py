@@ -1,4 +1,4 @@
-"""Found by Python at its start when this folder is on PYTHONPATH: plugs once the training loop, or what asks in an
+"""Found by Python at its start when this folder is on PYTHONPATH: plugs once checkpoints and loop, or what asks in an
 evaluation, is loaded.
 """
 
@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-PLACES = ("train.engine.loop", "eval.cached_model")
+PLACES = ("train.checkpoint.manager", "eval.cached_model")  # the former imports the loop
 
 
 class Finder:

@@ -318,7 +318,7 @@ def test_a_hub_out_of_reach_is_one_line(said: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [([], "answer is an empty list"), (["a", " "], "answer is empty"), (["a", 3], "answer is a number, not text")],
+    [([], "is an empty list"), (["a", " "], r"answer\[1\] is empty"), (["a", 3], r"answer\[1\] is not text: it is a")],
 )
 def test_a_list_of_answers_holds_texts(answer: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason):

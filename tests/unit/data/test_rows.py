@@ -67,23 +67,29 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
     ("task", "row", "reason"),
     [
         ("qa", {"text": "alone"}, "no question with a reference answer"),
-        ("qa", {"question": "Q?"}, "no question with a reference answer"),
-        ("qa", {"question": "Q?", "anwser": "A."}, "(question + answer, "),
+        ("qa", {"question": "Q?"}, "field `answer` is missing"),
         ("qa", {"question": "Q?", "anwser": "A."}, "its columns: question, anwser"),
-        ("qa", {"question": "Q?", "answer": None}, "answer is null"),
-        ("qa", {"question": "Q?", "answer": 42}, "answer is a number"),
-        ("qa", {"question": "  ", "answer": "A."}, "question is empty"),
+        ("qa", {"question": "Q?", "answer": None}, "field `answer` is null"),
+        ("qa", {"question": "Q?", "answer": 42}, "field `answer` is not text: it is a number"),
+        ("qa", {"question": "  ", "answer": "A."}, "field `question` is empty"),
         ("qa", {"messages": "Q?"}, "not a list"),
         ("qa", {"messages": [{"role": "boss", "content": "Q?"}]}, "'boss'"),
-        ("qa", {"messages": [{"role": "user"}]}, "content is missing"),
+        ("qa", {"messages": [{"role": "user"}]}, "messages[0].content is not text: it is null"),
         ("qa", {"messages": [ASSISTANT]}, "no question"),
-        ("qa", {"qestion": "Q?", "answer": "A."}, "only: qestion, answer"),
-        ("qa", {"question": "Q?", "answer": "A.", "tools": [{"name": "f"}]}, "tools"),
-        ("qa", {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "message 1 calls tools"),
-        ("qa", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content has parts that are not text"),
-        ("qa", {"instruction": "Q?", "output": "A.", "history": ["Q"]}, "history is not a list of pairs"),
-        ("perplexity", {"question": "Q?"}, "has no assistant message to score"),
-        ("samples", {"messages": [SYSTEM]}, "has no user message"),
+        (
+            "qa",
+            {"qestion": "Q?", "answer": "A."},
+            "none of the known columns: messages or conversations; ",
+        ),
+        ("qa", {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1].tool_calls[0] has no name"),
+        (
+            "qa",
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "'image': only text is read",
+        ),
+        ("qa", {"instruction": "Q?", "output": "A.", "history": ["Q"]}, "field `history` is not a list of pairs"),
+        ("perplexity", {"question": "Q?"}, "field `answer` is missing"),
+        ("samples", {"messages": [SYSTEM]}, "nothing is asked: no turn of the user"),
     ],
 )
 def test_bad_rows_are_named(task: str, row: Any, reason: str, tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_rows_on_one_line_are_told_apart(tmp_path: Path) -> None:
     path.write_text(
         json.dumps([{"question": "Q?", "answer": "A."}, {"question": "Q?"}, {"question": "R?", "answer": "B"}])
     )
-    with pytest.raises(UserError, match=r"^1 row cannot be evaluated:\n.*rows\.json:1, row 2: there is no question"):
+    with pytest.raises(UserError, match=r"^1 row cannot be evaluated:\n.*rows\.json:1, row 2: field `answer` "):
         load(local(str(path)), TASKS["qa"].load)
     one, _, two = load(local(str(path)), TASKS["samples"].load)
     assert (one.id, two.id) == (f"{path}:1, row 1", f"{path}:1, row 3")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from train.data.fitting import abilities
-from train.data.formats import FORMATS
 from train.data.templates import FOLDER, ChatTemplate, render
 from zerotune.data.fields import Fields, RowError
+from zerotune.data.fitting import abilities
+from zerotune.data.formats import FORMATS
 
 TRL = Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates"
 TEMPLATES = {
@@ -201,7 +201,7 @@ def test_a_turn_marked_0_is_read_and_not_learned(name, mark):
     [
         ({"content": "x", "weight": 0.5}, "messages[1].weight is 0.5: a turn is learned (1, true) or not (0, false)"),
         ({"content": "x", "train_detail": [{"begin_offset": 0}]}, "messages[1].train_detail: parts of a turn cannot"),
-        ({"content": "x", "weight": 0}, "nothing to learn: every turn of the assistant is marked 0"),
+        ({"content": "x", "weight": 0}, "no answer: every turn of the assistant is marked 0"),
         ({"content": [{"type": "image_url"}]}, "messages[1].content[0] is of type 'image_url': only text"),
         ({"content": [{"type": "tool_use", "id": "x"}]}, "messages[1].content[0] is of type 'tool_use': only text"),
         ({"content": "x", "thinking": "a", "reasoning": "b"}, "messages[1] has different thoughts under"),

@@ -13,7 +13,8 @@ from eval.config import parse
 from eval.tasks import TASKS
 from tests.support.commands import seconds_of
 from zerotune.common.errors import UserError
-from zerotune.data import readers, rows
+from zerotune.data import readers
+from zerotune.data.fields import RowError
 from zerotune.inference.requests import Generated
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -244,7 +245,7 @@ def test_the_documented_task_works() -> None:
     assert isinstance(task, protocols.Task)
     item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
     assert task.score(item, [Generated("five")]).values == {"same_length": 1.0}
-    with pytest.raises(rows.BadExampleError):
+    with pytest.raises(RowError):
         task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
 
 

@@ -20,9 +20,10 @@ from eval.tasks.from_yaml import METRICS, task_from_yaml
 from eval.tasks.task_file import COMMON, KINDS
 from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError
+from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
-from zerotune.data.rows import BadExampleError, load, local
+from zerotune.data.rows import load, local
 from zerotune.inference.prompt import find_prefix_pair
 from zerotune.inference.requests import Generate, Generated, Score, Scored
 
@@ -129,12 +130,12 @@ def test_the_right_choice_is_a_text_a_letter_or_a_number(tmp_path: Path, answer:
 def test_an_answer_that_may_be_a_text_or_a_number_is_refused(tmp_path: Path, answer: Any) -> None:
     task = made(tmp_path, CHOICES)
     message = r"^answer: '2' can mean the text of choice 0 \('2'\), a number from 0 \('zwei'\); use letters, .*int\] }}"
-    with pytest.raises(BadExampleError, match=message):
+    with pytest.raises(RowError, match=message):
         item(task, question="?", a="2", b="two", c="zwei", answer=answer)
-    with pytest.raises(BadExampleError, match="can mean the text of choice 1"):
+    with pytest.raises(RowError, match="can mean the text of choice 1"):
         item(task, question="?", a="B", b="A", c="C", answer="A")
     assert item(task, question="?", a="0", b="1", c="2", answer=answer).correct == 2  # both name the same
-    with pytest.raises(BadExampleError, match="'True' is neither a choice"):
+    with pytest.raises(RowError, match="'True' is neither a choice"):
         item(task, question="?", a="x", b="y", c="z", answer=True)
 
 
@@ -244,7 +245,7 @@ def test_what_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, change: t
     ],
 )
 def test_rows_that_do_not_fit_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadExampleError, match=re.escape(message)):
+    with pytest.raises(RowError, match=re.escape(message)):
         item(made(tmp_path, GENERATE), **columns)
 
 
@@ -254,7 +255,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path, columns: dict[str, Any
 )
 def test_templates_stay_in_their_sandbox(tmp_path: Path, template: str) -> None:
     task = made(tmp_path, GENERATE.replace("What is the capital of {{ country }}?", template))
-    with pytest.raises(BadExampleError, match="prompt: "):
+    with pytest.raises(RowError, match="prompt: "):
         item(task, country="France", capital="Paris")
 
 

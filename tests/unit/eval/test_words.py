@@ -195,9 +195,9 @@ def test_one_chinese_name_makes_no_chinese_text() -> None:
 
 
 def test_a_dialogue_has_two_turns() -> None:
-    from zerotune.data.rows import BadExampleError
+    from zerotune.data.fields import RowError
 
-    with pytest.raises(BadExampleError, match="two turns"):
+    with pytest.raises(RowError, match="two answers"):
         item("dialogue", messages=DIALOGUE[:2])
 
 

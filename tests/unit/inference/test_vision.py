@@ -235,7 +235,7 @@ def test_missing_and_broken_images_are_named(root: Path, tmp_path: Path) -> None
         ({"answer": "-1"}, "answer is '-1', not the number"),
         ({"answer": 1.0}, "answer is 1.0, not the number"),
         ({"choices": "a, b"}, "choices is not a list of 2 to 10 texts"),
-        ({"question": ""}, "question is empty"),
+        ({"question": ""}, "field `question` is empty"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -268,8 +268,8 @@ def test_images_in_the_rows_are_kept_as_files(
     assert Path(first.image).read_bytes() == content
 
 
-def question() -> scienceqa.Question:
-    return scienceqa.Question("x:1", "Question: q?\n", 3, "B", "a.png", "test", {})
+def question() -> scienceqa.ImageChoiceItem:
+    return scienceqa.ImageChoiceItem("x:1", "Question: q?\n", 3, "B", "a.png", "test", {})
 
 
 @pytest.mark.parametrize(

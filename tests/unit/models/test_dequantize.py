@@ -18,7 +18,7 @@ from tests.support.tuned_runs import finished_run, tiny_model
 from train.config import LoraConfig, MergeConfig, ModelConfig, PromptConfig, TuningConfig
 from train.merge import merge
 from train.models.load import load_model, skeleton
-from train.tuning import TUNINGS
+from train.tuning import make_tuning
 from zerotune.common.errors import UserError
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.models.dequantize import DEQUANTIZED, require_no_packed
@@ -136,7 +136,7 @@ def test_every_other_method_is_refused_before_anything_is_read(tmp_path, method)
 def test_no_quantisation_on_a_quantised_base(made, kind, quantization):
     config = TuningConfig(kind="lora", quantization=quantization)
     with pytest.raises(UserError, match=r"tuning\.quantization"):
-        TUNINGS["lora"](config, model=ModelConfig(path=str(made(kind)[0])))
+        make_tuning(config, model=ModelConfig(path=str(made(kind)[0])))
 
 
 @pytest.mark.parametrize("kind", quantized_bases.KINDS)

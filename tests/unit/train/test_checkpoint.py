@@ -126,13 +126,13 @@ DAMAGES = {
     "state changed": (lambda f: flip_a_bit(f / "state.json"), "state.json: sha256"),
     "stranger": (lambda f: (f / "shards" / "evil.pt").write_bytes(b"x"), "shards/evil.pt: not in the manifest"),
     "nested manifest": (lambda f: (f / "shards" / "manifest.json").write_text("{}"), "shards/manifest.json: not in"),
-    "link": (lambda f: turn_into_link(f / FIRST), "shards/rank0.bin: not a plain file"),
+    "link": (lambda f: turn_into_link(f / FIRST), "shards/rank0.bin: not a regular file"),
     "manifest empty": (lambda f: (f / manifest.NAME).write_text(""), "manifest.json: damaged"),
     "manifest gone": (lambda f: (f / manifest.NAME).unlink(), "manifest.json: cannot be read"),
     "manifest bit": (lambda f: flip_a_bit(f / manifest.NAME), "manifest.json"),
     "manifest no object": (lambda f: (f / manifest.NAME).write_text("[1]"), "manifest.json: damaged"),
     "manifest future": (lambda f: rewrite_manifest(f, format=2), "manifest.json: format 2"),
-    "another step's": (lambda f: replace(f, f.with_name("step-000001")), "manifest.json: of step 1"),
+    "another step's": (lambda f: replace(f, f.with_name("step-000001")), "manifest.json: belongs to step 1"),
     "another run's": (lambda f: rewrite_manifest(f, world_size=9, files={}), "shards/rank0.bin: not in the manifest"),
 }  # fmt: skip
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from train.data.completeness import checked
-from train.data.fitting import probed
 from train.data.templates import ChatTemplate, render
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
+from zerotune.data.fitting import probed
 
 # A template that writes everything; each fault below leaves one thing out of it, or puts it in another place.
 WHOLE = """{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}

@@ -8,9 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from train.config import Config
+from train.objectives import objective_class
+from train.registry import OBJECTIVES, TUNINGS, imported, own_keys
+
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT / room).rglob("*.py"))
 GETTERS = ("extra_metrics", "state", "can_checkpoint", "next_batch_is_slow", "samples")
+
+
+def comparisons(source: str) -> Iterator[str]:
+    """`line: code` of every comparison that asks which tuning or objective it is: a fact of its spec should say so."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare | ast.Match):
+            names = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            asked = ast.unparse(node.left if isinstance(node, ast.Compare) else node.subject)
+            if asked.endswith((".kind", ".objective")) and {*names} & {*TUNINGS, *OBJECTIVES}:
+                yield f"{node.lineno}: {ast.unparse(node)}"
 
 
 def state_changes(source: str) -> Iterator[str]:
@@ -24,6 +38,39 @@ def state_changes(source: str) -> Iterator[str]:
             is_stored = isinstance(inner, ast.Attribute | ast.Subscript) and isinstance(inner.ctx, ast.Store)
             if is_stored and ast.unparse(inner).startswith("self."):
                 yield f"{inner.lineno}: {node.name}"
+
+
+def test_nothing_asks_for_a_tuning_or_an_objective_by_name() -> None:
+    found = {path: list(comparisons(path.read_text(encoding="utf-8"))) for path in FILES}
+    assert not {path: lines for path, lines in found.items() if lines and path.parent.name != "tuning"}
+
+
+@pytest.mark.parametrize(
+    "line", ['config.tuning.kind == "full"', 'tuning.kind in ("lora", "prompt")', 'config.objective != "ppo"']
+)
+def test_asking_by_name_is_found(line: str) -> None:
+    assert list(comparisons(f"if {line}:\n    pass\n"))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_where_its_spec_says(name: str) -> None:
+    kind = objective_class(name)
+    assert kind.best_metric in kind.lower_is_better
+    assert kind.peft_task_type in ("CAUSAL_LM", "TOKEN_CLS", "SEQ_CLS", "FEATURE_EXTRACTION")
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_a_tuning_is_where_its_spec_says(name: str) -> None:
+    spec = TUNINGS[name]
+    assert all(hasattr(imported(spec.place), method) for method in ("load_options", "apply", "save"))
+    assert all(hasattr(imported(spec.merger), method) for method in ("is_tied", "tensor"))
+
+
+def test_the_keys_of_objectives_are_keys_of_the_recipe() -> None:
+    for key in own_keys():
+        value: object = Config()
+        for part in key.split("."):
+            value = getattr(value, part)
 
 
 def test_no_getter_changes_state() -> None:

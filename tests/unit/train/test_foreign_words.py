@@ -123,7 +123,7 @@ def test_tables_name_keys_and_values_that_there_are() -> None:
         kind = kind_at(Config, way_of(f"data.train[0].{key}" if key == "format" else key))
         assert get_origin(kind) is Literal
         for theirs, ours in values.items():
-            assert any(ours.startswith(name) for name in get_args(kind)) or "kind of the file" in ours, theirs
+            assert any(ours.startswith(name) for name in get_args(kind)) or "not of the file" in ours, theirs
 
 
 def test_no_key_of_trl_leads_astray() -> None:

@@ -8,11 +8,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.support.data_tools import shared_data, tokenizer
-from train.data.formats import FORMATS
 from train.data.templates import NAMED, render, resolve
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import Fields, RowError
+from zerotune.data.formats import FORMATS
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -87,7 +87,7 @@ BAD = [
     ("chat", {"messages": ["hi"]}, "messages[0] is not an object: it is text"),
     ("chat", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0] has an unknown role: 'robot', known are"),
     ("chat", {"messages": [{"role": "user", "content": None}]}, "messages[0].content is not text: it is null"),
-    ("chat", {"messages": [{"role": "user", "content": "x"}]}, "nothing to learn: no turn of the assistant"),
+    ("chat", {"messages": [{"role": "user", "content": "x"}]}, "no answer: no turn of the assistant"),
     (
         "chat",
         {"conversations": [{"from": "gtp", "value": "x"}]},

@@ -70,10 +70,10 @@ def test_a_folder_without_weights_is_named(folder):
         load(folder)
 
 
-def test_a_tokenizer_without_words_is_refused(tiny_qwen2, tmp_path):
+def test_a_tokenizer_with_an_empty_vocabulary_is_refused(tiny_qwen2, tmp_path):
     """Where its file is missing, transformers makes an empty one for some kinds of models."""
     shutil.copytree(tiny_qwen2, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.json"))
-    with pytest.raises(UserError, match=r"model\.path: .*knows no words; is its tokenizer\.json missing"):
+    with pytest.raises(UserError, match=r"model\.path: .*has an empty vocabulary; is its tokenizer\.json missing"):
         load_tokenizer(ModelConfig(path=str(tmp_path / "model")))
 
 
@@ -198,10 +198,10 @@ def test_nothing_is_named_where_all_is_read(folder, caplog):
     assert not caplog.records
 
 
-def test_a_vocabulary_that_the_config_does_not_tell_of(folder):
+def test_a_weight_with_another_shape_than_in_the_config_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 10}))
-    with pytest.raises(UserError, match=r"another shape than its config\.json asks for"):
+    with pytest.raises(UserError, match=r"does not have the shape of its config\.json"):
         load(folder)
 
 
@@ -263,7 +263,7 @@ def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(t
     from tests.support.ranks import Solo
     from train.config import Config, DataConfig, SourceConfig, TuningConfig
     from train.objectives.token_classification import TokenClassification
-    from train.tuning import TUNINGS
+    from train.tuning import make_tuning
 
     BertModel(BertConfig(**SMALL, max_position_embeddings=40)).save_pretrained(tmp_path)
     config = Config(
@@ -272,4 +272,4 @@ def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(t
         data=DataConfig(train=[SourceConfig("missing.iob2", "tagged")], max_length_tokens=33),
     )
     with pytest.raises(UserError, match=r"data\.max_length_tokens: 33 .* 32 positions .* besides the 8 of the prompt"):
-        TokenClassification(config, TUNINGS["prompt"](config.tuning, model=config.model), Solo())
+        TokenClassification(config, make_tuning(config.tuning, model=config.model), Solo())

@@ -196,7 +196,7 @@ def test_a_loss_far_above_those_before_is_left_out(caplog):
     assert progress.skipped_steps == 2
     assert progress.recent_losses == [loss for loss in losses if loss < 2000.0]
     assert [record.message for record in caplog.records] == [
-        f"step {step}: a loss of 2000 is over 3 times the median of the last {count}, 2; the update is left out "
+        f"step {step}: a loss of 2000 is over 3 times the median of the last {count}, 2; the update is skipped "
         "(optim.spike_factor)"
         for step, count in ((9, 8), (11, 9))
     ]

@@ -132,7 +132,7 @@ def test_quantised_base_both_ways(bases, tmp_path, quantization, monkeypatch, ca
     if quantization == "nf4":  # int8 rounds the activations as well, and so has no equal among plain models
         assert error["dequantized"] <= 1e-4
         assert reports["original"].divergence["dequantized"] < 1e-6 < reports["original"].divergence["original"]
-    assert any("KL from the quantised model" in line for line in reports["original"].lines())
+    assert any("KL from the trained quantised model" in line for line in reports["original"].lines())
 
 
 def test_what_a_quantised_run_rounded_besides_is_merged_as_rounded(bases, tmp_path):
@@ -290,12 +290,12 @@ def swap(found):
 
 NORM = "model.norm.weight"
 SABOTAGE = {
-    "two tensors swapped": (change_weights(swap), "is not what was written"),
+    "two tensors swapped": (change_weights(swap), "was changed after writing"),
     "a tensor empty": (change_weights(lambda found: found.update({NORM: torch.empty(0)})), "norm.weight is empty"),
     "a tensor not finite": (change_weights(lambda found: found[NORM].fill_(torch.nan)), "not finite"),
     "a tensor missing": (change_weights(lambda found: found.pop(NORM)), "norm.weight is missing"),
-    "a tensor too many": (change_weights(lambda found: found.update({"extra": torch.ones(2)})), "extra is not what"),
-    "a flipped bit": (change_weights(lambda found: found[NORM].view(torch.int32).add_(1)), "not what was written"),
+    "a tensor too many": (change_weights(lambda found: found.update({"extra": torch.ones(2)})), "extra was changed"),
+    "a flipped bit": (change_weights(lambda found: found[NORM].view(torch.int32).add_(1)), "changed after writing"),
     "no tie": (change_config(tie_word_embeddings=False), "lm_head.weight"),
     "another position code": (change_config(rope_parameters={"rope_type": "default", "rope_theta": 7.0}), "answers"),
     "another norm": (change_config(rms_norm_eps=0.5), "answers differently"),
@@ -406,7 +406,7 @@ def test_what_is_no_run_is_refused(full_run, tmp_path, spoil, message):
 
 def test_command_line(full_run, tmp_path, capsys):
     assert main([str(full_run), str(tmp_path / "out"), "--weights", "bfloat16"]) == 0
-    assert "loaded again and compared in float32" in capsys.readouterr().out
+    assert "reloaded and compared in float32" in capsys.readouterr().out
     assert main([str(tmp_path), str(tmp_path / "other")]) == 64
     assert "neither a run folder" in capsys.readouterr().err
 

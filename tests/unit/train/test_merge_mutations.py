@@ -274,5 +274,5 @@ def test_another_tokenizer_is_caught(runs, tmp_path):
     vocabulary = described["model"]["vocab"]
     vocabulary["t"], vocabulary["e"] = vocabulary["e"], vocabulary["t"]
     path.write_text(json.dumps(described), encoding="utf-8")
-    with pytest.raises(UserError, match="makes other tokens of a text"):
+    with pytest.raises(UserError, match="gives other tokens than in training"):
         merge(folder, tmp_path / "merged", FLOAT32)

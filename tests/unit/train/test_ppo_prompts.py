@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.data_tools import corpus_of, learned, recipe, tokenizer
-from train.config import LEARNS_FROM, SourceConfig
+from train.config import SourceConfig
 from train.data.prepare import LabelSpec
 from train.data.setup import set_up
 from train.data.sources import find
@@ -16,9 +16,10 @@ from train.data.token_cache import entry_key
 from train.objectives.ppo.conversations import conversations
 from train.objectives.ppo.prompts import Prompt, asked_by
 from train.objectives.ppo.sft_batches import answered
+from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 
-ASKED = LabelSpec(LEARNS_FROM["ppo"], asks=True)
+ASKED = LabelSpec(OBJECTIVES["ppo"].formats, asks=True)
 USER, REPLY = {"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am fine."}
 AGAIN = {"role": "user", "content": "And what about you?"}
 BE_BRIEF = {"role": "system", "content": "Be brief."}
@@ -166,7 +167,7 @@ def test_the_two_readings_share_no_table_but_that_of_a_corpus(tmp_path: Path) ->
 
     for form in ("qa", "pr", "io", "chat"):
         assert key(form, ASKED) != key(form, LabelSpec())
-    assert key("preference", ASKED) != key("preference", LabelSpec(LEARNS_FROM["reward_model"], "values"))
+    assert key("preference", ASKED) != key("preference", LabelSpec(OBJECTIVES["reward_model"].formats, "values"))
     assert key("text", ASKED) == key("text", LabelSpec())
 
 

@@ -18,7 +18,8 @@ from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.rollout import play, requests
 from train.objectives.ppo.scoring import Scoring
 from train.objectives.ppo.trajectories import Episodes
-from train.tuning import TUNINGS
+from train.registry import TUNINGS
+from train.tuning import make_tuning
 from zerotune.inference import generation, plain_generation
 from zerotune.inference.network import Network
 from zerotune.inference.sampling import sample as draw
@@ -32,7 +33,7 @@ CONFIG, SOLO = PpoConfig(response_tokens=7), Whole()
 def tuned(kind: str) -> Any:
     """The tiny model; what is tuned has left its start values."""
     config = TuningConfig(kind, lora=LoraConfig(rank=4), prompt=PromptConfig(virtual_tokens=3))
-    model: Any = TUNINGS[kind](config).apply(tiny())
+    model: Any = make_tuning(config).apply(tiny())
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "prompt_encoder" in name:
@@ -81,7 +82,7 @@ def test_rollout_and_scoring_agree(
     assert len({len(episode.prompt) for episode in episodes.episodes}) > 1
     assert len({len(episode.answer) for episode in episodes.episodes}) > 1
     for tokens_per_micro_batch in (1, 1000):  # one row at a time, and all together
-        shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)  # type: ignore[attr-defined]
+        shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)
         scoring = Scoring(shape, config, Whole())
         if kind == "full":
             scoring.keep_reference(tiny())

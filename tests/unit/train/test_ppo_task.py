@@ -14,11 +14,12 @@ from transformers import AutoTokenizer
 
 from eval.tasks import gsm8k_cot
 from tests.support.ranks import Solo
-from train.config import LEARNS_FROM, DataConfig, SourceConfig
+from train.config import DataConfig, SourceConfig
 from train.data.prepare import Corpus, LabelSpec, prepare
 from train.data.sources import find
 from train.objectives.ppo.task import TaskRows
 from train.objectives.ppo.trajectories import Episode
+from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.readers import Row
 from zerotune.inference.prompt import Prompter
@@ -52,7 +53,7 @@ class Place:
     def of(self, name: str, file: str, skip: bool = False) -> tuple[TaskRows, Corpus]:
         source = SourceConfig(str(self.folder / file), "qa")
         data = DataConfig(train=[source], cache_folder=str(self.folder / "cache"))
-        corpus = prepare(data, self.tokenizer, 1, Solo(), LabelSpec(LEARNS_FROM["ppo"], asks=True))
+        corpus = prepare(data, self.tokenizer, 1, Solo(), LabelSpec(OBJECTIVES["ppo"].formats, asks=True))
         return TaskRows(name, [find(source, "data.train[0]")], self.prompter, skip), corpus
 
     def answered(self, row: int, text: str, *end: int) -> Episode:

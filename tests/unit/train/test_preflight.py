@@ -213,7 +213,7 @@ def test_a_wrong_path_is_told_without_torch_and_leaves_nothing(tmp_path: Path, m
     [
         (["none", "out"], "none: there is no such folder; give a run folder or one of its checkpoints"),
         (["full", "out"], "full: neither a run folder (no config.yaml) nor one of its checkpoints (no state.json)"),
-        (["run", "full"], "full: is there already and is not an earlier merge; name another folder, or remove it"),
+        (["run", "full"], "full: exists already and is not an earlier merge; choose another folder, or remove it"),
     ],
 )
 def test_a_merge_looks_at_its_folders_before_torch_is_imported(tmp_path: Path, words: list[str], said: str) -> None:
@@ -300,11 +300,12 @@ def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Pat
     usual = f"--model {model} --tasks qa --data {table}"
     assert "none of the known columns" in (said := evaluation_refusal(usual))
     assert said.startswith(f"{table}:2: ")
-    assert "only: 问题, 答案, lang" in said
+    assert "its columns: 问题, 答案, lang" in said
     assert evaluation_refusal(f"{usual} --filter language=zh") == (
         "--filter: there is no column `language`; the columns are 问题, 答案, lang"
     )
     assert evaluation_refusal(f"{usual} --filter lang=en").startswith(f"{table}:3: ")
+    check_evaluation(parse_eval(f"{usual} --columns question=问题 --columns answer=答案".split()))
     check_evaluation(parse_eval(f"{usual} --filter lang=ja".split()))  # such a row may come later
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.commands import seconds_of
@@ -31,6 +32,13 @@ data:
     - path: a.jsonl
       format: qa
 """
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @pytest.fixture
@@ -212,6 +220,50 @@ class TestRefusals:
     def test_command_line(self, recipe: Path, options: list[str], message: str) -> None:
         assert refusal(recipe, *options) == f"command line: {message}"
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("optim: {learning_rate: abc}\n", "x.yaml:7: optim.learning_rate: expected a number, got 'abc'."),
+            ("head: {labels: [a, 1]}\n", "x.yaml:7: head.labels[1]: expected text, got 1."),
+            (
+                "data: {train: [3, {path: a}]}\n",
+                "x.yaml:7: data.train[0]: expected a mapping of keys to values, got 3.",
+            ),
+            (
+                "data: {train: {path: a}}\n",
+                "x.yaml:7: data.train: expected a list of mappings, each with path, format,",
+            ),
+            ("data: {train: a.jsonl}\n", "x.yaml:7: data.train: expected a list of mappings, each with path, format,"),
+            (
+                "data: {train: [{path: a, format: qa, filter: {a: {b: 1}}}]}\n",
+                "data.train[0].filter.a: expected text or",
+            ),
+            (f"run: {{seed: {'9' * 5000}}}\n", "x.yaml:7: run.seed: expected a whole number, got '999"),
+            (f"head: {{labels: {'[' * 250}{']' * 250}}}\n", "these values cannot be read: recursion limit exceeded"),
+            ('run: {folder: "\\ud800"}\n', "a value is not UTF-8 text: "),
+        ],
+    )
+    def test_values_of_the_wrong_shape(self, tmp_path: Path, text: str, message: str) -> None:
+        recipe = tmp_path / "x.yaml"
+        recipe.write_text("model:\n  path: somewhere\n\n\n\n\n" + text)
+        assert message in refusal(recipe, *(["--data.train", "[{path: a, format: qa}]"] * ("data:" not in text)))
+
+    def test_a_wrong_value_that_is_replaced_is_none(self, recipe: Path) -> None:
+        wrong = added(recipe, "optim: {learning_rate: abc}\nbatch: 3\n")
+        config = parsed(wrong, "--optim.learning_rate", "1", "--batch.shuffle", "false")
+        assert (config.optim.learning_rate, config.batch.shuffle) == (1.0, False)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.dictionaries(st.sampled_from("optim data run model tuning ppo x".split()), PLAIN, max_size=4), PLAIN)
+    @example({"optim": 3}, [None, {}])
+    def test_whatever_stands_there_is_one_message(self, tmp_path: Path, first: Any, second: Any) -> None:
+        files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+        for file, value in zip(files, (first, {"data": {"train": second}}), strict=True):
+            file.write_text(dump_yaml(value))
+        options = [word for file in files for word in ("--config", str(file))]
+        with contextlib.suppress(UserError):
+            parse([*options, "--data.train.0.path", "x", "--optim.name", "adafactor"])
+
     def test_foreign_code_only_from_the_command_line(self, recipe: Path) -> None:
         assert parsed(recipe, "--model.trust_remote_code", "true").model.trust_remote_code
         recipe.write_text(MINIMAL.replace("  path: somewhere", "  path: somewhere\n  trust_remote_code: true"))
@@ -317,13 +369,7 @@ class TestKeeping:
         assert fingerprint(load(path)) == fingerprint(config)
 
     @settings(max_examples=100, deadline=None)
-    @given(
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
-            max_leaves=8,
-        )
-    )
+    @given(PLAIN)
     @example("\x85")
     @example(["a\u2028", {"k\u2029": " \n "}])
     def test_any_plain_value_survives_yaml(self, value: Any) -> None:
@@ -355,7 +401,7 @@ class TestKeeping:
 
 USERS = {  # beginnings of keys, and what uses them
     "ppo.": "objective=ppo",
-    "head.": "objective=regression",
+    "head.": "objective=token_classification",
     "tuning.lora.": "tuning.kind=lora",
     "tuning.prompt.": "tuning.kind=prompt",
     "tuning.double_quantization": "tuning.quantization=nf4",
@@ -425,8 +471,14 @@ class TestHeads:
         ("options", "words"),
         [
             (("--head.labels", "[a, b, a]"), "head.labels: a stands there twice"),
-            (("--head.class_weights", "balanced"), "head.class_weights: means nothing to causal_lm"),
-            (("--objective", "regression", "--head.labels", "[a, b]"), "head.labels: means nothing to regression"),
+            (
+                ("--head.class_weights", "balanced"),
+                "head.class_weights: applies only to token_classification, sequence_classification",
+            ),
+            (
+                ("--objective", "regression", "--head.labels", "[a, b]"),
+                "head.labels: applies only to causal_lm, token_classification, sequence_classification",
+            ),
             (("--objective", "reward_model"), "reward_model learns from preference, not from"),
         ],
     )

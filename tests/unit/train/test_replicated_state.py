@@ -110,7 +110,7 @@ def test_an_optimizer_that_never_stepped_takes_a_state(tmp_path: Path) -> None:
 def test_only_what_training_changes_is_stored(tmp_path: Path) -> None:
     model, optimizer = build("adamw", seed=1)
     train(model, optimizer, 0, 1)
-    replicated_state.write({replicated_state.MODEL: replicated_state.learned(model)}, tmp_path)
+    replicated_state.write({replicated_state.MODEL: replicated_state.trained_state(model)}, tmp_path)
     saved = load_file(tmp_path / replicated_state.MODEL)
     assert set(saved) == {
         "inner.weight", "inner.bias", "norm.weight", "norm.bias",
@@ -150,7 +150,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / replicated_state.MODEL)
     for change, words in (
         ({k: v for k, v in tensors.items() if k != "inner.bias"}, "has no 'inner.bias'"),
-        ({**tensors, "extra.weight": torch.zeros(2)}, "holds 'extra.weight'"),
+        ({**tensors, "extra.weight": torch.zeros(2)}, "has 'extra.weight'"),
         ({**tensors, "inner.bias": torch.zeros(3)}, r"inner\.bias is torch\.float32 \[3\]"),
         ({**tensors, "inner.bias": tensors["inner.bias"].half()}, r"inner\.bias is torch\.float16"),
     ):
@@ -161,7 +161,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_an_optimizer_that_does_not_fit_is_named(tmp_path: Path) -> None:
     model, optimizer = saved_run(tmp_path)
-    with pytest.raises(UserError, match=r"state of AdamW, the run uses SGD"):
+    with pytest.raises(UserError, match=r"state of AdamW, this run uses SGD"):
         replicated_state.load_optimizer(model, build("sgd", 1)[1], None, tmp_path)
     path = tmp_path / replicated_state.OPTIMIZER_REST
     rest = json.loads(path.read_text())

@@ -23,7 +23,7 @@ from train.protocols import Sample
 from train.report import print_table, write_report
 from train.report.__main__ import main
 from train.report.run import Change, read_run
-from train.report.words import answer, difference, duration, number, question, readable, shortened
+from train.report.words import answer, difference, duration, last_turn, number, readable, shortened
 from zerotune.common.errors import UserError
 from zerotune.common.scale import POSITIVE, SHARE, UNBOUNDED, Scale
 
@@ -150,7 +150,7 @@ def terminal(run: Path, width: int = 80) -> str:
 
 def test_the_best_step_is_that_of_the_deciding_metric(run: Path) -> None:
     found = read_run(run)
-    assert found.best_step == found.handed_over_step == 40
+    assert found.best_step == found.merge_step == 40
     by_name = {change.name: change for change in found.changes()}
     assert next(iter(by_name)) == "loss"
     assert (by_name["loss"].before, by_name["loss"].chosen, by_name["loss"].last) == (3.2, 1.25, 1.4)
@@ -211,11 +211,11 @@ def test_merging_the_last_checkpoint_compares_with_the_last(tmp_path: Path) -> N
     config["merge"]["checkpoint"] = "last"
     make_run(tmp_path)
     run_info.write(tmp_path, config=config)
-    assert read_run(tmp_path).handed_over_step == 60
+    assert read_run(tmp_path).merge_step == 60
     assert {c.name: c.chosen for c in read_run(tmp_path).changes()}["loss"] == 1.4
 
 
-def test_of_equal_values_the_lowest_loss_is_handed_over_then_the_last(tmp_path: Path) -> None:
+def test_of_equal_values_the_lowest_loss_is_merged_then_the_last(tmp_path: Path) -> None:
     config = Config(validation=ValidationConfig(metric="exact_match"))
     run_info.write(tmp_path, config=dataclasses.asdict(config), lower_is_better={"loss": True, "exact_match": False})
     board = Board(tmp_path, WatchConfig(tensorboard=False), main_process=True)
@@ -230,8 +230,8 @@ def test_what_was_not_merged_is_not_called_merged(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     (tmp_path / "run" / "merged").rmdir()
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "nothing is merged yet" in page
-    assert "the one that is merged" not in page
+    assert "not merged yet" in page
+    assert "which is merged" not in page
 
 
 def test_a_tiny_share_of_trained_parameters_is_not_0(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
         write_report(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
     assert main() == 64
-    assert "no run folder" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
 
 
 def test_the_command(
@@ -319,8 +319,8 @@ def test_durations_and_samples_are_readable() -> None:
         "<s>Hi,\nthere",
     ],
 )
-def test_the_question_of_a_prompt(prompt: str) -> None:
-    assert question(prompt) == "Hi,\nthere"
+def test_the_last_turn_of_a_prompt(prompt: str) -> None:
+    assert last_turn(prompt) == "Hi,\nthere"
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_several_runs_in_one_table(run: Path, tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "all.md"
     assert main([str(run), str(short), str(classes), str(bare), str(tmp_path / "none"), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert f"left out: {tmp_path / 'none'} is no run folder" in printed.err
+    assert f"skipped: {tmp_path / 'none'} is not a run folder" in printed.err
     assert max(map(cell_len, printed.out.splitlines())) <= 80
     head, _, *rows = out.read_text(encoding="utf-8").splitlines()
     heads = [cell.strip() for cell in head.strip("|").split("|")]
@@ -378,7 +378,7 @@ def test_runs_that_differ_in_nothing(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_none_of_several_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 64
-    assert capsys.readouterr().err.count("is no run folder") == 2
+    assert capsys.readouterr().err.count("is not a run folder") == 2
 
 
 def test_a_quantised_base_is_said_to_be(tmp_path: Path) -> None:

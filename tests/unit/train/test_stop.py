@@ -72,12 +72,14 @@ def test_a_stop_file_is_the_stronger_wish_than_the_deadline(tmp_path: Path) -> N
 def test_forked_children_die_of_signals_as_ever(before: signal.Handlers) -> None:
     """A pool of workers is ended by SIGTERM; had they inherited our handler, the pool would wait for ever."""
     former = signal.signal(signal.SIGTERM, before)
+    read, write = os.pipe()
     with Stop() as stop:
         child = os.fork()
         if child == 0:
+            os.write(write, b"ready")
             time.sleep(30)
             os._exit(0)
-        time.sleep(0.1)
+        os.read(read, 5)
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM

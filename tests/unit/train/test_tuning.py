@@ -15,7 +15,8 @@ from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
 from train.merge.base import dequantized
 from train.merge.reference import take_over_quantized
 from train.models.load import fit_vocabulary, load_model, load_tokenizer, seeded
-from train.tuning import TUNINGS, share_trained
+from train.registry import TUNINGS
+from train.tuning import make_tuning, share_trained
 from zerotune.common.errors import UserError
 
 IDS = torch.arange(24).reshape(2, 12) % 300
@@ -42,7 +43,7 @@ def prompt(**options):
 
 def tuned(folder, config, dtype=torch.float32, seed=3, prepare=lambda model: None):
     described = ModelConfig(path=str(folder))
-    tuning = TUNINGS[config.kind](config, seed, model=described)
+    tuning = make_tuning(config, seed, model=described)
     model = load_model(AutoModelForCausalLM, described, dtype, options=tuning.load_options(dtype))
     prepare(model)
     return tuning.apply(model)
@@ -205,7 +206,7 @@ def test_a_forward_pass_without_gradients_leaves_the_quantised_base_as_it_is(tmp
 def test_double_quantisation_is_a_choice(llama):
     for double in (True, False):
         config = TuningConfig(kind="lora", quantization="nf4", double_quantization=double)
-        options = TUNINGS["lora"](config, 0).load_options(torch.bfloat16)["quantization_config"]
+        options = make_tuning(config, 0).load_options(torch.bfloat16)["quantization_config"]
         assert options.bnb_4bit_use_double_quant is double
         assert (options.bnb_4bit_quant_type, options.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
 
@@ -225,7 +226,7 @@ def test_prompt_starts_from_words_or_from_a_text(llama):
 
 
 def test_prompt_cannot_pack_and_the_others_can():
-    assert [TUNINGS[kind](TuningConfig(kind=kind), 0).can_pack for kind in ("full", "lora", "prompt")] == [
+    assert [TUNINGS[kind].can_pack for kind in ("full", "lora", "prompt")] == [
         True,
         True,
         False,
@@ -259,7 +260,7 @@ def test_refused_where_the_model_shows_it(qwen2, name):
 )
 def test_refused_before_anything_is_loaded(config, message):
     with pytest.raises(UserError, match=message):
-        TUNINGS[config.kind](config, 0)
+        make_tuning(config, 0)
 
 
 def test_another_head_is_trained_with_the_adapter(qwen2):
@@ -269,7 +270,7 @@ def test_another_head_is_trained_with_the_adapter(qwen2):
         base = load_model(
             AutoModelForTokenClassification, described, torch.float32, options={"num_labels": 5}, seed=7, new=["score"]
         )
-    model = TUNINGS["lora"](lora(modules_to_save=["score"]), 0, task="TOKEN_CLS").apply(base)
+    model = make_tuning(lora(modules_to_save=["score"]), 0, task="TOKEN_CLS").apply(base)
     assert [p.shape for n, p in trained(model).items() if "score" in n and p.ndim == 2] == [(5, 32)]
     assert not any("score" in name and "lora_" in name for name in trained(model))
 
@@ -277,7 +278,7 @@ def test_another_head_is_trained_with_the_adapter(qwen2):
 def test_description_names_class_and_labels(qwen2, tmp_path):
     config = lora("nf4")
     model = tuned(qwen2, config)
-    TUNINGS["lora"](config, 0).save({}, model, tmp_path)
+    make_tuning(config, 0).save({}, model, tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())
     assert described["architectures"] == ["Qwen2ForCausalLM"]
     assert "quantization_config" not in described
@@ -296,10 +297,10 @@ STATE_SPACE = {
 @pytest.mark.parametrize("family", STATE_SPACE)
 def test_all_linear_of_a_state_space_model_leaves_out_what_lora_cannot_adapt(family, caplog):
     with caplog.at_level(logging.INFO):
-        model = TUNINGS["lora"](lora(), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE[family]))
+        model = make_tuning(lora(), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE[family]))
     assert "tuning.lora.targets: all-linear leaves out conv1d, out_proj" in caplog.text
     assert any("in_proj.lora_A" in name for name in trained(model))
-    named = TUNINGS["lora"](lora(targets=["in_proj", "out_proj"]), 0)
+    named = make_tuning(lora(targets=["in_proj", "out_proj"]), 0)
     fresh = AutoModelForCausalLM.from_config(STATE_SPACE[family])
     with pytest.raises(UserError, match=r"tuning\.lora\.targets: out_proj cannot be adapted"):
         named.apply(fresh)
@@ -307,12 +308,12 @@ def test_all_linear_of_a_state_space_model_leaves_out_what_lora_cannot_adapt(fam
 
 def test_a_prompt_for_a_model_without_attention_is_refused():
     with pytest.raises(UserError, match=r"tuning\.kind: prompt tuning is not possible with a MambaForCausalLM"):
-        TUNINGS["prompt"](TuningConfig(kind="prompt"), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE["mamba"]))
+        make_tuning(TuningConfig(kind="prompt"), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE["mamba"]))
 
 
 def test_adapter_config_names_its_modules_in_order(llama, tmp_path):
     config = lora()
-    TUNINGS["lora"](config, 0).save({}, tuned(llama, config), tmp_path)
+    make_tuning(config, 0).save({}, tuned(llama, config), tmp_path)
     named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     assert len(named) == 14
     assert named == sorted(named)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from train.config import LEARNS_FROM, Config, SourceConfig
+from train.config import Config, SourceConfig
 from train.data.prepare import Corpus, LabelSpec
 from train.data.sources import Source, find
 from train.data.token_dataset import Encoded
@@ -32,7 +32,7 @@ from train.objectives.supervised import Supervised
 from train.protocols import Batch, Plan, Ranks, Sample, Tuning
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
-from zerotune.data.own_template import default_template
+from zerotune.data.own_template import default_template, tool_template
 from zerotune.inference.checkpoint import end_ids
 from zerotune.inference.prompt import Prompter
 from zerotune.models import loss_head
@@ -53,7 +53,7 @@ class PPO(Supervised):
     lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(LEARNS_FROM["ppo"], asks=True))
+        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, asks=True))
         assert isinstance(self.corpus, Corpus)
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
@@ -118,7 +118,7 @@ class PPO(Supervised):
         model = self.load({})
         require_plain_head(model)
         model.generation_config.eos_token_id = list(self.stop_ids)
-        if self.config.tuning.kind == "full":
+        if self.config.tuning.spec.trains_base:
             self.scoring.keep_reference(self._plain(self.load({})))
         return self._plain(model)
 
@@ -200,9 +200,8 @@ class PPO(Supervised):
     @property
     def longest(self) -> int:
         """Prompt and answer together, behind a tuned prompt where there is one."""
-        config, tuning = self.empty_model.config.get_text_config(), self.config.tuning
-        before = tuning.prompt.virtual_tokens if tuning.kind == "prompt" else 0
-        return int(getattr(config, "max_position_embeddings", None) or 2**31) - before
+        config = self.empty_model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 2**31) - self.config.tuning.extra_positions
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -235,6 +234,7 @@ class PPO(Supervised):
             self.stop_ids,
             self.config.model.path,
             day=self.day,
+            tool_template=tool_template(tokenizer.chat_template),
         )
         return TaskRows(self.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
 

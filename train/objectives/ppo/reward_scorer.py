@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from train.config_ppo import RewardConfig
-from train.data.fitting import fitted
 from train.models.load import unsharded
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode, Messages
 from zerotune.common.errors import UserError
-from zerotune.data.conversations import Conversation
 from zerotune.inference.budget import choose_budget
-from zerotune.inference.checkpoint import DTYPES, open_checkpoint
+from zerotune.inference.checkpoint import open_checkpoint
+from zerotune.inference.heads import SequenceClassifier
 from zerotune.inference.requests import Classified, Classify
 from zerotune.models.folder import resolve
+from zerotune.models.precision import DTYPES
 
 
 class Judge:
@@ -59,7 +59,9 @@ class Judge:
         # An objective that learns values of sentences says so, and reads them as classes are read.
         self.is_reward_model = len(names) == 1 and checkpoint.config.problem_type != "regression"
         with _named(key), unsharded():  # every rank has its own
-            self.model = checkpoint.load("sequence", precision, "none", device)
+            model = checkpoint.load("sequence", precision, "none", device)
+        assert isinstance(model, SequenceClassifier)
+        self.model, model.refuses_nan = model, False
         self.budget = choose_budget(0, checkpoint.config, DTYPES[precision], device)
         self.limit = checkpoint.context_tokens
         self.in_part = 0
@@ -95,7 +97,7 @@ class Judge:
 
     def _whole(self, messages: Messages, answer: str) -> tuple[int, ...]:
         said = [*map(dict, messages), {"role": "assistant", "content": answer}]
-        return self.prompter.reward_input(fitted(self.prompter.template or "", Conversation(said)))
+        return self.prompter.reward_input(said)
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

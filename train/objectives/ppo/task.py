@@ -14,8 +14,8 @@ from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_file
+from zerotune.data.fields import RowError
 from zerotune.data.readers import BadRow
-from zerotune.data.rows import BadExampleError
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.reasoning import closing_mark, cut_at_stop, decode, strip_reasoning
 from zerotune.inference.requests import Generate, Generated
@@ -91,7 +91,7 @@ class TaskRows:
                 continue  # told by the data's own reading
             try:
                 yield row.place, self.task.load(row)
-            except BadExampleError as error:
+            except RowError as error:
                 if self.skip:
                     continue
                 raise UserError(

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.document import IGNORED, Document
-from zerotune.data.rows import Message
+from zerotune.data.conversations import Message
 
-Floats = NDArray[np.float64]
 Messages = tuple[Message, ...]
 
 

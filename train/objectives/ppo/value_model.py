@@ -11,9 +11,9 @@ from transformers import AutoModel
 from train.config import Config, ModelConfig
 from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
 from train.objectives.ppo.scoring import drop_nothing
-from train.objectives.supervised import FROZEN
 from zerotune.common.errors import UserError
 from zerotune.models import attention
+from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
 
 KEY = "ppo.value_model"
@@ -33,7 +33,7 @@ def load_value_model(config: Config, tokenizer: Any, longest: int, packed: bool,
             AutoModel,
             chosen,
             dtype=torch.float32,
-            attention=attention.implementation(chosen.attention, packed, device, FROZEN[config.run.precision]),
+            attention=attention.implementation(chosen.attention, packed, device, DTYPES[config.run.precision]),
             seed=config.run.seed,
             new=[VALUE_HEAD],
         )

@@ -1,25 +1,16 @@
-"""Rows with labels: a sentence, or two, with one label; or the words of a sentence with a tag each."""
+"""Rows that are the words of a sentence with a tag each."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from eval.metrics.entities import TAG
-from eval.tasks.labelled import PAIR, SINGLE
 from zerotune.data.fields import Fields, RowError, checked_text
 from zerotune.data.readers import type_name
 
-Label = str | int | float  # a class's name, its number, or a value
+TAG = re.compile(r"O|[BIES]-\S+")
 KNOWN_TAGS = "O, and B-, I-, E- or S- before a type (IOB1, IOB2, IOBES)"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A sentence, or two, and its label."""
-
-    sentences: tuple[str, ...]
-    label: Label
 
 
 @dataclass(frozen=True)
@@ -40,21 +31,8 @@ class Tagged:
         return count
 
 
-def read_labelled(fields: Fields) -> Labelled:
-    """One sentence or two, and what is said of them."""
-    if fields.has(PAIR[0]):
-        sentences = tuple(fields.text(name) for name in PAIR)
-    else:
-        given = next((name for name in SINGLE if fields.has(name)), SINGLE[0])
-        sentences = (fields.text(given),)
-    label = fields.get("label")
-    if isinstance(label, bool) or not isinstance(label, (str, int, float)):
-        raise RowError(f"label is {type_name(label)}: it must be a class or a number")
-    return Labelled(sentences, checked_text(label, "label").strip() if isinstance(label, str) else label)
-
-
 def read_tagged(fields: Fields) -> Tagged:
-    """As many tags as words."""
+    """As many tags as words; a tag in digits is a number."""
     words, tags = (_list(fields, name) for name in ("tokens", "tags"))
     if not words:
         raise RowError("empty sentence: `tokens` holds none")
@@ -62,12 +40,17 @@ def read_tagged(fields: Fields) -> Tagged:
         raise RowError(f"length mismatch: {len(words)} tokens and {len(tags)} tags; each token needs one tag")
     for place, word in enumerate(words):
         checked_text(word, f"token {place} (from 0)")
-    for place, tag in enumerate(tags):
-        if isinstance(tag, bool) or not isinstance(tag, (str, int)):
-            raise RowError(f"unknown tag: tag {place} (from 0) is {type_name(tag)}")
-        if isinstance(tag, str) and not TAG.fullmatch(tag):
-            raise RowError(f"unknown tag: tag {place} (from 0) is {tag!r}; known are {KNOWN_TAGS}")
-    return Tagged(tuple(words), tuple(tags))
+    return Tagged(tuple(words), tuple(_tag(tag, place) for place, tag in enumerate(tags)))
+
+
+def _tag(tag: Any, place: int) -> str | int:
+    if isinstance(tag, bool) or not isinstance(tag, (str, int)):
+        raise RowError(f"unknown tag: tag {place} (from 0) is {type_name(tag)}")
+    if isinstance(tag, str) and TAG.fullmatch(tag):
+        return tag
+    if str(tag).isdecimal():
+        return int(tag)
+    raise RowError(f"unknown tag: tag {place} (from 0) is {tag!r}; known are {KNOWN_TAGS}")
 
 
 def _list(fields: Fields, name: str) -> list[Any]:

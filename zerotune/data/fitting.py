@@ -183,13 +183,13 @@ def without_thought(content: str) -> tuple[str, str]:
     return (thought.strip(), said.lstrip()) if mark and "<think>" not in content else ("", content)
 
 
-def fitted(source: str, conversation: Conversation) -> list[Message]:
+def fitted(source: str, messages: Sequence[Message]) -> list[Message]:
     """The messages as the template takes them; nothing is left out here. source: its Jinja text."""
     able = abilities(source)
-    first = conversation.messages[0]
+    first = messages[0]
     is_hermes = first["role"] == "system" and HERMES_TOOLS in first["content"]  # it says itself how calls are written
-    messages = [_fitted(message, able, is_hermes) for message in conversation.messages]
-    return _with_ids(messages, able.ids) if any("tool_calls" in message for message in messages) else messages
+    made = [_fitted(message, able, is_hermes) for message in messages]
+    return _with_ids(made, able.ids) if any("tool_calls" in message for message in made) else made
 
 
 def _with_ids(messages: Sequence[Message], style: Style) -> list[Message]:

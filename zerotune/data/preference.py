@@ -36,13 +36,18 @@ class Preference:
 
 
 def read_preference(fields: Fields) -> Preference:
-    """Two different sides of the same kind."""
+    """Two sides of the same kind."""
     chosen, rejected = (_side(fields, name) for name in ("chosen", "rejected"))
     if type(chosen) is not type(rejected):
         raise RowError("chosen and rejected differ in kind: one is text, the other messages")
-    if _said(chosen) == _said(rejected):
-        raise RowError("nothing to learn: chosen and rejected are the same")
     return Preference(chosen, rejected)
+
+
+def different(pair: Preference) -> Preference:
+    """The pair, if there is anything to learn from it."""
+    if _said(pair.chosen) == _said(pair.rejected):
+        raise RowError("nothing to learn: chosen and rejected are the same")
+    return pair
 
 
 def read_asked(fields: Fields) -> Conversation | Continuation:

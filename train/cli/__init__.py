@@ -1,0 +1,131 @@
+"""One door: `zerotune train|eval|merge|report ...`. What a command needs is imported when it is called."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from zerotune.common.errors import UserError
+from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
+from zerotune.common.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """about: one line of the help. run: takes the words behind the command's name, returns the exit code."""
+
+    about: str
+    run: Callable[[list[str]], int]
+
+
+def _train(words: list[str]) -> int:
+    from train.cli.launch import train
+
+    return train(words)
+
+
+def _eval(words: list[str]) -> int:
+    from train.cli.launch import evaluate
+
+    return evaluate(words)
+
+
+def _merge(words: list[str]) -> int:
+    from train.merge.__main__ import main
+
+    return main(words, prog="zerotune merge")
+
+
+def _report(words: list[str]) -> int:
+    from train.report.__main__ import main
+
+    return main(words, prog="zerotune report")
+
+
+def _recipes(words: list[str]) -> int:
+    from train.cli.recipes import main
+
+    return main(words)
+
+
+def _init(words: list[str]) -> int:
+    from train.cli.init import main
+
+    return main(words)
+
+
+def _env(words: list[str]) -> int:
+    from train.cli.environment import main
+
+    return main(words)
+
+
+COMMANDS = {
+    "train": Command("train from a recipe: zerotune train RECIPE [options]", _train),
+    "eval": Command("evaluate and compare checkpoints", _eval),
+    "merge": Command("make one Hugging Face folder of a run: zerotune merge RUN OUT", _merge),
+    "report": Command("write the report of a run anew, or compare several", _report),
+    "recipes": Command("list the recipes, or print one: zerotune recipes NAME", _recipes),
+    "init": Command("copy recipes, configurations and batch scripts into a folder", _init),
+    "env": Command("show what a bug report needs: versions, devices, settings", _env),
+}
+WORKING = ("train", "eval", "merge")  # not to be ended by a pager that was closed
+EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script; ends the process."""
+    exit_quietly_on_ctrl_c()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] not in WORKING:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `zerotune recipes | head` ends as other programs do
+    exit_process(run(words))
+
+
+def run(words: list[str]) -> int:
+    """The exit code of a command: its own, or 64 for one that there is not."""
+    hide_secrets()
+    command, *rest = words or ["--help"]
+    try:
+        if command in ("-h", "--help", "help"):
+            sys.stdout.write(_help())
+        elif command in ("-V", "--version", "version"):
+            sys.stdout.write(_version())
+        elif command in COMMANDS:
+            return COMMANDS[command].run(rest)
+        else:
+            near = did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+            raise UserError(f"unknown command {command}{near}")
+    except UserError as error:
+        sys.stderr.write(printable(f"error: {error}\n"))
+        return error.exit_code
+    return 0
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: zerotune COMMAND ...",
+            "",
+            "Fine-tune language models on Accelerate and DeepSpeed, and evaluate them.",
+            "",
+            *lines,
+            "",
+            "zerotune COMMAND --help says more. A first run, on any machine:",
+            f"  {EXAMPLE}",
+            "",
+        ]
+    )
+
+
+def _version() -> str:
+    from zerotune.common.version import ROOT, code_state, own_version
+
+    code = code_state(ROOT / "train")
+    commit = f" (commit {code['commit'][:12]}{', modified' if code['dirty'] else ''})" if code else ""
+    return f"zerotune {own_version() or 'of an unknown version'}{commit}\n"

@@ -1,0 +1,214 @@
+"""`zerotune env`: what a bug report needs, as Markdown. Nothing missing or broken ends it; no secret is shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from zerotune.common.console import say
+from zerotune.common.masking import mask, printable
+from zerotune.common.version import ROOT, code_state, installed_version, own_version
+
+IMPORTED = {  # distribution -> module; the others are needed everywhere, and broken ones would be noticed
+    "torch": "torch",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "deepspeed": "deepspeed",
+    "peft": "peft",
+    "bitsandbytes": "bitsandbytes",
+    "flash-attn": "flash_attn",
+}
+OTHERS = ("trl", "datasets", "tokenizers", "safetensors", "huggingface-hub", "numpy", "pyarrow", "triton")
+TOOLS = ("g++", "nvcc", "ninja", "nvidia-smi", "sbatch", "git")
+VARIABLES = re.compile(
+    r"ACCELERATE|BNB|CC$|CPATH|CUDA|CXX|DEEPSPEED|DS_|FSDP|GLOO|HF_|HIP|HTTPS?_PROXY|HUGGING|LD_|LOCAL_|MASTER|MKL|NCCL|"
+    r"NO_PROXY|NVIDIA|OMP|PYTHON|PYTORCH|RANK|ROCR|SLURM_(CPUS|GPUS|JOB_NUM|NNODES|NTASKS|TASKS)|SSL_|TMPDIR|TOKENIZERS|TORCH|TRANSFORMERS|TRITON|UCX|VIRTUAL_ENV|"
+    r"WORLD|XDG_|ZEROTUNE",
+    re.IGNORECASE,
+)
+# In a process of its own: a broken library may end it. A line for each module: [its name, what went wrong].
+PROBE = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    fault = ""
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        fault = f"{type(error).__name__}: {error}"
+    print(flush=True)
+    print(json.dumps([name, fault]), flush=True)
+"""
+DEVICES = """
+import json, torch
+found = {"CUDA of torch": torch.version.cuda, "cuDNN": torch.backends.cudnn.version(),
+         "processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+         "GPUs": torch.cuda.device_count()}
+if torch.cuda.is_available():
+    found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+for i in range(torch.cuda.device_count()):
+    facts = torch.cuda.get_device_properties(i)
+    found[f"GPU {i}"] = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, capability {facts.major}.{facts.minor}"
+print()
+print(json.dumps(found))
+"""
+SECONDS = 120  # for a library to be imported, from the slowest of file systems
+CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")  # user:password@ in an address
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the report; the exit code."""
+    about = "Print what a bug report needs, as Markdown: versions, devices, settings. Secrets are masked; look it over."
+    argparse.ArgumentParser(prog="zerotune env", description=about).parse_args(words)
+    say("importing libraries")
+    sys.stdout.write(report())
+    return 0
+
+
+def report() -> str:
+    """Versions, devices, limits, tools, the variables that matter, and the configuration of Accelerate."""
+    parts = {
+        "ZeroTune": _facts(_machine()),
+        "devices": _devices(),
+        "packages": _packages(),
+        "tools": ((name, _tool(name)) for name in TOOLS),
+        "environment": sorted((name, value) for name, value in os.environ.items() if VARIABLES.match(name)),
+        "accelerate config": _facts(iter([(str(default_config()), _default_config)])),
+    }
+    return "\n".join(f"**{title}**\n\n````text\n{_aligned(lines)}````\n" for title, lines in parts.items())
+
+
+def _aligned(lines: Iterable[tuple[str, str]]) -> str:
+    """Names and values in two columns. No value can leave the Markdown block that it stands in."""
+    shown = [[_hidden(text).replace("````", "` ` ` `").replace("\n", "\n  ") for text in line] for line in lines]
+    width = max((len(name) for name, value in shown if "\n" not in value), default=0) + 2
+    return "".join(f"{name:<{width}}{value}\n" for name, value in shown)
+
+
+def _machine() -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "version", lambda: own_version() or "unknown"
+    yield "commit", lambda: _commit()
+    yield "folder", lambda: ROOT
+    yield "Python", lambda: f"{platform.python_version()} ({platform.python_implementation()}), {sys.executable}"
+    yield "system", lambda: f"{platform.platform()}, {' '.join(platform.libc_ver())}"
+    yield "processor", lambda: f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores usable"
+    yield "memory", lambda: _memory()
+    yield "shared memory", lambda: f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free"  # noqa: S108 (asked)
+    yield "disk", lambda: f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here"
+    yield "locked memory", lambda: _limit(resource.RLIMIT_MEMLOCK)
+    yield "open files", lambda: _limit(resource.RLIMIT_NOFILE)
+
+
+def _facts(found: Iterator[tuple[str, Callable[[], object]]]) -> Iterator[tuple[str, str]]:
+    """Each fact, or why it cannot be told."""
+    for name, tell in found:
+        try:
+            yield name, str(tell())
+        except Exception as error:
+            yield name, f"unknown ({type(error).__name__}: {error})"
+
+
+def _commit() -> str:
+    code = code_state(ROOT / "train")
+    return f"{code['commit']}{' and changes' if code['dirty'] else ''}" if code else "not run from a repository"
+
+
+def _processor() -> str:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _memory() -> str:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"
+
+
+def _limit(kind: int) -> str:
+    soft, hard = ("unlimited" if value == resource.RLIM_INFINITY else str(value) for value in resource.getrlimit(kind))
+    return f"{soft} (at most {hard})"
+
+
+def _python(code: str, *words: str) -> tuple[list[str], str]:
+    """(the lines that Python printed for `code`, why it ended early or empty)."""
+    command = [sys.executable, "-P", "-c", code, *words]
+    why = ""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=True)
+        output = done.stdout
+    except subprocess.TimeoutExpired as late:
+        output, why = late.stdout or b"", f"not in {SECONDS} s"
+    except subprocess.CalledProcessError as failed:
+        last = failed.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        output, why = failed.stdout, f"exit code {failed.returncode}{': ' if last else ''}{last}"
+    return output.decode(errors="replace").splitlines(), why
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    lines, fault = _python(DEVICES)
+    if fault or not lines:
+        yield "torch", f"cannot be asked: {fault}"
+        return
+    for name, value in json.loads(lines[-1]).items():
+        yield name, "none" if value is None else str(value)
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    versions = {name: installed_version(name) for name in (*IMPORTED, *OTHERS)}
+    faults = _faults([module for name, module in IMPORTED.items() if versions[name]])
+    for name, found in versions.items():
+        fault = faults.get(IMPORTED.get(name, ""), "")
+        yield name, f"{found or 'not installed'}{f'; cannot be imported: {fault}' if fault else ''}"
+
+
+def _faults(modules: Sequence[str]) -> dict[str, str]:
+    """Why each of them cannot be imported; empty where it can. One that ends the interpreter hides no other."""
+    found: dict[str, str] = {}
+    while waiting := [module for module in modules if module not in found]:
+        lines, why = _python(PROBE, *waiting)
+        found |= dict(json.loads(line) for line in lines if line.startswith('["'))
+        if (ended := next((module for module in waiting if module not in found), None)) is not None:
+            found[ended] = why or "the interpreter ended"
+    return found
+
+
+def _tool(name: str) -> str:
+    if not shutil.which(name):
+        return "not found"
+    try:
+        done = subprocess.run(
+            [name, "--version"], capture_output=True, text=True, errors="replace", timeout=30, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"cannot be run: {error}"
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    release = [line for line in lines if re.search("release|DRIVER version", line)]  # nvcc, nvidia-smi
+    return (release or lines or [f"exit code {done.returncode}"])[0]
+
+
+def _default_config() -> str:
+    file = default_config()
+    return f"\n{file.read_text(encoding='utf-8').strip()}" if file.exists() else "none"
+
+
+def default_config() -> Path:
+    """Where `accelerate config` writes its answers, which `accelerate launch` then follows."""
+    cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(cache, "accelerate", "default_config.yaml").expanduser()
+
+
+def _hidden(text: str) -> str:
+    """Without secrets, passwords in addresses and the name of the user's own folder."""
+    home = str(Path.home())
+    text = CREDENTIALS.sub("***@", mask(text))
+    return printable(text if home == "/" else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text))

@@ -1,0 +1,48 @@
+"""`zerotune recipes`: the recipes that come with the program, and what each is for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from zerotune import shipped
+from zerotune.common.errors import UserError
+from zerotune.common.suggest import did_you_mean
+
+COLUMNS = 80
+GROUPS = {
+    "": "zerotune train NAME",
+    "data": "Another row format: zerotune train NAME data/FORMAT --data.train.0.path YOURS",
+    "eval": "zerotune eval NAME",
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the list, or the recipe that is named; the exit code."""
+    about = "List the recipes that come with ZeroTune, or print one, to be changed: zerotune recipes demo > my.yaml"
+    parser = argparse.ArgumentParser(prog="zerotune recipes", description=about)
+    parser.add_argument("name", nargs="?", metavar="NAME")
+    name = parser.parse_args(words).name
+    known = shipped.names(shipped.RECIPES)
+    if name and (name := name.removesuffix(".yaml")) not in known:
+        near = did_you_mean(name, known) or "; `zerotune recipes` lists them"
+        raise UserError(f"{name}: there is no such recipe{near}")
+    sys.stdout.write(known[name].read_text(encoding="utf-8") if name else listing())
+    return 0
+
+
+def listing() -> str:
+    """All recipes in groups, each with what it is for, in 80 columns."""
+    known = shipped.names(shipped.RECIPES)
+    width = max(map(len, known)) + 4
+    fold = textwrap.TextWrapper(COLUMNS, subsequent_indent=" " * width, break_on_hyphens=False)
+    lines = []
+    for group, heading in GROUPS.items():
+        lines += [heading, ""]
+        for name in (name for name in known if name.rpartition("/")[0] == group):
+            fold.initial_indent = f"  {name:<{width - 2}}"
+            lines += fold.wrap(shipped.about(known[name]))
+        lines.append("")
+    return "\n".join([*lines, f"They lie in {shipped.RECIPES}", ""])

@@ -1,0 +1,87 @@
+"""The row formats: which columns a row has, and what it becomes, for training and evaluation alike.
+
+To add a format, add a value to FORMATS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from zerotune.data.conversations import Conversation, read_chat
+from zerotune.data.fields import Fields, RowError
+from zerotune.data.labelled import Labelled, read_labelled
+from zerotune.data.preference import Continuation, Preference, different, read_asked, read_preference
+from zerotune.data.questions import read_instruction, read_question
+from zerotune.data.tagged import Tagged, read_tagged
+
+Example = str | Conversation | Continuation | Labelled | Tagged | Preference
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of row.
+
+    required, optional: its fields. alternatives: fields of which one is enough.
+    read: what the row says; a text for a corpus. Raises RowError.
+    has_labels: whether rows hold labels or preferences, rather than texts or conversations.
+    """
+
+    required: tuple[str, ...]
+    read: Callable[[Fields], Example]
+    optional: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    has_labels: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field that this format knows."""
+        return self.required + self.alternatives + self.optional
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """The fields by which a row of this format is recognised."""
+        return self.alternatives or self.required[:1]
+
+    @property
+    def needed(self) -> str:
+        """Its required fields, in words."""
+        return " + ".join(self.required) or " or ".join(self.alternatives)
+
+
+FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the first format that they fit
+    "chat": Format((), read_chat, ("system", "tools", "functions"), alternatives=("messages", "conversations")),
+    "qa": Format(("question", "answer"), lambda fields: read_question(fields, "question", "answer"), ("system",)),
+    "pr": Format(("prompt", "response"), lambda fields: read_question(fields, "prompt", "response"), ("system",)),
+    "io": Format(("instruction", "output"), read_instruction, ("input", "system", "history")),
+    "text": Format(("text",), lambda fields: fields.text("text")),
+    "labelled": Format(
+        ("label",),
+        read_labelled,
+        ("sentence2",),
+        alternatives=("sentence", "text", "sentence1"),
+        has_labels=True,
+    ),
+    "tagged": Format(("tokens", "tags"), read_tagged, has_labels=True),
+    "preference": Format(
+        ("chosen", "rejected"),
+        lambda fields: read_asked(fields) if fields.asks else different(read_preference(fields)),
+        ("prompt", "conversations", "system", "tools", "functions"),
+        has_labels=True,
+    ),
+}
+
+
+def read_recognised(fields: Fields) -> str | Conversation:
+    """A text or a conversation, of the first format whose leading field says something, or is there at all.
+
+    Raises RowError.
+    """
+    forms = [form for form in FORMATS.values() if not form.has_labels]
+    for is_there in (fields.has, fields.holds):
+        for form in forms:
+            if any(map(is_there, form.leading)):
+                example = form.read(fields)
+                assert isinstance(example, (str, Conversation))
+                return example
+    raise RowError(f"none of the known columns: {'; '.join(form.needed for form in forms)}", missing=True)
