@@ -129,5 +129,4 @@ def unused(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def fingerprint(config: Config) -> str:
-    """sha256 of `identity`."""
     return hashlib.sha256(json.dumps(identity(bound(config)), sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -52,7 +52,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.flops import Peak, model_flops_per_token, peak_flops
     from train.engine.loop import Loop
     from train.engine.metric_writer import Board
-    from train.engine.optimizer import build
+    from train.engine.optimizer import build_optimizer
     from train.engine.runtime import Runtime
     from train.models.answers import Recorder
     from train.objectives import objective_class
@@ -79,7 +79,7 @@ def run(config: Config, stop: Stop) -> None:
         model = objective.add_modules(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
-        model, optimizer = runtime.prepare(model, build(model, config.optim, runtime.kind))
+        model, optimizer = runtime.prepare(model, build_optimizer(model, config.optim, runtime.kind))
         rows, extra = objective.real_rows(), config.tuning.extra_positions
         recorder = Recorder(model, objective.tokenizer, rows, runtime.precision, runtime.device, extra)
         checkpoints = held.afterwards.enter_context(

@@ -1,5 +1,4 @@
-"""The shapes that the rooms of `train` share. Each axis (what is learned, which weights move, how it is spread) sees
-only these.
+"""The interfaces that the packages of `train` share. The axes (objective, tuning, parallelism) know only these.
 
 Shape suffixes: b rows of a micro-batch, t positions.
 """
@@ -24,20 +23,19 @@ class Batch:
     """One micro-batch of one rank.
 
     inputs: keyword arguments of the model's forward; tensors and plain numbers.
-    targets: what each position shall give; for token objectives [b, t] with -100 where nothing is learned.
-    counts: for each term of the loss, how many items this batch adds to its global count (0 for a filler batch that
-        only
-        keeps ranks in step).
-    tokens: real tokens computed. slots: the same with padding.
-    row_ids: the rows inside, for messages about them.
-    extras: what else the loss needs; tensors.
+    targets: target of each position; for token objectives [b, t] with -100 for none.
+    counts: for each term of the loss, the number of items that this batch adds to its global count (0 for a filler
+        batch, which gives a rank without rows something to compute).
+    tokens: tokens without padding. positions: tokens with padding.
+    row_ids: `file:line` of its rows, for messages.
+    extras: further tensors that the loss needs.
     """
 
     inputs: Mapping[str, Any]
     targets: Tensor
     counts: Mapping[str, float]
     tokens: int
-    slots: int
+    positions: int
     row_ids: tuple[str, ...]
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -50,15 +48,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The arithmetic of a run, known before its first step.
+    """The size of a run, known before its first step.
 
-    total_steps: for a stream the most there can be, until it knows.
-    epoch_ends: the number of steps after each epoch, rising; empty while unknown (streaming).
-    last_epoch_share: how much of the last epoch there is until the run ends.
-    attention_length: positions that a token attends to, on average over tokens. head_share: share of the tokens for
-        which
-        the output head is computed. Both are for the model FLOPs utilisation only.
-    lines: what a user would otherwise compute by hand, ready to print.
+    total_steps: for a stream, the maximum until the end is known.
+    epoch_ends: the number of steps after each epoch; empty while unknown (streaming).
+    last_epoch_share: the part of the last epoch that the run trains on.
+    attention_length: attended positions per token, on average. head_share: share of the tokens for which the output
+        head is computed. Both are only for the model FLOPs utilisation.
+    lines: a summary for the user, ready to print.
     """
 
     total_steps: int
@@ -84,9 +81,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with the model's continuation.
+    """One prompt with the model's answer.
 
-    reward: what it is worth, where answers are rewarded. held_out: not of the prompts that are trained on.
+    reward: of the answer, if the objective has rewards. held_out: whether the prompt is not trained on.
     """
 
     prompt: str
@@ -97,7 +94,7 @@ class Sample:
 
 
 class Group(Protocol):
-    """Processes that work together. Every method is called by all of them together."""
+    """A group of processes. All methods are collectives."""
 
     index: int
     count: int
@@ -106,18 +103,16 @@ class Group(Protocol):
         """Element-wise sum over all ranks, in float64."""
         ...
 
-    def barrier(self) -> None:
-        """Wait for all."""
-        ...
+    def barrier(self) -> None: ...
 
 
 class Ranks(Group, Protocol):
-    """The processes of a run, as an objective may see them."""
+    """The ranks of a run, for objectives."""
 
     device: torch.device
 
     def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, every rank has all weights of the (wrapped) model: the model without its wrapper."""
+        """Inside, every rank has all weights of the (wrapped) model. Yields the model without its wrapper."""
         ...
 
     def whole_copy(self, model: nn.Module) -> AbstractContextManager[Any]:
@@ -126,23 +121,23 @@ class Ranks(Group, Protocol):
 
 
 class Rollouts(Protocol):
-    """The optional part of an objective: for those whose steps learn from samples of the model in training. These
-    defaults hold where the steps are a function of the data alone.
+    """The optional part of an objective, for those that train on samples of the model (rollouts). The defaults are for
+    steps that depend only on the data.
     """
 
     def can_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint after `step` steps holds all that the next step needs."""
+        """Whether a checkpoint after `step` steps has everything that the next step needs."""
         return True
 
     def next_batch_is_slow(self, step: int) -> bool:
-        """Whether preparing the step after `step` steps is slow (a rollout), so that the loop first asks for stop
-        requests. Only where `can_checkpoint` is true.
+        """Whether preparing the next step is slow (a rollout), so that the loop checks for stop requests first. Only
+        if `can_checkpoint` is true.
         """
         return False
 
     def after_step(self, step: int) -> None:
-        """Called by all ranks together after step number `step`, before metrics, validation and checkpoints: the only
-        place between two steps where an objective changes its state.
+        """A collective after step number `step`, before metrics, validation and checkpoints: the only place between
+        two steps where an objective changes its state.
         """
         return
 
@@ -151,7 +146,7 @@ class Rollouts(Protocol):
         return {}
 
     def state(self) -> Mapping[str, float]:
-        """What a checkpoint keeps of the objective beside weights and step."""
+        """The state of the objective that a checkpoint stores besides weights and step."""
         return {}
 
     def resume(self, state: Mapping[str, float]) -> None:
@@ -160,14 +155,13 @@ class Rollouts(Protocol):
 
 
 class Objective(Rollouts, Protocol):
-    """What is learned. An objective names this class as its base and has its defaults.
+    """What a run trains. An objective has this class as its base, and so its defaults.
 
-    terms: the names of the loss's terms. The loss is the sum over terms of (sum over everything) / (count over
-        everything).
+    terms: the names of the loss's terms. The loss is the sum over terms of (global sum) / (global count).
     lower_is_better: for each validation metric that can choose the best checkpoint.
     best_metric: the metric that chooses it by default.
     peft_task_type: CAUSAL_LM, TOKEN_CLS, SEQ_CLS or FEATURE_EXTRACTION.
-    tokenizer: the one in use.
+    tokenizer: with the chat template in use.
     """
 
     terms: tuple[str, ...] = ("loss",)
@@ -180,12 +174,12 @@ class Objective(Rollouts, Protocol):
 
     @property
     def plan(self) -> Plan:
-        """The arithmetic of the run. A stream that ends before the planned steps replaces it with its last step."""
+        """The size of the run. A stream that ends before the planned steps replaces it at its last step."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What run.json and the checkpoints record: digests of data, model and chat template, counts of rows so far."""
+        """Facts for run.json and checkpoints: digests of data, model and chat template, counts of rows so far."""
         ...
 
     def load_model(self) -> nn.Module:
@@ -193,12 +187,12 @@ class Objective(Rollouts, Protocol):
         ...
 
     def add_modules(self, model: nn.Module) -> nn.Module:
-        """The tuned model with what the objective trains beside it, before sharding."""
+        """The tuned model with further modules that the objective trains, before sharding."""
         return model
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
-        """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank. Ends with
-        the step that `plan` says is the last.
+        """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank. Ends
+        with the last step of `plan`.
         """
         ...
 
@@ -207,51 +201,51 @@ class Objective(Rollouts, Protocol):
         ...
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Held-out metrics; sums and counts joined over ranks, then divided once."""
+        """Held-out metrics: sums and counts are added over ranks, then divided once."""
         ...
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
-        """A few prompts continued, for people to read: held-out ones, and where answers are rewarded some of those last
-        trained on. Called after `validate`.
+        """The model's answers to a few held-out prompts, for the user; with rewards, also to prompts of the last
+        rollout. Called after `validate`.
         """
         return []
 
     def real_rows(self) -> Sequence[Sequence[int]]:
-        """Tokens of a row or none, the same on all ranks, for the batch whose answers are recorded."""
+        """Tokens of a row, or none, the same on all ranks, for the batch whose answers are recorded."""
         return []
 
     def save_assets(self, folder: Path) -> None:
-        """Write what a merged checkpoint needs beside the weights: the tokenizer with its chat template."""
+        """Write the files that a merged checkpoint needs besides the weights: the tokenizer with its chat template."""
         self.tokenizer.save_pretrained(folder)
 
 
 class Tuning(Protocol):
-    """Which weights move."""
+    """Which weights are trained."""
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
         """Extra keyword arguments of `from_pretrained` (quantisation)."""
         ...
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Freeze, wrap or adapt; afterwards `requires_grad` says what is trained."""
+        """Freeze, wrap or adapt the model; afterwards exactly the trained parameters have `requires_grad`."""
         ...
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
-        """What the hand-over needs beside the trained weights (an adapter's config); called on the first rank."""
+        """Write what a merge needs besides the trained weights (an adapter's config). Called on the first rank."""
         ...
 
 
 class Recorder(Protocol):
-    """Keeps with each checkpoint what the model in training answers, for the merge. All ranks call it together."""
+    """Records the answers of the model in training in each checkpoint, for the merge. All methods are collectives."""
 
     def begin(self, model: nn.Module) -> None:
-        """Before the first step of a run."""
+        """Record before the first step of a run."""
         ...
 
     def resume(self, folder: Path) -> None:
-        """In place of `begin`, for a run that goes on from the checkpoint in `folder`."""
+        """Replaces `begin` for a run that resumes from the checkpoint in `folder`."""
         ...
 
     def files(self, model: nn.Module) -> Mapping[str, bytes]:
-        """What the checkpoint's folder `tuning` shall hold, by name."""
+        """Files for the checkpoint's folder `tuning`, by name."""
         ...

@@ -59,7 +59,7 @@ def test_each_fault_is_refused_with_its_line_or_left_out_with_a_count(tmp_path, 
     corpus = run(tmp_path, path, on_bad_row="skip")
     assert [corpus.train.row_id(row) for row in range(len(corpus.train))] == [f"{path}:1", f"{path}:4"]
     kind = reason.split(":")[0]
-    assert any(f"1 of 3 rows left out: 1 {kind}; the first is {path}:3: {reason}" in said for said in corpus.lines)
+    assert any(f"1 of 3 rows skipped: 1 {kind}; the first is {path}:3: {reason}" in said for said in corpus.lines)
 
 
 def test_all_faults_at_once_are_one_message(tmp_path):
@@ -85,7 +85,7 @@ def test_a_line_of_a_megabyte_is_no_fault(tmp_path):
 def test_nothing_but_faults_is_an_error_even_when_skipping(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(line({"question": "x", "answer": None}))
-    with pytest.raises(UserError, match="there is no row to learn from; 1 of 1 row left out: 1 field `answer` is null"):
+    with pytest.raises(UserError, match="there is no row to learn from; 1 of 1 row skipped: 1 field `answer` is null"):
         run(tmp_path, path, on_bad_row="skip")
     path.write_bytes(b"")
     with pytest.raises(UserError, match="there is no row to learn from"):

@@ -62,8 +62,8 @@ def test_a_streamed_run_ends_with_its_epochs_and_no_kill_changes_a_bit(
     assert all(abs(tokens - 256) < 128 for tokens in per_step)
 
     said = processes.logs[0].read_text()
-    assert said.count("1 of 4 rows left out: 1 field `answer` is null; the first is ") == 1
-    assert said.count("1 training row(s) stand there too") == 1
+    assert said.count("1 of 4 rows skipped: 1 field `answer` is null; the first is ") == 1
+    assert said.count("1 training row(s) are there too") == 1
     assert "left out" not in processes.logs[1].read_text()
     assert json.loads((whole / "run.json").read_text())["rows_left_out"] == PASSES
 

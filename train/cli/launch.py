@@ -33,6 +33,8 @@ def train(words: Sequence[str]) -> int:
     """Train in this process and return its exit code, or become the launcher."""
     from train.config import Config
 
+    if not words:
+        raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
     options, words = split(words)
     words = with_recipes(words)
     if {"-h", "--help"} & set(words):

@@ -1,1 +1,1 @@
-"""From files to tokens: rows (read, checked), formats, templates, encode, batch."""
+"""From files to micro-batches: sources, rows, formats, chat templates, tokens, token cache, batches."""

@@ -1,10 +1,8 @@
 """From tokenised rows to micro-batches: order, steps, packs.
 
-What an optimizer step learns from is a function of (seed, epoch, row lengths, tokens per step) and of nothing else.
-How a
-step is cut into micro-batches and spread over ranks is decided afterwards and changes no result, so that a run
-continues on
-another number of ranks, or with smaller micro-batches, with the same rows in the same order.
+The rows of an optimizer step depend only on seed, epoch, row lengths and tokens per step. How a step is divided into
+micro-batches and ranks is decided afterwards and changes no result: a run resumes on another number of ranks, or with
+smaller micro-batches, with the same rows in the same order.
 
 Shape suffixes: n rows of a data set, b rows of a micro-batch, t positions.
 """
@@ -28,7 +26,7 @@ POOL_STEPS = 64  # padded layout: rows are sorted by length inside a pool of thi
 
 
 class Rows(Protocol):
-    """Tokenised rows, as `train.data.prepare.Encoded` holds them."""
+    """Tokenised rows, such as `train.data.token_dataset.Encoded`."""
 
     lengths_n: NDArray[np.int32]
     learned_n: NDArray[np.int32]
@@ -56,7 +54,7 @@ def order(
 ) -> Indices:
     """Row indices of one epoch.
 
-    A source of weight w gives w times its rows; the part below one is another one each epoch.
+    A source of weight w gives w times its rows; a fraction of a pass has other rows in each epoch.
     """
     chosen = []
     for source, weight in enumerate(weights):
@@ -72,9 +70,9 @@ def order(
 
 
 def epoch_steps(rows: Rows, weights: Sequence[float], shape: Shape, seed: int, epoch: int) -> list[Indices]:
-    """The rows of each optimizer step of an epoch: near-equal token counts, every row exactly once per pass."""
+    """The rows of each optimizer step of an epoch: nearly equal token counts, every row exactly once per pass."""
     order_n = order(rows.sources_n, weights, seed, epoch, shape.shuffle)
-    if shape.packed or not shape.shuffle:  # only micro-batches are of similar lengths then
+    if shape.packed or not shape.shuffle:  # then only micro-batches have similar lengths
         return _cut(order_n, rows.lengths_n, _count(order_n, rows.lengths_n, shape.tokens_per_step))
     steps: list[Indices] = []
     random = np.random.default_rng([seed, epoch, 2])
@@ -84,11 +82,11 @@ def epoch_steps(rows: Rows, weights: Sequence[float], shape: Shape, seed: int, e
 
 
 def stream_steps(lengths_n: NDArray[np.int32], before: int, shape: Shape, seed: int) -> list[Indices]:
-    """The rows of each step that a stretch of a stream fills: step i ends with the row that brings the stream to
-    (i + 1) * tokens_per_step tokens. What is left over begins the next stretch.
+    """The rows of each full step in a part of a stream: step i ends with the row that brings the stream to
+    (i + 1) * tokens_per_step tokens. The remaining rows begin the next part.
 
     lengths_n: of the rows after the last full step, in order; none is longer than a step. before: tokens of the stream
-    before them.
+    before these rows.
     """
     if not len(lengths_n):
         return []
@@ -109,12 +107,12 @@ def stream_steps(lengths_n: NDArray[np.int32], before: int, shape: Shape, seed: 
 
 
 def _count(order_n: Indices, lengths_n: NDArray[np.int32], budget: int) -> int:
-    """How many parts of about `budget` tokens these rows make."""
+    """The number of parts of about `budget` tokens in these rows."""
     return max(1, round(int(lengths_n[order_n].sum(dtype=np.int64)) / budget))
 
 
 def _cut(order_n: Indices, lengths_n: NDArray[np.int32], parts: int) -> list[Indices]:
-    """Consecutive parts of near-equal token counts."""
+    """Consecutive parts with nearly equal token counts."""
     if len(order_n) == 0:
         return []
     ends_n = np.cumsum(lengths_n[order_n], dtype=np.int64)
@@ -123,13 +121,13 @@ def _cut(order_n: Indices, lengths_n: NDArray[np.int32], parts: int) -> list[Ind
 
 
 def _by_length(pool_n: Indices, lengths_n: NDArray[np.int32], parts: int, random: np.random.Generator) -> list[Indices]:
-    """The rows of a pool in steps of similar lengths, themselves in random order."""
+    """The rows of a pool as steps of rows with similar lengths, in random order."""
     cut = _cut(pool_n[np.argsort(lengths_n[pool_n], kind="stable")], lengths_n, parts)
     return [cut[i] for i in random.permutation(len(cut))]
 
 
 def micro_batches(step_n: Indices, lengths_n: NDArray[np.int32], shape: Shape, ranks: int) -> list[list[int]]:
-    """Groups of rows within the budget; a multiple of `ranks` of them.
+    """Groups of rows within the token budget; their number is a multiple of `ranks`.
 
     Rank r computes groups r, r + ranks, ...; a group may be empty.
     """
@@ -138,7 +136,7 @@ def micro_batches(step_n: Indices, lengths_n: NDArray[np.int32], shape: Shape, r
 
 
 def _packs(step: list[int], lengths_n: NDArray[np.int32], budget: int, ranks: int) -> list[list[int]]:
-    """Longest row first into the emptiest pack: evenly filled, so that no rank waits for another."""
+    """Put the longest row first into the emptiest pack, so that all ranks have nearly equal work."""
     longest_first = sorted(step, key=lambda i: (-int(lengths_n[i]), i))
     total = sum(int(lengths_n[i]) for i in step)
     count = -(-max(-(-total // budget), 1) // ranks) * ranks
@@ -155,7 +153,7 @@ def _packs(step: list[int], lengths_n: NDArray[np.int32], budget: int, ranks: in
 
 
 def _padded_groups(step: list[int], lengths_n: NDArray[np.int32], budget: int, ranks: int) -> list[list[int]]:
-    """Rows of similar length, each group within the budget with its padding counted."""
+    """Groups of rows of similar length, within the budget including padding."""
     by_length = sorted(step, key=lambda i: (int(lengths_n[i]), i))
     groups: list[list[int]] = [[]]
     for row in by_length:
@@ -164,7 +162,7 @@ def _padded_groups(step: list[int], lengths_n: NDArray[np.int32], budget: int, r
         groups[-1].append(row)
     while len(groups) % ranks:
         splittable = [k for k, group in enumerate(groups) if len(group) > 1]
-        if not splittable:  # the other ranks get nothing to do
+        if not splittable:  # the other ranks get empty groups
             groups.append([])
             continue
         largest = max(splittable, key=lambda k: len(groups[k]) * int(lengths_n[groups[k][-1]]))
@@ -174,8 +172,8 @@ def _padded_groups(step: list[int], lengths_n: NDArray[np.int32], budget: int, r
 
 
 def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batch:
-    """The tensors of one micro-batch; an empty group gives the row `filler` with nothing to learn, as ranks must
-    stay in step.
+    """The tensors of one micro-batch. An empty group gives the row `filler` without targets: every rank must compute
+    a micro-batch.
     """
     empty = not group
     documents = [document for i in (group or [filler]) for document in rows.documents(i)]
@@ -187,13 +185,13 @@ def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batc
         targets=targets_bt,
         counts={"loss": float(sum(document.learned for document in documents))},
         tokens=0 if empty else sum(len(document.ids_t) for document in documents),
-        slots=targets_bt.numel(),
+        positions=targets_bt.numel(),
         row_ids=tuple(rows.row_id(i) for i in group),
     )
 
 
 def _packed(documents: Sequence[Document]) -> tuple[dict[str, object], torch.Tensor]:
-    """All documents in one row, positions starting anew in each; attention reads the boundaries from cu_seq_lens."""
+    """All documents in one row; positions restart in each, and attention reads the boundaries from cu_seq_lens."""
     lengths = [len(document.ids_t) for document in documents]
     boundaries = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     inputs = {
@@ -216,7 +214,7 @@ def _row(parts: Sequence[NDArray[Any]]) -> torch.Tensor:
 
 
 def _padded(documents: Sequence[Document], pad: int) -> tuple[dict[str, object], torch.Tensor]:
-    """One document a row, padded on the right."""
+    """One document per row, padded on the right."""
     width = max(len(document.ids_t) for document in documents)
 
     def table(parts: Sequence[NDArray[Any]], fill: float) -> torch.Tensor:
@@ -249,13 +247,13 @@ def rank_batches(rows: Rows, step_n: Indices, shape: Shape, rank: int, ranks: in
 
 
 def padding_share(lengths_n: NDArray[np.int32], steps: Sequence[Indices], shape: Shape, ranks: int) -> float:
-    """Share of computed positions that hold no token, over `steps` (fillers count as padding)."""
-    tokens = slots = 0
+    """Share of computed positions that are padding, over `steps`; fillers count as padding."""
+    tokens = positions = 0
     for step_n in steps:
         for group in micro_batches(step_n, lengths_n, shape, ranks):
             lengths = [int(lengths_n[i]) for i in group] or [0]
             tokens += sum(lengths)
-            slots += (
+            positions += (
                 sum(lengths) if shape.packed and group else len(lengths) * (max(lengths) or int(lengths_n[step_n[0]]))
             )
-    return 1.0 - tokens / slots if slots else 0.0
+    return 1.0 - tokens / positions if positions else 0.0

@@ -1,8 +1,8 @@
-"""The check that a chat template wrote everything that is said, once, in order, and what is learned within its marks.
+"""Checks that a chat template writes every part of a conversation once and in order, and marks the answers.
 
-Where a template writes something depends on which parts a conversation has, hardly on what they say. So each shape of
-conversation is written once with a word of its own in every place (`Shape`), and each row is then searched for what
-it says itself.
+The position of a part in the text depends on which parts a conversation has, hardly on their content. So each kind of
+conversation is rendered once with a unique placeholder for every part (`Shape`), and each row's text is then searched
+for its own parts.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _shapes: dict[Any, Shape | None] = {}
 
 @dataclass(frozen=True)
 class Shape:
-    """How a template writes conversations of one shape.
+    """How a template renders conversations with the same parts.
 
-    problem: what it does wrong; empty where it writes everything. untold: turns whose reasoning it leaves out.
-    writes_tools: whether it names them.
+    problem: an error of the template; empty if it writes everything. unwritten: turns whose reasoning it omits.
+    writes_tools: whether it writes the tools.
     """
 
     problem: str = ""
-    untold: frozenset[int] = frozenset()
+    unwritten: frozenset[int] = frozenset()
     writes_tools: bool = True
 
 
 def shape_of(source: str, messages: Sequence[Message], tools: list[Any] | None) -> Shape | None:
-    """How the template writes conversations like this one; None where it refuses words that stand in for them."""
+    """How the template renders conversations with these parts; None if it refuses placeholders."""
     key = (source, bool(tools), *[_kind(message) for message in messages])
     if key not in _shapes:
         if len(_shapes) >= SHAPES_KEPT:
@@ -70,12 +70,12 @@ def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None) ->
     found: dict[str, list[int]] = {}
     for match in MARKED.finditer(text):
         found.setdefault(match[0], []).append(match.start())
-    problems, untold, reached = [], set(), 0
+    problems, unwritten, reached = [], set(), 0
     for index, message in enumerate(marked):
         for mark, what in _marks(index, message):
             places = found.get(mark, [])
             if not places and mark.startswith("zqr"):
-                untold.add(index)
+                unwritten.add(index)
                 continue
             place = places[0] if places else -1
             problems.append(
@@ -83,32 +83,32 @@ def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None) ->
             )
             reached = reached if message["role"] == "system" or not mark.startswith(IN_ORDER) else max(reached, place)
     problem = next(filter(None, problems), "")
-    return Shape(problem, frozenset(untold), not tools or "zqt0q" in found)
+    return Shape(problem, frozenset(unwritten), not tools or "zqt0q" in found)
 
 
 def _problem(
     role: str, places: Sequence[int], reached: int, spans: Sequence[Span] | None, what: str, index: int
 ) -> str:
-    """What is wrong with a thing that is written at these places, where those before it reach so far."""
+    """The problem of a part that is written at `places`, while earlier parts end at `reached`; empty if none."""
     if not places:
         return f"leaves out {what} in message {index}"
-    if len(places) > 1 and what != CALLED:  # results may be headed with the name of the tool
+    if len(places) > 1 and what != CALLED:  # a result may begin with the name of its tool
         return f"writes {what} in message {index} more than once"
     if role != "system" and places[0] < reached:
-        return f"writes {what} in message {index} before what is said earlier"
+        return f"writes {what} in message {index} before an earlier part"
     if role == "assistant" and spans is not None and not any(start <= places[0] < end for start, end in spans):
         return f"does not mark {what} in message {index} as learned"
     return ""
 
 
 def _marked(index: int, message: Message) -> Message:
-    """A message with a word for each thing that it says."""
+    """A message with a placeholder for each of its parts."""
     role, content = message["role"], message["content"]
     marked = {key: value for key, value in message.items() if key not in ("reasoning_content", "tool_calls")}
     is_parts = not isinstance(content, str)
-    said = content[0]["text"] if is_parts else content
-    word = f"zqc{index}q" if said else ""
-    if role == "assistant" and "</think>" in said:
+    text = content[0]["text"] if is_parts else content
+    word = f"zqc{index}q" if text else ""
+    if role == "assistant" and "</think>" in text:
         word = with_thought(f"zqr{index}q", word)
     marked["content"] = [{"type": "text", "text": word}] if is_parts else word
     if message.get("reasoning_content"):
@@ -125,7 +125,7 @@ def _marked_call(index: int, number: int, call: Mapping[str, Any]) -> dict[str, 
         arguments = json.dumps(arguments)
     name = f"zqn{index}x{number}q"
     marked = {**call, "function": {"name": name, "arguments": arguments}}
-    if "id" in call:  # where Kimi's template writes the name
+    if "id" in call:  # Kimi's template writes the name from the id
         marked["id"] = call["id"].replace(call["function"]["name"], name)
     return marked
 
@@ -138,7 +138,7 @@ def _marked_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marks(index: int, message: Message) -> Iterator[tuple[str, str]]:
-    """The words of a marked message, with what each stands for."""
+    """The placeholders of a marked message, with the part that each replaces."""
     content = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
     if "reasoning_content" in message or "</think>" in content:
         yield f"zqr{index}q", "the reasoning"
@@ -160,13 +160,13 @@ def checked(
     tools: list[Any] | None,
     left: set[str] | None = None,
 ) -> str:
-    """The text, if everything said is in it and in order, plainly or escaped as JSON has it.
+    """The text, if it contains all parts of the messages in order, plain or escaped as in JSON.
 
-    source: the template's. spans: of the assistant's turns, as far as they are known. left: gets what it leaves out
-    where it may: tools, and the reasoning of earlier turns.
+    source: the template's Jinja text. spans: of the assistant's turns, if known. left: collects the parts that the
+    template may omit and does: tools, and the reasoning of earlier turns.
 
     Raises:
-        RowError: Something else is missing.
+        RowError: Another part is missing.
     """
     left = set() if left is None else left
     shape = shape_of(source, messages, tools) or Shape()
@@ -174,14 +174,14 @@ def checked(
         raise RowError(f"the chat template {shape.problem}")
     reached = 0
     for index, (message, (start, end)) in enumerate(zip(messages, _places(text, spans, messages), strict=True)):
-        if index in shape.untold:
+        if index in shape.unwritten:
             if index == len(messages) - 1:
                 raise RowError(f"the chat template leaves out the reasoning in message {index}")
             left.add(NO_THOUGHTS)
-        if message["role"] == "system":  # some templates write it with the last question
-            _find(text, _said(message), 0, len(text), f"what the system says in message {index}")
+        if message["role"] == "system":  # some templates write it with the last user message
+            _find(text, _text_of(message), 0, len(text), f"what the system says in message {index}")
         else:
-            reached = _found(text, message, index, (max(start, reached), end), index in shape.untold)
+            reached = _found(text, message, index, (max(start, reached), end), index in shape.unwritten)
     if tools and shape.writes_tools:
         for tool in tools:
             _find(text, str(tool.get("function", tool).get("name", "")), 0, len(text), "the name of a tool")
@@ -195,7 +195,7 @@ def checked(
 
 
 def _places(text: str, spans: Sequence[Span], messages: Sequence[Message]) -> list[Span]:
-    """The stretch of the text that each message must be in: its own span, or what is between the spans around it."""
+    """The part of the text that must contain each message: its own span, or the text between the spans around it."""
     turns = sum(message["role"] == "assistant" for message in messages)
     if len(spans) != turns:  # several for one turn, or none are known
         return [(0, len(text))] * len(messages)
@@ -207,18 +207,18 @@ def _places(text: str, spans: Sequence[Span], messages: Sequence[Message]) -> li
     return places
 
 
-def _said(message: Message) -> str:
+def _text_of(message: Message) -> str:
     content = message["content"]
     return str(content if isinstance(content, str) else content[0]["text"])
 
 
-def _found(text: str, message: Message, index: int, place: Span, is_untold: bool) -> int:
-    """How far the text is read when all that the message says has been found in its place."""
+def _found(text: str, message: Message, index: int, place: Span, is_unwritten: bool) -> int:
+    """The end of the message's last part in the text. Raises RowError if a part is not in its place."""
     start, end = place
-    content, thought = _said(message), message.get("reasoning_content", "")
+    content, thought = _text_of(message), message.get("reasoning_content", "")
     if message["role"] == "assistant" and "</think>" in content and not thought:
         thought, content = without_thought(content)
-    if thought and not is_untold:
+    if thought and not is_unwritten:
         _find(text, thought, start, end, f"the reasoning in message {index}")
     if content:
         start = _find(text, content, start, end, f"what the {message['role']} says in message {index}")
@@ -230,33 +230,33 @@ def _found(text: str, message: Message, index: int, place: Span, is_untold: bool
     return start
 
 
-def _find(text: str, said: Any, start: int, end: int, what: str) -> int:
-    """Where `said` ends in the text between `start` and `end`."""
-    if isinstance(said, str):
-        said = said.strip()
-        place = text.find(said, start, end)
+def _find(text: str, value: Any, start: int, end: int, what: str) -> int:
+    """The end of `value` in the text between `start` and `end`. Raises RowError if it is missing."""
+    if isinstance(value, str):
+        value = value.strip()
+        place = text.find(value, start, end)
         if place >= 0:
-            return place + len(said)
-    for form in _forms(said):
+            return place + len(value)
+    for form in _forms(value):
         place = text.find(form, start, end)
         if place >= 0:
             return place + len(form)
     raise RowError(f"the chat template leaves out {what}")
 
 
-def _forms(said: Any) -> Iterator[str]:
-    """How else a value may be written: as JSON has it, or Python."""
-    if isinstance(said, str):
-        yield json.dumps(said, ensure_ascii=False)[1:-1]
-        yield json.dumps(said)[1:-1]
-        yield said.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+def _forms(value: Any) -> Iterator[str]:
+    """Other ways to write a value: as in JSON, or in Python."""
+    if isinstance(value, str):
+        yield json.dumps(value, ensure_ascii=False)[1:-1]
+        yield json.dumps(value)[1:-1]
+        yield value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     else:
-        yield json.dumps(said)
-        yield str(said)
+        yield json.dumps(value)
+        yield str(value)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Everything that arguments say: the keys and the values at any depth."""
+    """All keys and values of arguments, at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield key

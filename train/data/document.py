@@ -1,4 +1,4 @@
-"""What a model reads at once, undisturbed by what stands beside it in a batch.
+"""A document: tokens that a model reads together, independent of other documents in a batch.
 
 Shape suffix: t tokens of one document.
 """
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED = -100  # the target of a token at which no token is predicted
+IGNORED = -100  # the target of a token that has none
 
 
 @dataclass(frozen=True)
 class Document:
-    """ids_t: its tokens. targets_t: what each shall give: the number of a token, or IGNORED; or a class's number or a
-    value, or NaN. second: where the second of two sentences begins, for models that want to know (0: nowhere).
+    """ids_t: tokens. targets_t: target of each: a token id, or IGNORED; or a class number or value, or NaN.
+    second: where the second of two sentences begins, for models with token types (0: there is none).
     """
 
     ids_t: NDArray[np.int32]
@@ -26,27 +26,26 @@ class Document:
 
     @classmethod
     def to_predict(cls, ids_t: NDArray[np.int32], labels_t: NDArray[np.int32]) -> Document:
-        """Each token shall give the label of the one after it."""
+        """A document in which the target of each token is the label of the next one."""
         targets_t = np.full(len(ids_t), IGNORED, np.int32)
         targets_t[:-1] = labels_t[1:]
         return cls(ids_t, targets_t)
 
     @property
     def learned(self) -> int:
-        """How many of its tokens have a target."""
+        """The number of tokens with a target."""
         return int(has_target(self.targets_t).sum())
 
     def without_targets(self) -> Document:
-        """The same with nothing to learn."""
         return replace(self, targets_t=np.full_like(self.targets_t, nothing(self.targets_t)))
 
 
 def nothing(targets: NDArray[Any]) -> float:
-    """What stands where there is no target, among targets like these."""
+    """The value that means "no target" in an array of this dtype."""
     return np.nan if targets.dtype.kind == "f" else IGNORED
 
 
 def has_target(targets: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where there is a target."""
+    """A mask of the elements that are targets."""
     there: NDArray[np.bool_] = ~np.isnan(targets) if targets.dtype.kind == "f" else targets != IGNORED
     return there

@@ -1,4 +1,4 @@
-"""Labelled, tagged and preference rows as tokens with label positions, each with its gold label.
+"""Encodes labelled, tagged and preference rows as tokens with labels at label positions.
 
 Runs in worker processes: this file must not import torch.
 
@@ -27,18 +27,18 @@ from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words
 
-FIRST, FURTHER = 1, 2  # label positions that are learned and measured; that are only learned
+FIRST, FURTHER = 1, 2  # label positions that are trained and evaluated; that are only trained
 SHOWN_LABELS = 20
 
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """What an objective reads in its rows.
+    """How an objective reads rows.
 
-    formats: those that it can learn from. labels_as: words that a language model writes, classes, or values.
-    labels: the names of the classes by their numbers; without any they are as they come.
-    sub_words: which tokens of a word its class is learned at.
-    asks: whether rows are asked, and the objective answers by itself: an answer of their own may be missing.
+    formats: row formats that it learns from. labels_as: words that a language model writes, classes, or values.
+    labels: the names of the classes by their numbers; without any, labels are used as they are.
+    sub_words: the tokens of a word at which its class is learned.
+    asks: whether rows are prompts that the model answers in training; their own answer may be missing.
     """
 
     formats: tuple[str, ...] = OBJECTIVES["causal_lm"].formats
@@ -48,8 +48,8 @@ class LabelSpec:
     asks: bool = False
 
     @property
-    def has_gold(self) -> bool:
-        """Whether rows have gold answers, not only tokens to be predicted."""
+    def has_labels(self) -> bool:
+        """Whether rows have labels, not only tokens to predict."""
         return self.labels_as != "words"
 
     @property
@@ -62,11 +62,11 @@ TO_PREDICT = LabelSpec()  # of a language model
 
 
 class LabelledWindow(NamedTuple):
-    """ids_t: tokens. label_mask_t: FIRST or FURTHER at label positions, else 0. gold: the label of each position."""
+    """ids_t: tokens. label_mask_t: FIRST or FURTHER at label positions, else 0. values: the label of each position."""
 
     ids_t: NDArray[np.int32]
     label_mask_t: NDArray[np.uint8]
-    gold: tuple[str | float, ...]
+    values: tuple[str | float, ...]
 
 
 class LabelledExample(NamedTuple):
@@ -100,7 +100,7 @@ class Settings(Protocol):
 
 
 class LabelEncoder:
-    """Rows to tokens, by fixed settings. tokenizer: with neither truncation nor padding."""
+    """Encodes rows. tokenizer: without truncation and padding."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self.tokenizer, self.settings, self.label_spec = tokenizer, settings, settings.label_spec
@@ -110,7 +110,7 @@ class LabelEncoder:
 
         Raises:
             RowError: Nothing can be learned from it.
-            UserError: Tags are numbers, and nobody gave their names.
+            UserError: Tags are numbers without names (head.labels).
         """
         if isinstance(example, Tagged):
             return self._tagged(example)
@@ -119,15 +119,15 @@ class LabelEncoder:
         return self._written(example) if self.label_spec.labels_as == "words" else self._classified(example)
 
     def _written(self, row: Labelled) -> LabelledExample:
-        """The label's words behind the sentence, as evaluation writes them; only they and the end are learned."""
+        """The sentence and the label's words, as in evaluation; only the label and the end are learned."""
         if not (isinstance(row.label, str) or self.label_spec.labels):
             raise RowError("label is a number: a language model needs the label's words; give them with head.labels")
         label = self._class(row.label)
-        asked = label_prompt(row.sentences)
+        prompt = label_prompt(row.sentences)
         start = [] if self.settings.bos is None else [self.settings.bos]
         end = [] if self.settings.eos is None else [self.settings.eos]
-        before = len(start) + len(self._plain(asked.rstrip()))
-        ids = [*start, *self._plain(asked + label), *end]
+        before = len(start) + len(self._plain(prompt.rstrip()))
+        ids = [*start, *self._plain(prompt + label), *end]
         if len(ids) > self.settings.max_length:
             raise RowError(
                 f"nothing left to learn after truncation: {len(ids)} tokens, the label is the last of them, and "
@@ -146,12 +146,12 @@ class LabelEncoder:
             raise RowError("nothing to learn: the tokenizer makes nothing of this text")
         label_mask_t = np.zeros(len(ids_t), np.uint8)
         label_mask_t[-1] = FIRST
-        gold = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
+        value = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
         second = encoding.type_ids.index(1) if self.settings.numbers_pairs and 1 in encoding.type_ids else 0
-        return LabelledExample([LabelledWindow(ids_t, label_mask_t, (gold,))], bool(encoding.overflowing), second)
+        return LabelledExample([LabelledWindow(ids_t, label_mask_t, (value,))], bool(encoding.overflowing), second)
 
     def _tagged(self, row: Tagged) -> LabelledExample:
-        """Windows that overlap, where a sentence is longer than the limit; each word's class is learned in one."""
+        """The words; overlapping windows if they exceed the limit. Each word's class is learned in one window."""
         tags = [self._class(tag, is_tag=True) for tag in row.tags]
         words = Words.encoded(self.tokenizer, row.words, self._glues)
         size = self.settings.max_length
@@ -176,7 +176,7 @@ class LabelEncoder:
         return LabelledExample(made, cut=len(windows) > 1)
 
     def _pair(self, row: Preference) -> LabelledExample:
-        """Both conversations one after another; the last token of each is a label position, 1 for the chosen one."""
+        """Both conversations, concatenated; the last token of each is a label position, with label 1 for the chosen."""
         left: set[str] = set()
         sides = [self._side(side, left) for side in (row.chosen, row.rejected)]
         longest, limit = max(map(len, sides)), self.settings.max_length
@@ -199,8 +199,8 @@ class LabelEncoder:
         return self._unpadded(self._plain(whole(self.settings.template, side, left)))
 
     def _unpadded(self, ids: list[int]) -> list[int]:
-        """Without padding tokens at the end. Many models pad with their end token, and transformers' heads read at the
-        last token that is no padding: there it must be learned.
+        """Remove padding tokens at the end. Many models pad with their end token, and transformers' heads read the
+        last token that is not padding: the label must be there.
         """
         while ids and ids[-1] == self.settings.pad:
             ids = ids[:-1]
@@ -211,7 +211,7 @@ class LabelEncoder:
         return ids
 
     def _class(self, label: Label, is_tag: bool = False) -> str:
-        """The class's name: a number is one of `head.labels`, where there are any."""
+        """The name of a class; a number is an index into `head.labels`, if given."""
         names = self.label_spec.labels
         if isinstance(label, float):
             raise RowError(f"unknown label: {label!r} is not the name or the number of a class")
@@ -231,7 +231,7 @@ class LabelEncoder:
         raise RowError(f"unknown {'tag' if is_tag else 'label'}: {label!r}; head.labels has {known}")
 
     def _continued(self, tag: str) -> str:
-        """The class of a word's further sub-words: they go on with what the first began."""
+        """The class of a word's further sub-words: I- after B-."""
         inside = f"I{tag[1:]}"
         return inside if tag.startswith("B-") and inside in (self.label_spec.labels or (inside,)) else tag
 

@@ -1,4 +1,4 @@
-"""Several sources read as one stream, in proportion, from any place on."""
+"""Reads several sources as one stream, in proportion to their sizes and weights, from any position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.data.sources import START, NumberedRow, Place, Source
 
 @dataclass(frozen=True)
 class Mark:
-    """How far one source has been read within an epoch: passes done, the place in the pass, rows given."""
+    """Position in one source within an epoch: passes done, place in the current pass, rows given."""
 
     turn: int = 0
     place: Place = START
@@ -21,10 +21,10 @@ class Mark:
 
 @dataclass
 class Mixture:
-    """The rows of one epoch. A source of weight w is passed over w times (0.5: another half each epoch), and all
-    sources progress at the same pace: their sizes are guessed, so one may end a little before the others.
+    """The rows of one epoch. A source of weight w is read w times (0.5: another half each epoch), and all sources
+    progress at the same pace. Their sizes are estimates, so one may end a little earlier than the others.
 
-    marks: how far each source has been read; start from those of an earlier mixture to go on there.
+    marks: position in each source; those of an earlier mixture continue there.
     """
 
     sources: Sequence[Source]
@@ -69,10 +69,8 @@ class Mixture:
 
 
 def marks_to_json(marks: Sequence[Mark]) -> list[list[object]]:
-    """For a file."""
     return [[mark.turn, list(mark.place), mark.given] for mark in marks]
 
 
 def marks_from_json(values: Sequence[Sequence[object]]) -> list[Mark]:
-    """What `marks_to_json` gave."""
     return [replace(Mark(), turn=turn, place=Place(*place), given=given) for turn, place, given in values]  # type: ignore[arg-type,misc]

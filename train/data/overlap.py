@@ -1,4 +1,4 @@
-"""Which rows are held out, and which training rows stand in the validation data too.
+"""Holds out rows for validation, and finds training rows that are also in the validation data.
 
 Shape suffix: n rows of tokens of all parts, one part after another.
 """
@@ -19,10 +19,10 @@ SHOWN = 3
 
 
 def split(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], list[Part]]:
-    """(training, held out): `share` of the source rows, exactly, drawn with the seed; a row keeps all its windows.
+    """(training, held out): exactly `share` of the source rows, drawn with the seed; windows of a row stay together.
 
     Raises:
-        UserError: Too few rows to hold any out.
+        UserError: Too few rows.
     """
     drawn_n = _joined([draw(seed, f"held out {part.source}", part.column("number_n")) for part in parts])
     first_n = _joined([_is_first(part.column("number_n")) for part in parts])
@@ -30,16 +30,16 @@ def split(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], l
     count = max(1, round(share * len(ordered)))
     if count >= len(ordered):
         raise UserError(
-            f"data.validation_fraction: {share:g} of {len(ordered)} row(s) leaves nothing to train on or to validate"
-            " with; give data.validation a source of its own (a text file is one row, unless lines with"
-            " <|endoftext|> divide it)"
+            f"data.validation_fraction: {share:g} of {len(ordered)} row(s) leaves no rows for training or validation;"
+            " set data.validation to a separate source (a text file is one row, unless lines with <|endoftext|>"
+            " divide it)"
         )
     held_n = drawn_n < ordered[count]
     return _only(parts, ~held_n), _only(parts, held_n)
 
 
 def _is_first(number_n: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where a new source row begins: the windows of one row follow one another."""
+    """A mask of the first window of each source row; the windows of a row are adjacent."""
     is_first_n: NDArray[np.bool_] = np.diff(number_n, prepend=-1) != 0
     return is_first_n
 
@@ -56,10 +56,10 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def without_overlap(
     train: Sequence[Part], held: Sequence[Part], policy: Literal["warn", "error", "drop"]
 ) -> tuple[list[Part], list[str]]:
-    """The training parts (without the rows found, if the policy is drop) and what to tell about the overlap.
+    """(training parts, without overlapping rows if the policy is drop; lines about the overlap for the user).
 
-    Two rows are the same if what they say is (NFKC, case and white space make no difference); a question that is asked
-    in both, with another answer, counts too.
+    Two rows overlap if their texts are equal (ignoring NFKC forms, case and white space), or their prompts are, with
+    another answer.
 
     Raises:
         UserError: There is overlap and the policy is error.
@@ -76,14 +76,14 @@ def without_overlap(
         *_examples(train, held, is_asked_n & first_n, prompt_n, "prompt_n"),
     ]
     text = (
-        f"overlap with the validation data: {same:,} training row(s) stand there too, and {asked:,} more ask the same"
-        f" with another answer, such as {'; '.join(examples[:SHOWN])}"
+        f"overlap with the validation data: {same:,} training row(s) are there too, and {asked:,} more have the same"
+        f" prompt with another answer, such as {'; '.join(examples[:SHOWN])}"
     )
     if policy == "error":
-        raise UserError(f"{text}. Mend the data, or set data.on_overlap to warn or drop")
+        raise UserError(f"{text}. Fix the data, or set data.on_overlap to warn or drop")
     if policy == "warn":
-        return list(train), [f"WARNING: {text} (data.on_overlap: drop leaves them out of training)"]
-    return _only(train, ~(is_same_n | is_asked_n)), [f"{text}: left out of training"]
+        return list(train), [f"WARNING: {text} (data.on_overlap: drop removes them from training)"]
+    return _only(train, ~(is_same_n | is_asked_n)), [f"{text}: removed from training"]
 
 
 def _examples(

@@ -1,4 +1,4 @@
-"""A recipe's data as tokens: read and checked, tokenised once, split, and looked through for overlap."""
+"""Prepares a recipe's data: reads, checks, tokenises once, splits, and checks for overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
 from train.data.stream_dataset import StreamingCorpus, stream
-from train.data.token_cache import load
+from train.data.token_cache import load_parts
 from train.data.token_dataset import Encoded, LabelledDataset, Part
 from train.protocols import Ranks
 from zerotune.common.errors import UserError
@@ -26,10 +26,10 @@ __all__ = ["Corpus", "Encoded", "LabelSpec", "LabelledDataset", "StreamingCorpus
 class Corpus:
     """The data of a run.
 
-    lines: what a person should know, ready to print. rows_left_out: bad rows of the training data.
+    lines: for the user, ready to print. rows_left_out: skipped rows of the training data.
     digest: of both splits and the weights.
-    template_hash: sha256 of the chat template, empty where none is used. reads_clock: whether the tokens depend on the
-    run's day. stop_ids: tokens that end an answer.
+    template_hash: sha256 of the chat template; empty without one. reads_clock: whether the tokens depend on the run's
+    day. stop_ids: tokens that end an answer.
     """
 
     train: Encoded
@@ -50,18 +50,18 @@ def prepare(
     label_spec: LabelSpec = TO_PREDICT,
     day: date | None = None,
 ) -> Corpus:
-    """All rows as tokens, called by all ranks together. Sets the chat template (and a pad token) on the tokenizer.
+    """All rows as tokens. A collective. Sets the chat template (and a pad token) on the tokenizer.
 
-    day: what a chat template is told that reads the clock; today, where none is given.
+    day: the date for chat templates that read the clock; by default today.
 
     Raises:
-        UserError: Bad rows, no rows, unknown files, a template that does not serve: one message, on every rank.
+        UserError: Bad rows, no rows, unknown files, an unusable template: one message, on every rank.
     """
     setup = set_up(config, tokenizer, label_spec, day)
-    train, train_lines = load(setup.train, config, seed, ranks)
+    train, train_lines = load_parts(setup.train, config, seed, ranks)
     lines = [*setup.lines, *train_lines]
     rows_left_out = sum(part.table.manifest["problems"]["count"] for part in train)
-    held, held_lines = load(setup.validation, config, seed, ranks)
+    held, held_lines = load_parts(setup.validation, config, seed, ranks)
     lines += held_lines
     if not held and config.validation_fraction:
         train, held = split(train, config.validation_fraction, seed)
@@ -69,14 +69,14 @@ def prepare(
     if held:
         train, overlap_lines = without_overlap(train, held, config.on_overlap)
         if not any(map(len, train)):
-            raise UserError(f"{overlap_lines[0]}, which would have no row (data.on_overlap: drop)")
+            raise UserError(f"{overlap_lines[0]}, which leaves no row (data.on_overlap: drop)")
         lines += overlap_lines
     for part in train:
         _check_weight(part, config.train[part.source].weight)
     weights = ",".join(str(source.weight) for source in config.train)
     form = (
         partial(LabelledDataset, label_spec=label_spec, labels=_labels(train, label_spec))
-        if label_spec.has_gold
+        if label_spec.has_labels
         else Encoded
     )
     train_rows, held_rows = form(train), form(held) if held else None
@@ -94,7 +94,7 @@ def prepare(
 
 
 def _labels(parts: Sequence[Part], label_spec: LabelSpec) -> tuple[str, ...]:
-    """The classes of the recipe, or all that the training data have: O first, numbers in their order."""
+    """The recipe's classes, or all classes of the training data: O first, numbers in order."""
     if label_spec.labels_as == "values":
         return ()
     if label_spec.labels:
@@ -106,6 +106,6 @@ def _labels(parts: Sequence[Part], label_spec: LabelSpec) -> tuple[str, ...]:
 def _check_weight(part: Part, weight: float) -> None:
     if len(part) and round(weight * len(part)) < 1:
         raise UserError(
-            f"data.train[{part.source}].weight: {weight:g} of {len(part)} row(s) is not even one row an epoch;"
-            " raise it, or leave the source out"
+            f"data.train[{part.source}].weight: {weight:g} of {len(part)} row(s) is less than one row per epoch;"
+            " raise it, or remove the source"
         )

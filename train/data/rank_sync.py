@@ -1,4 +1,4 @@
-"""Work that some ranks do while the others wait, without a time limit and without ever leaving anyone behind."""
+"""Work that some ranks do while the others wait, without a time limit; an error ends all ranks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from train.protocols import Ranks
 from zerotune.common.errors import UserError
 
 T = TypeVar("T")
-BEAT_SECONDS = 10.0  # collectives give up after minutes of silence, so the waiting ranks are kept busy
+BEAT_SECONDS = 10.0  # collectives time out after minutes, so waiting ranks exchange something more often
 
 
 def together(ranks: Ranks, work: Callable[[], T] | None) -> T | None:
-    """Do `work` (None: nothing to do) on every rank and go on when all are done; what this rank's own work returned.
+    """Do `work` (if not None) on every rank, wait for all, and return the result of this rank.
 
     Raises:
-        UserError: On every rank if any failed: the message of the first that did. That one raises its own error.
+        UserError: On every rank if any failed, with the message of the first; a rank that failed raises its own error.
     """
     if ranks.count == 1:
         return work() if work else None
@@ -29,7 +29,7 @@ def together(ranks: Ranks, work: Callable[[], T] | None) -> T | None:
         try:
             if work:
                 result.append(work())
-        except Exception as error:  # whatever it is, the other ranks must hear of it
+        except Exception as error:  # the other ranks must learn of any error
             failure.append(error)
         finally:
             done.set()
@@ -56,7 +56,7 @@ def _message(error: Exception) -> str:
 
 
 def share(ranks: Ranks, text: str, origin: int = 0) -> str:
-    """The text of one rank, on all ranks. Sums are the only thing that ranks exchange, so it travels as numbers."""
+    """The text of rank `origin`, on all ranks. Ranks exchange only sums, so it is sent as numbers."""
     if ranks.count == 1:
         return text
     data = text.encode() if ranks.index == origin else b""

@@ -1,4 +1,4 @@
-"""Which rows of a source are used, and what is said about those that cannot be.
+"""Samples the rows of a source, and reports rows that cannot be used.
 
 Shape suffix: n rows.
 """
@@ -26,7 +26,7 @@ DRAWN_AT_ONCE = 4096
 
 
 def draw(seed: int, stream: str, index_n: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A random 64-bit number for each index: a function of the seed, the stream's name and the index (SplitMix64)."""
+    """A random 64-bit number for each index, from the seed, the stream's name and the index (SplitMix64)."""
     base = int.from_bytes(hashlib.blake2b(f"{seed} {stream}".encode(), digest_size=8).digest(), "big")
     with np.errstate(over="ignore"):
         z_n = np.uint64(base) + (index_n.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -39,9 +39,9 @@ def draw(seed: int, stream: str, index_n: NDArray[np.int64]) -> NDArray[np.uint6
 def sampled(
     rows: Iterator[NumberedRow], share: float, seed: int, stream: str, turn: float = 0.0
 ) -> Iterator[NumberedRow]:
-    """The rows that a share draws: whether a row is in depends on the seed and its number alone.
+    """A random `share` of the rows; whether a row is drawn depends only on the seed and its number.
 
-    turn: moves on to other rows; at `turn` = 0, 1, 2, ... times the share the draws follow one another without overlap.
+    turn: selects other rows; draws with `turn` = 0, 1, 2, ... times the share do not overlap until all rows are drawn.
     """
     if share >= 1:
         yield from rows
@@ -59,7 +59,7 @@ def sampled(
 
 
 def joined(known: Sequence[str], more: Iterable[object]) -> list[str]:
-    """The columns of several rows, each once; not without end where every row has its own."""
+    """The columns of several rows, each once, at most SHOWN_COLUMNS."""
     return list(dict.fromkeys([*known, *map(str, more)]))[:SHOWN_COLUMNS]
 
 
@@ -67,22 +67,21 @@ def joined(known: Sequence[str], more: Iterable[object]) -> list[str]:
 class Problems:
     """The rows of one source that cannot be used. first: the first few, with the number of their file."""
 
-    rows: int = 0  # all that were read
+    rows: int = 0  # all rows that were read
     count: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     first: list[tuple[int, BadRow]] = field(default_factory=list)
-    missing: int = 0  # lack a field of their format
-    columns: list[str] = field(default_factory=list)  # those of the first such rows
+    missing: int = 0  # rows without a field of their format
+    columns: list[str] = field(default_factory=list)  # of the first such rows
 
     def add(self, file: int, bad: BadRow) -> None:
-        """One more."""
         self.count += 1
         self.kinds[bad.reason.split(":")[0]] += 1
         if len(self.first) < SHOWN_BAD_ROWS:
             self.first.append((file, bad))
 
     def lacks(self, value: Mapping[str, Any], error: RowError) -> None:
-        """A row that cannot be read: counted where it lacks a field, with the columns it has."""
+        """Count a row if it lacks a field, and keep its columns."""
         if error.missing:
             self.missing += 1
             self.columns = joined(self.columns, value)
@@ -92,21 +91,19 @@ class Problems:
         return [str(replace(bad, file=names[file])) for file, bad in self.first]
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest."""
         first = [(file, bad.line, bad.reason, bad.number) for file, bad in self.first]
         return {"rows": self.rows, "count": self.count, "kinds": dict(self.kinds), "first": first}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Problems:
-        """What `to_json` gave."""
         first = [(int(file), BadRow("", *entry)) for file, *entry in value["first"]]
         return cls(value["rows"], value["count"], Counter(value["kinds"]), first)
 
 
 def check_columns(source: Source, problems: Problems, which: str = "") -> None:
-    """One message instead of thousands where every row lacks the same column.
+    """Raise one error if every row lacks the same column.
 
-    which: of all rows: `first `, or nothing.
+    which: a word before "rows": `first `, or empty.
 
     Raises:
         UserError: No row that was read has the fields of the format.
@@ -124,7 +121,7 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
 
 
 def bad_rows_error(found: Sequence[tuple[Source, Problems]], which: str = "") -> UserError:
-    """ONE error for the bad rows of all sources. which: of all rows: `the first `, or nothing."""
+    """One error for the bad rows of all sources. which: words before "rows": `the first `, or empty."""
     total = sum(problems.count for _, problems in found)
     rows = sum(problems.rows for _, problems in found)
     listed = [line for source, problems in found for line in problems.listed(source.names)][:SHOWN_BAD_ROWS]
@@ -133,12 +130,12 @@ def bad_rows_error(found: Sequence[tuple[Source, Problems]], which: str = "") ->
     return UserError(
         f"{total:,} of {which}{counted(rows, 'row')} cannot be used:\n  "
         + "\n  ".join(listed)
-        + "\nMend them, or leave them out with data.on_bad_row: skip"
+        + "\nFix them, or skip them with data.on_bad_row: skip"
     )
 
 
 def skipped_line(problems: Problems, names: Sequence[str]) -> str:
-    """What was left out, and why."""
+    """How many rows were skipped, and why."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in problems.kinds.most_common())
     first = problems.listed(names)[0]
-    return f"{problems.count:,} of {counted(problems.rows, 'row')} left out: {kinds}; the first is {first}"
+    return f"{problems.count:,} of {counted(problems.rows, 'row')} skipped: {kinds}; the first is {first}"

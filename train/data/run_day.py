@@ -1,4 +1,4 @@
-"""The day that a run's chat template reads, where it reads the clock: that of the run's first start."""
+"""The date for chat templates that read the clock: the day of the run's first start."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from zerotune.models.run_facts import read_run_json, template_date_of
 
 
 def run_day(folder: str, ranks: Ranks) -> date:
-    """As run.json in the run's folder has it, else today; that of the first rank on all ranks."""
+    """The day in the folder's run.json, else today; on all ranks that of rank 0."""
     known = template_date_of(read_run_json(Path(folder))) if ranks.index == 0 else None
     return date.fromisoformat(share(ranks, (known or date.today()).isoformat() if ranks.index == 0 else ""))

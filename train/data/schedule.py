@@ -1,4 +1,4 @@
-"""The optimizer steps of a run over data at rest, in order: all known beforehand."""
+"""The optimizer steps of a run over a fixed data set: all steps are known beforehand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN_STEPS = 64  # padding is measured on so many steps of the first epoch
 
 
 class Steps(Protocol):
-    """Where a supervised objective's optimizer steps come from: data at rest here, a stream in `streamed`."""
+    """The optimizer steps of a supervised objective: over a fixed data set, or a stream (`stream_schedule`)."""
 
     plan: Plan
 
@@ -26,8 +26,6 @@ class Steps(Protocol):
 
 
 class FixedSteps:
-    """Steps over rows at rest."""
-
     def __init__(
         self, rows: Rows, weights: Sequence[float], shape: Shape, seed: int, duration: DurationConfig, ranks: Ranks
     ) -> None:
@@ -66,7 +64,7 @@ def _plan(
     shape: Shape,
     ranks: Ranks,
 ) -> Plan:
-    """The arithmetic of a run whose first epoch has the steps `first`, and that ends after `last_share` of its last."""
+    """The plan of a run whose first epoch has the steps `first`, and that ends after `last_share` of its last epoch."""
     lengths_n = rows.lengths_n.astype(np.float64)
     total, learned = ends[-1], int(rows.learned_n.sum())
     a_step, rows_a_step = tokens / max(total, 1), sum(map(len, first)) / len(first)
@@ -85,7 +83,7 @@ def _plan(
         head_share=float(learned / lengths_n.sum()),
         lines=(
             f"{counted(len(rows), 'row')}, {int(lengths_n.sum()):,} tokens, {learned:,} of them learned",
-            f"{counted(total, 'step')}: {len(first):,} an epoch, {epochs}, {tokens:,} tokens in all",
+            f"{counted(total, 'step')}: {len(first):,} per epoch, {epochs}, {tokens:,} tokens in total",
             f"global batch: {a_step:,.0f} tokens, {rows_a_step:,.1f} rows ({layout}, padding {waste:.1%})",
         ),
     )
@@ -105,7 +103,7 @@ def _over(epochs: int, steps: int, tokens: int, duration: DurationConfig) -> boo
 def _kept(
     epoch: int, steps_before: int, tokens_after: np.ndarray[tuple[int], np.dtype[np.int64]], duration: DurationConfig
 ) -> int:
-    """How many steps of this epoch are run: all of them, or up to the first limit."""
+    """The number of steps of this epoch that the run makes: all, or up to the first limit."""
     kept = len(tokens_after)
     if duration.max_epochs is not None:
         kept = min(kept, max(1, round(kept * min(duration.max_epochs - epoch, 1.0))))

@@ -1,4 +1,4 @@
-"""What the recipe's data section and the tokenizer decide before any row is read."""
+"""Settings from the recipe's data section and the tokenizer, before any row is read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from train.data.tokenize import Settings
 from zerotune.common.errors import UserError
 from zerotune.data.word_windows import untruncated
 
-SILENT = ("text", "labelled", "tagged")  # formats that no chat template writes
+SILENT = ("text", "labelled", "tagged")  # formats without a chat template
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One source of the recipe. key: where it stands there. number: in its list. settings: how rows become tokens."""
+    """One source. key: its recipe key. number: its index in the list. settings: how rows become tokens."""
 
     config: SourceConfig
     key: str
@@ -28,9 +28,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Setup:
-    """The sources with their settings, and the chat template (None where no source is a conversation).
+    """The sources with their settings, and the chat template (None if no source needs one).
 
-    day: what the template is told, where it reads the clock.
+    day: the date for a template that reads the clock.
     """
 
     train: list[Spec]
@@ -40,20 +40,20 @@ class Setup:
 
     @property
     def template_hash(self) -> str:
-        """sha256 of the chat template that is learned; empty where none is."""
+        """sha256 of the chat template; empty without one."""
         return self.template.hash if self.template else ""
 
     @property
     def lines(self) -> list[str]:
-        """What a person should know about the chat template."""
+        """Lines for the user about the chat template."""
         template, lines = self.template, []
         if template and template.trains_apart:
             lines.append(
-                f"chat template: rows are written with {template.name}, which belongs to the tokenizer's own;"
-                " checkpoints carry the tokenizer's own, and prompts are asked with it"
+                f"chat template: rows are written with {template.name}, the training version of the tokenizer's own;"
+                " checkpoints keep the tokenizer's own, which writes the prompts"
             )
         if template and template.reads_clock:
-            lines.append(f"chat template: it reads the clock, and is told {self.day}, the day of the run's first start")
+            lines.append(f"chat template: it reads the clock, and gets {self.day}, the day of the run's first start")
         return lines
 
     @property
@@ -66,7 +66,7 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
 
     Raises:
-        UserError: A setting that cannot be meant, or a tokenizer or template that does not serve.
+        UserError: An invalid setting, or an unusable tokenizer or template.
     """
     _check(config, label_spec)
     if not getattr(tokenizer, "is_fast", False):
@@ -74,13 +74,13 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
             "model.tokenizer: this tokenizer cannot say which characters a token covers; use one with a tokenizer.json"
             " (AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it for most models)"
         )
-    if tokenizer.pad_token_id is None:  # padding is never learned or attended to, so a token that exists will do
+    if tokenizer.pad_token_id is None:  # padding is never learned or attended to, so any existing token works
         has_unknown = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
-    talks = any(source.format not in SILENT for source in sources)
+    uses_template = any(source.format not in SILENT for source in sources)
     day = day or date.today()
-    template = resolve(config.chat_template, tokenizer, day) if talks else None
+    template = resolve(config.chat_template, tokenizer, day) if uses_template else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None

@@ -1,4 +1,4 @@
-"""Where rows come from: local files, or a data set of the hub."""
+"""Sources of rows: local files, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zerotune.data.readers import BINARY, BadRow, Row, read, reader_of, without_
 from zerotune.data.text_files import COMPRESSED, kind_of, open_bytes
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")
-SAMPLE_BYTES = 1 << 20  # of a file, to guess how many rows it holds
-USUAL_COMPRESSION = 4  # of text, for that guess
+SAMPLE_BYTES = 1 << 20  # of a file, to estimate its number of rows
+USUAL_COMPRESSION = 4  # of text, for that estimate
 
 
 class Place(NamedTuple):
-    """How far a source has been read: the file, rows of that file, rows of all files."""
+    """Position in a source: the file, rows read of that file, rows read of all files."""
 
     file: int = 0
     row: int = 0
@@ -34,7 +34,7 @@ START = Place()
 
 
 class NumberedRow(NamedTuple):
-    """A row, the number of its file in the source, and its number in the source; `after` is where reading goes on."""
+    """A row, the number of its file in the source, and its number in the source; reading continues at `after`."""
 
     file: int
     number: int
@@ -43,45 +43,45 @@ class NumberedRow(NamedTuple):
 
 
 class Source(Protocol):
-    """Where rows come from. names: of its files, for messages."""
+    """A source of rows. names: of its files, for messages."""
 
     config: SourceConfig
     key: str  # of the recipe, for messages
     names: list[str]
 
     def identity(self) -> list[str]:
-        """What tells this content from any other: digests of the files, or the hub's fingerprint."""
+        """Identifies the content: digests of the files, or the hub's fingerprint."""
         ...
 
     def quick_identity(self) -> list[str]:
-        """The same without reading the content: sizes and times of change."""
+        """The same without reading the content: sizes and modification times."""
         ...
 
     def rows(self, start: Place = START) -> Iterator[NumberedRow]:
-        """All rows in order, bad ones among them, read as they are asked for."""
+        """All rows in order, including bad ones, read lazily."""
         ...
 
     def lines(self) -> list[int]:
-        """Lines (Parquet, hub: rows) of each file, for a progress bar; empty where unknown."""
+        """Lines (Parquet, hub: rows) of each file, for a progress bar; empty if unknown."""
         ...
 
     def guess_rows(self) -> float:
-        """About how many rows there are, found quickly."""
+        """A quick estimate of the number of rows."""
         ...
 
 
 def find(config: SourceConfig, key: str, streaming: bool = False) -> Source:
-    """The source that a recipe names under `key`: files if there are any of that name, else a data set of the hub.
+    """The source of recipe key `key`: files if they exist, else a data set of the hub.
 
     Raises:
-        UserError: There is neither, or the `columns` name a field that the format does not have.
+        UserError: There is neither, or `columns` has a field that the format does not have.
     """
     known = FORMATS[config.format].fields
     unknown = [name for name in config.columns if name not in known]
     if unknown:
         raise UserError(
             f"{key}.columns: format `{config.format}` has no field {', '.join(unknown)}; it has {', '.join(known)}."
-            " Write it as `our field: column of the file`"
+            " Write it as `field of the format: column of the file`"
         )
     if not 0 < config.fraction <= 1:
         raise UserError(f"{key}.fraction must lie in (0, 1], not {config.fraction}")
@@ -98,9 +98,9 @@ def find(config: SourceConfig, key: str, streaming: bool = False) -> Source:
 
 
 def is_local(config: SourceConfig, key: str) -> bool:
-    """Whether a source is files, rather than a data set of the hub: whatever exists, or cannot be the name of one.
+    """Whether a source is files and not a data set of the hub: it exists, or cannot be a name of the hub.
 
-    Raises UserError for a path beside a similar one that exists.
+    Raises UserError for a missing path next to a similar one that exists.
     """
     place = Path(config.path).expanduser()
     if place.exists() or reader_of(place) or not HUB_NAME.fullmatch(config.path):
@@ -111,14 +111,14 @@ def is_local(config: SourceConfig, key: str) -> bool:
 
 
 def options_of(config: SourceConfig) -> FileOptions:
-    """How the files of a source are read."""
+    """Options for reading the files of a source."""
     return FileOptions(config.delimiter, config.encoding, config.filter)
 
 
 def wanted(rows: Iterator[NumberedRow], config: SourceConfig, key: str, is_whole: bool) -> Iterator[NumberedRow]:
-    """The rows that the source's filter means, and the bad ones, whose columns nobody knows.
+    """The rows that pass the source's filter, and bad rows, whose columns are unknown.
 
-    is_whole: whether these are all rows of the source, so that some must be meant.
+    is_whole: whether these are all rows of the source, so that some must pass.
     """
     chosen = RowFilter(config.filter)
     for row in rows:
@@ -143,12 +143,12 @@ class FileSource:
         return sha256_files(self.files)
 
     def quick_identity(self) -> list[str]:
-        """Path, size and time of change of each file."""
+        """Path, size and modification time of each file."""
         stats = [(file.resolve(), file.stat()) for file in self.files]
         return [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
 
     def rows(self, start: Place = START) -> Iterator[NumberedRow]:
-        """All rows of all files from `start` on that the filter means."""
+        """All rows of all files from `start` on that pass the filter."""
         return wanted(self._rows(start), self.config, self.key, start == START)
 
     def _rows(self, start: Place) -> Iterator[NumberedRow]:
@@ -164,7 +164,7 @@ class FileSource:
         return list(map(_count_lines, self.files))
 
     def guess_rows(self) -> float:
-        """From the line feeds in the first mebibyte of each file."""
+        """Estimate from the line feeds in the first mebibyte of each file."""
         return sum(map(_guess_rows, self.files))
 
 
@@ -195,11 +195,11 @@ def _table_rows(file: Path) -> int:
         with pyarrow.memory_map(str(file)) as source:
             return sum(len(batch) for batch in pyarrow.ipc.open_stream(source))
     except pyarrow.ArrowInvalid:
-        return 1  # reading it says what is wrong
+        return 1  # reading it reports the error
 
 
 class HubSource:
-    """Rows of a data set of the Hugging Face hub; `name:subset` where it has several."""
+    """Rows of a data set of the Hugging Face hub, `name` or `name:subset`."""
 
     def __init__(self, config: SourceConfig, key: str, name: str, subset: str | None, streaming: bool) -> None:
         self.config, self.key, self.streaming = config, key, streaming
@@ -210,7 +210,7 @@ class HubSource:
             self.table: Any = datasets.load_dataset(
                 name, subset, split=config.split, revision=config.revision, streaming=streaming
             )
-        except Exception as error:  # the library raises whatever its many backends raise
+        except Exception as error:  # the library has many backends, and passes on their errors
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(
                 f"{key}.path: `{config.path}` is no file, folder or glob here{nearest(Path(config.path))},"
@@ -222,11 +222,11 @@ class HubSource:
         return self.quick_identity() if self.streaming else [str(self.table._fingerprint)]
 
     def quick_identity(self) -> list[str]:
-        """Name, revision and split: pin the revision, or a change on the hub goes unnoticed."""
+        """Name, revision and split; without a fixed revision, a change on the hub is not noticed."""
         return [f"{self.config.path} {self.config.revision} {self.config.split}"]
 
     def rows(self, start: Place = START) -> Iterator[NumberedRow]:
-        """All rows from `start` on that the filter means, classes by their names; a row's line is its number."""
+        """All rows from `start` on that pass the filter, classes by name; a row's line is its number."""
         return wanted(self._rows(start), self.config, self.key, start == START)
 
     def _rows(self, start: Place) -> Iterator[NumberedRow]:
@@ -237,11 +237,11 @@ class HubSource:
             yield NumberedRow(0, number, row, Place(0, number + 1, number + 1))
 
     def lines(self) -> list[int]:
-        """The number of rows, where it is known."""
+        """The number of rows, if known."""
         return [] if self.streaming else [len(self.table)]
 
     def guess_rows(self) -> float:
-        """What the hub says."""
+        """The number of rows, from the hub if it states it."""
         if not self.streaming:
             return float(len(self.table))
         split = (self.table.info.splits or {}).get(self.config.split)

@@ -1,4 +1,4 @@
-"""Data window by window, for corpora that exceed memory or to start at once: a window is read when it is needed."""
+"""Streams data in windows, each read when it is needed: for corpora that exceed memory, and to start at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from train.data.rank_sync import share, together
 from train.data.rows import bad_rows_error
 from train.data.setup import Setup, Spec, set_up
 from train.data.sources import NumberedRow, Source, find
-from train.data.token_cache import encode_table, entry_key, load, notes
+from train.data.token_cache import encode_table, entry_key, load_parts, notes
 from train.data.token_dataset import Encoded, Part
 from train.data.token_table import TokenTable, cache_root, folder_of, is_whole
 from train.data.tokenize import Encoder
@@ -29,14 +29,14 @@ from zerotune.common.cache_home import make_folder
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
 
-# Formats whose rows ENCODER_VERSION 4 writes as 3 did: a run of that time, known by them, goes on.
-AS_BEFORE = ("text", "qa", "pr")
+# Formats that ENCODER_VERSION 3 and 4 encode alike: a run that began with version 3 can resume.
+UNCHANGED_FORMATS = ("text", "qa", "pr")
 
 
 @dataclass
 class StreamingCorpus:
-    """A training stream, and validation data at rest. Fields as in `train.data.prepare.Corpus`; `rows_left_out` counts
-    those of the windows that were given so far.
+    """A training stream, and fixed validation data. Fields as in `train.data.prepare.Corpus`; `rows_left_out` counts
+    the windows so far.
     """
 
     validation: Encoded | None
@@ -49,15 +49,15 @@ class StreamingCorpus:
     setup: Setup = field(repr=False)
     seed: int
     ranks: Ranks = field(repr=False)
-    content: str  # digest of everything that decides what the windows hold
+    content: str  # digest of everything that determines the content of the windows
     names: list[list[str]] = field(repr=False)  # of the files of each source
     rows_left_out: int = 0
     _reader: _Reader | None = field(default=None, repr=False)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Encoded]:
-        """The windows of one epoch in order, from number `start` on, called by all ranks together; one may be empty.
+        """The windows of one epoch in order, from number `start` on. A collective. A window may be empty.
 
-        Each is tokenised once and kept in the cache, so a resumed run or a second epoch reads none of it again.
+        Each is tokenised once and cached: a resumed run or a second epoch does not read it again.
 
         Raises:
             UserError: Bad rows, on every rank, when their window is reached.
@@ -104,21 +104,21 @@ class StreamingCorpus:
         are_here = all(is_whole(folder, thorough=False) for folder in folders)
         if not are_here and self._ensure(epoch, number)["tables"] != window["tables"]:  # a node with its own cache
             raise UserError(
-                "the data on this node differ from the first node's: put them, or the cache, on shared disk"
+                "the data on this node differ from the first node's: put the data, or the cache, on a shared disk"
             )
         parts = [
             Part(TokenTable(folder), source, self.names[source])
             for folder, (source, _) in zip(folders, window["tables"], strict=True)
         ]
-        said = list(window["notes"])
+        notes = list(window["notes"])
         if self.validation is not None and any(map(len, parts)):
             parts, overlap = without_overlap(parts, self.validation.parts, self.config.on_overlap)
-            said += [line for line in overlap if not line.endswith("none")]
-        return Encoded(parts, [f"window {number}: {line}" for line in said])
+            notes += [line for line in overlap if not line.endswith("none")]
+        return Encoded(parts, [f"window {number}: {line}" for line in notes])
 
 
 class _Reader:
-    """Makes windows out of the sources: on the first rank, and once on each node that cannot see its cache."""
+    """Reads windows from the sources: on the first rank, and once on each node that does not share its cache."""
 
     def __init__(self, config: DataConfig, specs: Sequence[Spec], seed: int, content: str) -> None:
         self.config, self.specs, self.seed, self.content = config, specs, seed, content
@@ -127,7 +127,7 @@ class _Reader:
         self.workers = Workers([spec.settings for spec in specs], config.workers)
         self.mixture: Mixture | None = None
         self.at = (-1, -1)  # epoch and window that the mixture gives next
-        # with whole weights every epoch holds the same rows, and so the same windows
+        # With whole-number weights, every epoch has the same rows, and so the same windows.
         self.is_repeating = all(float(spec.config.weight).is_integer() for spec in specs)
 
     def _path(self, epoch: int, number: int) -> Path:
@@ -145,7 +145,7 @@ class _Reader:
         return window if whole else None
 
     def window(self, epoch: int, number: int) -> dict[str, Any]:
-        """tables: (source, cache key) of what is in it. last: whether the epoch ends here. notes: for people."""
+        """A window as JSON. tables: (source, cache key). last: whether the epoch ends here. notes: for the user."""
         window = self._known(epoch, number)
         if window and (self.config.on_bad_row == "skip" or not window["bad"]):
             return window
@@ -163,37 +163,37 @@ class _Reader:
         before = self._known(epoch, number - 1) if number else None
         marks = marks_from_json(before["marks"]) if before else [Mark() for _ in self.sources]
         mixture = Mixture(self.sources, self.seed, epoch, marks)
-        if number and not before:  # its record is lost: pass over the rows without tokenising them
+        if number and not before:  # its record is lost: skip the rows without tokenising them
             for _ in range(number):
                 mixture.take(self.config.streaming_window_rows)
         return mixture
 
     def _encode(self, key: str, taken: Sequence[Sequence[NumberedRow]]) -> dict[str, Any]:
-        tables, said, found = [], list[str](), []
+        tables, lines, found = [], list[str](), []
         for number, (spec, source, rows) in enumerate(zip(self.specs, self.sources, taken, strict=True)):
             if rows:
                 table_key = entry_key([key, spec.key], spec, self.seed)
                 _, facts = encode_table(source, rows, table_key, number, self.config, self.workers)
                 tables.append([number, table_key])
                 found.append((source, facts.problems))
-                said += [f"{spec.key}: {note}" for note in notes(facts, spec, source.names)]
+                lines += [f"{spec.key}: {note}" for note in notes(facts, spec, source.names)]
         bad = sum(problems.count for _, problems in found)
         if bad and self.config.on_bad_row == "error":
             raise bad_rows_error(found)
-        return {"tables": tables, "notes": said, "bad": bad}
+        return {"tables": tables, "notes": lines, "bad": bad}
 
 
 def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: date | None = None) -> StreamingCorpus:
-    """A corpus whose training rows are read window by window, called by all ranks together.
+    """A corpus whose training rows are read window by window. A collective.
 
-    Validation data are prepared whole; no share of the training data is held out, for that would need them all.
+    Validation data are prepared completely; holding out a share of the training data is not possible.
 
     Raises:
         UserError: As `prepare`; bad rows of the training data only when their window is reached.
     """
     if config.validation_fraction and not config.validation:
         raise UserError(
-            "data.validation_fraction needs all rows at once: with data.streaming give data.validation instead"
+            "data.validation_fraction needs all rows at once: with data.streaming, set data.validation instead"
         )
     if config.streaming_window_rows < 1:
         raise UserError(f"data.streaming_window_rows must be at least 1, not {config.streaming_window_rows}")
@@ -202,13 +202,13 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
     def describe() -> str:
         sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
         pairs = list(zip(setup.train, sources, strict=True))
-        contents = [_content(pairs, seed, config.streaming_window_rows, kept) for kept in ((), AS_BEFORE)]
+        contents = [_content(pairs, seed, config.streaming_window_rows, kept) for kept in ((), UNCHANGED_FORMATS)]
         ends = {token for pair in pairs for token in _first_ends(*pair)}
         return json.dumps([*contents, [source.names for source in sources], sorted(ends)])
 
-    told = share(ranks, together(ranks, describe if ranks.index == 0 else None) or "")
-    content, bound, names, ends = json.loads(told)
-    held, lines = load(setup.validation, config, seed, ranks)
+    description = share(ranks, together(ranks, describe if ranks.index == 0 else None) or "")
+    content, bound, names, ends = json.loads(description)
+    held, lines = load_parts(setup.validation, config, seed, ranks)
     validation = Encoded(held) if held else None
     digest = hashlib.sha256(f"{bound} {validation.digest if validation else ''} {setup.template_hash}".encode())
     streamed = [
@@ -232,7 +232,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
 
 
 def _content(pairs: Sequence[tuple[Spec, Source]], seed: int, window_rows: int, kept: Sequence[str]) -> str:
-    """sha256 of everything that decides what the windows hold. kept: formats that are taken for those of version 3."""
+    """sha256 of everything that determines the content of the windows. kept: formats to identify as in version 3."""
     described = []
     for spec, source in pairs:
         version = {"version": 3} if spec.config.format in kept else {}
@@ -241,5 +241,5 @@ def _content(pairs: Sequence[tuple[Spec, Source]], seed: int, window_rows: int, 
 
 
 def _first_ends(spec: Spec, source: Source) -> set[int]:
-    """The tokens that the first rows of a source end with: a stream cannot be looked through."""
+    """The tokens that end the answers of a source's first rows; a stream cannot be read in advance."""
     return Encoder(spec.settings).chunk(list(islice(source.rows(), CHUNK_ROWS))).ends

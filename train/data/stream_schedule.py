@@ -1,4 +1,4 @@
-"""The optimizer steps of a run over a stream of windows: cut from the rows as they come, whatever the windows.
+"""The optimizer steps of a run over a stream, independent of how it is divided into windows.
 
 Shape suffix: n rows.
 """
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 class Window(Rows, Protocol):
-    """Tokenised rows that are read together."""
+    """A part of a stream whose rows are read together."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a person should know about them."""
+        """Lines for the user about these rows."""
         ...
 
 
 class Joined:
-    """Chosen rows of several windows, one after another, as `Rows`."""
+    """Selected rows of several windows, concatenated, as `Rows`."""
 
     def __init__(self, parts: Sequence[tuple[Window, Indices]]) -> None:
         self.parts = parts
@@ -53,29 +53,27 @@ class Joined:
         return rows, int(chosen_n[index - self.starts[part]])
 
     def documents(self, index: int) -> list[Document]:
-        """As `Rows`."""
         rows, row = self._find(index)
         return rows.documents(row)
 
     def row_id(self, index: int) -> str:
-        """As `Rows`."""
         rows, row = self._find(index)
         return rows.row_id(row)
 
     def after(self, count: int) -> Joined:
-        """Without the first `count` rows."""
+        """The same without the first `count` rows."""
         kept = zip(self.parts, self.starts[:-1].tolist(), strict=True)
         parts = [(rows, chosen_n[max(count - start, 0) :]) for (rows, chosen_n), start in kept]
         return Joined([part for part in parts if len(part[1])])
 
 
 class StreamedSteps:
-    """Steps over a stream: `windows(epoch)` gives the windows of one pass, called by all ranks together.
+    """Steps over a stream: `windows(epoch)`, a collective, gives the windows of one pass.
 
-    A step may begin in one window, or pass, and end in another, so that all are full but the last. The stream ends with
-    the last row of `duration.max_epochs` passes, or with the row that reaches `duration.max_tokens`.
+    A step may begin in one window, or pass, and end in another, so that all steps but the last are full. The stream
+    ends with the last row of `duration.max_epochs` passes, or with the row that reaches `duration.max_tokens`.
 
-    plan: its total_steps are the most there can be, and the actual ones from the moment the last step is given.
+    plan: its total_steps is the maximum, and the actual number once the last step is given.
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class StreamedSteps:
         ranks: Ranks,
     ) -> None:
         self.windows, self.shape, self.seed, self.duration, self.ranks = windows, shape, seed, duration, ranks
-        self.told: set[str] = set()
+        self.shown_notes: set[str] = set()
         limits = [duration.max_steps]
         if duration.max_tokens is not None:
             limits.append(-(-duration.max_tokens // shape.tokens_per_step))
@@ -105,28 +103,28 @@ class StreamedSteps:
         )
 
     def walk(self, start: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each step, from step `start` on. What comes before is passed over: its windows
-        are opened, since their lengths decide where steps end, and nothing is computed.
+        """This rank's micro-batches of each step, from step `start` on. Earlier windows are opened, since row lengths
+        determine where steps end, but nothing is computed.
         """
         count, ahead = 0, None
         for step in itertools.islice(self._steps(), self.plan.total_steps):
             if ahead and count > start:
                 yield self._batches(*ahead)
             count, ahead = count + 1, step
-        self.plan = replace(self.plan, total_steps=count)  # one step was held back to know this in time
+        self.plan = replace(self.plan, total_steps=count)  # the last step is given only after this
         if ahead and count > start:
             yield self._batches(*ahead)
 
     def _batches(self, rows: Joined, step_n: Indices) -> list[Batch]:
         if self.ranks.index == 0:
-            for note in (note for window, _ in rows.parts for note in window.notes if note not in self.told):
-                self.told.add(note)
+            for note in (note for window, _ in rows.parts for note in window.notes if note not in self.shown_notes):
+                self.shown_notes.add(note)
                 log.log(logging.WARNING if "WARNING" in note else logging.INFO, "%s", note)
         return rank_batches(rows, step_n, self.shape, self.ranks.index, self.ranks.count)
 
     def _steps(self) -> Iterator[tuple[Joined, Indices]]:
         rest, before = Joined([]), 0
-        for part in self._stretches():
+        for part in self._ordered_windows():
             rest = Joined([*rest.parts, part])
             steps = stream_steps(rest.lengths_n, before, self.shape, self.seed)
             if not steps:
@@ -138,15 +136,17 @@ class StreamedSteps:
         if len(rest):
             yield rest, np.arange(len(rest))
 
-    def _stretches(self) -> Iterator[tuple[Window, Indices]]:
-        """Each window with its rows in the order of learning, up to where the stream ends."""
+    def _ordered_windows(self) -> Iterator[tuple[Window, Indices]]:
+        """Each window with its rows in training order, up to the end of the stream."""
         tokens = 0
         limit = self.duration.max_tokens
         for epoch in itertools.count():
             if self.duration.max_epochs is not None and epoch >= self.duration.max_epochs:
                 return
             for number, window in enumerate(self.windows(epoch)):
-                weights = [1.0] * (int(window.sources_n.max(initial=0)) + 1)  # mixed already while the rows were read
+                weights = [1.0] * (
+                    int(window.sources_n.max(initial=0)) + 1
+                )  # weights were applied when the rows were read
                 order_n = order(window.sources_n, weights, self.seed, epoch * 1_000_003 + number, self.shape.shuffle)
                 ends_n = tokens + np.cumsum(window.lengths_n[order_n], dtype=np.int64)
                 if limit is not None and len(ends_n) and ends_n[-1] >= limit:

@@ -1,4 +1,4 @@
-"""Chat templates: which one is used, and which stretch of the rendered text is learned."""
+"""Chat templates: which one is used, and which parts of the rendered text are learned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zerotune.data.template_clock import dated, reads_clock
 
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
-OTHER_PROMPT = "another prompt"  # among what a template leaves out: a row's last answer is asked for otherwise
+OTHER_PROMPT = "another prompt"  # the prompt before a row's last answer differs from the prompt at inference
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]  # first character, and the one after the last
 
@@ -35,9 +35,9 @@ Span = tuple[int, int]  # first character, and the one after the last
 class ChatTemplate:
     """A template in use.
 
-    name: for messages. text: Jinja source that rows are written with, on the run's day. special_tokens: what it may
-    name, as eos_token. served: the source that checkpoints carry. asking: the same, on the run's day.
-    with_tools: the template of rows with tools, for tokenizers that have one of its own for them.
+    name: for messages. text: Jinja source that renders rows, with the run's day. special_tokens: its variables, such
+    as eos_token. served: the source in checkpoints. asking: the same, with the run's day. with_tools: the template of
+    rows with tools, for tokenizers that have a separate one.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ChatTemplate:
 
     @property
     def trains_apart(self) -> bool:
-        """Whether rows are written with another template than the one that the model is asked with."""
+        """Whether rows are rendered with another template than prompts at inference."""
         return self.text != self.asking
 
     @property
@@ -59,25 +59,25 @@ class ChatTemplate:
 
     @property
     def hash(self) -> str:
-        """sha256 of the source that checkpoints carry: a model is only good with the template that it learned."""
+        """sha256 of the source in checkpoints: a model works only with the template of its training."""
         return hashlib.sha256(self.served.encode()).hexdigest()
 
     @property
     def identity(self) -> str:
-        """sha256 of all sources that rows may be written with."""
+        """sha256 of all sources that render rows."""
         texts = [self.text, *([self.with_tools.text] if self.with_tools else [])]
         return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
     def of(self, conversation: Conversation) -> ChatTemplate:
-        """The template of this conversation."""
+        """The template for this conversation."""
         return self.with_tools if self.with_tools and conversation.tools else self
 
 
 def resolve(choice: str, tokenizer: Any, day: date | None = None) -> ChatTemplate:
-    """The template that `data.chat_template` names; it is set on the tokenizer too, so that checkpoints carry it.
+    """The template that `data.chat_template` names; it is set on the tokenizer too, so that checkpoints have it.
 
-    The tokenizer's own stays on it as it is. Rows are written with the training template that trl has for it, if any.
-    day: what templates that read the clock are told; today, where none is given.
+    The tokenizer's own template is not changed. Rows are rendered with TRL's training template for it, if there is one.
+    day: the date for templates that read the clock; by default today.
 
     Raises:
         UserError: Unknown name, bad Jinja, or a template that needs tokens which the tokenizer lacks.
@@ -117,7 +117,7 @@ def _made(name: str, text: str, served: str, special_tokens: Mapping[str, str], 
 
 
 def require_template(choice: str) -> None:
-    """Raises UserError where `data.chat_template` names neither a template nor a file."""
+    """Raise UserError if `data.chat_template` names neither a template nor a file."""
     if choice != "tokenizer":
         _source(choice)
 
@@ -146,7 +146,7 @@ def _check(name: str, text: str) -> None:
 
 
 def _for_tokenizer(name: str, text: str, tokenizer: Any) -> str:
-    """A named template fitted to one tokenizer: a first token where it always writes one, an end that exists."""
+    """A named template adapted to a tokenizer: with bos if the tokenizer adds it. Raises UserError without an end."""
     if name == "chatml":
         lacking = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark not in tokenizer.get_added_vocab()]
         if lacking:
@@ -161,24 +161,24 @@ def _for_tokenizer(name: str, text: str, tokenizer: Any) -> str:
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
-    """Whether this tokenizer puts its bos token before every text by itself."""
+    """Whether the tokenizer adds its bos token to every text."""
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def render(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> tuple[str, list[Span]]:
-    """The conversation as text, and the stretches of it that are learned: each of the assistant's turns with the token
-    that ends it, without white space after that.
+    """(text of the conversation, learned spans): each of the assistant's turns with its end token, without white space
+    after it.
 
-    Templates with {% generation %} marks say so themselves. For others, what the template writes for the turns before
-    (with a generation prompt) must begin what it writes with the turn, and the difference is the turn.
+    Templates with {% generation %} marks give the spans. For others, the text of the earlier turns (with a generation
+    prompt) must be a prefix of the text with the turn; the difference is the turn.
 
-    Of a conversation without an answer nothing is learned; its text ends where that of an answer would begin.
-    left: gets what the template leaves out, and OTHER_PROMPT where the model will not be asked for the last answer as
-    it is learned.
+    A conversation without an answer has no spans; its text ends where an answer would begin.
+    left: collects the parts that the template omits, and OTHER_PROMPT if the prompt before the last answer differs
+    from that at inference.
 
     Raises:
-        RowError: The template refuses this conversation, leaves out what it says, or cannot be learned from.
+        RowError: The template refuses this conversation, omits a part of it, or does not give its spans.
     """
     template = template.of(conversation)
     messages = fitted(template.text if conversation.is_answered else template.asking, conversation.messages)
@@ -194,15 +194,15 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
 
 
 def asked(template: ChatTemplate, conversation: Conversation) -> str:
-    """The prompt for the answer to a conversation, as the model is asked for it. Raises RowError."""
+    """The prompt for the answer to a conversation, as at inference. Raises RowError."""
     template = template.of(conversation)
     return _asking(template, fitted(template.asking, conversation.messages), conversation.tools)
 
 
 def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
-    """The conversation as one that has been held, as a reward model is asked about it. Raises RowError.
+    """The complete conversation without a generation prompt, for a reward model. Raises RowError.
 
-    left: gets what the template leaves out.
+    left: collects the parts that the template omits.
     """
     template = template.of(conversation)
     messages = fitted(template.asking, conversation.messages)
@@ -213,7 +213,7 @@ def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | N
 def _written(
     template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None, is_answered: bool
 ) -> tuple[str, list[Span]]:
-    """See `render`, for messages as the template takes them."""
+    """See `render`; messages: in the form that the template expects."""
     if not is_answered:
         return _asking(template, messages, tools), []
     if GENERATION_MARK.search(template.text):
@@ -234,17 +234,17 @@ def _written(
 
 
 def _asking(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> str:
-    """What stands before an answer. A template with marks need not know generation prompts: it writes an answer."""
+    """The prompt before an answer. A template with marks may not have generation prompts: it renders an answer."""
     if not GENERATION_MARK.search(template.asking):
         return _render(template, messages, tools, prompt=True)[0]
     text, marked = _render(template, [*messages, {"role": "assistant", "content": "?"}], tools, marks=True)
     if not marked:
-        raise RowError("the chat template marks no answer behind it")
+        raise RowError("the chat template marks no answer after it")
     return text[: marked[-1][0]]
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Without those that are empty; those that touch are one."""
+    """The spans without empty ones; adjacent spans are joined."""
     joined: list[Span] = []
     for start, end in spans:
         if joined and joined[-1][1] == start:
@@ -261,10 +261,10 @@ def _behind_prompts(
     text: str,
     spans: list[Span],
 ) -> tuple[list[Span], bool]:
-    """Spans that begin where the prompt at inference ends; and whether the last one stands behind such a prompt.
+    """(spans that begin where the prompt at inference ends, whether the last one follows such a prompt).
 
-    trl's marks may begin within or before the generation prompt (`<|start|>assistant`, `<think>`), which is never the
-    model's to say, or behind what it has to say itself.
+    TRL's marks may begin within or before the generation prompt (`<|start|>assistant`, `<think>`), which the model
+    never generates, or after a part that it has to generate.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) != len(spans):
@@ -280,32 +280,32 @@ def _behind_prompts(
 def _end_of_prompt(
     template: ChatTemplate, before: Sequence[dict[str, Any]], tools: list[Any] | None, text: str, start: int
 ) -> tuple[int, bool]:
-    """Where the prompt for the turn ends that is marked from `start` on, 0 where it cannot be told; and whether it is
-    the one that the model is asked with, whatever the turns before it.
+    """(end of the prompt of the turn that is marked from `start` on, 0 if unknown; whether it is the prompt at
+    inference, apart from earlier turns).
     """
     try:
-        asked = _render(template, before, tools, prompt=True)[0]
-        if text.startswith(asked):
-            return len(asked), True
+        prompt = _render(template, before, tools, prompt=True)[0]
+        if text.startswith(prompt):
+            return len(prompt), True
         history = _render(template, before, tools, served=True)[0]
-    except RowError:  # the model could not be asked this way, but trl's template can teach it
+    except RowError:  # not possible at inference, but TRL's template can render it
         return 0, True
-    # Earlier turns are written differently; the prompt proper is what it has more than these.
-    cue = asked[len(commonprefix([asked, history])) :]  # noqa: RUF071 - characters are meant
-    end = _end_of(cue, text, start)
-    return (end, True) if end else (_end_of(OPENED_THOUGHTS.sub("", cue), text, start), not cue)
+    # Earlier turns are rendered differently; the generation prompt is the part after them.
+    opening = prompt[len(commonprefix([prompt, history])) :]  # noqa: RUF071 - characters are meant
+    end = _end_of(opening, text, start)
+    return (end, True) if end else (_end_of(OPENED_THOUGHTS.sub("", opening), text, start), not opening)
 
 
-def _end_of(cue: str, text: str, start: int) -> int:
-    """Where `cue` ends that begins at `start` or right before it; 0 if it stands at neither."""
-    for before in range(min(len(cue), start), -1, -1):
-        if cue and text.startswith(cue, start - before):
-            return start - before + len(cue)
+def _end_of(opening: str, text: str, start: int) -> int:
+    """The end of `opening`, if it begins at `start` or overlaps it from before; else 0."""
+    for before in range(min(len(opening), start), -1, -1):
+        if opening and text.startswith(opening, start - before):
+            return start - before + len(opening)
     return 0
 
 
 def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tuple[str, list[Span]]:
-    """A text as it stands, between the tokens that begin and end one; how it goes on is learned, with the end."""
+    """(prompt and answer between bos and eos tokens, span of the answer with eos)."""
     before = (template.special_tokens["bos_token"] if with_bos else "") + text.prompt
     whole = before + text.answer + template.special_tokens.get("eos_token", "")
     return whole, [(len(before), len(whole))]
@@ -313,9 +313,9 @@ def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tup
 
 def _not_a_prefix(template: ChatTemplate, turn: int) -> str:
     return (
-        f"the chat template writes earlier turns differently once later ones follow: of {template.name} what stands"
-        f" before message {turn} changes, so that the tokens to learn cannot be told apart. In data.chat_template"
-        " name a copy with {% generation %} ... {% endgeneration %} around the assistant's part, or chatml or plain"
+        f"the chat template writes earlier turns differently when later ones follow: in {template.name} the text"
+        f" before message {turn} changes, so the tokens to learn cannot be found. Set data.chat_template to a copy"
+        " with {% generation %} ... {% endgeneration %} around the assistant's part, or to chatml or plain"
     )
 
 
@@ -327,7 +327,7 @@ def _render(
     marks: bool = False,
     served: bool = False,
 ) -> tuple[str, list[Span]]:
-    """prompt: up to where an answer begins, as the model is asked. served: as the model is asked, without that."""
+    """prompt: with a generation prompt, as at inference. served: as at inference, without a generation prompt."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:

@@ -1,4 +1,4 @@
-"""The token tables of a list of sources: made once by the first rank, then mapped by all."""
+"""The token tables of a list of sources: written once by the first rank, then memory-mapped by all ranks."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from train.data.setup import Spec
 from train.data.sources import NumberedRow, Source, find, options_of
 from train.data.token_dataset import Part
 from train.data.token_table import TableWriter, TokenTable, cache_root, folder_of, is_whole, manifest, obtain
-from train.data.tokenize_workers import Facts, Workers, build
+from train.data.tokenize_workers import Facts, Workers, write_table
 from train.protocols import Ranks
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 
-ENCODER_VERSION = 4  # raise it when the same rows and settings become another table
+ENCODER_VERSION = 4  # raise it when the same rows and settings give another table
 
 SHOWN_LEFT_OUT = 20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A source's place in the cache. names: of its files. is_new: it was tokenised just now."""
+    """A source's entry in the cache. names: of its files. is_new: whether it was tokenised just now."""
 
     key: str
     names: list[str]
     is_new: bool
 
 
-def load(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Ranks) -> tuple[list[Part], list[str]]:
-    """(a part for each source, what to tell about them). Each source is tokenised at most once on each file system.
+def load_parts(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Ranks) -> tuple[list[Part], list[str]]:
+    """(a part for each source, lines for the user). Each source is tokenised at most once per file system.
 
     Raises:
-        UserError: On every rank, whichever rank found the reason.
+        UserError: On every rank, even if only one rank found the error.
     """
     if not specs:
         return [], []
@@ -53,7 +53,7 @@ def load(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Ranks) -> 
     def open_tables() -> list[TokenTable]:
         folders = [folder_of(root, entry.key) for entry in entries]
         are_here = all(is_whole(folder, thorough=False) for folder in folders)
-        if not are_here and _keys(_ensure(specs, config, seed)) != _keys(entries):  # a node with a cache of its own
+        if not are_here and _keys(_ensure(specs, config, seed)) != _keys(entries):  # a node with its own cache
             raise UserError("the data on this node differ from the first node's: give every node the same files")
         return [TokenTable(folder) for folder in folders]
 
@@ -100,15 +100,15 @@ def encode_table(
     workers: Workers,
     with_bar: bool = False,
 ) -> tuple[bool, Facts]:
-    """Make sure that the cache holds the table of these rows; (whether it had to be built, what encoding found).
+    """Make sure that the cache has the table of these rows. Returns (whether it was built, facts about the rows).
 
-    rows are read only if it has to be built. With on_bad_row: error a table with bad rows is not kept.
+    rows are read only to build it. With on_bad_row: error, a table with bad rows is not kept.
     """
     strict = config.on_bad_row == "error"
     found: list[Facts] = []
 
     def fill(writer: TableWriter) -> dict[str, Any] | None:
-        facts = build(rows, settings, workers, writer, strict, source if with_bar else None)
+        facts = write_table(rows, settings, workers, writer, strict, source if with_bar else None)
         check_columns(source, facts.problems)
         found.append(facts)
         return None if strict and facts.problems.count else facts.to_json()
@@ -127,7 +127,7 @@ def _check_filled(source: Source, facts: Facts) -> None:
 
 
 def entry_key(content: Sequence[str], spec: Spec, seed: int, **more: Any) -> str:
-    """The cache key: everything that decides which tokens are in the table and in which order."""
+    """The cache key: a digest of everything that determines the tokens in the table and their order."""
     fraction = spec.config.fraction
     parts = {
         "version": ENCODER_VERSION,
@@ -135,7 +135,9 @@ def entry_key(content: Sequence[str], spec: Spec, seed: int, **more: Any) -> str
         "content": list(content),
         "fraction": None if fraction == 1 else [fraction, seed],
         "settings": spec.settings.identity(),
-        **({"read": read} if (read := options_of(spec.config).identity()) else {}),  # absent: older tables stay good
+        **(
+            {"read": read} if (read := options_of(spec.config).identity()) else {}
+        ),  # absent if empty: older tables stay valid
         **more,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -160,38 +162,39 @@ def _either(values: object) -> str:
 
 
 def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
-    """What else a person should know about a source's rows."""
-    said = []
+    """Further lines for the user about a source's rows."""
+    lines = []
     if facts.problems.count:
-        said.append(skipped_line(facts.problems, names))
+        lines.append(skipped_line(facts.problems, names))
     if facts.cut:
         one = facts.cut == 1
-        goes_on = "goes on in further rows" if one else "go on in further rows"
-        is_cut = "row is cut" if one else "rows are cut"
-        long = {"text": f"text{'s' * (not one)} {goes_on}", "tagged": f"sentence{'s' * (not one)} {goes_on}"}
+        continues = "continues in further rows" if one else "continue in further rows"
+        is_cut = "row is truncated" if one else "rows are truncated"
+        long = {"text": f"text{'s' * (not one)} {continues}", "tagged": f"sentence{'s' * (not one)} {continues}"}
         what = long.get(spec.config.format, is_cut)
-        said.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
+        lines.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
     if facts.loose:
-        said.append(
-            f"{facts.loose:,} entities begin with I- or E- (IOB1, or broken IOB2): the tags are learned as they stand,"
-            " and each of these begins an entity, as conlleval and seqeval have it"
+        lines.append(
+            f"{facts.loose:,} entities begin with I- or E- (IOB1, or invalid IOB2): the tags are learned unchanged, and"
+            " each of these begins an entity, as in conlleval and seqeval"
         )
     chosen_by = {f"column {name}" for name in spec.config.filter}
     left_out = [(name, count) for name, count in facts.left_out.most_common() if name not in chosen_by]
     if left_out:
         shown = [f"{name} ({count:,})" for name, count in left_out[:SHOWN_LEFT_OUT]]
         more = len(left_out) - len(shown)
-        said.append(
-            f"said in rows and left out (in how many): {', '.join(shown)}{f', and {more} more kinds' if more else ''}"
+        lines.append(
+            f"parts of rows that are not used (in how many rows): {', '.join(shown)}"
+            f"{f', and {more} more kinds' if more else ''}"
         )
     if facts.endless:
-        said.append(
+        lines.append(
             f"WARNING: {facts.endless:,} answers do not end with a special token, so the model does not learn to stop:"
-            " the chat template closes the assistant's turn with none; use chatml or plain"
+            " the chat template ends the assistant's turn without one; use chatml or plain"
         )
     if facts.asked_otherwise:
-        said.append(
-            f"WARNING: {facts.asked_otherwise:,} last answers stand behind another prompt than the tokenizer's template"
-            " asks with, most likely for thoughts (<think>) that only one of the two has: docs/chat-templates.md"
+        lines.append(
+            f"WARNING: {facts.asked_otherwise:,} last answers follow another prompt than the tokenizer's template"
+            " writes, probably because only one of the two has reasoning (<think>): docs/chat-templates.md"
         )
-    return said
+    return lines

@@ -1,4 +1,4 @@
-"""The tokens of one split: rows of token tables, chosen but not copied.
+"""The tokens of one split: selected rows of token tables, without copying.
 
 Shape suffixes: n rows of the split, t tokens of one row.
 """
@@ -22,7 +22,7 @@ from zerotune.data.readers import place_of
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one table. names: of its source's files. chosen: numbers of the rows that are used, or None for all."""
+    """Rows of one table. names: of its source's files. chosen: numbers of the selected rows, or None for all."""
 
     table: TokenTable
     source: int
@@ -33,21 +33,21 @@ class Part:
         return len(self.table) if self.chosen is None else len(self.chosen)
 
     def column(self, name: str) -> NDArray[Any]:
-        """One value of every row that is used."""
+        """A value of every selected row."""
         values = self.table.column(name)
         return values if self.chosen is None else values[self.chosen]
 
     def where(self, row: int) -> int:
-        """Number in the table of a row of this part."""
+        """The table's number of a row of this part."""
         return row if self.chosen is None else int(self.chosen[row])
 
     def place(self, number: int) -> str:
-        """See `zerotune.data.readers.Row`. number: of a row in the table."""
+        """`file:line` of a row; see `zerotune.data.readers.Row`. number: of the row in the table."""
         file, line, sharing = self.table.place(number)
         return place_of(self.names[file], line, sharing)
 
     def only(self, is_kept: NDArray[np.bool_]) -> Part:
-        """The rows of this part that are kept."""
+        """The part with only the rows of a mask."""
         rows = np.arange(len(self)) if self.chosen is None else self.chosen
         return self if is_kept.all() else Part(self.table, self.source, self.names, rows[is_kept])
 
@@ -55,9 +55,9 @@ class Part:
 class Encoded:
     """Tokens of one split, memory-mapped.
 
-    lengths_n: tokens of each row. learned_n: how many of them are learned. sources_n: number of the row's source in the
-    recipe. digest: sha256 that tells this content, in this order, from any other.
-    notes: what a person should know about these rows (a window of a stream; else the corpus says it).
+    lengths_n: tokens of each row. learned_n: how many of them are learned. sources_n: number of the row's source in
+    the recipe. digest: sha256 of this content in this order.
+    notes: lines for the user about these rows, if they are a window of a stream.
     """
 
     def __init__(self, parts: Sequence[Part], notes: Sequence[str] = ()) -> None:
@@ -88,26 +88,26 @@ class Encoded:
         return part, part.where(row - int(self.starts[number]))
 
     def tokens(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """(input_ids_t, labels_t) of a row: labels unshifted, -100 where nothing is learned, as at the first token."""
+        """(input_ids_t, labels_t) of a row: labels unshifted, -100 if not learned, as for the first token."""
         part, place = self._find(row)
         ids_t, learned_t = part.table.tokens(place)
         return ids_t, np.where(learned_t != 0, ids_t, np.int32(IGNORED))
 
     def documents(self, row: int) -> list[Document]:
-        """The row, with the next token to be said at each."""
+        """The row as a document whose targets are the next tokens."""
         ids_t, labels_t = self.tokens(row)
         return [Document.to_predict(ids_t, labels_t)]
 
     def row_id(self, row: int) -> str:
-        """`file:line` where a row comes from, with its number where others stand on that line."""
+        """`file:line` of a row, with its number if several rows are on that line."""
         part, place = self._find(row)
         return part.place(place)
 
 
 class LabelledDataset(Encoded):
-    """Rows with gold labels at their label positions.
+    """Rows with labels at their label positions.
 
-    labels: the names of the classes by their numbers; empty where labels are values.
+    labels: class names in the order of their numbers; empty if labels are values.
 
     Raises:
         UserError: A row has a label that is not one of `labels`.
@@ -125,20 +125,21 @@ class LabelledDataset(Encoded):
             if np.isnan(known).any():
                 _refuse_unknown(part, known, self.labels)
 
-    def gold(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """(FIRST or FURTHER, gold label) of each label position of a row: class numbers, or values."""
+    def label_values(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """(FIRST or FURTHER, label) of each label position of a row: class numbers, or values."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         part, place = self._find(row)
-        gold_g = part.table.gold(place)
+        values_g = part.table.label_values(place)
         label_mask_t = part.table.tokens(place)[1]
-        return label_mask_t[label_mask_t != 0], self.numbers[number][gold_g.astype(np.int64)] if self.labels else gold_g
+        known_g = self.numbers[number][values_g.astype(np.int64)] if self.labels else values_g
+        return label_mask_t[label_mask_t != 0], known_g
 
     def documents(self, row: int) -> list[Document]:
-        """The row's tokens, with the gold labels at the label positions."""
+        """The row's tokens, with labels as targets at the label positions."""
         part, place = self._find(row)
         ids_t, label_mask_t = part.table.tokens(place)
         targets_t = np.full(len(ids_t), np.nan)
-        targets_t[label_mask_t != 0] = self.gold(row)[1]
+        targets_t[label_mask_t != 0] = self.label_values(row)[1]
         second = int(self.second_n[row])
         if not self.label_spec.is_of_pairs:
             return [Document(ids_t, targets_t, second)]
@@ -147,16 +148,16 @@ class LabelledDataset(Encoded):
         return [Document(ids, targets, second) for ids, targets in pieces]
 
     def where(self, row: int) -> tuple[int, int, int, int]:
-        """(part, file, line, number) that a row comes from; the windows of one sentence have the same."""
+        """(part, file, line, number) of a row; the windows of one sentence have the same."""
         part, place = self._find(row)
         return (self.parts.index(part), *part.table.place(place))
 
 
 def _refuse_unknown(part: Part, known: NDArray[np.float64], labels: Sequence[str]) -> None:
-    """Name the first row with a label that is none of `labels`, if one of the part's rows has it."""
+    """Raise UserError for the first row of the part whose label is not in `labels`."""
     for row in range(len(part)):
         place = part.where(row)
-        for number in part.table.gold(place).astype(np.int64):
+        for number in part.table.label_values(place).astype(np.int64):
             if np.isnan(known[number]):
                 raise UserError(
                     f"{part.place(place)}: label {part.table.manifest['labels'][number]!r} is in no row of the "

@@ -1,4 +1,4 @@
-"""Token tables on disk: one memory-mapped Arrow file each, in a folder of a content-addressed cache, committed whole.
+"""Token tables on disk: memory-mapped Arrow files in a content-addressed cache, written completely or not at all.
 
 Shape suffixes: n rows, k tokens of several rows one after another, t tokens of one row.
 """
@@ -29,7 +29,7 @@ from zerotune.common.masking import printable
 
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 8192, 4_000_000  # of one record batch
-PATIENCE_SECONDS = 5.0  # with a lock, before a line says what is waited for
+PATIENCE_SECONDS = 5.0  # of waiting for a lock without a message
 COLUMNS = ("file_n", "line_n", "sharing_n", "number_n", "full_n", "prompt_n", "second_n")
 SCHEMA = pa.schema(
     [
@@ -61,10 +61,9 @@ class TableWriter:
         self.rows = self.tokens = self.learned = 0
 
     def append(self, chunk: Chunk) -> None:
-        """The rows of one chunk after those before."""
         if chunk.labels:
             numbers = np.array([self.labels.setdefault(name, len(self.labels)) for name in chunk.labels], np.float64)
-            chunk.gold_g = numbers[chunk.gold_g.astype(np.int64)]
+            chunk.values_g = numbers[chunk.values_g.astype(np.int64)]
         self.waiting.append(chunk)
         rows = sum(len(c.lengths_n) for c in self.waiting)
         if rows >= ROWS_AT_ONCE or sum(len(c.ids_k) for c in self.waiting) >= TOKENS_AT_ONCE:
@@ -77,17 +76,17 @@ class TableWriter:
         ids_k = np.concatenate([c.ids_k for c in chunks])
         learned_k = np.concatenate([c.learned_k for c in chunks])
         lengths_n = np.concatenate([c.lengths_n for c in chunks])
-        gold_g = np.concatenate([c.gold_g for c in chunks])
-        golds_n = np.concatenate([c.golds_n for c in chunks])
+        values_g = np.concatenate([c.values_g for c in chunks])
+        values_n = np.concatenate([c.values_n for c in chunks])
         offsets = np.concatenate([[0], np.cumsum(lengths_n, dtype=np.int64)])
-        gold_offsets = np.concatenate([[0], np.cumsum(golds_n, dtype=np.int64)])
+        value_offsets = np.concatenate([[0], np.cumsum(values_n, dtype=np.int64)])
         learned_n = np.add.reduceat(learned_k != 0, offsets[:-1], dtype=np.int32)
-        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n, gold_g, golds_n), strict=True):
+        for digest, array in zip(self.hashes, (ids_k, learned_k, lengths_n, values_g, values_n), strict=True):
             digest.update(array.tobytes())
         plain = [pa.array(np.concatenate([getattr(c, name) for c in chunks])) for name in COLUMNS]
         lists = [
             pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
-            for ends, values in ((offsets, ids_k), (offsets, learned_k), (gold_offsets, gold_g))
+            for ends, values in ((offsets, ids_k), (offsets, learned_k), (value_offsets, values_g))
         ]
         self.writer.write_batch(pa.record_batch([*lists, *plain, pa.array(learned_n)], schema=SCHEMA))
         self.rows += len(lengths_n)
@@ -95,7 +94,7 @@ class TableWriter:
         self.learned += int(learned_n.sum(dtype=np.int64))
 
     def close(self) -> dict[str, Any]:
-        """Finish the file; what its manifest says about it. digest: sha256 over the tokens and what is learned."""
+        """Finish the file. Returns facts for its manifest. digest: sha256 of tokens, learned masks and labels."""
         self._write()
         self.writer.close()
         self.sink.close()
@@ -114,7 +113,7 @@ class TableWriter:
 
 
 class TokenTable:
-    """A committed token table, memory-mapped: opening costs next to nothing, whatever its size."""
+    """A committed token table, memory-mapped: opening is fast for any size."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest(folder)
@@ -122,13 +121,13 @@ class TokenTable:
         self.batches: Sequence[Any] = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self.starts_b = np.cumsum([0, *(len(batch) for batch in self.batches)], dtype=np.int64)
         self.lists = [(_list(batch, "ids"), _list(batch, "learned")[1]) for batch in self.batches]
-        self.golds = [_list(batch, "gold") for batch in self.batches]
+        self.label_lists = [_list(batch, "gold") for batch in self.batches]
 
     def __len__(self) -> int:
         return int(self.starts_b[-1])
 
     def column(self, name: str) -> NDArray[Any]:
-        """One value of every row; `lengths_n` are the numbers of tokens."""
+        """A value of every row; `lengths_n` is the number of tokens."""
         if name == "lengths_n":
             parts = [np.diff(offsets).astype(np.int32) for (offsets, _), _ in self.lists]
         else:
@@ -136,24 +135,24 @@ class TokenTable:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """Token ids of row `index`, and for each how it is learned: 0 not at all."""
+        """(token ids, learned mask) of row `index`; 0 means not learned."""
         batch, row = self._find(index)
         (offsets, ids_k), learned_k = self.lists[batch]
         start, end = int(offsets[row]), int(offsets[row + 1])
         return ids_k[start:end], learned_k[start:end]
 
-    def gold(self, index: int) -> NDArray[np.float64]:
-        """What is to be said at the marked tokens of row `index`; empty where a token is learned by the next one."""
+    def label_values(self, index: int) -> NDArray[np.float64]:
+        """The labels at the label positions of row `index`; empty for a language model."""
         batch, row = self._find(index)
-        offsets, gold_g = self.golds[batch]
-        return gold_g[int(offsets[row]) : int(offsets[row + 1])]
+        offsets, values_g = self.label_lists[batch]
+        return values_g[int(offsets[row]) : int(offsets[row + 1])]
 
     def _find(self, index: int) -> tuple[int, int]:
         batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1
         return batch, index - int(self.starts_b[batch])
 
     def place(self, index: int) -> tuple[int, int, int]:
-        """File and line that row `index` comes from, as numbers, and its own in the file where it shares the line."""
+        """(file, line, number in the file if several rows share the line, else 0) of row `index`."""
         batch, row = self._find(index)
         columns = self.batches[batch]
         file, line, number = (columns.column(name)[row].as_py() for name in ("file_n", "line_n", "sharing_n"))
@@ -166,14 +165,14 @@ def _list(batch: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _values(array: Any) -> NDArray[Any]:
-    """As `array.to_numpy()`, which would import pandas: a third of a second before the first step."""
+    """Like `array.to_numpy()`, which would import pandas, for a third of a second."""
     kind = np.dtype(array.type.to_pandas_dtype())
     start = array.offset * kind.itemsize
     return np.frombuffer(memoryview(array.buffers()[1])[start : start + len(array) * kind.itemsize], kind)
 
 
 def cache_root(config: DataConfig) -> Path:
-    """Where token tables are kept."""
+    """The folder of all token tables."""
     return cache_home(config.cache_folder) / "tokens"
 
 
@@ -183,13 +182,13 @@ def folder_of(root: Path, key: str) -> Path:
 
 
 def manifest(folder: Path) -> Mapping[str, Any]:
-    """What is known about a committed entry."""
+    """The facts about a committed entry."""
     facts: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return facts
 
 
 def is_whole(folder: Path, thorough: bool) -> bool:
-    """Whether an entry is committed and its table as long as written; thorough: every byte of it too."""
+    """Whether an entry is committed and its table has the recorded size; thorough: and checksum."""
     try:
         facts = manifest(folder)
         path = folder / TABLE
@@ -199,10 +198,10 @@ def is_whole(folder: Path, thorough: bool) -> bool:
 
 
 def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] | None]) -> bool:
-    """Make sure that the cache holds entry `key`; whether it had to be built.
+    """Make sure that the cache has entry `key`. Returns whether it was built.
 
-    build: appends the rows and returns more facts for the manifest, or None to leave no entry.
-    A second process that wants the same entry waits for the first. A damaged entry is built anew.
+    build: appends the rows and returns more facts for the manifest, or None to keep no entry.
+    A second process that needs the same entry waits for the first. A damaged entry is built again.
 
     Raises:
         CannotWriteError: No space, no permission.
@@ -215,7 +214,7 @@ def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] |
         with _locked(Path(f"{folder}.lock"), root.parent):
             if is_whole(folder, thorough=True):  # another run was faster
                 return False
-            for leftover in folder.parent.glob(f"{key}.tmp-*"):  # of a run that was killed: the lock is ours
+            for leftover in folder.parent.glob(f"{key}.tmp-*"):  # of a killed run: this process has the lock
                 shutil.rmtree(leftover)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -239,7 +238,7 @@ def _locked(path: Path, home: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE_SECONDS)
     except Timeout:
-        message = printable(f"waiting for another run that tokenises the same data ({path})")
+        message = printable(f"waiting for another run, which tokenises the same data ({path})")
         Console(stderr=True).print(message, soft_wrap=True, markup=False)
         lock.acquire()
     share_file(path, home)

@@ -1,4 +1,4 @@
-"""Checked rows to token ids and a mask of what is learned. Runs in worker processes: this file must not import torch.
+"""Checked rows to token ids and a mask of learned tokens. Runs in worker processes: this file must not import torch.
 
 Shape suffixes: n rows of a chunk, k tokens of all its rows one after another, t tokens of one row.
 """
@@ -36,11 +36,11 @@ from zerotune.data.tagged import Tagged
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides which tokens a row becomes; goes to the workers once.
+    """All settings that determine the tokens of a row; sent to the workers once.
 
-    tokenizer: the tokenizer's own JSON, without truncation and padding. marks: ids of added (special) tokens.
-    bos, eos: what a corpus text begins and ends with; None leaves it out.
-    numbers_pairs: whether the tokenizer tells the second of two sentences from the first (token_type_ids).
+    tokenizer: its JSON, without truncation and padding. marks: ids of added (special) tokens.
+    bos, eos: tokens at the start and end of a corpus text; None for none.
+    numbers_pairs: whether the tokenizer distinguishes two sentences (token_type_ids).
     """
 
     tokenizer: str
@@ -57,33 +57,33 @@ class Settings:
     pad: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON, short; equal settings give equal tokens."""
+        """The settings as short JSON; equal settings give equal tokens."""
         corpus = self.format == "text"
-        golden = (
+        labelled = (
             {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
-            if self.format in GOLDEN
+            if self.format in LABELLED
             else None
         )
         return {
             "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
-            "bos": self.bos if corpus or golden else None,
-            "eos": self.eos if corpus or golden else None,
+            "bos": self.bos if corpus or labelled else None,
+            "eos": self.eos if corpus or labelled else None,
             "template": None if corpus or self.template is None else self.template.identity,
             "special_tokens": None if corpus or self.template is None else dict(self.template.special_tokens),
             "format": self.format,
             "columns": dict(self.columns),
             "system_prompt": None if corpus else self.system_prompt,
             "max_length": self.max_length,
-            "golden": golden,
+            "golden": labelled,  # the key in existing caches
             **(
                 {"asks": True} if self.label_spec.asks and not corpus else {}
-            ),  # absent: tables from before it stay good
+            ),  # absent if false: older tables stay valid
         }
 
     @property
-    def is_golden(self) -> bool:
-        """Whether rows hold what is to be said of them, rather than conversations or texts."""
-        return self.format in GOLDEN and not (self.label_spec.asks and self.format == "preference")
+    def is_labelled(self) -> bool:
+        """Whether rows have labels, and are not conversations or texts."""
+        return self.format in LABELLED and not (self.label_spec.asks and self.format == "preference")
 
 
 @dataclass
@@ -91,16 +91,16 @@ class Chunk:
     """Some rows as tokens, in order.
 
     sharing_n: the number in its file of a row that shares its line with others, else 0 (`Row.number`).
-    full_n, prompt_n: hashes of the row's normalised content, and of what stands before its last answer (0: nothing);
-    a corpus text that was cut into windows repeats them.
-    rows: all that were read. bad: those that cannot be used, with the number of their file; `unreadable` of them failed
-    before tokenisation, `missing` of those lack a field, and the first of these have these `columns`.
+    full_n, prompt_n: hashes of the row's normalised content, and of the part before its last answer (0: none); the
+    windows of a long corpus text repeat them.
+    rows: number of rows that were read. bad: rows that cannot be used, with the number of their file; `unreadable` of
+    them failed before tokenisation, `missing` of these lack a field, and the first of these have these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
-    gold_g, golds_n: the gold labels at the label positions of the rows, one after another, and how many of each row;
-    the numbers of `labels`, where there are any. second_n: where a row's second sentence begins (0: nowhere).
-    loose: entities that begin with I- or E-. left_out: what usable rows say that is not learned, and in how many rows.
-    ends: special tokens that answers and texts end with.
-    asked_otherwise: rows whose last answer stands behind another prompt than the model will be asked with.
+    values_g, values_n: labels of all label positions, and their number per row; indices into `labels`, if there are
+    any. second_n: where a row's second sentence begins (0: there is none).
+    loose: entities that begin with I- or E-. left_out: parts of usable rows that are not used, and in how many rows.
+    ends: special tokens at the end of answers and texts.
+    asked_otherwise: rows whose last answer follows another prompt than at inference.
     """
 
     ids_k: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -112,8 +112,8 @@ class Chunk:
     number_n: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     full_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     prompt_n: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    gold_g: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
-    golds_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    values_g: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    values_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     second_n: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     labels: list[str] = field(default_factory=list)
     rows: int = 0
@@ -131,16 +131,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One row of tokens. position: of its source row in the chunk."""
+    """One row of tokens. position: index of its source row in the chunk."""
 
     position: int
     ids_t: NDArray[np.int32]
     learned_t: NDArray[np.uint8]
-    gold: tuple[str | float, ...] = ()
+    values: tuple[str | float, ...] = ()
     second: int = 0
 
 
-GOLDEN = tuple(name for name, form in FORMATS.items() if form.has_labels)
+LABELLED = tuple(name for name, form in FORMATS.items() if form.has_labels)
 Usable = tuple[NumberedRow, Row, Example]
 
 
@@ -157,9 +157,9 @@ def read_row(
     asks: bool = False,
     left: Counter[str] | None = None,
 ) -> Example:
-    """What a row of the format `kind` says; a conversation without a system message gets `system`. Raises RowError.
+    """Read a row of the format `kind`; a conversation without a system message gets `system`. Raises RowError.
 
-    asks: see `LabelSpec`. left: counts what the row says that is in no field of the format.
+    asks: see `LabelSpec`. left: counts the parts of the row that no field of the format uses.
     """
     fields = Fields(row.value, columns, asks)
     example = FORMATS[kind].read(fields)
@@ -180,21 +180,19 @@ def _left_out(example: Example) -> set[str]:
 
 
 class Encoder:
-    """Rows to chunks, by fixed settings."""
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.tokenizer = _tokenizer(settings.tokenizer)
 
     @cached_property
-    def _encode_golden(self) -> LabelEncoder:
+    def _label_encoder(self) -> LabelEncoder:
         return LabelEncoder(self.tokenizer, self.settings)
 
     def chunk(self, rows: Sequence[NumberedRow], only_check: bool = False) -> Chunk:
-        """The rows as tokens; those that cannot be used stand in `bad`.
+        """The rows as tokens; rows that cannot be used are in `bad`.
 
         Raises:
-            UserError: Tags are numbers, and nobody gave their names.
+            UserError: Tags are numbers without names (head.labels).
         """
         out = Chunk(rows=len(rows))
         usable: list[Usable] = []
@@ -209,8 +207,8 @@ class Encoder:
         out.unreadable = len(out.bad)
         if only_check:
             return out
-        if self.settings.is_golden:
-            pieces = list(self._golden(usable, out))
+        if self.settings.is_labelled:
+            pieces = list(self._labelled_rows(usable, out))
         else:
             texts = self.settings.format == "text"
             pieces = list(self._documents(usable, out) if texts else self._conversations(usable, out))
@@ -221,9 +219,9 @@ class Encoder:
         return read_row(row, settings.format, settings.columns, settings.system_prompt, settings.label_spec.asks, left)
 
     def _documents(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
-        """Each text, its end, and where it is longer than the limit the rest of it in further rows.
+        """Each text with its end token; if it is longer than the limit, the rest is in further rows.
 
-        A row repeats the last token of the one before it: what stands first in a row cannot be predicted, and so every
+        A row repeats the last token of the row before: the first token of a row cannot be predicted, and so every
         token after the first is learned exactly once.
         """
         settings, limit = self.settings, self.settings.max_length
@@ -265,7 +263,7 @@ class Encoder:
             ids_t = np.array(ids, np.int32)
             bounds = _bounds(offsets)
             learned_t = _overlapping(bounds, spans)
-            learned_t[:1] = 0  # nothing stands before it to predict it from
+            learned_t[:1] = 0  # the first token cannot be predicted
             assert isinstance(example, (Conversation, Continuation))
             reason = _unusable(learned_t, limit) if example.is_answered else _unaskable(ids_t, limit)
             if reason:
@@ -279,8 +277,8 @@ class Encoder:
             out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
 
     def _as_asked(self, text: str, spans: Sequence[Span], encoding: Encoding) -> tuple[list[int], list[Span]]:
-        """Tokens and where they stand. Where a prompt opens thoughts (`<think>` and a line feed) none reaches over its
-        end: at inference the prompt is tokenised alone, and the model goes on with tokens of its own.
+        """Tokens and their offsets. If a prompt opens reasoning (`<think>` and a line feed), no token crosses its end:
+        at inference the prompt is tokenised alone.
         """
         assert self.settings.template is not None
         if not self.settings.template.trains_apart:
@@ -301,7 +299,7 @@ class Encoder:
         return ids, offsets
 
     def _ends_if_answered(self, example: Example) -> set[int]:
-        """Of a row that asks without an answer: what would end one."""
+        """The tokens that would end an answer to a row without one."""
         if not isinstance(example, Conversation) or example.is_answered:
             return set()
         answer = {"role": "assistant", "content": "?"}
@@ -322,34 +320,34 @@ class Encoder:
         return last_tokens(ids_t, starts_t, [end for _, end in ending_spans(example, spans)]) & self.settings.marks
 
     def _written(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
-        """The text, and the stretches of it that are learned. left: gets what the template leaves out."""
+        """(text, learned spans). left: collects the parts that the template omits."""
         template = self.settings.template
         assert template is not None
         if isinstance(example, Continuation):
             return continued(template, example, self.settings.bos is not None)
         return render(template, example, left)
 
-    def _golden(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
+    def _labelled_rows(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         for position, (row, read, example) in enumerate(usable):
             assert isinstance(example, (Labelled, Tagged, Preference))
             try:
-                golden = self._encode_golden(example)
+                labelled = self._label_encoder(example)
             except RowError as error:
                 _refuse(out, row, read, error)
                 continue
             except UserError as error:
                 raise UserError(f"{read.place}: {error}") from None
-            out.cut += golden.cut
+            out.cut += labelled.cut
             if self.settings.label_spec.labels_as == "words" and self.settings.eos is not None:
                 out.ends.add(self.settings.eos)
             out.loose += example.loose if isinstance(example, Tagged) else 0
-            out.left_out.update(golden.left_out)
-            for ids_t, label_mask_t, gold in golden.windows:
-                yield _Piece(position, ids_t, label_mask_t, gold, golden.second)
+            out.left_out.update(labelled.left_out)
+            for ids_t, label_mask_t, values in labelled.windows:
+                yield _Piece(position, ids_t, label_mask_t, values, labelled.second)
 
 
 def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
-    """Why nothing can be learned from a row, or nothing."""
+    """Why nothing can be learned from a row; empty if something can."""
     if not learned_t.any():
         return "nothing to learn: the answers are empty once rendered"
     if learned_t[:limit].any():
@@ -362,10 +360,10 @@ def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
 
 
 def _unaskable(ids_t: NDArray[np.int32], limit: int) -> str:
-    """Why a row without an answer cannot be asked, or nothing: a prompt that is cut asks something else."""
+    """Why a row without an answer cannot be used; empty if it can. A truncated prompt has another meaning."""
     if len(ids_t) <= limit:
         return ""
-    return f"longer than data.max_length_tokens: {len(ids_t)} tokens are asked, the limit is {limit}"
+    return f"longer than data.max_length_tokens: the prompt has {len(ids_t)} tokens, the limit is {limit}"
 
 
 def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
@@ -376,7 +374,7 @@ def _refuse(out: Chunk, row: NumberedRow, read: Row, error: RowError) -> None:
 
 
 def _overlapping(bounds: tuple[NDArray[np.int64], NDArray[np.int64]], spans: Sequence[Span]) -> NDArray[np.uint8]:
-    """1 for each token that holds a character of a span."""
+    """1 for each token with a character of a span, else 0."""
     start_t, end_t = bounds
     learned_t = np.zeros(len(end_t), np.uint8)
     for start, end in spans:
@@ -385,10 +383,10 @@ def _overlapping(bounds: tuple[NDArray[np.int64], NDArray[np.int64]], spans: Seq
 
 
 def _bounds(offsets: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each token begins and ends.
+    """(start, end) of each token in the text.
 
-    Tokenizers that trim offsets leave white space out of them: a token is taken to begin where the one before it ended,
-    unless it shares a character with that one (a byte-level tokenizer spreads one character over several tokens).
+    Tokenizers that trim offsets exclude white space: a token is taken to begin where the one before it ended, unless
+    both share a character (a byte-level tokenizer can divide a character into several tokens).
     """
     bounds_t2 = np.array(offsets, np.int64).reshape(-1, 2)
     end_t = bounds_t2[:, 1]
@@ -410,16 +408,16 @@ def _filled(out: Chunk, usable: Sequence[Usable], pieces: Sequence[_Piece]) -> C
     out.full_n = np.array([hashes[piece.position][0] for piece in pieces], np.uint64)
     out.prompt_n = np.array([hashes[piece.position][1] for piece in pieces], np.uint64)
     out.second_n = np.array([piece.second for piece in pieces], np.int32)
-    out.golds_n = np.array([len(piece.gold) for piece in pieces], np.int32)
-    gold = [value for piece in pieces for value in piece.gold]
-    out.labels = list(dict.fromkeys(value for value in gold if isinstance(value, str)))
+    out.values_n = np.array([len(piece.values) for piece in pieces], np.int32)
+    values = [value for piece in pieces for value in piece.values]
+    out.labels = list(dict.fromkeys(value for value in values if isinstance(value, str)))
     numbers = {name: float(number) for number, name in enumerate(out.labels)}
-    out.gold_g = np.array([numbers[value] if isinstance(value, str) else value for value in gold], np.float64)
+    out.values_g = np.array([numbers[value] if isinstance(value, str) else value for value in values], np.float64)
     return out
 
 
 def _hashes(example: Example) -> tuple[int, int]:
-    """Of all that a row says, and of what is asked in it."""
+    """(hash of the whole row, hash of its prompt)."""
     if isinstance(example, str):
         return content_hash([example]), 0
     if isinstance(example, Labelled):
@@ -430,19 +428,19 @@ def _hashes(example: Example) -> tuple[int, int]:
         return content_hash([str(example.chosen), str(example.rejected)]), 0
     if isinstance(example, Continuation):
         return content_hash([example.prompt, example.answer]), content_hash([example.prompt])
-    said = [(message["role"], _said(message)) for message in example.messages if message["role"] != "system"]
-    last = max(k for k, (role, _) in enumerate(said) if role == "assistant") if example.is_answered else len(said)
-    return content_hash([text for _, text in said]), content_hash([text for _, text in said[:last]])
+    turns = [(message["role"], _content(message)) for message in example.messages if message["role"] != "system"]
+    last = max(k for k, (role, _) in enumerate(turns) if role == "assistant") if example.is_answered else len(turns)
+    return content_hash([text for _, text in turns]), content_hash([text for _, text in turns[:last]])
 
 
-def _said(message: Mapping[str, Any]) -> str:
-    said = str(message["content"])
+def _content(message: Mapping[str, Any]) -> str:
+    content = str(message["content"])
     if len(message) == 2:
-        return said
-    return said + "".join(str(message[key]) for key in ("reasoning_content", "tool_calls") if key in message)
+        return content
+    return content + "".join(str(message[key]) for key in ("reasoning_content", "tool_calls") if key in message)
 
 
 def content_hash(texts: Sequence[str]) -> int:
-    """64 bits of what texts say; compatibility forms, case and white space make no difference; 0: nothing is said."""
+    """A 64-bit hash of texts that ignores compatibility forms, case and white space; 0 for empty texts."""
     normal = "".join("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
     return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "big") if normal else 0

@@ -1,4 +1,4 @@
-"""The rows of a source through the tokeniser, chunk by chunk, in one process or many, into a token table."""
+"""Tokenises the rows of a source in chunks, in one process or several, and writes a token table."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from zerotune.common.errors import UserError
 from zerotune.data.readers import BadRow
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1_000_000
-ROWS_ALONE = 2048  # fewer are done before other processes have started
+ROWS_ALONE = 2048  # fewer rows are done before other processes have started
 
 
 @dataclass
 class Facts:
-    """What encoding found; see `Chunk`."""
+    """Facts about the rows of a table; see `Chunk`."""
 
     problems: Problems = field(default_factory=Problems)
     cut: int = 0
@@ -42,7 +42,6 @@ class Facts:
     asked_otherwise: int = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Count one more chunk."""
         for file, bad in chunk.bad:
             self.problems.add(file, bad)
         self.problems.rows += chunk.rows
@@ -57,14 +56,12 @@ class Facts:
         self.asked_otherwise += chunk.asked_otherwise
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest."""
         counts = {"cut": self.cut, "endless": self.endless, "loose": self.loose, "left_out": dict(self.left_out)}
         problems, ends = self.problems.to_json(), sorted(self.ends)
         return {"problems": problems, **counts, "ends": ends, "asked_otherwise": self.asked_otherwise}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Facts:
-        """What `to_json` gave."""
         problems, left_out = Problems.from_json(value["problems"]), Counter(value["left_out"])
         ends, asked_otherwise = set(value["ends"]), value["asked_otherwise"]
         counts = value["cut"], value["endless"], value["loose"]
@@ -73,7 +70,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Task:
-    """Some rows of one source. settings: the number of its settings."""
+    """Some rows of one source. settings: the index of its settings."""
 
     settings: int
     rows: Sequence[NumberedRow]
@@ -81,9 +78,9 @@ class Task:
 
 
 class Workers:
-    """Encoders by number of their settings, in this process for a few rows and in `processes` for many (0: one a core).
+    """Encoders by index of their settings: in this process for few rows, in `processes` for many (0: one per core).
 
-    Processes are spawned, not forked: this one may hold threads, locks and a GPU. A context manager.
+    Processes are spawned, not forked: this process may have threads, locks and a GPU. A context manager.
     """
 
     def __init__(self, settings: Sequence[Settings], processes: int) -> None:
@@ -100,13 +97,13 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; `run` starts new ones if it must."""
+        """End the processes; `run` starts new ones if needed."""
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
             self.pool = None
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Chunk]]:
-        """Each task with its chunk, in order; no more tasks are taken up than the processes need to keep busy."""
+        """Each task with its chunk, in order. Takes only as many tasks as keep the processes busy."""
         running: deque[tuple[Task, Future[Chunk]]] = deque()
         for task in tasks:
             self.rows += len(task.rows)
@@ -141,7 +138,7 @@ def _result(task: Task, future: Future[Chunk]) -> tuple[Task, Chunk]:
         return task, future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that tokenises was killed, most likely for want of memory: lower data.workers"
+            "a process that tokenises was killed, probably for lack of memory: lower data.workers"
         ) from error
 
 
@@ -156,8 +153,8 @@ _encoders: Encoders  # of a worker process
 def _begin(settings: Sequence[Settings]) -> None:
     global _encoders
     _encoders = Encoders(settings)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes themselves are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already run in parallel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -165,7 +162,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
-        os._exit(1)  # killed outright, it could not say goodbye
+        os._exit(1)  # the parent was killed
 
 
 def _encode(task: Task) -> Chunk:
@@ -173,7 +170,7 @@ def _encode(task: Task) -> Chunk:
 
 
 def tasks(rows: Iterable[NumberedRow], settings: int, only_check: Callable[[], bool]) -> Iterator[Task]:
-    """Rows gathered into tasks of a size that is worth a trip to another process."""
+    """Groups rows into tasks that are large enough for another process."""
     waiting: list[NumberedRow] = []
     characters = 0
     for row in rows:
@@ -194,7 +191,7 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 1
 
 
-def build(
+def write_table(
     rows: Iterable[NumberedRow],
     settings: int,
     workers: Workers,
@@ -202,10 +199,10 @@ def build(
     strict: bool,
     source: Source | None = None,
 ) -> Facts:
-    """Encode rows into a table.
+    """Encode rows and write them with `writer`.
 
-    strict: after a row that cannot be read the others are only checked, not tokenised: the table will not be used.
-    source: all of whose rows these are, for a progress bar.
+    strict: after a row that cannot be read, the others are only checked, since the table will not be used.
+    source: for a progress bar, if these are all its rows.
     """
     facts = Facts()
     with _Bar(source) as bar:
@@ -217,7 +214,7 @@ def build(
 
 
 class _Bar:
-    """A progress bar with the time that is left, for work that takes some; counts lines, which are known beforehand."""
+    """A progress bar with the time left, for many rows; it counts lines, whose number is known."""
 
     def __init__(self, source: Source | None) -> None:
         self.source = source

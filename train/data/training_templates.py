@@ -1,5 +1,5 @@
-"""The training templates of trl: copies of well-known chat templates that write each turn the same way whatever follows
-it, and mark with {% generation %} what the assistant says.
+"""TRL's training templates: copies of known chat templates that write a turn independently of later turns, and mark
+the assistant's parts with {% generation %}.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from zerotune.common.errors import UserError
 
-TRL = "1.16"  # as in pyproject.toml; another version may pair other texts
+TRL = "1.16"  # as in pyproject.toml; another version may have other pairs
 ENDING = "_training"
 
 
 def training_template(own: str) -> tuple[str, str] | None:
-    """(trl's name of the family, its training template) for the tokenizer's `own`; None if trl has none for it.
+    """(TRL's name of the family, its training template) for the tokenizer's `own` template; None if TRL has none.
 
-    `own` must be the very template that trl's was made from; line ends and one line feed at the end make no difference,
-    as they make none to Jinja. Raises UserError if trl is missing or of another version.
+    `own` must equal TRL's original, apart from line ends and one line feed at the end, which Jinja ignores. Raises
+    UserError if TRL is missing or of another version.
     """
     return _pairs().get(_canonical(own))
 
@@ -29,27 +29,27 @@ def training_template(own: str) -> tuple[str, str] | None:
 def _pairs() -> dict[str, tuple[str, str]]:
     """own template -> (name, training template).
 
-    trl keeps them as NAME.jinja and NAME_training.jinja. They are read from there, since importing trl's function
-    (`trl.chat_template_utils.get_training_chat_template`) loads datasets too, for about a second on every rank;
-    tests/unit/train/test_training_templates.py holds that both pair the same texts.
+    TRL stores them as NAME.jinja and NAME_training.jinja. They are read from there, since importing TRL's function
+    (`trl.chat_template_utils.get_training_chat_template`) also loads datasets, for about a second on every rank;
+    tests/unit/train/test_training_templates.py checks that both give the same pairs.
     """
     texts = {path.stem: path.read_text(encoding="utf-8") for path in folder().glob("*.jinja")}
     pairs = {_canonical(own): (name, texts[name + ENDING]) for name, own in texts.items() if name + ENDING in texts}
     if not pairs:
-        raise UserError(f"{folder()} holds no training templates; install trl again: pip install 'trl=={TRL}.*'")
+        raise UserError(f"{folder()} has no training templates; install trl again: pip install 'trl=={TRL}.*'")
     return pairs
 
 
 def folder() -> Path:
-    """Where trl keeps its templates. Raises UserError if trl is missing or of another version."""
+    """The folder of TRL's templates. Raises UserError if TRL is missing or of another version."""
     try:
         found = f"trl {version('trl')}"
     except PackageNotFoundError:
         found = "no trl"
     if not f"{found}.".startswith(f"trl {TRL}."):
         raise UserError(
-            f"data.chat_template: tokenizer looks for the training template of a family in trl {TRL}, but {found} is"
-            f" installed: pip install 'trl=={TRL}.*', or name another template (chatml, plain, a .jinja file)"
+            f"data.chat_template: tokenizer needs the training templates of trl {TRL}, but {found} is installed:"
+            f" pip install 'trl=={TRL}.*', or choose another template (chatml, plain, a .jinja file)"
         )
     spec = importlib.util.find_spec("trl")  # finds it without importing it
     assert spec is not None
@@ -58,5 +58,5 @@ def folder() -> Path:
 
 
 def _canonical(text: str) -> str:
-    """The text as Jinja reads it."""
+    """The text with Jinja's line ends."""
     return re.sub(r"\r\n?", "\n", text).removesuffix("\n")

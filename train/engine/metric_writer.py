@@ -69,7 +69,6 @@ class Board:
         self._try("tensorboard", lambda: self._events.scalars(step, values))
 
     def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Update the progress bar."""
         self._bar.update(step, loss, tokens_per_second)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:

@@ -54,7 +54,7 @@ UNFIT = {
 }
 
 
-def build(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.Optimizer:
     """The optimizer of the trained parameters: weight decay for matrices, none for biases, norms and a tuned prompt.
 
     sharding: `Runtime.kind`.

@@ -1,7 +1,6 @@
-"""How the run is spread: the one place that speaks to Accelerate. It knows distributed kinds, and no ZeRO stage.
+"""The parallelism of a run: the only module that uses Accelerate's processes. It knows kinds, not ZeRO stages.
 
-What Accelerate and its launchers do without a word on a CPU (plain single processes in place of two ranks, FSDP
-ignored) is
+On a CPU, Accelerate and its launchers silently start separate processes instead of ranks, or ignore FSDP: this is
 refused here with a message.
 """
 
@@ -38,10 +37,9 @@ from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
 from zerotune.models.precision import DTYPES, Precision, choose_precision
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
-# Groups kept until the process ends, also when they were left. A gloo group joins its threads when it is freed. Freed
-# by the last DDP model it does so under the interpreter's lock, for which one of the threads may be waiting: a rank
-# never ended.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for a long time while the others wait
+# Process groups, kept until the process ends. A gloo group joins its threads when it is freed; if the last DDP model
+# frees it, this happens with the GIL, for which one of these threads may wait: a deadlock.
 _LEFT: list[Any] = []
 
 
@@ -160,7 +158,6 @@ class Runtime:
         return [float(x) for x in joined.tolist()]
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
         self.accelerator.wait_for_everyone()
 
     def second_group(self) -> GlooGroup:

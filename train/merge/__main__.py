@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
-    """The command line."""
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
     made = argparse.ArgumentParser(prog=prog, description=about)
     add = made.add_argument

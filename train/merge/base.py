@@ -22,11 +22,7 @@ CONFIG_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SAFETENSO
 
 
 class BaseWeights(Protocol):
-    """Weights by name."""
-
-    def get(self, name: str) -> Tensor:
-        """The tensor, on the CPU."""
-        ...
+    def get(self, name: str) -> Tensor: ...
 
 
 class FileWeights:
@@ -36,7 +32,6 @@ class FileWeights:
         self.places = places
 
     def get(self, name: str) -> Tensor:
-        """The tensor, on the CPU."""
         file, key = self.places[name]
         with safe_open(file, "pt") as handle:
             tensor: Tensor = handle.get_tensor(key)

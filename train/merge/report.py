@@ -48,7 +48,6 @@ class MergeReport:
         return facts | {"checkpoint": self.checkpoint.name}
 
     def lines(self) -> list[str]:
-        """For the user."""
         compared = self.comparison
         lines = [
             f"{self.out}: {self.parameters:,} parameters in {self.weights}, {self.tensors} tensors, embeddings "

@@ -49,12 +49,10 @@ class Source:
 
     @property
     def model(self) -> ModelConfig:
-        """The recipe's base model."""
         return self.config.model
 
     @property
     def tuning(self) -> TuningConfig:
-        """The recipe's tuning."""
         return self.config.tuning
 
     @property

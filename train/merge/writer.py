@@ -22,13 +22,9 @@ class Writer(Protocol):
 
     digests: dict[str, str]
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write one more tensor."""
-        ...
+    def add(self, name: str, tensor: Tensor) -> None: ...
 
-    def close(self) -> None:
-        """Finish the files."""
-        ...
+    def close(self) -> None: ...
 
 
 def digest(tensor: Tensor) -> str:
@@ -96,13 +92,11 @@ class ModelWriter:
             model.all_tied_weights_keys = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Replace the model's tensor of this name."""
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
         is_buffer = leaf in dict(module.named_buffers(recurse=False))
         setattr(module, leaf, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
     def close(self) -> None:
-        """Write the model."""
         self.model.tie_weights()
         self.model.save_pretrained(self.folder, max_shard_size=SHARD_BYTES)

@@ -53,7 +53,6 @@ class Answers:
         return logits_rtv[..., : self.outputs].index_select(-1, self.outputs_k)
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file."""
         tensors = {"ids": self.ids_rt, "outputs": self.outputs_k, "found": self.found_rtk.contiguous()}
         if self.start_rtk is not None:
             tensors["start"] = self.start_rtk.contiguous()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ClassLoss:
-    """Cross entropy, summed; each label position counts by the weight of its gold class."""
+    """Cross entropy, summed; each label position counts by the weight of its class."""
 
     def __init__(self, config: HeadConfig, rows: LabelledDataset) -> None:
         if len(rows.labels) < 2:
@@ -33,15 +33,15 @@ class ClassLoss:
         self.weight_c: Tensor | None = None if balanced_c is None else balanced_c.float()
 
     def __call__(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
-        """-sum of weight[gold] * log softmax(outputs)[gold]."""
+        """-sum of weight[label] * log softmax(outputs)[label]."""
         weight_c = None if self.weight_c is None else self.weight_c.to(outputs_nc.device)
         return F.cross_entropy(outputs_nc, gold_n.long(), weight_c, reduction="sum")
 
     def weight(self, gold_n: Tensor) -> float:
-        """Sum of weight[gold]."""
+        """Sum of weight[label]."""
         return float(len(gold_n)) if self.weight_c is None else float(self.weight_c[gold_n.long().cpu()].double().sum())
 
 
 def _counts(rows: LabelledDataset) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    gold = np.concatenate([rows.gold(row)[1] for row in range(len(rows))]).astype(np.int64)
-    return np.bincount(gold, minlength=len(rows.labels)).astype(np.float64)
+    label_values = np.concatenate([rows.label_values(row)[1] for row in range(len(rows))]).astype(np.int64)
+    return np.bincount(label_values, minlength=len(rows.labels)).astype(np.float64)

@@ -116,7 +116,7 @@ class Head(Supervised):
         if not isinstance(rows, LabelledDataset):
             return {}
         count = min(len(rows), self.config.validation.max_rows or len(rows))
-        golds = [rows.gold(row) for row in range(count)]
+        golds = [rows.label_values(row) for row in range(count)]
         starts = np.cumsum([0, *(len(gold_n) for _, gold_n in golds)])
         said_n = np.zeros(int(starts[-1]))
         total = weight = 0.0
@@ -146,7 +146,7 @@ class Head(Supervised):
         for row in range(min(self.config.validation.samples, len(rows))):
             batch = collate(rows, [row], self.shape, filler=0).to(self.ranks.device)
             outputs_nc, gold_n = self.outputs(model, batch)
-            is_read_n = rows.gold(row)[0] == 1
+            is_read_n = rows.label_values(row)[0] == 1
             said, gold = (x.double().cpu().numpy()[is_read_n] for x in (self.decide(outputs_nc), gold_n))
             texts = [self.tokenizer.decode(d.ids_t.tolist(), skip_special_tokens=True) for d in rows.documents(row)]
             shown.append(Sample("\n".join(texts), self.show_row(rows, row, said), self.show_row(rows, row, gold)))

@@ -48,13 +48,13 @@ class TokenClassification(Head):
         return self.class_loss(outputs_nc, gold_n)
 
     def weight(self, gold_n: Tensor) -> float:
-        """Of the gold classes."""
+        """Of the true classes."""
         return self.class_loss.weight(gold_n)
 
     def show_row(self, rows: LabelledDataset, row: int, answers_n: NDArray[np.float64]) -> str:
         """The entities, each with its words."""
         (document,) = rows.documents(row)
-        marks = rows.gold(row)[0]
+        marks = rows.label_values(row)[0]
         starts = np.flatnonzero(~np.isnan(document.targets_t))[marks == 1]
         ends = [*starts[1:], len(document.ids_t)]
         found = []
@@ -72,9 +72,9 @@ class TokenClassification(Head):
         total, right, words = Counts(), 0, 0
         for _, windows in groupby(range(len(said.starts) - 1), key=rows.where):
             pairs = [pair for row in windows for pair in zip(*said.of_row(row), strict=True)]
-            gold, answer = ([rows.labels[int(pair[side])] for pair in pairs] for side in (0, 1))
-            total = sum(count_by_type(gold, answer).values(), total)
-            right += sum(a == b for a, b in zip(gold, answer, strict=True))
-            words += len(gold)
+            truth, answer = ([rows.labels[int(pair[side])] for pair in pairs] for side in (0, 1))
+            total = sum(count_by_type(truth, answer).values(), total)
+            right += sum(a == b for a, b in zip(truth, answer, strict=True))
+            words += len(truth)
         shares = {"f1": total.f1, "precision": total.precision, "recall": total.recall}
         return {**shares, "token_accuracy": right / max(words, 1)}

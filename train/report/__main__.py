@@ -49,7 +49,6 @@ def _compare(folders: Sequence[Path], out: Path | None) -> Path | None:
 
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
-    """The command line."""
     made = argparse.ArgumentParser(prog=prog, description=__doc__)
     made.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/demo, or several")
     made.add_argument("--out", type=Path, metavar="FILE", help="write the table of several runs as Markdown too")

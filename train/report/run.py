@@ -116,7 +116,6 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The last step of any metric."""
         return max((step for curve in self.curves.values() for step in curve), default=0)
 
     @property

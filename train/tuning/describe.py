@@ -1,4 +1,4 @@
-"""What the hand-over must know of a model beside its weights: its class, and its config as the objective left it."""
+"""Saves what a merge needs besides the weights: the model's class and config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_description(model: nn.Module, folder: Path) -> None:
     """config.json (with labels, size of the vocabulary, class of the model) and generation_config.json."""
     base = base_of(model)
     config = {**base.config.to_dict(), "architectures": [type(base).__name__]}
-    config.pop("quantization_config", None)  # how training stored the base; the hand-over is not quantised
+    config.pop("quantization_config", None)  # only for the base in training; the merged model is not quantised
     write_json(folder / "config.json", config)
     generation = getattr(base, "generation_config", None)
     if generation is not None:
@@ -28,5 +28,5 @@ def write_description(model: nn.Module, folder: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Plain JSON; what JSON does not know is written as its name."""
+    """Write JSON; other types are written as strings."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight moves."""
+"""Full fine-tuning: every weight is trained."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from zerotune.common.errors import UserError
 
 
 class Full:
-    """All weights are trained."""
-
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:
@@ -26,13 +24,12 @@ class Full:
             )
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
-        """None."""
         return {}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The same model, all of it trained."""
+        """The same model with all parameters trained."""
         return model.requires_grad_(True)
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
-        """The model's config."""
+        """Write the model's config."""
         write_description(model, folder)

@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685) and QLoRA (arXiv:2305.14314) through peft: low-rank updates beside frozen weights."""
+"""LoRA (arXiv:2106.09685) and QLoRA (arXiv:2305.14314) with PEFT: low-rank updates of frozen weights."""
 
 from __future__ import annotations
 
@@ -26,26 +26,32 @@ from zerotune.models.quantization import keep_layout
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
 
-ADAPTER = "default"  # peft's name for the only adapter; part of the names of the trained weights
+ADAPTER = "default"  # PEFT's name of the only adapter, part of the names of the trained weights
 HALF = (torch.float16, torch.bfloat16)
-STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")  # peft's list, and what it refuses in them
+STATE_SPACE = (
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "falcon_h1",
+    "nemotron_h",
+)  # PEFT's list, and the modules that it refuses there
 UNFIT = ("conv1d", "out_proj")
 
 log = logging.getLogger(__name__)
 
 
 class Lora:
-    """Adapters on the target modules are trained, and with them biases and whole modules where asked for.
+    """Trains adapters on the target modules, and by options also biases and complete modules.
 
-    Everything trained is kept in float32, whatever the storage of the base: in 16 bits small updates round to nothing.
-    Embeddings that were given new rows are trained and saved whole.
+    All trained weights are in float32, for any dtype of the base: 16 bits would lose small updates. Embeddings with
+    new rows are trained and saved completely.
     """
 
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:
         if config.lora.rank < 1:
-            raise UserError(f"tuning.lora.rank: {config.lora.rank} is not possible; at least 1")
+            raise UserError(f"tuning.lora.rank: must be at least 1, not {config.lora.rank}")
         if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"tuning.quantization: {config.quantization} needs bitsandbytes: pip install bitsandbytes")
         if config.quantization != "none" and model is not None and model.path:
@@ -54,12 +60,12 @@ class Lora:
         self.config, self.seed, self.task = config, seed, task
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
-        """The quantisation of the base. dtype: arithmetic of the forward pass, and storage of what is not quantised."""
+        """The quantisation of the base. dtype: of the forward pass, and of weights that are not quantised."""
         if self.config.quantization == "none":
             return {}
-        from transformers import BitsAndBytesConfig  # imports bitsandbytes: only who quantises waits for it
+        from transformers import BitsAndBytesConfig  # imports bitsandbytes, which takes time: only if needed
 
-        if self.config.quantization == "int8":  # bitsandbytes says at every product that it casts its input
+        if self.config.quantization == "int8":  # bitsandbytes logs every cast of an input
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
         return {
@@ -72,11 +78,11 @@ class Lora:
         }
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The model with adapters, all else frozen. New weights are a function of the seed.
+        """The model with adapters; all other weights are frozen. New weights depend only on the seed.
 
-        Raises UserError for a target that no module is called, naming the nearest.
+        Raises UserError for a target that is not a module's name, with similar names.
         """
-        from peft import get_peft_model  # takes seconds: only who tunes with it waits for it
+        from peft import get_peft_model  # takes seconds: only if needed
 
         base: Any = model
         if self.config.quantization == "nf4":
@@ -85,25 +91,25 @@ class Lora:
         base.requires_grad_(False)
         try:
             with seeded(self.seed), warnings.catch_warnings():
-                # An adapter on one of two tied matrices: train.merge writes them as two then.
+                # If one of two tied matrices has an adapter, train.merge writes two matrices.
                 warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own call
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT's own call
                 tuned: nn.Module = get_peft_model(base, description)
-        except ValueError as error:  # what peft cannot do with this kind of module
+        except ValueError as error:  # PEFT does not support this kind of module
             raise UserError(f"tuning.lora: {error}") from error
         _train_in_float32(tuned)
-        if getattr(base, "is_activation_checkpointing", False):  # peft leaves this out where the base is quantised
+        if getattr(base, "is_activation_checkpointing", False):  # PEFT skips this for a quantised base
             base.enable_input_require_grads()
         return tuned
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
-        """The model's config, and the adapter's as peft resolved it."""
+        """Write the model's config and the adapter's config, as resolved by PEFT."""
         write_description(model, folder)
         adapters: Any = model
         adapters.peft_config[ADAPTER].save_pretrained(folder)
         path = folder / "adapter_config.json"
         described = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("target_modules", "exclude_modules"):  # sets: their order would change from start to start
+        for key in ("target_modules", "exclude_modules"):  # sets, whose order differs between processes
             if isinstance(described.get(key), list):
                 described[key].sort()
         write_json(path, described)
@@ -125,7 +131,7 @@ class Lora:
         return LoraConfig(
             task_type=self.task,
             r=lora.rank,
-            lora_alpha=lora.alpha,  # declared int, only ever divided
+            lora_alpha=lora.alpha,  # declared as int, but only divided
             lora_dropout=lora.dropout,
             target_modules=targets,
             exclude_modules=[*head, *self._unfit(model, targets)] or None,
@@ -137,17 +143,17 @@ class Lora:
         )
 
     def _unfit(self, model: Any, targets: str | list[str]) -> list[str]:
-        """Modules that peft cannot adapt in models with a state space: their kernels read the weights themselves."""
+        """Modules that PEFT cannot adapt in state-space models, whose kernels read the weights directly."""
         if getattr(model.config, "model_type", None) not in STATE_SPACE:
             return []
         if targets == "all-linear":
-            log.info("tuning.lora.targets: all-linear leaves out %s, which LoRA cannot adapt here", ", ".join(UNFIT))
+            log.info("tuning.lora.targets: all-linear excludes %s, which LoRA cannot adapt here", ", ".join(UNFIT))
             return list(UNFIT)
         named = [name for name in targets if name.rpartition(".")[2] in UNFIT]
         if named:
             raise UserError(
                 f"tuning.lora.targets: {named[0]} cannot be adapted in a {model.config.model_type}, whose kernels read "
-                "its weights themselves; name other layers (in_proj, ...), or all-linear for all that can be"
+                "its weights directly; name other layers (in_proj, ...), or use all-linear"
             )
         return []
 
@@ -161,20 +167,20 @@ def _last_name(model: nn.Module) -> Any:
     return lambda module: names.get(id(module))
 
 
-def _require_modules(model: nn.Module, key: str, asked: list[str], only: tuple[type, ...] = ()) -> None:
-    """Raise UserError for a name that no module (of a kind that LoRA can adapt) has."""
+def _require_modules(model: nn.Module, key: str, wanted: list[str], only: tuple[type, ...] = ()) -> None:
+    """Raise UserError for a name that no module (of the types `only`) has."""
     from transformers.pytorch_utils import Conv1D
 
     kinds = (*only, Conv1D) if only else ()
     modules = {name: module for name, module in model.named_modules() if name}
     fitting = {name.rpartition(".")[2]: None for name, m in modules.items() if not kinds or isinstance(m, kinds)}
-    for name in asked:
+    for name in wanted:
         found = {path: m for path, m in modules.items() if f".{path}".endswith(f".{name}")}
         if not found:
             near = (
                 difflib.get_close_matches(name.rpartition(".")[2], list(fitting), n=3, cutoff=0.4) or list(fitting)[:8]
             )
-            raise UserError(f"{key}: no module of the model is called {name}; the nearest are {', '.join(near)}")
+            raise UserError(f"{key}: the model has no module {name}; similar names are {', '.join(near)}")
         unfit = [m for m in found.values() if kinds and not isinstance(m, kinds)]
         if unfit:
             inner = sorted({n.rpartition(".")[2] for n, m in next(iter(unfit)).named_modules() if isinstance(m, kinds)})
@@ -193,14 +199,14 @@ def _ties(model: Any, saved: list[str], targets: str | list[str]) -> bool:
     if copied and adapted:
         raise UserError(
             f"tuning.lora: {', '.join(sorted(pair))} share one matrix in this model; {', '.join(sorted(copied))} in "
-            f"modules_to_save trains it whole, so take {', '.join(sorted(adapted))} out of targets"
+            f"modules_to_save trains it completely, so remove {', '.join(sorted(adapted))} from targets"
         )
     return bool(copied)
 
 
 def _train_in_float32(tuned: nn.Module) -> None:
-    """peft does this for the adapters; here for trained copies of modules and for biases. What they give goes on in the
-    dtype of the frozen model, so that its other layers notice nothing."""
+    """Store trained copies of modules and biases in float32, as PEFT does with adapters. Their outputs keep the dtype
+    of the frozen model."""
     from peft.utils import ModulesToSaveWrapper
 
     for module in list(tuned.modules()):
@@ -222,12 +228,12 @@ class Float32BiasLinear(nn.Linear):
     """A frozen 16-bit matrix with a trained float32 bias."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The bias is rounded where it is added."""
+        """Rounds the bias to the weight's dtype before adding it."""
         return F.linear(input, self.weight, self.bias.to(self.weight.dtype))
 
 
 def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    dtype = next(p.dtype for p in module.parameters())  # asked for each time: DeepSpeed may have cast the module since
+    dtype = next(p.dtype for p in module.parameters())  # read each time: DeepSpeed may have cast the module
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 

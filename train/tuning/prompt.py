@@ -1,4 +1,4 @@
-"""Prompt tuning (arXiv:2104.08691): learned vectors before the text, every weight of the model frozen."""
+"""Prompt tuning (arXiv:2104.08691): trained vectors before the text; all weights of the model are frozen."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ class Prompt:
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:
         if config.quantization != "none":
-            raise UserError("tuning.quantization: prompt tuning keeps the weights as they are; remove it, or use lora")
+            raise UserError("tuning.quantization: prompt tuning cannot quantise the weights; remove it, or use lora")
         if config.prompt.virtual_tokens < 1:
-            raise UserError("tuning.prompt.virtual_tokens: at least one is needed")
+            raise UserError("tuning.prompt.virtual_tokens: must be at least 1")
         if config.prompt.init_text is not None and not (model and model.path):
-            raise UserError("tuning.prompt.init_text: needs the model's tokenizer to become tokens")
+            raise UserError("tuning.prompt.init_text: needs the model's tokenizer; set model.path")
         self.config, self.seed, self.model, self.task = config.prompt, seed, model, task
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
-        """None."""
         return {}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The model with its prompt before every sequence. Start values are a function of the seed, or of init_text."""
-        from peft import PromptTuningConfig, get_peft_model  # takes seconds: only who tunes with it waits for it
+        """The model with its prompt before every sequence. Initial values come from the seed, or from init_text."""
+        from peft import PromptTuningConfig, get_peft_model  # takes seconds: only if needed
 
         added = getattr(model, "resized_from_tokens", None)
         if added is not None:
             raise UserError(
-                f"tuning.kind: the tokenizer has tokens beyond the model's {added}; prompt tuning would leave their "
-                "embeddings untrained. Use the model's own tokenizer, or tuning.kind lora or full"
+                f"tuning.kind: the tokenizer has more tokens than the model's {added}; prompt tuning would not train "
+                "their embeddings. Use the model's own tokenizer, or tuning.kind lora or full"
             )
         options: dict[str, Any] = {"prompt_tuning_init": "SAMPLE_VOCAB"}
         if self.config.init_text is not None:
@@ -57,10 +56,10 @@ class Prompt:
         )
         model.requires_grad_(False)
         with seeded(self.seed), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own call
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT's own call
             try:
                 tuned: nn.Module = get_peft_model(model, description)
-            except ValueError as error:  # of a model without attention peft does not know the sizes
+            except ValueError as error:  # PEFT does not find the sizes of a model without attention
                 kind = type(model).__name__
                 raise UserError(
                     f"tuning.kind: prompt tuning is not possible with a {kind} ({error}); use lora or full"
@@ -68,13 +67,13 @@ class Prompt:
         return tuned
 
     def save(self, state: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
-        """The model's config."""
+        """Write the model's config."""
         write_description(model, folder)
 
     def _tokenizer(self) -> dict[str, Any]:
-        """Where peft finds the tokenizer; loading it here first gives our messages."""
+        """The tokenizer's path for PEFT; loading it here first gives our own error messages."""
         assert self.model is not None
         if not load_tokenizer(self.model)(self.config.init_text or "")["input_ids"]:
-            raise UserError("tuning.prompt.init_text: it gives no token")
+            raise UserError("tuning.prompt.init_text: the text has no tokens")
         revision = None if self.model.tokenizer else self.model.revision
         return {"tokenizer_name_or_path": str(resolve(self.model.tokenizer or self.model.path, revision))}

@@ -318,7 +318,7 @@ def test_words_classes_and_values_take_labels_of_their_type() -> None:
         return TASKS[name].load(Row("f", 1, {"text": "S", "label": label}))
 
     assert task("classification", "yes") == Classified("f:1", ("S",), "yes")
-    with pytest.raises(RowError, match="label is a number; a language model needs the label's words"):
+    with pytest.raises(RowError, match="label is a number; a language model needs a label in words"):
         task("classification", 1)
     assert task("regression", "-1.5") == RegressionItem("f:1", ("S",), -1.5)
     with pytest.raises(RowError, match="neither the name nor the number of a class"):

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from eval import protocols
-from eval.config import parse
+from eval.config import Config, parse
 from eval.tasks import TASKS
 from tests.support.commands import seconds_of
 from zerotune.common.errors import UserError
+from zerotune.common.schema import fields_of
+from zerotune.common.yaml_lines import dump_yaml
 from zerotune.data import readers
 from zerotune.data.fields import RowError
 from zerotune.inference.requests import Generated
 
 ROOT = Path(__file__).resolve().parents[3]
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "jinja2"}
 
 
@@ -187,6 +198,14 @@ def test_mistakes_in_a_file_are_told_with_their_line(tmp_path: Path, text: str, 
         parse(["--config", config_file(tmp_path, text)])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from([*fields_of(Config), "x"]), PLAIN, max_size=4))
+@example({"data": {"qa": [None, {}]}, "filter": [[]]})
+def test_whatever_stands_in_a_file_is_one_message(tmp_path: Path, values: dict[str, Any]) -> None:
+    with contextlib.suppress(UserError):
+        parse(["--config", config_file(tmp_path, dump_yaml(values)), "--max_rows", "1"])
 
 
 @pytest.mark.parametrize("given", ["0 0.7 1.2", "0,0.7,1.2", "0, 0.70 1.2 -0"])

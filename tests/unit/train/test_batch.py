@@ -79,7 +79,7 @@ def test_packed_batches_have_no_padding_and_targets_stay_inside_their_document()
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
     assert batch.inputs["cu_seq_lens_q"].tolist() == [0, 4, 7, 9]
     assert batch.targets.tolist() == [[7, 7, 7, IGNORED, 7, 7, IGNORED, 7, IGNORED]]
-    assert (batch.tokens, batch.slots, batch.counts["loss"]) == (9, 9, 6.0)
+    assert (batch.tokens, batch.positions, batch.counts["loss"]) == (9, 9, 6.0)
     assert batch.row_ids == ("rows.jsonl:3", "rows.jsonl:1", "rows.jsonl:2")
 
 
@@ -109,7 +109,7 @@ def test_padding_waste_stays_under_its_promise(packed, limit):
     steps = epoch_steps(rows, [1.0], cut, 0, 0)
     assert padding_share(rows.lengths_n, steps, cut, ranks=2) <= limit
     batches = [b for rank in (0, 1) for s in steps[:8] for b in rank_batches(rows, s, cut, rank, 2)]
-    measured = 1 - sum(b.tokens for b in batches) / sum(b.slots for b in batches)
+    measured = 1 - sum(b.tokens for b in batches) / sum(b.positions for b in batches)
     assert measured == pytest.approx(padding_share(rows.lengths_n, steps[:8], cut, 2), abs=1e-9)
 
 

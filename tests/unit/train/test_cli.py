@@ -387,6 +387,10 @@ class TestTrain:
         place = executed.index(str(ROOT / "train/main.py"))
         assert executed[place + 1 :] == [*with_recipes(self.WORDS), "--data.system_prompt", strange]
 
+    def test_no_recipe_is_one_message(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["train"]) == 64
+        assert capsys.readouterr().err.startswith("error: no recipe: ")
+
     def test_a_mistake_starts_no_launcher(
         self, executed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

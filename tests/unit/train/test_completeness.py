@@ -102,7 +102,7 @@ def test_tools_and_earlier_thoughts_that_are_left_out_are_named():
     ("right", "wrong", "reason"),
     [
         ("{{- m.content }}", "{{- m.content }}{{ m.content }}", "more than once"),
-        ("{%- for m in messages %}", "{%- for m in messages[::-1] %}", "before what is said earlier"),
+        ("{%- for m in messages %}", "{%- for m in messages[::-1] %}", "before an earlier part"),
         ("{{- m.content }}", "{% endgeneration %}{{- m.content }}{% generation %}", "does not mark what the assistant"),
     ],
 )

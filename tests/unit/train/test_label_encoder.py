@@ -67,7 +67,7 @@ def test_or_at_all_of_them_of_which_only_the_first_is_measured(tmp_path: Path) -
     assert golds[0] == golds[-1] == "O"
     assert golds[1] == "B-animal"
     assert set(golds[2:-1]) == {"I-animal"}
-    marks, _ = corpus.train.gold(0)
+    marks, _ = corpus.train.label_values(0)
     assert (marks == 1).sum() == 3
     assert len(golds) == len(corpus.train.documents(0)[0].ids_t)
 
@@ -81,7 +81,7 @@ def test_no_gold_tag_of_a_long_sentence_is_lost_and_none_is_learned_twice(tmp_pa
     golds = [gold for window in range(len(corpus.train)) for _, gold in marked(corpus, window)]
     assert golds == row["tags"]
     assert len({corpus.train.where(window) for window in range(len(corpus.train))}) == 1
-    assert any("sentence goes on in further rows" in line for line in corpus.lines)
+    assert any("sentence continues in further rows" in line for line in corpus.lines)
 
 
 def test_sentences_that_share_a_line_are_sentences_of_their_own(tmp_path: Path) -> None:
@@ -266,7 +266,9 @@ def test_more_processes_and_bad_rows_left_out_change_no_label_number(tmp_path: P
     assert one.train.digest == two.train.digest
     assert one.train.labels == tuple(f"class {k}" for k in range(5))
     kept = [row for row in rows if row["label"]]
-    assert [one.train.labels[int(one.train.gold(k)[1][0])] for k in range(len(kept))] == [r["label"] for r in kept]
+    assert [one.train.labels[int(one.train.label_values(k)[1][0])] for k in range(len(kept))] == [
+        r["label"] for r in kept
+    ]
 
 
 def test_classes_of_the_hub_stand_as_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ def test_weight_fraction_held_out_share_and_overlap_together(tmp_path):
     corpus = prepare(config, tokenizer(), 0, Solo())
     train, held = corpus.train, corpus.validation
 
-    [line] = [line for line in corpus.lines if "left out of training" in line]
-    dropped = int(re.search(r"(\d+) training row\(s\) stand there too, and 0 more", line)[1])
+    [line] = [line for line in corpus.lines if "removed from training" in line]
+    dropped = int(re.search(r"(\d+) training row\(s\) are there too, and 0 more", line)[1])
     assert dropped > 0
     drawn = len(train) + len(held) + dropped - 100  # of the big file
     assert 80 <= drawn <= 120
@@ -63,7 +63,7 @@ def test_weight_fraction_held_out_share_and_overlap_together(tmp_path):
 def test_a_weight_that_draws_no_row_names_its_key(tmp_path, weight):
     many, few = (write_jsonl(tmp_path / f"{n}.jsonl", questions(str(n), n)) for n in (100, 4))
     sources = [SourceConfig(str(many), "qa"), SourceConfig(str(few), "qa", weight=weight)]
-    with pytest.raises(UserError, match=rf"data\.train\[1\]\.weight: {weight} of 4 row\(s\) is not even one row"):
+    with pytest.raises(UserError, match=rf"data\.train\[1\]\.weight: {weight} of 4 row\(s\) is less than one row"):
         prepare(recipe(tmp_path / "cache", *sources), tokenizer(), 0, Solo())
     assert len(prepare(recipe(tmp_path / "cache", sources[0]), tokenizer(), 0, Solo()).train) == 100
     quarter = SourceConfig(str(few), "qa", weight=0.25)

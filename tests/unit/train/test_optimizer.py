@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from train.config import OptimConfig
-from train.engine.optimizer import OPTIMIZERS, build, learning_rate
+from train.engine.optimizer import OPTIMIZERS, build_optimizer, learning_rate
 from zerotune.common.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_warmup_fraction_is_of_all_steps():
 def test_every_optimizer_learns_and_spares_vectors_from_decay(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 1))
-    optimizer = build(model, OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.5), "single")
+    optimizer = build_optimizer(model, OptimConfig(name=name, learning_rate=1e-2, weight_decay=0.5), "single")
     decayed = {p.ndim for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     spared = {p.ndim for g in optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
     assert (decayed, spared) == ({2}, {1})
@@ -66,7 +66,7 @@ def test_decay_spares_the_vectors_of_a_tuned_prompt():
     base = LlamaForSequenceClassification(LlamaConfig(vocab_size=64, **tiny))
     tuned = Prompt(TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=3)), task="SEQ_CLS").apply(base)
     names = {id(p): name for name, p in tuned.named_parameters()}
-    groups = build(tuned, OptimConfig(weight_decay=0.1), "single").param_groups
+    groups = build_optimizer(tuned, OptimConfig(weight_decay=0.1), "single").param_groups
     decayed = [names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]]
     spared = [names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]]
     assert any("score" in name for name in decayed)
@@ -77,7 +77,7 @@ def test_decay_spares_the_vectors_of_a_tuned_prompt():
 def test_nothing_to_train_is_said_at_once():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no parameter is trained"):
-        build(model, OptimConfig(), "single")
+        build_optimizer(model, OptimConfig(), "single")
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_nothing_to_train_is_said_at_once():
 def test_what_fails_on_shards_is_refused(name, sharding):
     model = nn.Linear(2, 2)
     with pytest.raises(UserError, match=rf"optim\.name: {name} cannot be used with {sharding}"):
-        build(model, OptimConfig(name=name), sharding)
-    build(model, OptimConfig(name=name), "ddp")
-    build(model, OptimConfig(), sharding)
+        build_optimizer(model, OptimConfig(name=name), sharding)
+    build_optimizer(model, OptimConfig(name=name), "ddp")
+    build_optimizer(model, OptimConfig(), sharding)
 
 
 def test_float16_weights_are_not_trained():
     with pytest.raises(UserError, match=r"model\.weights: float16"):
-        build(nn.Linear(2, 2).half(), OptimConfig(), "single")
-    build(nn.Linear(2, 2).half(), OptimConfig(), "zero-2")
+        build_optimizer(nn.Linear(2, 2).half(), OptimConfig(), "single")
+    build_optimizer(nn.Linear(2, 2).half(), OptimConfig(), "zero-2")

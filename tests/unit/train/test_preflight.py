@@ -158,7 +158,7 @@ def test_other_paths(model: Path, rows: Path, options: list[str], message: str) 
             "question,answer\nx,y\n北京,中国\n".encode("gb18030"),
             "format: qa",
             "data.train[0]: 1 of the first 2 rows cannot be used:\n  /a.csv:3: not UTF-8: byte 0xb1 at column 1"
-            " (it seems to be gb18030: set encoding: gb18030)\nMend them, or leave them out with data.on_bad_row: skip",
+            " (it seems to be gb18030: set encoding: gb18030)\nFix them, or skip them with data.on_bad_row: skip",
         ),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_template_that_cannot_be_learned_from_names_a_row(tmp_path):
     rows = [{"messages": CHAT[1:3]}, {"messages": CHAT[1:]}]
     corpus = corpus_of(tmp_path, rows, "chat", chat_template=str(template), on_bad_row="skip")
     assert len(corpus.train) == 1  # single turns can be told apart
-    assert any("1 of 2 rows left out: 1 the chat template writes earlier turns differently" in x for x in corpus.lines)
+    assert any("1 of 2 rows skipped: 1 the chat template writes earlier turns differently" in x for x in corpus.lines)
 
 
 def test_the_system_prompt_goes_before_conversations_without_one(tmp_path):
@@ -190,10 +190,8 @@ def test_long_conversations_are_cut_and_counted_and_those_with_nothing_left_are_
     corpus = corpus_of(tmp_path, rows, "qa", using, on_bad_row="skip")
     assert corpus.train.lengths_n.tolist()[1] == 64
     assert len(corpus.train) == 2
-    assert "data.train[0]: 1 row is cut at data.max_length_tokens (64)" in corpus.lines
-    assert any(
-        "1 of 3 rows left out: 1 nothing left to learn after truncation; the first is" in x for x in corpus.lines
-    )
+    assert "data.train[0]: 1 row is truncated at data.max_length_tokens (64)" in corpus.lines
+    assert any("1 of 3 rows skipped: 1 nothing left to learn after truncation; the first is" in x for x in corpus.lines)
 
 
 # the cache
@@ -397,11 +395,11 @@ def test_overlap_is_found_and_told(overlapping):
     corpus = prepare(make(), tokenizer(), 0, Solo())
     [line] = [line for line in corpus.lines if "overlap with" in line]
     assert line.startswith(
-        "WARNING: overlap with the validation data: 1 training row(s) stand there too, and 1 more ask"
+        "WARNING: overlap with the validation data: 1 training row(s) are there too, and 1 more have"
     )
     assert f"{train}:2 = {held}:2; {train}:4 = {held}:3" in line
     assert len(corpus.train) == 6
-    with pytest.raises(UserError, match=r"1 training row\(s\) stand there too.*on_overlap"):
+    with pytest.raises(UserError, match=r"1 training row\(s\) are there too.*on_overlap"):
         prepare(make(on_overlap="error"), tokenizer(), 0, Solo())
 
 
@@ -415,7 +413,7 @@ def test_overlap_is_dropped_from_training(overlapping):
 def test_data_without_overlap_says_so(tmp_path):
     corpus = corpus_of(tmp_path, questions(50), "qa", validation_fraction=0.2)
     assert "overlap with the validation data: no row and no question" in corpus.lines
-    with pytest.raises(UserError, match=r"left out of training, which would have no row \(data\.on_overlap: drop\)"):
+    with pytest.raises(UserError, match=r"removed from training, which leaves no row \(data\.on_overlap: drop\)"):
         corpus_of(tmp_path, [TURN] * 4, "qa", validation_fraction=0.5, on_overlap="drop")
 
 
@@ -440,14 +438,14 @@ def test_published_chinese_and_english_rows_come_back_whole(tmp_path):
 
 
 def left_out(corpus):
-    return [line for line in corpus.lines if "left out (in how many)" in line]
+    return [line for line in corpus.lines if "not used (in how many rows)" in line]
 
 
 def test_what_rows_say_and_nobody_learns_is_named_once_a_source(tmp_path):
     rows = [{**TURN, "id": number, "lang": "zh" if number else None, "题目": ""} for number in range(3)]
     corpus = corpus_of(tmp_path, rows, "qa")
     assert left_out(corpus) == [
-        "data.train[0]: said in rows and left out (in how many): column id (3), column lang (2)"
+        "data.train[0]: parts of rows that are not used (in how many rows): column id (3), column lang (2)"
     ]
     again = corpus_of(tmp_path, rows, "qa")
     assert "(from the cache)" in again.lines[0]

@@ -162,7 +162,7 @@ def test_one_error_lists_the_first_ten_bad_rows_and_counts_all(tmp_path):
 def test_skipped_rows_are_counted_by_the_kind_of_their_reason():
     problems = counted(10, ["not valid JSON: cut off (x)", "field `a` is null", "not valid JSON: other (column 3)"])
     assert skipped_line(problems, ["x.jsonl"]) == (
-        "3 of 10 rows left out: 2 not valid JSON, 1 field `a` is null;"
+        "3 of 10 rows skipped: 2 not valid JSON, 1 field `a` is null;"
         " the first is x.jsonl:1: not valid JSON: cut off (x)"
     )
     again = Problems.from_json(json.loads(json.dumps(problems.to_json())))

@@ -138,7 +138,7 @@ def test_bad_rows_stop_the_stream_at_their_window_or_are_left_out(tmp_path):
         next(strict)
     loose = list(streamed(tmp_path, SourceConfig(str(path), "text"), on_bad_row="skip").windows(0))
     assert [len(window) for window in loose] == [10, 9, 10]
-    assert loose[1].notes[0].startswith("window 1: data.train[0]: 1 of 10 rows left out: 1 field `text` is null")
+    assert loose[1].notes[0].startswith("window 1: data.train[0]: 1 of 10 rows skipped: 1 field `text` is null")
     with pytest.raises(UserError, match=r"a\.jsonl:18"):
         list(streamed(tmp_path, SourceConfig(str(path), "text")).windows(0))
 
@@ -178,7 +178,7 @@ def test_validation_data_are_at_rest_and_overlap_is_found_in_each_window(tmp_pat
     windows = list(corpus.windows(0))
     assert [len(window) for window in windows] == [10, 9, 10]
     assert f"{path}:16 = {held}:1" in windows[1].notes[0]
-    with pytest.raises(UserError, match=r"give data\.validation instead"):
+    with pytest.raises(UserError, match=r"set data\.validation instead"):
         streamed(tmp_path, SourceConfig(str(path), "text"), validation_fraction=0.1)
 
 

@@ -209,7 +209,7 @@ def test_answers_that_will_be_asked_for_otherwise_are_counted(
     rows = [{"messages": [{"role": "user", "content": "Q1"}, answer]}]
     lines = corpus_of(tmp_path, rows, "chat", using, chat_template="tokenizer", max_length_tokens=4000).lines
     assert any(f"trl's {name}_training.jinja" in line for line in lines)
-    assert sum("1 last answers stand behind another prompt" in line for line in lines) == count
+    assert sum("1 last answers follow another prompt" in line for line in lines) == count
 
 
 @pytest.mark.parametrize("name", PAIRED)

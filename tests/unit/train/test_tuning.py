@@ -153,7 +153,7 @@ def test_resized_embeddings_are_trained_without_being_asked_for(llama, qwen2, tm
         assert [p.shape for p in copies] == [(310, 32)] * count
         again = tuned(folder, lora(), prepare=lambda model: fit_vocabulary(model, tokenizer, 5))
         assert all(torch.equal(p, trained(again)[name]) for name, p in trained(model).items())
-    with pytest.raises(UserError, match="prompt tuning would leave"):
+    with pytest.raises(UserError, match="prompt tuning would not train"):
         tuned(llama, prompt(), prepare=lambda model: fit_vocabulary(model, tokenizer, 5))
     model = load_model(AutoModelForCausalLM, ModelConfig(path=str(llama)), torch.float32)
     assert not fit_vocabulary(model, load_tokenizer(ModelConfig(path=str(llama))), 5)
@@ -234,9 +234,9 @@ def test_prompt_cannot_pack_and_the_others_can():
 
 
 REFUSED = {
-    "unknown target": (lora(targets=["q_pro"]), r"tuning\.lora\.targets: .*q_pro; the nearest are q_proj"),
+    "unknown target": (lora(targets=["q_pro"]), r"tuning\.lora\.targets: .*q_pro; similar names are q_proj"),
     "module that holds others": (lora(targets=["mlp"]), "mlp is a Qwen2MLP.*down_proj, gate_proj, up_proj"),
-    "unknown module to save": (lora(modules_to_save=["lm_hed"]), r"modules_to_save: .*lm_hed; the nearest are lm_head"),
+    "unknown module to save": (lora(modules_to_save=["lm_hed"]), r"modules_to_save: .*lm_hed; similar names are"),
     "tied matrix twice": (lora(targets=["embed_tokens"], modules_to_save=["lm_head"]), "share one matrix"),
 }
 
@@ -252,9 +252,9 @@ def test_refused_where_the_model_shows_it(qwen2, name):
     ("config", "message"),
     [
         (TuningConfig(kind="full", quantization="nf4"), "cannot be trained themselves"),
-        (TuningConfig(kind="prompt", quantization="nf4"), "prompt tuning keeps the weights"),
-        (TuningConfig(kind="lora", lora=LoraConfig(rank=0)), "rank: 0"),
-        (TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=0)), "at least one"),
+        (TuningConfig(kind="prompt", quantization="nf4"), "prompt tuning cannot quantise the weights"),
+        (TuningConfig(kind="lora", lora=LoraConfig(rank=0)), "at least 1, not 0"),
+        (TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=0)), "at least 1"),
         (TuningConfig(kind="prompt", prompt=PromptConfig(init_text="x")), "needs the model's tokenizer"),
     ],
 )
@@ -298,7 +298,7 @@ STATE_SPACE = {
 def test_all_linear_of_a_state_space_model_leaves_out_what_lora_cannot_adapt(family, caplog):
     with caplog.at_level(logging.INFO):
         model = make_tuning(lora(), 0).apply(AutoModelForCausalLM.from_config(STATE_SPACE[family]))
-    assert "tuning.lora.targets: all-linear leaves out conv1d, out_proj" in caplog.text
+    assert "tuning.lora.targets: all-linear excludes conv1d, out_proj" in caplog.text
     assert any("in_proj.lora_A" in name for name in trained(model))
     named = make_tuning(lora(targets=["in_proj", "out_proj"]), 0)
     fresh = AutoModelForCausalLM.from_config(STATE_SPACE[family])
