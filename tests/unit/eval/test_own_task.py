@@ -60,10 +60,10 @@ class FakePrompter:
 
     max_new_tokens, stop_ids = 9, (0,)
 
-    def question(self, messages: Any) -> tuple[int, ...]:
+    def chat_prompt(self, messages: Any) -> tuple[int, ...]:
         return tuple(map(ord, "".join(f"<{m['content']}>" for m in messages)))
 
-    def answers(self, messages: Any) -> list[Any]:
+    def assistant_turns(self, messages: Any) -> list[Any]:
         asked = self.chat_prompt(messages[:-1])
         return [Passage((*asked, *map(ord, messages[-1]["content"])), len(asked), len(messages[-1]["content"]))]
 
