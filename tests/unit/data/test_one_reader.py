@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from zerotune.data.readers import Row
 from zerotune.data.rows import Example, load
 from zerotune.data.tagged import Tagged
 
+ROOT = Path(__file__).resolve().parents[3]
 U, A, S = (
     {"role": role, "content": text} for role, text in (("user", "Q?"), ("assistant", "A."), ("system", "Be kind."))
 )
@@ -353,3 +356,28 @@ def test_columns_may_have_other_names_on_both_sides(tmp_path: Path) -> None:
 def test_a_question_is_enough_where_nothing_is_compared() -> None:
     for row in ({"question": "Q?"}, {"question": "Q?", "answer": ""}, {"messages": [U]}, {"prompt": "Q?"}):
         assert TASKS["samples"].load(Row("f", 1, row)).messages == (U,)
+
+
+def test_a_new_format_is_one_value(tmp_path: Path) -> None:
+    """Recipes accept it, language models learn from it, and evaluation recognises its columns."""
+    (tmp_path / "rows.jsonl").write_text('{"ask": "Q?", "reply": "A."}\n')
+    code = f"""
+from zerotune.data.formats import FORMATS, Format
+from zerotune.data.questions import read_question
+FORMATS["note"] = Format(("ask", "reply"), lambda fields: read_question(fields, "ask", "reply"))
+import zerotune.data.formats as formats
+formats.TEXTS += ("note",)
+from eval.tasks import TASKS
+from train.config import SourceConfig
+from train.data.sources import find
+from train.data.tokenize import read_row
+from train.registry import OBJECTIVES
+from zerotune.data.readers import Row
+assert "note" in OBJECTIVES["causal_lm"].formats and "note" in OBJECTIVES["ppo"].formats
+source = find(SourceConfig(path="{tmp_path}/rows.jsonl", format="note"), "data.train[0]")
+(row,) = (row.item for row in source.rows())
+assert read_row(row, "note", {{}}, None).messages == list(TASKS["qa"].load(row).messages)
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "ok\n", done.stderr
