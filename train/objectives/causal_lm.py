@@ -18,7 +18,7 @@ from train.objectives.base_model import BaseModel
 from train.objectives.prompts import answer_at
 from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
-from zerotune.inference.checkpoint import listed
+from zerotune.inference.checkpoint import as_tuple
 from zerotune.models import attention, loss_head
 
 CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
@@ -51,7 +51,7 @@ class CausalLM(Objective):
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""
         model = self.base.load(self.data.shape.packed)
-        own = listed(model.generation_config.eos_token_id)
+        own = as_tuple(model.generation_config.eos_token_id)
         model.generation_config.eos_token_id = sorted({*own, *self.data.corpus.stop_ids})
         loss_head.install(model)
         ready: nn.Module = model
