@@ -11,6 +11,8 @@ from typing import Any
 from train.config import Config, SourceConfig, TuningConfig
 from train.config_ppo import RewardConfig
 from train.registry import own_keys
+from zerotune.common.schema import leaf_ways, value_at
+from zerotune.common.yaml_lines import dotted
 
 # Keys that may change when a run resumes: they do not affect training's numbers.
 FREE_KEYS = (
@@ -53,18 +55,8 @@ LATER_OPTIONS = ("delimiter", "encoding", "filter")  # of a source
 
 def flat(config: Config) -> dict[str, Any]:
     """All settings by dotted key, as plain values; a list of sources is one setting."""
-
-    def walk(value: Any, key: str) -> dict[str, Any]:
-        if dataclasses.is_dataclass(value):
-            inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            return {k: v for name, v in inner.items() for k, v in walk(v, f"{key}.{name}" if key else name).items()}
-        if isinstance(value, list):
-            value = [
-                dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v for v in value
-            ]
-        return {key: value}
-
-    return walk(config, "")
+    values = dataclasses.asdict(config)
+    return {dotted(way): value_at(values, way) for way in leaf_ways(Config)}
 
 
 def bound(config: Config) -> dict[str, Any]:

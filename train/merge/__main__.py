@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from train.config import MergeConfig
 from train.merge.places import find_run, refuse_foreign
@@ -13,6 +14,7 @@ from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
 from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.schema import fields_of
 
 PROG = "python -m train.merge"
 
@@ -47,16 +49,12 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     add = result.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
     add("out", type=Path, metavar="OUT", help="the folder to write; an earlier merge there is replaced")
-    add("--checkpoint", choices=("best", "last"), default="best", help="which checkpoint of a run (default: best)")
-    kinds = ("auto", "float32", "bfloat16", "float16")
-    add("--weights", choices=kinds, default="auto", help="storage of the weights (default: that of the base model)")
-    bases = ("original", "dequantized")
-    add(
-        "--quantized_base",
-        choices=bases,
-        default="original",
-        help="QLoRA: merge into the original or the dequantized base (default: original)",
-    )
+    for name, text in {
+        "checkpoint": "which checkpoint of a run (default: best)",
+        "weights": "storage of the weights (default: that of the base model)",
+        "quantized_base": "QLoRA: merge into the original or the dequantized base (default: original)",
+    }.items():
+        add(f"--{name}", choices=get_args(fields_of(MergeConfig)[name]), default=getattr(MergeConfig, name), help=text)
     add("--base", metavar="FOLDER", help="the base model's folder, if it has moved since training")
     add("--trust_remote_code", action="store_true", help="run the base model's own code")
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from train.merge.places import find_run
 from train.models.load import head_parts
 from zerotune.common.errors import UserError
 from zerotune.models.digest import model_digest
-from zerotune.models.folder import read_config, resolve
+from zerotune.models.folder import read_config, read_json, resolve
 from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
 
@@ -151,11 +150,7 @@ def _choose(run: Path, which: str) -> Path:
 
 def _facts(run: Path) -> dict[str, Any]:
     path = run / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    return facts if isinstance(facts, dict) else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _check_base(config: Config, facts: dict[str, Any]) -> int | None:

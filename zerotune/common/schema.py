@@ -61,7 +61,7 @@ def checked(kind: type[_Kind], values: dict[str, Any]) -> tuple[_Kind, list[Faul
                     faults.setdefault(way, _fault(way, at, dict(found)))
                 with suppress(LookupError, TypeError):  # what it stands in may have been left out already
                     if found["type"] == "missing":
-                        _at(values, way[:-1])[way[-1]] = next(iter(get_args(at)), "?")
+                        value_at(values, way[:-1])[way[-1]] = next(iter(get_args(at)), "?")
                     else:
                         _leave_out(values, way)
 
@@ -102,17 +102,11 @@ def _fault(way: Way, kind: Any, found: dict[str, Any]) -> Fault:
     return Fault(way, f"{name}: expected {describe(kind)}, got {shown(value)}", value=value)
 
 
-def _at(values: Any, way: Way) -> Any:
-    for step in way:
-        values = values[step]
-    return values
-
-
 def _leave_out(values: dict[str, Any], way: Way) -> None:
     """Removes what stands at `way`, and a list with a wrong item as a whole."""
     while isinstance(way[-1], int):
         way = way[:-1]
-    del _at(values, way[:-1])[way[-1]]
+    del value_at(values, way[:-1])[way[-1]]
 
 
 def is_section(kind: Any) -> bool:
@@ -138,6 +132,13 @@ def kind_at(kind: Any, way: Way) -> Any:
         else:
             return None
     return kind
+
+
+def value_at(values: Any, way: Way) -> Any:
+    """What stands at `way` in plain values. Raises LookupError or TypeError where nothing does."""
+    for step in way:
+        values = values[step]
+    return values
 
 
 def leaf_ways(kind: Any, way: Way = ()) -> list[Way]:
