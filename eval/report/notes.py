@@ -6,7 +6,7 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.result import Contamination, Fewer, MetricResult, Result, TaskResult
+from eval.result import Contamination, MetricResult, Result, Subsample, TaskResult
 from zerotune.common.console import counted
 from zerotune.common.scale import plain
 
@@ -67,7 +67,7 @@ def _reasons(metric: MetricResult) -> list[str]:
     return [reason for reason in dict.fromkeys(found) if reason]
 
 
-def _asked(fewer: Fewer, seed: int | None) -> str:
+def _asked(fewer: Subsample, seed: int | None) -> str:
     lead = f"{fewer.rows:,} of {counted(fewer.of_rows, 'row')} asked (--max_rows), "
     if seed is not None:
         return lead + f"drawn with seed {seed}"

@@ -9,7 +9,7 @@ from eval.protocols import Table
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
 from zerotune.common.scale import SHARE, percent, plain
-from zerotune.models.run_facts import Origin
+from zerotune.models.run_facts import RunFacts
 
 LONGEST = 24  # rows of a table in Markdown
 ENDS = 10  # best and worst that are shown of a longer one
@@ -64,7 +64,7 @@ def training(result: Result) -> Sheet:
     return Sheet("Training", head, [[Cell(m.name), *_training(m.origin)] for m in result.models] if known else [])
 
 
-def _training(origin: Origin | None) -> list[Cell]:
+def _training(origin: RunFacts | None) -> list[Cell]:
     if origin is None:
         return [Cell("")] * 5
     trained = f"{origin.trained:,} of {origin.total:,}" if origin.trained is not None else ""

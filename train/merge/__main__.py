@@ -13,7 +13,7 @@ from train.merge.places import find_run, refuse_foreign
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 from zerotune.common.schema import fields_of
 
 PROG = "python -m train.merge"
@@ -61,5 +61,5 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     sys.exit(main())

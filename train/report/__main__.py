@@ -15,7 +15,7 @@ from train.report.compare import markdown, print_comparison, read_runs
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 PROG = "python -m train.report"
 
@@ -56,5 +56,5 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     sys.exit(main())

@@ -17,13 +17,13 @@ CTRL_C = 128 + signal.SIGINT  # as shells count it
 FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # Ctrl-C, and a terminal that was closed
 
 
-def die_quietly_of_ctrl_c() -> None:
+def exit_quietly_on_ctrl_c() -> None:
     """Until the program can say more, Ctrl-C ends it without a traceback. Ignored stays ignored (`nohup`, `&`)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def tell_launcher(message: str, is_first: bool = True) -> None:
+def report_to_launcher(message: str, is_first: bool = True) -> None:
     """Have `accelerate launch` and torchrun name the reason in what they print last.
 
     is_first: whether this process is to blame, and not only ends with another. Launchers blame the earliest one by
@@ -35,7 +35,7 @@ def tell_launcher(message: str, is_first: bool = True) -> None:
             Path(path).write_text(json.dumps(said), encoding="utf-8")
 
 
-def let_the_first_speak() -> None:
+def wait_for_first_process() -> None:
     """Wait, in all processes of a machine but the first, before telling what all of them have found by themselves.
 
     The first one tells it and leaves; the launcher then ends the others, before they say the same once more.
@@ -45,7 +45,7 @@ def let_the_first_speak() -> None:
         time.sleep(PATIENCE_SECONDS)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with the exit `code`, its output written.
 
     One of several ends at once. Its process groups have threads of their own; one of them may still be freeing a Python

@@ -51,7 +51,7 @@ class Sentinel:
         self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
 
     def __enter__(self) -> Sentinel:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `die_quietly_of_ctrl_c`
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `exit_quietly_on_ctrl_c`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_hear_nothing)

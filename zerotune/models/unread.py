@@ -64,9 +64,9 @@ def report_unread(folder: Path, lost: Sequence[str]) -> None:
     used = {path.name for path in weight_files(folder)}
     files = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
     if lost:
-        tell_once(logging.WARNING, folder, f"not read, and not in the model that results: {patterns(lost)}")
+        log_once(logging.WARNING, folder, f"not read, and not in the model that results: {patterns(lost)}")
     if files:
-        tell_once(logging.WARNING, folder, f"weight files that are not read: {', '.join(files)}")
+        log_once(logging.WARNING, folder, f"weight files that are not read: {', '.join(files)}")
 
 
 def patterns(names: Sequence[str], shown: int = 8) -> str:
@@ -77,7 +77,7 @@ def patterns(names: Sequence[str], shown: int = 8) -> str:
     return ", ".join(words[:shown]) + more
 
 
-def tell_once(level: int, folder: Path, text: str) -> None:
+def log_once(level: int, folder: Path, text: str) -> None:
     """Log a line about a folder, once in a process, on the first rank."""
     if (str(folder), text) not in _told and int(os.environ.get("RANK", 0)) == 0:
         _told.add((str(folder), text))

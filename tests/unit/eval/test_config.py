@@ -122,15 +122,15 @@ def test_options_of_other_programs_are_answered_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         parse([*words.split(), "--config", file])
     assert str(refused.value).replace(str(tmp_path), "").splitlines() == [
-        "/eval.yaml:1: unknown option num_fewshot: the task says how many examples it shows; write your own in a task"
+        "/eval.yaml:1: unknown option num_fewshot: each task sets its number of examples; for another, write a task"
         " file (docs/evaluation.md)",
         "/eval.yaml:2: unknown option limit; did you mean max_rows?",
         "/eval.yaml:3: unknown option modell; did you mean model?",
         "/eval.yaml:4: precision: expected one of auto, bf16, fp16, fp32, got 'fp8'",
         "unknown option --model_args; did you mean --model FOLDER, without pretrained=?",
-        "unknown option --num-fewshot: the task says how many examples it shows; write your own in a task file"
+        "unknown option --num-fewshot: each task sets its number of examples; for another, write a task file"
         " (docs/evaluation.md)",
-        "unknown option --batch_size; did you mean --batch_tokens, which is chosen by memory where it is not given?",
+        "unknown option --batch_size; did you mean --batch_tokens, which by default depends on free memory?",
         "unknown option --report_to; --help lists all",
         "unknown option --use_cache; did you mean --resume auto, which is the default: answers are kept in"
         " OUT/journal?",

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eval.compare import compare, corrected
+from eval.compare import compare, with_holm_correction
 from eval.metrics.labels import macro_f1
 from eval.protocols import CorpusMetric, Sample, SampleMetric, Table
 from eval.report import figure, markdown, show, summary, words, write
@@ -28,9 +28,9 @@ from eval.report.matrix import legend, matrix
 from eval.report.notes import circumstances, warnings
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
-from eval.result import Evaluation, Fewer, MetricResult, Result
+from eval.result import Evaluation, MetricResult, Result, Subsample
 from tests.support.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
-from zerotune.models.run_facts import origin_of
+from zerotune.models.run_facts import read_run_facts
 
 
 @pytest.fixture(scope="module")
@@ -333,13 +333,15 @@ def test_the_evaluator_is_named_by_version_and_commit(compared: Evaluation) -> N
 @pytest.mark.parametrize(
     ("fewer", "seed", "said"),
     [
-        (Fewer(50, 1319, 1, 1), None, "the first ones"),
-        (Fewer(50, 1319, 1, 1), 42, "drawn with seed 42"),
-        (Fewer(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
-        (Fewer(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
+        (Subsample(50, 1319, 1, 1), None, "the first ones"),
+        (Subsample(50, 1319, 1, 1), 42, "drawn with seed 42"),
+        (Subsample(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
+        (Subsample(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
     ],
 )
-def test_fewer_rows_than_there_are_is_a_note(compared: Evaluation, fewer: Fewer, seed: int | None, said: str) -> None:
+def test_fewer_rows_than_there_are_is_a_note(
+    compared: Evaluation, fewer: Subsample, seed: int | None, said: str
+) -> None:
     result = compared.result
     tasks = [dataclasses.replace(result.tasks[0], fewer=fewer), *result.tasks[1:]]
     told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
@@ -367,7 +369,7 @@ def results(pairs: list[tuple[float, float]], metric: SampleMetric = ACCURACY) -
 
 def sentence(compared: Evaluation, metric: MetricResult, rows: int) -> str:
     task = dataclasses.replace(compared.result.tasks[0], metrics=[metric], samples=rows)
-    (found,) = words.sentences(dataclasses.replace(compared.result, tasks=corrected([task])))
+    (found,) = words.sentences(dataclasses.replace(compared.result, tasks=with_holm_correction([task])))
     return found.before + found.verdict + found.after
 
 
@@ -417,7 +419,7 @@ def test_another_number_is_not_the_same_though_no_row_is_won(compared: Evaluatio
 
 def test_few_rows_are_not_tested_and_the_report_says_why(compared: Evaluation) -> None:
     metric = results([(0.1, 0.9)] * 3 + [(0.2, 0.8)] * 2, SampleMetric("similarity", higher_is_better=True))
-    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5, needed are 20")
+    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5 of at least 20")
 
 
 def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -> None:
@@ -426,7 +428,7 @@ def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -
     assert 0.01 < weak.differences[0].p_value < 0.05
     nothing = results([(1.0, 0.0), (0.0, 1.0)] * 20)
     task = dataclasses.replace(compared.result.tasks[0], metrics=[weak, *[nothing] * 4])
-    result = dataclasses.replace(compared.result, tasks=corrected([task]))
+    result = dataclasses.replace(compared.result, tasks=with_holm_correction([task]))
     assert result.tasks[0].metrics[0].differences[0].p_holm > 0.05
     assert words.multiplicity(result).endswith("none of the differences remains.")
 
@@ -469,7 +471,7 @@ def test_curves_stand_at_the_step_of_the_checkpoint(compared: Evaluation, tmp_pa
         folder.mkdir()
         facts = {"merge": {"step": step}, "config": {"run": {"folder": "runs/demo"}}} if step else {}
         (folder / "run.json").write_text(json.dumps(facts))
-        models.append(dataclasses.replace(model, origin=origin_of(folder)))
+        models.append(dataclasses.replace(model, origin=read_run_facts(folder)))
     write_curves(dataclasses.replace(compared.result, models=models), tmp_path / "curves")
     for run, step, place in (("demo", 120, 0), ("merged", 0, 1)):
         events = EventAccumulator(str(tmp_path / "curves" / run)).Reload()

@@ -35,7 +35,7 @@ from train.recipe import parse
 from zerotune.common.errors import UserError
 from zerotune.data.readers import Row
 from zerotune.inference.budget import Budget
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Classified
 
 TEXTS = [("the cat", " sat down"), ("the dog", ""), ("ran", " and ran and ran")]
@@ -252,7 +252,7 @@ def test_a_class_of_a_model_without_classes_is_refused(reward_model: Path, token
 
 def evaluated(folder: Path, row: dict[str, Any]) -> list[float]:
     """The outputs for both sides of a pair, as the evaluation task finds them."""
-    checkpoint = look(str(folder), "model")
+    checkpoint = open_checkpoint(str(folder), "model")
     device = torch.device("cpu")
     asked = task.ask(task.load(Row("f", 1, row)), checkpoint.prompter("tokenizer", 1, 0))
     with torch.no_grad():
