@@ -494,5 +494,5 @@ def test_cards_have_the_scales_of_the_report_and_no_parts_of_sums() -> None:
     data = re.search(r'<script type="application/json" class="data">(.*?)</script>', shown)
     assert data is not None
     (row,) = json.loads(data[1])["rows"]
-    assert row["said"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
+    assert row["formatted"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
     assert row["values"] == {"similarity": [0.25], "tokens": [12.0]}
