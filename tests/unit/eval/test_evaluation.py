@@ -159,7 +159,7 @@ def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> N
     assert any(
         line.startswith("rouge") and line.endswith(f"s ({len(QUESTIONS)} answers known before)") for line in lines
     )
-    assert any("answers known before (from the journal, or of another task) do not count" in line for line in lines)
+    assert any("cached answers (from the journal or another task) do not count" in line for line in lines)
 
 
 SHAPE: dict[str, Any] = {
