@@ -34,7 +34,7 @@ Answer = Callable[["LossHead", Tensor, Tensor], Tensor]  # (layer, hidden_nd, ta
 
 
 class HeadRequest(NamedTuple):
-    """What installed output layers are asked in place of logits, at the positions that have a target."""
+    """The output that installed output layers compute instead of logits, at the positions that have a target."""
 
     targets_bt: Tensor
     answer: Answer
@@ -124,14 +124,14 @@ class LossHead(nn.Module):
     """Mixed in front of an output layer's own class."""
 
     def forward(self, hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits; or, while predicting, the answer: the summed loss unless something else is asked."""
+        """Logits; while predicting, the requested output instead, by default the summed loss."""
         request = _REQUEST.get()
         if request is None:
             return cast(Tensor, super().forward(hidden_btd, *args, **kwargs))
         return request.answer(self, *at_targets(hidden_btd, request.targets_bt))
 
     def logits(self, hidden_nd: Tensor) -> Tensor:
-        """As without a request."""
+        """Logits, even while predicting."""
         with predicting(None):
             return self.forward(hidden_nd)
 

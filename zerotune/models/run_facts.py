@@ -1,4 +1,4 @@
-"""What the training run left about a checkpoint, in run.json beside the weights; nothing for one from elsewhere."""
+"""Facts about the training run of a checkpoint, from run.json beside the weights."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class RunFacts:
 
 
 def read_run_json(folder: Path) -> Mapping[str, Any]:
-    """run.json as it stands; empty where there is none."""
+    """The content of run.json; empty without one."""
     return json_object(folder / "run.json")
 
 
 def template_date_of(facts: Mapping[str, Any]) -> date | None:
-    """The day that the run's chat template read: of its first start, here; None where run.json does not say."""
+    """The date that the run passed to its chat template: that of its first start; None if run.json lacks it."""
     for key in ("template_date", "started"):  # runs from before the first are known by the second
         try:
             moment = datetime.fromisoformat(facts.get(key) or "")
@@ -44,7 +44,7 @@ def template_date_of(facts: Mapping[str, Any]) -> date | None:
 
 
 def read_run_facts(folder: Path) -> RunFacts | None:
-    """None where run.json names no run and step."""
+    """Read a checkpoint's run.json; None if it names no run and step."""
     facts = read_run_json(folder)
     step, run = _at(facts, "merge", "step"), _at(facts, "config", "run", "folder")
     if not isinstance(step, int) or not isinstance(run, str):

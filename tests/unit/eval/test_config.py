@@ -57,7 +57,7 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--tasks qa --data x", "give --model"),
         ("--model a --data x", "give --tasks"),
         ("--model a --tasks qaa --data x", "unknown task qaa; did you mean qa?"),
-        ("--model a --tasks xyz --data x", "unknown task xyz; there are perplexity, qa, "),
+        ("--model a --tasks xyz --data x", "unknown task xyz; use perplexity, qa, "),
         ("--modle a --tasks qa --data x", "unknown option --modle; did you mean --model?"),
         ("--model a --tasks qa --data x --max_rows -1", "--max_rows: must be greater than or equal to 0, not -1"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),

@@ -109,7 +109,7 @@ def test_an_encoder_for_no_task_is_an_error(folder: Path) -> None:
 
 def test_a_language_model_is_no_sentence_encoder(tmp_path: Path) -> None:
     eval_checkpoints.save(tmp_path)
-    with pytest.raises(UserError, match="is a language model, whose states know only what came before"):
+    with pytest.raises(UserError, match="is a causal language model"):
         Encoder(str(tmp_path), CPU)
 
 

@@ -159,7 +159,7 @@ def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> N
     assert any(
         line.startswith("rouge") and line.endswith(f"s ({len(QUESTIONS)} answers known before)") for line in lines
     )
-    assert any("answers known before (from the journal, or of another task) do not count" in line for line in lines)
+    assert any("cached answers (from the journal or another task) do not count" in line for line in lines)
 
 
 SHAPE: dict[str, Any] = {
@@ -293,7 +293,7 @@ def test_an_answer_that_the_context_ends_is_reported(folders: dict[str, Path], t
     (task,) = found.result.tasks
     assert (task.samples, task.skipped) == (3, [])
     assert task.cut_short == {"before": [f"{path}:3"]}
-    assert "the context had no room for the rest of the answer, or the next turn" in markdown(found)
+    assert "the context was too short for the rest of the answer, or the next turn" in markdown(found)
 
 
 def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:

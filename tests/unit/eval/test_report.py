@@ -187,7 +187,7 @@ def test_the_terminal_breaks_names_between_their_parts_and_keeps_words_and_numbe
     said = shown(evaluation((LONG_NAME, "Qwen2.5-7B-Instruct")).result)
     assert max(map(cell_len, said.splitlines())) <= 80
     pieces = said[said.index("Metrics") :].split()
-    assert {"runs/qwen2.5-7b-instruct-", "r64-alpha128-seed42/merged", "noticeable", "similarity"} <= set(pieces)
+    assert {"runs/qwen2.5-7b-instruct-", "r64-alpha128-seed42/merged", "detectable", "similarity"} <= set(pieces)
     assert column_widths([["token_classification"], ["-0.0227 [-0.1, 3]"]], 24) == [14, 10]
     assert folded("token_classification of 1e-05", 14) == "token_\nclassification\nof 1e-05"
     assert folded("abcdefghi jk l", 7) == "abcdefg\nhi jk l"
@@ -252,7 +252,7 @@ def test_one_model_is_no_baseline() -> None:
 def test_a_task_that_brings_its_rows_names_no_file(compared: Evaluation) -> None:
     task = dataclasses.replace(compared.result.tasks[0], data={})
     lines = circumstances(dataclasses.replace(compared.result, tasks=[task]))
-    assert any(line.startswith("quiz version 1: rows of its own; base 12.5 s") for line in lines)
+    assert any(line.startswith("quiz version 1: built-in rows; base 12.5 s") for line in lines)
     assert any("cpu, 1 process; " in line for line in lines)
 
 
@@ -316,7 +316,7 @@ def test_models_stand_side_by_side_in_a_tasks_tables(compared: Evaluation) -> No
 
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     report = markdown(compared)
-    assert "quiz: 20 of 120 rows stand in the training data. accuracy 21.7 %, on the 100 clean rows 22.0 %" in report
+    assert "quiz: 20 of 120 rows occur in the training data. accuracy 21.7 %, on the 100 clean rows 22.0 %" in report
     assert "the same row: 10" in report
     assert "could not be compared: lost.jsonl" in report
     assert "and 10 more in result.json" in report
@@ -494,5 +494,5 @@ def test_cards_have_the_scales_of_the_report_and_no_parts_of_sums() -> None:
     data = re.search(r'<script type="application/json" class="data">(.*?)</script>', shown)
     assert data is not None
     (row,) = json.loads(data[1])["rows"]
-    assert row["said"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
+    assert row["formatted"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
     assert row["values"] == {"similarity": [0.25], "tokens": [12.0]}

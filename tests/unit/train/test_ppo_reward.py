@@ -97,7 +97,7 @@ def test_what_is_no_judge_is_told_of_its_part(tmp_path: Path, bert: Path, tiny_q
     weights = load_file(headless / "model.safetensors")
     save_file({k: w for k, w in weights.items() if "classifier" not in k}, headless / "model.safetensors")
     tokenizer.save_pretrained(language)
-    for folder, reason in ((nowhere, "no folder"), (language, "gives a text"), (headless, "weights are missing")):
+    for folder, reason in ((nowhere, "no folder"), (language, "classifies texts"), (headless, "weights are missing")):
         part = RewardConfig("model", path=str(folder), label="good", name="tone")
         with pytest.raises(UserError, match=reason) as caught:
             Reward([part], tokenizer, None, "fp32", Solo())

@@ -178,7 +178,7 @@ def test_evaluation_asks_with_the_day_of_the_run_or_the_given_one(tmp_path: Path
     both = ["--baseline", base, "--model", tuned]
     first = evaluated(tmp_path, *both)
     assert told(first) == ["2026-11-30", "2026-11-30"]
-    assert any("reads the clock: it was told 2026-11-30" in line for line in circumstances(first.result))
+    assert any("reads the clock and was given 2026-11-30" in line for line in circumstances(first.result))
     again = evaluated(tmp_path, *both)
     assert again.result.tasks[0].reused == {"base": 1, "tuned": 1}
     given = evaluated(tmp_path, *both, "--date", "2020-02-29")
