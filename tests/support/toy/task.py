@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """The riddle is asked."""
-    return [Generate(prompter.question(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
+    return [Generate(prompter.chat_prompt(example.messages[:-1]), prompter.max_new_tokens, prompter.stop_ids)]
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
