@@ -1,1 +1,1 @@
-"""The evaluation: asks a Hugging Face checkpoint in batches and scores the answers. Imports nothing of `train`."""
+"""Evaluates Hugging Face checkpoints on tasks and compares them. Imports nothing from `train`."""

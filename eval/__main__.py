@@ -1,8 +1,8 @@
-"""`python -m eval` is `eval/main.py`."""
+"""`python -m eval` runs `eval/main.py`."""
 
 import sys
 
 from eval.main import main
-from zerotune.common.process_exit import leave
+from zerotune.common.process_exit import exit_process
 
-leave(main(sys.argv[1:]))
+exit_process(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Metrics of each model with their uncertainty, and each model against the baseline on the same samples."""
+"""Computes metrics with confidence intervals, and compares each model with the baseline on the same samples."""
 
 from __future__ import annotations
 
@@ -26,20 +26,23 @@ from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, Sample, S
 from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskResult
 from zerotune.common.scale import CORRELATION
 
-SAME = 1e-6  # relative; per-sample numbers closer than this are a tie, not rounding won and lost
+SAME = 1e-6  # relative; per-sample values closer than this are tied
 SIGNIFICANT = 0.05
-FEWEST_BY_JACKKNIFE = 20  # rows; losses, by typical values, need fewer
-NO_SPREAD = "no interval: all rows alike, at the end of the scale, or not finite"
-NO_SPREAD_OF_CHANGE = "no test: all rows change alike, or both values are at an end of the scale"
-ROUNDING = 1e-12  # an interval of this relative width has none, but for rounding
+FEWEST_BY_JACKKNIFE = 20  # rows; losses use typical values, which need fewer
+NO_SPREAD = "no interval: all rows are equal, the value is at the end of its scale, or it is not finite"
+NO_SPREAD_OF_CHANGE = "no test: all rows change equally, or both values are at an end of the scale"
+ROUNDING = 1e-12  # an interval of this relative width is a point, up to rounding
 NO_DIFFERENCE = "no significant difference"
-FEWEST_UNLIKE = 6  # rows that differ, between models or from the commonest value
+FEWEST_UNLIKE = 6  # rows that differ, between models or from the most common value
 
-Tables = Mapping[str, Columns]  # of each model; the first is the baseline
+Tables = Mapping[str, Columns]  # by model; the first is the baseline
 
 
 def compare(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) -> list[MetricResult]:
-    """Every metric for every model (name -> samples of the same rows in the same order); the first is the baseline."""
+    """Compute every metric for every model and compare with the first, the baseline.
+
+    samples: model -> its samples, for all models of the same rows in the same order.
+    """
     tables = tables_of(samples)
     parts = _parts_of(next(iter(samples.values())))
     baseline, *others = tables
@@ -62,22 +65,22 @@ def compare(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) 
 
 
 def outcomes(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[int]]:
-    """model -> for each sample +1 won, -1 lost or 0 tied against the baseline, by the first metric; {} without any."""
+    """model -> for each sample +1 (won), -1 (lost) or 0 (tied) against the baseline, by the first metric."""
     if not metrics:
         return {}
     tables = tables_of(samples)
     baseline, *others = tables
-    return {model: _won(metrics[0], tables[baseline], tables[model]).tolist() for model in others}
+    return {model: _outcomes(metrics[0], tables[baseline], tables[model]).tolist() for model in others}
 
 
-def corrected(tasks: Sequence[TaskResult]) -> list[TaskResult]:
-    """The same results with `p_holm` for all their comparisons together."""
+def with_holm_correction(tasks: Sequence[TaskResult]) -> list[TaskResult]:
+    """Set `p_holm`, the p-values corrected for all comparisons together."""
     tested = [d.p_value for t in tasks for m in t.metrics for d in m.differences if d.p_value is not None]
-    waiting = iter(holm(tested))
+    adjusted = iter(holm(tested))
 
     def with_holm(metric: MetricResult) -> MetricResult:
         differences = [
-            d if d.p_value is None else dataclasses.replace(d, p_holm=next(waiting)) for d in metric.differences
+            d if d.p_value is None else dataclasses.replace(d, p_holm=next(adjusted)) for d in metric.differences
         ]
         return dataclasses.replace(metric, differences=differences)
 
@@ -85,19 +88,19 @@ def corrected(tasks: Sequence[TaskResult]) -> list[TaskResult]:
 
 
 def value(metric: Metric, table: Columns) -> float:
-    """The metric over all samples of the table."""
+    """The metric over all samples of a table."""
     return float(table[metric.name].mean()) if isinstance(metric, SampleMetric) else metric.of(table)
 
 
 def per_sample(metric: Metric, table: Columns) -> Floats:
-    """Each sample's own number, by which samples are won and lost; for a corpus metric each sample is a corpus."""
+    """The metric of each sample, which decides whether it is won or lost; for a corpus metric, of a corpus of one."""
     if isinstance(metric, SampleMetric):
         return table[metric.name]
     return np.array([metric.of(_take(table, np.array([i]))) for i in range(_count(table))])
 
 
 def tables_of(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Columns]:
-    """model -> name of a number -> that number of each sample."""
+    """model -> name of a value -> that value of each sample."""
     return {
         model: {key: np.array([sample.values[key] for sample in own]) for key in own[0].values}
         for model, own in samples.items()
@@ -105,12 +108,11 @@ def tables_of(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Columns]:
 
 
 def _parts_of(samples: Sequence[Sample]) -> dict[tuple[str, str], NDArray[np.int64]]:
-    """(group, name) -> rows of that part."""
+    """(group, name) -> rows of that part; a part with all rows is left out."""
     parts: dict[tuple[str, str], list[int]] = {}
     for row, sample in enumerate(samples):
         for part in sample.groups.items():
             parts.setdefault(part, []).append(row)
-    # A part that is the whole says nothing beyond it.
     return {part: np.array(rows) for part, rows in sorted(parts.items()) if len(rows) < len(samples)}
 
 
@@ -125,7 +127,9 @@ def _estimate(metric: Metric, model: str, table: Columns) -> Estimate:
     elif reason := _too_few(metric, table):
         return Estimate(model, found, None, None, None, reason)
     elif isinstance(metric, RatioMetric) and _is_unlimited(metric):
-        interval = _through(metric.of_ratio, typical_values(table[metric.top], _bottom(metric, table)).interval)
+        interval = _transform_interval(
+            metric.of_ratio, typical_values(table[metric.top], _bottom(metric, table)).interval
+        )
     else:
         interval = jackknife(found, _left_out(metric, table), metric.scale)
     if interval is None or not math.isfinite(interval.high) or _is_point(interval):
@@ -134,32 +138,32 @@ def _estimate(metric: Metric, model: str, table: Columns) -> Estimate:
 
 
 def _too_few(metric: Metric, table: Columns) -> str:
-    """Why there is no interval; empty where there is one."""
+    """The reason why there are too few rows for an interval, else ""."""
     count = int((_bottom(metric, table) > 0).sum()) if isinstance(metric, RatioMetric) else _count(table)
     fewest = FEWEST if _is_unlimited(metric) else FEWEST_BY_JACKKNIFE
     if isinstance(metric, CorpusMetric):
         fewest = max(fewest, metric.fewest)
     if count < fewest:
-        return f"too few rows for an interval: {count}, needed are {fewest}"
+        return f"too few rows for an interval: {count} of at least {fewest}"
     if isinstance(metric, CorpusMetric):
         return metric.too_few(table) if metric.too_few else ""
     if isinstance(metric, SampleMetric):
         unlike = count - int(np.unique(table[metric.name], return_counts=True)[1].max())
         if 0 < unlike < FEWEST_UNLIKE:
-            return f"too few rows for an interval: only {unlike} differ from the commonest value"
+            return f"too few rows for an interval: only {unlike} differ from the most common value"
     return ""
 
 
 def _left_out(metric: Metric, table: Columns) -> Floats:
-    """The metric without each block of rows."""
+    """The metric with each block of rows left out (jackknife)."""
     parts = blocks(_count(table))
     if isinstance(metric, CorpusMetric) and not metric.of_sums:
         return _left_out_of_rows(metric, table, parts)
     starts = [part[0] for part in parts]
 
     def without(column: Floats) -> Floats:
-        sums = np.add.reduceat(column, starts)  # what stands before and behind: less than all would round away the rest
-        return _before(sums) + _before(sums[::-1])[::-1]
+        sums = np.add.reduceat(column, starts)  # sum before and after the block: total minus block would lose digits
+        return _sum_before(sums) + _sum_before(sums[::-1])[::-1]
 
     if isinstance(metric, SampleMetric):
         return without(table[metric.name]) / without(np.ones(_count(table)))
@@ -171,12 +175,12 @@ def _left_out(metric: Metric, table: Columns) -> Floats:
     return np.array([metric.of({key: column[k : k + 1] for key, column in sums.items()}) for k in range(len(parts))])
 
 
-def _before(sums: Floats) -> Floats:
+def _sum_before(sums: Floats) -> Floats:
     return np.concatenate([[0.0], np.cumsum(sums[:-1])])
 
 
 def _left_out_of_rows(metric: CorpusMetric, table: Columns, parts: Sequence[NDArray[np.int64]]) -> Floats:
-    """Without equal rows it is the same: of labels few rows are unlike."""
+    """Computed once for blocks with equal content: of rows with labels, few are distinct."""
     everything, known = np.arange(_count(table)), dict[tuple[bytes, ...], float]()
     found = []
     for out in parts:
@@ -187,30 +191,30 @@ def _left_out_of_rows(metric: CorpusMetric, table: Columns, parts: Sequence[NDAr
     return np.array(found)
 
 
-def _through(function: Callable[[float], float], interval: Interval) -> Interval:
+def _transform_interval(function: Callable[[float], float], interval: Interval) -> Interval:
     return Interval(function(interval.low), function(interval.high), interval.method)
 
 
 def _difference(metric: Metric, model: str, base: Columns, other: Columns) -> Difference:
-    won = _won(metric, base, other)
+    won = _outcomes(metric, base, other)
     counts = (int((won == 1).sum()), int((won == -1).sum()), int((won == 0).sum()))
     change = metric.scale.between(value(metric, base), value(metric, other))
     if _is_share(metric):
         return _share_difference(metric, model, change, counts, per_sample(metric, base), per_sample(metric, other))
     if _is_same(metric, base, other):
         return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
-    reason = _too_few(metric, base) or _too_few(metric, other) or _too_alike(metric, base, other)
+    reason = _too_few(metric, base) or _too_few(metric, other) or _too_few_differ(metric, base, other)
     found = None if reason else _change(metric, base, other)
     if reason or not math.isfinite(change):
         return Difference(model, change, None, None, None, *counts, "not tested", reason=reason or "not finite")
-    if found is None:  # the same change whichever row is left out, as from 0 everywhere to 1 everywhere
+    if found is None:  # no spread: the change is the same whichever row is left out
         if not math.isclose(change, metric.scale.no_change, abs_tol=ROUNDING):
             return Difference(model, change, None, None, None, *counts, "not tested", reason=NO_SPREAD_OF_CHANGE)
         return Difference(model, change, None, None, None, *counts, NO_DIFFERENCE, _test(metric), 1.0, 1.0)
     verdict = _verdict(found.interval, found.p_value, metric)
     return Difference(
-        model, change, *_parts(found.interval), *counts, verdict, _test(metric), found.p_value, found.p_value,
-        _noticeable(metric, found.standard_error),
+        model, change, *_interval_fields(found.interval), *counts, verdict, _test(metric), found.p_value, found.p_value,
+        _detectable(metric, found.standard_error),
     )  # fmt: skip
 
 
@@ -222,19 +226,19 @@ def _share_difference(
     interval, p_value = newcombe(before, after), mcnemar(before, after)
     verdict, least = _verdict(interval, p_value, metric), detectable(paired_error(before, after))
     return Difference(
-        model, change, *_parts(interval), *counts, verdict, "McNemar, mid-p", p_value, p_value, least
+        model, change, *_interval_fields(interval), *counts, verdict, "McNemar, mid-p", p_value, p_value, least
     )  # fmt: skip
 
 
 def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
-    """None where the models do not differ on any row."""
+    """The difference with its interval; None without spread."""
     if isinstance(metric, RatioMetric) and _is_unlimited(metric):
         return _ratio_change(metric, base, other)
     before, after = (_left_out(metric, table) for table in (base, other))
     values = value(metric, base), value(metric, other)
     if metric.scale.is_ratio:
         found = jackknife_change(math.log(values[1] / values[0]), np.log(after / before))
-        return found and dataclasses.replace(found, interval=_through(perplexity_of, found.interval))
+        return found and dataclasses.replace(found, interval=_transform_interval(perplexity_of, found.interval))
     reach = metric.scale.high - metric.scale.low
     if metric.scale is CORRELATION and np.all(np.abs([*before, *after, *values]) < 1):
         return _correlation_change(values, before, after, reach)
@@ -242,7 +246,7 @@ def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
 
 
 def _correlation_change(values: tuple[float, float], before: Floats, after: Floats, reach: float) -> Change | None:
-    """By Fisher's z, on which correlations near 1 vary like others, and back by the slope between the two values."""
+    """By Fisher's z, which stabilises the variance near 1; converted back by the slope between the two values."""
     first, second = np.arctanh(values).tolist()
     slope = (values[1] - values[0]) / (second - first) if second != first else 1 - values[0] ** 2
     found = jackknife_change(second - first, np.arctanh(after) - np.arctanh(before))
@@ -253,18 +257,18 @@ def _correlation_change(values: tuple[float, float], before: Floats, after: Floa
 
 
 def _ratio_change(metric: RatioMetric, base: Columns, other: Columns) -> Change | None:
-    """On the ratios: of perplexities the mean losses. Where both models count alike, by the rows' own differences."""
+    """Compare ratios (for perplexities, mean losses); with equal denominators, by the differences of the rows."""
     if np.array_equal(bottom := _bottom(metric, base), _bottom(metric, other)):
         found: Change | None = typical_values(other[metric.top] - base[metric.top], bottom)
     else:
         same = dataclasses.replace(metric, of_ratio=float)
         before, after = (_left_out(same, table) for table in (base, other))
         found = jackknife_change(same.of(other) - same.of(base), after - before)
-    return found and dataclasses.replace(found, interval=_through(metric.of_ratio, found.interval))
+    return found and dataclasses.replace(found, interval=_transform_interval(metric.of_ratio, found.interval))
 
 
 def _is_same(metric: Metric, base: Columns, other: Columns) -> bool:
-    """Whether both models have the same numbers on every row."""
+    """Whether both models have equal values on every row."""
     names = tuple(base)
     if isinstance(metric, SampleMetric):
         names = (metric.name,)
@@ -273,13 +277,13 @@ def _is_same(metric: Metric, base: Columns, other: Columns) -> bool:
     return all(np.array_equal(base[name], other[name]) for name in names)
 
 
-def _too_alike(metric: Metric, base: Columns, other: Columns) -> str:
-    unlike = int((_won(metric, base, other) != 0).sum()) if isinstance(metric, SampleMetric) else FEWEST_UNLIKE
+def _too_few_differ(metric: Metric, base: Columns, other: Columns) -> str:
+    unlike = int((_outcomes(metric, base, other) != 0).sum()) if isinstance(metric, SampleMetric) else FEWEST_UNLIKE
     return f"too few rows differ for a test: {unlike}" if 0 < unlike < FEWEST_UNLIKE else ""
 
 
-def _noticeable(metric: Metric, error: float) -> float | None:
-    """As a change of the metric."""
+def _detectable(metric: Metric, error: float) -> float | None:
+    """The smallest detectable change, in units of the metric."""
     if not error > 0:
         return None
     least = detectable(error)
@@ -292,23 +296,23 @@ def _test(metric: Metric) -> str:
     return "random signs" if _is_unlimited(metric) else "paired jackknife"
 
 
-def _won(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
+def _outcomes(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
     before, after = per_sample(metric, base), per_sample(metric, other)
-    with np.errstate(invalid="ignore"):  # infinite on both sides: a tie
+    with np.errstate(invalid="ignore"):  # infinity on both sides is a tie
         gains = (after - before) * (1 if metric.higher_is_better else -1)
     threshold = np.where(np.isfinite(before), SAME * np.abs(before), 0.0)
     return (gains > threshold).astype(np.int64) - (gains < -threshold).astype(np.int64)
 
 
 def _verdict(interval: Interval, p_value: float, metric: Metric) -> str:
-    """A difference needs both the interval and the test, which for shares are two methods."""
+    """Significant only if both the interval and the test say so; for shares these are different methods."""
     if interval.low <= metric.scale.no_change <= interval.high or p_value >= SIGNIFICANT:
         return NO_DIFFERENCE
     return "better" if (interval.low > metric.scale.no_change) == metric.higher_is_better else "worse"
 
 
 def _is_unlimited(metric: Metric) -> bool:
-    """A loss, or what is made of one."""
+    """Whether the metric is a loss or derived from one."""
     return isinstance(metric, RatioMetric) and math.isinf(metric.scale.high)
 
 
@@ -332,10 +336,8 @@ def _is_point(interval: Interval) -> bool:
     return math.isclose(interval.low, interval.high, rel_tol=ROUNDING)
 
 
-def _parts(interval: Interval | None) -> tuple[float | None, float | None, str | None]:
-    """One without width, as of rows that are all equal, is none: nothing in them says how others would differ. Nor is
-    one without an end.
-    """
+def _interval_fields(interval: Interval | None) -> tuple[float | None, float | None, str | None]:
+    """(low, high, method); None for an interval without width or end, which says nothing about other rows."""
     if interval is None or _is_point(interval) or not math.isfinite(interval.high):
         return None, None, None
     return interval.low, interval.high, interval.method

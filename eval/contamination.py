@@ -1,4 +1,4 @@
-"""Which samples a model may have been trained on: found, counted, and the metrics without them."""
+"""Finds samples that occur in the training data, and computes the metrics without them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from zerotune.data.text_files import kind_of
 
 @dataclass(frozen=True)
 class TrainingData:
-    """files: to be compared with, and how they are read. missing: what a checkpoint was trained on that is not here,
-    and why.
-    """
+    """files: training files and how to read them. missing: why training data of a checkpoint cannot be read."""
 
     files: Mapping[Path, FileOptions]
     missing: tuple[str, ...]
@@ -34,7 +32,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """found: task -> its samples that stand in the training data. rows: training file -> rows that were read."""
+    """found: task -> its samples that occur in the training data. rows: training file -> number of rows read."""
 
     found: Mapping[str, Sequence[Overlap]]
     rows: Mapping[str, int]
@@ -42,14 +40,14 @@ class Overlaps:
 
 
 def training_data(named: Sequence[str], checkpoints: Sequence[Path]) -> TrainingData:
-    """The files that the user names, and those that the checkpoints' run.json name, each once.
+    """The files named by the user and those in the checkpoints' run.json, each once.
 
-    Raises UserError where a file that the user names is not there; of the others it is only said.
+    Raises UserError if a file named by the user is missing; other missing files are only reported.
     """
     files = {file.resolve(): (file, DEFAULT) for path in named for file in expand(path)}
     missing = []
     for checkpoint in checkpoints:
-        for path, split, options in _trained_on(checkpoint / "run.json"):
+        for path, split, options in _training_sources(checkpoint / "run.json"):
             try:
                 files |= {file.resolve(): (file, options) for file in expand(path, split=split)}
             except UserError as error:
@@ -58,11 +56,11 @@ def training_data(named: Sequence[str], checkpoints: Sequence[Path]) -> Training
 
 
 def find_overlaps(training: TrainingData, tasks: Mapping[str, Mapping[str, Fields]]) -> Overlaps:
-    """tasks: name -> id of a sample -> its texts."""
+    """Search the training data for samples. tasks: name -> id of a sample -> its texts."""
     index = Index([list(rows.values()) for rows in tasks.values()])
-    looked = {str(file): _look_at(index, file, options) for file, options in training.files.items()}
-    counts = {file: count for file, (count, _) in looked.items()}
-    missing = [*training.missing, *(reason for _, reasons in looked.values() for reason in reasons)]
+    scans = {str(file): _scan_file(index, file, options) for file, options in training.files.items()}
+    counts = {file: count for file, (count, _) in scans.items()}
+    missing = [*training.missing, *(reason for _, reasons in scans.values() for reason in reasons)]
     places = index.found()
     numbered = enumerate((task, sample) for task, rows in tasks.items() for sample in rows)
     found: dict[str, list[Overlap]] = {task: [] for task in tasks}
@@ -73,7 +71,7 @@ def find_overlaps(training: TrainingData, tasks: Mapping[str, Mapping[str, Field
 
 
 def texts_by_id(rows: Iterable[Row | BadRow], samples: Iterable[str]) -> dict[str, Fields]:
-    """id -> texts, of the rows whose ids (file:line) are among the samples', in their order."""
+    """id (file:line) -> texts of the row, for the given sample ids in their order."""
     texts = {row.place: fields(row.value) for row in rows if isinstance(row, Row)}
     return {sample: texts[sample] for sample in samples if sample in texts}
 
@@ -81,7 +79,7 @@ def texts_by_id(rows: Iterable[Row | BadRow], samples: Iterable[str]) -> dict[st
 def with_contamination(
     task: TaskResult, metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]], overlaps: Overlaps
 ) -> TaskResult:
-    """The result, and beside it the metrics over the samples that stand nowhere in the training data."""
+    """Add to a result the metrics over the samples that do not occur in the training data."""
     scored = {sample.id for sample in next(iter(samples.values()))}
     found = [overlap for overlap in overlaps.found[task.name] if overlap.id in scored]
     dirty = {overlap.id for overlap in found}
@@ -95,8 +93,8 @@ def with_contamination(
     return dataclasses.replace(task, contamination=contamination)
 
 
-def _trained_on(run: Path) -> list[tuple[str, str, FileOptions]]:
-    """The paths of the training data that a run's record names, their splits and options; none without a record."""
+def _training_sources(run: Path) -> list[tuple[str, str, FileOptions]]:
+    """Paths, splits and options of the training data in a run.json; empty without one."""
     try:
         sources = json_object(run)["config"]["data"]["train"]
         return [(str(source["path"]), str(source.get("split")), _options(source)) for source in sources]
@@ -108,16 +106,16 @@ def _options(source: Mapping[str, Any]) -> FileOptions:
     return FileOptions(source.get("delimiter"), source.get("encoding"), source.get("filter") or {})
 
 
-def _look_at(index: Index, file: Path, options: FileOptions) -> tuple[int, list[str]]:
-    """Every row of a training file: how many there were, and which could not be looked at."""
+def _scan_file(index: Index, file: Path, options: FileOptions) -> tuple[int, list[str]]:
+    """Compare every row of a training file. Returns the number of rows, and reasons why others were skipped."""
     if kind_of(file) == ".txt":
-        return _look_at_text(index, file, options), []
+        return _scan_text_file(index, file, options), []
     count, chosen, bad = 0, RowFilter(options.filter), list[BadRow]()
     for row in read(file, 0, options):
         if isinstance(row, BadRow):
             bad.append(row)
         elif chosen.takes(row.value):
-            index.look_at(fields(row.value), row.place)
+            index.scan(fields(row.value), row.place)
             count += 1
     reasons = [f"{counted(len(bad), 'row')} of {file} cannot be read: {bad[0]}"] if bad else []
     try:
@@ -127,10 +125,10 @@ def _look_at(index: Index, file: Path, options: FileOptions) -> tuple[int, list[
     return count, reasons
 
 
-def _look_at_text(index: Index, file: Path, options: FileOptions) -> int:
-    """Each line is a row, and a passage may go over lines; not every published corpus is UTF-8."""
+def _scan_text_file(index: Index, file: Path, options: FileOptions) -> int:
+    """Compare every line of a text file; a passage may span lines. Not every published corpus is UTF-8."""
     lines = [line.strip() for line in decoded(file, options.encoding).split("\n")]
     for number, line in enumerate(lines, start=1):
         if line:
-            index.look_at([line], f"{file}:{number}", goes_on=any(lines[number : number + 1]))
+            index.scan([line], f"{file}:{number}", continues=any(lines[number : number + 1]))
     return sum(map(bool, lines))

@@ -1,12 +1,12 @@
-"""The options of other evaluation programs (lm-eval, lighteval, OpenCompass, ms-swift's eval) in ours."""
+"""Maps options of other evaluation tools (lm-eval, lighteval, OpenCompass, ms-swift) to ours, for error messages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-GREEDY = "there is none: answers are greedy, so that results repeat; only the task samples draws (--temperatures)"
+GREEDY = "not available: decoding is greedy, so that results repeat; only the task samples uses --temperatures"
 
-# Their option -> ours, with what else there is to say about it.
+# Their option -> ours, with a remark after the comma.
 COUNTERPARTS: Mapping[str, str] = {
     "model_args": "model FOLDER, without pretrained=",
     "model_name_or_path": "model",
@@ -23,8 +23,8 @@ COUNTERPARTS: Mapping[str, str] = {
     "max_samples": "max_rows",
     "num_samples": "max_rows",
     "max_examples": "max_rows",
-    "batch_size": "batch_tokens, which is chosen by memory where it is not given",
-    "eval_batch_size": "batch_tokens, which is chosen by memory where it is not given",
+    "batch_size": "batch_tokens, which by default depends on free memory",
+    "eval_batch_size": "batch_tokens, which by default depends on free memory",
     "max_batch_size": "batch_tokens",
     "override_batch_size": "batch_tokens",
     "output_path": "out",
@@ -47,28 +47,28 @@ COUNTERPARTS: Mapping[str, str] = {
     "decontamination_ngrams_path": "training_data",
 }
 
-# Their option -> why there is none here.
+# Their option -> why there is none here, and what to do.
 NO_COUNTERPART: Mapping[str, str] = {
-    "num_fewshot": "the task says how many examples it shows; write your own in a task file (docs/evaluation.md)",
-    "fewshot_as_multiturn": "the task says how its examples are shown",
-    "system_instruction": "a conversation's system message stands in its row",
+    "num_fewshot": "each task sets its number of examples; for another, write a task file (docs/evaluation.md)",
+    "fewshot_as_multiturn": "each task sets the format of its examples",
+    "system_instruction": "put the system message into each row",
     "gen_kwargs": GREEDY,
     "do_sample": GREEDY,
     "top_p": GREEDY,
-    "log_samples": "samples are always written, to OUT/samples",
-    "device": "the GPU that there is; CUDA_VISIBLE_DEVICES chooses, `accelerate launch` takes several",
+    "log_samples": "samples are always written to OUT/samples",
+    "device": "a GPU is used if there is one; select it by CUDA_VISIBLE_DEVICES, use several by `accelerate launch`",
     "num_gpus": "`accelerate launch --num_processes N eval/main.py ...` uses several",
-    "trust_remote_code": "no code of a model is run",
-    "confirm_run_unsafe_code": "no code of a model is run",
-    "wandb_args": "results stay in --out",
-    "hf_hub_log_args": "results stay in --out",
-    "predict_only": "samples are written beside the scores, to OUT/samples",
-    "verbosity": "there is one way of telling",
+    "trust_remote_code": "code of a model is never run",
+    "confirm_run_unsafe_code": "code of a model is never run",
+    "wandb_args": "results are written only to --out",
+    "hf_hub_log_args": "results are written only to --out",
+    "predict_only": "samples are always written to OUT/samples",
+    "verbosity": "there is only one log level",
 }
 
 
 def about(name: str) -> str:
-    """What is said behind `unknown option`: ours, or why there is none; empty for a name that others lack too."""
+    """What follows `unknown option` in the message: our option, or why there is none; "" for an unknown name."""
     bare = name.removeprefix("--").replace("-", "_")
     if bare in COUNTERPARTS:
         ours, comma, note = COUNTERPARTS[bare].partition(", ")

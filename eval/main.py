@@ -10,9 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "eval")]  # runs uninstalled too
 
-from zerotune.common.process_exit import CTRL_C, die_quietly_of_ctrl_c, leave, let_the_first_speak, tell_launcher
+from zerotune.common.process_exit import (
+    CTRL_C,
+    exit_process,
+    exit_quietly_on_ctrl_c,
+    report_to_launcher,
+    wait_for_first_process,
+)
 
-die_quietly_of_ctrl_c()  # what follows takes a while
+exit_quietly_on_ctrl_c()  # the following imports take a while
 
 from eval.config import Config, parse
 from eval.preflight import check_inputs
@@ -23,12 +29,12 @@ from zerotune.common.sentinel import Sentinel, tell
 
 
 def _checked(arguments: Sequence[str]) -> Config:
-    """The configuration, its checkpoints and data looked at. What follows imports torch, and takes seconds."""
+    """Parse and validate the configuration, its checkpoints and data, before torch is imported, which takes seconds."""
     try:
         config = parse(arguments)
         check_inputs(config)
     except UserError:
-        let_the_first_speak()
+        wait_for_first_process()
         raise
     return config
 
@@ -36,7 +42,7 @@ def _checked(arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, that of the UserError whose message was printed, or 130 after Ctrl-C."""
     hide_secrets()
-    out: Path | None = None  # once the arguments are known
+    out: Path | None = None  # set once the arguments are parsed
     with Sentinel() as sentinel:
         try:
             config = _checked(arguments)
@@ -45,14 +51,14 @@ def main(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return _interrupted(out)
         except Exception as error:
-            if sentinel.interrupted is not None:  # a rank that left before this one broke what connected them
+            if sentinel.interrupted is not None:  # another rank exited first and broke the process group
                 return _interrupted(out)
             if not isinstance(error, UserError):
                 raise
             rank = os.environ.get("RANK", "0")
             message = printable(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}")
             print(message, file=sys.stderr)
-            tell_launcher(message)
+            report_to_launcher(message)
             return error.exit_code
     return 0
 
@@ -60,13 +66,13 @@ def main(arguments: Sequence[str]) -> int:
 def _run(config: Config) -> None:
     say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
     say("importing libraries")
-    from eval.cached_model import open_journal
+    from eval.cached_model import open_answer_cache
     from eval.evaluation import evaluate
     from eval.ranks import join
     from eval.report import show, write
 
     ranks = join()
-    evaluation = evaluate(config, ranks, open_journal(config, ranks))
+    evaluation = evaluate(config, ranks, open_answer_cache(config, ranks))
     if ranks.index == 0:
         write(evaluation, Path(config.out), Path(config.tensorboard) if config.tensorboard else None)
         show(evaluation.result)
@@ -75,13 +81,13 @@ def _run(config: Config) -> None:
 
 
 def _interrupted(out: Path | None) -> int:
-    """Say how to go on. Returns the exit code."""
+    """Print how to resume. Returns the exit code."""
     if os.environ.get("RANK", "0") == "0":
         journal = out / "journal" if out else None
-        kept = f" {journal} keeps the answers so far: the same command asks only the rest." if journal else ""
+        kept = f" {journal} keeps the answers so far; the same command computes only the rest." if journal else ""
         tell(printable(f"\nStopped by Ctrl-C.{kept if journal and journal.is_dir() else ''}"))
     return CTRL_C
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -1,15 +1,15 @@
-"""What files, folders and checkpoints are called in reports: as short as tells them apart."""
+"""Short unambiguous names of files, folders and checkpoints for reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from zerotune.models.run_facts import origin_of
+from zerotune.models.run_facts import read_run_facts
 
 
 def shortest(paths: Sequence[str]) -> list[str]:
-    """For each path as few of its last parts as tell it from the others; the same path twice is numbered."""
+    """For each path the fewest last parts that distinguish it from the others; equal paths are numbered."""
     parts = [PurePath(path).parts or (path,) for path in paths]
     names = []
     for index, own in enumerate(parts):
@@ -20,20 +20,20 @@ def shortest(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def of_models(folders: Sequence[str]) -> list[str]:
-    """Of checkpoints: the run and step that their run.json names, else the folder; another name for each."""
+def model_names(folders: Sequence[str]) -> list[str]:
+    """Distinct names of checkpoints: run and step from their run.json, else the folder."""
     places = shortest([str(Path(folder).resolve()) for folder in folders])
     names = []
     for folder, place in zip(folders, places, strict=True):
-        origin = origin_of(Path(folder))
-        names.append(f"{origin.run} step {origin.step}" if origin else place)
+        facts = read_run_facts(Path(folder))
+        names.append(f"{facts.run} step {facts.step}" if facts else place)
     return [
         name if names.count(name) == 1 or name == place else f"{name} ({place})"
         for name, place in zip(names, places, strict=True)
     ]
 
 
-def of_files(files: Sequence[str]) -> list[str]:
-    """Of corpora: the shortest, without their ending where that tells nothing."""
+def file_names(files: Sequence[str]) -> list[str]:
+    """Distinct names of corpus files, without suffix if it is not needed."""
     bare = [str(PurePath(file).with_suffix("")) if PurePath(file).suffix else file for file in files]
     return shortest(bare if len(set(bare)) == len(set(files)) else files)

@@ -1,4 +1,4 @@
-"""What can be known of an evaluation's inputs and outputs before torch is imported."""
+"""Checks an evaluation's inputs and outputs before torch is imported."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ FIRST_ROWS = 10
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError with everything wrong with the checkpoints' folders, the data's files, their first rows, and
-    the folders that results go to.
+    """Check checkpoint folders, data files, their first rows, and output folders.
+
+    Raises one UserError with all problems.
     """
     found = []
     for option, check in _checks(config):
@@ -39,7 +40,7 @@ def check_inputs(config: Config) -> None:
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The option that each is about, where its message does not tell; and the check."""
+    """Yield checks, each with its option if its message does not name it."""
     yield from (("", partial(require_checkpoint, folder)) for folder in config.folders)
     if config.encoder:
         yield "--encoder", partial(require_checkpoint, config.encoder)
@@ -54,7 +55,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
-    """Raises UserError where files are not there, or the task can take no first row of the first."""
+    """Raise UserError if files are missing, or the task accepts none of the first rows of the first file."""
     file = expand(path)[0]
     if begins_slowly(file):
         return
@@ -71,7 +72,7 @@ def _check_files(path: str, task: Task[Any], options: FileOptions) -> None:
 
 
 def _problem(row: Row | BadRow, task: Task[Any], options: FileOptions) -> BadRow | None:
-    """Why the task cannot take the row; some (one that is wrong, among others) are told with all others later."""
+    """Why the task rejects a row, else None. Single bad rows are reported later, with all others."""
     if isinstance(row, BadRow):
         return row
     try:

@@ -1,6 +1,6 @@
-"""What the modules of `eval` share: tasks, their outcomes, metrics and tables.
+"""Shared interfaces of `eval`: tasks, samples, metrics and tables.
 
-A task never sees a model, and the runner never sees a task: between them stand requests and answers.
+Tasks and models never use each other directly; they exchange requests and answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Identified(Protocol):
-    """An item of a task."""
+    """Any item of a task."""
 
     @property
     def id(self) -> str:
@@ -31,15 +31,15 @@ class Identified(Protocol):
 
 
 Item = TypeVar("Item", bound=Identified)
-Columns = Mapping[str, "NDArray[np.float64]"]  # name of a number -> that number of each sample
+Columns = Mapping[str, "NDArray[np.float64]"]  # name of a value -> that value of each sample
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One item's outcome.
+    """The scored outcome of one item.
 
-    values: numbers that metrics read. shown: what a person wants to see of it. groups: the parts of the data it belongs
-    to (subject -> agronomy), for which metrics are shown apart.
+    values: numbers for the metrics. shown: content for the report. groups: subsets of the data that the item belongs to
+    (subject -> agronomy); metrics are also reported for each subset.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleMetric:
-    """The mean of one number per sample: `Sample.values[name]`. is_share: the number is 1.0 (right) or 0.0 (wrong)."""
+    """The mean of `Sample.values[name]`. is_share: each value is 1.0 (correct) or 0.0 (wrong)."""
 
     name: str
     higher_is_better: bool
@@ -62,8 +62,8 @@ class SampleMetric:
 class RatioMetric:
     """A function of one ratio over all samples: the sum of column `top` over that of the columns in `bottom`.
 
-    of_ratio: a factor, or exp; rises. Where the scale has no upper end (losses) intervals and tests are those of the
-    ratio, so all that share a top and ask the same rows agree.
+    of_ratio: an increasing function, such as a factor or exp. On a scale without upper end (losses), intervals and
+    tests are those of the ratio, so that metrics with the same `top` agree.
     """
 
     name: str
@@ -74,18 +74,18 @@ class RatioMetric:
     of_ratio: Callable[[float], float] = float
 
     def of(self, columns: Columns) -> float:
-        """Over all samples; 0 of nothing."""
-        below = sum(float(columns[name].sum()) for name in self.bottom)
-        return self.of_ratio(float(columns[self.top].sum()) / below if below else 0.0)
+        """The metric over all samples; 0 if the denominator is 0."""
+        denominator = sum(float(columns[name].sum()) for name in self.bottom)
+        return self.of_ratio(float(columns[self.top].sum()) / denominator if denominator else 0.0)
 
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A function of all samples together (BLEU, entity F1); a mean over parts would be another number.
+    """A function of all samples together (BLEU, entity F1), not a mean over samples.
 
-    of_sums: `of` reads nothing but the columns' sums, so columns of one sum give the same; its intervals are quicker.
-    fewest: rows for an interval, where it needs more than others.
-    too_few: why these samples allow no interval though there are enough of them; empty where they do.
+    of_sums: `of` depends only on the sums of the columns, which makes intervals faster to compute.
+    fewest: minimum rows for an interval, if more than for other metrics.
+    too_few: returns the reason why these samples allow no interval, else "".
     """
 
     name: str
@@ -102,11 +102,11 @@ Metric = SampleMetric | RatioMetric | CorpusMetric
 
 @dataclass(frozen=True)
 class Table:
-    """What numbers alone do not say, for the report.
+    """A table for the report.
 
-    rows: texts or numbers under the names in `head`; the first column names the row. pairs: whether columns 1 and 2 are
-    shares to be drawn as bars. of_data: whether it is the same whatever the model, and so is shown once. shared: how
-    many of the first columns are. shares: the columns of shares (0 to 1), shown in percent.
+    rows: texts or numbers under the names in `head`; the first column names the row. pairs: draw columns 1 and 2, which
+    are shares, as bars. of_data: the table does not depend on the model and is shown once. shared: number of leading
+    columns that do not depend on the model. shares: columns of shares (0 to 1), shown in percent.
     """
 
     title: str
@@ -119,24 +119,24 @@ class Table:
 
 
 def unchanged(items: list[Any]) -> list[Any]:
-    """Every row is asked."""
+    """The default of `Task.arrange`."""
     return items
 
 
 @dataclass(frozen=True)
 class Task(Generic[Item]):
-    """One evaluation.
+    """One evaluation task.
 
-    version: raised whenever a number could change. load: a row to an item; raises `RowError` for one
-    that does not fit. ask: the requests of one item. score: its outcome, given the answers in the order of requests;
-    it needs no model and no file, so training can call it for validation and as a reward.
-    bind: an item as one checkpoint sees it (its classes by name, its tokens by word), before it is asked; `score` gets
-    the same. Raises UserError where the checkpoint cannot answer it.
-    arrange: the items that are asked, from those of all rows (few-shot examples are moved into the others here).
-    follow: further requests, given the answers so far (a tool's result, the next turn); none where the item is done.
-    tables: what the report shows beside the metrics, from one model's samples.
-    head: the kind of checkpoint that can answer. source: a hub data set, a file, or rows, where the user names none.
-    max_new_tokens: longest generated answer where the user sets no other.
+    version: raised whenever a result could change. load: converts a row to an item; raises `BadExampleError`.
+    ask: the requests of an item. score: the sample of an item, given the answers in the order of its requests. It uses
+    neither model nor files, so that training can call it for validation and as a reward.
+    bind: adapts an item to one checkpoint (class names, tokens per word) before `ask` and `score`; raises UserError if
+    the checkpoint does not fit.
+    arrange: selects items from all rows, and adds few-shot examples to them.
+    follow: further requests, given the answers so far (a tool's result, the next turn); empty when the item is done.
+    tables: tables for the report, from one model's samples.
+    head: the kind of checkpoint that the task needs. source: default data: a hub data set, a file, or rows.
+    max_new_tokens: default length limit of generated answers.
     """
 
     name: str

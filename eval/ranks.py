@@ -1,6 +1,6 @@
-"""The processes of an evaluation. Each holds the whole model and answers its share; only answers travel between them.
+"""The processes of an evaluation. Each holds the whole model and answers its share of the requests.
 
-Answers are small Python objects, so gloo carries them on any device, and no rank waits for another before the end.
+Ranks exchange only answers, which are small Python objects, by gloo on any device, and wait only at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LONGEST_WAIT = timedelta(hours=12)  # for the slowest rank's share
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`."""
+    """This process (`index`) of `count` processes."""
 
     index: int
     count: int
     device: torch.device
 
     def gather(self, mine: list[T]) -> list[T]:
-        """The items of all ranks, in the order of the ranks, on every rank."""
+        """Concatenate the items of all ranks, in rank order, on every rank."""
         if self.count == 1:
             return mine
         parts: list[list[T] | None] = [None] * self.count
@@ -44,13 +44,13 @@ class Ranks:
         return values[0]
 
     def close(self) -> None:
-        """Leave the group."""
+        """Destroy the process group."""
         if self.count > 1:
             distributed.destroy_process_group()
 
 
 def join() -> Ranks:
-    """The group that `accelerate launch` or `torchrun` describes in the environment; alone without one."""
+    """Join the process group that `accelerate launch` or `torchrun` describes in the environment, if any."""
     index, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if count > 1:
         distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
@@ -58,9 +58,9 @@ def join() -> Ranks:
             raise UserError(
                 f"{count} processes were launched, but they formed a group of {distributed.get_world_size()}"
             )
-    asked = int(os.environ.get("ZEROTUNE_RANKS") or count)
-    if asked != count:
-        raise UserError(f"{asked} processes were asked for, but the launcher started {count}")
+    requested = int(os.environ.get("ZEROTUNE_RANKS") or count)
+    if requested != count:
+        raise UserError(f"{requested} processes were requested, but the launcher started {count}")
     return Ranks(index, count, _device())
 
 

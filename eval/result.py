@@ -1,4 +1,4 @@
-"""What an evaluation found: result.json (docs/evaluation.md documents it) and the samples behind it."""
+"""The results of an evaluation: result.json (documented in docs/evaluation.md) and its samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.protocols import Sample, Table
 from zerotune.common.masking import mask_all
-from zerotune.models.run_facts import Origin
+from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
 SCHEMA_VERSION = 7
@@ -19,9 +19,9 @@ SCHEMA_VERSION = 7
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None where no run made it.
+    """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None if no run trained it.
 
-    template_date: the day that its chat template was told; None where it reads no clock, or was not used.
+    template_date: the date passed to its chat template; None if the template reads no clock or was not used.
     """
 
     name: str
@@ -29,13 +29,13 @@ class ModelInfo:
     precision: str
     context_tokens: int | None
     digests: Mapping[str, str]
-    origin: Origin | None = None
+    origin: RunFacts | None = None
     template_date: str | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one model with its 95 % interval; where the samples allow none, reason says why."""
+    """A metric of one model with its 95 % interval. reason: why there is no interval."""
 
     model: str
     value: float
@@ -47,11 +47,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """`model` minus the baseline on the same samples (of perplexities `model` / baseline), with its 95 % interval.
+    """`model` minus the baseline on the same samples (for perplexities `model` / baseline), with its 95 % interval.
 
-    won: samples where `model` is better. test, p_value: of "there is no difference"; p_holm: corrected for all
-    comparisons of the evaluation. detectable: the smallest true difference (a ratio where value is one) that these
-    samples would show 4 times of 5. reason: why it was not tested.
+    won: samples where `model` is better. test, p_value: of the hypothesis "no difference"; p_holm: corrected for all
+    comparisons of the evaluation. detectable: the smallest true difference (or ratio, like value) that these samples
+    would detect with a power of 80 %. reason: why it was not tested.
     """
 
     model: str
@@ -72,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The metric over one part of the samples: by `group` (subject), the part `name` (agronomy)."""
+    """The metric over one subset of the samples: `name` (agronomy) of the `group` (subject)."""
 
     group: str
     name: str
@@ -84,9 +84,9 @@ class GroupResult:
 class MetricResult:
     """One metric of one task.
 
-    level: sample (a mean over samples) or corpus (a function of all of them). is_share: the share of right samples.
-    scale: the values it can take (`zerotune.common.scale`); on the scale "perplexity" differences are ratios.
-    groups: the same for the parts of the data, where the task names any.
+    level: sample (a mean over samples) or corpus (a function of all samples). is_share: the share of correct samples.
+    scale: name of its `zerotune.common.scale`; on the scale "perplexity" differences are ratios.
+    groups: the metric of each subset, if the task has any.
     """
 
     name: str
@@ -101,8 +101,10 @@ class MetricResult:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A sample that stands in the training data. how: row (the same), words (the same but for case, punctuation and
-    spaces) or passage (as many words in a row as were looked for). place: file:line of the training row.
+    """A sample that occurs in the training data.
+
+    how: row (equal), words (equal up to case, punctuation and spaces) or passage (a common sequence of words).
+    place: file:line of the training row.
     """
 
     id: str
@@ -112,10 +114,10 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Samples that stand in the training data, and the metrics without them.
+    """Samples that occur in the training data, and the metrics without them.
 
-    training: files that were compared -> rows in them. missing: training data that could not be, and why. found: at
-    most one for each sample. clean: samples that are left; metrics: over these, none where all or none are left.
+    training: compared file -> its number of rows. missing: why other training data could not be compared. found: at
+    most one for each sample. clean: number of other samples; metrics: over these, empty if all or none are clean.
     """
 
     training: Mapping[str, int]
@@ -134,8 +136,8 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Fewer:
-    """What was asked where `--max_rows` asks fewer than there are: rows of `of_rows`, from files of `of_files`."""
+class Subsample:
+    """The subsample that `--max_rows` selects: `rows` of `of_rows`, from `files` of `of_files`."""
 
     rows: int
     of_rows: int
@@ -147,12 +149,12 @@ class Fewer:
 class TaskResult:
     """One task.
 
-    data: file -> sha256. samples: rows scored for every model. seconds: model -> time of answering, loading left out.
-    tokens: model -> how many went through it meanwhile: what prompts share once, padding not. reused: model -> requests
-    whose answers were known, and so cost neither. tables: model -> what its samples say beside the metrics.
-    contamination: None where there was no training data to compare with. cut_short: model -> ids of rows for
-    whose whole answer, or next turn, try or tool call, the context had no room. only_reasoning: model -> ids of rows
-    with an answer that ended within its reasoning, which counts as no answer. fewer: None where all rows were asked.
+    data: file -> sha256. samples: rows scored for every model. seconds: model -> time without loading.
+    tokens: model -> tokens processed: shared prefixes once, without padding. reused: model -> requests answered from
+    the cache, at no cost. tables: model -> its tables for the report.
+    contamination: None without training data to compare with. cut_short: model -> ids of rows whose answer, next turn,
+    try or tool call exceeded the context. only_reasoning: model -> ids of rows with an answer that ended within its
+    reasoning, which counts as no answer. fewer: None if all rows were evaluated.
     """
 
     name: str
@@ -168,14 +170,14 @@ class TaskResult:
     contamination: Contamination | None = None
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
     only_reasoning: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    fewer: Fewer | None = None
+    fewer: Subsample | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything but the samples. The first model is the baseline. encoder: by which meanings were compared, if any.
+    """Everything but the samples. The first model is the baseline. encoder: of the semantic metrics, if any.
 
-    code: the commit of the evaluator itself and whether its files differed; None where it ran from no repository.
+    code: commit of the evaluator and whether its files were modified; None outside a repository.
     """
 
     created: str
@@ -189,16 +191,16 @@ class Result:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """JSON; a number that is not finite becomes null, a secret of the environment ***."""
-        shown = _finite(mask_all(dataclasses.asdict(self)))
-        return json.dumps(shown, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        """JSON; a number that is not finite becomes null, a secret from the environment becomes ***."""
+        content = _finite(mask_all(dataclasses.asdict(self)))
+        return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """samples: task -> model -> its samples, in the order of the rows and the same rows for every model.
+    """samples: task -> model -> its samples, for every model the same rows in the same order.
 
-    outcomes: task -> model but the baseline -> for each sample +1 won, -1 lost, 0 tied, by the task's first metric.
+    outcomes: task -> model (not the baseline) -> for each sample +1 won, -1 lost, 0 tied, by the task's first metric.
     """
 
     result: Result
@@ -207,7 +209,7 @@ class Evaluation:
 
 
 def sample_lines(samples: Sequence[Sample]) -> str:
-    """JSONL: id (file:line), the numbers that the metrics read, and what was asked and answered."""
+    """JSON Lines: id (file:line), values of the metrics, prompts and answers."""
     rows = [_finite({"id": sample.id, **sample.groups, **sample.values, **sample.shown}) for sample in samples]
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 

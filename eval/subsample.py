@@ -1,4 +1,4 @@
-"""Which of a task's rows are asked, where `--max_rows` asks fewer than there are."""
+"""Selects the rows of a task for `--max_rows`."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ from typing import TypeVar
 import numpy as np
 
 from eval.protocols import Identified
-from eval.result import Fewer
+from eval.result import Subsample
 
 Item = TypeVar("Item", bound=Identified)
 
 
-def choose(items: Sequence[Item], count: int, seed: int | None) -> list[Item]:
-    """`count` of the items (0: all), in their order: drawn from all together with a seed, else by turns.
+def take_subsample(items: Sequence[Item], count: int, seed: int | None) -> list[Item]:
+    """Select `count` items (0: all), in their order: at random with a seed, else round-robin over the files.
 
-    By turns: the first of each file, then the second of each, and so on, so that no file is left out while another has
-    two; of one file these are its first rows.
+    Round-robin takes the first item of each file, then the second of each, and so on.
     """
     if not 0 < count < len(items):
         return list(items)
     if seed is None:
         turns = _turns(items)
-        order = sorted(range(len(items)), key=turns.__getitem__)  # stable: within a turn the files keep their order
+        order = sorted(range(len(items)), key=turns.__getitem__)  # stable: files keep their order
     else:
         order = np.random.default_rng(seed).permutation(len(items)).tolist()  # as `datasets` shuffles
     return [items[k] for k in sorted(order[:count])]
 
 
-def fewer(items: Sequence[Identified], chosen: Sequence[Identified]) -> Fewer | None:
-    """What the chosen are of all; None where they are all."""
+def describe_subsample(items: Sequence[Identified], chosen: Sequence[Identified]) -> Subsample | None:
+    """How many items and files were chosen; None if all items were."""
     if len(chosen) == len(items):
         return None
-    return Fewer(len(chosen), len(items), len(set(_files(chosen))), len(set(_files(items))))
+    return Subsample(len(chosen), len(items), len(set(_files(chosen))), len(set(_files(items))))
 
 
 def _turns(items: Sequence[Identified]) -> list[int]:
-    """For each item, how many of its file stand before it."""
+    """For each item, the number of earlier items of the same file."""
     seen: Counter[str] = Counter()
     turns = []
     for file in _files(items):

@@ -1,7 +1,7 @@
-"""python -m eval.validate [evaluation options]: whether they can be meant; looks at no model and no data.
+"""python -m eval.validate [evaluation options]: checks the options without reading models or data.
 
-For scripts. Prints, between marks (slurm/common.sh: `ask`), the folder of the answers that the evaluation would use
-again if it had to go on; nothing between them where it would use none.
+For scripts. Prints the answer cache that the evaluation would resume from between marks (slurm/common.sh: `ask`);
+nothing between them if it would not resume.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from eval.config import parse
 from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, or that of what is wrong with the options."""
+    """Returns the exit code: 0, or that of the UserError."""
     hide_secrets()
     try:
         config = parse(arguments)
@@ -30,5 +30,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     sys.exit(main(sys.argv[1:]))

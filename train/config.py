@@ -14,12 +14,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from train.config_ppo import PpoConfig
 from train.registry import OBJECTIVES, TUNINGS, ObjectiveSpec, TuningSpec
 from zerotune.common.schema import STRICT, Share, ShareBelowOne
+from zerotune.data.formats import FORMATS
 
 if TYPE_CHECKING:
     ObjectiveName = str
     TuningName = str
+    FormatName = str
 else:
     ObjectiveName, TuningName = Literal[tuple(OBJECTIVES)], Literal[tuple(TUNINGS)]
+    FormatName = Literal[tuple(FORMATS)]
 
 Wanted = str | bool | int | float | list[str | bool | int | float | None] | None  # a value, or several, of a column
 
@@ -101,7 +104,7 @@ class SourceConfig:
     """
 
     path: str
-    format: Literal["text", "qa", "pr", "io", "chat", "labelled", "tagged", "preference"]
+    format: FormatName
     columns: dict[str, str] = field(default_factory=dict)
     weight: PositiveFloat = 1.0
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0

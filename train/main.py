@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "train")]  # runs uninstalled too
 
-from zerotune.common.process_exit import die_quietly_of_ctrl_c, leave, let_the_first_speak
+from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c, wait_for_first_process
 
-die_quietly_of_ctrl_c()  # before the imports, which take a while
+exit_quietly_on_ctrl_c()  # before the imports, which take a while
 
 from train.config import Config
 from train.failure.report_error import report_error
@@ -34,7 +34,7 @@ def checked(arguments: list[str]) -> Config:
 
         check_inputs(config)
     except UserError:
-        let_the_first_speak()
+        wait_for_first_process()
         raise
     files = shortened([source.path for key, source in sources(config) if key.startswith("data.train")])
     say(f"{config.objective} ({config.tuning.kind}): {config.model.path} on {files} -> {config.run.folder}")
@@ -129,4 +129,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

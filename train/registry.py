@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from zerotune.data.formats import TEXTS
+
 Problems = Iterator[tuple[str, str]]  # (key to blame, message)
 
 
@@ -68,7 +70,7 @@ class TuningSpec:
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
-        formats=("text", "qa", "pr", "io", "chat", "labelled"),
+        formats=(*TEXTS, "labelled"),
         keys=("head.labels",),
     ),
     "token_classification": ObjectiveSpec(
@@ -89,7 +91,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     ),
     "ppo": ObjectiveSpec(
         "train.objectives.ppo.objective:PPO",
-        formats=("text", "qa", "pr", "io", "chat", "labelled", "preference"),
+        formats=(*TEXTS, "labelled", "preference"),
         keys=("ppo",),
         asks=True,
         checks="train.checks_ppo:problems",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from train.recipe import parse
 from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,5 +26,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     sys.exit(main(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""Scores and statistics: pure functions without torch, each importable alone by training."""
+"""Scores and statistics: pure functions without torch, also used by training."""

@@ -1,9 +1,9 @@
 """BLEU (Papineni 2002, aclanthology.org/P02-1040) and chrF (Popovic 2015, aclanthology.org/W15-3049) of corpora.
 
-Both are functions of sums over the corpus: a row carries the counts that are summed, and sacrebleu makes the score of
-the sums, as it does for its own resampling. No score is ever averaged over rows. sacrebleu's tokenizer `zh` cuts
-Chinese pairs, `char` those of other scripts without spaces between words (Thai, Japanese ...), `13a` all others. As in
-sacrebleu case and width count; composed and decomposed forms do not.
+Both are functions of sums over the corpus: each row has counts, and sacrebleu computes the score from their sums, as it
+does in its own resampling. Scores are never averaged over rows. sacrebleu's tokenizer is `zh` for Chinese pairs, `char`
+for other scripts without spaces between words (Thai, Japanese ...), and `13a` for all others. As in sacrebleu, case and
+width matter; composed and decomposed Unicode forms are equal.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ TOKENIZERS = {Writing.CHINESE: "zh", Writing.UNSPACED: "char", Writing.SPACED: "
 
 
 def bleu_counts(prediction: str, reference: str) -> Mapping[str, float]:
-    """What one row adds to the corpus. Raises UserError without sacrebleu."""
+    """The counts that a row adds to the corpus. Raises UserError without sacrebleu."""
     return _counts("bleu", _bleu(TOKENIZERS[writing(reference, prediction)]), prediction, reference)
 
 
 def bleu(columns: Columns) -> float:
-    """Corpus BLEU, 0 to 100, smoothed as sacrebleu does by default (exp)."""
+    """Corpus BLEU, 0 to 100, with sacrebleu's default smoothing (exp)."""
     return _score("bleu", _bleu("13a"), columns)
 
 
 def chrf_counts(prediction: str, reference: str) -> Mapping[str, float]:
-    """What one row adds to the corpus. Raises UserError without sacrebleu."""
+    """The counts that a row adds to the corpus. Raises UserError without sacrebleu."""
     return _counts("chrf", _chrf(), prediction, reference)
 
 

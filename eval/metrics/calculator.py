@@ -1,11 +1,11 @@
-"""A calculator for what a model writes: a parser of its own over exact fractions, which cannot do anything else.
+"""A safe calculator for expressions that a model writes: a small parser over exact fractions.
 
     sum     := product (("+" | "-") product)*
     product := signed (("*" | "/") signed)*
     signed  := ("+" | "-") signed | value
     value   := number "%"? | "(" sum ")" "%"?
 
-There are no powers, names or calls: with them a short text could ask for endless work.
+There are no powers, names or calls, with which a short text could cause endless work.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
 
-LONGEST = 200  # characters; so no number can grow beyond about as many digits
-DEEPEST = 20  # parentheses and signs within one another
+LONGEST = 200  # characters; this also limits the digits of a result
+DEEPEST = 20  # nested parentheses and signs
 DIGITS_SHOWN = 12
 _TOKEN = re.compile(r"\s*(?:\$?([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+\.?[0-9]*|\.[0-9]+)|([-+*/()%×÷−]))")
 _SAME = {"×": "*", "÷": "/", "−": "-"}
 
 
 class _NoValueError(ValueError):
-    """The text is no expression, or its value is not defined."""
+    """The text is not an expression, or its value is undefined."""
 
 
 def calculate(text: str) -> Fraction | None:
-    """The exact value of an arithmetic expression; None where it is none, too long, too deep or undefined."""
+    """The exact value of an arithmetic expression; None if it is invalid, too long, too deep or undefined."""
     if len(text) > LONGEST:
         return None
     try:
@@ -39,7 +39,7 @@ def calculate(text: str) -> Fraction | None:
 
 
 def written(value: Fraction) -> str:
-    """The number in decimal digits: whole ones in full, others rounded to 12 significant digits."""
+    """The number in decimal: integers in full, others rounded to 12 significant digits."""
     if value.denominator == 1:
         return str(value.numerator)
     rounded = Context(prec=DIGITS_SHOWN).divide(Decimal(value.numerator), Decimal(value.denominator))
@@ -59,7 +59,7 @@ def _tokens(text: str) -> list[str]:
 
 
 class _Parser:
-    """Reads the tokens once, from the left; `depth` is how much deeper it may still go."""
+    """A recursive-descent parser; `depth` is the nesting that is still allowed."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self.tokens, self.at = tokens, 0
@@ -103,7 +103,7 @@ class _Parser:
         return Fraction(self.tokens[self.at - 1])
 
     def _take(self, signs: str) -> str:
-        """The next token if it is one of the signs, else nothing."""
+        """Consume the next token if it is one of `signs`, else return ""."""
         if self.at_end or self.tokens[self.at] not in signs:
             return ""
         self.at += 1

@@ -1,4 +1,4 @@
-"""Whether a longer answer says the reference somewhere, forgiving about form as exact match is."""
+"""Whether an answer contains the reference, with the normalisation of exact match."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from eval.metrics.script import IN_WORD, UNSPACED
 
 _IN_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]", regex.V1)
 _HANGUL = regex.compile(r"\p{Hangul}{2}$")
-# Punctuation that exact match takes out of a word ("Paris's", "Paris,France"); here it may part two. But not "n't".
+# Punctuation that exact match removes from words ("Paris's", "Paris,France"); here it separates words, except in "n't".
 _BETWEEN = regex.compile(
     r"(?<=\p{L})(?<!n)['’](?=\p{L})|(?<=n)['’](?=\p{L})(?!t)|(?<=\p{L}{2})\.(?=\p{L})"
     r"|(?<=[\p{L}\p{M}])[,:;!?()\[\]\"“”]+(?=[\p{L}\p{N}])|(?<=\p{N})[,:;!?()\[\]\"“”]+(?=\p{L})"
 )
-# After a Korean word: particles, and the copula.
+# Particles and copula that may follow a Korean word.
 _PARTICLES = (
     r"(?:(?:들|님)?(?:은|는|이|가|을|를|의|에|에게|에서|께|께서|로|으로|와|과|랑|이랑|도|만|나|이나|라고|이라고|부터|까지"
     r"|보다|처럼|마다|밖에|이며|이고|입니다|이다|이에요|예요|였다|이었다|였습니다|이었습니다)){1,2}"
 )
-_WORD_OR_NUMBER = rf"[[{IN_WORD}.:/^-]--[{UNSPACED}]]"  # after `normalise` these signs stand only in numbers and grades
+_WORD_OR_NUMBER = rf"[[{IN_WORD}.:/^-]--[{UNSPACED}]]"  # after `normalise` these signs occur only in numbers and grades
 
 
 _NO_MINUS = "(?<![负負]|零下|氷点下|영하 ?|マイナス|마이너스 ?|(?:negative|minus|moins|menos|минус) )"  # in words
 
 
 def contains(prediction: str, reference: str) -> float:
-    """1.0 where the reference stands in the prediction as whole words or numbers ("5" is not in "-5", "15", "2:5" or
-    "5万", "C" not in "C++"), in Korean also before particles, or, in a script without spaces, as whole letters; else
-    0.0.
+    """1.0 if the prediction contains the reference as whole words or numbers, else 0.0.
 
-    Nothing visible is contained only in nothing visible.
+    "5" is not in "-5", "15", "2:5" or "5万", and "C" is not in "C++". A Korean word may be followed by particles.
+    Scripts without spaces match whole letters. An invisible reference is contained only in an invisible prediction.
     """
     part, whole = normalise(reference), normalise(prediction)
     if part == whole:
         return 1.0
     if not part:
         return 0.0
-    return float(_holds(part, whole) or _holds(part, normalise(_BETWEEN.sub(" ", prediction))))
+    return float(_is_inside(part, whole) or _is_inside(part, normalise(_BETWEEN.sub(" ", prediction))))
 
 
-def _holds(part: str, whole: str) -> bool:
-    """Of texts in the form of `normalise`."""
+def _is_inside(part: str, whole: str) -> bool:
+    """Both texts are normalised."""
     pattern = _before(part) + regex.escape(part) + _after(part)
     return part in whole and regex.search(pattern, whole, regex.V1) is not None
 

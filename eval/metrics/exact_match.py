@@ -1,15 +1,15 @@
-"""Exact match of short answers, forgiving about form.
+"""Exact match of short answers after normalisation.
 
-English follows SQuAD's evaluation (arXiv:1606.05250): case, punctuation, articles and extra spaces do not count.
-Chinese follows CMRC 2018's (arXiv:1810.07366): punctuation and spaces between characters do not count. Differences from
-both keep different answers apart, and no step may leave nothing of a text:
+English follows SQuAD (arXiv:1606.05250): case, punctuation, articles and extra spaces are ignored. Chinese follows CMRC
+2018 (arXiv:1810.07366): punctuation and spaces between characters are ignored. These differences keep distinct answers
+distinct, and no step may remove a whole text:
 
-- Numbers keep their sign, decimal point, colon, fraction bar, exponent, percent and currency sign. Other punctuation
-  between two digits separates ("3,5" is not "35"), but thousands separators go ("1,234" is "1234").
+- Numbers keep sign, decimal point, colon, fraction bar, exponent, percent and currency sign. Other punctuation between
+  digits separates ("3,5" is not "35"), but thousands separators are removed ("1,234" is "1234").
 - A dash or slash separates ("well-known" is "well known", "10-20" is not "1020").
-- "A" that stands for something is no article: "vitamin A", "A. Paris", "the answer is A".
-- `$x$` is LaTeX for x, and no currency.
-- C++, C# and C are three; so are the grades and blood groups B+, B- and B.
+- The letter A is not always an article: "vitamin A", "A. Paris", "the answer is A".
+- `$x$` is LaTeX for x, not a currency.
+- C++, C# and C are distinct; so are the grades and blood groups B+, B- and B.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import regex
 
 from eval.metrics.script import IN_WORD, UNSPACED, compatible, folded
 
-LETTER_A = "\u1d00"  # the letter A, where it is no article, in the form of `normalise`: a small capital A
+LETTER_A = "\u1d00"  # small capital A: the normalised letter A where it is not an article
 
 _LETTER = rf"[[{IN_WORD}]--[{UNSPACED}]]"  # of a script with spaces between words
 _UNITS = "[年月日号点时分秒度元岁章节页级层楼周天万亿千百]"
 _HYPHENS = {ord(hyphen): "-" for hyphen in "\u2010\u2012\u2013\u2212"}  # hyphen, figure dash, en dash, minus sign
 _SAME = _HYPHENS | {0x2044: "/", 0x2215: "/", 0x2236: ":", 0x066A: "%", 0x066B: ".", 0x066C: ","}
 
-# Digits that NFKC would glue to their neighbours: exponents, ½ after a digit, enclosed numbers.
+# Digits that NFKC would join to their neighbours: exponents, ½ after a digit, enclosed numbers.
 _SPECIAL_NUMBER = regex.compile(r"[⁺⁻]?[⁰¹²³⁴-⁹]+|[\p{No}--[⁰¹²³⁴-⁹₀-₉]]", regex.V1)
 _EXPONENT = regex.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
 
@@ -71,11 +71,11 @@ _SPACE_BY_UNSPACED = regex.compile(rf"(?<=[{UNSPACED}])\s+(?!-)|\s+(?=[{UNSPACED
 
 
 def normalise(text: str) -> str:
-    """The form in which answers are compared: the same for any case, width and Unicode form.
+    """Normalise an answer for comparison: equal for any case, width and Unicode form.
 
-    It is idempotent, and empty only where nothing is visible. Words are in lower case, parted by one space, without
-    one beside an unspaced script; "-" before a digit is a minus sign, and has a space before it unless the text begins
-    there; ".", ":" and "/" stand only inside numbers; `LETTER_A` is the letter A where it is no article.
+    Idempotent, and empty only for an invisible text. Words are in lower case and separated by one space, without spaces
+    next to an unspaced script. "-" before a digit is a minus sign, with a space before it except at the start. ".", ":"
+    and "/" occur only inside numbers. `LETTER_A` is the letter A where it is not an article.
     """
     text = compatible(text if text.isascii() else _SPECIAL_NUMBER.sub(_special_number, text))
     text = _MATH.sub(r"\2", text) if "$" in text else text
@@ -88,7 +88,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1.0 where both are the same answer after `normalise`, else 0.0."""
+    """1.0 if both are equal after `normalise`, else 0.0."""
     return float(prediction == reference or normalise(prediction) == normalise(reference))
 
 
@@ -113,12 +113,12 @@ def _with_plain_numbers(text: str) -> str:
 
 
 def _without_article_a(text: str) -> str:
-    """A capital A inside a text that has lower-case letters too is an article only behind a preposition or the like."""
-    shouted = _ALL_CAPITALS.match(text) is not None
+    """Remove the article "a". A capital A in mixed-case text is an article only after prepositions and the like."""
+    all_capitals = _ALL_CAPITALS.match(text) is not None
 
     def replacement(found: regex.Match[str]) -> str:
         before = text[max(found.start() - _LONGEST_BEFORE, 0) : found.start()]
-        return " " if found[0] == "a" or shouted or _BEFORE_ARTICLE.search(before) else "A"
+        return " " if found[0] == "a" or all_capitals or _BEFORE_ARTICLE.search(before) else "A"
 
     return _unless_nothing_left(_ARTICLE_A.sub(replacement, text), text)
 

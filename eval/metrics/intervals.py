@@ -1,12 +1,12 @@
-"""95 % intervals, and tests of a change, of numbers that are no plain shares. Two ways, both deterministic:
+"""95 % intervals and tests of differences for metrics other than shares, by two deterministic methods:
 
-- Ratios of sums (the mean loss, and what is made of it): typical values. The ratio over every subset of the rows, each
-  row in or out by a fair coin, spreads around the true one as the data do (Hartigan 1969,
-  doi:10.1080/01621459.1969.10501057). For paired rows the test is that of random signs (two models' answers swapped row
-  by row), exact where the models are alike, whatever the lengths of the rows.
+- Ratios of sums (mean loss and what derives from it): typical values. The ratio over random subsets of the rows, each
+  row included with probability 1/2, is distributed around the true ratio like the data (Hartigan 1969,
+  doi:10.1080/01621459.1969.10501057). For paired rows the test is that of random signs (answers of two models swapped
+  row by row), which is exact if the models are equal, whatever the lengths of the rows.
 - Everything else: the jackknife's standard error with Student's t (Tukey 1958; Efron & Stein 1981,
-  doi:10.1214/aos/1176345462), on the scale where a bounded number is nearly normal (logit, logarithm), so that no
-  interval leaves the metric's limits.
+  doi:10.1214/aos/1176345462), on a scale where a bounded number is nearly normal (logit, logarithm), so that intervals
+  stay within the metric's limits.
 
 Shape suffixes: n samples, b blocks of samples, s subsets.
 """
@@ -26,17 +26,17 @@ from zerotune.common.scale import Scale
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
-FEWEST = 8  # rows for typical values: with fewer they do not hold what they say
-BLOCKS = 200  # rows left out at once beyond as many: single ones would cost n * n
+FEWEST = 8  # rows for typical values: with fewer, the intervals are too narrow
+BLOCKS = 200  # for the jackknife: with more rows, blocks of rows are left out, as single rows would cost n * n
 SUBSETS, MOST_DRAWS, FEWEST_SUBSETS = 2000, 40_000_000, 400
-ALL_SUBSETS = 11  # up to so many rows all subsets are taken
-CHUNK = 64  # subsets that are multiplied at once: bounds the memory
+ALL_SUBSETS = 11  # with up to so many rows, all subsets are used
+CHUNK = 64  # subsets multiplied at once, which limits memory
 TAIL = 0.025
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Both ends, and how they were found."""
+    """An interval and its method."""
 
     low: float
     high: float
@@ -45,9 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Change:
-    """What is known of a difference. p_value: two-sided, of "it is 0"; below 0.05 exactly where the interval leaves
-    out 0.
-    """
+    """A difference. p_value: two-sided, of the hypothesis "0"; below 0.05 exactly if the interval excludes 0."""
 
     interval: Interval
     standard_error: float
@@ -55,12 +53,12 @@ class Change:
 
 
 def blocks(count: int) -> list[Indices]:
-    """The rows that are left out together, as the jackknife wants its values."""
+    """The blocks of rows that the jackknife leaves out."""
     return np.array_split(np.arange(count), min(count, BLOCKS))
 
 
 def jackknife(value: float, left_out_b: Floats, scale: Scale) -> Interval | None:
-    """Of a metric's value, from its values without each block. None at the end of its scale, and without spread."""
+    """Interval of a metric, from its values without each block; None at an end of its scale, or without spread."""
     error = _error(value, left_out_b)
     to, back, slope = _nearly_normal(scale)
     if not (error > 0 and math.isfinite(error) and scale.low < value < scale.high):
@@ -70,7 +68,7 @@ def jackknife(value: float, left_out_b: Floats, scale: Scale) -> Interval | None
 
 
 def jackknife_change(change: float, left_out_b: Floats, reach: float = math.inf) -> Change | None:
-    """Of a difference of two values. reach: how far from 0 it can be. None without spread."""
+    """Interval and test of a difference. reach: its maximum absolute value. None without spread."""
     error = _error(change, left_out_b)
     if not (error > 0 and math.isfinite(error)):
         return None
@@ -81,16 +79,16 @@ def jackknife_change(change: float, left_out_b: Floats, reach: float = math.inf)
 
 
 def typical_values(top_n: Floats, bottom_n: Floats) -> Change:
-    """Of sum(top) / sum(bottom), every bottom being positive; needs `FEWEST` rows.
+    """Interval and test of sum(top) / sum(bottom), with positive bottoms; needs `FEWEST` rows.
 
-    For the difference of two models on the same rows, top is the difference of theirs; p_value depends on top alone.
+    To compare two models on the same rows, pass the difference of their tops; p_value depends only on top.
     """
     in_sn = _subsets(len(top_n))
     table_nk = np.stack([top_n, bottom_n], axis=1)
     sums_sk = np.concatenate([in_sn[k : k + CHUNK].astype(np.float64) @ table_nk for k in range(0, len(in_sn), CHUNK)])
     ratios_s = np.sort(sums_sk[:, 0] / sums_sk[:, 1])
-    count = len(ratios_s) + 1  # and the empty subset, which is on both sides of everything
-    outside = math.ceil(TAIL * count) - 1  # the most on one side of a value that is still rejected
+    count = len(ratios_s) + 1  # with the empty subset, which counts on both sides
+    outside = math.ceil(TAIL * count) - 1  # maximum number on one side of a rejected value
     rounding = 1e-12 * float(np.abs(top_n).sum())
     below, above = (1 + int((sign * sums_sk[:, 0] <= rounding).sum()) for sign in (1, -1))
     interval = Interval(float(ratios_s[outside - 1]), float(ratios_s[-outside]), "typical values")
@@ -101,7 +99,7 @@ def typical_values(top_n: Floats, bottom_n: Floats) -> Change:
 
 @lru_cache(maxsize=2)
 def _subsets(count: int) -> NDArray[np.uint8]:
-    """s x n, 1 where the row is in: all but the empty one for few rows, else random ones, none empty."""
+    """Subsets (s x n) with 1 for included rows: for few rows all but the empty one, else random non-empty ones."""
     if count <= ALL_SUBSETS:
         return ((np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1).astype(np.uint8)
     size = min(SUBSETS, max(MOST_DRAWS // count, FEWEST_SUBSETS)) - 1
@@ -122,7 +120,7 @@ Function = Callable[[float], float]
 
 
 def _nearly_normal(scale: Scale) -> tuple[Function, Function, Function]:
-    """To the scale on which the number is nearly normal, back, and the slope of the way there."""
+    """The transformation to a scale on which the number is nearly normal, its inverse, and its slope."""
     low, high = scale.low, scale.high
     if math.isinf(low):
         return lambda x: x, lambda y: y, lambda x: 1.0

@@ -1,8 +1,8 @@
-"""The "answer" of the JSON objects that a model was asked for: fenced or not, whole, broken off, or no proper JSON.
+"""Reads the value of "answer" from JSON objects in a model's output: fenced or not, truncated, or not quite JSON.
 
-Only an object's own key counts, in any case, not one of an object inside it, and no placeholder such as "<the number>".
-What is no JSON (single or curly quotes, `{"answer": 1,234}`, `{"answer": \\frac{1}{2}}`) is read leniently; a value
-that the text's end has cut off is none.
+Only keys of the outermost object count, in any case, and no placeholders such as "<the number>". Invalid JSON (single
+or curly quotes, `{"answer": 1,234}`, `{"answer": \\frac{1}{2}}`) is read leniently; a value that the end of the text
+truncates is ignored.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-MOST_OBJECTS = 20  # braces that are tried: each may cost time in the length of the text
+MOST_OBJECTS = 20  # opening braces that are tried: each may take time linear in the text
 KEY = "answer"
 _FENCED = re.compile(r"```[A-Za-z]*[ \t]*\n?(.*?)```", re.DOTALL)
 _PLACEHOLDER = re.compile(r"\s*<[^<>]*>\s*")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "：": ":", "，": ",", "｛": "{", "｝": "}"})
-_TEXT = re.compile(  # a closing quote stands before , : } or ], so that 'it's' is one text
+_TEXT = re.compile(  # a closing quote is followed by , : } or ], so that 'it's' is one string
     r"""(?P<quote>["'])(?P<text>(?:\\.|(?!(?P=quote)\s*(?:[,:}\]]|$))[^\\])*+)(?P=quote)""", re.DOTALL
 )
 _KEY = re.compile(r"""(?<!\w)(?:"([^"\n]{1,40})"|'([^'\n]{1,40})'|(\w{1,40}))\s{0,20}:\s{0,20}""")
@@ -27,9 +27,9 @@ _LATEX_BRACES = re.compile(r"\{([^{}\n\"']{0,40})\}")
 
 
 def json_answers(text: str) -> Sequence[str]:
-    """What the objects of the text have under "answer", in their order; numbers exactly as written.
+    """The values of "answer", in order; numbers exactly as written.
 
-    Those in code fences, if there is one; else all.
+    From objects in code fences if these have any, else from all.
     """
     fenced = [answer for block in _FENCED.finditer(text) for answer in _answers(block[1])]
     return fenced or list(_answers(text))
@@ -45,7 +45,7 @@ def _answers(text: str) -> Iterator[str]:
 
 
 def _strict(text: str, start: int) -> tuple[list[str], int] | None:
-    """The answers of the JSON object that begins there, and where it ends."""
+    """The answers of the JSON object that begins at `start`, and its end; None if it is not valid JSON."""
     try:
         pairs, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
@@ -53,45 +53,45 @@ def _strict(text: str, start: int) -> tuple[list[str], int] | None:
     return [value for key, value in pairs if key.strip().casefold() == KEY and isinstance(value, str)], end
 
 
-# Numbers stay texts: 120.0 is not 120. Keys that stand there twice stay apart.
+# Numbers stay strings: 120.0 is not 120. Duplicate keys are kept.
 _DECODER = json.JSONDecoder(
     parse_int=str, parse_float=str, parse_constant=str, strict=False, object_pairs_hook=lambda pairs: pairs
 )
 
 
 def _lenient(text: str, start: int) -> tuple[list[str], int]:
-    """The same for what is no JSON; it ends with its brace, or the text."""
-    depth, place, answers = 0, start, list[str]()
-    while place < len(text):
-        key = _KEY.match(text, place) if depth == 1 else None
+    """Like `_strict`, for invalid JSON; the object ends at its closing brace or the end of the text."""
+    depth, position, answers = 0, start, list[str]()
+    while position < len(text):
+        key = _KEY.match(text, position) if depth == 1 else None
         if key:
-            place = key.end()
-            if "".join(filter(None, key.groups())).strip().casefold() == KEY and text[place : place + 1] not in (
+            position = key.end()
+            if "".join(filter(None, key.groups())).strip().casefold() == KEY and text[position : position + 1] not in (
                 "{",
                 "[",
             ):
-                answer, place = _value(text, place)
+                answer, position = _value(text, position)
                 answers += [] if answer is None else [answer]
-        elif text[place] in "\"'" and not text[place - 1].isalnum():
-            said = _TEXT.match(text, place)
-            place = said.end() if said else len(text)  # cut off
+        elif text[position] in "\"'" and not text[position - 1].isalnum():
+            string = _TEXT.match(text, position)
+            position = string.end() if string else len(text)  # truncated
         else:
-            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(text[place], 0)
-            place += 1
+            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(text[position], 0)
+            position += 1
             if depth <= 0:
                 break
-    return answers, place
+    return answers, position
 
 
-def _value(text: str, place: int) -> tuple[str | None, int]:
-    """What stands behind a key, quoted or bare, and where it ends; None where the text's end has cut it off."""
-    if text[place : place + 1] in ("'", '"'):
-        said = _TEXT.match(text, place)
-        return (_unescaped(said["text"]), said.end()) if said else (None, len(text))
-    window = text[place : place + LONGEST]
-    same_length = _LATEX_BRACES.sub(lambda found: f"({found[1]})", window)  # braces of \frac{1}{2} end nothing
+def _value(text: str, position: int) -> tuple[str | None, int]:
+    """The value at `position`, quoted or bare, and its end; None if it is truncated."""
+    if text[position : position + 1] in ("'", '"'):
+        string = _TEXT.match(text, position)
+        return (_unescaped(string["text"]), string.end()) if string else (None, len(text))
+    window = text[position : position + LONGEST]
+    same_length = _LATEX_BRACES.sub(lambda found: f"({found[1]})", window)  # hides the braces of \frac{1}{2}
     bare = _BARE.match(same_length)
-    return (window[: bare.end()].strip(), place + bare.end()) if bare and bare.end() else (None, place)
+    return (window[: bare.end()].strip(), position + bare.end()) if bare and bare.end() else (None, position)
 
 
 def _unescaped(text: str) -> str:

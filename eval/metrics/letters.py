@@ -1,4 +1,4 @@
-"""The option letter in an answer to a multiple-choice question, Chinese or English."""
+"""Reads the option letter from an answer to a multiple-choice question, in Chinese or English."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 from eval.metrics.script import compatible
 
-HEAD, TAIL = 2_000, 8_000  # characters of a long answer that are looked at: answers stand at one of its ends
+HEAD, TAIL = 2_000, 8_000  # characters at both ends of a long answer that are searched
 
 _OPEN, _CLOSE = r"[\s*_`\"'“‘「『(（\[【<{$]{0,8}", r"[\s*_`\"'”’」』)）\]】>}]{0,4}"
-# Not inside a word; "A" and "I" before a small letter are an article and a pronoun; a small letter stands for an option
-# only where nothing but a closing mark follows.
+# Not inside a word; "A" and "I" before a lower-case letter are an article and a pronoun; a lower-case letter is an
+# option only if nothing but a closing mark follows.
 _LETTER = (
     r"(?<![A-Za-z0-9])(?:(?P<letter>[A-Z])(?![A-Za-z0-9+#-]|['’]\w)(?!(?<=[AI])\s[a-z])"
     r"|(?P<small>[a-z])(?=[)\].:：、*]|\s*(?:\n|$)))"
 )
 _LETTER_AGAIN = _LETTER.replace("letter>", "again>").replace("small>", "again_small>")
-_NAMES = r"(?:型|超|语言|股|站|级|类|等|轮|座|面|点|组|队|班|线|片|卡|淋巴|细胞|族|恤|盘|罩)"  # C语言 is no option
+_NAMES = r"(?:型|超|语言|股|站|级|类|等|轮|座|面|点|组|队|班|线|片|卡|淋巴|细胞|族|恤|盘|罩)"  # C语言 is not an option
 _NEGATED = (
     rf"{_CLOSE}(?:选项|项)?\s*"
     r"(?:[是为]?[不错误没非]|都不|均不|(?:is|are|was)(?:n't| not| wrong| incorrect| false))"
@@ -60,17 +60,17 @@ _AFTER = (re.compile(_NEGATED, re.IGNORECASE), re.compile(_NAMES))
 
 
 def read_letter(text: str, options: int) -> str | None:
-    r"""The letter that the answer names, of the first `options` letters; None where it names none, or several.
+    r"""The letter that the answer names, of the first `options` letters; None if it names none, or several.
 
-    The first of these that names any letter decides:
+    The first of these rules that finds any letter decides:
 
-    - what stands behind "答案", "正确的是", "answer", "correct option" or in `\boxed{}`;
-    - what is said to be right ("D正确", "D is correct");
-    - what stands behind "选" or "choose", then behind "选项" or "option";
-    - what the text begins with;
-    - what stands alone where an answer can stand.
+    - after "答案", "正确的是", "answer", "correct option", or in `\boxed{}`;
+    - called correct ("D正确", "D is correct");
+    - after "选" or "choose", then after "选项" or "option";
+    - at the start of the text;
+    - alone at the start of a sentence or line, or after words such as "is".
 
-    No letter is one that is denied (A不对), belongs to a word (维生素A, vitamin A, C语言), or to a list (A、B).
+    Ignored are letters that are negated (A不对), part of a word (维生素A, vitamin A, C语言), or part of a list (A、B).
     """
     text = text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"
     text = compatible(text).strip()
@@ -83,7 +83,7 @@ def read_letter(text: str, options: int) -> str | None:
 
 
 def _named(pattern: re.Pattern[str], text: str) -> Iterator[str]:
-    """The letters that a pattern finds; a list of letters counts as "", which is no option."""
+    """The letters that a pattern finds; a list of letters counts as "", which is not an option."""
     for found in pattern.finditer(text):
         letter, start, end = next((found[n].upper(), *found.span(n)) for n in pattern.groupindex if found[n])
         if _SEVERAL.match(text, end) or _ENDS_LIST.search(text, max(start - 8, 0), start):

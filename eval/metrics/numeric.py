@@ -1,10 +1,10 @@
-"""Numbers in answers, as people and models write them: read whole, or not at all.
+"""Reads numbers from answers of people and models, completely or not at all.
 
-Read are signs (also in words: 负5, minus 5), thousands separators (1,234; 1'234; 1_234; 12,34,567), currency and
+Supported are signs (also in words: 负5, minus 5), thousands separators (1,234; 1'234; 1_234; 12,34,567), currency and
 percent signs, decimals, fractions (3/4, 1 1/2), powers of ten (1.5e3, 1.5 × 10^3), scale words (2 million, 3万, 5k),
-digits of every script and width, and LaTeX. Not read are ranges, dates, times, ratios, sums (10-8, 3:30, 2+3), lists
-(3,5), numbers in words (twenty, 二十) and what is longer than `LONGEST`: the value is None. A number in a name (H2O,
-COVID-19) is none.
+digits of every script and width, and LaTeX. The value is None for ranges, dates, times, ratios, sums (10-8, 3:30, 2+3),
+lists (3,5), numbers in words (twenty, 二十) and anything longer than `LONGEST`. Numbers in names (H2O, COVID-19) are
+ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fractions import Fraction
 from eval.metrics.plain_digits import NO_NUMBER, plain_digits
 
 TOLERANCE = Fraction(1, 100_000)
-LONGEST = 100  # characters of one number; beyond it is noise, and costs time
+LONGEST = 100  # characters of one number; longer ones are noise and take time
 BIGGEST_EXPONENT = 99
 
 CURRENCY = "$€£¥₹₩₽฿₫₪₺₴₱₦"
@@ -100,10 +100,10 @@ _CHINESE_DIGITS = "〇零一二三四五六七八九两十百千"
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a short answer states: the first behind its last "=", or else the first.
+    """The number that a short answer states: the first one after its last "=", else the first.
 
-    "$1,234.50" is 1234.5, "50%" is 50, "3/4" is 0.75, "120.0 apples" is 120. None where there is none, where it cannot
-    be read whole, or where a list begins with it ("5, 6").
+    "$1,234.50" is 1234.5, "50%" is 50, "3/4" is 0.75, "120.0 apples" is 120. None without a number, if it cannot be
+    read completely, or if it starts a list ("5, 6").
     """
     text = plain_digits(text)
     found, equals = _numerals(text), text.rfind("=")
@@ -114,24 +114,24 @@ def number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text; None where there is none, or it cannot be read whole."""
+    """The last number of a text; None without a number, or if it cannot be read completely."""
     text = plain_digits(text)
     found = _numerals(text)
     return _value(text, found[-1]) if found else None
 
 
 def same_number(one: Fraction | None, other: Fraction | None) -> bool:
-    """Whether both are numbers, at most 1e-5 apart."""
+    """Whether both are numbers that differ by at most 1e-5."""
     return one is not None and other is not None and abs(one - other) <= TOLERANCE
 
 
 def _numerals(text: str) -> Sequence[re.Match[str]]:
-    """All that look like a number and are not part of a name, readable or not."""
+    """All matches that look like numbers outside names, readable or not."""
     return [found for found in _SPAN.finditer(text) if not _in_name(text, found.start())]
 
 
 def _in_name(text: str, start: int) -> bool:
-    """Whether it goes on with a letter of a script with capitals: H2O, m^2, but not 共5个 or USD5."""
+    """Whether a letter of a script with capitals precedes it: H2O, m^2, but not 共5个 or USD5."""
     before = text[max(start - 8, 0) : start].removesuffix("^")
     if not _is_cased(before[-1:]):
         return before[-1:] == "_"
@@ -157,7 +157,7 @@ def _value(text: str, found: re.Match[str]) -> Fraction | None:
 
 
 def _size(span: str) -> Fraction | None:
-    """What a span says that holds nothing but a number; None where it is more than that."""
+    """The value of a span; None if the span contains more than one number."""
     if found := _MIXED.fullmatch(span):
         part = _over(Fraction(found["over"]), found["under"])
         return None if part is None or part >= 1 else int(found["whole"]) + part
@@ -187,7 +187,7 @@ def _over(value: Fraction | None, under: str) -> Fraction | None:
 
 
 def _sign(text: str, start: int) -> tuple[int, bool]:
-    """1, -1, or 0 where what stands before makes it no number of its own; and whether a currency stands there."""
+    """The sign 1 or -1, or 0 if the text before makes the number unreadable; and whether a currency precedes it."""
     window = text[max(start - 24, 0) : start]
     found = _BEFORE.search(window)
     assert found is not None  # all its parts may be empty
@@ -212,13 +212,13 @@ def _sign(text: str, start: int) -> tuple[int, bool]:
 
 
 def _scaled(value: Fraction | None, text: str, end: int, has_currency: bool) -> Fraction | None:
-    """With the scale words or letter that stand at `end`."""
+    """Multiply by the scale words or letter at `end`."""
     if value is None:
         return None
     if short := _SHORT_SCALE.match(text, end):
         if short[1] or has_currency:
             return value * (10**3 if short[1] else 10**6 if short[2] else 10**9)
-        return None if short[0].isupper() else value  # 5M says millions or metres
+        return None if short[0].isupper() else value  # 5M may be millions or metres
     start = end
     while word := _SCALE_WORD.match(text, end):
         value, end = value * _SCALES[word[1].lower()], word.end()
@@ -226,7 +226,7 @@ def _scaled(value: Fraction | None, text: str, end: int, has_currency: bool) -> 
 
 
 def _unspaced(span: str, after: str) -> Fraction | None:
-    """The value of 3万, and of 3万5千 or 1万2000, whose parts become smaller; None of 3万5: it is 35,000 or 30,005."""
+    """The value of 3万, 3万5千 or 1万2000, with decreasing parts; None for 3万5, which may be 35,000 or 30,005."""
     parts = list(_PART.finditer(span))
     total, last = Fraction(0), 0
     for part in parts:

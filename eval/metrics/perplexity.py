@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte from sums of log-probabilities; windows that give every token exactly one score."""
+"""Perplexity and bits per byte from sums of log-probabilities; windows that score every token exactly once."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from eval.protocols import RatioMetric
 from zerotune.common import scale
 
-LARGEST_EXPONENT = math.log(1.7e308)  # beyond it exp overflows; a perplexity there says only "no idea at all"
+LARGEST_EXPONENT = math.log(1.7e308)  # larger exponents overflow
 
 
 def perplexity_of(loss: float) -> float:
-    """exp of a mean -log p in nats, infinite where a float cannot hold it: evaluation's and training's alike."""
+    """exp of a mean -log p in nats; infinity on overflow. Used by evaluation and training."""
     return math.inf if loss >= LARGEST_EXPONENT else math.exp(loss)
 
 
 def bits_of(loss: float) -> float:
-    """A mean -log p in bits."""
+    """Convert a mean -log p from nats to bits."""
     return loss / math.log(2)
 
 
 PERPLEXITY = RatioMetric("perplexity", False, "nll", ("tokens",), scale.PERPLEXITY, perplexity_of)
-# Comparable between tokenizers, which perplexity is not; by word it is usual for word-level models.
+# Comparable across tokenizers, unlike perplexity; perplexity per word is usual for word-level models.
 PERPLEXITY_PER_WORD = RatioMetric("perplexity_per_word", False, "nll", ("words",), scale.PERPLEXITY, perplexity_of)
 BITS_PER_BYTE = RatioMetric("bits_per_byte", False, "nll", ("bytes",), scale.POSITIVE, bits_of)
 
@@ -34,7 +34,7 @@ def windows(length: int, first: int, size: int, stride: int) -> Iterator[tuple[i
     `stride` new tokens and sees at least `size - stride` before them. Needs 1 <= first and 1 <= stride < size.
     """
     scored, end = first, min(length, size)
-    if end <= first:  # the part that is only given fills the first window
+    if end <= first:  # the unscored part fills the first window
         end = min(length, first + stride)
     while scored < length:
         yield max(0, end - size), scored, end

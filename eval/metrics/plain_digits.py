@@ -1,7 +1,7 @@
-"""Text in which numbers are written in one way: ASCII digits and signs, `a/b` fractions, `^` powers, no LaTeX.
+"""Rewrites numbers in a text uniformly: ASCII digits and signs, `a/b` fractions, `^` powers, no LaTeX.
 
-Width and script of digits do not count (１２, ٣, १२), nor do invisible characters. `½` becomes `1/2`, `10²` becomes
-`10^2` (NFKC alone would write 102), `\\frac{1}{2}` becomes `1/2`, 负5 and "minus 5" become -5.
+Digits of any width and script become ASCII (１２, ٣, १२), invisible characters are removed, `½` becomes `1/2`, `10²`
+becomes `10^2` (NFKC alone would write 102), `\\frac{1}{2}` becomes `1/2`, 负5 and "minus 5" become -5.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 
 from eval.metrics.script import composed
 
-NO_NUMBER = "\ufffd"  # stands for a number that cannot be read, such as \frac{x}{2}
+NO_NUMBER = "\ufffd"  # replaces a number that cannot be read, such as \frac{x}{2}
 _SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴-⁹]+")
 _FRACTION = re.compile(r"(?<=(?P<digit>[0-9]))?\\[dtc]?frac *(?:\{([^{}]{0,40})\} *\{([^{}]{0,40})\}|([0-9]) *([0-9]))")
 _WORDS = {
@@ -37,7 +37,7 @@ _WORDS = {
     "mathrm": "",
     "mathbf": "",
 }
-# A minus sign in words, before a digit: surely, or only where nothing stands before it that it could be taken from.
+# A minus sign in words before a digit: always, or only if it cannot be a subtraction.
 _MINUS = re.compile(
     r"(?:(?P<surely>零下|氷点下|영하|(?<![^\W\d_])negative(?= ))"
     r"|负|負|マイナス|마이너스|(?<![^\W\d_])(?:minus|moins|menos|минус)(?= )) ?(?=[^\w\s]?\.?[0-9])",
@@ -54,7 +54,7 @@ _JSON_ESCAPES = (("\x08", r"\b"), ("\x0c", r"\f"), ("\times", r"\times"), ("\tex
 
 
 def plain_digits(text: str) -> str:
-    """The text so that numbers can be looked for."""
+    """Rewrite the numbers of a text uniformly."""
     if not text.isascii():
         text = composed(text)
         text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
@@ -66,7 +66,7 @@ def plain_digits(text: str) -> str:
 
 
 def _minus(found: re.Match[str]) -> str:
-    """A sign that is read, or one that makes the number unreadable ("x minus 5", 欺负5); the word in "10 minus 5"."""
+    """ "-" for a minus sign, "±" for an unclear one ("x minus 5", 欺负5); "10 minus 5" is left unchanged."""
     before = found.string[max(found.start() - _LONGEST_BEFORE, 0) : found.start()].rstrip()
     if before[-1:].isdigit() and found[0].lower() == "minus ":
         return found[0]
@@ -104,11 +104,11 @@ def _plain(character: str) -> str:
 
 
 _SAME = {"\u2044": "/", "\u2215": "/", "٫": ".", "٬": ",", "٪": "%", "’": "'", "∗": "*", "⋅": "×", "·": "×", "–": "-"}
-_SAME |= {"\u2011": "-", "\u2010": "-", "\u20e3": ""}  # the last: a keycap around a digit
+_SAME |= {"\u2011": "-", "\u2010": "-", "\u20e3": ""}  # the last is the keycap around a digit
 
 
 class _Characters(dict[int, str]):
-    """A table for `str.translate` that is filled as characters are met."""
+    """A table for `str.translate`, filled on demand."""
 
     def __missing__(self, code: int) -> str:
         self[code] = _plain(chr(code))

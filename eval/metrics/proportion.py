@@ -1,4 +1,4 @@
-"""Intervals for shares of yes/no samples, where resampling fails: 0 of 40 right is not certainly 0 %."""
+"""Intervals and tests for shares, where resampling fails: 0 of 40 correct does not prove 0 %."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def newcombe(before: Outcomes, after: Outcomes, confidence: float = 0.95) -> Int
 
 
 def _correlation(before: Outcomes, after: Outcomes) -> float:
-    """Phi of the 2 x 2 table, with Newcombe's continuity correction; 0 where one margin is empty."""
+    """Phi of the 2 x 2 table, with Newcombe's continuity correction; 0 if a margin is empty."""
     n = len(before)
     both, neither = float((before * after).sum()), float(((1 - before) * (1 - after)).sum())
     lost, won = float((before * (1 - after)).sum()), float(((1 - before) * after).sum())
@@ -45,14 +45,13 @@ def _correlation(before: Outcomes, after: Outcomes) -> float:
 
 
 def mcnemar(before: Outcomes, after: Outcomes) -> float:
-    """Two-sided mid-p value of "both are right equally often" (McNemar 1947, doi:10.1007/BF02295996): whether the
-    samples on which they differ fall evenly to both sides.
+    """Two-sided mid-p value of "both are correct equally often" (McNemar 1947, doi:10.1007/BF02295996).
 
-    The mid-p value counts what was seen half: the exact test keeps 5 % with much to spare, this one comes close to it
+    The mid-p value counts the observed outcome half: the exact test is conservative at 5 %, while this one comes close
     and hardly exceeds it (Fagerland, Lydersen & Laake 2013, doi:10.1186/1471-2288-13-91).
     """
     won, lost = int((after > before).sum()), int((after < before).sum())
-    tail, ways = 0, 1  # ways: to choose k of all that differ; each from the one before, as a factorial takes a minute
+    tail, ways = 0, 1  # ways: binomial coefficient, updated incrementally since factorials take a minute
     for k in range(min(won, lost) + 1):
         tail += 2 * ways
         last, ways = ways, ways * (won + lost - k) // (k + 1)
@@ -60,8 +59,9 @@ def mcnemar(before: Outcomes, after: Outcomes) -> float:
 
 
 def paired_error(before: Outcomes, after: Outcomes) -> float:
-    """Standard error of `after - before`, with half a sample more on either side, so that it is never 0 (Agresti & Min
-    2005, doi:10.1002/sim.1781).
+    """Standard error of `after - before`, with half a sample added on either side, so that it is never 0.
+
+    Agresti & Min 2005, doi:10.1002/sim.1781.
     """
     won, lost, n = float((after > before).sum()) + 0.5, float((after < before).sum()) + 0.5, len(before) + 2
     return math.sqrt(won + lost - (won - lost) ** 2 / n) / n

@@ -1,8 +1,8 @@
 """ROUGE (Lin 2004, aclanthology.org/W04-1013): overlap of words and of their order with a reference, as F-measures.
 
-ROUGE-1 and -2 are those of rouge-chinese for Chinese pairs, whose words and punctuation jieba cuts, and of rouge-score,
-without stemming, for all others; `eval.metrics.script` finds the words of every script. ROUGE-L takes each text as one
-sentence. Its longest common subsequence is found here: the libraries' tables take seconds and gigabytes for long texts.
+ROUGE-1 and -2 come from rouge-chinese for Chinese pairs (words and punctuation by jieba), and from rouge-score without
+stemming for all others; `eval.metrics.script` splits the words of every script. ROUGE-L treats each text as one
+sentence; its longest common subsequence is computed here, since the libraries need gigabytes for long texts.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ NAMES = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge(prediction: str, reference: str) -> Mapping[str, float]:
-    """ROUGE-1, -2 and -L, each in [0, 1], by the writing of the pair. Raises UserError without the library.
+    """ROUGE-1, -2 and -L, each in [0, 1]. Raises UserError without the library.
 
-    Case, width and Unicode form do not count. The same words score 1.0, even where a text of one word has no pair of
-    words; a text without words scores 0.0 against all but the same text.
+    Case, width and Unicode form are ignored. Equal words score 1.0, even a single word without bigrams; a text without
+    words scores 0.0 unless both texts are equal.
     """
     one, other = folded(prediction), folded(reference)
-    written = writing(other, one)
-    predicted, wanted = tokens(one, written), tokens(other, written)
-    if predicted == wanted and (wanted or one.split() == other.split()):
+    kind = writing(other, one)
+    predicted, expected = tokens(one, kind), tokens(other, kind)
+    if predicted == expected and (expected or one.split() == other.split()):
         return dict.fromkeys(NAMES, 1.0)
-    if not predicted or not wanted:
+    if not predicted or not expected:
         return dict.fromkeys(NAMES, 0.0)
-    counted = (_chinese if written is Writing.CHINESE else _others)(" ".join(predicted), " ".join(wanted))
-    both = longest_common_subsequence(predicted, wanted)
-    return {**counted, "rougeL": 2 * both / (len(predicted) + len(wanted))}
+    ngrams = (_chinese if kind is Writing.CHINESE else _others)(" ".join(predicted), " ".join(expected))
+    common = longest_common_subsequence(predicted, expected)
+    return {**ngrams, "rougeL": 2 * common / (len(predicted) + len(expected))}
 
 
 def longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    """Its length, by one row of the usual table in the bits of a number (Hyyro 2004, "Bit-parallel LCS-length")."""
+    """Length of the longest common subsequence, with one table row in the bits of an integer (Hyyro 2004)."""
     places: dict[str, int] = {}
     for place, token in enumerate(one):
         places[token] = places.get(token, 0) | 1 << place
@@ -75,8 +75,7 @@ def _chinese_scorer() -> Any:
 
 
 class _ByTheSpace:
-    """The tokenizer that rouge-score asks for."""
+    """A tokenizer for rouge-score that splits tokens joined by spaces."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Tokens that were joined by spaces."""
         return text.split(" ")

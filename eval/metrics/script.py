@@ -1,13 +1,13 @@
-"""The one place that decides how a pair of texts is written, in which form its words are compared, and where they end.
+"""Determines the writing system of a pair of texts, normalises texts, and splits them into words, for all metrics.
 
-Texts are written in one of three ways, by which each metric chooses its words:
+Words depend on one of three kinds of writing:
 
-- CHINESE: jieba cuts the words.
-- UNSPACED: Japanese, Thai, Lao, Khmer, Burmese, Tibetan and other scripts without spaces between words. No word list is
-  at hand, so every letter with its marks (a grapheme cluster) counts as a word.
+- CHINESE: jieba splits words.
+- UNSPACED: Japanese, Thai, Lao, Khmer, Burmese, Tibetan and other scripts without spaces between words. There is no
+  dictionary for them, so every letter with its marks (a grapheme cluster) counts as a word.
 - SPACED: all others. A word is a run of letters, marks and digits.
 
-Words of another script inside a text keep their own rule: in a Thai text, "Bangkok" is one word.
+Words of another script inside a text follow their own rule: in a Thai text, "Bangkok" is one word.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ UNSPACED = (  # scripts whose words are written without a space between them
     r"\p{Tai_Viet}\p{Javanese}\p{Balinese}\p{Tibetan}"
 )
 IN_WORD = r"\p{L}\p{M}\p{N}"
-LONGEST_RUN = 1000  # Han characters that jieba is given at once: its time grows with the square of an unbroken run
+LONGEST_RUN = 1000  # Han characters per call of jieba, whose time is quadratic in an unbroken run
 UNKNOWN = "<unk>"  # a word outside the vocabulary, in a tokenised corpus
-MOST_MARKS = 30  # on one letter, as in Unicode's stream-safe format (UAX #15): the sort of marks takes quadratic time
+MOST_MARKS = 30  # on one letter, as in Unicode's stream-safe format (UAX #15): sorting marks takes quadratic time
 
 _SPACED_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]+", regex.V1)
 _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
@@ -48,7 +48,7 @@ _ASCII_RUNNING = re.compile(rf"{UNKNOWN}|[A-Za-z0-9](?:\S*[A-Za-z0-9])?")
 _RUNNING = regex.compile(rf"{UNKNOWN}|[{IN_WORD}](?:\S*[{IN_WORD}])?")
 _A_LETTER = regex.compile(f"[{IN_WORD}]")
 _EDGES = regex.compile(rf"^[^{IN_WORD}]+|[^{IN_WORD}]+$")
-# What only a tokenised corpus has: marks, escapes, joints as in "five @-@ year", "do n't", "wor@@ d".
+# Found only in tokenised corpora: marks, escapes, joints as in "five @-@ year", "do n't", "wor@@ d".
 _MARK = (r"(?i)</?(?:s|eos|bos|pad|sep|cls|mask|br|p)\s*/?>|\[(?:CLS|SEP|PAD|EOS|BOS)\]|-(?:[LR][RSC]B)-", " ")
 _JOINT = (r"\s@([-,.])@\s|@@\s|\s(?=(?:n't|'(?:s|t|re|ve|ll|d|m))\b)", r"\1")
 _TOKENISED = regex.compile(rf"{_MARK[0]}|{_JOINT[0]}|&(?:apos|quot|amp|lt|gt|#91|#93|#124);")
@@ -59,7 +59,7 @@ _OTHER_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 
 
 class Writing(Enum):
-    """How a text parts its words."""
+    """How a text separates words."""
 
     CHINESE = "chinese"
     UNSPACED = "unspaced"
@@ -67,12 +67,11 @@ class Writing(Enum):
 
 
 def writing(reference: str, prediction: str = "") -> Writing:
-    """How both texts of a pair are taken to be written: the reference decides, the prediction only where the reference
-    has no letter.
+    """The writing of a pair of texts, decided by the reference, or by the prediction if the reference has no letter.
 
-    A text is unspaced if it has at least as many letters of unspaced scripts as words of others ("AI技术", but not an
-    English sentence that names 北京). It is then Chinese if most of these are Han and less than a tenth of Han and kana
-    is kana.
+    A text is unspaced if it has at least as many letters of unspaced scripts as words of other scripts ("AI技术", but
+    not an English sentence that mentions 北京). An unspaced text is Chinese if most of these letters are Han and less
+    than a tenth of Han and kana is kana.
     """
     for text in (reference, prediction):
         if text.isascii():
@@ -92,7 +91,7 @@ def writing(reference: str, prediction: str = "") -> Writing:
 def compatible(text: str) -> str:
     """The text in Unicode's NFKC, without invisible characters, with digits of every script as 0 to 9.
 
-    Marks beyond the thirtieth on a letter are dropped: they are noise, and would cost quadratic time.
+    Marks beyond the thirtieth on a letter are dropped, since they would take quadratic time.
     """
     if text.isascii():
         return text
@@ -102,25 +101,25 @@ def compatible(text: str) -> str:
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's NFC: what looks the same is the same, and nothing else changes."""
+    """The text in Unicode's NFC, so that composed and decomposed forms are equal."""
     return text if text.isascii() else _normalized("NFC", text)
 
 
 def folded(text: str) -> str:
-    """The same for upper and lower case, full and half width, composed and decomposed forms; idempotent."""
+    """Equal for upper and lower case, full and half width, composed and decomposed forms; idempotent."""
     once = compatible(text.casefold())
-    lower = once.casefold()  # of letters such as the script capital, which are no capitals before NFKC
+    lower = once.casefold()  # again for letters that only NFKC turns into capitals
     return once if lower == once else compatible(lower)
 
 
 def words(text: str, written: Writing | None = None) -> list[str]:
-    """The running words of a text, without the punctuation around them; what has no letter or digit is no word.
+    """The words of a text, without surrounding punctuation; a word has at least one letter or digit.
 
-    In a corpus that is already tokenised words are those of the text behind it: "five @-@ year" is one, "do n't" too,
-    marks of beginnings and ends are none. `UNKNOWN` stands for a word, and stays as it is.
+    A tokenised corpus is untokenised first: "five @-@ year" is one word, as is "do n't", and marks of beginnings and
+    ends are dropped. `UNKNOWN` counts as a word.
 
     Args:
-        written: `writing` of the pair that the text belongs to; of the text alone where None.
+        written: `writing` of the pair that the text belongs to; None: of the text alone.
     """
     match written or writing(text):
         case Writing.CHINESE:
@@ -134,7 +133,7 @@ def words(text: str, written: Writing | None = None) -> list[str]:
 
 
 def untokenised(text: str) -> str:
-    """Running text of a tokenised one (WikiText, Penn Treebank, Moses, byte pairs): words whole, and no marks."""
+    """Undo the tokenisation of a corpus (WikiText, Penn Treebank, Moses, byte pairs)."""
     if not _TOKENISED.search(text):
         return text
     joined: str = regex.sub(*_JOINT, html.unescape(text))
@@ -142,8 +141,8 @@ def untokenised(text: str) -> str:
 
 
 def tokens(text: str, written: Writing) -> list[str]:
-    """What ROUGE counts: runs of letters and digits (of an unspaced script, single letters), as rouge-score does; in a
-    Chinese text words and punctuation.
+    """The tokens that ROUGE counts: runs of letters and digits, as in rouge-score; single letters of unspaced scripts;
+    words and punctuation of a Chinese text.
     """
     if written is Writing.CHINESE:
         return jieba_tokens(text)
@@ -151,7 +150,7 @@ def tokens(text: str, written: Writing) -> list[str]:
 
 
 def jieba_tokens(text: str) -> list[str]:
-    """Words and punctuation of a Chinese text as jieba cuts them, without white space."""
+    """Words and punctuation of a Chinese text by jieba, without white space."""
     return [token for part in _parts(text) for token in _jieba().lcut(part) if not token.isspace()]
 
 
@@ -160,7 +159,7 @@ def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """The text, cut where an unbroken run of Han characters is too long for jieba."""
+    """Split the text where an unbroken run of Han characters is too long for jieba."""
     start = 0
     for run in _HAN_RUN.finditer(text):
         while run.end() - max(run.start(), start) > LONGEST_RUN:
@@ -172,7 +171,7 @@ def _parts(text: str) -> Iterator[str]:
 
 @cache
 def _jieba() -> ModuleType:
-    import jieba  # half a second: only who cuts Chinese waits for it
+    import jieba  # takes half a second, so only when Chinese text is split
 
     jieba.setLogLevel(logging.WARNING)
     module: ModuleType = jieba
@@ -180,5 +179,5 @@ def _jieba() -> ModuleType:
 
 
 def missing(package: str, what: str) -> UserError:
-    """The message for an optional package that is not there."""
+    """The error for a missing optional package."""
     return UserError(f"{what} needs {package}: pip install {package}, or install the project with its eval extra")

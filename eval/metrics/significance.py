@@ -1,4 +1,4 @@
-"""What a comparison could have found, and what many comparisons at once are worth."""
+"""Detectable differences, and the correction for multiple comparisons."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from statistics import NormalDist
 
 
 def detectable(standard_error: float, significance: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided test at `significance` finds with probability `power`."""
+    """The smallest true difference that a two-sided test at `significance` detects with probability `power`."""
     normal = NormalDist()
     return (normal.inv_cdf(1 - significance / 2) + normal.inv_cdf(power)) * standard_error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): below 0.05, all of these hold together with 95 % confidence."""
+    """p-values corrected for multiple comparisons (Holm 1979): all below 0.05 hold together with 95 % confidence."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for place, k in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[k]))

@@ -1,7 +1,7 @@
-"""Why a model finds one corpus harder than another: which words are more frequent in it, and how far the two are apart.
+"""Compares the word frequencies of two corpora, to explain why a model finds one harder than the other.
 
-The distance is the Jensen-Shannon divergence of the word frequencies (Lin 1991, doi:10.1109/18.61115), in bits: 0 for
-equal frequencies, 1 for no common word. It is a sum over words, so each word has its share of it.
+The distance is the Jensen-Shannon divergence (Lin 1991, doi:10.1109/18.61115), in bits: 0 for equal frequencies, 1 for
+no common word. It is a sum over words, so each word contributes a share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eval.metrics.script import UNKNOWN, folded, words
 
 @dataclass(frozen=True)
 class Shift:
-    """One word: its frequency in both corpora, and what it adds to the divergence, in bits."""
+    """A word's frequency in both corpora, and its contribution to the divergence, in bits."""
 
     word: str
     first: float
@@ -25,14 +25,14 @@ class Shift:
 
 
 def frequencies(texts: Iterable[str]) -> dict[str, float]:
-    """The share of each word, in lower case, among all words; a mark of unknown words is none."""
+    """The share of each word, in lower case, among all words but unknown ones."""
     counts = Counter(word for text in texts for word in words(folded(text)) if word != UNKNOWN)
     total = counts.total()
     return {word: count / total for word, count in counts.items()}
 
 
 def shifts(first: dict[str, float], second: dict[str, float]) -> list[Shift]:
-    """Every word of either corpus, the most shifted first; their bits sum to the divergence."""
+    """All words of both corpora, with the largest contribution first; their bits sum to the divergence."""
     found = []
     for word in first.keys() | second.keys():
         p, q = first.get(word, 0.0), second.get(word, 0.0)

@@ -1,4 +1,4 @@
-"""The report for people, the answer first; and everything else that an evaluation leaves in its folder."""
+"""Writes the report, verdicts first, and all other files of an evaluation's folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["markdown", "show", "summary", "write"]
 
 
 def write(evaluation: Evaluation, folder: Path, tensorboard: Path | None = None) -> None:
-    """report.html, report.md, metrics.png, words-N.png (of tables of pairs), result.json, samples/TASK.MODEL.jsonl, and
-    TensorBoard's curves (in `folder`/tensorboard where no other is named), all without secrets of the environment.
+    """Write report.html, report.md, metrics.png, words-N.png (of tables with pairs), samples/TASK.MODEL.jsonl,
+    TensorBoard curves (default: `folder`/tensorboard) and result.json, without secrets of the environment.
 
     Raises CannotWriteError.
     """
@@ -40,11 +40,11 @@ def write(evaluation: Evaluation, folder: Path, tensorboard: Path | None = None)
     write_curves(evaluation.result, tensorboard or folder / "tensorboard")
     write_atomically(folder / "report.html", page(evaluation))
     write_atomically(folder / "report.md", markdown(evaluation, "metrics.png" if picture else None, pictures))
-    write_atomically(folder / "result.json", evaluation.result.to_json())  # last: where it stands, all is there
+    write_atomically(folder / "result.json", evaluation.result.to_json())  # last: it marks a complete folder
 
 
 def _file_names(models: Sequence[str]) -> list[str]:
-    """Of the models, each another one; letters of any script stay."""
+    """Distinct file names of models; letters of any script are kept."""
     names = [re.sub(r"[^\w.-]+", "-", model) for model in models]
     return [name if names.index(name) == k else f"{name}-{k + 1}" for k, name in enumerate(names)]
 

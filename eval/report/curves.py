@@ -1,4 +1,4 @@
-"""The metrics as TensorBoard scalars: evaluations of one training run's checkpoints make a curve over its steps."""
+"""Writes metrics as TensorBoard scalars: evaluations of a training run's checkpoints form a curve over its steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from zerotune.common.files import cannot_write
 
 
 def write_curves(result: Result, folder: Path) -> None:
-    """FOLDER/RUN/events...: one point for each metric of each model, at the step that its run.json names, or 0.
+    """Write FOLDER/RUN/events...: a point for each metric of each model, at the step in its run.json, else 0.
 
-    A checkpoint of a known run is written under the run's name, any other under its own. Raises CannotWriteError.
+    RUN is the name of the checkpoint's training run, else of the model. Raises CannotWriteError.
     """
     for model in result.models:
         run, step = (model.origin.run, model.origin.step) if model.origin else (model.name, 0)

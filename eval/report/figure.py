@@ -1,4 +1,4 @@
-"""A picture of the metrics: one panel each, one line per model with its value and 95 % interval."""
+"""Draws the metrics: one panel each, with the value and 95 % interval of every model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS, PANEL_WIDTH, LINE_HEIGHT, FRAME_HEIGHT = 2, 5.0, 0.34, 0.95  # inches
-MOST_PANELS = 24  # beyond, a picture is no help; the tables hold all
+MOST_PANELS = 24  # the tables show all metrics
 LONGEST_NAME, TITLE_WIDTH = 26, 46  # characters
 BASELINE, OTHER, GREY = "#8a8f98", "#2b6cb0", "#c9ced6"
-# matplotlib's own font has no Chinese: the first of these that is installed stands in for what it lacks.
+# Fallback fonts for Chinese, which matplotlib's own font lacks; the first installed one is used.
 FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei"),
     *("WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti SC"),
@@ -28,12 +28,12 @@ FONTS = (
 
 
 def draw(result: Result, form: Literal["png", "svg"] = "png") -> bytes | None:
-    """The picture as a file's content; None where there is no metric to draw."""
+    """The content of an image file; None without metrics."""
     panels = [(words.about(task, metric), metric) for task in result.tasks for metric in task.metrics][:MOST_PANELS]
     if not panels:
         return None
     import matplotlib as mpl  # heavy
-    from matplotlib.figure import Figure  # needs no display this way
+    from matplotlib.figure import Figure  # unlike pyplot, needs no display
 
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -50,7 +50,7 @@ def draw(result: Result, form: Literal["png", "svg"] = "png") -> bytes | None:
 
 
 def style() -> Any:
-    """matplotlib's settings for every picture of a report."""
+    """matplotlib settings of all figures."""
     return {
         "font.family": fonts(),
         "font.size": 10,
@@ -60,7 +60,7 @@ def style() -> Any:
 
 
 def saved(figure: Figure, form: Literal["png", "svg"]) -> bytes:
-    """A drawn figure as a file's content, the same for the same figure."""
+    """The content of an image file, deterministic for a figure."""
     picture = io.BytesIO()
     figure.savefig(picture, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
     return picture.getvalue()
@@ -99,14 +99,14 @@ def _draw_panel(axes: Axes, title: str, metric: MetricResult, names: list[str]) 
 
 
 def _name(place: int, name: str) -> str:
-    """Of a model; where no font has it, its number: the tables are in the same order."""
+    """A model's name, shortened; if no font can draw it, its number in the order of the tables."""
     name = drawable(name, f"model {place + 1}")
     half = (LONGEST_NAME - 3) // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
 
 
 def drawable(text: str, otherwise: str) -> str:
-    """A text for a picture; `otherwise` where a character is in none of the fonts."""
+    """The text; `otherwise` if the fonts lack one of its characters."""
     from matplotlib import font_manager
 
     found = [font_manager.get_font(font_manager.findfont(name)) for name in fonts()]
@@ -116,7 +116,7 @@ def drawable(text: str, otherwise: str) -> str:
 
 @cache
 def fonts() -> list[str]:
-    """matplotlib's own font, and one for what it lacks where one is installed."""
+    """matplotlib's own font, and an installed fallback font, if any."""
     from matplotlib import font_manager
 
     installed = set(font_manager.get_font_names())

@@ -1,7 +1,7 @@
-"""The report as one HTML file: it asks for nothing outside itself, and runs nothing that an answer might hold.
+"""Renders the report as one self-contained HTML file that runs no code from samples.
 
-Jinja escapes every text. The samples lie in the page as JSON, which the page's one script writes as text. The policy in
-the page's head names that script by its hash, so that no other would run.
+Jinja escapes every text. The page has the samples as JSON, which its only script inserts as text. The content security
+policy allows only that script, by its hash.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from eval.result import Evaluation, MetricResult, TaskResult
 from zerotune.common.scale import plain
 
 HERE = Path(__file__).parent
-MOST_SAMPLES = 1000  # of a task; the files in samples/ hold all
+MOST_SAMPLES = 1000  # of a task; the files in samples/ have all
 MOST_CHARACTERS = 4000  # of one text
-COUNTER = re.compile(r"_[0-9]+$")  # bleu_7: a sum's part, which says nothing of a row
+COUNTER = re.compile(r"_[0-9]+$")  # bleu_7: a count that has no meaning for a single row
 MOST_FOUND = 200  # rows in the training data, and rows left out
 
 
 def page(evaluation: Evaluation) -> str:
-    """The whole file."""
+    """The content of report.html."""
     result = evaluation.result
     script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = Environment(
@@ -76,7 +76,7 @@ def _task(task: TaskResult, evaluation: Evaluation) -> dict[str, Any]:
 def _browser(
     task: TaskResult, samples: Mapping[str, Sequence[Sample]], outcomes: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
-    """What the script shows; of many samples first those that were won or lost."""
+    """The data of the sample browser; of many samples, those that were won or lost come first."""
     models = list(samples)
     rows = list(zip(*samples.values(), strict=True))
     won = list(zip(*outcomes.values(), strict=True)) or [()] * len(rows)
@@ -90,7 +90,7 @@ def _browser(
 
 
 def _row(row: Sequence[Sample], won: Sequence[int], metrics: Sequence[MetricResult]) -> dict[str, Any]:
-    """values: to sort by. said: the same as text, in the scales of the report."""
+    """A row of the sample browser. values: for sorting. formatted: the same as text."""
     values = {key: [sample.values.get(key) for sample in row] for key in row[0].values if not COUNTER.search(key)}
     named = {metric.name: metric for metric in metrics}
     keys = dict.fromkeys(key for sample in row for key in sample.shown)
@@ -100,7 +100,7 @@ def _row(row: Sequence[Sample], won: Sequence[int], metrics: Sequence[MetricResu
         "groups": [f"{group}: {name}" for group, name in row[0].groups.items()],
         "won": list(won),
         "values": {key: [_number(value) for value in own] for key, own in values.items()},
-        "said": {key: [_said(named.get(key), value) for value in own] for key, own in values.items()},
+        "formatted": {key: [_formatted(named.get(key), value) for value in own] for key, own in values.items()},
         "shown": [[key, texts[:1] if len(set(texts)) == 1 else texts] for key, texts in shown],
     }
 
@@ -109,7 +109,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
-def _said(metric: MetricResult | None, value: float | None) -> str:
+def _formatted(metric: MetricResult | None, value: float | None) -> str:
     if value is None:
         return ""
     return words.of_row(metric, value) if metric else plain(value)

@@ -1,4 +1,4 @@
-"""The answer at a glance: every metric of every model in one table, with an arrow for how it compares."""
+"""The overview table: every metric of every model, with an arrow for the verdict."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from eval.report import words
 from eval.result import Difference, Estimate, MetricResult, Result
 
 ARROWS = {"better": "▲", "worse": "▼", "no significant difference": "≈", "not tested": "·"}
-LEGEND = "▲ better and ▼ worse than {}, whichever way is better; ≈ no significant difference; · not tested"
+LEGEND = "▲ better and ▼ worse than {}; ≈ no significant difference; · not tested"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model's value. verdict: as in `Difference`; empty for the baseline. about: what a pointer over it shows."""
+    """One model's value. verdict: as in `Difference`; empty for the baseline. about: the tooltip."""
 
     value: str
     arrow: str = ""
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric. task: empty where the line above has the same. direction: which way is better, where it is down."""
+    """One metric. task: empty if equal to the line above. direction: "lower is better" or empty."""
 
     task: str
     metric: str
@@ -45,7 +45,7 @@ def matrix(result: Result) -> list[Line]:
 
 
 def legend(result: Result) -> str:
-    """What the arrows mean; nothing where there is nothing to compare with."""
+    """The meaning of the arrows; empty with a single model."""
     return LEGEND.format(result.models[0].name) if len(result.models) > 1 else ""
 
 

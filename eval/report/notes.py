@@ -1,4 +1,4 @@
-"""What a reader has to know beside the numbers: rows left out, rows in the training data, and how it was measured."""
+"""Notes of a report: skipped rows, rows in the training data, and how the numbers were measured."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections import Counter
 
 from eval.overlap import PASSAGE
 from eval.report import words
-from eval.result import Contamination, Fewer, MetricResult, Result, TaskResult
+from eval.result import Contamination, MetricResult, Result, Subsample, TaskResult
 from zerotune.common.console import counted
 from zerotune.common.scale import plain
 
 HOW = {
     "row": "the same row",
     "words": "the same words",
-    "passage": f"{PASSAGE} words or characters in a row, or the whole of a shorter text",
+    "passage": f"{PASSAGE} consecutive words or characters, or a whole shorter text",
 }
 
-SHOWN_MODELS = 2  # of more, a note gives no numbers
+SHOWN_MODELS = 2  # with more models, a note gives no numbers
 
 SPEED = (
-    "Times are without loading. Tokens are those that went through the model, of prompts and answers: what prompts "
-    "share counts once; padding and answers known before (from the journal, or of another task) do not count"
+    "Times exclude loading. Tokens are those processed by the model, of prompts and answers: shared prefixes count "
+    "once; padding and cached answers (from the journal or another task) do not count"
 )
 
 
 def warnings(result: Result) -> list[str]:
-    """What changes the meaning of the answer, in a sentence each; once what holds for several tasks or models."""
+    """Sentences on what limits the results; one for several tasks or models if it holds for all of them."""
     seed = result.settings.get("sample_seed")
     found = [(task.name, _asked(task.fewer, seed)) for task in result.tasks if task.fewer]
     found += [(t.name, _contaminated(t)) for t in result.tasks if t.contamination and t.contamination.found]
-    less = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
-    found += [(name, f"{counted(count, 'row')} left out of these numbers") for name, count in less]
+    skipped = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
+    found += [(name, f"{counted(count, 'row')} left out of these numbers") for name, count in skipped]
     found += [
         (
             f"{task.name}, {model}",
@@ -43,7 +43,7 @@ def warnings(result: Result) -> list[str]:
     found += [
         (
             f"{task.name}, {model}",
-            "the context had no room for the rest of the answer, or the next turn, try or tool "
+            "the context was too short for the rest of the answer, or the next turn, try or tool "
             f"call, of {counted(len(ids), 'row')}",
         )
         for task in result.tasks
@@ -62,12 +62,12 @@ def warnings(result: Result) -> list[str]:
 
 
 def _reasons(metric: MetricResult) -> list[str]:
-    """Why it has no interval, or was not tested; each once."""
+    """Why the metric has no interval or was not tested; each reason once."""
     found = [estimate.reason for estimate in metric.estimates] + [change.reason for change in metric.differences]
     return [reason for reason in dict.fromkeys(found) if reason]
 
 
-def _asked(fewer: Fewer, seed: int | None) -> str:
+def _asked(fewer: Subsample, seed: int | None) -> str:
     lead = f"{fewer.rows:,} of {counted(fewer.of_rows, 'row')} asked (--max_rows), "
     if seed is not None:
         return lead + f"drawn with seed {seed}"
@@ -83,7 +83,7 @@ def _asked(fewer: Fewer, seed: int | None) -> str:
 def _contaminated(task: TaskResult) -> str:
     found = task.contamination
     assert found is not None
-    stand = "share a passage with" if {overlap.how for overlap in found.found} == {"passage"} else "stand in"
+    stand = "share a passage with" if {overlap.how for overlap in found.found} == {"passage"} else "occur in"
     lead = f"{len(found.found):,} of {task.samples:,} rows {stand} the training data"
     if not found.clean:
         return f"{lead}; no clean row is left, so these numbers say nothing about new data"
@@ -99,7 +99,7 @@ def _contaminated(task: TaskResult) -> str:
 
 
 def contamination(task: TaskResult) -> list[str]:
-    """What was looked for, where, and what was found."""
+    """What was compared with the training data, and what was found."""
     found = task.contamination
     if found is None:
         return []
@@ -108,7 +108,7 @@ def contamination(task: TaskResult) -> list[str]:
         rows = sum(found.training.values())
         files = ", ".join(f"{file} ({count:,} rows)" for file, count in found.training.items())
         lines.append(f"{task.samples:,} rows were compared with {rows:,} rows of training data: {files}.")
-        lines.append(_counts(found) if found.found else "None of them was found there.")
+        lines.append(_counts(found) if found.found else "None was found there.")
     lines += [f"Training data that could not be compared: {reason}" for reason in found.missing]
     return lines
 
@@ -120,15 +120,15 @@ def _counts(found: Contamination) -> str:
 
 
 def circumstances(result: Result) -> list[str]:
-    """Checkpoints, data, time, methods, versions."""
+    """Checkpoints, data, times, methods and versions."""
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
-        + (f"; its chat template reads the clock: it was told {model.template_date}" if model.template_date else "")
+        + (f"; its chat template reads the clock and was given {model.template_date}" if model.template_date else "")
         for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:
         times = ", ".join(f"{model} {_time(task, model)}" for model in task.seconds)
-        files = ", ".join(f"{file} ({digest[:12]})" for file, digest in task.data.items()) or "rows of its own"
+        files = ", ".join(f"{file} ({digest[:12]})" for file, digest in task.data.items()) or "built-in rows"
         lines.append(f"{task.name} version {task.version}: {files}; {times}")
     if any(any(task.tokens.values()) for task in result.tasks):
         lines.append(SPEED)
@@ -140,8 +140,8 @@ def circumstances(result: Result) -> list[str]:
     tests = sorted({d.test for m in metrics for d in m.differences if d.test})
     if tests:
         lines.append(
-            f"p: {', '.join(tests)}. A difference is significant where p < 0.05 and its interval leaves out no change "
-            "(0, or a ratio of 1). Noticeable from: true differences that 4 of 5 such evaluations would find"
+            f"p: {', '.join(tests)}. A difference is significant if p < 0.05 and its interval excludes no change "
+            "(0, or a ratio of 1). Detectable from: true differences that 4 of 5 such evaluations would find"
         )
     versions = ", ".join(f"{name} {version}{_commit(result, name)}" for name, version in result.versions.items())
     ranks = f"{result.settings['ranks']} process{'' if result.settings['ranks'] == 1 else 'es'}"
@@ -150,14 +150,14 @@ def circumstances(result: Result) -> list[str]:
 
 
 def _commit(result: Result, name: str) -> str:
-    """Behind ZeroTune's version: of the code that ran."""
+    """The commit of the code that ran, for ZeroTune's version."""
     if name != "zerotune" or result.code is None:
         return ""
     return f" (commit {result.code['commit'][:12]}{', with changes' if result.code['dirty'] else ''})"
 
 
 def _time(task: TaskResult, model: str) -> str:
-    """How long, how fast, and what of it cost nothing."""
+    """Time, speed and number of cached answers."""
     seconds, tokens, reused = task.seconds[model], task.tokens.get(model, 0), task.reused.get(model, 0)
     speed = []
     if seconds and tokens:

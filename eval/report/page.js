@@ -41,8 +41,8 @@ function card(row, data, against) {
   const won = row.won[against];
   if (won) header.append(element("strong", won > 0 ? "better" : "worse", won > 0 ? "won" : "lost"));
   row.groups.forEach((group) => header.append(element("span", "", group)));
-  for (const [key, said] of Object.entries(row.said)) {
-    header.append(element("span", "", `${key.replaceAll("_", " ")} ${said.join(" | ")}`));
+  for (const [key, values] of Object.entries(row.formatted)) {
+    header.append(element("span", "", `${key.replaceAll("_", " ")} ${values.join(" | ")}`));
   }
   const list = made.appendChild(element("dl"));
   for (const [key, texts] of row.shown) {

@@ -1,4 +1,4 @@
-"""A picture of a table of pairs of shares: two bars for each row, as for words in two corpora."""
+"""Draws a table with pairs of shares, such as word frequencies in two corpora: two bars for each row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE = 84  # characters of the title
 
 
 def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
-    """Columns 1 and 2 of the first rows (shares from 0 to 1), under the names in column 0."""
+    """Draw columns 1 and 2 (shares from 0 to 1) of the first rows, labelled by column 0."""
     import matplotlib as mpl  # heavy
     from matplotlib.figure import Figure
 
@@ -44,5 +44,5 @@ def draw_pairs(sheet: Sheet, form: Literal["png", "svg"] = "png") -> bytes:
 
 
 def embedded(sheet: Sheet) -> str | None:
-    """The picture for a page, base64; None where the table has none."""
+    """The figure in base64; None for a table without pairs."""
     return base64.b64encode(draw_pairs(sheet, "svg")).decode() if sheet.pairs and sheet.rows else None

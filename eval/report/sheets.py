@@ -1,4 +1,4 @@
-"""The tables of a report, for Markdown and HTML alike: cells are plain texts, still to be escaped."""
+"""The tables of a report, for Markdown and HTML. Cells are plain texts that are not escaped yet."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from eval.protocols import Table
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
 from zerotune.common.scale import SHARE, percent, plain
-from zerotune.models.run_facts import Origin
+from zerotune.models.run_facts import RunFacts
 
 LONGEST = 24  # rows of a table in Markdown
-ENDS = 10  # best and worst that are shown of a longer one
+ENDS = 10  # best and worst rows shown of a longer one
 
 
 @dataclass(frozen=True)
 class Cell:
-    """value: by which it is sorted, where that is a number; share: 0 to 1, where a bar helps."""
+    """value: number for sorting, if any. share: 0 to 1, drawn as a bar."""
 
     text: str
     value: float | None = None
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table. ranked: the best row is the first. pairs: columns 1 and 2 are shares to be drawn as bars."""
+    """A table. ranked: rows are sorted, best first. pairs: columns 1 and 2 are shares, drawn as bars."""
 
     title: str
     head: Sequence[str]
@@ -36,15 +36,15 @@ class Sheet:
 
     @property
     def only_texts(self) -> bool:
-        """Whether there is no number in it."""
+        """Whether the table has no numbers."""
         return all(cell.value is None for row in self.rows for cell in row)
 
     def is_number(self, column: int) -> bool:
-        """Whether the column holds numbers."""
+        """Whether the column has numbers."""
         return any(row[column].value is not None for row in self.rows)
 
     def short(self) -> tuple[Sequence[Sequence[Cell]], Sequence[Sequence[Cell]], int]:
-        """The first rows, the last ones, and how many between them are left out."""
+        """The first rows, the last rows, and the number of rows between them."""
         if len(self.rows) <= LONGEST:
             return self.rows, (), 0
         tail = self.rows[-ENDS:] if self.ranked else ()
@@ -53,18 +53,18 @@ class Sheet:
 
 
 def summary(result: Result) -> list[Sheet]:
-    """What stands first: how the models were trained, where that is known, their metrics, and the comparisons."""
+    """The summary tables: training (if known), metrics and comparisons."""
     return [sheet for sheet in (training(result), metrics(result), comparisons(result)) if sheet.rows]
 
 
 def training(result: Result) -> Sheet:
-    """The models' trained parameters, steps, epochs and data; no rows where no run made any of them."""
+    """Trained parameters, steps, epochs and data of the models; no rows if no run trained any of them."""
     head = ["model", "trained parameters", "share", "step", "epochs", "of the data"]
     known = any(model.origin for model in result.models)
     return Sheet("Training", head, [[Cell(m.name), *_training(m.origin)] for m in result.models] if known else [])
 
 
-def _training(origin: Origin | None) -> list[Cell]:
+def _training(origin: RunFacts | None) -> list[Cell]:
     if origin is None:
         return [Cell("")] * 5
     trained = f"{origin.trained:,} of {origin.total:,}" if origin.trained is not None else ""
@@ -79,7 +79,7 @@ def _training(origin: Origin | None) -> list[Cell]:
 
 
 def metrics(result: Result) -> Sheet:
-    """Every metric of every model with its interval."""
+    """Every metric of every model, with its interval."""
     rows = [
         [
             Cell(task.name),
@@ -94,22 +94,21 @@ def metrics(result: Result) -> Sheet:
 
 
 def comparisons(result: Result) -> Sheet:
-    """Every model against the baseline."""
+    """Every model compared with the baseline."""
     several = len(result.models) > 2
     rows = []
     for task in result.tasks:
         for metric in task.metrics:
             for found in metric.differences:
-                sure = words.probability(found.p_value)
                 rows.append(
                     [
                         Cell(words.about(task, metric)),
                         *([Cell(found.model)] if several else []),
                         Cell(words.change_with_interval(metric, found), found.value),
-                        Cell(sure, found.p_value),
+                        Cell(words.probability(found.p_value), found.p_value),
                         Cell(words.probability(found.p_holm), found.p_holm),
                         Cell(f"{found.won} / {found.lost} / {found.tied}", float(found.won - found.lost)),
-                        Cell(words.noticeable(metric, found), found.detectable),
+                        Cell(words.detectable(metric, found), found.detectable),
                         Cell(found.verdict),
                     ]
                 )
@@ -120,14 +119,14 @@ def comparisons(result: Result) -> Sheet:
         "p",
         "p (Holm)",
         "won / lost / tied",
-        "noticeable from",
+        "detectable from",
         "verdict",
     ]
     return Sheet("Against the baseline", head, rows)
 
 
 def groups(task: TaskResult) -> list[Sheet]:
-    """One for each way in which the task divides its rows, the best part first by the last model."""
+    """A table for each grouping of the rows, sorted by the last model, best first."""
     kinds = list(dict.fromkeys(part.group for metric in task.metrics for part in metric.groups))
     return [_group(task, kind) for kind in kinds]
 
@@ -155,7 +154,7 @@ def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Calla
             )
 
         yield f"{words.named(metric)}, {estimate.model}" if len(metric.estimates) > 1 else words.named(metric), cell
-    if len(metric.estimates) == 2:  # with more, a reader picks his own pair
+    if len(metric.estimates) == 2:
 
         def gap(name: str) -> Cell:
             before, after = (estimate.value for estimate in parts[name].estimates)
@@ -166,7 +165,7 @@ def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Calla
 
 
 def of_task(task: TaskResult) -> list[Sheet]:
-    """What a task itself wants to be shown: once what its data say, then the rest with the models side by side."""
+    """The task's own tables: first those of the data, then those of the models, side by side."""
     first = next(iter(task.tables.values()), ())
     found = [_sheet(table) for table in first if table.of_data]
     own = {model: [table for table in tables if not table.of_data] for model, tables in task.tables.items()}
@@ -179,14 +178,14 @@ def _sheet(table: Table) -> Sheet:
 
 
 def _side_by_side(tables: Mapping[str, Table]) -> Sheet:
-    """The same table of each model: numbers in columns, texts in lines; once what is the same for all."""
+    """Join the models' tables: numbers side by side, texts below each other; shared columns once."""
     first = next(iter(tables.values()))
     if len(tables) == 1:
         return _sheet(first)
     if all(isinstance(value, str) for table in tables.values() for row in table.rows for value in row):
         return _under_each_other(tables)
     found = {model: {row[0]: row for row in table.rows} for model, table in tables.items()}
-    names = list(dict.fromkeys(name for rows in found.values() for name in rows))  # a label may be one model's alone
+    names = list(dict.fromkeys(name for rows in found.values() for name in rows))  # of any model
     rows = []
     for name in names:
         lines = [rows.get(name) for rows in found.values()]
@@ -209,7 +208,7 @@ def _under_each_other(tables: Mapping[str, Table]) -> Sheet:
 
 
 def clean(task: TaskResult) -> Sheet | None:
-    """Every metric over all rows and over those that stand in no training data."""
+    """Every metric over all rows, and over those that do not occur in the training data."""
     found = task.contamination
     if found is None or not found.metrics:
         return None
@@ -220,7 +219,7 @@ def clean(task: TaskResult) -> Sheet | None:
             values = [Cell(words.with_interval(metric, estimate), estimate.value) for estimate in (before, after)]
             rows.append([Cell(words.named(metric)), Cell(before.model), *values, Cell(verdicts.get(before.model, ""))])
     head = ["metric", "model", f"all {task.samples:,} rows", f"{found.clean:,} clean rows", "verdict on clean rows"]
-    return Sheet("Without the rows that stand in the training data", head, rows)
+    return Sheet("Without the rows in the training data", head, rows)
 
 
 def _cell(table: Table, place: int, value: str | float) -> Cell:

@@ -1,4 +1,4 @@
-"""What came out, for the terminal: the answer first, no wider than the window."""
+"""Prints the results on the terminal, verdicts first, no wider than the window."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from eval.report.sheets import Sheet
 from eval.result import Result
 from zerotune.common.masking import printable_all
 
-# A line ends at a space, or inside a name behind / _ or -; a number is kept whole.
+# Lines break at spaces, and inside names after / _ or -; numbers are never broken.
 PIECES = re.compile(r"(?<= )|(?<=[A-Za-z0-9][/_-])(?=[A-Za-z])")
 GAP = 2  # characters between columns
-LONGEST_TEXT = 160  # characters of a cell; the report has more
+LONGEST_TEXT = 160  # characters of a cell
 
 
 def show(result: Result, console: Console | None = None) -> None:
-    """Print verdicts, warnings, every metric with its interval, and what tasks without metrics have to show; no secret
-    of the environment.
-    """
+    """Print verdicts, warnings, metrics with intervals, and tables of tasks without metrics; secrets are masked."""
     result = printable_all(result)
     console = console or Console()
     for sentence in words.sentences(result):
@@ -41,10 +39,7 @@ def show(result: Result, console: Console | None = None) -> None:
 
 
 def _tables(sheet: Sheet, room: int, lines: bool = False) -> list[Table]:
-    """One table, or several below each other where its columns do not fit beside each other.
-
-    lines: between the rows, where these are texts of many lines.
-    """
+    """One table, or several below each other if its columns do not fit. lines: draw lines between the rows."""
     first, last, hidden = sheet.short()
     more = [[f"... {hidden} more in report.html", *[""] * (len(sheet.head) - 1)]] if hidden else []
     rows = [[cell.text for cell in row] for row in first] + more + [[cell.text for cell in row] for row in last]
@@ -68,7 +63,7 @@ def _tables(sheet: Sheet, room: int, lines: bool = False) -> list[Table]:
 
 
 def column_groups(columns: Sequence[Sequence[str]], names: int, room: int) -> list[list[int]]:
-    """Places of the columns of each table. The first `names` ones, which say what a row is, stand in all of them."""
+    """Column indices of each table. The first `names` columns, which name the rows, are in all of them."""
     least = [GAP + width for width in _least_widths(columns)]
     first = list(range(names))
     groups = [first]
@@ -80,12 +75,12 @@ def column_groups(columns: Sequence[Sequence[str]], names: int, room: int) -> li
 
 
 def _least_widths(columns: Sequence[Sequence[str]]) -> list[int]:
-    """With which no piece of text is broken."""
+    """Minimum widths that break no piece of text."""
     return [max(cell_len(piece.rstrip()) for text in texts for piece in PIECES.split(text)) for texts in columns]
 
 
 def column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """As wide as their texts; where that is too much the widest are narrowed, if possible not below a piece of text."""
+    """Widths of the texts; if too wide, the widest are narrowed, if possible without breaking pieces of text."""
     widths = [max(map(cell_len, texts)) for texts in columns]
     for least in (_least_widths(columns), [1] * len(columns)):
         while sum(widths) > room:
@@ -97,7 +92,7 @@ def column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
 
 
 def folded(text: str, width: int) -> str:
-    """The text in lines of at most `width` characters; a piece that is longer is cut."""
+    """Wrap the text to lines of at most `width` characters; a longer piece is broken."""
     done: list[str] = []
     for line in text.splitlines():
         done.append("")

@@ -1,4 +1,4 @@
-"""The report as Markdown, the answer first."""
+"""Renders the report as Markdown, verdicts first."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zerotune.common.markdown import table as markdown_table
 
 SHOWN_SAMPLES = 5  # of each group
 SHOWN_CHARACTERS = 400
-SHOWN_ROWS = 10  # of rows left out, and of rows in the training data
-# Markdown would read meaning into these; not into an arrow, or a _ inside a word.
+SHOWN_ROWS = 10  # skipped rows, and rows in the training data
+# Special characters of Markdown; but not in an arrow, or a _ inside a word.
 SPECIAL = re.compile(r"([\\`*\[\]|~]|<(?! )|(?<!-)>|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 INTERVAL = re.compile(
     r"\\\[([-+0-9.,ex ]+)\\\](?![(\[:])"
@@ -24,7 +24,7 @@ INTERVAL = re.compile(
 
 
 def markdown(evaluation: Evaluation, figure: str | None = None, pictures: Mapping[str, str] | None = None) -> str:
-    """The whole report. figure: the picture of the metrics; pictures: title of a table -> file of its picture."""
+    """The content of report.md. figure: file of the metrics; pictures: title of a table -> file of its figure."""
     result = evaluation.result
     parts = [f"# {title(result)}", summary(result)]
     if figure:
@@ -35,13 +35,13 @@ def markdown(evaluation: Evaluation, figure: str | None = None, pictures: Mappin
 
 
 def title(result: Result, escape: bool = True) -> str:
-    """What was evaluated against what."""
+    """The models, with the baseline last."""
     names = [escaped(m.name) if escape else m.name for m in result.models]
     return "Evaluation: " + (f"{', '.join(names[1:])} against " if names[1:] else "") + names[0]
 
 
 def summary(result: Result) -> str:
-    """What came out, in words and as tables."""
+    """The results in sentences and tables."""
     found = [f"- {escaped(s.before)}**{escaped(s.verdict)}**{escaped(s.after)}" for s in words.sentences(result)]
     parts = ["\n".join(found), escaped(words.multiplicity(result))]
     parts.append("\n".join(f"**Note:** {escaped(warning)}\n" for warning in notes.warnings(result)).rstrip())
@@ -85,7 +85,7 @@ def _list(lines: Sequence[str], total: int = 0) -> str:
 
 
 def _examples(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
-    """A few samples: first those that the last model won, then those that it lost, then others."""
+    """A few samples: first those that the last model won, then lost ones, then others."""
     samples = evaluation.samples[task.name]
     rows = list(zip(*samples.values(), strict=True))
     last = list(evaluation.outcomes.get(task.name, {}).values())[-1:]
@@ -98,7 +98,7 @@ def _examples(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
 
 
 def _example(task: TaskResult, models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> str:
-    """The row's own numbers, then what it shows: what all models share once, what differs for each."""
+    """The metrics of a row, then its texts; texts that all models share appear once."""
     lines = [f"**{escaped(row[0].id)}**", ""]
     for metric in (metric for metric in task.metrics if metric.name in row[0].values):
         pairs = zip(models, row, strict=True)
@@ -123,10 +123,10 @@ def _shown(value: Any) -> str:
 
 
 def _parts(value: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Each turn of a dialogue on a line."""
+    """Each turn of a dialogue on one line."""
     for number, part in enumerate(value, start=1):
-        said = "<br>".join(f"{escaped(name)}: {_cut(words.readable(inner))}" for name, inner in part.items())
-        yield f"{number}. {said}"
+        turn = "<br>".join(f"{escaped(name)}: {_cut(words.readable(inner))}" for name, inner in part.items())
+        yield f"{number}. {turn}"
 
 
 def _cut(text: str) -> str:
@@ -135,5 +135,5 @@ def _cut(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown leaves alone, on one line."""
+    """Escape a text for Markdown, on one line."""
     return INTERVAL.sub(r"[\1]", SPECIAL.sub(r"\\\1", re.sub(r"[\r\n]+", " ", text)))

@@ -1,4 +1,4 @@
-"""Numbers and verdicts as a person reads them."""
+"""Formats numbers and verdicts for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zerotune.common.scale import SCALES, Scale, plain
 
 @dataclass(frozen=True)
 class Sentence:
-    """An answer: what was compared, how it came out, and how sure that is."""
+    """A verdict: what was compared, the verdict, and its uncertainty."""
 
     before: str
     verdict: str
@@ -27,18 +27,18 @@ def named(metric: MetricResult) -> str:
 
 
 def about(task: TaskResult, metric: MetricResult) -> str:
-    """What a number is about, the task's name once."""
+    """Task and metric; a metric named like its task once."""
     return task.name if task.name == metric.name else f"{task.name}, {named(metric)}"
 
 
 def titled(metric: MetricResult) -> str:
-    """The name, and the scale where a value alone does not tell it: bleu (0-100)."""
+    """The metric's name, with its scale if that is not obvious: bleu (0-100)."""
     label = scale_of(metric).label
     return f"{named(metric)} ({label})" if label else named(metric)
 
 
 def scale_of(metric: MetricResult) -> Scale:
-    """The values it can take."""
+    """The scale of a metric."""
     return SCALES[metric.scale]
 
 
@@ -48,7 +48,7 @@ def number(metric: MetricResult, value: float | None) -> str:
 
 
 def of_row(metric: MetricResult, value: float) -> str:
-    """A row's own number; where it is either right or wrong, 1 or 0."""
+    """The value of a single row; 1 or 0 for shares."""
     return plain(value) if metric.is_share else number(metric, value)
 
 
@@ -61,12 +61,12 @@ def with_interval(metric: MetricResult, found: Estimate) -> str:
 
 
 def change(metric: MetricResult, value: float) -> str:
-    """A difference of two values, signed; that of shares is in percentage points, that of perplexities a factor."""
+    """A signed difference: of shares in percentage points, of perplexities as a factor."""
     return scale_of(metric).change(value)
 
 
 def unit(metric: MetricResult) -> str:
-    """What stands behind a difference."""
+    """The unit of a difference."""
     return scale_of(metric).unit
 
 
@@ -79,21 +79,21 @@ def change_with_interval(metric: MetricResult, found: Difference) -> str:
 
 
 def probability(p_value: float | None) -> str:
-    """p < 0.001, or with two digits that count."""
+    """A p-value with two significant digits, or "< 0.001"."""
     if p_value is None:
         return ""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}" if p_value < 0.995 else "1"
 
 
-def noticeable(metric: MetricResult, found: Difference) -> str:
-    """The smallest difference that would have been seen, with its unit."""
+def detectable(metric: MetricResult, found: Difference) -> str:
+    """The smallest detectable difference, with its unit."""
     if found.detectable is None:
         return ""
     return change(metric, found.detectable).removeprefix("+") + unit(metric)
 
 
 def readable(value: Any) -> str:
-    """What a sample shows: a text as it is, a list of objects (the turns of a dialogue) line by line, else JSON."""
+    """A value of a sample as text; a list of objects (the turns of a dialogue) line by line, others as JSON."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, float):
@@ -105,7 +105,7 @@ def readable(value: Any) -> str:
 
 
 def sentences(result: Result) -> list[Sentence]:
-    """The answer: each comparison, or each number where there is nothing to compare with."""
+    """One sentence for each comparison; for each metric if there is only one model."""
     found = [(task, metric) for task in result.tasks for metric in task.metrics]
     if len(result.models) > 1:
         several = len(result.models) > 2
@@ -129,7 +129,7 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     if found.detectable is None or not (found.won or found.lost or found.value):
         return Sentence(before, found.verdict, f": the same on {counted(task.samples, 'row')}")
     what = "a change by less than" if scale_of(metric).is_ratio else "a difference below"
-    power = f"with {counted(task.samples, 'row')} {what} {noticeable(metric, found)} would go unnoticed"
+    power = f"with {counted(task.samples, 'row')} {what} {detectable(metric, found)} would go unnoticed"
     return Sentence(before, found.verdict, f" ({test}); {power}")
 
 
@@ -142,13 +142,13 @@ def _counts(found: Difference) -> str:
 
 
 def multiplicity(result: Result) -> str:
-    """What is left of the differences when all comparisons are taken together; nothing where there is one, or none."""
+    """Which differences remain significant after correction for multiple comparisons; empty for fewer than two."""
     compared = list(comparisons(result))
     significant = [c for c in compared if c[2].verdict in ("better", "worse")]
     if len(compared) < 2 or not significant:
         return ""
     kept = [c for c in significant if c[2].p_holm is not None and c[2].p_holm < 0.05]
-    lead = f"{len(compared)} comparisons were made at once; corrected for that (Holm), "
+    lead = f"{len(compared)} comparisons were made; after correction for their number (Holm), "
     if len(kept) == len(significant):
         return lead + f"all {len(kept)} differences remain." if len(kept) > 1 else lead + "the difference remains."
     if not kept:
@@ -163,7 +163,7 @@ def multiplicity(result: Result) -> str:
 
 
 def comparisons(result: Result) -> Iterator[tuple[TaskResult, MetricResult, Difference]]:
-    """All that were tested."""
+    """All tested differences."""
     for task in result.tasks:
         for metric in task.metrics:
             for difference in metric.differences:

@@ -1,4 +1,4 @@
-"""The tasks by name. A new task is one file with one `TASK`, and its line here."""
+"""The registry of tasks. To add a task, write a file with a `TASK` and add a line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers by generation, scored by corpus BLEU and chrF against the reference answers, in any script."""
+"""Generated answers, scored by corpus BLEU and chrF against references, in any script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zerotune.inference.requests import Answer
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """What the row adds to both corpus scores."""
+    """The counts that the row adds to both corpus scores."""
     return outcome(example, answers, _counts)
 
 
@@ -25,7 +25,7 @@ def _counts(prediction: str, reference: str) -> Mapping[str, float]:
 TASK = Task(
     name="bleu",
     version=3,
-    about="answers by generation, scored by corpus BLEU and chrF",
+    about="generated answers, scored by corpus BLEU and chrF",
     load=examples(check),
     ask=ask,
     score=score,

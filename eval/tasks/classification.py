@@ -1,4 +1,4 @@
-"""Labels as words of a language model: the likeliest label behind "Label:", or the one that it writes there."""
+"""Classification by a language model: the most probable label after "Label:", or the one that it generates there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """labels: all that occur in the data, sorted."""
+class LabelledText:
+    """labels: all labels of the data, sorted."""
 
     id: str
     sentences: tuple[str, ...]
@@ -33,56 +33,56 @@ class Labelled:
     labels: tuple[str, ...] = ()
 
 
-def load(row: Row) -> Labelled:
-    """A sentence (or two) and a label in words."""
+def load(row: Row) -> LabelledText:
+    """One sentence or two, and a label in words."""
     read = read_labelled(Fields(row.value))
     if not isinstance(read.label, str):
-        raise RowError("label is a number; a language model needs the label's words")
-    return Labelled(row.place, read.sentences, read.label)
+        raise RowError("label is a number; a language model needs a label in words")
+    return LabelledText(row.place, read.sentences, read.label)
 
 
-def arrange(items: list[Labelled]) -> list[Labelled]:
-    """Every row chooses among the labels of all rows. Raises UserError where there is only one."""
+def arrange(items: list[LabelledText]) -> list[LabelledText]:
+    """Give every item the labels of all rows. Raises UserError if there is only one."""
     labels = tuple(sorted({item.label for item in items}))
     if len(labels) == 1:
-        raise UserError(f"all rows have the label {labels[0]!r}: there is nothing to choose from")
+        raise UserError(f"all rows have the label {labels[0]!r}; at least two labels are needed")
     return [dataclasses.replace(item, labels=labels) for item in items]
 
 
-def ask(item: Labelled, prompter: Prompter) -> Sequence[Request]:
-    """One request for each label; with the end token, where one label begins another."""
+def ask(item: LabelledText, prompter: Prompter) -> Sequence[Request]:
+    """One request for each label, with an end token if one label is the start of another."""
     prefix, labels = prompter.choices(label_prompt(item.sentences), item.labels)
     return [Score(prefix, label) for label in prompter.with_ends(labels, item.labels)]
 
 
-def score(item: Labelled, answers: Sequence[Answer]) -> Sample:
-    """The most probable label as a whole; of two that are equally probable the first."""
+def score(item: LabelledText, answers: Sequence[Answer]) -> Sample:
+    """Predict the label with the highest total probability; of equals the first."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
-    gold = item.labels.index(item.label)
-    sample = outcome(item.id, item.sentences, item.labels, gold, log_probs.index(max(log_probs)))
+    label = item.labels.index(item.label)
+    sample = outcome(item.id, item.sentences, item.labels, label, log_probs.index(max(log_probs)))
     shown = {**sample.shown, "log_probs": dict(zip(item.labels, log_probs, strict=True))}
     return dataclasses.replace(sample, shown=shown)
 
 
-def ask_to_write(item: Labelled, prompter: Prompter) -> Sequence[Request]:
-    """The prompt up to "Label:"; the model writes the space too, which tokenizers join to the word behind it."""
+def ask_generated(item: LabelledText, prompter: Prompter) -> Sequence[Request]:
+    """The prompt up to "Label:"; the model generates the space too, which tokenizers join to the next word."""
     prefix, _ = prompter.choices(label_prompt(item.sentences), [])
     return [Generate(prefix, prompter.max_new_tokens, prompter.stop_ids)]
 
 
-def score_written(item: Labelled, answers: Sequence[Answer]) -> Sample:
-    """The label with which the answer begins."""
+def score_generated(item: LabelledText, answers: Sequence[Answer]) -> Sample:
+    """Predict the label at the start of the answer."""
     (answer,) = answers
     assert isinstance(answer, Generated)
-    gold = item.labels.index(item.label)
-    sample = outcome(item.id, item.sentences, item.labels, gold, first_label(answer.text, item.labels))
+    label = item.labels.index(item.label)
+    sample = outcome(item.id, item.sentences, item.labels, label, first_label(answer.text, item.labels))
     return dataclasses.replace(sample, shown={**sample.shown, "written": answer.text})
 
 
 TASK = Task(
     name="classification",
     version=2,
-    about="label words by their probability behind the sentence",
+    about="the label with the highest probability after the sentence",
     load=load,
     arrange=arrange,
     ask=ask,
@@ -99,15 +99,15 @@ TASK = Task(
         columns={
             "sentence1": "sentence1",
             "sentence2": "sentence2",
-            "label": "{{ label | replace('_', ' ') }}",  # words, as a language model writes them: not equivalent
+            "label": "{{ label | replace('_', ' ') }}",  # words for a language model: not equivalent
         },
     ),
 )
 GENERATION = dataclasses.replace(
     TASK,
     name="classification_generation",
-    about="label words generated behind the sentence",
-    ask=ask_to_write,
-    score=score_written,
+    about="the label generated after the sentence",
+    ask=ask_generated,
+    score=score_generated,
     max_new_tokens=10,
 )

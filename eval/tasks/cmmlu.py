@@ -1,6 +1,6 @@
-"""CMMLU (arXiv:2306.09212): Chinese multiple-choice questions of 67 subjects, by letters' likelihood or generated.
+"""CMMLU (arXiv:2306.09212): Chinese multiple-choice questions of 67 subjects, by log-likelihood or generation.
 
-Prompts are those of lm-evaluation-harness's task of that name, so that choices and accuracies compare with its.
+Prompts equal those of the task cmmlu of lm-evaluation-harness, so that its results are comparable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LETTERS = "ABCD"
 SHOTS = 5
 SHOTS_SPLIT = "dev"
-SOURCE = Hub(  # its own layout is a loading script; the hub's converted copy is not
+SOURCE = Hub(  # the original needs a loading script; the hub's converted copy does not
     "haonan-li/cmmlu",
     split="dev,test",
     name=",".join(SUBJECTS),
@@ -38,8 +38,8 @@ ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
 
 
 @dataclass(frozen=True)
-class Question:
-    """One row. text: question and options, up to where the letter belongs. context: what stands before it."""
+class MultipleChoiceItem:
+    """A question. text: question and options, up to the position of the letter. context: few-shot examples."""
 
     id: str
     subject: str
@@ -49,81 +49,83 @@ class Question:
     context: str = ""
 
 
-def load(row: Row) -> Question:
-    """SPLIT/SUBJECT.csv as published, or .../SUBJECT/SPLIT as on the hub: the place says subject and split."""
-    place = PurePath(row.file)
-    folder = place.parent.name
-    subject, split = (folder, place.stem) if folder in SUBJECTS else (place.stem, folder)
+def load(row: Row) -> MultipleChoiceItem:
+    """Subject and split come from the path: SPLIT/SUBJECT.csv as published, or .../SUBJECT/SPLIT as on the hub."""
+    path = PurePath(row.file)
+    folder = path.parent.name
+    subject, split = (folder, path.stem) if folder in SUBJECTS else (path.stem, folder)
     if subject not in SUBJECTS:
-        raise RowError(f"{subject} is none of CMMLU's 67 subjects; a file is named after its subject")
+        raise RowError(f"{subject} is none of CMMLU's 67 subjects; name each file after its subject")
     answer = Fields(row.value).text("Answer").strip()
     if answer not in LETTERS:
-        raise RowError(f"Answer is {answer!r}, none of A, B, C, D")
+        raise RowError(f"Answer is {answer!r}, not A, B, C or D")
     options = "".join(f"{name}. {Fields(row.value).text(name)}\n" for name in LETTERS)
     question = f"{Fields(row.value).text('Question').strip()}\n{options}答案："
-    return Question(row.place, subject, split, question, answer)
+    return MultipleChoiceItem(row.place, subject, split, question, answer)
 
 
-def arrange(questions: list[Question], shots: int) -> list[Question]:
-    """The questions that are not of the dev split, each behind the first `shots` of its subject's that are."""
-    examples: dict[str, list[Question]] = {}
-    for question in questions:
-        if question.split == SHOTS_SPLIT:
-            examples.setdefault(question.subject, []).append(question)
-    asked = [question for question in questions if question.split != SHOTS_SPLIT]
-    contexts = {subject: _context(subject, examples.get(subject, []), shots) for subject in {q.subject for q in asked}}
-    return [replace(question, context=contexts[question.subject]) for question in asked]
+def arrange(items: list[MultipleChoiceItem], shots: int) -> list[MultipleChoiceItem]:
+    """The questions outside the dev split, each after the first `shots` dev questions of its subject."""
+    examples: dict[str, list[MultipleChoiceItem]] = {}
+    for item in items:
+        if item.split == SHOTS_SPLIT:
+            examples.setdefault(item.subject, []).append(item)
+    test_items = [item for item in items if item.split != SHOTS_SPLIT]
+    contexts = {
+        subject: _context(subject, examples.get(subject, []), shots) for subject in {q.subject for q in test_items}
+    }
+    return [replace(item, context=contexts[item.subject]) for item in test_items]
 
 
-def _context(subject: str, examples: Sequence[Question], shots: int) -> str:
+def _context(subject: str, examples: Sequence[MultipleChoiceItem], shots: int) -> str:
     if len(examples) < shots:
         raise UserError(
-            f"cmmlu: {len(examples)} of {shots} example rows for {subject}: name the folder that holds "
-            f"dev/{subject}.csv beside test/, or take the task cmmlu_0shot"
+            f"cmmlu: {len(examples)} of {shots} example rows for {subject}: name the folder that contains "
+            f"dev/{subject}.csv beside test/, or use the task cmmlu_0shot"
         )
-    shown = "".join(f"{example.text} {example.answer}\n\n" for example in examples[:shots])
-    return f"以下是关于{SUBJECTS[subject].chinese}的单项选择题，请直接给出正确答案的选项。\n\n{shown}"
+    few_shot = "".join(f"{example.text} {example.answer}\n\n" for example in examples[:shots])
+    return f"以下是关于{SUBJECTS[subject].chinese}的单项选择题，请直接给出正确答案的选项。\n\n{few_shot}"
 
 
-def ask_letters(question: Question, prompter: Prompter) -> Sequence[Request]:
-    """How probable each letter is."""
-    prefix, letters = prompter.choices(question.context + question.text, [f" {letter}" for letter in LETTERS])
+def ask_letters(item: MultipleChoiceItem, prompter: Prompter) -> Sequence[Request]:
+    """One request for each option letter."""
+    prefix, letters = prompter.choices(item.context + item.text, [f" {letter}" for letter in LETTERS])
     return [Score(prefix, ids) for ids in letters]
 
 
-def score_letters(question: Question, answers: Sequence[Answer]) -> Sample:
-    """Right where the right letter is the most probable one; of equals the first counts."""
+def score_letters(item: MultipleChoiceItem, answers: Sequence[Answer]) -> Sample:
+    """Choose the most probable letter; of equals the first."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
     chosen = LETTERS[log_probs.index(max(log_probs))]
     shown = {"chosen": chosen, "log_probs": dict(zip(LETTERS, log_probs, strict=True))}
-    return _sample(question, {"accuracy": float(chosen == question.answer)}, shown)
+    return _sample(item, {"accuracy": float(chosen == item.answer)}, shown)
 
 
-def ask_generated(question: Question, prompter: Prompter) -> Sequence[Request]:
-    """The same text as the user's turn."""
-    prompt = prompter.question([{"role": "user", "content": question.context + question.text}])
+def ask_generated(item: MultipleChoiceItem, prompter: Prompter) -> Sequence[Request]:
+    """Generate an answer to the same text, as a user turn."""
+    prompt = prompter.chat_prompt([{"role": "user", "content": item.context + item.text}])
     return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids)]
 
 
-def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
-    """Right where the answer names the right letter; one that names none is wrong, and counted apart."""
+def score_generated(item: MultipleChoiceItem, answers: Sequence[Answer]) -> Sample:
+    """Choose the letter that the answer names; an answer without a letter is wrong and counted in `no_letter`."""
     (answer,) = answers
     assert isinstance(answer, Generated)
     chosen = read_letter(answer.text, len(LETTERS))
-    values = {"accuracy": float(chosen == question.answer), "no_letter": float(chosen is None)}
-    return _sample(question, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
+    values = {"accuracy": float(chosen == item.answer), "no_letter": float(chosen is None)}
+    return _sample(item, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
 
 
-def _sample(question: Question, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
-    subject = SUBJECTS[question.subject]
-    groups = {"subject": question.subject, "category": subject.category}
+def _sample(item: MultipleChoiceItem, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
+    subject = SUBJECTS[item.subject]
+    groups = {"subject": item.subject, "category": subject.category}
     if subject.is_china_specific:
         groups["across categories"] = CHINA_SPECIFIC
-    return Sample(question.id, values, {"question": question.text, "answer": question.answer, **shown}, groups)
+    return Sample(item.id, values, {"question": item.text, "answer": item.answer, **shown}, groups)
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
-    """Accuracy where every subject counts the same, as CMMLU's authors average it (`accuracy` weighs by rows)."""
+    """Accuracy averaged over subjects, as by the authors of CMMLU (`accuracy` averages over rows)."""
     subjects: dict[str, list[float]] = {}
     for sample in samples:
         subjects.setdefault(sample.groups["subject"], []).append(sample.values["accuracy"])
@@ -135,18 +137,18 @@ def tables(samples: Sequence[Sample]) -> Sequence[Table]:
             parts.setdefault(CHINA_SPECIFIC, []).append(subject)
     rows = [(part, len(names), fmean(means[name] for name in names)) for part, names in parts.items()]
     head = ("category", "subjects", "accuracy")
-    return [Table("Accuracy, each subject counting the same", head, rows, shared=2, shares=(2,))]
+    return [Table("Accuracy, averaged over subjects", head, rows, shared=2, shares=(2,))]
 
 
 def _task(
     name: str,
     about: str,
-    ask: Callable[[Question, Prompter], Sequence[Request]],
-    score: Callable[[Question, Sequence[Answer]], Sample],
+    ask: Callable[[MultipleChoiceItem, Prompter], Sequence[Request]],
+    score: Callable[[MultipleChoiceItem, Sequence[Answer]], Sample],
     metrics: tuple[Metric, ...],
     shots: int,
     version: int = 1,
-) -> Task[Question]:
+) -> Task[MultipleChoiceItem]:
     return Task(
         name=name,
         version=version,
@@ -161,7 +163,9 @@ def _task(
     )
 
 
-TASK = _task("cmmlu", "CMMLU, 5 shots, option letter's likelihood", ask_letters, score_letters, (ACCURACY,), SHOTS)
+TASK = _task(
+    "cmmlu", "CMMLU, 5 shots, log-likelihood of the option letters", ask_letters, score_letters, (ACCURACY,), SHOTS
+)
 ZERO_SHOT = _task("cmmlu_0shot", "CMMLU without examples", ask_letters, score_letters, (ACCURACY,), shots=0)
 GENERATION = _task(
     "cmmlu_generation",

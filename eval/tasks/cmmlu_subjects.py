@@ -1,4 +1,4 @@
-"""The 67 subjects of CMMLU (arXiv:2306.09212): Chinese names as in its prompts, categories as in its own evaluation."""
+"""The 67 subjects of CMMLU (arXiv:2306.09212): Chinese names from its prompts, categories from its evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHINA_SPECIFIC = "China-specific"  # a category across the other four
 
 @dataclass(frozen=True)
 class Subject:
-    """chinese: its name in prompts. category: one of the four. is_china_specific: also of the fifth."""
+    """chinese: name in prompts. category: one of the four. is_china_specific: also belongs to CHINA_SPECIFIC."""
 
     chinese: str
     category: str

@@ -1,4 +1,4 @@
-"""Tasks written in YAML, as good as those written in Python. docs/own-task.md has an example of each kind."""
+"""Builds tasks from YAML files. docs/own-task.md has an example of each kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eval.metrics.rouge import rouge
 from eval.metrics.similarity import partial_match
 from eval.protocols import Metric, Sample, SampleMetric, Task
 from eval.tasks import perplexity
-from eval.tasks.task_file import Place, TaskFile, read_task_file
+from eval.tasks.task_file import Index, TaskFile, read_task_file
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
 from zerotune.data.readers import Row, type_name
@@ -27,13 +27,13 @@ from zerotune.inference.requests import Answer, Generate, Generated, Request, Sc
 if TYPE_CHECKING:
     from zerotune.inference.prompt import Prompter
 
-NUMBER = re.compile("[0-9]{1,3}(?:[.]0+)?")  # a column with gaps is read as 2.0
+NUMBER = re.compile("[0-9]{1,3}(?:[.]0+)?")  # a numeric column with missing values is read as floats: 2.0
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class TextMetric:
-    """A number of one generated answer and one reference; of several references the best counts."""
+    """A function of one generated answer and one reference; of several references the best value counts."""
 
     of: Callable[[str, str], float]
     is_share: bool
@@ -54,36 +54,36 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """A row of a task of kind generate (with references) or choices (with right, the place of the right one)."""
+class YamlTaskItem:
+    """A row of a task of kind generate (with references) or choices (with the index of the correct choice)."""
 
     id: str
     messages: tuple[Message, ...]
     references: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
-    right: int = 0
+    correct: int = 0
     groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
-        """What is asked, without the system message."""
+        """The user message."""
         return str(self.messages[-1]["content"])
 
 
 def task_from_yaml(path: Path) -> Task[Any]:
-    """The task. Raises UserError with file:line for whatever cannot be meant."""
+    """Build the task of a file. Raises UserError with file:line."""
     file = read_task_file(path, METRICS)
     return {"generate": _generate, "choices": _choices, "perplexity": _perplexity}[file.kind](file)
 
 
-def _generate(file: TaskFile) -> Task[Question]:
-    def load(row: Row) -> Question:
-        return dataclasses.replace(_question(file, row), references=_texts(file, "reference", row))
+def _generate(file: TaskFile) -> Task[YamlTaskItem]:
+    def load(row: Row) -> YamlTaskItem:
+        return dataclasses.replace(_item(file, row), references=_texts(file, "reference", row))
 
-    def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
+    def ask(item: YamlTaskItem, prompter: Prompter) -> Sequence[Request]:
         return [Generate(_prompt(file, item, prompter), prompter.max_new_tokens, prompter.stop_ids, file.stop)]
 
-    def score(item: Question, answers: Sequence[Answer]) -> Sample:
+    def score(item: YamlTaskItem, answers: Sequence[Answer]) -> Sample:
         (answer,) = answers
         assert isinstance(answer, Generated)
         read = answer.text if file.extract is None else _extracted(file, answer.text)
@@ -97,22 +97,22 @@ def _generate(file: TaskFile) -> Task[Question]:
     return _task(file, load, ask, score, metrics)
 
 
-def _choices(file: TaskFile) -> Task[Question]:
-    def load(row: Row) -> Question:
+def _choices(file: TaskFile) -> Task[YamlTaskItem]:
+    def load(row: Row) -> YamlTaskItem:
         choices = _texts(file, "choices", row)
         if len(choices) < 2:
-            raise RowError("choices: there is only one")
-        right = _place(choices, file.cells["answer"](row.value))
-        return dataclasses.replace(_question(file, row), choices=choices, right=right)
+            raise RowError("choices: has only one; at least two are needed")
+        correct = _correct_index(choices, file.cells["answer"](row.value))
+        return dataclasses.replace(_item(file, row), choices=choices, correct=correct)
 
-    def ask(item: Question, prompter: Prompter) -> Sequence[Request]:
+    def ask(item: YamlTaskItem, prompter: Prompter) -> Sequence[Request]:
         scores = [_choice(file, item, choice, prompter) for choice in item.choices]
-        if file.chat:  # each ends with its end of turn
+        if file.chat:  # each ends with an end-of-turn token already
             return scores
-        whole = prompter.with_ends([score.continuation_ids for score in scores], item.choices)
-        return [dataclasses.replace(one, continuation_ids=ids) for one, ids in zip(scores, whole, strict=True)]
+        continuations = prompter.with_ends([score.continuation_ids for score in scores], item.choices)
+        return [dataclasses.replace(one, continuation_ids=ids) for one, ids in zip(scores, continuations, strict=True)]
 
-    def score(item: Question, answers: Sequence[Answer]) -> Sample:
+    def score(item: YamlTaskItem, answers: Sequence[Answer]) -> Sample:
         scored = [answer for answer in answers if isinstance(answer, Scored)]
         chosen = {
             "accuracy": _largest([answer.log_prob for answer in scored]),
@@ -121,17 +121,17 @@ def _choices(file: TaskFile) -> Task[Question]:
         shown = {
             "prompt": item.prompt,
             "answer": item.choices[chosen[file.metrics[0]]],
-            "reference": item.choices[item.right],
+            "reference": item.choices[item.correct],
             "log_probs": [round(answer.log_prob, 4) for answer in scored],
         }
-        return Sample(item.id, {name: float(chosen[name] == item.right) for name in file.metrics}, shown, item.groups)
+        return Sample(item.id, {name: float(chosen[name] == item.correct) for name in file.metrics}, shown, item.groups)
 
     metrics = tuple(SampleMetric(name, True, is_share=True) for name in file.metrics)
     return _task(file, load, ask, score, metrics)
 
 
 def _perplexity(file: TaskFile) -> Task[Any]:
-    """The built-in task on this file's texts."""
+    """The built-in task perplexity on the texts of a file."""
 
     def load(row: Row) -> Example:
         (text,) = _texts(file, "text", row)
@@ -151,11 +151,11 @@ def _perplexity(file: TaskFile) -> Task[Any]:
 
 def _task(
     file: TaskFile,
-    load: Callable[[Row], Question],
-    ask: Callable[[Question, Prompter], Sequence[Request]],
-    score: Callable[[Question, Sequence[Answer]], Sample],
+    load: Callable[[Row], YamlTaskItem],
+    ask: Callable[[YamlTaskItem, Prompter], Sequence[Request]],
+    score: Callable[[YamlTaskItem, Sequence[Answer]], Sample],
     metrics: tuple[Metric, ...],
-) -> Task[Question]:
+) -> Task[YamlTaskItem]:
     return Task(
         name=file.name,
         version=file.version,
@@ -169,13 +169,13 @@ def _task(
     )
 
 
-def _question(file: TaskFile, row: Row) -> Question:
+def _item(file: TaskFile, row: Row) -> YamlTaskItem:
     system = [
         {"role": "system", "content": _text(file.cells[key], row, key)} for key in ("system",) if key in file.cells
     ]
     user = {"role": "user", "content": _text(file.cells["prompt"], row, "prompt")}
     groups = {name: _text(cell, row, f"groups.{name}") for name, cell in file.groups.items()}
-    return Question(row.place, (*system, user), groups=groups)
+    return YamlTaskItem(row.place, (*system, user), groups=groups)
 
 
 def _text(cell: Cell, row: Row, key: str) -> str:
@@ -191,7 +191,7 @@ def _checked(value: Any, key: str) -> str:
 
 
 def _texts(file: TaskFile, key: str, row: Row) -> tuple[str, ...]:
-    """One text or several: of a column that holds a list, or of a list of columns and templates."""
+    """One text or several: from a column that contains a list, or from a list of columns and templates."""
     value = file.cells[key](row.value)
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
@@ -199,60 +199,57 @@ def _texts(file: TaskFile, key: str, row: Row) -> tuple[str, ...]:
     return tuple(_checked(inner, key) for inner in values)
 
 
-def _place(choices: Sequence[str], answer: Any) -> int:
-    """Of the right choice: its text, its letter, or its number from 0, whatever type the file's format gives it.
+def _correct_index(choices: Sequence[str], answer: Any) -> int:
+    """Index of the correct choice, which `answer` gives as text, letter or number from 0, in any type.
 
-    Raises RowError where these name different choices: of 1, 2, 3, 4, "2" may be the second or the third.
+    Raises RowError if these differ: for choices 1, 2, 3, 4, the answer "2" may be the second or the third.
     """
-    if isinstance(answer, Place):
-        return _within(answer, choices)
-    said = str(answer).strip()
-    found = {f"the text of choice {k}": k for k, choice in enumerate(choices) if choice.strip() == said}
-    letter = LETTERS.find(unicodedata.normalize("NFKC", said).upper()) if len(said) == 1 else -1
+    if isinstance(answer, Index):
+        if not 0 <= answer < len(choices):
+            raise RowError(f"answer: {int(answer)} is not a choice's number from 0 to {len(choices) - 1}")
+        return answer
+    text = str(answer).strip()
+    found = {f"the text of choice {k}": k for k, choice in enumerate(choices) if choice.strip() == text}
+    letter = LETTERS.find(unicodedata.normalize("NFKC", text).upper()) if len(text) == 1 else -1
     if 0 <= letter < len(choices):
         found["a letter"] = letter
-    if not isinstance(answer, bool) and NUMBER.fullmatch(said) and int(float(said)) < len(choices):
-        found["a number from 0"] = int(float(said))
+    if not isinstance(answer, bool) and NUMBER.fullmatch(text) and int(float(text)) < len(choices):
+        found["a number from 0"] = int(float(text))
     if not found:
-        raise RowError(f"answer: {said!r} is no choice, and no letter or number (from 0) of one")
-    if len({choices[place] for place in found.values()}) > 1:
-        readings = ", ".join(f"{name} ({choices[place]!r})" for name, place in found.items())
+        raise RowError(f"answer: {text!r} is neither a choice nor the letter or number (from 0) of one")
+    if len({choices[k] for k in found.values()}) > 1:
+        readings = ", ".join(f"{name} ({choices[k]!r})" for name, k in found.items())
         raise RowError(
-            f"answer: {said!r} can mean {readings}; give its letter, for example "
-            "\"{{ 'ABCD'[answer | int] }}\" where the column has numbers from 0"
+            f"answer: {text!r} can mean {readings}; use letters, for example "
+            "\"{{ 'ABCD'[answer | int] }}\" if the column has numbers from 0"
         )
     return next(iter(found.values()))
 
 
-def _within(place: int, choices: Sequence[str]) -> int:
-    if not 0 <= place < len(choices):
-        raise RowError(f"answer: {place} is no number (from 0) of a choice; there are {len(choices)}")
-    return place
+def _prompt(file: TaskFile, item: YamlTaskItem, prompter: Prompter) -> tuple[int, ...]:
+    return prompter.chat_prompt(item.messages) if file.chat else prompter.document(_raw(item)).ids
 
 
-def _prompt(file: TaskFile, item: Question, prompter: Prompter) -> tuple[int, ...]:
-    return prompter.question(item.messages) if file.chat else prompter.document(_raw(item)).ids
-
-
-def _raw(item: Question) -> str:
+def _raw(item: YamlTaskItem) -> str:
     return "\n\n".join(message["content"] for message in item.messages)
 
 
-def _choice(file: TaskFile, item: Question, choice: str, prompter: Prompter) -> Score:
+def _choice(file: TaskFile, item: YamlTaskItem, choice: str, prompter: Prompter) -> Score:
     if file.chat:
-        passage = prompter.answers([*item.messages, {"role": "assistant", "content": choice}])[-1]
+        passage = prompter.assistant_turns([*item.messages, {"role": "assistant", "content": choice}])[-1]
         return Score(passage.ids[: passage.first], passage.ids[passage.first :], passage.bytes)
-    # Not `prompter.choices`: it scores white space at the prompt's end with the choice, and where tokens grow together
-    # over the seam, as Chinese ones do, what it joins is not how the tokenizer writes the whole.
-    asked = prompter.document(_raw(item)).ids
+    # Not `prompter.choices`: it scores white space at the end of the prompt with the choice, and if a token spans the
+    # boundary, as in Chinese, its token ids differ from those of the whole text.
+    prompt = prompter.document(_raw(item)).ids
     whole = prompter.document(_raw(item) + file.separator + choice).ids
-    first = next((k for k, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))
-    first = min(max(first, 1), len(whole) - 1)  # where tokens grow together over the seam, they are scored
+    shortest = min(len(prompt), len(whole))
+    first = next((k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), shortest)
+    first = min(max(first, 1), len(whole) - 1)  # a token that spans the boundary is scored
     return Score(whole[:first], whole[first:], len(choice.encode()))
 
 
 def _extracted(file: TaskFile, text: str) -> str:
-    """The last match's first group, or whole match; nothing where there is none."""
+    """The first group, or else the whole, of the last match; "" without a match."""
     assert file.extract is not None
     found = list(file.extract.finditer(text))
     if not found:

@@ -1,7 +1,7 @@
-"""GSM8K (arXiv:2110.14168) in conversation: an answer as JSON, asked for again where none is read; a calculator.
+"""GSM8K (arXiv:2110.14168) as a conversation: answers as JSON, retries if none can be read, optionally a calculator.
 
-One run gives all scores of a prompt, since each is read off the same conversation: the first answer as a string, the
-first answer as a number, and the last one. With the calculator the prompt is another one, and so it is another task.
+One conversation gives all scores: the first answer as a string, the first as a number, and the last as a number. The
+calculator needs another prompt, and so is another task.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from zerotune.inference.requests import Answer, Generate, Generated, Request
 if TYPE_CHECKING:
     from zerotune.inference.prompt import Prompter
 
-MARK = "####"  # stands before the number in the data's answers
+MARK = "####"  # precedes the number in the answers of the data
 TRAIN_SPLIT = "train"
 MAX_TRIES, MAX_CALLS = 3, 8  # calls of the calculator in each try
-LEAST_NEW_TOKENS = 64  # for what follows a calculator's result, however long the answer is already
+LEAST_NEW_TOKENS = 64  # after a calculator's result, however long the answer already is
 CALL_END = ">>"
 OPEN_CALL = re.compile(r"<<([^<>\n]*)$")
 STARTS_NUMBER = re.compile(r"\W{0,8}(?:[\d¼½¾]|[dt]?frac|boxed)")
@@ -56,7 +56,7 @@ ASK_AGAIN = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One row. solution: worked out, as published. answer: the number behind its mark. split: by its file's name."""
+    """One row. solution: as published. answer: the number after its mark. split: from the file name."""
 
     id: str
     question: str
@@ -67,8 +67,8 @@ class Problem:
 
 @dataclass
 class Try:
-    """One of the assistant's turns. text: as written, with the calculator's results in place. answer: without its
-    reasoning. is_open: it ends in such a result.
+    """One assistant turn. text: its whole output, with results of the calculator filled in. answer: the same without
+    reasoning. is_open: it ends with such a result and continues.
     """
 
     text: str = ""
@@ -80,17 +80,17 @@ class Try:
 
     @property
     def number_text(self) -> str | None:
-        """What it gives as its answer: in JSON, else behind the mark, else in LaTeX's box.
+        """The stated answer: in JSON, else after the mark, else in a LaTeX box.
 
-        None where that holds no number that can be read whole, or several different ones.
+        None if it contains no readable number, or several different ones.
         """
-        said = json_answers(self.answer) or list(filter(None, [behind_mark(self.answer)])) or boxed(self.answer)
-        numbers = {text: value for text in said if (value := number(text)) is not None}
+        texts = json_answers(self.answer) or list(filter(None, [after_mark(self.answer)])) or boxed(self.answer)
+        numbers = {text: value for text in texts if (value := number(text)) is not None}
         return next(iter(numbers)) if len(set(numbers.values())) == 1 else None
 
 
-def behind_mark(text: str) -> str:
-    """The rest of the line behind the first mark that a number follows; empty where there is none.
+def after_mark(text: str) -> str:
+    """The rest of the line after the first mark that a number follows, else "".
 
     "#### 1. First step" and "#### Step 1" are headings.
     """
@@ -99,22 +99,22 @@ def behind_mark(text: str) -> str:
 
 
 def boxed(text: str) -> Sequence[str]:
-    """What stands in LaTeX's boxes."""
+    r"""The contents of all \boxed{...}."""
     return BOXED.findall(text)
 
 
 def load(row: Row) -> Problem:
-    """question, and an answer that ends in `#### NUMBER`."""
+    """A row with `question`, and an `answer` that ends with `#### NUMBER`."""
     solution = Fields(row.value).text("answer")
-    answer = behind_mark(solution)
+    answer = after_mark(solution)
     if number(answer) is None:
-        raise RowError(f"answer does not end in {MARK} and a number")
+        raise RowError(f"answer does not end with {MARK} and a number")
     split = TRAIN_SPLIT if PurePath(row.file).name.startswith(TRAIN_SPLIT) else "test"
     return Problem(row.place, Fields(row.value).text("question"), solution, answer, split)
 
 
 def arrange(problems: list[Problem]) -> list[Problem]:
-    """Without the rows of train files, where there are others."""
+    """Leave out the rows of train files, unless there are no others."""
     return [problem for problem in problems if problem.split != TRAIN_SPLIT] or problems
 
 
@@ -124,7 +124,7 @@ def ask(problem: Problem, prompter: Prompter, has_tool: bool) -> Sequence[Reques
 
 
 def follow(problem: Problem, answers: Sequence[Answer], prompter: Prompter, has_tool: bool) -> Sequence[Request]:
-    """What comes after a calculator's result, or the next try where nothing could be read."""
+    """Continue after a calculator's result, or start the next try if no answer could be read."""
     tries = conversation(answers, has_tool)
     if not tries[-1].is_open:
         if tries[-1].number_text is not None or len(tries) == MAX_TRIES:
@@ -134,7 +134,7 @@ def follow(problem: Problem, answers: Sequence[Answer], prompter: Prompter, has_
 
 
 def conversation(answers: Sequence[Answer], has_tool: bool) -> list[Try]:
-    """The tries that the answers so far make up."""
+    """Assemble the answers so far into tries."""
     tries: list[Try] = []
     for answer in answers:
         assert isinstance(answer, Generated)
@@ -146,7 +146,7 @@ def conversation(answers: Sequence[Answer], has_tool: bool) -> list[Try]:
         call = OPEN_CALL.search(turn.answer) if has_tool and answer.finished else None
         turn.is_open = call is not None and turn.calls < MAX_CALLS
         if call and turn.is_open:
-            expression = call[1].partition("=")[0]  # a model may go on to the result, as the data's annotations do
+            expression = call[1].partition("=")[0]  # a model may add the result itself, as the data do
             value = calculate(expression)
             result = "error" if value is None else written(value)
             done = f"<<{expression}={result}{CALL_END}"
@@ -156,14 +156,14 @@ def conversation(answers: Sequence[Answer], has_tool: bool) -> list[Try]:
 
 
 def score(problem: Problem, answers: Sequence[Answer], has_tool: bool) -> Sample:
-    """The first answer as a string and as a number, the last as a number, and whether nothing could be read at all."""
+    """Score the first answer as a string and as a number, the last as a number, and missing answers."""
     tries = conversation(answers, has_tool)
-    gold = number(problem.answer)
+    reference = number(problem.answer)
     first, last = tries[0].number_text, tries[-1].number_text
     values = {
         "exact_match": float(first is not None and first.strip() == problem.answer),
-        "first_accuracy": float(first is not None and same_number(number(first), gold)),
-        "accuracy": float(last is not None and same_number(number(last), gold)),
+        "first_accuracy": float(first is not None and same_number(number(first), reference)),
+        "accuracy": float(last is not None and same_number(number(last), reference)),
         "no_number": float(last is None),
         "tries": float(len(tries)),
         "calls": float(sum(turn.calls for turn in tries)),
@@ -174,26 +174,26 @@ def score(problem: Problem, answers: Sequence[Answer], has_tool: bool) -> Sample
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
-    """How often it was asked again, and what became of the calculator."""
-    what = {
+    """Mean numbers of tries and calculator calls."""
+    titles = {
         "tries": "tries for each row",
         "calls": "calculator calls for each row",
         "failed_calls": "of these without result",
     }
-    rows = [(text, fmean(sample.values[key] for sample in samples)) for key, text in what.items()]
+    rows = [(title, fmean(sample.values[key] for sample in samples)) for key, title in titles.items()]
     return [Table("Tries and calculator", ("what", "mean"), rows)]
 
 
 def _request(problem: Problem, tries: Sequence[Try], prompter: Prompter, has_tool: bool) -> Generate:
-    """The last of the tries, from where it stands."""
-    asked = ASK.format(question=problem.question, tool=TOOL if has_tool else "")
-    messages: list[Message] = [{"role": "user", "content": asked}]
+    """The request that continues the last try."""
+    prompt = ASK.format(question=problem.question, tool=TOOL if has_tool else "")
+    messages: list[Message] = [{"role": "user", "content": prompt}]
     for turn in tries[:-1]:
         messages += [{"role": "assistant", "content": turn.answer}, {"role": "user", "content": ASK_AGAIN}]
     turn = tries[-1]
     can_call = has_tool and turn.calls < MAX_CALLS
     return Generate(
-        prompter.begun(messages, turn.text),
+        prompter.chat_prefix(messages, turn.text),
         max(prompter.max_new_tokens - turn.tokens, LEAST_NEW_TOKENS) if turn.tokens else prompter.max_new_tokens,
         prompter.stop_ids,
         stop_texts=(CALL_END,) if can_call else (),
@@ -223,4 +223,4 @@ def _task(name: str, about: str, has_tool: bool) -> Task[Problem]:
 
 
 TASK = _task("gsm8k", "math problems, answers as JSON, up to 3 tries", has_tool=False)
-CALCULATOR = _task("gsm8k_calculator", "the same with a calculator to call", has_tool=True)
+CALCULATOR = _task("gsm8k_calculator", "the same with a calculator tool", has_tool=True)

@@ -1,7 +1,7 @@
-"""GSM8K (arXiv:2110.14168) by chain of thought: five worked examples, an answer that ends in `#### NUMBER`.
+"""GSM8K (arXiv:2110.14168) by chain of thought: five worked examples, an answer that ends with `#### NUMBER`.
 
-Prompt and the two matches are those of lm-evaluation-harness's task `gsm8k`, with the first five training rows as
-examples for every question (its default draws others for each; `sampler: first_n` makes the prompts equal).
+Prompt and both matches equal those of the task `gsm8k` of lm-evaluation-harness, with the first five training rows as
+examples of every question (its default samples others for each question; `sampler: first_n` makes prompts equal).
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ if TYPE_CHECKING:
 
 SHOTS = 5
 STOP_TEXTS = ("Question:", "</s>", "<|im_end|>")
-NOTHING = "[invalid]"
+INVALID = "[invalid]"
 _STRICT = re.compile(r"#### (\-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"))
 
 
 @dataclass(frozen=True)
-class Question:
-    """A problem behind its examples."""
+class FewShotItem:
+    """A problem and its few-shot examples."""
 
     problem: gsm8k.Problem
     examples: str
 
     @property
     def id(self) -> str:
-        """file:line."""
+        """file:line of the problem."""
         return self.problem.id
 
 
-def load(row: Row) -> Question:
-    """See gsm8k."""
-    return Question(gsm8k.load(row), "")
+def load(row: Row) -> FewShotItem:
+    """See `gsm8k.load`."""
+    return FewShotItem(gsm8k.load(row), "")
 
 
-def arrange(questions: list[Question]) -> list[Question]:
-    """The rows that are not of a train file, each behind the first five that are."""
-    problems = [question.problem for question in questions]
+def arrange(items: list[FewShotItem]) -> list[FewShotItem]:
+    """The rows outside train files, each after the first five rows of train files."""
+    problems = [item.problem for item in items]
     shots = [problem for problem in problems if problem.split == gsm8k.TRAIN_SPLIT][:SHOTS]
     if len(shots) < SHOTS:
         raise UserError(
-            f"gsm8k_cot: {len(shots)} of {SHOTS} example rows: name a folder or glob with a file whose name begins "
-            "with train beside the test file"
+            f"gsm8k_cot: {len(shots)} of {SHOTS} example rows: name a folder or glob that also contains a file whose "
+            "name begins with train"
         )
     examples = "".join(f"Question: {shot.question}\nAnswer: {shot.solution}\n\n" for shot in shots)
-    return [Question(problem, examples) for problem in problems if problem.split != gsm8k.TRAIN_SPLIT]
+    return [FewShotItem(problem, examples) for problem in problems if problem.split != gsm8k.TRAIN_SPLIT]
 
 
-def ask(question: Question, prompter: Prompter) -> Sequence[Request]:
-    """A plain text to be continued, whatever the chat template."""
-    text = f"{question.examples}Question: {question.problem.question}\nAnswer:"
+def ask(item: FewShotItem, prompter: Prompter) -> Sequence[Request]:
+    """Continue a plain text, without a chat template."""
+    text = f"{item.examples}Question: {item.problem.question}\nAnswer:"
     return [Generate(prompter.document(text).ids, prompter.max_new_tokens, prompter.stop_ids, STOP_TEXTS)]
 
 
-def score(question: Question, answers: Sequence[Answer]) -> Sample:
-    """As the harness scores (strict and flexible), and by the number that the answer states."""
+def score(item: FewShotItem, answers: Sequence[Answer]) -> Sample:
+    """Score as the harness does (strict and flexible), and by the stated number."""
     (answer,) = answers
     assert isinstance(answer, Generated)
-    problem = question.problem
-    marked = gsm8k.behind_mark(answer.text)
+    problem = item.problem
+    marked = gsm8k.after_mark(answer.text)
     values = {
         "strict_match": _match(strict_answer(answer.text), problem.solution),
         "flexible_match": _match(flexible_answer(answer.text), problem.solution),
@@ -85,26 +85,26 @@ def score(question: Question, answers: Sequence[Answer]) -> Sample:
 
 
 def stated_number(text: str) -> Fraction | None:
-    """The number behind the mark; where there is no mark, in the last box; else the last one. None: cannot be read."""
-    said = gsm8k.behind_mark(text) or next(reversed(gsm8k.boxed(text)), "")
-    return number(said) if said else last_number(text)
+    """The number after the mark, else in the last LaTeX box, else the last number; None if it cannot be read."""
+    stated = gsm8k.after_mark(text) or next(reversed(gsm8k.boxed(text)), "")
+    return number(stated) if stated else last_number(text)
 
 
 def strict_answer(text: str) -> str:
-    """The number behind the first `#### `, as the harness reads it."""
-    return next((found.strip() for found in _STRICT.findall(text)), NOTHING)
+    """The number after the first `#### `, as the harness reads it."""
+    return next((found.strip() for found in _STRICT.findall(text)), INVALID)
 
 
 def flexible_answer(text: str) -> str:
     """The last number, as the harness reads it."""
-    found: tuple[str, str] = next(reversed(_FLEXIBLE.findall(text)), (NOTHING, ""))
+    found: tuple[str, str] = next(reversed(_FLEXIBLE.findall(text)), (INVALID, ""))
     return next(filter(None, found)).strip()
 
 
-def _match(said: str, solution: str) -> float:
+def _match(answer: str, solution: str) -> float:
     for pattern in _IGNORED:
-        said, solution = pattern.sub("", said), pattern.sub("", solution)
-    return float(said.lower() == solution.lower())
+        answer, solution = pattern.sub("", answer), pattern.sub("", solution)
+    return float(answer.lower() == solution.lower())
 
 
 TASK = Task(

@@ -1,4 +1,4 @@
-"""Perplexity of texts, or of the answers in instruction rows given their questions; exact to the token."""
+"""Perplexity of texts, or of the responses in conversations given their prompts; every token is scored once."""
 
 from __future__ import annotations
 
@@ -24,56 +24,59 @@ SHOWN_WORDS = 20
 
 
 def check(example: Example) -> Example:
-    """Texts, and conversations in which the assistant says something."""
+    """Accept texts, and conversations with an assistant turn."""
     if example.text is None and not example.turns:
-        raise RowError("there is no answer whose perplexity could be measured")
+        raise RowError("the conversation has no assistant message to score")
     return example
 
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
-    """One request for the text or for each answer; more where it is longer than the model's context."""
+    """One request for the text or for each response; several if it is longer than the context."""
     document = example.text is not None
     requests = []
-    texts = [prompter.document(example.text or "")] if document else prompter.answers(example.messages, example.tools)
-    for passage in texts:
+    if document:
+        passages = [prompter.document(example.text or "")]
+    else:
+        passages = prompter.assistant_turns(example.messages, example.tools)
+    for passage in passages:
         size = prompter.window_tokens or len(passage.ids)
-        unclaimed = passage.bytes  # the bytes belong to the passage; its first window carries them
+        count = passage.bytes  # the first window of the passage carries all its bytes
         for start, scored_from, end in windows(len(passage.ids), passage.first, size, max(size // 2, 1)):
-            requests.append(Score(passage.ids[start:scored_from], passage.ids[scored_from:end], unclaimed))
-            unclaimed = 0
+            requests.append(Score(passage.ids[start:scored_from], passage.ids[scored_from:end], count))
+            count = 0
     return requests
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """Sums over the row, and the row's own perplexity."""
+    """The sums of a row, and its own perplexity."""
     scored = [answer for answer in answers if isinstance(answer, Scored)]
     nll, tokens = -math.fsum(a.log_prob for a in scored), sum(a.tokens for a in scored)
-    said = [example.text] if example.text is not None else _answers(example)
+    texts = [example.text] if example.text is not None else _responses(example)
     values = {
         "nll": nll,
         "tokens": float(tokens),
-        "words": float(max(sum(len(words(text)) for text in said), 1)),  # a row without a word is one
+        "words": float(max(sum(len(words(text)) for text in texts), 1)),  # at least one, so that the ratio is defined
         "bytes": float(sum(a.bytes for a in scored)),
         "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
     }
     return Sample(
-        example.id, values, _question(example) | {"text": said[-1]}, {"corpus": example.id.rpartition(":")[0]}
+        example.id, values, _question(example) | {"text": texts[-1]}, {"corpus": example.id.rpartition(":")[0]}
     )
 
 
 def _question(example: Example) -> dict[str, str]:
-    """What the last answer answers; nothing of a text."""
+    """The last user message before the last response, if there is one."""
     before = example.messages[: example.turns[-1]] if example.turns else ()
-    asked = [message["content"] for message in before if message["role"] == "user"]
-    return {"question": asked[-1]} if asked else {}
+    prompts = [message["content"] for message in before if message["role"] == "user"]
+    return {"question": prompts[-1]} if prompts else {}
 
 
-def _answers(example: Example) -> list[str]:
+def _responses(example: Example) -> list[str]:
     return [said_in(example.messages[k]) for k in example.turns]
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
-    """How the words of each further corpus differ from those of the first."""
+    """Differences in word frequency between the first corpus and each other one."""
     texts: dict[str, list[str]] = {}
     for sample in samples:
         texts.setdefault(sample.groups["corpus"], []).append(str(sample.shown["text"]))
@@ -97,7 +100,7 @@ def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
 TASK = Task(
     name="perplexity",
     version=4,
-    about="perplexity and bits per byte of texts, or of answers given their questions",
+    about="perplexity and bits per byte of texts, or of responses given their prompts",
     load=examples(check),
     ask=ask,
     score=score,

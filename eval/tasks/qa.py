@@ -1,4 +1,4 @@
-"""Questions answered by generation, scored by exact and partial match with the reference, in any script."""
+"""Generated answers to questions, scored by exact and partial match with the reference, in any script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.metrics.exact_match import exact_match
-from eval.metrics.similarity import ALIKE, similarity
+from eval.metrics.similarity import MATCH_THRESHOLD, similarity
 from eval.protocols import Sample, SampleMetric, Task
 from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check(example: Example) -> Example:
-    """Conversations up to their last answer, the reference; turns that are marked as only to be read are none."""
+    """Accept conversations with a text response to generate; its last one is the reference."""
     last = example.turns[-1] if example.turns else 0
     if not last:
         raise RowError("there is no question with a reference answer")
@@ -33,20 +33,20 @@ def check(example: Example) -> Example:
 
 
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
-    """The last answer is asked for."""
-    asked = prompter.question(example.messages[:-1], example.tools)
-    return [Generate(asked, prompter.max_new_tokens, prompter.stop_ids)]
+    """Generate the last assistant message."""
+    prompt = prompter.chat_prompt(example.messages[:-1], example.tools)
+    return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids)]
 
 
 def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str, str], Mapping[str, float]]) -> Sample:
-    """The values that `measure` gives of (answer, reference), and what a person wants to see.
+    """The sample of an answer; `measure` computes its values from (answer, reference).
 
-    Of several right answers the one most like the given answer is the reference.
+    Of several correct answers, the one most similar to the given answer is the reference.
     """
     (answer,) = answers
     assert isinstance(answer, Generated)
-    right = tuple(map(without_reasoning, (example.messages[-1]["content"], *example.also_right)))
-    reference = max(right, key=partial(similarity, answer.text)) if example.also_right else right[0]
+    references = tuple(map(without_reasoning, (example.messages[-1]["content"], *example.also_right)))
+    reference = max(references, key=partial(similarity, answer.text)) if example.also_right else references[0]
     shown = {"prompt": example.messages[-2]["content"], "answer": answer.text, "reference": reference}
     groups = {"subset": example.subset} if example.subset else {}
     values = measure(answer.text, reference)
@@ -54,23 +54,23 @@ def outcome(example: Example, answers: Sequence[Answer], measure: Callable[[str,
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """Exact match, similarity, and whether that is above 0.7."""
+    """Score by exact match and similarity, and whether the similarity exceeds 0.7."""
     return outcome(example, answers, _matches)
 
 
 def _matches(prediction: str, reference: str) -> Mapping[str, float]:
-    alike = similarity(prediction, reference)
+    value = similarity(prediction, reference)
     return {
         "exact_match": exact_match(prediction, reference),
-        "partial_match": float(alike > ALIKE),
-        "similarity": alike,
+        "partial_match": float(value > MATCH_THRESHOLD),
+        "similarity": value,
     }
 
 
 TASK = Task(
     name="qa",
     version=4,
-    about="answers by generation, scored by exact and partial match",
+    about="generated answers, scored by exact and partial match",
     load=examples(check),
     ask=ask,
     score=score,

@@ -1,4 +1,4 @@
-"""Reward models by preferences: how often the answer that people preferred gets the higher reward."""
+"""Reward models: how often the chosen response of a preference pair gets the higher reward."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Both sides with what stands before them: texts, or messages."""
+class PreferencePair:
+    """Both responses with their prompt, as texts or messages."""
 
     id: str
     chosen: Side
     rejected: Side
 
 
-def load(row: Row) -> Pair:
-    """Both sides, equal ones too: of such the chosen one is not preferred."""
+def load(row: Row) -> PreferencePair:
+    """Read both sides. If they are equal, the chosen one does not count as preferred."""
     read = read_preference(Fields(row.value))
-    return Pair(row.place, read.chosen, read.rejected)
+    return PreferencePair(row.place, read.chosen, read.rejected)
 
 
-def ask(pair: Pair, prompter: Prompter) -> Sequence[Request]:
-    """Both sides whole."""
+def ask(pair: PreferencePair, prompter: Prompter) -> Sequence[Request]:
+    """One request for each side."""
     if len(prompter.labels) != 1:
         raise UserError(
-            f"{prompter.name}: its head has {len(prompter.labels)} classes, not one output: no reward model"
+            f"{prompter.name}: not a reward model: its head has {len(prompter.labels)} classes instead of one output"
         )
-    return [Classify(_encoded(side, prompter)) for side in (pair.chosen, pair.rejected)]
+    return [Classify(_encode(side, prompter)) for side in (pair.chosen, pair.rejected)]
 
 
-def score(pair: Pair, answers: Sequence[Answer]) -> Sample:
-    """Whether the chosen one gets more, and how much."""
+def score(pair: PreferencePair, answers: Sequence[Answer]) -> Sample:
+    """Whether the chosen response gets the higher reward, and by how much."""
     chosen, rejected = (answer.logits[0] for answer in answers if isinstance(answer, Classified))
     shown: dict[str, Any] = {
-        "text": _shown(pair.chosen),
+        "text": _as_text(pair.chosen),
         "answer": chosen,
-        "reference": f"{_shown(pair.rejected)}\n{rejected:.4g}",
+        "reference": f"{_as_text(pair.rejected)}\n{rejected:.4g}",
     }
     return Sample(pair.id, {"accuracy": float(chosen > rejected), "margin": chosen - rejected}, shown)
 
 
-def _encoded(side: Side, prompter: Prompter) -> tuple[int, ...]:
-    return prompter.whole(side) if isinstance(side, str) else prompter.whole(side.messages, side.tools)
+def _encode(side: Side, prompter: Prompter) -> tuple[int, ...]:
+    return prompter.reward_input(side) if isinstance(side, str) else prompter.reward_input(side.messages, side.tools)
 
 
-def _shown(side: Side) -> str:
+def _as_text(side: Side) -> str:
     if isinstance(side, str):
         return side
     return "\n".join(f"{message['role']}: {said_in(message)}" for message in side.messages)
@@ -68,7 +68,7 @@ def _shown(side: Side) -> str:
 TASK = Task(
     name="reward_model",
     version=2,
-    about="the preferred of two answers by a head with one output",
+    about="preference pairs, by a reward head with one output",
     load=load,
     ask=ask,
     score=score,

@@ -1,4 +1,4 @@
-"""Answers by generation, scored by ROUGE-1, -2 and -L against the reference answer, in any script."""
+"""Generated answers, scored by ROUGE-1, -2 and -L against the reference, in any script."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from zerotune.inference.requests import Answer
 
 
 def score(example: Example, answers: Sequence[Answer]) -> Sample:
-    """The three F-measures."""
+    """Score by the three F-measures."""
     return outcome(example, answers, rouge)
 
 
 TASK = Task(
     name="rouge",
     version=3,
-    about="answers by generation, scored by ROUGE-1, -2 and -L",
+    about="generated answers, scored by ROUGE-1, -2 and -L",
     load=examples(check),
     ask=ask,
     score=score,

@@ -1,4 +1,4 @@
-"""Continuations of given prompts, greedy and drawn at several temperatures, to read side by side; nothing is scored."""
+"""Continuations of prompts, greedy and sampled at several temperatures, to read side by side; without scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zerotune.inference.prompt import Prompter
 
 TEMPERATURES = (0.0, 0.7, 1.0)
-SHOWN_CHARACTERS = 300  # of a cell of the table; the samples hold all
+SHOWN_CHARACTERS = 300  # of a table cell; the samples file has the whole text
 PROMPTS = (
     "The meaning of life is",
     "Once upon a time, there was a little girl who",
@@ -29,18 +29,18 @@ PROMPTS = (
 
 
 def check(example: Example) -> Example:
-    """Texts to continue, and conversations in which somebody asks."""
+    """Accept texts, and conversations with a user message."""
     if example.text is None and not any(message["role"] == "user" for message in example.messages):
-        raise RowError("there is no question in this conversation")
+        raise RowError("the conversation has no user message")
     return example
 
 
 def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TEMPERATURES) -> Sequence[Request]:
-    """The text as it stands, or the conversation up to its last answer; once for each temperature."""
+    """Continue the text, or the conversation up to its last response, once for each temperature."""
     if example.text is not None:
         ids = prompter.document(example.text).ids
     else:
-        ids = prompter.question(_history(example), example.tools)
+        ids = prompter.chat_prompt(_history(example), example.tools)
     return [
         Generate(ids, prompter.max_new_tokens, prompter.stop_ids, temperature=temperature)
         for temperature in temperatures
@@ -48,23 +48,23 @@ def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TE
 
 
 def score(example: Example, answers: Sequence[Answer], temperatures: Sequence[float] = TEMPERATURES) -> Sample:
-    """Only what a person wants to see."""
-    said = [answer for answer in answers if isinstance(answer, Generated)]
+    """The texts for the report; there are no values."""
+    generated = [answer for answer in answers if isinstance(answer, Generated)]
     prompt = example.text if example.text is not None else said_in(_history(example)[-1])
     reference = {"reference": said_in(example.messages[-1])} if example.answered else {}
-    texts = {_title(t): answer.text for t, answer in zip(temperatures, said, strict=True)}
+    texts = {_title(t): answer.text for t, answer in zip(temperatures, generated, strict=True)}
     return Sample(example.id, {}, {"prompt": prompt, **texts, **reference})
 
 
 def tables(samples: Sequence[Sample], temperatures: Sequence[float] = TEMPERATURES) -> list[Table]:
-    """Every prompt with what was said at each temperature."""
+    """Every prompt with its continuation at each temperature."""
     heads = ("prompt", *map(_title, temperatures))
     rows = [tuple(_shortened(str(sample.shown[head])) for head in heads) for sample in samples]
     return [Table("Continuations", heads, rows)]
 
 
 def at(temperatures: Sequence[float]) -> Task[Example]:
-    """The task at other temperatures; 0 is greedy."""
+    """The task with other temperatures; 0 is greedy."""
     return dataclasses.replace(
         TASK,
         ask=partial(ask, temperatures=temperatures),
@@ -88,7 +88,7 @@ def _history(example: Example) -> Sequence[Message]:
 TASK = Task(
     name="samples",
     version=3,
-    about="continuations of prompts, greedy and drawn, to read side by side",
+    about="continuations of prompts, greedy and sampled, to read side by side",
     load=examples(check, asks=True),
     ask=ask,
     score=score,

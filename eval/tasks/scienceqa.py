@@ -1,8 +1,8 @@
-"""ScienceQA (arXiv:2209.09513): multiple-choice questions with an image, by option letter's likelihood or generated.
+"""ScienceQA (arXiv:2209.09513): multiple-choice questions with an image, by log-likelihood or generation.
 
-Rows: the published problems.json beside its images folder, or any file with question, choices, answer (the number of
-the right one, from 0), image and perhaps hint. Asked are the questions with an image, of the test split where rows name
-one.
+Data: the published problems.json beside its images folder, or any file with question, choices, answer (index of the
+correct choice, from 0), image and optionally hint. Only questions with an image are used; if rows have a split, only
+those of the test split.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
 
 
 @dataclass(frozen=True)
-class Question:
-    """One row. text: hint, question and options. image: a file; None where it has none. answer: the right letter."""
+class ImageChoiceItem:
+    """A question. text: hint, question and options. image: a file, if there is one. answer: the correct letter."""
 
     id: str
     text: str
@@ -55,111 +55,111 @@ class Question:
     groups: Mapping[str, str]
 
 
-def load(row: Row) -> Question:
-    """Raises RowError for a row that does not fit."""
+def load(row: Row) -> ImageChoiceItem:
+    """Raises RowError."""
     value = row.value
     choices = _choices(value.get("choices"))
-    right = _place(value.get("answer"), len(choices))
+    correct = _index(value.get("answer"), len(choices))
     hint = f"Context: {value['hint']}\n" if value.get("hint") else ""
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
-    return Question(
+    return ImageChoiceItem(
         id=row.place,
         text=f"{hint}Question: {Fields(value).text('question')}\nOptions:\n{options}",
         options=len(choices),
-        answer=LETTERS[right],
+        answer=LETTERS[correct],
         image=_image(row),
         split=str(value.get("split") or ""),
         groups={name: str(value[name]) for name in GROUPS if value.get(name)},
     )
 
 
-def arrange(questions: list[Question]) -> list[Question]:
-    """Those with an image; of the test split, where any row is of it. Raises UserError where files are missing."""
-    of_test = [question for question in questions if question.split == "test"] or questions
-    asked = [(question, question.image) for question in of_test if question.image]
-    missing = [f"{question.id}: {image}" for question, image in asked if not Path(image).is_file()]
+def arrange(items: list[ImageChoiceItem]) -> list[ImageChoiceItem]:
+    """Items with an image, of the test split if any row belongs to it. Raises UserError if files are missing."""
+    test_items = [item for item in items if item.split == "test"] or items
+    with_image = [(item, item.image) for item in test_items if item.image]
+    missing = [f"{item.id}: {image}" for item, image in with_image if not Path(image).is_file()]
     if missing:
-        raise UserError(f"scienceqa: {len(missing)} of {len(asked)} images are not there, the first of {missing[0]}")
-    return [question for question, _ in asked]
+        raise UserError(f"scienceqa: {len(missing)} of {len(with_image)} images are missing, first {missing[0]}")
+    return [item for item, _ in with_image]
 
 
-def ask_letters(question: Question, prompter: Prompter) -> Sequence[Request]:
-    """How probable each letter is."""
-    images = (question.image,) if question.image else ()
-    prefix = prompter.shown(images, question.text + ASK_LETTER)
-    return [Score(prefix, prompter.reply(letter), images=images) for letter in LETTERS[: question.options]]
+def ask_letters(item: ImageChoiceItem, prompter: Prompter) -> Sequence[Request]:
+    """One request for each option letter."""
+    images = (item.image,) if item.image else ()
+    prefix = prompter.image_prompt(images, item.text + ASK_LETTER)
+    return [Score(prefix, prompter.response_start(letter), images=images) for letter in LETTERS[: item.options]]
 
 
-def score_letters(question: Question, answers: Sequence[Answer]) -> Sample:
-    """Right where the right letter is the most probable one; of equals the first counts."""
+def score_letters(item: ImageChoiceItem, answers: Sequence[Answer]) -> Sample:
+    """Choose the most probable letter; of equals the first."""
     log_probs = [answer.log_prob for answer in answers if isinstance(answer, Scored)]
     chosen = LETTERS[log_probs.index(max(log_probs))]
     shown = {"chosen": chosen, "log_probs": dict(zip(LETTERS, log_probs, strict=False))}
-    return _sample(question, {"accuracy": float(chosen == question.answer)}, shown)
+    return _sample(item, {"accuracy": float(chosen == item.answer)}, shown)
 
 
-def ask_generated(question: Question, prompter: Prompter) -> Sequence[Request]:
-    """An answer as JSON."""
-    images = (question.image,) if question.image else ()
-    prompt = prompter.shown(images, question.text + ASK_JSON)
+def ask_generated(item: ImageChoiceItem, prompter: Prompter) -> Sequence[Request]:
+    """Generate an answer as JSON."""
+    images = (item.image,) if item.image else ()
+    prompt = prompter.image_prompt(images, item.text + ASK_JSON)
     return [Generate(prompt, prompter.max_new_tokens, prompter.stop_ids, images=images)]
 
 
-def score_generated(question: Question, answers: Sequence[Answer]) -> Sample:
-    """Right where the JSON's answer (or else the text) names the right letter; one that names none is counted apart."""
+def score_generated(item: ImageChoiceItem, answers: Sequence[Answer]) -> Sample:
+    """Choose the letter in the JSON answer, else in the text; none counts as wrong and in `no_letter`."""
     (answer,) = answers
     assert isinstance(answer, Generated)
     stated = json_answers(answer.text)
-    letters = {read_letter(text, question.options) for text in stated or [answer.text]}
+    letters = {read_letter(text, item.options) for text in stated or [answer.text]}
     chosen = letters.pop() if len(letters) == 1 else None
     values = {
-        "accuracy": float(chosen == question.answer),
+        "accuracy": float(chosen == item.answer),
         "no_letter": float(chosen is None),
         "no_json": float(not stated),
     }
-    return _sample(question, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
+    return _sample(item, values, {"chosen": chosen, "output": answer.text, "finished": answer.finished})
 
 
-def _sample(question: Question, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
-    asked = {"question": question.text, "image": question.image, "answer": question.answer}
-    return Sample(question.id, values, {**asked, **shown}, question.groups)
+def _sample(item: ImageChoiceItem, values: Mapping[str, float], shown: Mapping[str, object]) -> Sample:
+    row = {"question": item.text, "image": item.image, "answer": item.answer}
+    return Sample(item.id, values, {**row, **shown}, item.groups)
 
 
-def _choices(given: Any) -> Sequence[Any]:
-    """The options; a CSV can hold them only as a JSON list in text."""
-    if isinstance(given, str):
+def _choices(value: Any) -> Sequence[Any]:
+    """The options; in CSV they are a JSON list in text."""
+    if isinstance(value, str):
         try:
-            given = json.loads(given)
+            value = json.loads(value)
         except ValueError:
-            given = None
-    if not isinstance(given, (list, tuple)) or not 2 <= len(given) <= len(LETTERS):
+            value = None
+    if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= len(LETTERS):
         raise RowError(f"choices is not a list of 2 to {len(LETTERS)} texts")
-    return given
+    return value
 
 
-def _place(given: Any, count: int) -> int:
-    """The number of the right option; a CSV can hold it only as digits in text."""
-    place = int(given) if isinstance(given, str) and DIGITS.fullmatch(given.strip()) else given
-    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
-        said = json.dumps(given) if isinstance(given, bool) else repr(given)  # true, as the file has it
-        raise RowError(f"answer is {said}, not the number of a choice from 0 to {count - 1}")
-    return place
+def _index(value: Any, count: int) -> int:
+    """The index of the correct option; in CSV it is text."""
+    index = int(value) if isinstance(value, str) and DIGITS.fullmatch(value.strip()) else value
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+        text = json.dumps(value) if isinstance(value, bool) else repr(value)  # true, as in the file
+        raise RowError(f"answer is {text}, not the number of a choice from 0 to {count - 1}")
+    return index
 
 
 def _image(row: Row) -> str | None:
-    """The file of the row's image, whether it is there or not; None where it has none."""
+    """The file of the row's image, existing or not; None if the row has no image."""
     image = row.value.get("image")
     if not image:
         return None
     if not isinstance(image, str):
-        return _kept(image)
+        return _save(image)
     folder, own, split = Path(row.file).parent, str(row.value.get("id", "")), str(row.value.get("split", ""))
-    places = [folder / "images" / own / image, folder / "images" / split / own / image, folder / image]
-    return str(next((place for place in places if place.is_file()), places[0] if own else places[-1]))
+    paths = [folder / "images" / own / image, folder / "images" / split / own / image, folder / image]
+    return str(next((path for path in paths if path.is_file()), paths[0] if own else paths[-1]))
 
 
-def _kept(image: Any) -> str:
-    """A file for an image that stands in the row itself: bytes (Parquet), or opened by Pillow (hub)."""
+def _save(image: Any) -> str:
+    """Write an image of the row itself to a cached file. image: bytes (Parquet) or a Pillow image (hub)."""
     if isinstance(image, Mapping):
         content = image.get("bytes")
     else:
@@ -181,7 +181,7 @@ def _kept(image: Any) -> str:
 TASK = Task(
     name="scienceqa",
     version=1,
-    about="questions with an image, option letter's likelihood",
+    about="questions with an image, log-likelihood of the option letters",
     load=load,
     arrange=arrange,
     ask=ask_letters,

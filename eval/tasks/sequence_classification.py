@@ -1,4 +1,4 @@
-"""Checkpoints with a sequence-classification head: its classes, or the value of a head with one output (regression)."""
+"""Checkpoints with a sequence-classification head: classification, or regression by a head with one output."""
 
 from __future__ import annotations
 
@@ -24,71 +24,72 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sequenced:
-    """label: a class's name, its number, or its number as text. labels: the checkpoint's names, gold: its number among
-    them; both are the checkpoint's and set by `bind`.
+class ClassItem:
+    """label: the name of a class, its index, or its index as text.
+
+    `bind` sets labels, the checkpoint's class names, and label_index, the label's index among them.
     """
 
     id: str
     sentences: tuple[str, ...]
     label: str | int
     labels: tuple[str, ...] = ()
-    gold: int = 0
+    label_index: int = 0
 
 
 @dataclass(frozen=True)
-class Valued:
-    """A sentence (or two) and its value."""
+class RegressionItem:
+    """One sentence or two, and a value."""
 
     id: str
     sentences: tuple[str, ...]
     value: float
 
 
-def load(row: Row) -> Sequenced:
-    """A sentence (or two) and a label: the name of a class or its number."""
+def load(row: Row) -> ClassItem:
+    """One sentence or two, and a label: the name or index of a class."""
     read = read_labelled(Fields(row.value))
     if isinstance(read.label, float):
         raise RowError(f"label is {read.label}: neither the name nor the number of a class")
-    return Sequenced(row.place, read.sentences, read.label)
+    return ClassItem(row.place, read.sentences, read.label)
 
 
-def bind(item: Sequenced, prompter: Prompter) -> Sequenced:
-    """The label as a class of the checkpoint."""
+def bind(item: ClassItem, prompter: Prompter) -> ClassItem:
+    """Find the label among the checkpoint's classes. Raises UserError."""
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
     try:
-        gold = class_number(item.label, names)
+        index = class_number(item.label, names)
     except AmbiguousLabelError as error:
         raise UserError(f"{item.id}: {error} ({prompter.name}: id2label in its config.json)") from error
-    if gold is not None:
-        return dataclasses.replace(item, labels=names, gold=gold)
+    if index is not None:
+        return dataclasses.replace(item, labels=names, label_index=index)
     raise UserError(
         f"{item.id}: {prompter.name} has no class {item.label!r}; its config.json has id2label "
         f"{', '.join(f'{k}: {name}' for k, name in enumerate(names[:20]))}"
     )
 
 
-def ask(item: Sequenced | Valued, prompter: Prompter) -> Sequence[Request]:
-    """The whole at once."""
-    return [Classify(*prompter.sequence(item.sentences))]
+def ask(item: ClassItem | RegressionItem, prompter: Prompter) -> Sequence[Request]:
+    """One request for each item."""
+    return [Classify(*prompter.classifier_input(item.sentences))]
 
 
-def score(item: Sequenced, answers: Sequence[Answer]) -> Sample:
-    """The class with the highest logit."""
+def score(item: ClassItem, answers: Sequence[Answer]) -> Sample:
+    """Predict the class with the highest logit."""
     logits = _outputs(answers)
-    return outcome(item.id, item.sentences, item.labels, item.gold, logits.index(max(logits)))
+    return outcome(item.id, item.sentences, item.labels, item.label_index, logits.index(max(logits)))
 
 
-def load_value(row: Row) -> Valued:
-    """A sentence (or two) and the number `label`."""
+def load_value(row: Row) -> RegressionItem:
+    """One sentence or two, and the number `label`."""
     read = read_labelled(Fields(row.value))
-    return Valued(row.place, read.sentences, value_of(read.label))
+    return RegressionItem(row.place, read.sentences, value_of(read.label))
 
 
-def one_output(item: Valued, prompter: Prompter) -> Valued:
-    """Unchanged, where the checkpoint answers with a value."""
+def one_output(item: RegressionItem, prompter: Prompter) -> RegressionItem:
+    """Raise UserError if the checkpoint's head has several outputs."""
     if len(prompter.labels) != 1:
         raise UserError(
             f"{prompter.name}: its head has {len(prompter.labels)} classes, not one output; use sequence_classification"
@@ -96,8 +97,8 @@ def one_output(item: Valued, prompter: Prompter) -> Valued:
     return item
 
 
-def score_value(item: Valued, answers: Sequence[Answer]) -> Sample:
-    """Both values."""
+def score_value(item: RegressionItem, answers: Sequence[Answer]) -> Sample:
+    """Compare the predicted value with the label."""
     (value,) = _outputs(answers)
     shown = {"text": "\n".join(item.sentences), "answer": value, "reference": item.value}
     return Sample(item.id, {"gold": item.value, "predicted": value}, shown)
@@ -112,7 +113,7 @@ def _outputs(answers: Sequence[Answer]) -> tuple[float, ...]:
 TASK = Task(
     name="sequence_classification",
     version=1,
-    about="the class of a text by a classification head",
+    about="classes of texts, by a classification head",
     load=load,
     bind=bind,
     ask=ask,
@@ -129,7 +130,7 @@ TASK = Task(
 REGRESSION = Task(
     name="regression",
     version=1,
-    about="the value of a text by a head with one output",
+    about="values of texts, by a head with one output",
     load=load_value,
     bind=one_output,
     ask=ask,

@@ -1,4 +1,4 @@
-"""A task that is written in YAML: its keys, checked, and its texts as columns or templates of a row."""
+"""Reads and checks a YAML task file, and turns its texts into columns or templates of a row."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from zerotune.common.yaml_lines import Located, dotted, read_yaml
 from zerotune.data.hub import Hub
 from zerotune.data.row_templates import Cell, cell, template
 
-KINDS = {  # kind -> the keys that only it has; the first ones are needed
+KINDS = {  # kind -> its own keys, the required ones first
     "generate": ("prompt", "reference", "system", "chat", "extract", "stop", "max_new_tokens"),
     "choices": ("prompt", "choices", "answer", "system", "chat", "separator"),
     "perplexity": ("text",),
 }
-NEEDED = {"generate": 2, "choices": 3, "perplexity": 1}
+REQUIRED = {"generate": 2, "choices": 3, "perplexity": 1}
 COMMON = ("name", "version", "about", "kind", "data", "hub", "metrics", "groups")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
-class Place(int):
-    """The number of the right choice, from 0, as the task file itself states it."""
+class Index(int):
+    """The index of the correct choice of every row, given as a number in the task file."""
 
 
 @dataclass(frozen=True)
 class TaskFile:
-    """What a file says. cells: prompt, reference ... -> its value in a row; groups: the same for the parts."""
+    """The content of a task file. cells, groups: key -> function that reads its value from a row."""
 
     path: Path
     name: str
@@ -51,21 +51,18 @@ class TaskFile:
 
 
 def read_task_file(path: Path, metrics: Mapping[str, tuple[str, ...]]) -> TaskFile:
-    """The task in `path`; metrics: kind -> names that it may use, the first by default.
-
-    Raises UserError with file:line for whatever cannot be meant.
-    """
+    """Read a task file. metrics: kind -> allowed metrics, the first by default. Raises UserError with file:line."""
     located = read_yaml(path)
     return _Reader(path, located, metrics).read()
 
 
 class _Reader:
-    """Takes the keys of one file, with the place of each for messages."""
+    """Reads the keys of one file, and knows the line of each for messages."""
 
     def __init__(self, path: Path, located: Located, metrics: Mapping[str, tuple[str, ...]]) -> None:
         self.path, self.located, self.metrics = path, located, metrics
         if not isinstance(located.value, dict):
-            raise UserError(f"{path}:1: a task is a mapping of keys to values")
+            raise UserError(f"{path}:1: a task file must be a mapping of keys to values")
         self.value: dict[str, Any] = located.value
 
     def read(self) -> TaskFile:
@@ -76,7 +73,7 @@ class _Reader:
         for key in self.value:
             if key not in known:
                 self._refuse(key, f"unknown in a task of kind {kind}{did_you_mean(key, known)}")
-        for key in ("name", *KINDS[kind][: NEEDED[kind]]):
+        for key in ("name", *KINDS[kind][: REQUIRED[kind]]):
             if self.value.get(key) is None:
                 self._refuse(key, "is missing")
         name = self._text("name", "")
@@ -105,9 +102,9 @@ class _Reader:
 
     def _source(self) -> Hub | str | None:
         if self.value.get("data") is not None and self.value.get("hub") is not None:
-            self._refuse("hub", "stands beside data; give one of them")
+            self._refuse("hub", "is given together with data; remove one of them")
         if self.value.get("data") is not None:
-            return str(self.path.parent / self._text("data", ""))  # an absolute one stays as it is
+            return str(self.path.parent / self._text("data", ""))  # relative to the task file
         hub = self._mapping("hub")
         if not hub:
             return None
@@ -136,10 +133,10 @@ class _Reader:
                 self._refuse(str(way[0]), "is an empty list")
             cells = [self._cell((*way, place), inner) for place, inner in enumerate(text)]
             return lambda row: [inner(row) for inner in cells]
-        if way == ("answer",) and type(text) is int:  # the right choice of every row
-            return lambda row: Place(text)
+        if way == ("answer",) and type(text) is int:  # the same choice for every row
+            return lambda row: Index(text)
         if not isinstance(text, str):
-            self._refuse(str(way[0]), f"{text!r} must be a column or a template, as text", *way[1:])
+            self._refuse(str(way[0]), f"{text!r} must be text: a column name or a template", *way[1:])
         read = template if way[0] == "system" else cell
         try:
             return read(text, dotted(way))

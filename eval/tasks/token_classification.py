@@ -1,4 +1,4 @@
-"""Tags of words (named entities) by a token-classification head, scored as seqeval does; no gold tag is ever lost."""
+"""Tags of words (named entities) by a token-classification head, scored like seqeval; every tag of the data counts."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ BIONLP2004 = (  # the order of the data set's own label2id
 class Sentence:
     """A sentence; `bind` adds what depends on the checkpoint.
 
-    labels: the names of its classes. windows: what it reads. places: where in its answers each word's class stands;
-    None for a word of which its tokenizer makes nothing.
+    labels: its class names. windows: token ids of its inputs. places: (window, position) of each word's first token;
+    None for a word without tokens.
     """
 
     id: str
     tokens: tuple[str, ...]
-    tags: tuple[str, ...]  # a class's number in digits, where the data have numbers
+    tags: tuple[str, ...]  # names, or class indices in digits
     labels: tuple[str, ...] = ()
     windows: tuple[tuple[int, ...], ...] = ()
     places: tuple[Place | None, ...] = ()
 
 
 def load(row: Row) -> Sentence:
-    """`tokens` and `tags`, one tag, or number of a class, for each token."""
+    """`tokens`, and `tags` with a tag or class index for each token."""
     read = read_tagged(Fields(row.value))
     return Sentence(row.place, read.words, tuple(map(str, read.tags)))
 
 
 def bind(sentence: Sentence, prompter: Prompter) -> Sentence:
-    """In the checkpoint's tokens, and with its names."""
+    """Add the checkpoint's token ids and class names. Raises UserError."""
     for number, name in enumerate(prompter.labels):
         if not TAG.fullmatch(name):
             raise UserError(
@@ -67,19 +67,19 @@ def bind(sentence: Sentence, prompter: Prompter) -> Sentence:
 
 
 def _named(sentence: Sentence, tag: str, prompter: Prompter) -> str:
-    """The tag, or the name of the class whose number it is."""
+    """The tag; for a class index, its name."""
     if not tag.isdecimal():
         return tag
     if int(tag) < len(prompter.labels):
         return prompter.labels[int(tag)]
     raise UserError(
-        f"{sentence.id}: there is a tag {tag}, and {prompter.name} has only {len(prompter.labels)} classes "
+        f"{sentence.id}: has the tag {tag}, but {prompter.name} has only {len(prompter.labels)} classes "
         "(id2label in config.json)"
     )
 
 
 def _require_types(sentence: Sentence, prompter: Prompter) -> None:
-    """By type, not by tag: what the data writes as I- may be B- or S- to the checkpoint (IOB1, IOB2, IOBES)."""
+    """Compare types, not tags: data and checkpoint may use different schemes (IOB1, IOB2, IOBES)."""
     known = {name.partition("-")[2] for name in prompter.labels}
     for place, tag in enumerate(sentence.tags):
         if tag != OUTSIDE and tag.partition("-")[2] not in known:
@@ -90,23 +90,23 @@ def _require_types(sentence: Sentence, prompter: Prompter) -> None:
 
 
 def ask(sentence: Sentence, prompter: Prompter) -> Sequence[Request]:
-    """One request, or one for each window of a sentence that is longer than the context."""
+    """One request for each window; a sentence that fits into the context has one."""
     return [Tag(window) for window in sentence.windows]
 
 
 def score(sentence: Sentence, answers: Sequence[Answer]) -> Sample:
-    """A word has the class of its first sub-word; a word without one counts as outside."""
+    """A word's class is that of its first token; a word without tokens is tagged O."""
     classes = [answer.classes for answer in answers if isinstance(answer, Tagged)]
-    said = [OUTSIDE if p is None else sentence.labels[classes[p[0]][p[1]]] for p in sentence.places]
-    counts = sum(count_by_type(sentence.tags, said).values(), Counts())
+    predicted = [OUTSIDE if p is None else sentence.labels[classes[p[0]][p[1]]] for p in sentence.places]
+    counts = sum(count_by_type(sentence.tags, predicted).values(), Counts())
     values = {
-        "right_entities": counts.right,
+        "right_entities": counts.correct,
         "predicted_entities": counts.predicted,
-        "gold_entities": counts.gold,
-        "right_tokens": sum(a == b for a, b in zip(said, sentence.tags, strict=True)),
-        "tokens": len(said),
+        "gold_entities": counts.expected,
+        "right_tokens": sum(a == b for a, b in zip(predicted, sentence.tags, strict=True)),
+        "tokens": len(predicted),
     }
-    shown = {"text": " ".join(sentence.tokens), "answer": " ".join(said), "reference": " ".join(sentence.tags)}
+    shown = {"text": " ".join(sentence.tokens), "answer": " ".join(predicted), "reference": " ".join(sentence.tags)}
     return Sample(sentence.id, {name: float(number) for name, number in values.items()}, shown)
 
 
@@ -116,8 +116,10 @@ def tables(samples: Sequence[Sample]) -> list[Table]:
     for sample in samples:
         for name, counts in count_by_type(sample.shown["reference"].split(), sample.shown["answer"].split()).items():
             total[name] += counts
-    rows = [(name, c.gold, c.precision, c.recall, c.f1, c.predicted, c.right) for name, c in sorted(total.items())]
-    head = ("type", "there are", "precision", "recall", "F1", "predicted", "right")
+    rows = [
+        (name, c.expected, c.precision, c.recall, c.f1, c.predicted, c.correct) for name, c in sorted(total.items())
+    ]
+    head = ("type", "entities", "precision", "recall", "F1", "predicted", "correct")
     return [Table("Entities", head, rows, shared=2, shares=(2, 3, 4))]
 
 
@@ -132,7 +134,7 @@ TASK = Task(
     metrics=(PRECISION, RECALL, F1, TOKEN_ACCURACY),
     tables=tables,
     head="tokens",
-    source=Hub(  # its own layout is a loading script; the hub's converted copy is not
+    source=Hub(  # the original needs a loading script; the hub's converted copy does not
         "tner/bionlp2004",
         split="test",
         name="bionlp2004",

@@ -24,7 +24,7 @@ WORDS = "--model model --tasks perplexity --data rows.jsonl --precision fp32".sp
 
 def killed_at(answer: int, rank: int) -> dict[str, str]:
     """The environment of a process that dies as soon as its nth answer is on disk."""
-    at = "zerotune.inference.answer_cache:Journal.write"
+    at = "zerotune.inference.answer_cache:AnswerCache.write"
     order = {"at": at, "when": "after", "nth": answer, "rank": rank, "do": "SIGKILL"}
     return {VARIABLE: json.dumps([order]), "PYTHONPATH": str(ROOT / "tests" / "support" / "plug")}
 
@@ -84,7 +84,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     code, _, errors = alone(folder, *WORDS, "--out", "out", "--batch_tokens", SEVEN, extra=extra)
     assert code == -signal.SIGINT, errors
     assert errors.endswith(
-        "\nStopped by Ctrl-C. out/journal keeps the answers so far: the same command asks only the rest.\n"
+        "\nStopped by Ctrl-C. out/journal keeps the answers so far; the same command computes only the rest.\n"
     )
     assert "Traceback" not in errors
     code, _, errors = alone(folder, *WORDS, "--out", "out")

@@ -176,7 +176,7 @@ def test_matches_of_any_text(peer: Path, package: Path) -> None:
         solution = f"so <<9=9>>9\n#### {gold}"
         done = subprocess.run([*command, json.dumps([OUTPUTS, solution])], capture_output=True, text=True, check=True)
         strict, flexible = json.loads(done.stdout.splitlines()[-1])
-        question = gsm8k_cot.Question(gsm8k.Problem("x:1", "q", solution, gold, "test"), "")
+        question = gsm8k_cot.FewShotItem(gsm8k.Problem("x:1", "q", solution, gold, "test"), "")
         scored = [gsm8k_cot.score(question, [Generated(text)]).values for text in OUTPUTS]
         assert [values["strict_match"] for values in scored] == strict
         assert [values["flexible_match"] for values in scored] == flexible

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.fault_runs import Zygote, finished, losses, status
 from tests.support.training_runs import ROOT, metrics, pretrained_stand_in
-from zerotune.models.run_facts import origin_of
+from zerotune.models.run_facts import read_run_facts
 
 CPU = ROOT / "recipes" / "cpu.yaml"
 ALL = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -42,7 +42,7 @@ def assert_complete(run: Path) -> None:
         assert (merged / name).is_file(), name
     weights = load_file(merged / "model.safetensors")
     assert all(tensor.numel() and tensor.isfinite().all() for tensor in weights.values())
-    origin, parameters = origin_of(merged), json.loads((run / "run.json").read_text())["parameters"]
+    origin, parameters = read_run_facts(merged), json.loads((run / "run.json").read_text())["parameters"]
     assert origin is not None, "an evaluation says how the model was trained"
     assert (origin.trained, origin.total) == (parameters["trained"], parameters["total"])
     assert origin.step in (3, STEPS)

@@ -36,7 +36,7 @@ def test_warned_before_the_first_step(cluster: Cluster, workplace: Workplace, ru
     late = cluster.submit("--time=10", *scripts[1], **slow(25, "train.checkpoint.manager:Checkpoints.resume"))
     model, rows = save(workplace.folder / "unheard", context_tokens=512), str(workplace.rows)
     words = ["--model", model, "--tasks", "perplexity", "--data", rows, "--out", f"{run}-out"]
-    mute = slow(40, "zerotune.inference.answer_cache:Journal.write")
+    mute = slow(40, "zerotune.inference.answer_cache:AnswerCache.write")
     answers = cluster.submit("--time=2", "--gpus-per-node=1", "slurm/eval.sh", *words, **mute)
     cluster.until(lambda: "here" in cluster.log(warned), [warned])
     cluster.run("scancel", "--batch", "--signal=USR1", warned)

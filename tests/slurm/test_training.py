@@ -120,7 +120,7 @@ def test_an_evaluation_warned(cluster: Cluster, workplace: Workplace, run: Path)
     model, rows = save(workplace.folder / "checkpoint", context_tokens=512), str(workplace.rows)
     words = ["--model", str(model), "--tasks", "perplexity", "--data", rows, "--precision", "fp32", "--out"]
     evaluate = ("--nodes=2", "--gpus-per-node=1", "slurm/eval.sh", *words)
-    job = cluster.submit(*evaluate, run, **slow(0.5, "zerotune.inference.answer_cache:Journal.write"))
+    job = cluster.submit(*evaluate, run, **slow(0.5, "zerotune.inference.answer_cache:AnswerCache.write"))
     cluster.until(lambda: answers(run) >= 4, [job])
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job) == ["COMPLETED"], cluster.log(job)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.compare import compare, corrected, outcomes
+from eval.compare import compare, outcomes, with_holm_correction
 from eval.contamination import Overlaps, with_contamination
 from eval.metrics.perplexity import BITS_PER_BYTE
 from eval.metrics.perplexity import PERPLEXITY as BY_TOKEN
@@ -41,7 +41,7 @@ def evaluation(models: Sequence[str] = ("base", "merged"), rows: int = 120, part
         settings={"device": "cpu", "ranks": 1},
         versions={"python": "3.11", "torch": "2.13"},
         models=[ModelInfo(name, f"/x/{name}", "bf16", 2048, {"weights": "ab" * 32}) for name in models],
-        tasks=corrected(tasks),
+        tasks=with_holm_correction(tasks),
     )
     won = {"quiz": outcomes((ACCURACY,), quiz), "texts": outcomes(PERPLEXITY, texts)}
     return Evaluation(result, {"quiz": quiz, "texts": texts}, won)

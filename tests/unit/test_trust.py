@@ -27,8 +27,8 @@ from train.recipe import parse
 from zerotune.common.errors import UserError
 from zerotune.common.masking import printable, printable_all
 from zerotune.data.files import expand
-from zerotune.inference.checkpoint import look
-from zerotune.inference.images import _opened, load_images
+from zerotune.inference.checkpoint import open_checkpoint
+from zerotune.inference.images import _open, load_images
 from zerotune.models.folder import read_config
 from zerotune.models.weight_files import weight_files
 
@@ -77,7 +77,7 @@ def test_a_tokenizers_code_is_not_run(
     (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n")
     change(folder / "tokenizer_config.json", auto_map=named)
     with contextlib.suppress(UserError):  # code that is not needed is passed over
-        look(str(folder), "m")
+        open_checkpoint(str(folder), "m")
     assert not canary.exists()
 
 
@@ -90,7 +90,7 @@ def test_an_image_processors_code_is_not_run(tmp_path: Path, monkeypatch: pytest
         auto_map={"AutoImageProcessor": "evil.P"},
         image_processor_type="EvilProcessor",
     )
-    checkpoint = look(str(folder), "m")
+    checkpoint = open_checkpoint(str(folder), "m")
     with pytest.raises(UserError, match="its image processor cannot be used"):
         load_images(folder, checkpoint.config, checkpoint.tokenizer)
     assert not canary.exists()
@@ -101,7 +101,7 @@ def test_evaluation_reads_safetensors_beside_the_index_only(folder: Path, name: 
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     with pytest.raises(UserError, match=r"index\.json: lists .*; safetensors files beside it are expected"):
-        look(str(folder), "m")
+        open_checkpoint(str(folder), "m")
 
 
 @pytest.mark.parametrize("listed", [None, [], {}, "model.safetensors"])
@@ -109,7 +109,7 @@ def test_an_index_that_lists_nothing_is_named(folder: Path, listed: Any) -> None
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     with pytest.raises(UserError, match=r"index\.json: lists no files"):
-        look(str(folder), "m")
+        open_checkpoint(str(folder), "m")
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "../other/model.safetensors", "a.safetensors/../b.bin", 3])
@@ -118,7 +118,7 @@ def test_a_configuration_names_safetensors_beside_it_only(folder: Path, name: An
     with pytest.raises(
         UserError, match=r"config\.json: transformers_weights names .*; only safetensors files beside it"
     ):
-        look(str(folder), "m")
+        open_checkpoint(str(folder), "m")
 
 
 def test_weights_under_another_name_are_those_that_transformers_loads(folder: Path) -> None:
@@ -139,7 +139,7 @@ GARBAGE = {
 def test_garbage_in_a_model_folder_is_one_message(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content, encoding="utf-8", errors="surrogatepass")
     with contextlib.suppress(UserError):  # anything else is a traceback on the user's screen
-        look(str(folder), "m")
+        open_checkpoint(str(folder), "m")
     with contextlib.suppress(UserError):
         load_tokenizer(ModelConfig(path=str(folder)))
     with contextlib.suppress(UserError):
@@ -179,12 +179,12 @@ def test_a_broken_image_is_one_message(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "one.png"
     path.write_bytes(BROKEN[kind])
     with pytest.raises(UserError, match=r"one\.png: this image cannot be read: \S"):
-        _opened([str(path)])
+        _open([str(path)])
 
 
 def test_a_whole_image_is_read(tmp_path: Path) -> None:
     Image.new("L", (3, 2)).save(tmp_path / "one.png")
-    assert [image.size for image in _opened([str(tmp_path / "one.png")]) or []] == [(3, 2)]
+    assert [image.size for image in _open([str(tmp_path / "one.png")]) or []] == [(3, 2)]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -192,7 +192,7 @@ def test_a_named_pipe_in_a_model_folder_is_not_waited_for(folder: Path, name: st
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(UserError, match=re.escape(str(folder))):
-        look(str(folder), "m")
+        open_checkpoint(str(folder), "m")
 
 
 CONTROL = {

@@ -48,7 +48,7 @@ class HostCopy:
         if short and local == 0 and not self._warned:
             self._warned = True
             log.warning(
-                "training waits while checkpoints are written: copying them takes %.1f GB of memory, %.1f GB are free",
+                "training waits while checkpoints are written: a copy needs %.1f GB of memory, %.1f GB are free",
                 more / 1e9, free / 1e9,
             )  # fmt: skip
         if ranks.sum([float(short)])[0]:

@@ -183,13 +183,13 @@ class Checkpoints:
         found = self.runtime.sum([float(self.runtime.main and bool(commit.steps(self.folder)))])[0]
         if option == "never" and found:
             raise UserError(
-                f"run.resume: never, but {self.folder} holds checkpoints; "
+                f"run.resume: never, but {self.folder} has checkpoints; "
                 "set run.folder to a new folder, or run.resume to auto"
             )
         newest = folders.newest(self.folder, self.runtime, self.origin, self.config.checkpoint.verify)
         if newest is None:
             if option == "must":
-                raise NoCheckpointError(f"run.resume: must, but {self.folder} holds no checkpoint")
+                raise NoCheckpointError(f"run.resume: must, but {self.folder} has no checkpoint")
             self.recorder.begin(self.model)
             return Progress()
         with self._loading(newest):
@@ -214,7 +214,7 @@ class Checkpoints:
                 raise
             raise NoCheckpointError(
                 f"{folder}: it verifies (checkpoint.verify: {self.config.checkpoint.verify}), but cannot be loaded "
-                f"({type(error).__name__}: {error}). Move it elsewhere to resume from the one before it"
+                f"({type(error).__name__}: {error}). Move it elsewhere to resume from the previous one"
             ) from error
 
     def _extend(self, progress: Progress, changed: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c, leave
+from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 from zerotune.common.suggest import did_you_mean
 
 
@@ -79,11 +79,11 @@ EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script; ends the process."""
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] not in WORKING:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `zerotune recipes | head` ends as other programs do
-    leave(run(words))
+    exit_process(run(words))
 
 
 def run(words: list[str]) -> int:

@@ -81,7 +81,7 @@ class LabelledExample(NamedTuple):
 
 
 class Settings(Protocol):
-    """What of `train.data.tokenize.Settings` matters here."""
+    """The part of `train.data.tokenize.Settings` that the label encoder uses."""
 
     @property
     def bos(self) -> int | None: ...

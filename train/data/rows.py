@@ -116,7 +116,7 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
     raise UserError(
         f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the {rows}"
         f" has. Its columns are: {', '.join(problems.columns) or '(none)'}."
-        f" Say which is which with {source.key}.columns, or choose another format"
+        f" Map them with {source.key}.columns, or choose another format"
     )
 
 

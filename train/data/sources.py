@@ -213,8 +213,8 @@ class HubSource:
         except Exception as error:  # the library has many backends, and passes on their errors
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(
-                f"{key}.path: `{config.path}` is no file, folder or glob here{nearest(Path(config.path))},"
-                f" and as a data set of the hub it cannot be loaded: {reason}"
+                f"{key}.path: `{config.path}` is not a file, folder or glob here{nearest(Path(config.path))},"
+                f" and cannot be loaded as a data set of the hub: {reason}"
             ) from error
 
     def identity(self) -> list[str]:

@@ -160,6 +160,6 @@ def _refuse_unknown(part: Part, known: NDArray[np.float64], labels: Sequence[str
         for number in part.table.label_values(place).astype(np.int64):
             if np.isnan(known[number]):
                 raise UserError(
-                    f"{part.place(place)}: label {part.table.manifest['labels'][number]!r} is in no row of the "
-                    f"training data, which has {', '.join(labels)}; list all of them in head.labels"
+                    f"{part.place(place)}: label {part.table.manifest['labels'][number]!r} is not in the training "
+                    f"data, which has {', '.join(labels)}; list all labels in head.labels"
                 )

@@ -54,5 +54,5 @@ def build_for_cpu() -> None:
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"DeepSpeed cannot compile its operator for CPU ranks ({str(error).strip().splitlines()[0]}). Is a C++ "
-                "compiler installed (apt-get install g++)? Without one use accelerate_configs/cpu_ddp.yaml"
+                "compiler installed (apt-get install g++)? Without one, use accelerate_configs/cpu_ddp.yaml"
             ) from error

@@ -9,7 +9,7 @@ from train.errors import EndedWithError
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
 from zerotune.common.masking import printable
-from zerotune.common.process_exit import tell_launcher
+from zerotune.common.process_exit import report_to_launcher
 
 _REPORTED: list[Exception] = []
 
@@ -31,5 +31,5 @@ def report_error(error: Exception) -> int:
             sys.stderr.write(f"[rank {rank}] failed after step {HEARTBEAT.step}, in `{HEARTBEAT.phase}`:\n")
         # The interpreter would print it too, but might first wait for ranks that wait for this one.
         sys.excepthook(type(error), error, error.__traceback__)
-    tell_launcher(message, is_first=not isinstance(error, EndedWithError))
+    report_to_launcher(message, is_first=not isinstance(error, EndedWithError))
     return code

@@ -13,7 +13,7 @@ from train.merge.places import find_run, refuse_foreign
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 from zerotune.common.schema import fields_of
 
 PROG = "python -m train.merge"
@@ -21,19 +21,21 @@ PROG = "python -m train.merge"
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Merge, print the report, and return the exit code."""
-    given = parser(prog).parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     hide_secrets()
-    settings = MergeConfig(checkpoint=given.checkpoint, weights=given.weights, quantized_base=given.quantized_base)
+    settings = MergeConfig(
+        checkpoint=options.checkpoint, weights=options.weights, quantized_base=options.quantized_base
+    )
     try:
-        find_run(given.source)
-        refuse_foreign(given.out)
-        say(f"merging {given.source} into {given.out}")
+        find_run(options.source)
+        refuse_foreign(options.out)
+        say(f"merging {options.source} into {options.out}")
         say("importing libraries")
         from train.engine.quiet import quiet_libraries  # takes seconds, and --help must not wait for it
         from train.merge.steps import merge
 
         quiet_libraries(main_process=True)
-        report = merge(given.source, given.out, settings, base=given.base, code=given.trust_remote_code)
+        report = merge(options.source, options.out, settings, base=options.base, code=options.trust_remote_code)
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
@@ -43,8 +45,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
-    made = argparse.ArgumentParser(prog=prog, description=about)
-    add = made.add_argument
+    result = argparse.ArgumentParser(prog=prog, description=about)
+    add = result.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
     add("out", type=Path, metavar="OUT", help="the folder to write; an earlier merge there is replaced")
     for name, text in {
@@ -55,9 +57,9 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         add(f"--{name}", choices=get_args(fields_of(MergeConfig)[name]), default=getattr(MergeConfig, name), help=text)
     add("--base", metavar="FOLDER", help="the base model's folder, if it has moved since training")
     add("--trust_remote_code", action="store_true", help="run the base model's own code")
-    return made
+    return result
 
 
 if __name__ == "__main__":
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     sys.exit(main())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from train.protocols import Ranks
-from zerotune.inference.reasoning import whole_letters
+from zerotune.inference.reasoning import without_partial_character
 
 
 def inner(model: nn.Module) -> nn.Module:
@@ -47,7 +47,8 @@ def continue_prompts(
         rows = [list(prompts[i]) for i in batch] or [list(prompts[0])]
         new_bt = _generate(generator, tokenizer, rows, max_new_tokens, ranks)
         answers |= {
-            i: whole_letters(tokenizer.decode(new_bt[b], skip_special_tokens=True)) for b, i in enumerate(batch)
+            i: without_partial_character(tokenizer.decode(new_bt[b], skip_special_tokens=True))
+            for b, i in enumerate(batch)
         }
     generator.train(training)
     return answers

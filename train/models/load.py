@@ -24,7 +24,7 @@ from zerotune.common.errors import UserError
 from zerotune.data.own_template import own_template
 from zerotune.models.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
 from zerotune.models.folder import read_config, read_json, refuse_code, resolve, weight_files
-from zerotune.models.unread import names_in_files, patterns, report_unread, tell_once, unread
+from zerotune.models.unread import log_once, names_in_files, patterns, report_unread, unread
 
 LOADING = ("quantization_config", "config", "attn_implementation")  # options that are not values of the config
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # transformers' names of position embeddings
@@ -126,7 +126,7 @@ def load_model(
     ignored = [name for name in empty if not any(f".{part}." in f".{name}" for part in new)]
     if ignored:  # transformers does not report these
         text = f"not in its files, so transformers initialises them: {patterns(ignored)}"
-        tell_once(logging.WARNING, folder, text)
+        log_once(logging.WARNING, folder, text)
     model.made_anew = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
     loaded: PreTrainedModel = model
     return loaded
@@ -138,9 +138,7 @@ def _dequantized(
     """(model, transformers' loading info, weights that are not in the files), for quantised weights."""
     weight_files(folder)
     dtype = str(keywords["dtype"]).removeprefix("torch.")
-    tell_once(
-        logging.INFO, folder, f"its weights are quantised ({quantization_method(folder)}); dequantised to {dtype}"
-    )
+    log_once(logging.INFO, folder, f"its weights are quantised ({quantization_method(folder)}); dequantised to {dtype}")
     with unsharded():
         model, found = load_dequantized(kind, folder, described, new=new, **keywords)
     report_unread(folder, sorted(found["unexpected_keys"]))

@@ -16,7 +16,7 @@ from train.models.generate import continue_prompts
 from train.objectives.prompts import answer_at
 from train.objectives.supervised import Supervised
 from train.protocols import Batch, Ranks, Sample, Tuning
-from zerotune.inference.checkpoint import listed
+from zerotune.inference.checkpoint import as_tuple
 from zerotune.models import loss_head
 
 CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
@@ -36,7 +36,7 @@ class CausalLM(Supervised):
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""
         model = self.load({})
-        own = listed(model.generation_config.eos_token_id)
+        own = as_tuple(model.generation_config.eos_token_id)
         model.generation_config.eos_token_id = sorted({*own, *self.corpus.stop_ids})
         loss_head.install(model)
         ready: nn.Module = model

@@ -15,21 +15,21 @@ from train.report.compare import markdown, print_comparison, read_runs
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
 from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.process_exit import die_quietly_of_ctrl_c
+from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 PROG = "python -m train.report"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Write and print the report. Returns the exit code."""
-    given = parser(prog).parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     hide_secrets()
     try:
-        if len(given.runs) > 1 or given.out:
-            path = _compare(given.runs, given.out)
+        if len(options.runs) > 1 or options.out:
+            path = _compare(options.runs, options.out)
         else:
-            path = write_report(given.runs[0])
-            print_table(given.runs[0])
+            path = write_report(options.runs[0])
+            print_table(options.runs[0])
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
@@ -49,12 +49,12 @@ def _compare(folders: Sequence[Path], out: Path | None) -> Path | None:
 
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog=prog, description=__doc__)
-    made.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/demo, or several")
-    made.add_argument("--out", type=Path, metavar="FILE", help="write the table of several runs as Markdown too")
-    return made
+    result = argparse.ArgumentParser(prog=prog, description=__doc__)
+    result.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/demo, or several")
+    result.add_argument("--out", type=Path, metavar="FILE", help="write the table of several runs as Markdown too")
+    return result
 
 
 if __name__ == "__main__":
-    die_quietly_of_ctrl_c()
+    exit_quietly_on_ctrl_c()
     sys.exit(main())

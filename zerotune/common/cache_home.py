@@ -1,4 +1,4 @@
-"""Where caches are kept, by one user or by several together."""
+"""The cache folder, of one user or shared by several."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def cache_home(chosen: str | None = None) -> Path:
-    """Where what is made once for all runs is kept: the chosen folder, $ZEROTUNE_CACHE or ~/.cache/zerotune.
+    """The cache folder of all runs: the chosen one, $ZEROTUNE_CACHE or ~/.cache/zerotune.
 
-    The last one also in place of a folder that another user made and we may not write into, with one WARNING.
+    The last one also replaces a folder of another user that is not writable, with one WARNING.
     """
     home = Path(chosen or os.environ.get("ZEROTUNE_CACHE") or DEFAULT).expanduser()
     inside = next((path for path in (home / "tokens", home) if path.exists()), None)
@@ -30,17 +30,17 @@ def cache_home(chosen: str | None = None) -> Path:
 def _instead_of(folder: Path) -> Path:
     own = Path(DEFAULT).expanduser()
     if folder.is_relative_to(own):
-        return own  # nowhere else to go: whoever writes there says why that is not possible
+        return own  # the first write then raises an error with the reason
     log.warning(
-        "%s belongs to another user and cannot be written; tokenised data is kept in %s instead. To share it, its "
-        "owner may run: chmod -R a+rwX %s", folder, own, folder,
+        "%s belongs to another user and is not writable; tokenised data is cached in %s instead. To share the folder, "
+        "its owner can run: chmod -R a+rwX %s", folder, own, folder,
     )  # fmt: skip
     return own
 
 
 def make_folder(folder: Path, home: Path) -> None:
-    """Make `folder` in the cache `home`, and what is missing above it. Where `home` may be written by its group or by
-    all, so may these: a umask would keep the next user out.
+    """Create `folder` in the cache `home`, with its parents. If `home` is writable by its group or by all, so are
+    these, whatever the umask, so that the next user can write there.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def make_folder(folder: Path, home: Path) -> None:
 
 
 def share_file(path: Path, home: Path) -> None:
-    """The same for a file, such as a lock, that the next user must be able to open for writing."""
+    """Likewise for a file, such as a lock, that other users must be able to open for writing."""
     mode = home.stat().st_mode & SHARED
     if mode and path.stat().st_uid == os.getuid():
         path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)

@@ -1,12 +1,10 @@
-"""Errors that are the user's to mend: one message with what, where and how; no traceback."""
+"""Errors that the user can fix: one message that names the problem, the place and the fix; no traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something outside the program is wrong. `main` prints the message and exits with `exit_code` (sysexits.h
-    numbers).
-    """
+    """An error in inputs or environment. `main` prints the message and exits with `exit_code` (see sysexits.h)."""
 
     exit_code = 64
 

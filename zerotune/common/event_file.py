@@ -1,8 +1,7 @@
-"""TensorBoard's event file, written where the caller stands.
+"""Writes a TensorBoard event file synchronously.
 
-`SummaryWriter` writes from a thread of its own: a full disk kills that thread with a traceback, and the error comes
-back in the middle of some later call, or at exit. Here it is an OSError of the very write that failed, which costs
-microseconds.
+`SummaryWriter` writes in a thread: a full disk kills that thread with a traceback, and the error appears in a later
+call, or at exit. Here the write that fails raises OSError. A write takes microseconds.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from torch.utils.tensorboard.summary import hparams, scalar, text
 
 
 class EventFile:
-    """One event file in `folder`. Every method raises OSError where the disk does not take it.
+    """One event file in `folder`. Every method raises OSError if writing fails.
 
     Args:
-        folder: Made if absent; a resumed run adds a file to it.
-        kept_step: What older files hold beyond this step is not shown any more; None keeps all.
+        folder: Created if missing; a resumed run adds a file to it.
+        kept_step: TensorBoard hides points of older files after this step; None keeps all.
     """
 
     def __init__(self, folder: Path, kept_step: int | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # Read in the order of their names: a count, as a clock may jump back; and no host name.
+        # TensorBoard reads files in the order of their names: use a count, since clocks may jump, and no host name.
         number = 1 + len(list(folder.glob("events.out.tfevents.*")))
         self._file = (folder / f"events.out.tfevents.{number:06d}").open("xb")
         self._records = RecordWriter(self._file)
@@ -61,12 +60,12 @@ class EventFile:
         self._file.flush()
 
     def close(self) -> None:
-        """No more events."""
+        """Close the file."""
         self._file.close()
 
 
 def _put_first(plugin_data: Any, names: Collection[str]) -> None:
-    """TensorBoard sorts the columns by whether they differ between runs, then by name: these are said to."""
+    """Mark these columns as different between runs, which TensorBoard sorts first."""
     content = HParamsPluginData.FromString(plugin_data.content)
     for info in content.experiment.hparam_infos:
         info.differs = info.name in names

@@ -1,10 +1,10 @@
-"""What may leave this process: no value of a secret environment variable, and no control character to a terminal.
+"""Masks secrets of the environment in all outputs, and control characters on terminals.
 
-A recipe is kept as it is (config.yaml, the checkpoints' manifests), since resuming and merging read it again: `exposed`
-finds what to warn of. Everything else is masked.
+A recipe is stored unmasked (config.yaml, manifests of checkpoints), since resuming and merging read it again; `exposed`
+finds secrets in it, for a warning. Everything else is masked.
 
-A terminal obeys control characters: a row, a column name or an answer that holds an escape sequence could retitle the
-window, hide lines or type for the user. They are shown as \\x1b and the like.
+A terminal executes control characters: an escape sequence in a row, a column name or an answer could change the window
+title, hide lines or type for the user. They are printed as \\x1b and the like.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
-# Shorter values (TOKENIZERS_PARALLELISM=false) are no secrets, and masking them would tear holes into ordinary words.
+# Shorter values (TOKENIZERS_PARALLELISM=false) are not secrets, and masking them would damage ordinary words.
 _MIN_CHARACTERS = 6
 _MASK = "***"
 # C0 without tab and line feed, delete, and C1 (0x9b alone begins a sequence on some terminals).
@@ -33,31 +33,31 @@ def _secrets() -> dict[str, str]:
 
 
 def mask(text: str) -> str:
-    """`text` with the value of every environment variable named like a secret replaced by ***."""
+    """Replace the value of every environment variable named like a secret by ***."""
     return _masked(text, _longest_first())
 
 
 def mask_all(value: Any) -> Any:
-    """The same for every string inside dicts (keys included), lists, tuples and dataclasses.
+    """Mask every string inside dicts (keys included), lists, tuples and dataclasses.
 
-    To be called before a text is escaped for Markdown, HTML or JSON: an escaped secret is not found any more.
+    Call it before escaping texts for Markdown, HTML or JSON: an escaped secret is not found.
     """
     secrets = _longest_first()
     return _each_text(value, lambda text: _masked(text, secrets)) if secrets else value
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: masked, and control characters but tab and line feed shown as \\x1b."""
+    """Mask a text for a terminal, and write control characters except tab and line feed as \\x1b."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", mask(text))
 
 
 def printable_all(value: Any) -> Any:
-    """The same for every string inside dicts (keys included), lists, tuples and dataclasses."""
+    """Apply `printable` to every string inside dicts (keys included), lists, tuples and dataclasses."""
     return _each_text(value, printable)
 
 
 def _longest_first() -> list[str]:
-    """The secrets in an order in which one may contain another."""
+    """The secrets, longest first, since one may contain another."""
     return sorted(_secrets(), key=len, reverse=True)
 
 
@@ -81,16 +81,16 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def exposed(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, name of the variable) wherever a value holds that of an environment variable named like a secret."""
+    """(key, name of the variable) for every value that contains a secret environment variable."""
     secrets = _secrets()
     return [(key, name) for key, value in values.items() for secret, name in secrets.items() if secret in str(value)]
 
 
 def hide_secrets() -> None:
-    """Make every log record of this process printable, whichever logger or handler it takes, and uncaught exceptions.
+    """Make all log records and uncaught exceptions of this process printable, whatever their logger or handler.
 
-    The record factory is the one place that all records pass: filters of the root logger see only its own records, and
-    libraries bring handlers of their own.
+    All records pass through the record factory; filters of the root logger see only its own records, and libraries
+    install their own handlers.
     """
     make = logging.getLogRecordFactory()
     if getattr(make, "hides_secrets", False):

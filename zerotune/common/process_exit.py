@@ -1,4 +1,4 @@
-"""How a process ends. Together with others, it does so without taking the interpreter down in order."""
+"""Ends processes: exit codes, Ctrl-C, and messages for the launcher."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ CTRL_C = 128 + signal.SIGINT  # as shells count it
 FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # Ctrl-C, and a terminal that was closed
 
 
-def die_quietly_of_ctrl_c() -> None:
-    """Until the program can say more, Ctrl-C ends it without a traceback. Ignored stays ignored (`nohup`, `&`)."""
+def exit_quietly_on_ctrl_c() -> None:
+    """Let Ctrl-C end the program without a traceback while it starts. If ignored (`nohup`, `&`), it stays ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def tell_launcher(message: str, is_first: bool = True) -> None:
-    """Have `accelerate launch` and torchrun name the reason in what they print last.
+def report_to_launcher(message: str, is_first: bool = True) -> None:
+    """Let `accelerate launch` and torchrun print the reason at the end.
 
-    is_first: whether this process is to blame, and not only ends with another. Launchers blame the earliest one by
-    whole seconds, and of several in one second the lowest rank.
+    is_first: whether this process failed first, not as a consequence. Launchers report the earliest failure by whole
+    seconds, and of several in one second that of the lowest rank.
     """
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        said = {"message": message, "timestamp": int(time.time()) + (0 if is_first else 1)}
+        report = {"message": message, "timestamp": int(time.time()) + (0 if is_first else 1)}
         with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps(said), encoding="utf-8")
+            Path(path).write_text(json.dumps(report), encoding="utf-8")
 
 
-def let_the_first_speak() -> None:
-    """Wait, in all processes of a machine but the first, before telling what all of them have found by themselves.
+def wait_for_first_process() -> None:
+    """Wait before reporting an error that every process finds, except in the first process of a machine.
 
-    The first one tells it and leaves; the launcher then ends the others, before they say the same once more.
+    The first one reports it and exits; the launcher then ends the others before they repeat the message.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing has begun that would have to be saved
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to save yet
         time.sleep(PATIENCE_SECONDS)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process with the exit `code`, its output written.
+def exit_process(code: int) -> NoReturn:
+    """End this process with the exit `code` after flushing its output.
 
-    One of several ends at once. Its process groups have threads of their own; one of them may still be freeing a Python
-    object when the interpreter goes. Python then ends that thread in the midst of C++, which aborts the process
-    ("terminate called without an active exception"): now and then, a run that had finished was reported as failed.
-    After Ctrl-C (code 130) one alone ends as by SIGINT: a shell then leaves its loop too, and does not go on with the
-    next run.
+    One of several processes skips the interpreter's shutdown. Threads of process groups may still free Python objects
+    at that time, and Python would end them inside C++, which aborts the process ("terminate called without an active
+    exception"): a finished run was then sometimes reported as failed. A single process that ends after Ctrl-C (code
+    130) ends by SIGINT, so that a shell stops its loop as well.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" and code != CTRL_C:
         sys.exit(code)

@@ -1,18 +1,20 @@
-"""What values a metric can take, and how they are written: one way for every report of training and of evaluation."""
+"""The scales of metrics, and the format of their values in all reports of training and evaluation."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-LARGE = 1000.0  # from here on numbers are shown without decimals
-WHOLE = 1e6  # from here on as a power of ten: digits beyond say nothing
+LARGE = 1000.0  # numbers from here on are written without decimals
+WHOLE = 1e6  # numbers from here on are written as powers of ten
 
 
 @dataclass(frozen=True)
 class Scale:
-    """name: in result.json. low, high: no value lies outside. label: stands behind the metric's name where a value
-    alone does not say it. is_ratio: two values are compared by their ratio, not by their difference.
+    """The scale of a metric.
+
+    name: in result.json. low, high: limits of its values. label: follows the metric's name if the scale is not obvious.
+    is_ratio: values are compared by their ratio, not by their difference.
     """
 
     name: str
@@ -23,7 +25,7 @@ class Scale:
 
     @property
     def unit(self) -> str:
-        """Of a difference."""
+        """The unit of a difference."""
         return " points" if self is SHARE else ""
 
     @property
@@ -32,13 +34,13 @@ class Scale:
         return 1.0 if self.is_ratio else 0.0
 
     def number(self, value: float | None) -> str:
-        """A value: shares in percent, other numbers plain."""
+        """Format a value: shares in percent, other numbers plain."""
         if value is None:
             return ""
         return percent(value) if self is SHARE else plain(value)
 
     def change(self, value: float) -> str:
-        """A difference, signed, in percentage points where the values are shares; a ratio as a factor: x0.82."""
+        """Format a signed difference, of shares in percentage points; a ratio as a factor: x0.82."""
         if self.is_ratio:
             return f"x{value:.3g}" if abs(value - 1) > 0.05 else f"x{value:.4g}"
         if self is SHARE:
@@ -46,7 +48,7 @@ class Scale:
         return _signed(value, f"+{plain(value)}" if value > 0 else plain(value))
 
     def between(self, before: float, after: float) -> float:
-        """The change from one value to another, as `change` writes it."""
+        """The difference or ratio of two values, for `change`."""
         if not self.is_ratio:
             return after - before
         return after / before if math.isfinite(before) and before > 0 else math.nan
@@ -63,7 +65,7 @@ SCALES = {scale.name: scale for scale in (SHARE, HUNDRED, CORRELATION, PERPLEXIT
 
 
 def plain(value: float) -> str:
-    """Four digits that count, whole numbers in groups of three from 1,000 on, powers of ten from a million on."""
+    """Four significant digits; from 1,000 on integers with separators, from a million on powers of ten."""
     if not math.isfinite(value):
         return "not finite"
     if value and not 1e-4 <= abs(value) < WHOLE:
@@ -72,16 +74,16 @@ def plain(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """One decimal, and more for small shares, which are not 0: 83.2 %, 0.52 %, 0.0013 %; 99.96 % is not 100 %."""
+    """One decimal, or more near 0 % and 100 %: 83.2 %, 0.52 %, 0.0013 %, 99.96 %."""
     if not math.isfinite(share):
         return "not finite"
     shown = 100 * share
-    for rest in (abs(shown), abs(100 - shown)):  # two digits that count of what is there, or of what is missing
+    for rest in (abs(shown), abs(100 - shown)):  # two significant digits of the share, or of the rest to 100 %
         if 1e-7 < rest < 0.95:
             return f"{shown:.{min(1 - math.floor(math.log10(rest)), 7)}f} %"
     return f"{shown:.1f} %"
 
 
 def _signed(value: float, text: str) -> str:
-    """No sign where the difference is nothing, or is rounded to it."""
+    """Remove the sign of a difference that is 0 or rounds to 0."""
     return text.lstrip("+-") if value == 0 or not text.strip("+-0.") else text

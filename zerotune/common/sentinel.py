@@ -1,7 +1,7 @@
-"""A thread for what the main thread may be too busy to notice: a second Ctrl-C, and the death of the launcher.
+"""A thread that reacts to a second Ctrl-C and to the death of the launcher when the main thread cannot.
 
-Python runs its signal handlers between two instructions of the main thread. A process that waits in a collective, or
-for a GPU that hangs, would hear neither, and live on for hours.
+Python runs signal handlers between instructions of the main thread. A process that waits in a collective, or for a GPU
+that hangs, would notice neither for hours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from zerotune.common.process_exit import FROM_TERMINAL
 
 TICK_SECONDS = 1.0
-GRACE_SECONDS = 10.0  # for the main thread to leave after Ctrl-C, where there is nothing to save
+GRACE_SECONDS = 10.0  # for the main thread to exit after Ctrl-C if there is nothing to save
 LAUNCHERS = (
     "accelerate",
     "accelerate-launch",
@@ -29,21 +29,21 @@ LAUNCHERS = (
     "torch.distributed.run",
     "deepspeed",
 )
-INIT = ("init", "systemd")  # who takes the children of a process that died
+INIT = ("init", "systemd")  # parents of orphaned processes
 
 
 class Sentinel:
-    """Listens while its block runs, which is in the main thread.
+    """Watches for signals and the launcher while its block runs in the main thread.
 
-    saves: whether the main thread has something to save before it leaves. orphaned: called, in the thread, with what
-    happened when the launcher is gone; if it returns, the process goes on.
+    saves: whether the main thread must save something before it exits. orphaned: called in the watching thread with the
+    reason when the launcher is gone; if it returns, the process continues.
     """
 
     def __init__(
         self, saves: Callable[[], bool] = lambda: False, orphaned: Callable[[str], None] | None = None
     ) -> None:
         self.saves, self.orphaned = saves, orphaned or end_alone
-        self.heard: dict[int, int] = {}  # how often each signal of a terminal came
+        self.heard: dict[int, int] = {}  # terminal signal -> how often it was received
         self._launcher = _launcher()
         self._deadline: float | None = None
         self._read, self._write = socket.socketpair()
@@ -51,7 +51,7 @@ class Sentinel:
         self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
 
     def __enter__(self) -> Sentinel:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `die_quietly_of_ctrl_c`
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `exit_quietly_on_ctrl_c`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_hear_nothing)
@@ -60,13 +60,13 @@ class Sentinel:
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._before)
-        self._write.close()  # which ends the thread
+        self._write.close()  # ends the thread
         self._thread.join(TICK_SECONDS)
         self._read.close()
 
     @property
     def interrupted(self) -> int | None:
-        """The signal of a terminal that came first, if one came."""
+        """The first terminal signal received, if any."""
         return next(iter(self.heard), None)
 
     def _watch(self) -> None:
@@ -94,20 +94,20 @@ class Sentinel:
 
 
 def _hear_nothing() -> None:
-    """In a forked child, whose signals are not ours."""
+    """Stop watching in a forked child."""
     with contextlib.suppress(ValueError):  # forked in another thread than the main one
         signal.set_wakeup_fd(-1)
 
 
 def end_alone(why: str) -> None:
-    """End this process: without its launcher it would wait for the others, or work on, where nobody can stop it."""
+    """End this process: without its launcher it might wait forever, or continue without anyone able to stop it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tell(f"{why}: this process ends too")
     os._exit(1)
 
 
 def tell(text: str) -> None:
-    """A line on the terminal, whatever the main thread is writing; none where the terminal is gone."""
+    """Write a line to stderr without Python's buffers, from any thread; ignored if the terminal is closed."""
     try:
         os.write(2, f"{text}\n".encode())
     except OSError:
@@ -115,7 +115,7 @@ def tell(text: str) -> None:
 
 
 def _launcher() -> int | None:
-    """The process that started this one, if it is a launcher. A shell may go, as after `nohup python ... &`."""
+    """The parent process if it is a launcher. A shell is not watched: it may exit, as after `nohup python ... &`."""
     pid = os.getppid()
     try:
         parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")

@@ -1,4 +1,4 @@
-"""Which ZeroTune it is that runs: its version, and its commit where it is run from a repository."""
+"""The version of ZeroTune, and its commit if it runs from a repository."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""YAML that remembers where each value stands, so that a message can name file:line.
+"""Reads YAML with the line of each value, so that messages can name file:line.
 
-A small, safe subset: mappings with text keys, lists, and the scalars of YAML 1.2 (1e-4 is a number, yes is text, a date
-is text). Tags, anchors and duplicate keys are refused.
+Supports a safe subset: mappings with text keys, lists, and scalars of YAML 1.2 (1e-4 is a number; yes and dates are
+text). Tags, anchors and duplicate keys are rejected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """Line breaks that only YAML knows are escaped: folded into a quoted line they would come back as spaces."""
+    """Escape line breaks that only YAML knows; in a folded quoted line they would be read as spaces."""
     style = '"' if re.search("[\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

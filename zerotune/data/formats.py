@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from zerotune.data.conversations import Conversation, read_chat
 from zerotune.data.fields import Fields, RowError
@@ -38,7 +39,7 @@ class Format:
         """Every field that this format knows."""
         return self.required + self.alternatives + self.optional
 
-    @property
+    @cached_property
     def leading(self) -> tuple[str, ...]:
         """The fields by which a row of this format is recognised."""
         return self.alternatives or self.required[:1]
@@ -72,16 +73,22 @@ FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the f
 }
 
 
+# The formats of texts and conversations: what a language model can learn from, and be asked.
+TEXTS = tuple(name for name, form in FORMATS.items() if not form.has_labels)
+
+
 def read_recognised(fields: Fields) -> str | Conversation:
     """A text or a conversation, of the first format whose leading field says something, or is there at all.
 
     Raises RowError.
     """
-    forms = [form for form in FORMATS.values() if not form.has_labels]
     for is_there in (fields.has, fields.holds):
-        for form in forms:
-            if any(map(is_there, form.leading)):
-                example = form.read(fields)
-                assert isinstance(example, (str, Conversation))
-                return example
-    raise RowError(f"none of the known columns: {'; '.join(form.needed for form in forms)}", missing=True)
+        for name in TEXTS:
+            form = FORMATS[name]
+            for leading in form.leading:
+                if is_there(leading):
+                    example = form.read(fields)
+                    assert isinstance(example, (str, Conversation))
+                    return example
+    known = "; ".join(FORMATS[name].needed for name in TEXTS)
+    raise RowError(f"none of the known columns: {known}", missing=True)

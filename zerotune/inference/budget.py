@@ -1,4 +1,4 @@
-"""How much fits into one batch: as the user says or as free memory allows, and less once memory has run out."""
+"""The size of a batch: set by the user or by free memory, and halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from zerotune.common.errors import UserError
 
-SHARE_OF_FREE = 0.5  # the rest is for what the estimate does not know: fragments, other programs
-# More at once is not faster; measured with 135M parameters on two cores.
+SHARE_OF_FREE = 0.5  # the rest covers what the estimate leaves out: fragmentation, other programs
+# Larger batches are not faster (measured with 135M parameters on two cores).
 MOST_ON_CPU = {"tokens": 4096, "cached": 32768, "packed": 1024}
 MOST_ON_GPU = {"tokens": 65536, "cached": 1 << 20, "packed": 2048}
-ENGLISH_FOR_MEMORY = ("can't allocate memory", "out of memory")  # allocators of CPUs only say it in words
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory")  # CPU allocators raise a plain RuntimeError
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -24,24 +24,24 @@ Result = TypeVar("Result")
 
 @dataclass
 class Budget:
-    """Most token positions of one batch, padding included.
+    """Maximum token positions of one batch, padding included.
 
-    tokens: that go through the model at once. cached: that answers being generated hold in the cache, places of tokens
-    still to come included. packed: of one row of packed lines, beside the prefix that they share.
+    tokens: in one forward pass. cached: in the KV cache, with room for the tokens that are still to be generated.
+    packed: in one packed row, not counting the shared prefix.
     """
 
     tokens: int
     cached: int
     packed: int
 
-    def rows(self, slots: int) -> int:
-        """How many rows of `slots` token positions go through the model at once; at least one."""
-        return max(self.tokens // max(slots, 1), 1)
+    def rows(self, length: int) -> int:
+        """How many rows of `length` token positions fit into one forward pass; at least one."""
+        return max(self.tokens // max(length, 1), 1)
 
     def shrink(self, error: BaseException, tokens: int, rows: int) -> None:
-        """After `error` in a batch of `rows` and `tokens` in all: at most half of that from now on.
+        """Halve the budget after `error` in a batch of `rows` rows and `tokens` token positions.
 
-        Raises the error itself where it is not about memory, and UserError where a single row is too much.
+        Raises `error` if it is not about memory, and UserError if a single row does not fit.
         """
         if not _out_of_memory(error):
             raise error
@@ -56,10 +56,10 @@ class Budget:
         torch.cuda.empty_cache()
 
 
-def choose(batch_tokens: int, config: Any, dtype: torch.dtype, device: torch.device) -> Budget:
-    """`batch_tokens`, or where it is 0 what free memory allows, after the weights are there.
+def choose_budget(batch_tokens: int, config: Any, dtype: torch.dtype, device: torch.device) -> Budget:
+    """`batch_tokens`, or if it is 0 what free memory allows; call it after the weights are loaded.
 
-    config: transformers' own; its sizes give the bytes of a token position.
+    config: the transformers configuration; its sizes give the bytes of a token position.
     """
     most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
     if batch_tokens:
@@ -72,7 +72,7 @@ def choose(batch_tokens: int, config: Any, dtype: torch.dtype, device: torch.dev
 
 
 def bytes_of_token(config: Any, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of one token position: of the activations that exist at once, and of its keys and values in all layers."""
+    """Bytes of one token position: activations of one layer, and keys and values of all layers."""
     width = int(config.hidden_size)
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -85,22 +85,22 @@ def bytes_of_token(config: Any, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take; on a CPU its share among the machine's processes."""
+    """Free memory of this process; on a CPU, free memory divided by the processes of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def in_batches(
-    rows: Sequence[Row], slots: Callable[[Row], int], budget: Budget, run: Callable[[list[Row]], Result]
+    rows: Sequence[Row], length: Callable[[Row], int], budget: Budget, run: Callable[[list[Row]], Result]
 ) -> Iterator[Result]:
-    """What `run` returns for each batch of `rows`, longest first; tried again in smaller ones when memory runs out.
+    """Run batches of `rows`, longest first, and yield each result; a batch that runs out of memory is split.
 
-    slots: the token positions of a row.
+    length: the token positions of a row.
     """
-    waiting = sorted(rows, key=slots, reverse=True)
+    waiting = sorted(rows, key=length, reverse=True)
     while waiting:
-        longest = slots(waiting[0])
+        longest = length(waiting[0])
         batch = waiting[: budget.rows(longest)]
         try:
             result = run(batch)
@@ -114,4 +114,4 @@ def in_batches(
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ENGLISH_FOR_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)

@@ -1,4 +1,4 @@
-"""A checkpoint folder: what can be known of it before its weights are loaded, and the loading. Safetensors only."""
+"""A checkpoint folder: its configuration and tokenizer, and loading of its weights (safetensors only)."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ from zerotune.models.dequantize import (
 from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
-from zerotune.models.run_facts import day_of, facts_of
+from zerotune.models.run_facts import read_run_json, template_date_of
 from zerotune.models.weight_files import weight_files
 
-ENDINGS: Mapping[Head, tuple[str, ...]] = {  # of the names of transformers' classes
+CLASS_SUFFIXES: Mapping[Head, tuple[str, ...]] = {  # of transformers class names
     "language": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "vision": ("ForConditionalGeneration", "ForVision2Seq"),
     "tokens": ("ForTokenClassification",),
     "sequence": ("ForSequenceClassification",),
 }
 ABILITIES: Mapping[Head, str] = {
-    "language": "continues texts",
-    "vision": "reads images and continues texts",
-    "tokens": "gives each token a class",
-    "sequence": "gives a text a class or a value",
+    "language": "generates text",
+    "vision": "reads images and generates text",
+    "tokens": "classifies tokens",
+    "sequence": "classifies texts or predicts a value",
 }
-# These number positions from pad_token_id + 1 on, and so take fewer tokens than they have positions.
-POSITIONS_BEHIND_PAD = (
+# These models number positions from pad_token_id + 1, so their context is shorter than max_position_embeddings.
+POSITIONS_AFTER_PAD = (
     "camembert",
     "data2vec-text",
     "ibert",
@@ -79,7 +79,7 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json",
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that has been looked at. config: transformers' own; end_ids: tokens that end an answer."""
+    """An opened checkpoint folder. config: of transformers; end_ids: tokens that end generation."""
 
     folder: Path
     name: str
@@ -89,25 +89,25 @@ class Checkpoint:
 
     @property
     def quantized(self) -> str | None:
-        """How its weights are stored quantised; they are evaluated dequantised."""
+        """The quantisation of the stored weights, which are dequantised on loading; None for ordinary weights."""
         return quantization_method(self.folder)
 
     @property
     def context_tokens(self) -> int | None:
-        """The longest sequence that the model was made for; None where there is no bound."""
+        """Maximum sequence length of the model; None if unlimited."""
         config = self.config.get_text_config()
         size = getattr(config, "max_position_embeddings", None)
-        if size and config.model_type in POSITIONS_BEHIND_PAD:
+        if size and config.model_type in POSITIONS_AFTER_PAD:
             return int(size) - int(config.pad_token_id or 0) - 1
         return int(size) if size else None
 
     @cached_property
-    def run_day(self) -> date | None:
-        """The day that the run which trained it told its chat template; None for a checkpoint from elsewhere."""
-        return day_of(facts_of(self.folder))
+    def template_date(self) -> date | None:
+        """The date that its training run passed to the chat template; None if no run trained it."""
+        return template_date_of(read_run_json(self.folder))
 
     def prompter(self, template: str, max_new_tokens: int, window_tokens: int, day: date | None = None) -> Prompter:
-        """The encoder of its prompts. template: tokenizer (its own), raw, or a .jinja file. day: see `Prompter`."""
+        """Its prompt encoder. template: tokenizer (its own), raw, or a .jinja file. day: see `Prompter`."""
         return Prompter(
             self.tokenizer,
             template=self.chat_template if template in ("tokenizer", "raw") else read_template(template),
@@ -125,12 +125,12 @@ class Checkpoint:
 
     @cached_property
     def images(self) -> Images:
-        """How it sees images. Raises UserError where it sees none."""
+        """Its image processor. Raises UserError if it takes no images."""
         return load_images(self.folder, self.config, self.tokenizer)
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's own; of several the one called default. An older vision model has it in a file of its own."""
+        """The tokenizer's template (of several, "default"); older vision models store it in a separate file."""
         return default_template(self._own_template)
 
     @property
@@ -138,7 +138,7 @@ class Checkpoint:
         return own_template(self.tokenizer, self.folder)
 
     def digests(self) -> dict[str, str]:
-        """sha256 of the weights (all files in order), the configurations, the tokenizer and the chat template."""
+        """sha256 of weights (all files in order), configurations, tokenizer and chat template."""
         files = {
             "weights": sorted(self.folder.glob("*.safetensors")),
             "config": [self.folder / "config.json", *sorted(self.folder.glob("*processor_config.json"))],
@@ -151,34 +151,34 @@ class Checkpoint:
             digests[what] = hashlib.sha256(lines.encode()).hexdigest()
         return digests | {"chat_template": _sha256(self.chat_template or "")}
 
-    def require_template(self, template: str | None, choice: str) -> None:
-        """Raises UserError where the checkpoint was trained with another chat template than `template`.
+    def require_template(self, template: str | None, option: str) -> None:
+        """Raise UserError if the checkpoint was trained with a chat template other than `template`.
 
-        choice: what --template says.
+        option: the value of --template.
         """
-        trained = facts_of(self.folder).get("template_hash")
+        trained = read_run_json(self.folder).get("template_hash")
         if trained and trained != _sha256(template or ""):
             used = f"sha256 {_sha256(template)[:12]}" if template else "none"
             raise UserError(
-                f"{self.folder}: this model was trained with another chat template (sha256 {trained[:12]}, says its "
-                f"run.json) than --template {choice} ({used}), which makes its answers worse; give the one that it was "
-                "trained with, or allow the other: --allow_other_template true"
+                f"{self.folder}: this model was trained with another chat template (sha256 {trained[:12]} in its "
+                f"run.json) than --template {option} ({used}), which worsens its answers; pass the template that it "
+                "was trained with, or accept the difference: --allow_other_template true"
             )
 
     def require(self, heads: Iterable[Head]) -> None:
-        """Raises UserError where the checkpoint has not the head that a task needs."""
+        """Raise UserError if the checkpoint lacks the head that a task needs."""
         names = list(self.config.architectures or ())
         for head in heads:
-            if names and not any(name.endswith(ENDINGS[head]) for name in names):
+            if names and not any(name.endswith(CLASS_SUFFIXES[head]) for name in names):
                 raise UserError(
                     f"{self.folder}: this is a {names[0]}; the task needs a model that {ABILITIES[head]} "
-                    f"({' or '.join('...' + ending for ending in ENDINGS[head])})"
+                    f"({' or '.join('...' + suffix for suffix in CLASS_SUFFIXES[head])})"
                 )
 
     def load(self, head: Head, precision: str, quantization: str, device: torch.device) -> Model:
-        """The weights in `precision`, or in fewer bits. Raises UserError where they are broken or incomplete."""
-        kind, answering = LOADERS[head]
-        reading: dict[str, Any] = {
+        """The model in `precision`, optionally quantised. Raises UserError if weights are damaged or missing."""
+        kind, wrap = LOADERS[head]
+        options: dict[str, Any] = {
             "dtype": DTYPES[choose_precision(precision, device.type == "cuda")],
             "use_safetensors": True,
             "local_files_only": True,
@@ -189,11 +189,11 @@ class Checkpoint:
             refuse_twice(self.folder, "--quantization", quantization)
         try:
             if self.quantized:
-                model, report = load_dequantized(kind, self.folder, copy.deepcopy(self.config), **reading)
+                model, report = load_dequantized(kind, self.folder, copy.deepcopy(self.config), **options)
             else:
                 require_plain_numbers(self.folder)
-                quantized = quantized_options(quantization, reading["dtype"], device)
-                model, report = kind.from_pretrained(self.folder, **reading, **quantized)
+                quantized = quantized_options(quantization, options["dtype"], device)
+                model, report = kind.from_pretrained(self.folder, **options, **quantized)
         except ImportError as error:
             what = f"--quantization {quantization}" if quantization != "none" else f"{self.folder}: it cannot be loaded"
             raise UserError(f"{what}: {error}") from error
@@ -201,20 +201,18 @@ class Checkpoint:
             raise UserError(f"{self.folder}: the weights cannot be loaded: {error}") from error
         require_no_packed(self.folder, report["unexpected_keys"])
         missing = sorted(report["missing_keys"])
-        if missing:  # transformers would fill them with random numbers
+        if missing:  # transformers would initialise them randomly
             raise UserError(
                 f"{self.folder}: {len(missing)} weights are missing, for example {missing[0]}; merge it again"
             )
-        model.generation_config = (
-            GenerationConfig()
-        )  # a checkpoint's own sampling and penalties would change the answers
+        model.generation_config = GenerationConfig()  # the checkpoint's own sampling settings would change the answers
         model = (model.to(device) if quantization == "none" else model).eval()
         keep_layout(model)
         cpu_attention.use(model)
-        return answering(model, self)
+        return wrap(model, self)
 
 
-# How each head is loaded: transformers' class, and what answers with its model.
+# For each head: the transformers class that loads it, and the wrapper that answers requests.
 LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
     "language": (AutoModelForCausalLM, lambda model, checkpoint: LanguageModel(model, checkpoint.tokenizer)),
     "vision": (AutoModelForImageTextToText, lambda model, checkpoint: VisionModel(model, checkpoint.images)),
@@ -223,26 +221,26 @@ LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
 }
 
 
-def look(folder: str, name: str) -> Checkpoint:
-    """What can be known without the weights. Raises UserError naming what is missing."""
+def open_checkpoint(folder: str, name: str) -> Checkpoint:
+    """Open a checkpoint without its weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
     weight_files(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         ends = end_ids(path, config)
-    except Exception as error:  # transformers and tokenizers raise whatever a broken file makes them stumble over
+    except Exception as error:  # transformers and tokenizers raise any type for a damaged file
         reason = str(error) or type(error).__name__
         raise UserError(f"{folder}: its configuration or tokenizer cannot be read: {reason}") from error
     return Checkpoint(path, name, config, tokenizer, ends)
 
 
 def read_template(file: str) -> str:
-    """A chat template from a .jinja file."""
+    """Read a chat template from a .jinja file. Raises UserError."""
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--template {file}: neither tokenizer nor raw nor a readable .jinja file ({error})") from error
+        raise UserError(f"--template {file}: must be tokenizer, raw or a readable .jinja file ({error})") from error
 
 
 def _sha256(text: str) -> str:
@@ -250,11 +248,11 @@ def _sha256(text: str) -> str:
 
 
 def end_ids(path: Path, config: Any) -> tuple[int, ...]:
-    """What ends an answer by the generation settings of a model's folder, or by its configuration."""
+    """The end tokens in a model's generation_config.json, else in its configuration."""
     settings = GenerationConfig.from_pretrained(path) if (path / "generation_config.json").exists() else config
-    return listed(getattr(settings, "eos_token_id", None))
+    return as_tuple(getattr(settings, "eos_token_id", None))
 
 
-def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Token ids as transformers' configurations hold them: one, several or none. Id 0 is a token."""
+def as_tuple(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids of a transformers configuration, which holds one, several or none. Id 0 is a valid token."""
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)

@@ -1,4 +1,4 @@
-"""The check that a model gives numbers: broken weights, and too low a precision, would be scored like any others."""
+"""Rejects NaN and infinity in a model's outputs, which would otherwise be scored like any number."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from zerotune.common.errors import UserError
 
 
 def require_finite(is_finite: bool) -> None:
-    """Raises UserError where what a model gives is not finite."""
+    """Raise UserError if a model's outputs are not finite."""
     if not is_finite:
         raise UserError(
-            "the model gives probabilities that are not finite: its weights are broken, or the precision is too low; "
-            "try fp32 (--precision fp32)"
+            "the model's outputs are not finite: its weights are damaged, or the precision is too low; "
+            "try --precision fp32"
         )

@@ -1,5 +1,5 @@
-"""Continuations of prompts with a key/value cache of our own: prompts that begin alike share their beginning, rows that
-have ended make room for waiting ones, and the answers are those that each prompt would get alone.
+"""Generates continuations with a KV cache of our own: prompts share common prefixes, finished rows are replaced by
+waiting ones (continuous batching), and each answer is the one that its prompt would get alone.
 
 Shape suffixes: b rows, t positions, k keys, d width of the hidden states.
 """
@@ -13,126 +13,128 @@ import torch
 from torch import Tensor
 
 from zerotune.inference.budget import Budget
-from zerotune.inference.kv_cache import Slots, slots_of
+from zerotune.inference.kv_cache import KVCache, buffer_length
 from zerotune.inference.network import KeyValues, Network, Prefix
 from zerotune.inference.prefixes import Line, groups, next_pack, sorted_lines
 from zerotune.inference.requests import Generate
-from zerotune.inference.sampling import Answering, choose
+from zerotune.inference.sampling import GenerationState, sample
 
-Answers = list[Answering]  # those that have ended
-REFILL_SHARE = 4  # waiting rows enter when a quarter of the places is free: one by one they would hold up the others
-LEAST_SHARE = 2  # where places are short, rows of less than half the longest one's length would waste theirs
+Finished = list[GenerationState]
+REFILL_SHARE = 4  # refill when a quarter of the rows is free: single prefills would slow the others down
+LEAST_SHARE = 2  # if rows are scarce, keep out rows shorter than half of the longest, which would waste buffer space
 
 
-def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Answers]:
-    """Answers as they end, each request once; for models that share prefixes."""
-    waiting = sorted(range(len(requests)), key=lambda k: -requests[k].slots)
+def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Finished]:
+    """Yield finished requests, each once. For models that can share prefixes."""
+    waiting = sorted(range(len(requests)), key=lambda k: -requests[k].length)
     while waiting:
-        longest = requests[waiting[0]].slots
+        longest = requests[waiting[0]].length
         least = longest / LEAST_SHARE if longest * len(waiting) > budget.cached else 0
-        rows = [Answering(k, requests[k], tokenizer) for k in waiting if requests[k].slots >= least]
+        rows = [GenerationState(k, requests[k], tokenizer) for k in waiting if requests[k].length >= least]
         session = _Session(network, rows, longest, budget)
         done: set[int] = set()
         try:
-            for answers in session.run():
-                done |= {answer.index for answer in answers}
-                yield answers
+            for finished in session.run():
+                done |= {row.index for row in finished}
+                yield finished
         except (RuntimeError, MemoryError) as error:
-            tokens = slots_of(longest) * session.places
+            tokens = buffer_length(longest) * session.capacity
             budget.cached = min(budget.cached, tokens)
-            budget.shrink(error, tokens, session.places)
+            budget.shrink(error, tokens, session.capacity)
         waiting = [k for k in waiting if k not in done]
 
 
 class _Session:
-    """Rows that pass through the same buffers. longest: token positions of the longest of them in the end."""
+    """Generates rows in one KV cache. longest: final length of the longest row, in tokens."""
 
-    def __init__(self, network: Network, rows: Sequence[Answering], longest: int, budget: Budget) -> None:
+    def __init__(self, network: Network, rows: Sequence[GenerationState], longest: int, budget: Budget) -> None:
         self._network, self._rows, self._budget = network, rows, budget
-        self.places = min(max(budget.cached // slots_of(longest), 1), len(rows))
-        self._slots = Slots(self.places, longest)
-        self._live: list[
-            tuple[Answering, int]
-        ] = []  # in the order of their places; with a token that is not cached yet
+        self.capacity = min(max(budget.cached // buffer_length(longest), 1), len(rows))
+        self._cache = KVCache(self.capacity, longest)
+        # Running rows in the order of the cache, each with its last token, which is not cached yet.
+        self._running: list[tuple[GenerationState, int]] = []
         self._prefix = Prefix(network)
         prompts = [(row.request.prefix_ids, len(row.request.prefix_ids) - 1) for row in rows]
         self._groups = list(groups(sorted_lines(prompts, join=False)))
-        self._alone = [group[0] for group in self._groups if len(group) == 1]
-        self._alone.sort(key=lambda line: len(line.ids))  # taken from the end
+        self._unshared = [group[0] for group in self._groups if len(group) == 1]
+        self._unshared.sort(key=lambda line: len(line.ids))  # popped from the end
         self._groups = [group for group in self._groups if len(group) > 1]
 
     @torch.inference_mode()
-    def run(self) -> Iterator[Answers]:
-        """The answers, as they end."""
-        while self._groups or self._alone or self._live:
-            if self._slots.free * REFILL_SHARE >= self.places:
-                while (self._groups or self._alone) and self._slots.free:
-                    yield self._enter_pack(self._groups[0]) if self._groups else self._enter_batch()
-            if self._live:
+    def run(self) -> Iterator[Finished]:
+        """Yield rows as they finish."""
+        while self._groups or self._unshared or self._running:
+            if self._cache.free * REFILL_SHARE >= self.capacity:
+                while (self._groups or self._unshared) and self._cache.free:
+                    yield self._prefill_pack(self._groups[0]) if self._groups else self._prefill_batch()
+            if self._running:
                 yield self._step()
 
-    def _enter_pack(self, group: list[Line]) -> Answers:
-        """Prompts that share their beginning go through the model, as many as there are places for."""
+    def _prefill_pack(self, group: list[Line]) -> Finished:
+        """Prefill prompts that share a prefix, as many as the cache has free rows."""
         cached = self._prefix.common(group[0].ids)
-        pack = next_pack(group, cached, self._budget.packed, most=self._slots.free)
+        pack = next_pack(group, cached, self._budget.packed, most=self._cache.free)
         lines = group[: pack.lines]
         del group[: pack.lines]
         if not group:
             self._groups.pop(0)
         prefix = self._prefix.of(lines[0].ids[: pack.shared], self._budget.tokens)
         states_td, cached_kv = self._network.pack(pack, prefix)
-        before_k = torch.arange(pack.shared)
+        prefix_k = torch.arange(pack.shared)
         paths = [torch.from_numpy(path) for path in pack.paths]
-        lasts_bd = states_td[torch.stack([path[-1] for path in paths]).to(states_td.device)]
-        seen = [(0, torch.cat([before_k, pack.shared + path])) for path in paths]
-        return self._begin(lines, lasts_bd, cached_kv, seen)
+        last_bd = states_td[torch.stack([path[-1] for path in paths]).to(states_td.device)]
+        keys = [(0, torch.cat([prefix_k, pack.shared + path])) for path in paths]
+        return self._start(lines, last_bd, cached_kv, keys)
 
-    def _enter_batch(self) -> Answers:
-        """Prompts that share nothing."""
-        longest = len(self._alone[-1].ids)
-        lines = self._alone[-min(self._budget.rows(longest), self._slots.free) :][::-1]
-        del self._alone[-len(lines) :]
+    def _prefill_batch(self) -> Finished:
+        """Prefill prompts that share no prefix."""
+        longest = len(self._unshared[-1].ids)
+        lines = self._unshared[-min(self._budget.rows(longest), self._cache.free) :][::-1]
+        del self._unshared[-len(lines) :]
         states_btd, cached_kv = self._network.rows([line.ids for line in lines], keep=True)
-        lasts_bd = torch.stack([row_td[len(line.ids) - 1] for row_td, line in zip(states_btd, lines, strict=True)])
-        seen = [(b, torch.arange(len(line.ids))) for b, line in enumerate(lines)]
-        return self._begin(lines, lasts_bd, cached_kv, seen)
+        last_bd = torch.stack([row_td[len(line.ids) - 1] for row_td, line in zip(states_btd, lines, strict=True)])
+        keys = [(b, torch.arange(len(line.ids))) for b, line in enumerate(lines)]
+        return self._start(lines, last_bd, cached_kv, keys)
 
-    def _begin(
-        self, lines: Sequence[Line], lasts_bd: Tensor, cached: KeyValues, seen: Sequence[tuple[int, Tensor]]
-    ) -> Answers:
-        """Each prompt's first token; who needs more enters the slots. seen: row and keys of each prompt in `cached`."""
+    def _start(
+        self, lines: Sequence[Line], last_bd: Tensor, cached: KeyValues, keys: Sequence[tuple[int, Tensor]]
+    ) -> Finished:
+        """Sample each prompt's first token and add unfinished prompts to the cache.
+
+        keys: for each prompt its row in `cached` and the indices of its keys there.
+        """
         rows = [self._rows[line.members[0]] for line in lines]
-        ended: Answers = []
-        for row, token, (source, at_k) in zip(rows, self._chosen(rows, lasts_bd), seen, strict=True):
-            if row.take(token):
-                ended.append(row)
+        finished: Finished = []
+        for row, token, (source, index_k) in zip(rows, self._sample(rows, last_bd), keys, strict=True):
+            if row.append(token):
+                finished.append(row)
             else:
-                self._slots.enter(cached, source, at_k.to(lasts_bd.device))
-                self._live.append((row, token))
-        return ended
+                self._cache.add_row(cached, source, index_k.to(last_bd.device))
+                self._running.append((row, token))
+        return finished
 
-    def _step(self) -> Answers:
-        """One more token for each live row."""
-        ids_b = torch.tensor([token for _, token in self._live])
-        place_b = torch.tensor(self._slots.lengths)
-        cache, sees_btk, distance_tk = self._slots.step()
-        states_btd = self._network.masked(ids_b[:, None], place_b[:, None], sees_btk, distance_tk, cache)
-        rows = [row for row, _ in self._live]
-        tokens = self._chosen(rows, states_btd[:, 0])
-        self._live = list(zip(rows, tokens, strict=True))
-        ended: Answers = []
-        for place in reversed(range(len(rows))):
-            if rows[place].take(tokens[place]):
-                ended.append(rows[place])
-                self._slots.leave(place)
-                self._live[place] = self._live[-1]  # as in the slots: the last one takes its place
-                self._live.pop()
-        return ended
+    def _step(self) -> Finished:
+        """Generate one token for each running row."""
+        ids_b = torch.tensor([token for _, token in self._running])
+        position_b = torch.tensor(self._cache.lengths)
+        cache, visible_btk, distance_tk = self._cache.step()
+        states_btd = self._network.masked(ids_b[:, None], position_b[:, None], visible_btk, distance_tk, cache)
+        rows = [row for row, _ in self._running]
+        tokens = self._sample(rows, states_btd[:, 0])
+        self._running = list(zip(rows, tokens, strict=True))
+        finished: Finished = []
+        for k in reversed(range(len(rows))):
+            if rows[k].append(tokens[k]):
+                finished.append(rows[k])
+                self._cache.remove_row(k)
+                self._running[k] = self._running[-1]  # as in the cache: the last row moves here
+                self._running.pop()
+        return finished
 
-    def _chosen(self, rows: Sequence[Answering], states_bd: Tensor) -> list[int]:
-        """Each row's next token; only a block of logits exists at a time."""
+    def _sample(self, rows: Sequence[GenerationState], states_bd: Tensor) -> list[int]:
+        """Each row's next token; one block of logits exists at a time."""
         tokens: list[int] = []
         for start in range(0, len(rows), self._network.block):
             block = slice(start, start + self._network.block)
-            tokens += choose(rows[block], self._network.logits(states_bd[block]))
+            tokens += sample(rows[block], self._network.logits(states_bd[block]))
         return tokens

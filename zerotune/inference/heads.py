@@ -1,4 +1,4 @@
-"""Models that name classes: of each token, or of a sequence. Padding, on the right and masked, changes nothing.
+"""Classification models, for tokens or for sequences. Padding is on the right and masked, so it changes no result.
 
 Shape suffixes: b rows, t positions, c classes, d width of the hidden states.
 """
@@ -17,25 +17,25 @@ from zerotune.inference.requests import Answer, Classified, Classify, Request, T
 
 
 class TokenClassifier:
-    """Answers `Tag` with a token-classification head. model: transformers', in evaluation mode."""
+    """Answers `Tag` requests. model: a transformers token classifier in evaluation mode."""
 
     def __init__(self, model: Any) -> None:
         self._model, self.tokens = model, 0
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See zerotune.inference.runner.Model."""
-        return _in_batches(requests, Tag, budget, self._tagged)
+        return _in_batches(requests, Tag, budget, self._classify)
 
-    def _tagged(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
-        self.tokens += sum(row.slots for row in rows)
+    def _classify(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+        self.tokens += sum(row.length for row in rows)
         inputs = _padded(self._model, rows)
-        best_bt, classes_bt = self._model(**inputs).logits.max(-1)  # NaN, where there is one
+        best_bt, classes_bt = self._model(**inputs).logits.max(-1)  # the maximum of logits with a NaN is NaN
         require_finite(bool((best_bt.isfinite() | (inputs["attention_mask"] == 0)).all()))
-        return [Tagged(tuple(own[: row.slots])) for own, row in zip(classes_bt.tolist(), rows, strict=True)]
+        return [Tagged(tuple(own[: row.length])) for own, row in zip(classes_bt.tolist(), rows, strict=True)]
 
 
 class SequenceClassifier:
-    """Answers `Classify` with a sequence-classification head. model: transformers', in evaluation mode.
+    """Answers `Classify` requests. model: a transformers sequence classifier in evaluation mode.
 
     refuses_nan: whether logits that are not finite raise UserError; PPO counts them instead.
     """
@@ -45,20 +45,20 @@ class SequenceClassifier:
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         """See zerotune.inference.runner.Model."""
-        return _in_batches(requests, Classify, budget, self._classified)
+        return _in_batches(requests, Classify, budget, self._classify)
 
-    def _classified(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
+    def _classify(self, rows: Sequence[Tag | Classify]) -> list[Answer]:
         inputs = _padded(self._model, rows)
-        self.tokens += sum(row.slots for row in rows)
+        self.tokens += sum(row.length for row in rows)
         if _pad_id(self._model) is None and hasattr(self._model, "score"):
-            logits_bc = self._last(inputs)
+            logits_bc = self._logits_of_last_token(inputs)
         else:
             logits_bc = self._model(**inputs).logits
         require_finite(not self.refuses_nan or bool(logits_bc.isfinite().all()))
         return [Classified(tuple(own)) for own in logits_bc.double().tolist()]
 
-    def _last(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What a causal model says after the last token; without a pad token transformers' heads take only one row."""
+    def _logits_of_last_token(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """For causal models without a pad token, of which transformers' own heads take only one row at a time."""
         states_btd = self._model.base_model(**inputs).last_hidden_state
         last_b = inputs["attention_mask"].sum(-1) - 1
         logits_bc: Tensor = self._model.score(states_btd[torch.arange(len(last_b), device=last_b.device), last_b])
@@ -71,27 +71,27 @@ def _in_batches(
     budget: Budget,
     answer: Callable[[Sequence[Tag | Classify]], list[Answer]],
 ) -> Iterator[tuple[int, Answer]]:
-    asked = [(k, request) for k, request in enumerate(requests) if isinstance(request, kind)]
+    matching = [(k, request) for k, request in enumerate(requests) if isinstance(request, kind)]
 
     @torch.inference_mode()
     def run(batch: list[tuple[int, Tag | Classify]]) -> list[tuple[int, Answer]]:
         return list(zip([k for k, _ in batch], answer([request for _, request in batch]), strict=True))
 
-    for answered in in_batches(asked, lambda row: row[1].slots, budget, run):
-        yield from answered
+    for answers in in_batches(matching, lambda row: row[1].length, budget, run):
+        yield from answers
 
 
 def _padded(model: Any, rows: Sequence[Tag | Classify]) -> dict[str, Tensor]:
-    """Tokens and their mask; which tokens are of a second sentence, where a row says where it begins."""
-    width, pad = max(row.slots for row in rows), _pad_id(model) or 0
+    """Padded tokens, their mask, and token_type_ids if a row has a second sentence."""
+    width, pad = max(row.length for row in rows), _pad_id(model) or 0
     seconds = [row.second if isinstance(row, Classify) else 0 for row in rows]
     columns = {
-        "input_ids": [[*row.prefix_ids, *[pad] * (width - row.slots)] for row in rows],
-        "attention_mask": [[1] * row.slots + [0] * (width - row.slots) for row in rows],
+        "input_ids": [[*row.prefix_ids, *[pad] * (width - row.length)] for row in rows],
+        "attention_mask": [[1] * row.length + [0] * (width - row.length) for row in rows],
     }
     if any(seconds):
         columns["token_type_ids"] = [
-            [int(0 < second <= place < row.slots) for place in range(width)]
+            [int(0 < second <= position < row.length) for position in range(width)]
             for row, second in zip(rows, seconds, strict=True)
         ]
     return {name: torch.tensor(column, device=model.device) for name, column in columns.items()}

@@ -1,7 +1,7 @@
-"""Keys and values of the rows that are being generated: places in a buffer that rows enter, grow in and leave.
+"""The KV cache of running rows: a preallocated buffer to which rows are added and from which they are removed.
 
-All rows end at the same slot; a shorter row begins later. A new token is one slot further for all. When the buffer is
-full the rows are moved back to its beginning. In between, growing copies nothing, and leaving copies one row.
+All rows end at the same slot; a shorter row starts later. Each step appends one slot to all rows. When the buffer is
+full, the rows are moved back to its start. Between moves, a step copies nothing and removing a row copies one row.
 
 Shape suffixes: b rows, h heads, k keys, d size of a head.
 """
@@ -17,17 +17,17 @@ from transformers.cache_utils import DynamicLayer
 
 from zerotune.inference.network import KeyValues
 
-SPARE_SHARE = 4  # a quarter more slots than the longest row needs, so that rows are rarely moved back
+SPARE_SHARE = 4  # a quarter more slots than the longest row needs, so that rows are rarely moved
 
 
-class Slots:
-    """Room for `places` rows of at most `longest` tokens each.
+class KVCache:
+    """A cache for at most `capacity` rows of at most `longest` tokens each.
 
-    lengths: how many tokens each live row has.
+    lengths: number of tokens of each row.
     """
 
-    def __init__(self, places: int, longest: int) -> None:
-        self.places, self._size = places, slots_of(longest)
+    def __init__(self, capacity: int, longest: int) -> None:
+        self.capacity, self._size = capacity, buffer_length(longest)
         self.lengths: list[int] = []
         self._longest = longest
         self._end = longest  # the slot after the last token of every row
@@ -35,32 +35,32 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Places without a row."""
-        return self.places - len(self.lengths)
+        """Number of rows that can be added."""
+        return self.capacity - len(self.lengths)
 
-    def enter(self, cached: KeyValues, row: int, at_k: Tensor) -> None:
-        """A new row, the last one from now on: the keys `at_k` of row `row` of `cached`, in order."""
+    def add_row(self, cached: KeyValues, source: int, index_k: Tensor) -> None:
+        """Append a row: the keys and values `index_k` of row `source` of `cached`, in order."""
         if not self._layers:
-            self._layers = [_Layer(keys, values, self.places, self._size) for keys, values in cached]
-        place = len(self.lengths)
-        self.lengths.append(len(at_k))
+            self._layers = [_Layer(keys, values, self.capacity, self._size) for keys, values in cached]
+        row = len(self.lengths)
+        self.lengths.append(len(index_k))
         for layer, (keys_bhkd, values_bhkd) in zip(self._layers, cached, strict=True):
-            layer.write(place, self._end - len(at_k), keys_bhkd[row][:, at_k], values_bhkd[row][:, at_k])
+            layer.write(row, self._end - len(index_k), keys_bhkd[source][:, index_k], values_bhkd[source][:, index_k])
 
-    def leave(self, place: int) -> None:
-        """The last row takes the place of this one, which is gone."""
+    def remove_row(self, row: int) -> None:
+        """Remove a row; the last row moves to its index."""
         last = len(self.lengths) - 1
-        for layer in self._layers if place < last else []:
-            layer.copy(last, place)
-        self.lengths[place] = self.lengths[last]
+        for layer in self._layers if row < last else []:
+            layer.copy(last, row)
+        self.lengths[row] = self.lengths[last]
         del self.lengths[last]
 
     def step(self) -> tuple[Any, Tensor, Tensor]:
-        """Make room for one more token of each row.
+        """Append one slot to each row.
 
         Returns:
-            What the model takes for a cache; whether each row sees each key (b, 1, k), the new token's own included;
-            and how far back each key lies (1, k).
+            The cache to pass to the model; whether each row sees each key (b, 1, k), including the new one; and the
+            distance of each key from the new token (1, k).
         """
         start = self._end - max(self.lengths)
         if self._end == self._size:
@@ -68,55 +68,55 @@ class Slots:
                 layer.move_back(self._size - self._longest, start)
             start, self._end = start - (self._size - self._longest), self._longest
         distance_k = self._end - torch.arange(start, self._end + 1)
-        sees_bk = distance_k[None] <= torch.tensor(self.lengths)[:, None]
+        visible_bk = distance_k[None] <= torch.tensor(self.lengths)[:, None]
         cache = DynamicCache()
         for layer in self._layers:
             layer.expect(len(self.lengths), start, self._end)
             cache.layers.append(layer)
         self._end += 1
         self.lengths = [length + 1 for length in self.lengths]
-        return cache, sees_bk[:, None], distance_k[None]
+        return cache, visible_bk[:, None], distance_k[None]
 
 
-def slots_of(longest: int) -> int:
-    """Slots of a place for rows of at most `longest` tokens."""
+def buffer_length(longest: int) -> int:
+    """Slots of the buffer for rows of at most `longest` tokens."""
     return longest + longest // SPARE_SHARE + 1
 
 
 class _Layer(DynamicLayer):
-    """One layer's buffers behind the interface of transformers' caches."""
+    """The buffers of one model layer, with the interface of transformers' caches."""
 
-    def __init__(self, keys_bhkd: Tensor, values_bhkd: Tensor, places: int, size: int) -> None:
+    def __init__(self, keys_bhkd: Tensor, values_bhkd: Tensor, capacity: int, size: int) -> None:
         super().__init__()
         self.lazy_initialization(keys_bhkd, values_bhkd)
         self._buffers = [
-            like.new_zeros(places, like.shape[1], size, like.shape[3]) for like in (keys_bhkd, values_bhkd)
+            like.new_zeros(capacity, like.shape[1], size, like.shape[3]) for like in (keys_bhkd, values_bhkd)
         ]
-        self._live, self._start, self._end = 0, 0, 0
+        self._rows, self._start, self._end = 0, 0, 0
 
-    def write(self, place: int, start: int, keys_hkd: Tensor, values_hkd: Tensor) -> None:
+    def write(self, row: int, start: int, keys_hkd: Tensor, values_hkd: Tensor) -> None:
         for buffer, new_hkd in zip(self._buffers, (keys_hkd, values_hkd), strict=True):
-            buffer[place, :, start : start + new_hkd.shape[1]] = new_hkd
+            buffer[row, :, start : start + new_hkd.shape[1]] = new_hkd
 
     def copy(self, source: int, target: int) -> None:
         for buffer in self._buffers:
             buffer[target] = buffer[source]
 
     def move_back(self, by: int, start: int) -> None:
-        """All from `start` on lies `by` slots earlier."""
+        """Move everything from slot `start` on by `by` slots towards the beginning."""
         for buffer in self._buffers:
             buffer[:, :, start - by : buffer.shape[2] - by] = buffer[:, :, start:].clone()
 
-    def expect(self, live: int, start: int, end: int) -> None:
-        """The next update belongs to the first `live` rows at slot `end`; they see from `start` on."""
-        self._live, self._start, self._end = live, start, end
+    def expect(self, rows: int, start: int, end: int) -> None:
+        """Prepare the next update: it writes slot `end` of the first `rows` rows and returns slots from `start` on."""
+        self._rows, self._start, self._end = rows, start, end
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = self._buffers
-        keys[: self._live, :, self._end : self._end + 1] = key_states
-        values[: self._live, :, self._end : self._end + 1] = value_states
-        seen = (slice(0, self._live), slice(None), slice(self._start, self._end + 1))
-        return keys[seen], values[seen]
+        keys[: self._rows, :, self._end : self._end + 1] = key_states
+        values[: self._rows, :, self._end : self._end + 1] = value_states
+        visible = (slice(0, self._rows), slice(None), slice(self._start, self._end + 1))
+        return keys[visible], values[visible]
 
     def get_seq_length(self) -> int:
         return self._end - self._start

@@ -1,4 +1,4 @@
-"""A causal language model that answers requests to score and to continue token sequences."""
+"""A causal language model that answers `Score` and `Generate` requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zerotune.inference.scoring import score
 
 
 class LanguageModel:
-    """Its answers do not depend on what else is asked, nor on the budget.
+    """Answers depend neither on the other requests nor on the budget.
 
     Args:
         model: A transformers causal language model in evaluation mode.
@@ -29,13 +29,13 @@ class LanguageModel:
         return self.network.tokens
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
-        """(index of the request, answer), in an order of its own, each request once (`runner.Model`)."""
+        """Yield (index of the request, answer) for each request once, in any order (see `runner.Model`)."""
         scores = {k: request for k, request in enumerate(requests) if isinstance(request, Score)}
-        places = list(scores)
+        indices = list(scores)
         for scored in score(self.network, list(scores.values()), budget):
-            yield from ((places[k], answer) for k, answer in scored)
+            yield from ((indices[k], answer) for k, answer in scored)
         generates = {k: request for k, request in enumerate(requests) if isinstance(request, Generate)}
-        places = list(generates)
+        indices = list(generates)
         engine = generation if self.network.shares_prefixes else plain_generation
-        for generated in engine.generate(self.network, self.tokenizer, list(generates.values()), budget):
-            yield from ((places[answer.index], answer.generated()) for answer in generated)
+        for finished in engine.generate(self.network, self.tokenizer, list(generates.values()), budget):
+            yield from ((indices[row.index], row.answer()) for row in finished)

@@ -1,4 +1,4 @@
-"""Continuations by transformers' own `generate`, for models with other caches (recurrent ones, for example)."""
+"""Generates continuations by transformers' `generate`, for models whose caches cannot be shared (recurrent ones)."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from zerotune.inference.budget import Budget, in_batches
 from zerotune.inference.network import Network
 from zerotune.inference.requests import Generate
-from zerotune.inference.sampling import Answering, choose
+from zerotune.inference.sampling import GenerationState, sample
 
-Answers = list[Answering]
+Finished = list[GenerationState]
 
 
-def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Answers]:
-    """As `zerotune.inference.generation.generate`, without sharing or refilling.
+def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Finished]:
+    """Like `zerotune.inference.generation.generate`, without shared prefixes and continuous batching.
 
-    Prompts are padded on the left; those of a recurrent model, whose state padding would enter, share a batch only if
-    they are equally long.
+    Prompts are padded on the left. Padding would change the state of a recurrent model, so its batches hold only
+    prompts of equal length.
     """
     recurrent = getattr(network.model, "_is_stateful", False)
 
     def length(k: int) -> int:
         return len(requests[k].prefix_ids) if recurrent else 0
 
-    def run(batch: list[int]) -> Answers:
-        rows = [Answering(k, requests[k], tokenizer) for k in batch]
+    def run(batch: list[int]) -> Finished:
+        rows = [GenerationState(k, requests[k], tokenizer) for k in batch]
         _run(network, rows)
         return rows
 
-    for _, alike in itertools.groupby(sorted(range(len(requests)), key=length), key=length):
-        yield from in_batches(list(alike), lambda k: requests[k].slots, budget, run)
+    for _, group in itertools.groupby(sorted(range(len(requests)), key=length), key=length):
+        yield from in_batches(list(group), lambda k: requests[k].length, budget, run)
 
 
 @torch.inference_mode()
-def _run(network: Network, rows: Sequence[Answering]) -> None:
+def _run(network: Network, rows: Sequence[GenerationState]) -> None:
     prompts = [row.request.prefix_ids for row in rows]
     width = max(map(len, prompts))
-    choosing = _Choosing(rows)
+    sampler = _Sampler(rows)
     network.tokens += sum(map(len, prompts))
     longest = max(row.request.max_new_tokens for row in rows)
     with _plain_settings(network.model):
@@ -53,16 +53,16 @@ def _run(network: Network, rows: Sequence[Answering]) -> None:
                 [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=network.device
             ),
             generation_config=GenerationConfig(max_new_tokens=longest, do_sample=False, pad_token_id=0),
-            logits_processor=LogitsProcessorList([choosing.processed]),
-            stopping_criteria=StoppingCriteriaList([choosing.ended]),
-            synced_gpus=False,  # under ZeRO-3 too the weights are whole here, and each rank has prompts of its own
+            logits_processor=LogitsProcessorList([sampler.processed]),
+            stopping_criteria=StoppingCriteriaList([sampler.ended]),
+            synced_gpus=False,  # even under ZeRO-3 the weights are whole here, and each rank has its own prompts
         )
-    network.tokens += choosing.continued
+    network.tokens += sampler.continued
 
 
 @contextlib.contextmanager
 def _plain_settings(model: Any) -> Iterator[None]:
-    """Inside, without the model's own sampling and penalties, which would fill in what is not asked for."""
+    """Inside, the model's own sampling settings and penalties are off; `generate` would merge them into ours."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -70,24 +70,22 @@ def _plain_settings(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-class _Choosing:
-    """Our choice of tokens and of ends, as transformers' loop asks for them. continued: tokens after which one more was
-    asked for.
-    """
+class _Sampler:
+    """Our sampling and stopping, called by transformers' loop. continued: tokens fed back into the model."""
 
-    def __init__(self, rows: Sequence[Answering]) -> None:
+    def __init__(self, rows: Sequence[GenerationState]) -> None:
         self._rows = rows
         self._done = [False] * len(rows)
         self.continued = 0
 
     def processed(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores that leave only the chosen token."""
-        chosen_b = torch.tensor(choose(self._rows, scores.float()), device=scores.device)
+        """Scores that allow only the sampled token."""
+        chosen_b = torch.tensor(sample(self._rows, scores.float()), device=scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen_b[:, None], 0.0)
 
     def ended(self, input_ids: Tensor, scores: Any, **keywords: Any) -> Tensor:
-        """Whether each row has ended with its last token."""
+        """Whether each row is finished."""
         for b, (row, token) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
-            self._done[b] = self._done[b] or row.take(token)
+            self._done[b] = self._done[b] or row.append(token)
             self.continued += not self._done[b]
         return torch.tensor(self._done, device=input_ids.device)

@@ -1,7 +1,7 @@
-"""What rows of tokens have in common, so that it is computed once. Arithmetic over sorted rows; no model, no torch.
+"""Finds common prefixes of token sequences, so that each is computed once. Uses neither a model nor torch.
 
-Rows are sorted, so those that begin alike are neighbours. Neighbours that share enough form a group. A group is
-computed in packs: a pack is one row that holds a tree of tokens in preorder, behind a cached prefix that all share.
+Sequences are sorted, so that those with a common prefix are adjacent. Adjacent ones that share enough form a group. A
+group is computed in packs: a pack is one row that holds a tree of tokens in preorder, after a shared cached prefix.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.int64]
-Places = NDArray[np.int64]
-WORTH_A_GROUP = 4  # neighbours share at least 1/4 of the longer one: less saves less than packing costs
-WORTH_A_RUN = 8  # a prefix gets a forward pass of its own from 1/8 of a pack on ...
-LEAST_RUN = 8  # ... and from so many tokens
+Positions = NDArray[np.int64]
+GROUP_SHARE = 4  # adjacent lines of a group share at least 1/4 of the longer one: less does not pay for packing
+PREFIX_SHARE = 8  # a prefix gets its own forward pass if it has at least 1/8 of a pack's tokens
+LEAST_PREFIX = 8  # tokens; and at least these
 
 
 @dataclass(frozen=True)
 class Line:
-    """Tokens to be computed, for one asker or several.
+    """A token sequence to compute.
 
-    first: the first place whose hidden state is needed. common: tokens shared with the line before. members: the
-    askers, each of whom needs the line or a beginning of it.
+    first: the first position whose hidden state is needed. common: tokens shared with the previous line. members:
+    indices of the rows that need this line or a prefix of it.
     """
 
     ids: Tokens
@@ -38,27 +38,26 @@ class Line:
 class Pack:
     """The first `lines` lines of a group as one row.
 
-    shared: tokens that come before, from the cache. ids, depths: tokens in preorder of their tree, and their places in
-    their own lines. ends: for each token the index after its last descendant; it is seen by those from itself to there.
+    shared: length of the cached prefix before it. ids, depths: tokens in preorder of their tree, and their positions
+    in their lines. ends: for each token the index after its last descendant; tokens from itself up to there see it.
     paths: for each line the indices of its tokens from `shared` on.
     """
 
     shared: int
     ids: Tokens
-    depths: Places
-    ends: Places
-    paths: tuple[Places, ...]
+    depths: Positions
+    ends: Positions
+    paths: tuple[Positions, ...]
 
     @property
     def lines(self) -> int:
-        """How many."""
         return len(self.paths)
 
 
 def sorted_lines(rows: Sequence[tuple[Sequence[int], int]], join: bool = True) -> list[Line]:
-    """A line for each of `rows` (tokens, first needed place), sorted.
+    """The lines of `rows` (tokens, first needed position), sorted.
 
-    join: a row that is the beginning of another is a member of that line, as is a row equal to another.
+    join: merge a row into the line that it equals or is a prefix of.
     """
     order = sorted(range(len(rows)), key=lambda k: tuple(rows[k][0]))
     arrays = [np.asarray(rows[k][0], dtype=np.int64) for k in order]
@@ -70,17 +69,17 @@ def sorted_lines(rows: Sequence[tuple[Sequence[int], int]], join: bool = True) -
         common = shared[place] if not members else min(common, shared[place])
         members.append(index)
         if join and place + 1 < len(order) and shared[place + 1] == len(arrays[place]):
-            continue  # what extends it stands next to it
+            continue  # the next row extends this one
         lines.append(Line(arrays[place], min(rows[k][1] for k in members), common, tuple(members)))
         members = []
     return lines
 
 
 def groups(lines: Sequence[Line]) -> Iterator[list[Line]]:
-    """Neighbours that share enough of their tokens; a line that shares too little is alone."""
+    """Yield groups of adjacent lines that share enough tokens; a line that shares too few is a group of its own."""
     group: list[Line] = []
     for line in lines:
-        if group and line.common * WORTH_A_GROUP < max(len(group[-1].ids), len(line.ids)):
+        if group and line.common * GROUP_SHARE < max(len(group[-1].ids), len(line.ids)):
             yield group
             group = []
         group.append(line)
@@ -91,17 +90,17 @@ def groups(lines: Sequence[Line]) -> Iterator[list[Line]]:
 def next_pack(lines: Sequence[Line], cached: int, limit: int, most: int | None = None) -> Pack:
     """The next pack of a group's remaining `lines`.
 
-    cached: how many tokens of the first line are cached already. The pack's `shared` is more where a longer prefix
-    serves enough of what follows, and less where a little less lets more lines in. limit: most tokens of the pack;
-    at least one line is taken. most: lines to take.
+    cached: tokens of the first line that are cached. The pack's `shared` is larger if a longer prefix serves enough
+    of the next lines, and smaller if a slightly shorter one lets more lines in. limit: maximum tokens of the pack; it
+    takes at least one line. most: maximum lines.
     """
-    worth = max(limit // WORTH_A_RUN, LEAST_RUN)
+    least = max(limit // PREFIX_SHARE, LEAST_PREFIX)
     start = min(cached, lines[0].first)
-    taken, shared = _fill(lines[:most], start, limit, worth)
+    taken, shared = _fill(lines[:most], start, limit, least)
     if taken < len(lines):
         ahead = _shared_ahead(lines, limit)
-        if ahead - start >= worth:
-            taken, shared = _fill(lines[:most], ahead, limit, worth)
+        if ahead - start >= least:
+            taken, shared = _fill(lines[:most], ahead, limit, least)
     return _packed(lines[:taken], shared)
 
 
@@ -111,20 +110,20 @@ def _common(one: Tokens, other: Tokens) -> int:
     return int(differs.argmax()) if differs.any() else size
 
 
-def _fill(lines: Sequence[Line], start: int, limit: int, worth: int) -> tuple[int, int]:
-    """How many lines fit behind a prefix of `start` tokens, and what is left of the prefix if all of them share it."""
+def _fill(lines: Sequence[Line], start: int, limit: int, least: int) -> tuple[int, int]:
+    """The number of lines that fit after a prefix of `start` tokens, and the length of the prefix that all share."""
     shared, tokens = start, len(lines[0].ids) - start
     for taken, line in enumerate(lines[1:], 1):
         lower = min(shared, line.common, line.first)
         more = len(line.ids) - line.common + shared - lower
-        if tokens + more > limit or start - lower > worth:
+        if tokens + more > limit or start - lower > least:
             return taken, shared
         shared, tokens = lower, tokens + more
     return len(lines), shared
 
 
 def _shared_ahead(lines: Sequence[Line], limit: int) -> int:
-    """The prefix that the next lines share, so many of them that a pack would be full."""
+    """Length of the prefix shared by as many of the next lines as fill a pack."""
     shared, tokens = lines[0].first, 0
     for line in lines[1:]:
         shared = min(shared, line.common, line.first)
@@ -135,14 +134,14 @@ def _shared_ahead(lines: Sequence[Line], limit: int) -> int:
 
 
 def _packed(lines: Sequence[Line], shared: int) -> Pack:
-    kept = [shared, *(line.common for line in lines[1:])]  # the tokens of each line that are there already
+    kept = [shared, *(line.common for line in lines[1:])]  # tokens of each line that an earlier line holds
     sizes = [len(line.ids) - depth for line, depth in zip(lines, kept, strict=True)]
     starts = np.cumsum([0, *sizes])
     ends = np.full(starts[-1], starts[-1])
-    paths: list[Places] = []
+    paths: list[Positions] = []
     before = np.zeros(0, dtype=np.int64)
     for depth, size, start in zip(kept, sizes, starts, strict=False):
-        ends[before[depth - shared :]] = start  # what this line does not continue has no more descendants
+        ends[before[depth - shared :]] = start  # tokens that this line does not continue have no more descendants
         before = np.concatenate([before[: depth - shared], np.arange(start, start + size)])
         paths.append(before)
     ids = np.concatenate([line.ids[depth:] for line, depth in zip(lines, kept, strict=True)])
@@ -151,5 +150,5 @@ def _packed(lines: Sequence[Line], shared: int) -> Pack:
 
 
 def chain(ids: Tokens, start: int) -> Pack:
-    """The pack of one line of which `start` tokens are cached."""
+    """The pack of one line whose first `start` tokens are cached."""
     return _packed([Line(ids, start, 0, ())], start)

@@ -1,8 +1,8 @@
-"""What a model thinks before it answers is no part of its answer: it is set aside before any task scores.
+"""Separates a model's reasoning from its answer, so that tasks score only the answer.
 
-Text is reasoning where the prompt ends in an opening mark (as templates of reasoning models have it), where the answer
-begins with one, or up to a closing mark that stands on a line of its own. Marks anywhere else are part of the answer,
-which may speak of them. Reasoning that does not end, because of the length limit, leaves no answer.
+Text is reasoning if the prompt ends with an opening mark (as templates of reasoning models do), if the output begins
+with one, or if a closing mark on a line of its own follows it. Marks anywhere else are part of the answer. An output
+that ends within its reasoning, at the length limit, has no answer.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MARKS = (  # opening and closing
     ("<|channel|>commentary<|message|>", _FINAL),
     ("to=self<|message|>", "to=user<|message|>"),  # Muse Glimmer
 )
-_TOKENS = re.compile(r"<\|[^<>|]+\|>|<\|\w+>|<\w+\|>|[\[<◁][^\[\]<>◁▷]+[\]>▷]")  # of a mark, if they are tokens
-_PROMPT_END = 16  # tokens of a prompt in which an opening mark at its end lies
+_TOKENS = re.compile(r"<\|[^<>|]+\|>|<\|\w+>|<\w+\|>|[\[<◁][^\[\]<>◁▷]+[\]>▷]")  # possible special tokens of a mark
+_PROMPT_END = 16  # tokens at the end of a prompt that are searched for an opening mark
 _NEXT_MESSAGE = re.compile(r"(?:<\|e(?:nd|om)\|>)?(?:<\|start\|>)?assistant$")  # gpt-oss: one for each channel
 
 
 class Parts(NamedTuple):
-    """is_open: the reasoning has not come to its end, and so there is no answer."""
+    """is_open: the output ends within the reasoning, so there is no answer."""
 
     reasoning: str
     answer: str
@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 
 
 def split(text: str, closing: str = "") -> Parts:
-    """Reasoning and answer. closing: the mark that ends the reasoning in which the prompt left the model, or none."""
+    """Split an output into reasoning and answer. closing: the closing mark if the prompt opened reasoning, else ""."""
     thoughts, rest = [], text
     if not closing and (early := _closed_alone(text)):
         thoughts, rest = [early[0]], early[1]
@@ -72,30 +72,30 @@ def without_reasoning(text: str) -> str:
 
 
 def closing_mark(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
-    """What ends the reasoning that a prompt has begun; nothing where it has begun none."""
+    """The closing mark of the reasoning that a prompt opens; "" if it opens none."""
     end = str(tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)).rstrip()
     return next((closing for opening, closing in MARKS if end.endswith(opening)), "")
 
 
-def whole_letters(text: str) -> str:
-    """A text that was cut at a token, without the bytes at its end that are no whole letter."""
+def without_partial_character(text: str) -> str:
+    """A text that was cut at a token, without the incomplete character at its end."""
     return text.rstrip("\ufffd")
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of an answer without special tokens, but with those that are marks of reasoning."""
-    marks = special_marks(tokenizer)
+    """Decode an output without special tokens, except those of reasoning marks."""
+    marks = reasoning_tokens(tokenizer)
     if not marks or marks.keys().isdisjoint(ids):
         return str(tokenizer.decode(ids, skip_special_tokens=True))
     text, start = "", 0
-    for place in [k for k, token in enumerate(ids) if token in marks]:
-        text += tokenizer.decode(ids[start:place], skip_special_tokens=True) + marks[ids[place]]
-        start = place + 1
+    for k in [k for k, token in enumerate(ids) if token in marks]:
+        text += tokenizer.decode(ids[start:k], skip_special_tokens=True) + marks[ids[k]]
+        start = k + 1
     return text + str(tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
-def stopped(text: str, stop_texts: Sequence[str], closing: str) -> str | None:
-    """The text up to the first stop text that is not part of the reasoning; None where there is none.
+def cut_at_stop(text: str, stop_texts: Sequence[str], closing: str) -> str | None:
+    """The text up to the first stop text after the reasoning; None if there is no stop text.
 
     closing: as in `split`.
     """
@@ -105,29 +105,29 @@ def stopped(text: str, stop_texts: Sequence[str], closing: str) -> str | None:
     return text[: min(cuts)] if cuts and not parts.is_open else None
 
 
-def set_aside(answer: Answer, request: Request, tokenizer: Any) -> Answer:
-    """The answer as tasks see it: `text` without the reasoning, which stands in `reasoning`."""
+def strip_reasoning(answer: Answer, request: Request, tokenizer: Any) -> Answer:
+    """Move the reasoning of a generated answer from `text` to `reasoning`."""
     if not isinstance(answer, Generated) or not isinstance(request, Generate):
         return answer
     parts = split(answer.text, closing_mark(tokenizer, request.prefix_ids))
-    said = parts.answer
-    for mark in special_marks(tokenizer).values():
-        said = said.replace(mark, "")
-    if said == answer.text:
+    text = parts.answer
+    for mark in reasoning_tokens(tokenizer).values():
+        text = text.replace(mark, "")
+    if text == answer.text:
         return answer
     return dataclasses.replace(
-        answer, text=said, reasoning=parts.reasoning, written=answer.text, only_reasoning=parts.is_open
+        answer, text=text, reasoning=parts.reasoning, written=answer.text, only_reasoning=parts.is_open
     )
 
 
 def _opened(text: str) -> str:
-    """The closing mark to the opening one with which a text begins."""
+    """The closing mark of the opening mark at the start of a text, else ""."""
     begins = text.lstrip()
     return next((closing for opening, closing in MARKS if begins.startswith(opening)), "")
 
 
 def _closed_alone(text: str) -> tuple[str, str] | None:
-    """The text before and after a closing mark without an opening one, on its own line and in no code block."""
+    """Text before and after a closing mark without an opening one, on its own line and outside code blocks."""
     for opening, closing in MARKS:
         if closing in text and closing != _FINAL:
             found = re.search(rf"(?m)^[ \t]*{re.escape(closing)}[ \t]*$", text)
@@ -141,8 +141,8 @@ def _joined(thoughts: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def special_marks(tokenizer: Any) -> dict[int, str]:
-    """The tokens of marks that decoding leaves out as special ones."""
+def reasoning_tokens(tokenizer: Any) -> dict[int, str]:
+    """Special tokens that belong to reasoning marks, which decoding would omit."""
     names = {name for pair in MARKS for mark in pair for name in _TOKENS.findall(mark)}
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {number: token.content for number, token in added.items() if token.special and token.content in names}

@@ -1,4 +1,4 @@
-"""What is asked of a model, and what comes back. An asker never sees the model."""
+"""Requests to a model and its answers. Tasks exchange only these, and never use the model itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Score:
-    """How probable is `continuation_ids` after `prefix_ids`? Neither may be empty.
+    """Compute the log-probability of `continuation_ids` after `prefix_ids`; neither may be empty.
 
-    bytes: the UTF-8 bytes that the continuation stands for, where the asker needs them back.
-    images: files that the prefix shows, in the order of their places in it.
+    bytes: length of the continuation in UTF-8, returned with the answer.
+    images: files of the images in the prefix, in their order.
     """
 
     prefix_ids: tuple[int, ...]
@@ -20,8 +20,8 @@ class Score:
     images: tuple[str, ...] = ()
 
     @property
-    def slots(self) -> int:
-        """Token positions that it occupies in the end."""
+    def length(self) -> int:
+        """Token positions of prefix and continuation."""
         return len(self.prefix_ids) + len(self.continuation_ids)
 
 
@@ -29,8 +29,8 @@ class Score:
 class Generate:
     """Continue `prefix_ids` until one of `stop_ids`, one of `stop_texts` or `max_new_tokens`.
 
-    temperature: 0 is greedy; above, tokens are drawn, each by a function of (seed, prefix, its place), so that neither
-    the batch nor the number of processes changes what is drawn. images: as in `Score`.
+    temperature: 0 is greedy. Otherwise each token is sampled by a function of (seed, prefix, position), so that neither
+    the batch nor the number of processes changes the answer. images: as in `Score`.
     """
 
     prefix_ids: tuple[int, ...]
@@ -44,36 +44,36 @@ class Generate:
     top_p: float = 1.0
 
     @property
-    def slots(self) -> int:
-        """Token positions that it occupies in the end."""
+    def length(self) -> int:
+        """Maximum token positions of prefix and answer."""
         return len(self.prefix_ids) + self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Tag:
-    """Which class has each token of `prefix_ids`? For checkpoints with a token-classification head."""
+    """Classify each token of `prefix_ids`, with a token-classification head."""
 
     prefix_ids: tuple[int, ...]
 
     @property
-    def slots(self) -> int:
-        """Token positions that it occupies."""
+    def length(self) -> int:
+        """Token positions."""
         return len(self.prefix_ids)
 
 
 @dataclass(frozen=True)
 class Classify:
-    """Which class has `prefix_ids` as a whole? For checkpoints with a sequence-classification head.
+    """Classify `prefix_ids` as a whole, with a sequence-classification head.
 
-    second: where the second of two sentences begins, for models that want to know (token_type_ids); 0: nowhere.
+    second: start of the second sentence, for models that use token_type_ids; 0 if there is none.
     """
 
     prefix_ids: tuple[int, ...]
     second: int = 0
 
     @property
-    def slots(self) -> int:
-        """Token positions that it occupies."""
+    def length(self) -> int:
+        """Token positions."""
         return len(self.prefix_ids)
 
 
@@ -82,9 +82,10 @@ Request = Score | Generate | Tag | Classify
 
 @dataclass(frozen=True)
 class Scored:
-    """log_prob: natural logarithm, summed over the continuation's `tokens`. bytes: as asked.
+    """Answer to `Score`.
 
-    greedy: whether each token of the continuation is the most probable one in its place.
+    log_prob: natural logarithm, summed over the `tokens` of the continuation. bytes: as in the request.
+    greedy: whether each token of the continuation is the most probable one at its position.
     """
 
     log_prob: float
@@ -95,11 +96,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Generated:
-    """text: without the stop token and other special tokens, and up to the stop text. finished: whether a stop came
-    before the limit.
+    """Answer to `Generate`.
 
-    What tasks see is without reasoning (`reasoning.py`). reasoning: what was set aside; then `written` is all of it
-    as the model wrote it, for who lets it go on. only_reasoning: it did not come to an answer, and `text` is empty.
+    text: up to the stop text, without special tokens. finished: it ended with a stop token or stop text, not at the
+    length limit. reasoning: removed from `text` by `reasoning.py` before tasks see it; `written` then keeps the whole
+    output. only_reasoning: the output ended within the reasoning, and `text` is empty.
     """
 
     text: str
@@ -111,20 +112,20 @@ class Generated:
 
     @property
     def turn(self) -> str:
-        """The turn as the model wrote it."""
+        """The complete output, with its reasoning."""
         return self.written or self.text
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """The number of the most probable class of each token."""
+    """Answer to `Tag`: index of the most probable class of each token."""
 
     classes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Classified:
-    """The head's outputs: a logit for each class, or the value of a head with one output."""
+    """Answer to `Classify`: a logit for each class, or the value of a head with one output."""
 
     logits: tuple[float, ...]
 

@@ -1,4 +1,4 @@
-"""Requests in, answers out in the same order: each computed once, shared out over ranks by what it costs."""
+"""Answers requests in order: each distinct request is computed once, and ranks get equal shares of the cost."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from zerotune.inference.requests import Answer, Generate, Request, Score
 
 
 class Model(Protocol):
-    """What answers, whatever its head."""
+    """A model with any head."""
 
     @property
     def tokens(self) -> int:
-        """How many have gone through it so far: what prompts share once, padding not."""
+        """Tokens processed so far: shared prefixes once, without padding."""
         ...
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
-        """(index of the request, answer), as soon as there is one, in any order, each request exactly once.
+        """Yield (index of the request, answer) for each request exactly once, in any order, as they become available.
 
-        Which requests are asked together, and within which budget, changes no answer. Where memory runs out the budget
-        shrinks. Raises UserError where one request alone is too much.
+        Neither the other requests nor the budget change an answer. The budget shrinks when memory runs out. Raises
+        UserError if a single request does not fit into memory.
         """
         ...
 
 
 class Group(Protocol):
-    """What the runner needs of `eval.ranks.Ranks`."""
+    """The part of `eval.ranks.Ranks` that the runner uses."""
 
     @property
     def index(self) -> int:
-        """This process."""
+        """Rank of this process."""
         ...
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of ranks."""
         ...
 
     def gather(self, mine: list[tuple[int, Answer]]) -> list[tuple[int, Answer]]:
-        """The items of all ranks."""
+        """Concatenate the items of all ranks."""
         ...
 
 
@@ -53,9 +53,9 @@ def answer(
     group: Group,
     on_answer: Callable[[Request, Answer], None] = lambda request, answer: None,
 ) -> list[Answer]:
-    """The answers to `requests`, in their order, on every rank. Equal requests are asked once.
+    """The answers to `requests`, in their order, on every rank. Equal requests are computed once.
 
-    on_answer: told of each answer of this rank as soon as it is there.
+    on_answer: called with each answer of this rank as soon as it is available.
     """
     unique = list(dict.fromkeys(requests))
     mine = shares(unique, group.count)[group.index]
@@ -64,14 +64,14 @@ def answer(
         answers.append((mine[place], found))
         on_answer(unique[mine[place]], found)
     joined = dict(group.gather(answers))
-    of = {request: joined[k] for k, request in enumerate(unique)}
-    return [of[request] for request in requests]
+    by_request = {request: joined[k] for k, request in enumerate(unique)}
+    return [by_request[request] for request in requests]
 
 
 def shares(requests: Sequence[Request], count: int) -> list[list[int]]:
-    """Indices for each rank: stretches of the sorted requests, so that those that begin alike stay together.
+    """Request indices for each rank: contiguous parts of the sorted requests, which keeps common prefixes together.
 
-    Stretches cost the same but for one request, where what it has in common with the one before costs nothing.
+    Costs of the parts differ by at most one request; a prefix shared with the previous request costs nothing.
     """
     parts: list[list[int]] = [[] for _ in range(count)]
     for kind in dict.fromkeys(map(type, requests)):
@@ -80,13 +80,13 @@ def shares(requests: Sequence[Request], count: int) -> list[list[int]]:
         costs = [len(line.ids) - line.common + sum(_steps(requests[own[k]]) for k in line.members) for line in lines]
         total = sum(costs)
         for line, end, cost in zip(lines, accumulate(costs), costs, strict=True):
-            middle = end - cost / 2  # a line belongs where its middle falls
+            middle = end - cost / 2  # the middle of a line decides its rank
             parts[min(int(middle * count / max(total, 1)), count - 1)] += [own[k] for k in line.members]
     return parts
 
 
 def _computed(request: Request) -> tuple[int, ...]:
-    """The tokens that go through the model before there is an answer."""
+    """The tokens that a request feeds to the model, generated ones aside."""
     return request.prefix_ids + request.continuation_ids[:-1] if isinstance(request, Score) else request.prefix_ids
 
 

@@ -1,7 +1,7 @@
-"""A vision-language model that answers requests whose prompts show images.
+"""A vision-language model that answers requests with images in their prompts.
 
-One prompt at a time: images of several sizes do not batch without padding of its own in each family. The
-continuations of one prompt (the letters of a question) are scored in one pass.
+Prompts run one at a time, because each model family pads images of different sizes in its own way. Continuations of
+the same prompt (the option letters of a question) are scored in one pass.
 
 Shape suffixes: t positions, v vocabulary.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from zerotune.common.errors import UserError
 from zerotune.inference.finite import require_finite
 from zerotune.inference.images import Images
-from zerotune.inference.reasoning import whole_letters
+from zerotune.inference.reasoning import without_partial_character
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 
@@ -27,7 +27,7 @@ class VisionModel:
 
     Args:
         model: A transformers image-text-to-text model in evaluation mode.
-        images: Its images' form.
+        images: Its image processor.
     """
 
     def __init__(self, model: Any, images: Images) -> None:
@@ -36,7 +36,7 @@ class VisionModel:
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request], budget: object = None) -> Iterator[tuple[int, Answer]]:
-        """(index of the request, answer) as soon as it is there; `budget` has no say: no two prompts share a batch."""
+        """Yield (index of the request, answer); `budget` is ignored, since each prompt is a batch of its own."""
         passes: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
         for k, request in enumerate(requests):
             if isinstance(request, Generate):
@@ -49,7 +49,7 @@ class VisionModel:
             yield from ((k, _scored(request, log_probs_tv)) for k, request in scores.items())
 
     def _log_probs(self, ids: Sequence[int], files: Sequence[str], count: int) -> Tensor:
-        """log p of every token after each of the last `count` of `ids`, in fp32."""
+        """log p, in fp32, of every token of the vocabulary after each of the last `count` tokens of `ids`."""
         out = self.model(**self._inputs(ids, files), use_cache=False, logits_to_keep=count)
         self.tokens += len(ids)
         logits_tv: Tensor = out.logits[0, -count:].float().cpu()
@@ -57,7 +57,7 @@ class VisionModel:
 
     def _generated(self, request: Generate) -> Generated:
         if request.temperature:
-            raise UserError("vision-language models answer greedily here: no temperature but 0")
+            raise UserError("vision-language models only generate greedily: set the temperature to 0")
         out = self.model.generate(
             **self._inputs(request.prefix_ids, request.images),
             max_new_tokens=request.max_new_tokens,
@@ -67,13 +67,13 @@ class VisionModel:
             **({"stop_strings": list(request.stop_texts), "tokenizer": self.tokenizer} if request.stop_texts else {}),
         )
         ids = out[0, len(request.prefix_ids) :].tolist()
-        self.tokens += out.shape[1] - 1  # nothing is asked after the last one
+        self.tokens += out.shape[1] - 1  # the last token is not fed back
         end = next((k for k, token in enumerate(ids) if token in request.stop_ids), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         cuts = [text.find(stop) for stop in request.stop_texts if stop in text]
         finished = end is not None or bool(cuts)
         text = text[: min(cuts, default=None)]
-        return Generated(text if finished else whole_letters(text), len(ids[:end]), finished)
+        return Generated(text if finished else without_partial_character(text), len(ids[:end]), finished)
 
     def _inputs(self, ids: Sequence[int], files: Sequence[str]) -> dict[str, Tensor]:
         inputs = self.images.inputs(ids, files)

@@ -28,14 +28,14 @@ from zerotune.common.errors import UserError
 from zerotune.models.precision import HALF
 
 NAME = "document_attention"
-# What some models pass and a computation by document would ignore without a word.
+# Arguments of some models that attention by document would silently ignore.
 UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "cache")
 # All layers of a micro-batch see the same boundary tensor: it is read once, which on a GPU is one synchronisation.
 _LENGTHS = WeakTensorKeyDictionary()
 
 
 def register() -> None:
-    """Make "document_attention" known to transformers; calling it again changes nothing."""
+    """Register "document_attention" with transformers; repeated calls have no effect."""
     AttentionInterface.register(NAME, document_attention)
     AttentionMaskInterface.register(NAME, document_mask)
 
@@ -43,8 +43,8 @@ def register() -> None:
 def implementation(
     requested: str, packed: bool, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> str | None:
-    """The name for `from_pretrained(attn_implementation=...)`; None leaves it to transformers, which knows the families
-    that have no sdpa.
+    """The name for `from_pretrained(attn_implementation=...)`; None lets transformers choose, since some families have
+    no sdpa.
 
     Args:
         requested: auto, sdpa, flash_attention_2 or flash_attention_3.
@@ -94,7 +94,7 @@ def can_pack(model: nn.Module) -> bool:
 
 @cache
 def _passes_more(kind: Any) -> bool:
-    """Whether an attention layer hands on what `document_attention` would refuse (sinks, position biases)."""
+    """Whether an attention layer passes arguments that `document_attention` rejects (sinks, position biases)."""
     if not kind.__name__.endswith("Attention"):
         return False
     try:
@@ -238,7 +238,7 @@ def _one_document(
 
 
 def _visible(length: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """[n, n], true where the row's position may look at the column's: the last `window` positions, itself included."""
+    """[n, n], true where a row's position attends to a column's: the last `window` positions, including itself."""
     visible_nn = torch.ones(length, length, dtype=torch.bool, device=device)
     if causal:
         visible_nn = visible_nn.tril_()

@@ -1,4 +1,4 @@
-"""Whether a folder can be a checkpoint, by its files' names: imports nothing heavy, so that it is said at once."""
+"""Checks by file names whether a folder is a checkpoint, without slow imports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from zerotune.models.dequantize import quantization_method
 
 
 def require_checkpoint(folder: str) -> Path:
-    """The folder. Raises UserError naming what is missing, or a quantisation that cannot be read."""
+    """The folder as a path. Raises UserError naming what is missing, or a quantisation that is not supported."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(
-            f"{folder}: there is no such folder (a hub model: `hf download NAME --local-dir {folder}` first)"
+            f"{folder}: there is no such folder (for a hub model, first run `hf download NAME --local-dir {folder}`)"
         )
     if (path / "adapter_config.json").exists():
         raise UserError(
@@ -30,7 +30,7 @@ def require_checkpoint(folder: str) -> Path:
 
 
 def without_config(folder: Path) -> str:
-    """What to say of a folder without config.json: which one inside it is meant, or how to make one of a run."""
+    """The message for a folder without config.json: which subfolder to use, or how to merge a run."""
     inside = [entry for entry in sorted(folder.iterdir()) if (entry / "config.json").is_file()]
     if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
         merged = folder / "merged"

@@ -1,7 +1,7 @@
-"""What a classification head predicts at label positions: in any batch layout, with or without virtual tokens in front.
+"""Outputs of a classification head at label positions, in any batch layout, with or without virtual tokens.
 
-transformers' heads for sequences find the last token by its difference from the padding token. They take one document a
-row, and none where only embeddings are given (prompt tuning). `install` lets them speak at given positions instead.
+transformers' sequence heads find the last token as the last one that is not padding. They support one document per row,
+and no inputs of embeddings only (prompt tuning). `install` lets them predict at given positions instead.
 
 Shape suffixes: b rows, t positions, d hidden size, n label positions, c outputs of the head.
 """
@@ -26,9 +26,9 @@ class PredictsAtPositions(nn.Module):
     score: nn.Module
 
     def forward(self, *args: Any, positions_2n: Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' own; or, where label positions are given, outputs [n, c] at them.
+        """transformers' own forward pass; with label positions, the outputs [n, c] at them.
 
-        positions_2n: the row of each label position, and its place counted from the end of the row (a negative number).
+        positions_2n: the row of each label position, and its index from the end of the row (negative).
         """
         if positions_2n is None:
             return super().forward(*args, **kwargs)
@@ -38,15 +38,15 @@ class PredictsAtPositions(nn.Module):
 
 
 def predicts_at_positions(model: nn.Module) -> bool:
-    """Whether a sequence classifier's head reads single hidden states, so that `install` serves and rows may be packed.
+    """Whether a sequence classifier's head reads single hidden states, so that `install` works and rows can be packed.
 
-    Encoders have heads of their own, which read the first token, or a summary.
+    Encoders have other heads, which read the first token or a pooled state.
     """
     return hasattr(model, "score")
 
 
 def install(model: nn.Module) -> None:
-    """Let a model that can do so predict at label positions; it keeps its parameters and names."""
+    """Let a model predict at label positions, if it can; its parameters keep their names."""
     if predicts_at_positions(model) and not isinstance(model, PredictsAtPositions):
         model.__class__ = _at_positions(cast(Any, type(model)))
 

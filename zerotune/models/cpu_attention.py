@@ -23,17 +23,17 @@ from transformers.modeling_utils import AttentionInterface
 NAME = "grouped_attention"
 SCORES_AT_ONCE = 2**21  # numbers of one block of scores: a few megabytes
 LEAST_QUERIES = 16  # of a block, and of a call for which this pays
-NOT_HERE = ("softcap", "position_bias", "cache", "s_aux")  # what only transformers' own can do
+NOT_HERE = ("softcap", "position_bias", "cache", "s_aux")  # arguments that only transformers' own attention supports
 
 
 def register() -> None:
-    """Make "grouped_attention" known to transformers; calling it again changes nothing."""
+    """Register "grouped_attention" with transformers; repeated calls have no effect."""
     AttentionInterface.register(NAME, grouped_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use(model: Any) -> None:
-    """Let a transformers `model` in bfloat16 on a CPU attend this way, where it attends by sdpa so far."""
+    """Use it for a transformers `model` in bfloat16 on a CPU, if that uses sdpa so far."""
     implementation = getattr(model.config, "_attn_implementation", None)
     if implementation != "sdpa" or not getattr(model, "_supports_attention_backend", False):
         return

@@ -1,4 +1,4 @@
-"""The identity of a model's weights, to notice that a base model is no longer the one that was trained on."""
+"""Digests of a model's weights and configuration, to notice that a base model has changed since training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def model_digest(path: str | Path, revision: str | None = None) -> str:
 
 
 def config_digest(path: str | Path, revision: str | None = None) -> str:
-    """sha256 over what a model's config.json says, its layout and the version that wrote it aside.
+    """sha256 over the content of config.json, without formatting and transformers' version.
 
-    The weights alone do not make a model: norms, rotary embeddings and caps of logits stand there.
+    Weights alone do not define a model: config.json sets norms, rotary embeddings and logit caps.
     """
     config = read_json(resolve(str(path), revision) / "config.json")
     kept = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}

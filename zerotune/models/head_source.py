@@ -1,7 +1,7 @@
-"""Whether a model hands its output layer's result on unchanged, read from the source of its forward.
+"""Determines from the source of a model's forward whether it returns its output layer's logits unchanged.
 
-Some families scale or cap the logits after the layer (Gemma 2, Cohere, Granite, ...). No attribute says so for all of
-them, so the source is read, and whatever it cannot prove unchanged counts as changed.
+Some families scale or cap the logits after the layer (Gemma 2, Cohere, Granite, ...). No common attribute shows this,
+so the source is analysed, and logits that are not provably unchanged count as changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def gives_logits_unchanged(model: nn.Module, head: nn.Module) -> bool:
-    """True where `model.forward` provably returns what `head` gave, a cast to float32 aside.
+    """True if `model.forward` provably returns the outputs of `head`, except for a cast to float32.
 
     Args:
         model: A transformers model without wrappers and adapters around it.
@@ -57,7 +57,7 @@ def _is_copy(wrapper: nn.Module, head: nn.Module) -> bool:
 
 
 def _unset(config: Any) -> set[str]:
-    """Conditions that are false because the configuration leaves the value out."""
+    """Conditions that are false because the configuration value is None."""
     values = config.to_dict() if config is not None else {}
     return {f"self.config.{key} is not None" for key, value in values.items() if value is None}
 

@@ -33,14 +33,14 @@ LARGE_VOCABULARY = 2**18  # assumed of a layer that does not tell its size
 Answer = Callable[["LossHead", Tensor, Tensor], Tensor]  # (layer, hidden_nd, targets_n) -> in place of logits
 
 
-class Question(NamedTuple):
-    """What installed output layers are asked in place of logits, at the positions that have a target."""
+class HeadRequest(NamedTuple):
+    """The output that installed output layers compute instead of logits, at the positions that have a target."""
 
     targets_bt: Tensor
     answer: Answer
 
 
-_QUESTION: ContextVar[Question | None] = ContextVar("question", default=None)
+_REQUEST: ContextVar[HeadRequest | None] = ContextVar("request", default=None)
 
 
 @contextmanager
@@ -48,11 +48,11 @@ def predicting(targets_bt: Tensor | None, answer: Answer | None = None) -> Itera
     """Inside, installed output layers give the summed loss over `targets_bt` (already shifted, -100 ignored), or
     another `answer`; logits without targets.
     """
-    token = _QUESTION.set(None if targets_bt is None else Question(targets_bt, answer or LossHead.summed_loss))
+    token = _REQUEST.set(None if targets_bt is None else HeadRequest(targets_bt, answer or LossHead.summed_loss))
     try:
         yield
     finally:
-        _QUESTION.reset(token)
+        _REQUEST.reset(token)
 
 
 def install(model: nn.Module) -> None:
@@ -124,14 +124,14 @@ class LossHead(nn.Module):
     """Mixed in front of an output layer's own class."""
 
     def forward(self, hidden_btd: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits; or, while predicting, the answer: the summed loss unless something else is asked."""
-        question = _QUESTION.get()
-        if question is None:
+        """Logits; while predicting, the requested output instead, by default the summed loss."""
+        request = _REQUEST.get()
+        if request is None:
             return cast(Tensor, super().forward(hidden_btd, *args, **kwargs))
-        return question.answer(self, *at_targets(hidden_btd, question.targets_bt))
+        return request.answer(self, *at_targets(hidden_btd, request.targets_bt))
 
     def logits(self, hidden_nd: Tensor) -> Tensor:
-        """As without a question."""
+        """Logits, even while predicting."""
         with predicting(None):
             return self.forward(hidden_nd)
 

@@ -1,4 +1,4 @@
-"""Where a model's folder is, and whether its files are there: what can be known of it without loading a library."""
+"""Finds a model's folder and checks its files, without slow imports."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from zerotune.common.files import nearest
 from zerotune.models.checkpoint_folder import without_config
 from zerotune.models.weight_files import read_json, weight_files
 
-# What a tokenizer is read from.
+# Files of a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "*.tiktoken", "vocab.*", "spiece.model")
 
 
 def local_folder(name: str, key: str) -> Path | None:
-    """The folder of a model on this machine; None for what can only be a name of the hub.
+    """The folder of a model on this machine; None for a name that can only be one of the hub.
 
-    Raises UserError, naming the config key, where it can be neither.
+    Raises UserError, naming the config key, if it can be neither.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

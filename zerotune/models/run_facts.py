@@ -1,4 +1,4 @@
-"""What the training run left about a checkpoint, in run.json beside the weights; nothing for one from elsewhere."""
+"""Facts about the training run of a checkpoint, from run.json beside the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zerotune.common.files import json_object
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunFacts:
     """How a checkpoint was trained.
 
     run: the run's folder by name. trained, total: parameters. epochs: passes over the data up to `step`, None where the
@@ -27,13 +27,13 @@ class Origin:
     data_share: float | None = None
 
 
-def facts_of(folder: Path) -> Mapping[str, Any]:
-    """run.json as it stands; empty where there is none."""
+def read_run_json(folder: Path) -> Mapping[str, Any]:
+    """The content of run.json; empty without one."""
     return json_object(folder / "run.json")
 
 
-def day_of(facts: Mapping[str, Any]) -> date | None:
-    """The day that the run's chat template read: of its first start, here; None where run.json does not say."""
+def template_date_of(facts: Mapping[str, Any]) -> date | None:
+    """The date that the run passed to its chat template: that of its first start; None if run.json lacks it."""
     for key in ("template_date", "started"):  # runs from before the first are known by the second
         try:
             moment = datetime.fromisoformat(facts.get(key) or "")
@@ -43,15 +43,15 @@ def day_of(facts: Mapping[str, Any]) -> date | None:
     return None
 
 
-def origin_of(folder: Path) -> Origin | None:
-    """None where run.json names no run and step."""
-    facts = facts_of(folder)
+def read_run_facts(folder: Path) -> RunFacts | None:
+    """Read a checkpoint's run.json; None if it names no run and step."""
+    facts = read_run_json(folder)
     step, run = _at(facts, "merge", "step"), _at(facts, "config", "run", "folder")
     if not isinstance(step, int) or not isinstance(run, str):
         return None
     trained, total = (_at(facts, "parameters", name) for name in ("trained", "total"))
     counted = isinstance(trained, int) and isinstance(total, int) and total > 0
-    return Origin(
+    return RunFacts(
         run=Path(run).name or folder.name,
         step=step,
         trained=trained if counted else None,

@@ -1,4 +1,4 @@
-"""Which tensors of a model's files find no place in the model, and which places find none: known before any is read."""
+"""Finds tensors of a model's files that the model does not use, and parameters without a tensor, before loading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zerotune.models.folder import weight_files
 log = logging.getLogger(__name__)
 
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.attn\.(masked_)?bias$")  # the model makes its own
-_told: set[tuple[str, str]] = set()
+_reported: set[tuple[str, str]] = set()
 
 
 def names_in_files(folder: Path) -> list[str]:
@@ -64,21 +64,21 @@ def report_unread(folder: Path, lost: Sequence[str]) -> None:
     used = {path.name for path in weight_files(folder)}
     files = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
     if lost:
-        tell_once(logging.WARNING, folder, f"not read, and not in the model that results: {patterns(lost)}")
+        log_once(logging.WARNING, folder, f"not read, and not in the model that results: {patterns(lost)}")
     if files:
-        tell_once(logging.WARNING, folder, f"weight files that are not read: {', '.join(files)}")
+        log_once(logging.WARNING, folder, f"weight files that are not read: {', '.join(files)}")
 
 
 def patterns(names: Sequence[str], shown: int = 8) -> str:
-    """Names in few words: numbers become *, with how many there are of each."""
+    """Summarise names: numbers become *, with a count for each pattern."""
     counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
     words = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
     more = f" and {len(words) - shown} more kinds" if len(words) > shown else ""
     return ", ".join(words[:shown]) + more
 
 
-def tell_once(level: int, folder: Path, text: str) -> None:
+def log_once(level: int, folder: Path, text: str) -> None:
     """Log a line about a folder, once in a process, on the first rank."""
-    if (str(folder), text) not in _told and int(os.environ.get("RANK", 0)) == 0:
-        _told.add((str(folder), text))
+    if (str(folder), text) not in _reported and int(os.environ.get("RANK", 0)) == 0:
+        _reported.add((str(folder), text))
         log.log(level, "%s: %s", folder, text)

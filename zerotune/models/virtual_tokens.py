@@ -1,5 +1,5 @@
-"""A tuned prompt as tokens: its vectors become rows of the input embedding for a while, so that the language model
-alone computes, with any cache, what the tuned one does.
+"""Temporarily appends the vectors of a tuned prompt to the input embedding, so that the plain language model computes
+the same as the tuned one, with any cache.
 
 Shape suffixes: b rows, t positions, n vectors of the prompt, h hidden size.
 """
@@ -17,7 +17,7 @@ from zerotune.models.loss_head import causal_lm, unwrapped
 
 
 class LongerEmbedding(nn.Module):
-    """An input embedding with further rows behind its own. What comes out is what peft puts in front of a sequence."""
+    """An input embedding with additional rows, whose output equals what peft prepends to a sequence."""
 
     def __init__(self, own: nn.Module, rows_nh: Tensor) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class LongerEmbedding(nn.Module):
 
 @contextlib.contextmanager
 def prompt_as_tokens(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Inside, the language model knows the vectors of the tuned prompt as these tokens; none where no prompt is tuned.
+    """Inside, the yielded token ids stand for the vectors of the tuned prompt; empty without prompt tuning.
 
-    The model's weights are whole.
+    The model's weights must not be sharded.
     """
     adapted: Any = unwrapped(model)
     base: Any = causal_lm(model)

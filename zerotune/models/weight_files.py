@@ -1,4 +1,4 @@
-"""Which files hold a model's weights: safetensors beside its config.json, nothing else and from nowhere else."""
+"""Finds the files of a model's weights: safetensors beside its config.json, and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _entry(folder: Path) -> Path:
-    """The file that loading begins with: one that holds all weights, or the index of several."""
+    """The file with all weights, or the index of several files."""
     config = folder / "config.json"
     named = read_json(config).get("transformers_weights") if config.is_file() else None
     if named is not None:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from zerotune.common.process_exit import tell_launcher
+from zerotune.common.process_exit import report_to_launcher
 
 ENDING = """
 import atexit
-from zerotune.common.process_exit import leave
+from zerotune.common.process_exit import exit_process
 atexit.register(lambda: print("taken down in order"))
 print("said before", end="")
-leave(3)
+exit_process(3)
 """
 
 
@@ -32,21 +32,21 @@ def test_the_code_and_the_output_arrive(processes: str, said: str) -> None:
 
 
 def test_the_launcher_is_told_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell_launcher("alone: nobody to tell")
+    report_to_launcher("alone: nobody to tell")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    tell_launcher("too hot")
+    report_to_launcher("too hot")
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "too hot"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
-    tell_launcher("cannot be written")
+    report_to_launcher("cannot be written")
 
 
 SPEAKING = """
 import sys, time
-from zerotune.common.process_exit import let_the_first_speak
+from zerotune.common.process_exit import wait_for_first_process
 from train.failure.stop import Stop
 with Stop():
     print("ready", flush=True)
-    let_the_first_speak()
+    wait_for_first_process()
 print("spoke")
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from pyarrow import parquet
 from eval.config import parse
 from eval.evaluation import read_items
 from eval.tasks import TASKS
-from eval.tasks.classification import Labelled as Classified
-from eval.tasks.reward_model import Pair
-from eval.tasks.sequence_classification import Sequenced, Valued
+from eval.tasks.classification import LabelledText as Classified
+from eval.tasks.reward_model import PreferencePair
+from eval.tasks.sequence_classification import ClassItem, RegressionItem
 from eval.tasks.token_classification import Sentence
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Conversation
@@ -29,6 +31,7 @@ from zerotune.data.readers import Row
 from zerotune.data.rows import Example, load
 from zerotune.data.tagged import Tagged
 
+ROOT = Path(__file__).resolve().parents[3]
 U, A, S = (
     {"role": role, "content": text} for role, text in (("user", "Q?"), ("assistant", "A."), ("system", "Be kind."))
 )
@@ -232,11 +235,11 @@ def shown(read: Any) -> Any:
     """What either side has read, in the form of the tables above."""
     if isinstance(read, (Conversation, Example)):
         return list(read.messages) or (read.text if isinstance(read, Example) else None)
-    if isinstance(read, Sequenced):
+    if isinstance(read, ClassItem):
         return Labelled(read.sentences, read.label)
     if isinstance(read, Sentence):
         return Tagged(read.tokens, tuple(int(tag) if tag.isdecimal() else tag for tag in read.tags))
-    if isinstance(read, (Preference, Pair)):
+    if isinstance(read, (Preference, PreferencePair)):
         sides = (read.chosen, read.rejected)
         texts = [side for side in sides if isinstance(side, str)]
         return Preference(*texts) if texts else tuple(map(shown, sides))
@@ -318,9 +321,9 @@ def test_words_classes_and_values_take_labels_of_their_type() -> None:
         return TASKS[name].load(Row("f", 1, {"text": "S", "label": label}))
 
     assert task("classification", "yes") == Classified("f:1", ("S",), "yes")
-    with pytest.raises(RowError, match="label is a number; a language model needs the label's words"):
+    with pytest.raises(RowError, match="label is a number; a language model needs a label in words"):
         task("classification", 1)
-    assert task("regression", "-1.5") == Valued("f:1", ("S",), -1.5)
+    assert task("regression", "-1.5") == RegressionItem("f:1", ("S",), -1.5)
     with pytest.raises(RowError, match="neither the name nor the number of a class"):
         task("sequence_classification", 1.5)
     for label in ("many", "nan", 10**400):
@@ -353,3 +356,28 @@ def test_columns_may_have_other_names_on_both_sides(tmp_path: Path) -> None:
 def test_a_question_is_enough_where_nothing_is_compared() -> None:
     for row in ({"question": "Q?"}, {"question": "Q?", "answer": ""}, {"messages": [U]}, {"prompt": "Q?"}):
         assert TASKS["samples"].load(Row("f", 1, row)).messages == (U,)
+
+
+def test_a_new_format_is_one_value(tmp_path: Path) -> None:
+    """Recipes accept it, language models learn from it, and evaluation recognises its columns."""
+    (tmp_path / "rows.jsonl").write_text('{"ask": "Q?", "reply": "A."}\n')
+    code = f"""
+from zerotune.data.formats import FORMATS, Format
+from zerotune.data.questions import read_question
+FORMATS["note"] = Format(("ask", "reply"), lambda fields: read_question(fields, "ask", "reply"))
+import zerotune.data.formats as formats
+formats.TEXTS += ("note",)
+from eval.tasks import TASKS
+from train.config import SourceConfig
+from train.data.sources import find
+from train.data.tokenize import read_row
+from train.registry import OBJECTIVES
+from zerotune.data.readers import Row
+assert "note" in OBJECTIVES["causal_lm"].formats and "note" in OBJECTIVES["ppo"].formats
+source = find(SourceConfig(path="{tmp_path}/rows.jsonl", format="note"), "data.train[0]")
+(row,) = (row.item for row in source.rows())
+assert read_row(row, "note", {{}}, None).messages == list(TASKS["qa"].load(row).messages)
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "ok\n", done.stderr

@@ -149,11 +149,11 @@ def test_answers_are_scored_with_their_end_of_turn() -> None:
     assert decode(second.ids[: second.first]).endswith(
         "A.<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (first.bytes, first.ids[: first.first]) == (2, asked.question([USER]))
+    assert (first.bytes, first.ids[: first.first]) == (2, asked.chat_prompt([USER]))
 
 
 def test_raw_puts_nothing_between() -> None:
-    (passage,) = prompter(raw=True).answers([USER, ASSISTANT])
+    (passage,) = prompter(raw=True).assistant_turns([USER, ASSISTANT])
     assert prompter().tokenizer.decode(passage.ids) == "Q?A.<|endoftext|>"
 
 
@@ -167,25 +167,25 @@ def test_the_end_of_turn_stops_an_answer() -> None:
 
 def test_no_template_is_one_clear_error() -> None:
     with pytest.raises(UserError, match=r"tiny: its tokenizer has no chat template.*--template"):
-        prompter(template=None).question([USER])
+        prompter(template=None).chat_prompt([USER])
 
 
 def test_a_template_that_refuses_is_an_error() -> None:
-    with pytest.raises(UserError, match="refuses this conversation: no system"):
-        prompter(template="{{ raise_exception('no system') }}").question([USER])
+    with pytest.raises(UserError, match="rejects this conversation: no system"):
+        prompter(template="{{ raise_exception('no system') }}").chat_prompt([USER])
 
 
 def test_a_template_that_insists_on_a_system_message_still_tells_its_end() -> None:
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('a system first') }}{% endif %}"
     using = prompter(template=template + eval_checkpoints.CHATML)
     assert using.stop_ids == prompter().stop_ids
-    assert using.question([{"role": "system", "content": "Be brief."}, USER])
+    assert using.chat_prompt([{"role": "system", "content": "Be brief."}, USER])
 
 
 def test_a_template_without_continuation_is_an_error() -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}NOW{% endif %}"
     with pytest.raises(UserError, match="does not continue"):
-        prompter(template=template).answers([USER, ASSISTANT])
+        prompter(template=template).assistant_turns([USER, ASSISTANT])
 
 
 @pytest.mark.parametrize("text", ["The capital of France", "敏捷的狐狸", "x"])
@@ -208,7 +208,7 @@ def test_a_start_token_lets_the_first_token_be_scored() -> None:
     started = Prompter(words, None, False, 128, 16, 0, (), "tiny")
     passage = started.document("Paris")
     assert (passage.ids[0], passage.first, passage.bytes) == (1, 1, 5)
-    assert Prompter(words, None, True, 128, 16, 0, (), "tiny").question([USER])[0] == 1
+    assert Prompter(words, None, True, 128, 16, 0, (), "tiny").chat_prompt([USER])[0] == 1
 
 
 def test_tasks_ask_and_score_without_a_model(tmp_path: Path) -> None:

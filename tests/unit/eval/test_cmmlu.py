@@ -66,7 +66,7 @@ def prompter(raw: bool = False) -> Prompter:
     return Prompter(eval_checkpoints.tokenizer(), eval_checkpoints.CHATML, raw, None, 8, 0, (), "tiny")
 
 
-def questions(folder: Path, shots: int = 2) -> list[cmmlu.Question]:
+def questions(folder: Path, shots: int = 2) -> list[cmmlu.MultipleChoiceItem]:
     return cmmlu.arrange(load(local(str(folder)), cmmlu.load), shots)
 
 
@@ -111,7 +111,7 @@ def test_missing_examples_are_said(folder: Path) -> None:
     ("file", "row", "reason"),
     [
         ("test/alchemy.csv", "0,q,a,b,c,d,A\n", r"alchemy.csv:2: alchemy is none of CMMLU's 67 subjects"),
-        ("test/arts.csv", "0,q,a,b,c,d,E\n", r"arts.csv:2: Answer is 'E', none of A, B, C, D"),
+        ("test/arts.csv", "0,q,a,b,c,d,E\n", r"arts.csv:2: Answer is 'E', not A, B, C or D"),
         ("test/arts.csv", "0,q,a,,c,d,A\n", r"arts.csv:2: field `B` is empty"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--tasks qa --data x", "give --model"),
         ("--model a --data x", "give --tasks"),
         ("--model a --tasks qaa --data x", "unknown task qaa; did you mean qa?"),
-        ("--model a --tasks xyz --data x", "unknown task xyz; there are perplexity, qa, "),
+        ("--model a --tasks xyz --data x", "unknown task xyz; use perplexity, qa, "),
         ("--modle a --tasks qa --data x", "unknown option --modle; did you mean --model?"),
         ("--model a --tasks qa --data x --max_rows -1", "--max_rows: must be greater than or equal to 0, not -1"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),
@@ -122,15 +122,15 @@ def test_options_of_other_programs_are_answered_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         parse([*words.split(), "--config", file])
     assert str(refused.value).replace(str(tmp_path), "").splitlines() == [
-        "/eval.yaml:1: unknown option num_fewshot: the task says how many examples it shows; write your own in a task"
+        "/eval.yaml:1: unknown option num_fewshot: each task sets its number of examples; for another, write a task"
         " file (docs/evaluation.md)",
         "/eval.yaml:2: unknown option limit; did you mean max_rows?",
         "/eval.yaml:3: unknown option modell; did you mean model?",
         "/eval.yaml:4: precision: expected one of auto, bf16, fp16, fp32, got 'fp8'",
         "unknown option --model_args; did you mean --model FOLDER, without pretrained=?",
-        "unknown option --num-fewshot: the task says how many examples it shows; write your own in a task file"
+        "unknown option --num-fewshot: each task sets its number of examples; for another, write a task file"
         " (docs/evaluation.md)",
-        "unknown option --batch_size; did you mean --batch_tokens, which is chosen by memory where it is not given?",
+        "unknown option --batch_size; did you mean --batch_tokens, which by default depends on free memory?",
         "unknown option --report_to; --help lists all",
         "unknown option --use_cache; did you mean --resume auto, which is the default: answers are kept in"
         " OUT/journal?",

@@ -27,7 +27,7 @@ ACCURACY = SampleMetric("accuracy", higher_is_better=True, is_share=True)
 def found(tests: list[Fields], training: list[Fields]) -> dict[int, tuple[str, str]]:
     index = Index([tests])
     for number, row in enumerate(training, start=1):
-        index.look_at(row, str(number))
+        index.scan(row, str(number))
     return index.found()
 
 
@@ -174,7 +174,7 @@ def test_the_published_phrasebank_split_is_contaminated_through_and_through(shar
     assert {overlap.how for overlap in overlaps.found["phrasebank"]} == {"words"}
     prompts = Index([list(rows.values())])  # as the published prompts write them; the shortest sentences escape
     for sentence, label in rows.values():
-        prompts.look_at([f"sentence: {sentence} Label: ", label], "x")
+        prompts.scan([f"sentence: {sentence} Label: ", label], "x")
     assert len(prompts.found()) > 0.98 * 4217
 
 
@@ -182,6 +182,6 @@ def test_time_grows_with_the_training_rows_alone() -> None:
     index = Index([[[f"{LONG} {k}"] for k in range(2000)]])
     start = time.perf_counter()
     for k in range(20_000):
-        index.look_at([f"Row {k} says nothing of interest, but says it at some length, as training rows do"], str(k))
+        index.scan([f"Row {k} says nothing of interest, but says it at some length, as training rows do"], str(k))
     assert index.found() == {}
     assert time.perf_counter() - start < 15  # about 1 s; a comparison of all pairs would take hours

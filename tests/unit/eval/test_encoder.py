@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from eval.config import parse
-from eval.encoder import Encoder, by_meaning, with_meaning
+from eval.encoder import Encoder, add_semantic_scores, with_semantic_scores
 from eval.evaluation import evaluate
 from eval.ranks import Ranks
 from eval.report.notes import circumstances
@@ -21,7 +21,7 @@ from tests.support import eval_checkpoints
 from tests.support.eval_checkpoints import ENCODER_CONTEXT, ENCODER_WORDS
 from zerotune.common.errors import UserError
 from zerotune.data.readers import Row
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Generated
 
 CPU = torch.device("cpu")
@@ -78,7 +78,9 @@ def test_only_this_evaluation_scores_by_meaning() -> None:
     """Training calls the task's own score, which knows no encoder."""
     plain = TASKS["qa"]
     item = plain.load(Row("rows.jsonl", 1, {"question": "Capital of France?", "answer": "Paris"}))
-    task = with_meaning(plain, lambda answer, reference: 0.71 if (answer, reference) == ("the city", "Paris") else 0.7)
+    task = with_semantic_scores(
+        plain, lambda answer, reference: 0.71 if (answer, reference) == ("the city", "Paris") else 0.7
+    )
     own = plain.score(item, [Generated("the city")]).values
     found = task.score(item, [Generated("the city")]).values
     assert found == {**own, "semantic_match": 1.0, "semantic_similarity": 0.71}
@@ -91,7 +93,7 @@ def test_dialogues_are_scored_by_meaning_too() -> None:
     rows = [("user", "A city?"), ("assistant", "paris"), ("user", "Another?"), ("assistant", "lyon")]
     item = plain.load(Row("rows.jsonl", 1, {"messages": [{"role": role, "content": text} for role, text in rows]}))
     alike = {("paris", "paris"): 1.0, ("a cat", "lyon"): 0.1, ("a cat", "paris"): 0.2, ("lyon", "paris"): 0.8}
-    task = with_meaning(plain, lambda one, other: alike[one, other])
+    task = with_semantic_scores(plain, lambda one, other: alike[one, other])
     values = task.score(item, [Generated("paris"), Generated("a cat")]).values
     assert values["semantic_turn_similarity"] == pytest.approx(0.55)
     assert values["semantic_consistency"] == pytest.approx(0.4)
@@ -101,13 +103,13 @@ def test_dialogues_are_scored_by_meaning_too() -> None:
 
 def test_an_encoder_for_no_task_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match=r"--encoder .*qa"):
-        by_meaning([TASKS["perplexity"]], str(folder), CPU)
-    assert by_meaning([TASKS["perplexity"]], None, CPU) == [TASKS["perplexity"]]
+        add_semantic_scores([TASKS["perplexity"]], str(folder), CPU)
+    assert add_semantic_scores([TASKS["perplexity"]], None, CPU) == [TASKS["perplexity"]]
 
 
 def test_a_language_model_is_no_sentence_encoder(tmp_path: Path) -> None:
     eval_checkpoints.save(tmp_path)
-    with pytest.raises(UserError, match="is a language model, whose states know only what came before"):
+    with pytest.raises(UserError, match="is a causal language model"):
         Encoder(str(tmp_path), CPU)
 
 
@@ -131,7 +133,7 @@ def test_an_evaluation_with_an_encoder(folder: Path, tmp_path: Path) -> None:
     assert not samples.metrics
     encoder = found.result.encoder
     assert encoder is not None
-    assert encoder.digests == look(str(folder), "x").digests()
+    assert encoder.digests == open_checkpoint(str(folder), "x").digests()
     assert any(
         f"encoder: {folder}, fp32, weights {encoder.digests['weights'][:12]}" in o for o in circumstances(found.result)
     )

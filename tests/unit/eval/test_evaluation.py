@@ -17,21 +17,21 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from eval import evaluation
-from eval.cached_model import open_journal
+from eval.cached_model import open_answer_cache
 from eval.config import Config, parse
 from eval.evaluation import evaluate
 from eval.main import main
 from eval.ranks import Ranks
 from eval.report import markdown, write
 from eval.report.notes import circumstances
-from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Fewer
+from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Subsample
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.eval_checkpoints import TEXT
 from zerotune.common.errors import CannotWriteError, UserError
 from zerotune.common.scale import SCALES
-from zerotune.inference.checkpoint import look
-from zerotune.models.run_facts import Origin
+from zerotune.inference.checkpoint import open_checkpoint
+from zerotune.models.run_facts import RunFacts
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 QUESTIONS = [
@@ -159,7 +159,7 @@ def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> N
     assert any(
         line.startswith("rouge") and line.endswith(f"s ({len(QUESTIONS)} answers known before)") for line in lines
     )
-    assert any("answers known before (from the journal, or of another task) do not count" in line for line in lines)
+    assert any("cached answers (from the journal or another task) do not count" in line for line in lines)
 
 
 SHAPE: dict[str, Any] = {
@@ -219,7 +219,7 @@ def test_result_json_has_its_schema(folders: dict[str, Path], rows: str, texts: 
 
 def test_the_documentation_names_every_field_of_result_json() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    fields = {*re.findall(r"'(\w+)':", str(SHAPE)), *(field.name for field in dataclasses.fields(Origin))}
+    fields = {*re.findall(r"'(\w+)':", str(SHAPE)), *(field.name for field in dataclasses.fields(RunFacts))}
     assert len(fields) > 20
     assert not [field for field in fields if f"`{field}`" not in text]
 
@@ -259,7 +259,7 @@ def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
     assert "By corpus" in report
     note = "perplexity: 3 of 7 rows asked (--max_rows), the first ones of each of 2 files by turns"
     assert note in report
-    assert task.fewer == Fewer(rows=3, of_rows=7, files=2, of_files=2)
+    assert task.fewer == Subsample(rows=3, of_rows=7, files=2, of_files=2)
     assert run(*words).result.tasks[0].fewer is None
 
 
@@ -271,10 +271,10 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
     (task,) = found.result.tasks
     assert task.samples == 2
     assert [row.id for row in task.skipped] == [f"{path}:3"]
-    assert task.skipped[0].reason.endswith("tokens; the context holds 128")
+    assert task.skipped[0].reason.endswith("tokens, more than the context of 128")
     assert "1 row left out of these numbers" in markdown(found)
     path.write_text(json.dumps(long))
-    with pytest.raises(UserError, match="no row can be asked"):
+    with pytest.raises(UserError, match="all rows were skipped"):
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
 
 
@@ -293,7 +293,7 @@ def test_an_answer_that_the_context_ends_is_reported(folders: dict[str, Path], t
     (task,) = found.result.tasks
     assert (task.samples, task.skipped) == (3, [])
     assert task.cut_short == {"before": [f"{path}:3"]}
-    assert "the context had no room for the rest of the answer, or the next turn" in markdown(found)
+    assert "the context was too short for the rest of the answer, or the next turn" in markdown(found)
 
 
 def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -319,9 +319,9 @@ def test_known_answers_are_told_once_a_task(
     path.write_text(json.dumps({"messages": said}) + "\n")
     words = ["--model", folders["before"], "--tasks", "dialogue", "--data", path, "--out", tmp_path / "out"]
     config = parse([*map(str, words), "--max_new_tokens", "2"])
-    evaluate(config, ALONE, open_journal(config, ALONE))
+    evaluate(config, ALONE, open_answer_cache(config, ALONE))
     capsys.readouterr()
-    again = evaluate(config, ALONE, open_journal(config, ALONE))
+    again = evaluate(config, ALONE, open_answer_cache(config, ALONE))
     assert again.result.tasks[0].reused == {"before": 3}
     assert capsys.readouterr().err == "before: dialogue: 1 of 1 answers from the journal\n"
 
@@ -332,7 +332,7 @@ def test_answers_of_this_evaluation_are_not_said_to_be_from_the_journal(
     """The same checkpoint twice: the second asks nothing anew."""
     words = ["--model", str(folders["before"]), "--model", str(folders["before"]), "--tasks", "qa", "--data", rows]
     config = parse([*words, "--out", str(tmp_path / "fresh")])
-    result = evaluate(config, ALONE, open_journal(config, ALONE)).result
+    result = evaluate(config, ALONE, open_answer_cache(config, ALONE)).result
     assert list(result.tasks[0].reused.values())[1] > 0
     assert "journal" not in capsys.readouterr().err
 
@@ -417,7 +417,7 @@ def test_generation_settings_of_a_checkpoint_change_no_answer(
 def test_main_prints_one_message_and_its_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--model", str(tmp_path), "--tasks", "nonsense", "--data", "x"]) == UserError.exit_code
     assert capsys.readouterr().err.splitlines() == [
-        f"error: unknown task nonsense; there are {', '.join(TASKS)}, and your own: FILE.yaml",
+        f"error: unknown task nonsense; use {', '.join(TASKS)}, or a task file: FILE.yaml",
     ]
 
 
@@ -473,7 +473,9 @@ def test_weights_in_fewer_bits(rows: str, tmp_path: Path, quantization: str) -> 
     whole, fewer = (run(*command, "--quantization", bits).result.tasks[0].metrics[0] for bits in ("none", quantization))
     assert fewer.estimates[0].value != whole.estimates[0].value
     assert fewer.estimates[0].value == pytest.approx(whole.estimates[0].value, rel=0.1)
-    loaded: Any = look(str(tmp_path / "model"), "m").load("language", "fp32", quantization, torch.device("cpu"))
+    loaded: Any = open_checkpoint(str(tmp_path / "model"), "m").load(
+        "language", "fp32", quantization, torch.device("cpu")
+    )
     packs = [getattr(part, "support_avx512bf16_for_cpu", False) for part in loaded.network.model.modules()]
     assert not any(packs)  # bitsandbytes would pack 4-bit weights anew there, and lose digits
 

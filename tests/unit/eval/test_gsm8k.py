@@ -193,8 +193,8 @@ def test_missing_examples_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"question": "Q?", "answer": "9"}, "answer does not end in ####"),
-        ({"question": "Q?", "answer": "#### nine"}, "answer does not end in ####"),
+        ({"question": "Q?", "answer": "9"}, "answer does not end with ####"),
+        ({"question": "Q?", "answer": "#### nine"}, "answer does not end with ####"),
         ({"question": " ", "answer": "#### 9"}, "field `question` is empty"),
         ({"question": "Q?"}, "field `answer` is missing"),
     ],
@@ -220,7 +220,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, str], reason: str) ->
     ],
 )
 def test_chains_of_thought_are_matched_as_in_the_harness(output: str, scores: tuple[float, ...]) -> None:
-    sample = gsm8k_cot.score(gsm8k_cot.Question(PROBLEM, ""), [Generated(output)])
+    sample = gsm8k_cot.score(gsm8k_cot.FewShotItem(PROBLEM, ""), [Generated(output)])
     assert tuple(sample.values.values()) == scores
     assert list(sample.values) == ["strict_match", "flexible_match", "accuracy", "no_mark"]
 

@@ -14,10 +14,10 @@ from scipy import stats
 
 from eval.compare import _left_out as left_out
 from eval.compare import compare
-from eval.evaluation import with_short_corpora
+from eval.evaluation import with_short_corpus_names
 from eval.metrics.intervals import FEWEST, jackknife, jackknife_change, typical_values
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
-from eval.names import of_files, of_models, shortest
+from eval.names import file_names, model_names, shortest
 from eval.protocols import Metric, Sample, SampleMetric
 from eval.result import MetricResult
 from eval.tasks import TASKS
@@ -152,13 +152,13 @@ def test_few_rows_have_no_interval_and_the_reason_is_told() -> None:
     score = SampleMetric("x", higher_is_better=True)
     (found,) = results((score,), [{"x": k / 10} for k in range(9)], [{"x": k / 11} for k in range(9)])
     assert found.estimates[0].low is None
-    assert found.estimates[0].reason == "too few rows for an interval: 9, needed are 20"
+    assert found.estimates[0].reason == "too few rows for an interval: 9 of at least 20"
     assert (found.differences[0].verdict, found.differences[0].p_value) == ("not tested", None)
     (found,) = results((score,), [{"x": 0.1}] * 30, [{"x": 0.1}] * 28 + [{"x": 0.9}] * 2)
-    assert found.differences[0].reason == "too few rows for an interval: only 2 differ from the commonest value"
+    assert found.differences[0].reason == "too few rows for an interval: only 2 differ from the most common value"
     rows = [{"gold": float(k > 27), "predicted": 0.0} for k in range(30)]
     (found, _) = results([m for m in TASKS["sequence_classification"].metrics if m.name != "accuracy"], rows)
-    assert found.estimates[0].reason == "too few rows of a label for an interval: 2, needed are 10 of each"
+    assert found.estimates[0].reason == "too few rows of a label for an interval: 2 of at least 10"
 
 
 def test_from_one_end_of_the_scale_to_the_other_is_not_called_no_difference() -> None:
@@ -225,9 +225,9 @@ def test_files_and_checkpoints_have_the_shortest_names_that_tell(tmp_path: Any) 
     assert shortest(["/x/base", "/y/merged"]) == ["base", "merged"]
     assert shortest(["/x/one/merged", "/x/two/merged"]) == ["one/merged", "two/merged"]
     assert shortest(["/x/one", "/x/one"]) == ["one", "one #2"]
-    assert of_files(["/data/in/test.jsonl", "/data/out/test.jsonl"]) == ["in/test", "out/test"]
-    assert of_files(["/data/news.jsonl", "/data/news.txt"]) == ["news.jsonl", "news.txt"]
-    assert of_files(["新闻.jsonl"]) == ["新闻"]
+    assert file_names(["/data/in/test.jsonl", "/data/out/test.jsonl"]) == ["in/test", "out/test"]
+    assert file_names(["/data/news.jsonl", "/data/news.txt"]) == ["news.jsonl", "news.txt"]
+    assert file_names(["新闻.jsonl"]) == ["新闻"]
     folders = []
     for run, step, folder in (("runs/mix", 12, "a/merged"), ("runs/mix", 24, "b/merged"), ("", 0, "base")):
         folders.append(tmp_path / folder)
@@ -235,15 +235,15 @@ def test_files_and_checkpoints_have_the_shortest_names_that_tell(tmp_path: Any) 
         if run:
             facts = f'{{"merge": {{"step": {step}}}, "config": {{"run": {{"folder": "{run}"}}}}}}'
             (folders[-1] / "run.json").write_text(facts)
-    assert of_models([str(folder) for folder in folders]) == ["mix step 12", "mix step 24", "base"]
-    twice = of_models([str(folders[0]), str(folders[0])])
+    assert model_names([str(folder) for folder in folders]) == ["mix step 12", "mix step 24", "base"]
+    twice = model_names([str(folders[0]), str(folders[0])])
     assert len(set(twice)) == 2
     assert all(name.startswith("mix step 12") for name in twice)
 
 
 def test_corpora_are_called_by_what_tells_them_apart() -> None:
     samples = [Sample("1", {}, groups={"corpus": f"/very/long/{name}/test.jsonl"}) for name in ("in", "out")]
-    named = with_short_corpora([*samples, Sample("2", {})])
+    named = with_short_corpus_names([*samples, Sample("2", {})])
     assert [one.groups.get("corpus") for one in named] == ["in/test", "out/test", None]
 
 

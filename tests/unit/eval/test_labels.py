@@ -32,7 +32,7 @@ from eval.metrics.first_label import first_label
 from eval.metrics.labels import UNREADABLE, macro_f1, mcc, pearson, rmse
 from eval.protocols import Sample
 from eval.ranks import Ranks
-from eval.subsample import choose
+from eval.subsample import take_subsample
 from eval.tasks import TASKS
 from eval.tasks.token_classification import Sentence
 from tests.support import eval_checkpoints
@@ -342,7 +342,7 @@ def test_a_tokenizer_without_an_end_refuses_labels_that_begin_another() -> None:
     words.tokenizer = eval_checkpoints.tokenizer()
     words.tokenizer.eos_token = None
     items = task.arrange(load([Row("f", k, {"text": "t", "label": x}) for k, x in enumerate(("a", "ab"))], task.load))
-    with pytest.raises(UserError, match=r"'a' begins 'ab'.*has no end token"):
+    with pytest.raises(UserError, match=r"'a' is the start of 'ab'.*has no end token"):
         task.ask(items[0], words)
 
 
@@ -355,8 +355,8 @@ def test_a_label_that_may_be_a_name_or_a_number_is_refused(label: Any) -> None:
         UserError, match=r"f:3: label '1' is the name of class 0 \(from 0\) and the number of class '2'"
     ):
         task.bind(item, prompter({0: "1", 1: "2"}))
-    assert task.bind(item, prompter({0: "0", 1: "1"})).gold == 1
-    assert task.bind(item, prompter({0: "neg", 1: "pos"})).gold == 1
+    assert task.bind(item, prompter({0: "0", 1: "1"})).label_index == 1
+    assert task.bind(item, prompter({0: "neg", 1: "pos"})).label_index == 1
 
 
 # Words and windows
@@ -448,9 +448,9 @@ def test_a_long_sentence_is_answered_from_all_its_windows(letters_are_tokens: No
     tags = [("B-DNA", "I-DNA", "O")[ord(word) % 3] for word in words]
     (item,) = load([Row("f", 1, {"tokens": words, "tags": tags})], task.load)
     job = prepare(task, [item], prompter(NAMES, window_tokens=16))
-    (asked,) = job.asked
+    (asked,) = job.requests
     assert len(asked) > 3
-    assert all(isinstance(request, Tag) and request.slots <= 16 for request in asked)
+    assert all(isinstance(request, Tag) and request.length <= 16 for request in asked)
     classes = {vocabulary.convert_tokens_to_ids(word): tags[k] for k, word in enumerate(words)}
     answers = [Tagged(tuple(list(NAMES.values()).index(classes[i]) for i in r.prefix_ids)) for r in asked]
     sample = task.score(job.items[0], answers)
@@ -532,7 +532,7 @@ def test_prompts_of_one_sentence_and_of_two() -> None:
 
 def test_every_label_of_the_data_is_asked_for(tmp_path: Path) -> None:
     """Even if only some rows are asked."""
-    (item,) = choose(items("classification", write(tmp_path / "a.jsonl", *MRPC)), 1, None)
+    (item,) = take_subsample(items("classification", write(tmp_path / "a.jsonl", *MRPC)), 1, None)
     assert item.labels == ("equivalent", "not equivalent")
     task, vocabulary = TASKS["classification"], tokenizer()
     requests = task.ask(item, prompter())
@@ -587,7 +587,7 @@ def test_classes_by_name_and_by_number(tmp_path: Path) -> None:
     rows = [{"text": "Beijing.", "label": label} for label in ("good", 1, "1")]
     own = prompter({0: "bad", 1: "good"})
     job = prepare(task, items(task.name, write(tmp_path / "a.jsonl", *rows)), own)
-    assert job.asked[0] == [Classify(tuple(tokenizer()("Beijing.")["input_ids"]))]
+    assert job.requests[0] == [Classify(tuple(tokenizer()("Beijing.")["input_ids"]))]
     answers: list[list[Answer]] = [[Classified((0.0, 1.0))], [Classified((0.5, 1.0))], [Classified((0.3, -1.0))]]
     samples = [task.score(item, answer) for item, answer in zip(job.items, answers, strict=True)]
     assert [sample.values["gold"] for sample in samples] == [1.0, 1.0, 1.0]
@@ -742,7 +742,7 @@ def test_tags_that_are_numbers_are_those_of_the_checkpoints_classes() -> None:
     named = task.bind(item, prompter(NAMES))
     assert named.tags == (named.labels[0], named.labels[1])
     (beyond,) = load([Row("f", 8, {"tokens": ["a"], "tags": [99]})], task.load)
-    with pytest.raises(UserError, match=r"f:8: there is a tag 99, and .* has only"):
+    with pytest.raises(UserError, match=r"f:8: has the tag 99, but .* has only"):
         task.bind(beyond, prompter(NAMES))
     with pytest.raises(UserError, match="tag 0"):
         load([Row("f", 9, {"tokens": ["a"], "tags": [True]})], task.load)

@@ -24,7 +24,7 @@ from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
 from zerotune.data.readers import Row
 from zerotune.data.rows import load, local
-from zerotune.inference.prompt import beginning
+from zerotune.inference.prompt import find_prefix_pair
 from zerotune.inference.requests import Generate, Generated, Score, Scored
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,15 +60,15 @@ class FakePrompter:
 
     max_new_tokens, stop_ids = 9, (0,)
 
-    def question(self, messages: Any) -> tuple[int, ...]:
+    def chat_prompt(self, messages: Any) -> tuple[int, ...]:
         return tuple(map(ord, "".join(f"<{m['content']}>" for m in messages)))
 
-    def answers(self, messages: Any) -> list[Any]:
-        asked = self.question(messages[:-1])
+    def assistant_turns(self, messages: Any) -> list[Any]:
+        asked = self.chat_prompt(messages[:-1])
         return [Passage((*asked, *map(ord, messages[-1]["content"])), len(asked), len(messages[-1]["content"]))]
 
     def with_ends(self, continuations: Any, texts: Any) -> Any:
-        return [(*ids, 0) for ids in continuations] if beginning(texts) else continuations
+        return [(*ids, 0) for ids in continuations] if find_prefix_pair(texts) else continuations
 
     def document(self, text: str) -> Any:
         return Passage((1, *map(ord, text)), 1, len(text))
@@ -123,21 +123,19 @@ def test_what_is_extracted_is_what_is_scored(tmp_path: Path) -> None:
 )
 def test_the_right_choice_is_a_text_a_letter_or_a_number(tmp_path: Path, answer: Any, place: int) -> None:
     task = made(tmp_path, CHOICES)
-    assert item(task, question="?", a="one", b="two", c="zwei", answer=answer).right == place
+    assert item(task, question="?", a="one", b="two", c="zwei", answer=answer).correct == place
 
 
 @pytest.mark.parametrize("answer", ["2", 2])
 def test_an_answer_that_may_be_a_text_or_a_number_is_refused(tmp_path: Path, answer: Any) -> None:
     task = made(tmp_path, CHOICES)
-    message = (
-        r"^answer: '2' can mean the text of choice 0 \('2'\), a number from 0 \('zwei'\); give its letter, .*int\] }}"
-    )
+    message = r"^answer: '2' can mean the text of choice 0 \('2'\), a number from 0 \('zwei'\); use letters, .*int\] }}"
     with pytest.raises(RowError, match=message):
         item(task, question="?", a="2", b="two", c="zwei", answer=answer)
     with pytest.raises(RowError, match="can mean the text of choice 1"):
         item(task, question="?", a="B", b="A", c="C", answer="A")
-    assert item(task, question="?", a="0", b="1", c="2", answer=answer).right == 2  # both name the same
-    with pytest.raises(RowError, match="'True' is no choice"):
+    assert item(task, question="?", a="0", b="1", c="2", answer=answer).correct == 2  # both name the same
+    with pytest.raises(RowError, match="'True' is neither a choice"):
         item(task, question="?", a="x", b="y", c="z", answer=True)
 
 
@@ -157,7 +155,7 @@ def test_rows_of_every_file_type_have_the_same_right_choice(tmp_path: Path) -> N
             writer.writerows(rows)
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
         for name in ("r.jsonl", "r.csv", "r.parquet"):
-            assert [item.right for item in load(local(str(tmp_path / name)), task.load)] == [2, 0, 1], name
+            assert [item.correct for item in load(local(str(tmp_path / name)), task.load)] == [2, 0, 1], name
     (tmp_path / "r.csv").write_text("question,a,b,c,answer\n?,4,5,6,5\n?,1,2,3,1\n")
     with pytest.raises(UserError, match=r"r\.csv:3: answer: '1' can mean"):
         load(local(str(tmp_path / "r.csv")), task.load)
@@ -165,7 +163,7 @@ def test_rows_of_every_file_type_have_the_same_right_choice(tmp_path: Path) -> N
 
 def test_the_right_choice_may_be_the_same_in_every_row(tmp_path: Path) -> None:
     task = made(tmp_path, CHOICES.replace("answer: answer", "answer: 2"))
-    assert item(task, question="?", a="x", b="y", c="z").right == 2
+    assert item(task, question="?", a="x", b="y", c="z").correct == 2
 
 
 def test_choices_are_scored_by_likelihood(tmp_path: Path) -> None:
@@ -218,11 +216,14 @@ def test_the_source_stands_beside_the_file(tmp_path: Path) -> None:
         (("metrics:", "version: two\nmetrics:"), "task.yaml:6: version: 'two' must be a whole number"),
         (("metrics:", "chat: maybe\nmetrics:"), "chat: 'maybe' must be true or false"),
         (("metrics:", 'extract: "("\nmetrics:'), "extract: not a regular expression"),
-        (("metrics:", "data: x\nhub: {path: y}\nmetrics:"), "hub: stands beside data"),
+        (("metrics:", "data: x\nhub: {path: y}\nmetrics:"), "hub: is given together with data"),
         (("metrics:", "hub: {paht: y}\nmetrics:"), "task.yaml:6: hub.paht: unknown key"),
         (("metrics:", "choices: [a]\nmetrics:"), "choices: unknown in a task of kind generate"),
         (("reference: capital", "reference: []"), "reference: is an empty list"),
-        (("reference: capital", "reference: [3]"), "task.yaml:5: reference[0]: 3 must be a column or a template"),
+        (
+            ("reference: capital", "reference: [3]"),
+            "task.yaml:5: reference[0]: 3 must be text: a column name or a template",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eval.compare import compare, corrected
+from eval.compare import compare, with_holm_correction
 from eval.metrics.labels import macro_f1
 from eval.protocols import CorpusMetric, Sample, SampleMetric, Table
 from eval.report import figure, markdown, show, summary, words, write
@@ -28,9 +28,9 @@ from eval.report.matrix import legend, matrix
 from eval.report.notes import circumstances, warnings
 from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
-from eval.result import Evaluation, Fewer, MetricResult, Result
+from eval.result import Evaluation, MetricResult, Result, Subsample
 from tests.support.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
-from zerotune.models.run_facts import origin_of
+from zerotune.models.run_facts import read_run_facts
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_the_terminal_breaks_names_between_their_parts_and_keeps_words_and_numbe
     said = shown(evaluation((LONG_NAME, "Qwen2.5-7B-Instruct")).result)
     assert max(map(cell_len, said.splitlines())) <= 80
     pieces = said[said.index("Metrics") :].split()
-    assert {"runs/qwen2.5-7b-instruct-", "r64-alpha128-seed42/merged", "noticeable", "similarity"} <= set(pieces)
+    assert {"runs/qwen2.5-7b-instruct-", "r64-alpha128-seed42/merged", "detectable", "similarity"} <= set(pieces)
     assert column_widths([["token_classification"], ["-0.0227 [-0.1, 3]"]], 24) == [14, 10]
     assert folded("token_classification of 1e-05", 14) == "token_\nclassification\nof 1e-05"
     assert folded("abcdefghi jk l", 7) == "abcdefg\nhi jk l"
@@ -252,7 +252,7 @@ def test_one_model_is_no_baseline() -> None:
 def test_a_task_that_brings_its_rows_names_no_file(compared: Evaluation) -> None:
     task = dataclasses.replace(compared.result.tasks[0], data={})
     lines = circumstances(dataclasses.replace(compared.result, tasks=[task]))
-    assert any(line.startswith("quiz version 1: rows of its own; base 12.5 s") for line in lines)
+    assert any(line.startswith("quiz version 1: built-in rows; base 12.5 s") for line in lines)
     assert any("cpu, 1 process; " in line for line in lines)
 
 
@@ -316,7 +316,7 @@ def test_models_stand_side_by_side_in_a_tasks_tables(compared: Evaluation) -> No
 
 def test_contamination_is_told_beside_the_number(compared: Evaluation) -> None:
     report = markdown(compared)
-    assert "quiz: 20 of 120 rows stand in the training data. accuracy 21.7 %, on the 100 clean rows 22.0 %" in report
+    assert "quiz: 20 of 120 rows occur in the training data. accuracy 21.7 %, on the 100 clean rows 22.0 %" in report
     assert "the same row: 10" in report
     assert "could not be compared: lost.jsonl" in report
     assert "and 10 more in result.json" in report
@@ -333,13 +333,15 @@ def test_the_evaluator_is_named_by_version_and_commit(compared: Evaluation) -> N
 @pytest.mark.parametrize(
     ("fewer", "seed", "said"),
     [
-        (Fewer(50, 1319, 1, 1), None, "the first ones"),
-        (Fewer(50, 1319, 1, 1), 42, "drawn with seed 42"),
-        (Fewer(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
-        (Fewer(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
+        (Subsample(50, 1319, 1, 1), None, "the first ones"),
+        (Subsample(50, 1319, 1, 1), 42, "drawn with seed 42"),
+        (Subsample(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
+        (Subsample(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
     ],
 )
-def test_fewer_rows_than_there_are_is_a_note(compared: Evaluation, fewer: Fewer, seed: int | None, said: str) -> None:
+def test_fewer_rows_than_there_are_is_a_note(
+    compared: Evaluation, fewer: Subsample, seed: int | None, said: str
+) -> None:
     result = compared.result
     tasks = [dataclasses.replace(result.tasks[0], fewer=fewer), *result.tasks[1:]]
     told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
@@ -367,7 +369,7 @@ def results(pairs: list[tuple[float, float]], metric: SampleMetric = ACCURACY) -
 
 def sentence(compared: Evaluation, metric: MetricResult, rows: int) -> str:
     task = dataclasses.replace(compared.result.tasks[0], metrics=[metric], samples=rows)
-    (found,) = words.sentences(dataclasses.replace(compared.result, tasks=corrected([task])))
+    (found,) = words.sentences(dataclasses.replace(compared.result, tasks=with_holm_correction([task])))
     return found.before + found.verdict + found.after
 
 
@@ -417,7 +419,7 @@ def test_another_number_is_not_the_same_though_no_row_is_won(compared: Evaluatio
 
 def test_few_rows_are_not_tested_and_the_report_says_why(compared: Evaluation) -> None:
     metric = results([(0.1, 0.9)] * 3 + [(0.2, 0.8)] * 2, SampleMetric("similarity", higher_is_better=True))
-    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5, needed are 20")
+    assert sentence(compared, metric, 5).endswith(", not tested: too few rows for an interval: 5 of at least 20")
 
 
 def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -> None:
@@ -426,7 +428,7 @@ def test_many_comparisons_are_corrected_for_their_number(compared: Evaluation) -
     assert 0.01 < weak.differences[0].p_value < 0.05
     nothing = results([(1.0, 0.0), (0.0, 1.0)] * 20)
     task = dataclasses.replace(compared.result.tasks[0], metrics=[weak, *[nothing] * 4])
-    result = dataclasses.replace(compared.result, tasks=corrected([task]))
+    result = dataclasses.replace(compared.result, tasks=with_holm_correction([task]))
     assert result.tasks[0].metrics[0].differences[0].p_holm > 0.05
     assert words.multiplicity(result).endswith("none of the differences remains.")
 
@@ -469,7 +471,7 @@ def test_curves_stand_at_the_step_of_the_checkpoint(compared: Evaluation, tmp_pa
         folder.mkdir()
         facts = {"merge": {"step": step}, "config": {"run": {"folder": "runs/demo"}}} if step else {}
         (folder / "run.json").write_text(json.dumps(facts))
-        models.append(dataclasses.replace(model, origin=origin_of(folder)))
+        models.append(dataclasses.replace(model, origin=read_run_facts(folder)))
     write_curves(dataclasses.replace(compared.result, models=models), tmp_path / "curves")
     for run, step, place in (("demo", 120, 0), ("merged", 0, 1)):
         events = EventAccumulator(str(tmp_path / "curves" / run)).Reload()
@@ -492,5 +494,5 @@ def test_cards_have_the_scales_of_the_report_and_no_parts_of_sums() -> None:
     data = re.search(r'<script type="application/json" class="data">(.*?)</script>', shown)
     assert data is not None
     (row,) = json.loads(data[1])["rows"]
-    assert row["said"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
+    assert row["formatted"] == {"similarity": ["25.0 %"], "tokens": ["12"]}
     assert row["values"] == {"similarity": [0.25], "tokens": [12.0]}

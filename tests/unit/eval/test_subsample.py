@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from eval.result import Fewer
-from eval.subsample import choose, fewer
+from eval.result import Subsample
+from eval.subsample import describe_subsample, take_subsample
 from zerotune.data.rows import Example
 
 
@@ -33,23 +33,25 @@ def lines(items: Sequence[Example]) -> list[str]:
     ],
 )
 def test_files_take_turns(sizes: dict[str, int], count: int, chosen: list[str]) -> None:
-    assert lines(choose(rows(**sizes), count, seed=None)) == chosen
+    assert lines(take_subsample(rows(**sizes), count, seed=None)) == chosen
 
 
 def test_rows_on_one_line_are_of_the_same_file() -> None:
     items = [Example(f"{name}.json:1, row {number}") for name in "ab" for number in (1, 2, 3)]
-    assert choose(items, 2, seed=None) == [items[0], items[3]]
+    assert take_subsample(items, 2, seed=None) == [items[0], items[3]]
 
 
 def test_a_seed_draws_from_all_files_together_in_their_order() -> None:
     items = rows(a=40, b=40)
-    drawn = choose(items, 10, seed=42)
+    drawn = take_subsample(items, 10, seed=42)
     assert len(drawn) == 10
-    assert drawn == choose(items, 10, seed=42) != choose(items, 10, seed=7)
+    assert drawn == take_subsample(items, 10, seed=42) != take_subsample(items, 10, seed=7)
     assert drawn == sorted(drawn, key=items.index)
 
 
 def test_what_was_left_out_is_counted() -> None:
     items = rows(a=3, b=2, c=1)
-    assert fewer(items, choose(items, 2, seed=None)) == Fewer(rows=2, of_rows=6, files=2, of_files=3)
-    assert fewer(items, choose(items, 0, seed=None)) is None
+    assert describe_subsample(items, take_subsample(items, 2, seed=None)) == Subsample(
+        rows=2, of_rows=6, files=2, of_files=3
+    )
+    assert describe_subsample(items, take_subsample(items, 0, seed=None)) is None

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.cached_model import open_journal
+from eval.cached_model import open_answer_cache
 from eval.config import parse
 from eval.evaluation import evaluate
 from eval.ranks import Ranks
 from tests.support import eval_checkpoints
 from zerotune.common.errors import CannotWriteError, UserError
-from zerotune.inference.answer_cache import Journal, identity, read
+from zerotune.inference.answer_cache import AnswerCache, model_key, read_answers
 from zerotune.inference.checkpoint import Checkpoint
 from zerotune.inference.requests import (
     Answer,
@@ -43,7 +43,7 @@ PAIRS: list[tuple[Request, Answer]] = [
 
 
 def written(folder: Path, model: str = "m") -> Path:
-    journal = Journal(folder)
+    journal = AnswerCache(folder)
     for request, answer in PAIRS:
         journal.write(model, request, answer)
     (path,) = folder.iterdir()
@@ -52,9 +52,9 @@ def written(folder: Path, model: str = "m") -> Path:
 
 def test_answers_come_back_exactly(tmp_path: Path) -> None:
     written(tmp_path)
-    found = Journal(tmp_path, 0, read(tmp_path))
-    assert found.known("m", [request for request, _ in PAIRS]) == dict(PAIRS)
-    assert found.known("another model", [request for request, _ in PAIRS]) == {}
+    found = AnswerCache(tmp_path, 0, read_answers(tmp_path))
+    assert found.lookup("m", [request for request, _ in PAIRS]) == dict(PAIRS)
+    assert found.lookup("another model", [request for request, _ in PAIRS]) == {}
 
 
 @given(st.integers(0, 3000))
@@ -64,7 +64,7 @@ def test_a_line_that_is_not_whole_is_passed_over(tmp_path_factory: pytest.TempPa
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
     lines = whole[:size].count(b"\n") + (whole[:size].endswith(b"}}"))
-    known = Journal(None, 0, read(folder)).known("m", [request for request, _ in PAIRS])
+    known = AnswerCache(None, 0, read_answers(folder)).lookup("m", [request for request, _ in PAIRS])
     assert known == dict(PAIRS[:lines])
 
 
@@ -73,7 +73,7 @@ def test_a_line_that_is_not_whole_is_passed_over(tmp_path_factory: pytest.TempPa
 )
 def test_lines_of_another_shape_are_passed_over(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text(line + "\n")
-    assert read(tmp_path) == {}
+    assert read_answers(tmp_path) == {}
 
 
 def test_every_setting_of_a_request_counts() -> None:
@@ -91,10 +91,10 @@ def test_every_setting_of_a_request_counts() -> None:
         Tag((1, 2)),
         Classify((1, 2)),
     ]
-    journal = Journal()
+    journal = AnswerCache()
     for k, request in enumerate([base, *others]):
-        journal.learn("m", {request: Generated(str(k))})
-    known = journal.known("m", [base, *others])
+        journal.add("m", {request: Generated(str(k))})
+    known = journal.lookup("m", [base, *others])
     assert [known[request] for request in [base, *others]] == [Generated(str(k)) for k in range(len(others) + 1)]
 
 
@@ -102,24 +102,24 @@ def test_the_bytes_of_images_count(tmp_path: Path) -> None:
     images = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
     for image, content in zip(images, [b"one", b"two", b"one"], strict=True):
         image.write_bytes(content)
-    journal = Journal()
+    journal = AnswerCache()
     first, second, copy = (Score((1,), (2,), images=(str(image),)) for image in images)
-    journal.learn("m", {first: Scored(-1.0, 1)})
-    assert list(journal.known("m", [first, second, copy])) == [first, copy]
+    journal.add("m", {first: Scored(-1.0, 1)})
+    assert list(journal.lookup("m", [first, second, copy])) == [first, copy]
 
 
 def test_models_differ_by_any_digest_or_setting() -> None:
     digests = {"weights": "a", "tokenizer": "b"}
-    base = identity(digests, ["language", "bf16", "none"])
-    assert base == identity(dict(reversed(digests.items())), ["language", "bf16", "none"])
-    assert base != identity(digests | {"weights": "c"}, ["language", "bf16", "none"])
-    assert base != identity(digests, ["language", "bf16", "nf4"])
+    base = model_key(digests, ["language", "bf16", "none"])
+    assert base == model_key(dict(reversed(digests.items())), ["language", "bf16", "none"])
+    assert base != model_key(digests | {"weights": "c"}, ["language", "bf16", "none"])
+    assert base != model_key(digests, ["language", "bf16", "nf4"])
 
 
 def test_a_journal_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text("a file in its way")
     with pytest.raises(CannotWriteError, match="cannot be written"):
-        Journal(tmp_path / "journal").write("m", *PAIRS[0])
+        AnswerCache(tmp_path / "journal").write("m", *PAIRS[0])
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def words(tmp_path: Path) -> list[str]:
 
 def values(words: list[str]) -> Any:
     config = parse(words)
-    found = evaluate(config, ALONE, open_journal(config, ALONE))
+    found = evaluate(config, ALONE, open_answer_cache(config, ALONE))
     return found.samples
 
 
@@ -157,7 +157,7 @@ def test_a_second_run_answers_from_the_journal_without_weights(
 def test_another_temperature_is_asked_anew_and_nothing_else(words: list[str]) -> None:
     def run(*temperatures: str) -> Any:
         config = parse([*words, "--tasks", "samples", "--temperatures", *temperatures])
-        return evaluate(config, ALONE, open_journal(config, ALONE))
+        return evaluate(config, ALONE, open_answer_cache(config, ALONE))
 
     first = run("0", "0.7").samples["samples"]["model"]
     found = run("0.7", "1.2", "0")
@@ -197,4 +197,4 @@ def test_part_of_the_answers_is_enough_to_go_on(words: list[str], tmp_path: Path
 def test_an_unreadable_journal_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     with pytest.raises(UserError, match="--resume never"):
-        read(tmp_path)
+        read_answers(tmp_path)

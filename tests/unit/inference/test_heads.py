@@ -22,7 +22,7 @@ from transformers import (
 from tests.support import eval_checkpoints
 from tests.support.eval_families import SIZES, VOCABULARY, budget, tokens
 from zerotune.common.errors import UserError
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.heads import SequenceClassifier, TokenClassifier
 from zerotune.inference.requests import Classified, Classify, Tag, Tagged
 
@@ -89,13 +89,13 @@ def test_checkpoints_load_with_their_heads(tmp_path: Path) -> None:
         seeded(kind, BertConfig(**{**BERT, "vocab_size": len(words)})).save_pretrained(tmp_path / name)
         words.save_pretrained(tmp_path / name)
     device = torch.device("cpu")
-    tagger = look(str(tmp_path / "tokens"), "m").load("tokens", "fp32", "none", device)
+    tagger = open_checkpoint(str(tmp_path / "tokens"), "m").load("tokens", "fp32", "none", device)
     assert isinstance(dict(tagger.answers([Tag((5, 6))], budget(100)))[0], Tagged)
-    judge = look(str(tmp_path / "sequence"), "m").load("sequence", "fp32", "none", device)
+    judge = open_checkpoint(str(tmp_path / "sequence"), "m").load("sequence", "fp32", "none", device)
     assert isinstance(dict(judge.answers([Classify((5, 6))], budget(100)))[0], Classified)
     seeded(BertModel, BertConfig(**{**BERT, "vocab_size": len(words)})).save_pretrained(tmp_path / "sequence")
     with pytest.raises(UserError, match="weights are missing, for example classifier"):
-        look(str(tmp_path / "sequence"), "m").load("sequence", "fp32", "none", device)
+        open_checkpoint(str(tmp_path / "sequence"), "m").load("sequence", "fp32", "none", device)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

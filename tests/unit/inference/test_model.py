@@ -16,7 +16,7 @@ from zerotune.inference import generation, kv_cache, network, plain_generation
 from zerotune.inference.budget import Budget
 from zerotune.inference.model import LanguageModel
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
-from zerotune.inference.sampling import Answering, choose
+from zerotune.inference.sampling import GenerationState, sample
 
 SCORES, GENERATES = eval_families.scores(), eval_families.generates()
 BUDGETS = (1, 7, 16, 100, 100_000)
@@ -85,7 +85,7 @@ class TestBatchSizes:
     def answers(self, model: LanguageModel, requests: Sequence[Request], size: int, passes: Any) -> list[Any]:
         """Those of batches of `size` requests."""
         passes.clear()
-        cached = size * kv_cache.slots_of(self.LONGEST)
+        cached = size * kv_cache.buffer_length(self.LONGEST)
         found = dict(model.answers(requests, Budget(size * self.LONGEST, cached, size * self.LONGEST)))
         begun = [rows for rows, tokens in passes if tokens > 1]
         assert (sum(begun), max(begun)) == (self.COUNT, size)
@@ -177,8 +177,8 @@ def test_continuations_of_rows_that_enter_later_and_buffers_that_fill_up(
     monkeypatch.setattr(kv_cache, "SPARE_SHARE", 1000)
     requests = [*GENERATES, *(Generate((k, 5, 6), 3 + k, (0, 2)) for k in range(7, 25))]
     plain = [eval_families.plain_continuation(llama.network.model, request) for request in requests]
-    longest = max(request.slots for request in requests)
-    found = answers(llama, requests, 3 * kv_cache.slots_of(longest))
+    longest = max(request.length for request in requests)
+    found = answers(llama, requests, 3 * kv_cache.buffer_length(longest))
     assert [one.tokens for one in found] == [len(ids) for ids in plain]
     assert [one.text for one in found] == [shown(llama, ids, one) for ids, one in zip(plain, found, strict=True)]
 
@@ -220,7 +220,7 @@ def test_finished_rows_are_no_longer_computed(llama: LanguageModel, computed: li
 
 def test_all_places_are_filled_and_refilled_by_the_quarter(llama: LanguageModel, computed: list[int]) -> None:
     requests = [Generate((k, 4, 3, 5, 6, 7), 3 + (k > 11) * 4, ()) for k in range(10, 24)]
-    answers(llama, requests, 8 * kv_cache.slots_of(13))
+    answers(llama, requests, 8 * kv_cache.buffer_length(13))
     steps = [size for size in computed if size <= 8]
     assert steps[:2] == [8, 8]
     assert max(steps) == 8
@@ -276,7 +276,7 @@ STOPPING = [Generate((5, 6, k), 12, (0, 2), stop_texts=stops) for k in range(7, 
 def test_a_stop_text_ends_the_answer_before_it(llama: LanguageModel, engine: Any) -> None:
     found: dict[int, Generated] = {}
     for generated in engine.generate(llama.network, llama.tokenizer, STOPPING, budget(400)):
-        found |= {answer.index: answer.generated() for answer in generated}
+        found |= {answer.index: answer.answer() for answer in generated}
     cut = 0
     for k in range(0, len(STOPPING), 2):
         whole, stopped = found[k].text, found[k + 1]
@@ -320,7 +320,7 @@ def test_drawn_tokens_depend_on_seed_prompt_and_place_alone(llama: LanguageModel
     assert answers(llama, [*reversed(DRAWN), *GENERATES], 120)[: len(DRAWN)] == alone[::-1]
     found: dict[int, Generated] = {}
     for generated in plain_generation.generate(llama.network, llama.tokenizer, DRAWN, budget(200)):
-        found |= {answer.index: answer.generated() for answer in generated}
+        found |= {answer.index: answer.answer() for answer in generated}
     assert [found[k] for k in range(len(DRAWN))] == alone
     assert len({one.text for one in alone}) > len(DRAWN) // 2, "seeds differ"
 
@@ -328,13 +328,13 @@ def test_drawn_tokens_depend_on_seed_prompt_and_place_alone(llama: LanguageModel
 def test_a_temperature_near_0_is_nearly_greedy(words: Any) -> None:
     logits = torch.tensor([[1.0, 9.0, 8.0]])
     for temperature in (1e-300, 5e-324):
-        assert choose([Answering(0, Generate((1, 2), 1, (), temperature=temperature), words)], logits) == [1]
+        assert sample([GenerationState(0, Generate((1, 2), 1, (), temperature=temperature), words)], logits) == [1]
 
 
 def test_tokens_are_drawn_as_often_as_the_temperature_says(words: Any) -> None:
     logits_v = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    rows = [Answering(k, Generate((1, 2), 1, (), temperature=2.0, seed=k), words) for k in range(4000)]
-    counts = torch.bincount(torch.tensor(choose(rows, logits_v.expand(len(rows), -1))), minlength=4)
+    rows = [GenerationState(k, Generate((1, 2), 1, (), temperature=2.0, seed=k), words) for k in range(4000)]
+    counts = torch.bincount(torch.tensor(sample(rows, logits_v.expand(len(rows), -1))), minlength=4)
     assert (counts / len(rows)).tolist() == pytest.approx((logits_v / 2.0).softmax(-1).tolist(), abs=0.03)
 
 

@@ -62,15 +62,15 @@ def test_prompt_and_answer_are_those_of_training(name: str) -> None:
         try:
             expected = asked(template_of(name), Conversation(before, talk.tools))
         except RowError:
-            with pytest.raises(UserError, match="refuses this conversation"):
-                using.question(before, talk.tools)
+            with pytest.raises(UserError, match="rejects this conversation"):
+                using.chat_prompt(before, talk.tools)
             continue
-        assert text(using.question(before, talk.tools)) == expected, case
+        assert text(using.chat_prompt(before, talk.tools)) == expected, case
         learned = turns(name, case)
         if isinstance(learned, str) or learned[-1].before != learned[-1].asked:
             continue
         given = [{**message, "learned": False} if message["role"] == "assistant" else message for message in before]
-        (passage,) = using.answers([*given, last], talk.tools)
+        (passage,) = using.assistant_turns([*given, last], talk.tools)
         assert text(passage.ids[: passage.first]) == learned[-1].before, case
         ending = ("<|user|>", "<|observation|>") if name == "glm4moe" else ()  # its own template ends no turn
         scored = text(passage.ids[passage.first :])
@@ -87,15 +87,15 @@ def item(task: str, row: dict[str, Any]) -> Any:
 
 def test_conversations_with_tools_have_the_template_that_the_checkpoint_keeps_for_them() -> None:
     own = prompter("{{ messages[0].content }}", tool_template="{{ tools | length }} tools: {{ messages[0].content }}")
-    assert text(own.question([U])) == "Q?"
-    assert text(own.question([U], [TOOL])) == "1 tools: Q?"
+    assert text(own.chat_prompt([U])) == "Q?"
+    assert text(own.chat_prompt([U], [TOOL])) == "1 tools: Q?"
 
 
 def test_raw_writes_what_the_named_template_writes() -> None:
     using = Prompter(Texts(), None, True, None, 8, 0, (), "tiny")
     template = resolve("raw", tokenizer(eos_token="<EOS>"))
     messages: list[Message] = [U, {**CALL, "content": ""}, RESULT, {**A, "reasoning_content": "T"}, U]
-    assert text(using.question(messages, [TOOL])) == asked(template, Conversation(messages, [TOOL]))
+    assert text(using.chat_prompt(messages, [TOOL])) == asked(template, Conversation(messages, [TOOL]))
 
 
 def test_only_turns_that_training_learns_are_scored() -> None:
@@ -174,7 +174,7 @@ def test_a_pair_is_read_with_its_tools() -> None:
 
 def test_a_template_that_takes_parts_gets_parts() -> None:
     parts = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
-    assert text(prompter(parts).question([U])) == "Q?"
+    assert text(prompter(parts).chat_prompt([U])) == "Q?"
 
 
 def test_a_row_that_a_template_refuses_is_named() -> None:
@@ -183,6 +183,6 @@ def test_a_row_that_a_template_refuses_is_named() -> None:
     )
     row = {"system": "S", "question": "Q?", "answer": "A."}
     with pytest.raises(
-        UserError, match=r"^rows\.jsonl:3: tiny: its chat template refuses this conversation: no system"
+        UserError, match=r"^rows\.jsonl:3: tiny: its chat template rejects this conversation: no system"
     ):
         prepare(TASKS["qa"], [item("qa", row)], prompter(refuses))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 
-from eval.cached_model import Speaker
+from eval.cached_model import CachedModel
 from eval.config import parse
 from eval.evaluation import evaluate
 from eval.ranks import Ranks
@@ -23,7 +23,7 @@ from eval.report.text import markdown
 from eval.tasks import gsm8k
 from tests.support import eval_checkpoints
 from zerotune.inference.prompt import Prompter
-from zerotune.inference.reasoning import MARKS, Parts, closing_mark, decode, set_aside, split, stopped
+from zerotune.inference.reasoning import MARKS, Parts, closing_mark, cut_at_stop, decode, split, strip_reasoning
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 FINAL = "<|channel|>final<|message|>"
@@ -117,10 +117,10 @@ def test_marks_that_are_special_tokens_are_seen_and_left_out() -> None:
     assert words.decode(ids, skip_special_tokens=True) == "It is AIt is B"
     assert decode(words, ids) == "[THINK]It is A[/THINK]It is B"
     request = Generate(tuple(words("Q")["input_ids"]), 9, ())
-    found = set_aside(Generated(decode(words, ids)), request, words)
+    found = strip_reasoning(Generated(decode(words, ids)), request, words)
     assert isinstance(found, Generated)
     assert (found.text, found.reasoning) == ("It is B", "It is A")
-    said = set_aside(Generated("Say [THINK] first"), request, words)
+    said = strip_reasoning(Generated("Say [THINK] first"), request, words)
     assert isinstance(said, Generated)
     assert said.text == "Say  first"  # a special token is no text, as in every other answer
 
@@ -128,7 +128,7 @@ def test_marks_that_are_special_tokens_are_seen_and_left_out() -> None:
 def test_gpt_oss_channels() -> None:
     words = with_special_marks("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
     ids = words(f"{HARMONY}{FINAL}B", add_special_tokens=False)["input_ids"]
-    found = set_aside(Generated(decode(words, ids)), Generate((1,), 9, ()), words)
+    found = strip_reasoning(Generated(decode(words, ids)), Generate((1,), 9, ()), words)
     assert isinstance(found, Generated)
     assert (found.text, found.reasoning) == ("B", "A or B?")
 
@@ -144,12 +144,12 @@ def test_a_prompt_that_ends_in_an_opening_mark_has_begun_it() -> None:
 
 
 def test_stop_texts_stop_answers_and_no_reasoning() -> None:
-    assert stopped("<think>a\nb</think>c\nd", ["\n"], "") == "<think>a\nb</think>c"
-    assert stopped("<think>a\nb", ["\n"], "") is None
-    assert stopped("<think>\n\n</think>\n\nc\nd", ["\n"], "") == "<think>\n\n</think>\n\nc"
-    assert stopped("a\nb</think>c\nd", ["\n"], "</think>") == "a\nb</think>c"
-    assert stopped("c\nd", ["\n"], "") == "c"
-    assert stopped("c", ["\n"], "") is None
+    assert cut_at_stop("<think>a\nb</think>c\nd", ["\n"], "") == "<think>a\nb</think>c"
+    assert cut_at_stop("<think>a\nb", ["\n"], "") is None
+    assert cut_at_stop("<think>\n\n</think>\n\nc\nd", ["\n"], "") == "<think>\n\n</think>\n\nc"
+    assert cut_at_stop("a\nb</think>c\nd", ["\n"], "</think>") == "a\nb</think>c"
+    assert cut_at_stop("c\nd", ["\n"], "") == "c"
+    assert cut_at_stop("c", ["\n"], "") is None
 
 
 def test_the_calculator_goes_on_behind_reasoning() -> None:
@@ -173,10 +173,10 @@ TASK_FILE = "name: own\nkind: generate\nprompt: question\nreference: answer\nmet
 def answered(monkeypatch: pytest.MonkeyPatch, folder: Path, says: str, *words: str) -> Any:
     """An evaluation of a model that says the same to everything."""
 
-    def asked(self: Speaker, requests: Sequence[Request], on_answer: Any) -> dict[Request, Answer]:
+    def asked(self: CachedModel, requests: Sequence[Request], on_answer: Any) -> dict[Request, Answer]:
         return {request: Generated(says, 5, finished=False) for request in requests}
 
-    monkeypatch.setattr(Speaker, "_asked", asked)
+    monkeypatch.setattr(CachedModel, "_compute", asked)
     if not (folder / "model").exists():
         eval_checkpoints.save(folder / "model", context_tokens=2048)
     return evaluate(parse(["--model", str(folder / "model"), *words]), Ranks(0, 1, torch.device("cpu")))
@@ -220,11 +220,11 @@ def test_a_dialogue_does_not_carry_earlier_reasoning(tmp_path: Path, monkeypatch
     asked: list[str] = []
     words = eval_checkpoints.tokenizer()
 
-    def answer(self: Speaker, requests: Sequence[Request], on_answer: Any) -> dict[Request, Answer]:
+    def answer(self: CachedModel, requests: Sequence[Request], on_answer: Any) -> dict[Request, Answer]:
         asked.extend(words.decode(request.prefix_ids) for request in requests)
         return {request: Generated("<think>hidden</think>yes", 5) for request in requests}
 
-    monkeypatch.setattr(Speaker, "_asked", answer)
+    monkeypatch.setattr(CachedModel, "_compute", answer)
     eval_checkpoints.save(tmp_path / "model", context_tokens=2048)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}] * 2
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
@@ -240,7 +240,7 @@ def test_a_dialogue_does_not_carry_earlier_reasoning(tmp_path: Path, monkeypatch
 def test_a_plain_answer_is_what_it_was() -> None:
     words = eval_checkpoints.tokenizer()
     answer = Generated(" yes\n", 3)
-    assert set_aside(answer, Generate((5,), 9, ()), words) is answer
+    assert strip_reasoning(answer, Generate((5,), 9, ()), words) is answer
     token = AddedToken("<think>", special=False)
     words.add_tokens([token])
     ids = words("<think> yes")["input_ids"]

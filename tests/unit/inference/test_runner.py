@@ -17,7 +17,7 @@ from eval.ranks import Ranks
 from tests.support import eval_families
 from zerotune.common.errors import UserError
 from zerotune.inference import budget as budget_file
-from zerotune.inference.budget import Budget, choose, in_batches
+from zerotune.inference.budget import Budget, choose_budget, in_batches
 from zerotune.inference.requests import Answer, Generate, Request, Score, Scored
 from zerotune.inference.runner import answer, shares
 
@@ -36,14 +36,14 @@ class SmallMemory:
 
     def answers(self, requests: Sequence[Request], budget: Budget) -> Iterator[tuple[int, Answer]]:
         self.asked += requests
-        for batch in in_batches(list(enumerate(requests)), lambda row: row[1].slots, budget, self._batch):
+        for batch in in_batches(list(enumerate(requests)), lambda row: row[1].length, budget, self._batch):
             yield from batch
 
     def _batch(self, rows: list[tuple[int, Request]]) -> list[tuple[int, Answer]]:
-        self.sizes.append(len(rows) * max(request.slots for _, request in rows))
+        self.sizes.append(len(rows) * max(request.length for _, request in rows))
         if self.sizes[-1] > self.limit:
             raise self.error
-        return [(k, Scored(-float(request.slots), 1)) for k, request in rows]
+        return [(k, Scored(-float(request.length), 1)) for k, request in rows]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ class SmallMemory:
 def test_the_batch_is_halved_when_memory_runs_out(error: Exception) -> None:
     model = SmallMemory(100, error)
     answers = answer(model, eval_families.budget(800), SCORES, ALONE)
-    assert [one.log_prob for one in answers if isinstance(one, Scored)] == [-float(r.slots) for r in SCORES]
+    assert [one.log_prob for one in answers if isinstance(one, Scored)] == [-float(r.length) for r in SCORES]
     first_fit = next(k for k, size in enumerate(model.sizes) if size <= 100)
     assert first_fit > 0
     assert all(size <= 100 for size in model.sizes[first_fit:]), "the smaller budget must be kept"
@@ -145,15 +145,15 @@ def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None
     activation, cache = budget_file.bytes_of_token(CONFIG, torch.float32)
     assert cache == 2 * 2 * 16 * 4 * 4
     monkeypatch.setattr(budget_file, "free_bytes", lambda device: 4000 * (activation + cache))
-    found = choose(0, CONFIG, torch.float32, CPU)
+    found = choose_budget(0, CONFIG, torch.float32, CPU)
     assert found.tokens == 1000
     assert found.cached == 1000 * (activation + cache) // cache
     monkeypatch.setattr(budget_file, "free_bytes", lambda device: 1)
-    assert choose(0, CONFIG, torch.float32, CPU) == Budget(1, 1, 1)
+    assert choose_budget(0, CONFIG, torch.float32, CPU) == Budget(1, 1, 1)
 
 
 def test_the_user_can_say_how_much() -> None:
-    assert choose(100, CONFIG, torch.float32, CPU) == Budget(100, 100, 100)
+    assert choose_budget(100, CONFIG, torch.float32, CPU) == Budget(100, 100, 100)
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.support import eval_checkpoints, eval_vision
 from tests.support.eval_vision import FAMILIES
 from zerotune.common.errors import UserError
 from zerotune.data.rows import load, local
-from zerotune.inference.checkpoint import Checkpoint, look
+from zerotune.inference.checkpoint import Checkpoint, open_checkpoint
 from zerotune.inference.requests import Generate, Generated, Request, Score, Scored
 from zerotune.inference.vision import VisionModel
 
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, root: Path) -> Checkpoint:
-    return look(str(root / request.param), request.param)
+    return open_checkpoint(str(root / request.param), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def answered(model: VisionModel, requests: Sequence[Request]) -> list[Any]:
 
 
 def asked(checkpoint: Checkpoint, *files: str, text: str = "What is it?") -> tuple[int, ...]:
-    return checkpoint.prompter("tokenizer", 8, 0).shown(files, text)
+    return checkpoint.prompter("tokenizer", 8, 0).image_prompt(files, text)
 
 
 def plain_logits(model: VisionModel, ids: tuple[int, ...], files: tuple[str, ...]) -> Any:
@@ -76,12 +76,12 @@ def test_prompts_and_pixels_are_those_of_transformers_own_processor(checkpoint: 
     if checkpoint.name == "qwen2_vl":
         pytest.importorskip("torchvision", reason="AutoProcessor needs it for this family's videos")
     prompter = checkpoint.prompter("tokenizer", 8, 0)
-    text = prompter._shown(1, "What is it?")
+    text = prompter._image_prompt_text(1, "What is it?")
     with Image.open(files[2]) as image:
         theirs = AutoProcessor.from_pretrained(checkpoint.folder, backend="pil")(
             text=text, images=[image.convert("RGB")], return_tensors="pt"
         )
-    ids = prompter.shown(files[2:], "What is it?")
+    ids = prompter.image_prompt(files[2:], "What is it?")
     assert list(ids) == theirs["input_ids"][0].tolist()
     ours = checkpoint.images.inputs(ids, files[2:])
     assert set(ours) == set(theirs)
@@ -89,7 +89,7 @@ def test_prompts_and_pixels_are_those_of_transformers_own_processor(checkpoint: 
 
 
 def test_larger_images_take_more_tokens(root: Path, files: list[str]) -> None:
-    checkpoint = look(str(root / "qwen2_vl"), "qwen2_vl")
+    checkpoint = open_checkpoint(str(root / "qwen2_vl"), "qwen2_vl")
     mark = checkpoint.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert [asked(checkpoint, file).count(mark) for file in files] == [1, 4, 8]  # 28 x 28 pixels each, by rounding
 
@@ -97,7 +97,7 @@ def test_larger_images_take_more_tokens(root: Path, files: list[str]) -> None:
 def test_letters_are_scored_as_in_whole_passes(checkpoint: Checkpoint, model: VisionModel, files: list[str]) -> None:
     prompter = checkpoint.prompter("tokenizer", 8, 0)
     requests = [
-        Score(asked(checkpoint, file), prompter.reply(text), images=(file,))
+        Score(asked(checkpoint, file), prompter.response_start(text), images=(file,))
         for file in files
         for text in ("A", "B", "C", "Beijing")
     ]
@@ -130,7 +130,7 @@ def test_generation_is_greedy(checkpoint: Checkpoint, model: VisionModel, files:
 
 
 def test_a_text_stops_generation(root: Path, files: list[str]) -> None:
-    checkpoint = look(str(root / "qwen2_vl"), "qwen2_vl")
+    checkpoint = open_checkpoint(str(root / "qwen2_vl"), "qwen2_vl")
     model = checkpoint.load("vision", "fp32", "none", torch.device("cpu"))
     ids = asked(checkpoint, files[0], text="x")
     (whole,) = answered(model, [Generate(ids, 20, (), images=(files[0],))])
@@ -162,10 +162,10 @@ def test_each_answer_comes_as_soon_as_it_is_there(
 def test_what_prepares_images_is_part_of_a_checkpoints_digests(root: Path, tmp_path: Path) -> None:
     """A changed mean or size changes answers: the journal must not take the old ones."""
     shutil.copytree(root / "llava", tmp_path / "llava")
-    before = look(str(tmp_path / "llava"), "llava").digests()
+    before = open_checkpoint(str(tmp_path / "llava"), "llava").digests()
     settings = tmp_path / "llava" / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("0.48145466", "0.5"))
-    assert look(str(tmp_path / "llava"), "llava").digests() != before
+    assert open_checkpoint(str(tmp_path / "llava"), "llava").digests() != before
 
 
 def test_a_template_other_than_the_one_trained_with_is_refused(root: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_template_other_than_the_one_trained_with_is_refused(root: Path, tmp_p
 
 def test_an_images_mark_in_a_question_is_one_clear_error(root: Path, files: list[str]) -> None:
     with pytest.raises(UserError, match=r"image.png cannot be encoded: .*<image>"):
-        asked(look(str(root / "llava"), "llava"), files[0], text="What does <image> mean?")
+        asked(open_checkpoint(str(root / "llava"), "llava"), files[0], text="What does <image> mean?")
 
 
 def run(root: Path, checkpoint: str, *words: str, tasks: str = "scienceqa,scienceqa_generation") -> Evaluation:
@@ -209,7 +209,7 @@ def test_a_checkpoint_without_eyes_is_refused(root: Path) -> None:
 
 
 def test_raw_prompts_have_no_place_for_images(root: Path) -> None:
-    with pytest.raises(UserError, match="qwen2_vl: only a chat template says where images stand"):
+    with pytest.raises(UserError, match="qwen2_vl: images need a chat template"):
         run(root, "qwen2_vl", "--data", str(root / "data" / "problems.json"), "--template", "raw")
 
 
@@ -217,9 +217,7 @@ def test_missing_and_broken_images_are_named(root: Path, tmp_path: Path) -> None
     row = {"question": "q?", "choices": ["a", "b"], "answer": 0, "image": "one.png"}
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row))
-    with pytest.raises(
-        UserError, match=r"scienceqa: 1 of 1 images are not there, the first of .*rows.jsonl:1: .*one.png"
-    ):
+    with pytest.raises(UserError, match=r"scienceqa: 1 of 1 images are missing, first .*rows.jsonl:1: .*one.png"):
         run(root, "llava", "--data", str(rows), tasks="scienceqa")
     (tmp_path / "one.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"one.png: this image cannot be read"):
@@ -270,8 +268,8 @@ def test_images_in_the_rows_are_kept_as_files(
     assert Path(first.image).read_bytes() == content
 
 
-def question() -> scienceqa.Question:
-    return scienceqa.Question("x:1", "Question: q?\n", 3, "B", "a.png", "test", {})
+def question() -> scienceqa.ImageChoiceItem:
+    return scienceqa.ImageChoiceItem("x:1", "Question: q?\n", 3, "B", "a.png", "test", {})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from train.merge import merge
 from train.models.load import load_model, skeleton
 from train.tuning import make_tuning
 from zerotune.common.errors import UserError
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.models.dequantize import DEQUANTIZED, require_no_packed
 
 IDS = torch.randint(0, 290, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -123,7 +123,7 @@ def test_every_other_method_is_refused_before_anything_is_read(tmp_path, method)
     for start in (
         lambda: skeleton(AutoModelForCausalLM, ModelConfig(path=str(folder))),
         lambda: load_model(AutoModelForCausalLM, ModelConfig(path=str(folder)), torch.float32),
-        lambda: look(str(folder), "base"),
+        lambda: open_checkpoint(str(folder), "base"),
     ):
         with pytest.raises(UserError, match="quantis") as caught:
             start()
@@ -142,11 +142,11 @@ def test_no_quantisation_on_a_quantised_base(made, kind, quantization):
 @pytest.mark.parametrize("kind", quantized_bases.KINDS)
 def test_evaluated_as_what_it_stands_for(made, kind):
     folder, plain = made(kind)
-    model = look(str(folder), "base").load("language", "fp32", "none", torch.device("cpu")).network.model
+    model = open_checkpoint(str(folder), "base").load("language", "fp32", "none", torch.device("cpu")).network.model
     meant = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     torch.testing.assert_close(answers(model), answers(meant), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="--quantization"):
-        look(str(folder), "base").load("language", "fp32", "nf4", torch.device("cpu"))
+        open_checkpoint(str(folder), "base").load("language", "fp32", "nf4", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["fp8", "gpt-oss mxfp4", "4 bit", "8 bit"])
@@ -156,7 +156,7 @@ def test_a_config_that_lost_its_quantisation_is_noticed(made, tmp_path, kind):
     with pytest.raises(UserError, match="quantization_config"):
         load_model(AutoModelForCausalLM, ModelConfig(path=str(tmp_path / "base")), torch.float32)
     with pytest.raises(UserError, match="quantization_config"):
-        look(str(tmp_path / "base"), "base").load("language", "fp32", "none", torch.device("cpu"))
+        open_checkpoint(str(tmp_path / "base"), "base").load("language", "fp32", "none", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["fp8", "gpt-oss mxfp4"])

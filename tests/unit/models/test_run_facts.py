@@ -14,7 +14,7 @@ from rich.console import Console
 from eval.report import markdown, sheets, show
 from eval.report.html import page
 from tests.support.eval_results import evaluation
-from zerotune.models.run_facts import Origin, origin_of
+from zerotune.models.run_facts import RunFacts, read_run_facts
 
 FACTS: dict[str, Any] = {
     "parameters": {"trained": 1_855_499, "total": 355_894_283},
@@ -26,12 +26,12 @@ FACTS: dict[str, Any] = {
         "data": {"train": [{"path": "a", "fraction": 0.9}, {"path": "b", "fraction": 0.9}]},
     },
 }
-KNOWN = Origin("bionlp-ner", 600, 1_855_499, 355_894_283, epochs=5.0, data_share=0.9)
+KNOWN = RunFacts("bionlp-ner", 600, 1_855_499, 355_894_283, epochs=5.0, data_share=0.9)
 
 
-def read(folder: Path, facts: object) -> Origin | None:
+def read(folder: Path, facts: object) -> RunFacts | None:
     (folder / "run.json").write_text(json.dumps(facts))
-    return origin_of(folder)
+    return read_run_facts(folder)
 
 
 def config(**sections: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def config(**sections: Any) -> dict[str, Any]:
 
 
 def test_what_a_merged_checkpoint_says(tmp_path: Path) -> None:
-    assert origin_of(tmp_path) is None
+    assert read_run_facts(tmp_path) is None
     assert read(tmp_path, FACTS) == KNOWN
 
 

@@ -90,7 +90,7 @@ def test_it_does_without_a_copy_where_one_machine_lacks_room(
     assert not copy.fits([30 * GB], Solo())
     assert not copy.fits([30 * GB], Solo())
     assert [record.message for record in caplog.records] == [
-        "training waits while checkpoints are written: copying them takes 12.0 GB of memory, 12.0 GB are free"
+        "training waits while checkpoints are written: a copy needs 12.0 GB of memory, 12.0 GB are free"
     ]
 
     def ask(ranks: Threads) -> bool:  # each on a machine of its own

@@ -9,7 +9,7 @@ import pytest
 from train.cautions import about_positions, about_schedule, positions_of
 from train.config import OptimConfig
 from zerotune.common.console import counted
-from zerotune.inference.reasoning import whole_letters
+from zerotune.inference.reasoning import without_partial_character
 
 
 @pytest.mark.parametrize(
@@ -63,5 +63,5 @@ def test_one_is_not_several() -> None:
 def test_a_text_that_is_cut_ends_in_a_whole_letter(text: str) -> None:
     raw = text.encode()
     for end in range(len(raw) + 1):
-        cut = whole_letters(raw[:end].decode("utf-8", "replace"))
+        cut = without_partial_character(raw[:end].decode("utf-8", "replace"))
         assert text.startswith(cut)

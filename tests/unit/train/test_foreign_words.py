@@ -143,7 +143,7 @@ def test_ranges_contradictions_and_unknown_keys_stand_in_one_message(tmp_path: P
     )
     lines = [line.removeprefix(f"{file}:") for line in refusal("--config", str(file), "--run.sed", "1")]
     assert lines == [
-        "1: data.train[0].format: expected one of text, qa, pr, io, chat, labelled, tagged, preference, got 'alpaca';"
+        "1: data.train[0].format: expected one of chat, qa, pr, io, text, labelled, tagged, preference, got 'alpaca';"
         " did you mean io?",
         "2: optim.name: expected one of adamw, adamw_8bit, adafactor, got 'adam'; did you mean adamw?",
         "2: optim.beta1: must be less than 1, not 2.",

@@ -213,7 +213,7 @@ def test_a_label_of_the_validation_data_alone_is_refused(tmp_path: Path) -> None
     )
     sources = [SourceConfig(str(path), "labelled") for path in (known, other)]
     config = recipe(tmp_path / "cache", sources[0], validation=[sources[1]])
-    with pytest.raises(UserError, match=r"other\.jsonl:2: label 'maybe' is in no row of the training data"):
+    with pytest.raises(UserError, match=r"other\.jsonl:2: label 'maybe' is not in the training data"):
         prepare(config, tokenizer(), 0, Solo(), CLASSES)
 
 

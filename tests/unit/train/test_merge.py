@@ -21,7 +21,7 @@ from train.merge.__main__ import main
 from train.merge.writer import ShardWriter
 from train.recipe import load
 from zerotune.common.errors import CannotWriteError, UserError
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 
 IDS = torch.randint(0, 290, (2, 24), generator=torch.Generator().manual_seed(5))
 PROMPT = TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=5))
@@ -153,7 +153,7 @@ def test_prompt_becomes_tokens(bases, tmp_path, base):
     facts["template_hash"] = hashlib.sha256(learned.encode()).hexdigest()
     (tmp_path / "run/run.json").write_text(json.dumps(facts))
     report = merge(tmp_path / "run", tmp_path / "out", MergeConfig())
-    evaluated = look(str(tmp_path / "out"), "merged")
+    evaluated = open_checkpoint(str(tmp_path / "out"), "merged")
     evaluated.require_template(evaluated.chat_template, "tokenizer")  # the prompt's tokens are in it now
     merged = loaded(tmp_path / "out")
     tokenizer, before = (AutoTokenizer.from_pretrained(tmp_path / part) for part in ("out", "run/tokenizer"))

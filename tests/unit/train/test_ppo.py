@@ -28,7 +28,7 @@ from train.objectives.ppo.trajectories import Episode, Episodes, repetition
 from train.recipe import parse
 from zerotune.common.errors import UserError
 from zerotune.inference.requests import Generate
-from zerotune.inference.sampling import choose as draw
+from zerotune.inference.sampling import sample as draw
 from zerotune.models import attention, loss_head
 from zerotune.models.token_statistics import Statistics, add_value_head, token_statistics
 
@@ -294,10 +294,10 @@ def test_an_end_token_belongs_to_the_answer_and_chance_to_prompt_and_place() -> 
     ("top_k", "top_p", "possible"), [(2, 1.0, {0, 1}), (0, 0.6, {0, 1}), (0, 0.4, {0}), (0, 1.0, {0, 1, 2, 3})]
 )
 def test_only_likely_tokens_are_drawn(top_k: int, top_p: float, possible: set[int]) -> None:
-    from zerotune.inference.sampling import Answering
+    from zerotune.inference.sampling import GenerationState
 
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    rows = [Answering(k, Generate((k,), 1, (), (), 1.0, k, (), top_k, top_p), None) for k in range(400)]
+    rows = [GenerationState(k, Generate((k,), 1, (), (), 1.0, k, (), top_k, top_p), None) for k in range(400)]
     assert set(draw(rows, logits.repeat(400, 1))) == possible
 
 

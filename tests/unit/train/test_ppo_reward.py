@@ -35,7 +35,7 @@ from train.recipe import parse
 from zerotune.common.errors import UserError
 from zerotune.data.readers import Row
 from zerotune.inference.budget import Budget
-from zerotune.inference.checkpoint import look
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Classified
 
 TEXTS = [("the cat", " sat down"), ("the dog", ""), ("ran", " and ran and ran")]
@@ -97,7 +97,7 @@ def test_what_is_no_judge_is_told_of_its_part(tmp_path: Path, bert: Path, tiny_q
     weights = load_file(headless / "model.safetensors")
     save_file({k: w for k, w in weights.items() if "classifier" not in k}, headless / "model.safetensors")
     tokenizer.save_pretrained(language)
-    for folder, reason in ((nowhere, "no folder"), (language, "gives a text"), (headless, "weights are missing")):
+    for folder, reason in ((nowhere, "no folder"), (language, "classifies texts"), (headless, "weights are missing")):
         part = RewardConfig("model", path=str(folder), label="good", name="tone")
         with pytest.raises(UserError, match=reason) as caught:
             Reward([part], tokenizer, None, "fp32", Solo())
@@ -252,7 +252,7 @@ def test_a_class_of_a_model_without_classes_is_refused(reward_model: Path, token
 
 def evaluated(folder: Path, row: dict[str, Any]) -> list[float]:
     """The outputs for both sides of a pair, as the evaluation task finds them."""
-    checkpoint = look(str(folder), "model")
+    checkpoint = open_checkpoint(str(folder), "model")
     device = torch.device("cpu")
     asked = task.ask(task.load(Row("f", 1, row)), checkpoint.prompter("tokenizer", 1, 0))
     with torch.no_grad():

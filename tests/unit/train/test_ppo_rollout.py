@@ -22,7 +22,7 @@ from train.registry import TUNINGS
 from train.tuning import make_tuning
 from zerotune.inference import generation, plain_generation
 from zerotune.inference.network import Network
-from zerotune.inference.sampling import choose as draw
+from zerotune.inference.sampling import sample as draw
 from zerotune.models.token_statistics import add_value_head
 from zerotune.models.virtual_tokens import prompt_as_tokens
 

@@ -136,7 +136,7 @@ def test_a_task_from_a_file(place: Place) -> None:
 def test_a_row_that_the_task_cannot_read_is_named_or_left_out(place: Place) -> None:
     rows = [*PROBLEMS, {"question": "What is 2 + 2?", "answer": "four"}]
     with pytest.raises(
-        UserError, match=r"rows\.jsonl:3: answer does not end in #### and a number; so ppo\.task gsm8k_"
+        UserError, match=r"rows\.jsonl:3: answer does not end with #### and a number; so ppo\.task gsm8k_"
     ):
         place.task("gsm8k_cot", rows)
     task, corpus = place.task("gsm8k_cot", rows, skip=True)

@@ -186,7 +186,7 @@ class TestRefusals:
         recipe.write_text(sources + model)
         assert refusal(recipe) == "x.yaml:6: unknown key data.train[1].fromat; did you mean data.train[1].format: qa?"
         recipe.write_text("data:\n  train:\n    - path: a\n" + model)
-        known = "text, qa, pr, io, chat, labelled, tagged, preference"
+        known = "chat, qa, pr, io, text, labelled, tagged, preference"
         assert refusal(recipe) == f"x.yaml:3: data.train[0].format is missing: one of {known}."
         recipe.write_text("data:\n  train:\n    - {path: a, format: qb}\n" + model)
         message = f"x.yaml:3: data.train[0].format: expected one of {known}, got 'qb'."
@@ -213,7 +213,7 @@ class TestRefusals:
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],
-                "data.train[1].format is missing: one of text, qa, pr, io, chat, labelled, tagged, preference.",
+                "data.train[1].format is missing: one of chat, qa, pr, io, text, labelled, tagged, preference.",
             ),
         ],
     )

@@ -133,8 +133,8 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_says_both(tmp_path, monkeypa
     with pytest.raises(UserError) as caught:
         source("data")
     message = str(caught.value)
-    assert "`data` is no file, folder or glob here; did you mean datas?" in message
-    assert "as a data set of the hub it cannot be loaded" in message
+    assert "`data` is not a file, folder or glob here; did you mean datas?" in message
+    assert "cannot be loaded as a data set of the hub" in message
 
 
 def counted(rows, reasons, missing=0, columns=()):
@@ -176,7 +176,7 @@ def test_a_column_that_no_row_has_is_one_message_with_those_there_are(tmp_path):
         check_columns(found, counted(3, [], missing=3, columns=["q", "a"]))
     assert str(caught.value) == (
         "data.train[1] (rows): format `qa` needs question and answer, which none of the 3 rows has."
-        " Its columns are: q, a. Say which is which with data.train[1].columns, or choose another format"
+        " Its columns are: q, a. Map them with data.train[1].columns, or choose another format"
     )
 
 

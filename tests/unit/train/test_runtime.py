@@ -59,5 +59,5 @@ def test_fewer_ranks_than_the_batch_script_asked_for(monkeypatch):
     with pytest.raises(UserError, match="4 processes were launched, but this one belongs to a group of 1"):
         Runtime("fp32", 1.0)
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(EvaluationError, match="4 processes were asked for, but the launcher started 1"):
+    with pytest.raises(EvaluationError, match="4 processes were requested, but the launcher started 1"):
         join()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval.cached_model import open_journal
+from eval.cached_model import open_answer_cache
 from eval.config import parse
 from eval.evaluation import Evaluation, evaluate
 from eval.report.notes import circumstances
@@ -24,7 +24,7 @@ from train.data.run_day import run_day
 from train.data.token_table import TABLE
 from zerotune.common.errors import UserError
 from zerotune.data.template_clock import dated, reads_clock
-from zerotune.inference.answer_cache import first_day
+from zerotune.inference.answer_cache import start_date
 from zerotune.inference.prompt import Prompter
 
 MONDAY, TUESDAY = datetime.date(2026, 11, 30), datetime.date(2026, 12, 1)
@@ -157,14 +157,14 @@ def test_a_format_that_is_not_written_out_is_refused_where_it_would_be_used(tmp_
         corpus(tmp_path, "cache", MONDAY, template=template)
     using = Prompter(eval_checkpoints.tokenizer(), template, False, 128, 16, 0, (), "tiny")
     with pytest.raises(UserError, match=r"tiny: the chat template reads the clock"):
-        using.question([{"role": "user", "content": "Q"}])
+        using.chat_prompt([{"role": "user", "content": "Q"}])
 
 
 def evaluated(folder: Path, *words: Any) -> Evaluation:
     rows = write_jsonl(folder / "rows.jsonl", [{"question": "Q?", "answer": "A"}])
     given = ["--tasks", "qa", "--data", rows, "--out", folder / "out", "--max_new_tokens", 2, *words]
     config = parse([str(word) for word in given])
-    return evaluate(config, ALONE, open_journal(config, ALONE))
+    return evaluate(config, ALONE, open_answer_cache(config, ALONE))
 
 
 def told(found: Evaluation) -> list[str | None]:
@@ -178,7 +178,7 @@ def test_evaluation_asks_with_the_day_of_the_run_or_the_given_one(tmp_path: Path
     both = ["--baseline", base, "--model", tuned]
     first = evaluated(tmp_path, *both)
     assert told(first) == ["2026-11-30", "2026-11-30"]
-    assert any("reads the clock: it was told 2026-11-30" in line for line in circumstances(first.result))
+    assert any("reads the clock and was given 2026-11-30" in line for line in circumstances(first.result))
     again = evaluated(tmp_path, *both)
     assert again.result.tasks[0].reused == {"base": 1, "tuned": 1}
     given = evaluated(tmp_path, *both, "--date", "2020-02-29")
@@ -192,7 +192,7 @@ def test_an_evaluation_goes_on_with_the_day_on_which_it_began(tmp_path: Path) ->
     assert today == [datetime.datetime.now(datetime.UTC).date().isoformat()]
     (path,) = (tmp_path / "out" / "journal").glob("*.jsonl")
     path.rename(path.with_name(f"20261130T{path.name.partition('T')[2]}"))
-    assert first_day(path.parent) == MONDAY
+    assert start_date(path.parent) == MONDAY
     assert told(evaluated(tmp_path, "--model", base)) == ["2026-11-30"]
     assert told(evaluated(tmp_path, "--model", base, "--resume", "never")) == today
 

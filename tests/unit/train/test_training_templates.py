@@ -173,7 +173,7 @@ def test_evaluation_scores_what_training_learns(name: str, tmp_path: Path) -> No
     using.chat_template = source(name)
     talk, day = CASES["one"].messages, date(2026, 1, 31)
     prompter = Prompter(using, source(name), False, None, 8, 0, (), "tiny", day=day)
-    (passage,) = prompter.answers(talk)  # type: ignore[arg-type]
+    (passage,) = prompter.assistant_turns(talk)  # type: ignore[arg-type]
     template = resolve("tokenizer", using, day)
     text, ((start, end),) = render(template, CASES["one"])
     assert using.decode(passage.ids) == text[:end]

@@ -15,8 +15,8 @@ from train.models.load import unsharded
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode, Messages
 from zerotune.common.errors import UserError
-from zerotune.inference.budget import choose
-from zerotune.inference.checkpoint import look
+from zerotune.inference.budget import choose_budget
+from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.heads import SequenceClassifier
 from zerotune.inference.requests import Classified, Classify
 from zerotune.models.folder import resolve
@@ -47,9 +47,9 @@ class Judge:
         self.key, self.tokenizer = key, tokenizer  # the policy's
         folder = resolve(part.path, None, key)
         with _named(key):
-            checkpoint = look(str(folder), key)
+            checkpoint = open_checkpoint(str(folder), key)
             checkpoint.require(["sequence"])
-        self.prompter = checkpoint.prompter("tokenizer", 1, 0, checkpoint.run_day or day)
+        self.prompter = checkpoint.prompter("tokenizer", 1, 0, checkpoint.template_date or day)
         names = self.prompter.labels
         if len(names) > 1 and part.label not in names:
             raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
@@ -62,7 +62,7 @@ class Judge:
             model = checkpoint.load("sequence", precision, "none", device)
         assert isinstance(model, SequenceClassifier)
         self.model, model.refuses_nan = model, False
-        self.budget = choose(0, checkpoint.config, DTYPES[precision], device)
+        self.budget = choose_budget(0, checkpoint.config, DTYPES[precision], device)
         self.limit = checkpoint.context_tokens
         self.in_part = 0
 
@@ -81,7 +81,7 @@ class Judge:
         """One number for each; none (NaN) where there is not one token to read."""
         whole = [self._read(episode) for episode in episodes]
         said = [k for k, ids in enumerate(whole) if ids]
-        asked = [Classify(self.prompter.shortened(whole[k])) for k in said]
+        asked = [Classify(self.prompter.truncated(whole[k])) for k in said]
         self.in_part += sum(len(whole[k]) > len(part.prefix_ids) for k, part in zip(said, asked, strict=True))
         found = dict.fromkeys(range(len(whole)), math.nan)
         for place, answer in self.model.answers(asked, self.budget):
@@ -93,11 +93,11 @@ class Judge:
         if episode.messages and self.reads_messages:
             return self._whole(episode.messages, self._text(episode.answer))
         text = self._text([*episode.prompt, *episode.answer])
-        return self.prompter.whole(text) if self.is_reward_model else self.prompter.sequence([text])[0]
+        return self.prompter.reward_input(text) if self.is_reward_model else self.prompter.classifier_input([text])[0]
 
     def _whole(self, messages: Messages, answer: str) -> tuple[int, ...]:
         said = [*map(dict, messages), {"role": "assistant", "content": answer}]
-        return self.prompter.whole(said)
+        return self.prompter.reward_input(said)
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

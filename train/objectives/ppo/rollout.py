@@ -18,7 +18,7 @@ from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Episode
 from train.protocols import Ranks
 from zerotune.inference import generation, plain_generation
-from zerotune.inference.budget import choose
+from zerotune.inference.budget import choose_budget
 from zerotune.inference.network import Network
 from zerotune.inference.requests import Generate
 from zerotune.inference.runner import shares
@@ -67,14 +67,14 @@ def play(
     found = np.zeros((len(asked), width + 4))
     with ranks.whole(model) as whole, _generating(whole) as base, prompt_as_tokens(whole) as before, torch.no_grad():
         network = Network(base)
-        budget = choose(0, base.config, next(base.parameters()).dtype, ranks.device)
+        budget = choose_budget(0, base.config, next(base.parameters()).dtype, ranks.device)
         engine = generation if network.shares_prefixes else plain_generation
         own = [replace(asked[k], prefix_ids=(*before, *asked[k].prefix_ids)) for k in mine]
         for ended in engine.generate(network, tokenizer, own, budget):
             for answer in ended:
                 ids = [*answer.ids, *([] if answer.end is None else [answer.end])]
                 found[mine[answer.index], : len(ids)] = ids
-                found[mine[answer.index], -3:] = len(ids), answer.finished, not answer.generated().text.strip()
+                found[mine[answer.index], -3:] = len(ids), answer.finished, not answer.answer().text.strip()
     joined = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
     return [_episode(prompt, line) for prompt, line in zip(prompts, joined, strict=True)]
 

@@ -17,7 +17,7 @@ from zerotune.common.files import sha256_file
 from zerotune.data.fields import RowError
 from zerotune.data.readers import BadRow
 from zerotune.inference.prompt import Prompter
-from zerotune.inference.reasoning import closing_mark, decode, set_aside, stopped
+from zerotune.inference.reasoning import closing_mark, cut_at_stop, decode, strip_reasoning
 from zerotune.inference.requests import Generate, Generated
 
 
@@ -47,11 +47,11 @@ class TaskRows:
             if row not in self.items:
                 yield None
                 continue
-            self.prompter.asked = ()
+            self.prompter.last_messages = ()
             asked = self.task.ask(self.items[row], self.prompter)
             if len(asked) != 1 or not isinstance(asked[0], Generate) or asked[0].images:
                 self._refuse()
-            yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts, self.prompter.asked)
+            yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts, self.prompter.last_messages)
 
     def metric(self, wanted: str, key: str) -> Callable[[Sequence[Episode]], list[float]]:
         """Scores episodes by one of the task's metrics of single answers; its first one where `wanted` names none."""
@@ -81,9 +81,9 @@ class TaskRows:
         ids = episode.answer[:-1] if episode.answer[-1] in self.prompter.stop_ids else episode.answer
         text = decode(self.prompter.tokenizer, ids)
         closing = closing_mark(self.prompter.tokenizer, asked.prefix_ids)
-        cut = stopped(text, asked.stop_texts, closing)
+        cut = cut_at_stop(text, asked.stop_texts, closing)
         answer = Generated(text if cut is None else cut, len(ids), episode.finished)
-        return self.task.score(item, [set_aside(answer, asked, self.prompter.tokenizer)]).values
+        return self.task.score(item, [strip_reasoning(answer, asked, self.prompter.tokenizer)]).values
 
     def _items(self, source: Source) -> Iterator[tuple[str, Any]]:
         for _, _, row, _ in source.rows():
