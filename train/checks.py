@@ -6,6 +6,7 @@ from train.config import Config, OptimConfig
 from train.fingerprint import DEFAULTS, flat
 from train.registry import TUNINGS, Problems, own_keys
 from zerotune.data.file_options import FileOptions
+from zerotune.data.formats import is_learned
 
 NEEDS_HELD_OUT = "needs held-out data: data.validation or data.validation_fraction"
 
@@ -31,7 +32,7 @@ def _source_problems(config: Config) -> Problems:
             if not source.path.strip():
                 yield f"{key}.path", "is empty; give a file, folder, glob or hub data set"
             known = config.spec.formats
-            if source.format not in known:
+            if not is_learned(source.format, known):
                 yield f"{key}.format", f"{config.objective} learns from {', '.join(known)}, not from {source.format}"
 
 

@@ -5,6 +5,7 @@ Shape suffixes: b rows of a micro-batch, t positions.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -173,15 +174,18 @@ class Objective(Rollouts, Protocol):
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None: ...
 
     @property
+    @abstractmethod
     def plan(self) -> Plan:
         """The size of the run. A stream that ends before the planned steps replaces it at its last step."""
         ...
 
     @property
+    @abstractmethod
     def metadata(self) -> Mapping[str, Any]:
         """Facts for run.json and checkpoints: digests of data, model and chat template, counts of rows so far."""
         ...
 
+    @abstractmethod
     def load_model(self) -> nn.Module:
         """The model before tuning and sharding."""
         ...
@@ -190,16 +194,19 @@ class Objective(Rollouts, Protocol):
         """The tuned model with further modules that the objective trains, before sharding."""
         return model
 
+    @abstractmethod
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
         """This rank's micro-batches of each optimizer step, from `start_step` on; equally many on every rank. Ends
         with the last step of `plan`.
         """
         ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Differentiable sum of each term over the batch; never a mean."""
         ...
 
+    @abstractmethod
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Held-out metrics: sums and counts are added over ranks, then divided once."""
         ...

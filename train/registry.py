@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zerotune.data.formats import TEXTS
+from zerotune.data.formats import text_formats
 
 Problems = Iterator[tuple[str, str]]  # (key to blame, message)
 
@@ -70,7 +70,7 @@ class TuningSpec:
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
-        formats=(*TEXTS, "labelled"),
+        formats=(*text_formats(), "labelled"),
         keys=("head.labels",),
     ),
     "token_classification": ObjectiveSpec(
@@ -91,7 +91,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     ),
     "ppo": ObjectiveSpec(
         "train.objectives.ppo.objective:PPO",
-        formats=(*TEXTS, "labelled", "preference"),
+        formats=(*text_formats(), "labelled", "preference"),
         keys=("ppo",),
         asks=True,
         checks="train.checks_ppo:problems",

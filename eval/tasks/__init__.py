@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from eval.protocols import Task
@@ -23,7 +22,7 @@ from eval.tasks import (
     token_classification,
 )
 
-TASKS: Mapping[str, Task[Any]] = {
+TASKS: dict[str, Task[Any]] = {
     task.name: task
     for task in (
         perplexity.TASK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,15 +39,15 @@ class TextMetric:
     is_share: bool
 
 
-TEXT_METRICS: Mapping[str, TextMetric] = {
+TEXT_METRICS: dict[str, TextMetric] = {
     "exact_match": TextMetric(exact_match, is_share=True),
     "partial_match": TextMetric(partial_match, is_share=True),
     "rougeL": TextMetric(lambda prediction, reference: rouge(prediction, reference)["rougeL"], is_share=False),
     "contains": TextMetric(contains, is_share=True),
 }
 CHOICE_METRICS = ("accuracy", "accuracy_by_byte")
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "generate": tuple(TEXT_METRICS),
+METRICS: Mapping[str, Collection[str]] = {
+    "generate": TEXT_METRICS.keys(),
     "choices": CHOICE_METRICS,
     "perplexity": tuple(metric.name for metric in perplexity.TASK.metrics),
 }

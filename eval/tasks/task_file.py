@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,7 +50,7 @@ class TaskFile:
     max_new_tokens: int = 64
 
 
-def read_task_file(path: Path, metrics: Mapping[str, tuple[str, ...]]) -> TaskFile:
+def read_task_file(path: Path, metrics: Mapping[str, Collection[str]]) -> TaskFile:
     """Read a task file. metrics: kind -> allowed metrics, the first by default. Raises UserError with file:line."""
     located = read_yaml(path)
     return _Reader(path, located, metrics).read()
@@ -59,7 +59,7 @@ def read_task_file(path: Path, metrics: Mapping[str, tuple[str, ...]]) -> TaskFi
 class _Reader:
     """Reads the keys of one file, and knows the line of each for messages."""
 
-    def __init__(self, path: Path, located: Located, metrics: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, path: Path, located: Located, metrics: Mapping[str, Collection[str]]) -> None:
         self.path, self.located, self.metrics = path, located, metrics
         if not isinstance(located.value, dict):
             raise UserError(f"{path}:1: a task file must be a mapping of keys to values")
@@ -118,7 +118,7 @@ class _Reader:
         return Hub(**{"split": "test", **hub})
 
     def _metrics(self, kind: str) -> tuple[str, ...]:
-        known = self.metrics[kind]
+        known = tuple(self.metrics[kind])
         names = self._texts("metrics") or known[:1]
         for name in names:
             if name not in known:

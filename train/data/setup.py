@@ -11,6 +11,7 @@ from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
 from train.data.tokenize import Settings
 from zerotune.common.errors import UserError
+from zerotune.data.formats import is_learned
 from zerotune.data.word_windows import untruncated
 
 SILENT = ("text", "labelled", "tagged")  # formats without a chat template
@@ -123,7 +124,7 @@ def _check(config: DataConfig, label_spec: LabelSpec) -> None:
         raise UserError(f"data.workers must be 0 (one per core) or more, not {config.workers}")
     for name, listed in (("train", config.train), ("validation", config.validation)):
         for number, source in enumerate(listed):
-            if source.format not in label_spec.formats:
+            if not is_learned(source.format, label_spec.formats):
                 raise UserError(
                     f"data.{name}[{number}].format: this objective learns from {', '.join(label_spec.formats)}, not"
                     f" from `{source.format}`"

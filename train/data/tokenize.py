@@ -61,7 +61,7 @@ class Settings:
         corpus = self.format == "text"
         labelled = (
             {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
-            if self.format in LABELLED
+            if FORMATS[self.format].has_labels
             else None
         )
         return {
@@ -83,7 +83,7 @@ class Settings:
     @property
     def is_labelled(self) -> bool:
         """Whether rows have labels, and are not conversations or texts."""
-        return self.format in LABELLED and not (self.label_spec.asks and self.format == "preference")
+        return FORMATS[self.format].has_labels and not (self.label_spec.asks and self.format == "preference")
 
 
 @dataclass
@@ -140,7 +140,6 @@ class _Piece:
     second: int = 0
 
 
-LABELLED = tuple(name for name, form in FORMATS.items() if form.has_labels)
 Usable = tuple[NumberedRow, Row, Example]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,34 +14,56 @@ from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.data.prepare import Encoded, LabelSpec
 from train.models.generate import continue_prompts
+from train.objectives.base_model import BaseModel
 from train.objectives.prompts import answer_at
-from train.objectives.supervised import Supervised
-from train.protocols import Batch, Ranks, Sample, Tuning
+from train.objectives.row_data import RowData
+from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.inference.checkpoint import as_tuple
-from zerotune.models import loss_head
+from zerotune.models import attention, loss_head
 
 CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
 
 
-class CausalLM(Supervised):
+class CausalLM(Objective):
     """Supervised fine-tuning and continued pre-training of a causal language model."""
 
-    model_class = AutoModelForCausalLM
     peft_task_type = "CAUSAL_LM"
     best_metric = "loss"
     lower_is_better: Mapping[str, bool] = {"loss": True, "perplexity": True, "exact_match": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(labels=tuple(config.head.labels)))
+        self.config, self.ranks = config, ranks
+        self.base = BaseModel(AutoModelForCausalLM, config, tuning, ranks)
+        self.tokenizer, label_spec = self.base.tokenizer, LabelSpec(labels=tuple(config.head.labels))
+        self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
+        self.schedule = self.data.steps()
+
+    @property
+    def plan(self) -> Plan:
+        """That of the steps over the rows."""
+        return self.schedule.plan
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Data and model."""
+        return {**self.data.metadata, "model": self.base.metadata}
 
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""
-        model = self.load({})
+        model = self.base.load(self.data.shape.packed)
         own = as_tuple(model.generation_config.eos_token_id)
-        model.generation_config.eos_token_id = sorted({*own, *self.corpus.stop_ids})
+        model.generation_config.eos_token_id = sorted({*own, *self.data.corpus.stop_ids})
         loss_head.install(model)
         ready: nn.Module = model
         return ready
+
+    def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
+        """Micro-batches of each optimizer step."""
+        return self.schedule.walk(start_step)
+
+    def real_rows(self) -> Sequence[Sequence[int]]:
+        """The first held-out one."""
+        return self.data.first_row
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Sum of -log p over the learned tokens."""
@@ -49,12 +72,12 @@ class CausalLM(Supervised):
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Token-exact loss and perplexity; exact match of generated answers where asked for."""
-        rows = self.corpus.validation
+        rows = self.data.corpus.validation
         if rows is None:
             return {}
         model.eval()
         total, count = 0.0, 0.0
-        for _, batch in self.held_out_batches(rows, self.config.validation.max_rows):
+        for _, batch in self.data.held_out_batches(rows, self.config.validation.max_rows):
             total += float(self.loss(model, batch)["loss"])
             count += batch.counts["loss"]
         model.train()
@@ -71,7 +94,7 @@ class CausalLM(Supervised):
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
         """The first held-out prompts, continued."""
-        rows = self.corpus.validation
+        rows = self.data.corpus.validation
         if rows is None or not self.config.validation.samples:
             return []
         asked = self._questions(rows, self.config.validation.samples, corpora=True)

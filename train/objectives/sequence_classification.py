@@ -1,80 +1,53 @@
-"""The class of a sentence or of a pair of sentences, or a value for it.
+"""The class of a text, or a value for it.
 
-Shape suffixes: n marks, c classes.
+Shape suffixes: n label positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
 from train.config import Config
 from train.data.prepare import LabelledDataset, LabelSpec
-from train.objectives.classes import ClassLoss
-from train.objectives.head import Said, SequenceHead
+from train.objectives.head import Head, Predictions
+from train.objectives.head_losses import ClassLoss, SquaredError
 from train.protocols import Ranks, Tuning
 
 
-class SequenceClassification(SequenceHead):
-    """A head that names the class of a sequence."""
+class SequenceClassification(Head):
+    """A head that predicts the class of a sequence."""
 
+    peft_task_type = "SEQ_CLS"
     best_metric = "accuracy"
     problem = "single_label_classification"
     lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "macro_f1": False, "mcc": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(
-            config,
-            tuning,
-            ranks,
-            LabelSpec(config.spec.formats, "classes", tuple(config.head.labels)),
-        )
-        self.class_loss = ClassLoss(config.head, self.rows)
+        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "classes", tuple(config.head.labels)))
+        self.criterion, self.output_names = ClassLoss(config.head, self.rows), self.rows.labels
 
-    def criterion(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
-        """Cross entropy."""
-        return self.class_loss(outputs_nc, gold_n)
-
-    def weight(self, gold_n: Tensor) -> float:
-        """Of the gold classes."""
-        return self.class_loss.weight(gold_n)
-
-    def decide(self, outputs_nc: Tensor) -> Tensor:
-        """The likeliest class."""
-        return outputs_nc.argmax(-1)
-
-    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
-        """As the evaluation task of this name."""
-        columns = {"gold": said.gold_n, "predicted": said.said_n}
-        accuracy = float((said.gold_n == said.said_n).mean())
+    def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
+        """Those of the evaluation task of this name."""
+        columns = {"gold": predictions.gold_n, "predicted": predictions.predicted_n}
+        accuracy = float((predictions.gold_n == predictions.predicted_n).mean())
         return {"accuracy": accuracy, "macro_f1": macro_f1(columns), "mcc": mcc(columns)}
 
 
-class Regression(SequenceHead):
+class Regression(Head):
     """A head with one output."""
 
+    peft_task_type = "SEQ_CLS"
     best_metric = "pearson"
     problem = "regression"
     lower_is_better: Mapping[str, bool] = {"loss": True, "pearson": False, "rmse": True}
+    output_names = ("value",)
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "values"))
+        self.criterion = SquaredError()
 
-    def output_names(self) -> tuple[str, ...]:
-        """One."""
-        return ("value",)
-
-    def criterion(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
-        """Squared error."""
-        return (outputs_nc[:, 0] - gold_n.float()).square().sum()
-
-    def decide(self, outputs_nc: Tensor) -> Tensor:
-        """The output."""
-        return outputs_nc[:, 0]
-
-    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
-        """As the evaluation task of this name."""
-        columns = {"gold": said.gold_n, "predicted": said.said_n}
+    def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
+        """Those of the evaluation task of this name."""
+        columns = {"gold": predictions.gold_n, "predicted": predictions.predicted_n}
         return {"pearson": pearson(columns), "rmse": rmse(columns)}

@@ -1,6 +1,6 @@
 """The class of each word: named entities and other tags.
 
-Shape suffixes: n marks, c classes.
+Shape suffixes: n label positions.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import AutoModelForTokenClassification
 
 from eval.metrics.entities import Counts, count_by_type, entities
 from train.config import Config
 from train.data.prepare import LabelledDataset, LabelSpec
-from train.objectives.classes import ClassLoss
-from train.objectives.head import Head, Said
-from train.protocols import Batch, Ranks, Tuning
-from zerotune.models import class_head
+from train.objectives.head import TOKENS, Head, Predictions
+from train.objectives.head_losses import ClassLoss
+from train.protocols import Ranks, Tuning
 
 
 class TokenClassification(Head):
-    """A head that names the class of each token; a word's is read at its first."""
+    """A head that predicts the class of each token; a word's is read at its first."""
 
-    model_class = AutoModelForTokenClassification
+    readout = TOKENS
     peft_task_type = "TOKEN_CLS"
     best_metric = "f1"
     lower_is_better: Mapping[str, bool] = {
@@ -37,44 +34,28 @@ class TokenClassification(Head):
         formats = config.spec.formats
         label_spec = LabelSpec(formats, "classes", tuple(head.labels), sub_words=head.sub_words)
         super().__init__(config, tuning, ranks, label_spec)
-        self.class_loss = ClassLoss(head, self.rows)
+        self.criterion, self.output_names = ClassLoss(head, self.rows), self.rows.labels
 
-    def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """At every marked token."""
-        return class_head.token_outputs(model, batch.inputs, batch.targets)
-
-    def criterion(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
-        """Cross entropy."""
-        return self.class_loss(outputs_nc, gold_n)
-
-    def weight(self, gold_n: Tensor) -> float:
-        """Of the true classes."""
-        return self.class_loss.weight(gold_n)
-
-    def show_row(self, rows: LabelledDataset, row: int, answers_n: NDArray[np.float64]) -> str:
+    def show(self, rows: LabelledDataset, row: int, values_n: NDArray[np.float64]) -> str:
         """The entities, each with its words."""
         (document,) = rows.documents(row)
-        marks = rows.label_values(row)[0]
-        starts = np.flatnonzero(~np.isnan(document.targets_t))[marks == 1]
+        label_mask_n = rows.label_values(row)[0]
+        starts = np.flatnonzero(~np.isnan(document.targets_t))[label_mask_n == 1]
         ends = [*starts[1:], len(document.ids_t)]
         found = []
-        for kind, first, last in entities([rows.labels[int(number)] for number in answers_n]):
+        for kind, first, last in entities([rows.labels[int(number)] for number in values_n]):
             ids = document.ids_t[starts[first] : ends[last]].tolist()
             found.append(f"{kind}: {self.tokenizer.decode(ids, skip_special_tokens=True).strip()}")
         return "\n".join(found) or "(none)"
 
-    def decide(self, outputs_nc: Tensor) -> Tensor:
-        """The likeliest class."""
-        return outputs_nc.argmax(-1)
-
-    def measure(self, rows: LabelledDataset, said: Said) -> Mapping[str, float]:
+    def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
         """Entities that are right in type and both ends; the windows of a long sentence are read as one."""
         total, right, words = Counts(), 0, 0
-        for _, windows in groupby(range(len(said.starts) - 1), key=rows.where):
-            pairs = [pair for row in windows for pair in zip(*said.of_row(row), strict=True)]
-            truth, answer = ([rows.labels[int(pair[side])] for pair in pairs] for side in (0, 1))
-            total = sum(count_by_type(truth, answer).values(), total)
-            right += sum(a == b for a, b in zip(truth, answer, strict=True))
-            words += len(truth)
+        for _, windows in groupby(range(len(predictions.starts) - 1), key=rows.where):
+            pairs = [pair for row in windows for pair in zip(*predictions.of_row(row), strict=True)]
+            gold, answer = ([rows.labels[int(pair[side])] for pair in pairs] for side in (0, 1))
+            total = sum(count_by_type(gold, answer).values(), total)
+            right += sum(a == b for a, b in zip(gold, answer, strict=True))
+            words += len(gold)
         shares = {"f1": total.f1, "precision": total.precision, "recall": total.recall}
         return {**shares, "token_accuracy": right / max(words, 1)}

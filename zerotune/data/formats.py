@@ -5,7 +5,7 @@ To add a format, add a value to FORMATS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,7 @@ class Format:
     required, optional: its fields. alternatives: fields of which one is enough.
     read: what the row says; a text for a corpus. Raises RowError.
     has_labels: whether rows hold labels or preferences, rather than texts or conversations.
+    like: the format that objectives know it by, where they do not name it: one whose rows become the same.
     """
 
     required: tuple[str, ...]
@@ -33,6 +34,7 @@ class Format:
     optional: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
     has_labels: bool = False
+    like: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -50,7 +52,7 @@ class Format:
         return " + ".join(self.required) or " or ".join(self.alternatives)
 
 
-FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the first format that they fit
+FORMATS: dict[str, Format] = {  # where the columns decide, a row is of the first format that they fit
     "chat": Format((), read_chat, ("system", "tools", "functions"), alternatives=("messages", "conversations")),
     "qa": Format(("question", "answer"), lambda fields: read_question(fields, "question", "answer"), ("system",)),
     "pr": Format(("prompt", "response"), lambda fields: read_question(fields, "prompt", "response"), ("system",)),
@@ -73,8 +75,14 @@ FORMATS: Mapping[str, Format] = {  # where the columns decide, a row is of the f
 }
 
 
-# The formats of texts and conversations: what a language model can learn from, and be asked.
-TEXTS = tuple(name for name, form in FORMATS.items() if not form.has_labels)
+def text_formats() -> tuple[str, ...]:
+    """The formats of texts and conversations: what a language model can learn from, and be asked."""
+    return tuple(name for name, form in FORMATS.items() if not form.has_labels)
+
+
+def is_learned(name: str, formats: Collection[str]) -> bool:
+    """Whether an objective that learns from `formats` learns from this format."""
+    return name in formats or FORMATS[name].like in formats
 
 
 def read_recognised(fields: Fields) -> str | Conversation:
@@ -82,13 +90,13 @@ def read_recognised(fields: Fields) -> str | Conversation:
 
     Raises RowError.
     """
+    forms = [FORMATS[name] for name in text_formats()]
     for is_there in (fields.has, fields.holds):
-        for name in TEXTS:
-            form = FORMATS[name]
+        for form in forms:
             for leading in form.leading:
                 if is_there(leading):
                     example = form.read(fields)
                     assert isinstance(example, (str, Conversation))
                     return example
-    known = "; ".join(FORMATS[name].needed for name in TEXTS)
+    known = "; ".join(form.needed for form in forms)
     raise RowError(f"none of the known columns: {known}", missing=True)

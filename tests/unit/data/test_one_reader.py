@@ -365,8 +365,6 @@ def test_a_new_format_is_one_value(tmp_path: Path) -> None:
 from zerotune.data.formats import FORMATS, Format
 from zerotune.data.questions import read_question
 FORMATS["note"] = Format(("ask", "reply"), lambda fields: read_question(fields, "ask", "reply"))
-import zerotune.data.formats as formats
-formats.TEXTS += ("note",)
 from eval.tasks import TASKS
 from train.config import SourceConfig
 from train.data.sources import find

@@ -108,8 +108,8 @@ def test_the_ends_of_the_model_are_kept(own: Any, expected: list[int], monkeypat
 
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
     objective: Any = causal_lm.CausalLM.__new__(causal_lm.CausalLM)
-    objective.corpus = SimpleNamespace(stop_ids=(5,))
-    objective.load = lambda options: model
+    objective.data = SimpleNamespace(corpus=SimpleNamespace(stop_ids=(5,)), shape=SimpleNamespace(packed=False))
+    objective.base = SimpleNamespace(load=lambda packed: model)
     monkeypatch.setattr(causal_lm.loss_head, "install", lambda _: None)
     assert objective.load_model().generation_config.eos_token_id == expected
 

@@ -50,6 +50,7 @@ class ToyObjective(Objective):
 
     terms = ("loss",)
     lower_is_better = {"loss": True, "f1": False}  # noqa: RUF012
+    metadata = load_model = None
 
     def __init__(self, losses, validations, told):
         self.losses, self.validations, self.told = losses, iter(validations), iter(told)

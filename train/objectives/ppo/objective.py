@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from train.config import Config, SourceConfig
-from train.data.prepare import Corpus, LabelSpec
+from train.data.prepare import LabelSpec
 from train.data.sources import Source, find
 from train.data.token_dataset import Encoded
+from train.objectives.base_model import BaseModel
 from train.objectives.ppo import advantages, metrics
 from train.objectives.ppo.conversations import Said, conversations
 from train.objectives.ppo.experience import TERMS, Experience
@@ -28,14 +29,14 @@ from train.objectives.ppo.sft_batches import RowSteps, answered
 from train.objectives.ppo.task import TaskRows
 from train.objectives.ppo.trajectories import Episodes
 from train.objectives.ppo.value_model import load_value_model
-from train.objectives.supervised import Supervised
-from train.protocols import Batch, Plan, Ranks, Sample, Tuning
+from train.objectives.row_data import RowData
+from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.own_template import default_template, tool_template
 from zerotune.inference.checkpoint import end_ids
 from zerotune.inference.prompt import Prompter
-from zerotune.models import loss_head
+from zerotune.models import attention, loss_head
 from zerotune.models.digest import model_digest
 from zerotune.models.folder import resolve
 from zerotune.models.token_statistics import add_value_head, require_plain_head, token_loss
@@ -43,22 +44,23 @@ from zerotune.models.token_statistics import add_value_head, require_plain_head,
 TRAINING, HELD_OUT = 0, 1  # keys of chance
 
 
-class PPO(Supervised):
+class PPO(Objective):
     """Answers to prompts are drawn, rewarded, and made likelier or less likely."""
 
-    model_class = AutoModelForCausalLM
     peft_task_type = "CAUSAL_LM"
     best_metric = "reward"
     terms: tuple[str, ...] = (*TERMS, "supervised")
     lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, asks=True))
-        assert isinstance(self.corpus, Corpus)
+        self.config, self.ranks = config, ranks
+        self.base = BaseModel(AutoModelForCausalLM, config, tuning, ranks)
+        self.tokenizer, label_spec = self.base.tokenizer, LabelSpec(config.spec.formats, asks=True)
+        self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
         self.ppo = config.ppo
         task = self._task() if self.ppo.task else None
-        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks, self.day)
-        train, held_out = self.corpus.train, self.corpus.validation
+        self.reward = Reward(self.ppo.reward, self.tokenizer, task, config.run.precision, ranks, self.data.day)
+        train, held_out = self.data.train, self.data.corpus.validation
         said = self._said("train")
         self.prompts = self._prompts(train, task, said, config.data.train, config.data.train[0].path)
         said = self._said("validation") if config.data.validation else said
@@ -68,7 +70,7 @@ class PPO(Supervised):
         self.phases = Phases(self.ppo, config.duration, len(self.prompts))
         self._require_between()
         self.row_steps = self._row_steps(train)
-        self.scoring = Scoring(self.shape, self.ppo, ranks)
+        self.scoring = Scoring(self.data.shape, self.ppo, ranks)
         self.kl_weight = self.ppo.kl_weight
         self.signs = Signs(ranks.index == 0)
         self._rollout_metrics: Mapping[str, float] = {}  # of the last rollout, identical on all ranks
@@ -106,7 +108,8 @@ class PPO(Supervised):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """With the digests of the reward and of the value model."""
-        return {**super().metadata, "digests": {**self.reward.digests, **self._value_digest}}
+        digests = {**self.reward.digests, **self._value_digest}
+        return {**self.data.metadata, "model": self.base.metadata, "digests": digests}
 
     @cached_property
     def _value_digest(self) -> Mapping[str, str]:
@@ -115,11 +118,11 @@ class PPO(Supervised):
 
     def load_model(self) -> nn.Module:
         """The policy; beside it the reference, where all weights move."""
-        model = self.load({})
+        model = self.base.load(self.data.shape.packed)
         require_plain_head(model)
         model.generation_config.eos_token_id = list(self.stop_ids)
         if self.config.tuning.spec.trains_base:
-            self.scoring.keep_reference(self._plain(self.load({})))
+            self.scoring.keep_reference(self._plain(self.base.load(self.data.shape.packed)))
         return self._plain(model)
 
     def add_modules(self, model: nn.Module) -> nn.Module:
@@ -176,6 +179,10 @@ class PPO(Supervised):
         """Those of a rollout after its first step, those of its updates after its last."""
         return self._extra_metrics
 
+    def real_rows(self) -> Sequence[Sequence[int]]:
+        """The first held-out one."""
+        return self.data.first_row
+
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Reward of greedy answers to held-out prompts, each part of it, and their distance from the reference's."""
         prompts = self.held_out_prompts[: self.config.validation.max_rows or None]
@@ -200,15 +207,15 @@ class PPO(Supervised):
     @property
     def longest(self) -> int:
         """Prompt and answer together, behind a tuned prompt where there is one."""
-        config = self.empty_model.config.get_text_config()
+        config = self.base.empty.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 2**31) - self.config.tuning.extra_positions
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """What ends an answer: the checkpoint's own end tokens, and the chat template's."""
         folder = resolve(self.config.model.path, self.config.model.revision, code=self.config.model.trust_remote_code)
-        ends = end_ids(folder, self.empty_model.config)
-        return tuple(sorted({*ends, *self.corpus.stop_ids}))
+        ends = end_ids(folder, self.base.empty.config)
+        return tuple(sorted({*ends, *self.data.corpus.stop_ids}))
 
     def _plain(self, model: nn.Module) -> nn.Module:
         drop_nothing(model)
@@ -218,7 +225,7 @@ class PPO(Supervised):
     def _value_body(self) -> nn.Module:
         prompts = [len(prompt.ids) for prompt in (*self.prompts, *self.held_out_prompts)]
         longest, place = max(prompts) + self.ppo.response_tokens, self.ranks.device
-        body: nn.Module = load_value_model(self.config, self.tokenizer, longest, self.shape.packed, place)
+        body: nn.Module = load_value_model(self.config, self.tokenizer, longest, self.data.shape.packed, place)
         return body
 
     def _task(self) -> TaskRows:
@@ -233,7 +240,7 @@ class PPO(Supervised):
             0,
             self.stop_ids,
             self.config.model.path,
-            day=self.day,
+            day=self.data.day,
             tool_template=tool_template(tokenizer.chat_template),
         )
         return TaskRows(self.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
@@ -254,13 +261,15 @@ class PPO(Supervised):
         corpora = [number for number, source in enumerate(sources) if source.format == "text"]
         asked = task.prompts(rows) if task else asked_by(rows, corpora, own, longest, said)
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
-        self.corpus.lines.extend(told)
+        self.data.lines.extend(told)
         return found
 
     def _row_steps(self, rows: Encoded) -> RowSteps:
         """Over the rows with an answer: told, where supervised steps pass over others."""
         config, own = self.config, answered(rows)
-        steps = RowSteps(own, [source.weight for source in config.data.train], self.shape, config.run.seed, self.ranks)
+        steps = RowSteps(
+            own, [source.weight for source in config.data.train], self.data.shape, config.run.seed, self.ranks
+        )
         key = "supervised_weight" if self.ppo.supervised_weight else "supervised_every"
         if not getattr(self.ppo, key):
             return steps
@@ -269,7 +278,7 @@ class PPO(Supervised):
                 f"ppo.{key}: no row of data.train has an answer to learn; add rows that have one, or set it to 0"
             )
         if len(own) < len(rows):
-            self.corpus.lines.append(
+            self.data.lines.append(
                 f"{len(rows) - len(own):,} of {len(rows):,} training rows have no answer: they are asked, and passed "
                 f"over in supervised steps (ppo.{key})"
             )
@@ -325,7 +334,7 @@ class PPO(Supervised):
             for number, part in enumerate(np.array_split(order, self.ppo.minibatches)):
                 step = phase.start + epoch * self.ppo.minibatches + number
                 beside = self.row_steps.batches(step) if self.ppo.supervised_weight else []
-                yield [*experience.batches(part, self.shape, self.ranks), *beside]
+                yield [*experience.batches(part, self.data.shape, self.ranks), *beside]
 
     def _shown(self, episodes: Episodes, rewarded: Rewarded, held_out: bool) -> list[Sample]:
         """To the first prompts, one answer to each."""
