@@ -394,7 +394,7 @@ def test_a_full_disk_is_said_before_writing(full_run, tmp_path, monkeypatch):
     [
         (lambda run: (run / "config.yaml").unlink(), "neither a run folder"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "no finished checkpoint"),
-        (lambda run: (run / "run.json").write_text("{"), r"run\.json: damaged"),
+        (lambda run: (run / "run.json").write_text("{"), r"run\.json: cannot be read as JSON"),
     ],
 )
 def test_what_is_no_run_is_refused(full_run, tmp_path, spoil, message):
