@@ -656,12 +656,12 @@ def test_special_tokens_stand_around_every_window(letters_are_tokens: None) -> N
 
 def test_where_the_second_sentence_begins_is_told_to_models_that_number_them() -> None:
     made = framed_prompter()
-    assert len(made.sequence(["a"])[0]) == 3
-    ids, second = made.sequence(["a", "b"])
+    assert len(made.classifier_input(["a"])[0]) == 3
+    ids, second = made.classifier_input(["a", "b"])
     assert second == 0
     made.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    assert made.sequence(["a"])[1] == 0
-    again, second = made.sequence(["a", "b"])
+    assert made.classifier_input(["a"])[1] == 0
+    again, second = made.classifier_input(["a", "b"])
     assert again == ids
     assert made.tokenizer.decode(ids[second]) == "b"
 
