@@ -14,7 +14,7 @@ from zerotune.common.masking import mask_all
 from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 
 @dataclass(frozen=True)

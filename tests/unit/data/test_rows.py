@@ -142,7 +142,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
 
 def test_answers_are_scored_with_their_end_of_turn() -> None:
     asked = prompter()
-    first, second = asked.answers([USER, ASSISTANT, {"role": "user", "content": "And?"}, ASSISTANT])
+    first, second = asked.assistant_turns([USER, ASSISTANT, {"role": "user", "content": "And?"}, ASSISTANT])
     decode = asked.tokenizer.decode
     assert decode(first.ids[: first.first]) == "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
     assert decode(first.ids[first.first :]) == decode(second.ids[second.first :]) == "A.<|im_end|>"
@@ -184,7 +184,7 @@ def test_a_template_that_insists_on_a_system_message_still_tells_its_end() -> No
 
 def test_a_template_without_continuation_is_an_error() -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}NOW{% endif %}"
-    with pytest.raises(UserError, match="does not continue"):
+    with pytest.raises(UserError, match="renders an answered conversation differently"):
         prompter(template=template).assistant_turns([USER, ASSISTANT])
 
 

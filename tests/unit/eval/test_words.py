@@ -197,7 +197,7 @@ def test_one_chinese_name_makes_no_chinese_text() -> None:
 def test_a_dialogue_has_two_turns() -> None:
     from zerotune.data.fields import RowError
 
-    with pytest.raises(RowError, match="two answers"):
+    with pytest.raises(RowError, match="at least two text responses"):
         item("dialogue", messages=DIALOGUE[:2])
 
 

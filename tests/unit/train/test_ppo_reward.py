@@ -310,7 +310,7 @@ def test_a_conversation_that_its_template_refuses_is_told_before_any_step(
     reward = Reward([RewardConfig("model", path=str(folder), name="good")], tokenizer, None, "fp32", Solo())
     system, user = ({"role": role, "content": "Be brief."} for role in ("system", "user"))
     reward.require([Prompt((1,), "rows:1", messages=(user,)), Prompt((1,), "rows:2")])
-    with pytest.raises(UserError, match=r"part good: rows:3: .*its chat template refuses .*no system here"):
+    with pytest.raises(UserError, match=r"^rows:3: ppo\.reward, part good: its chat template rejects .*no system here"):
         reward.require([Prompt((1,), "rows:3", messages=(system, user))])
 
 

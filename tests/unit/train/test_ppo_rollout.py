@@ -59,7 +59,7 @@ def played(
         return tokens
 
     for engine in (generation, plain_generation):
-        monkeypatch.setattr(engine, "choose", recording)
+        monkeypatch.setattr(engine, "sample", recording)
     given = [Prompt(ids, "r") for ids in prompts]
     asked = requests(given, config, (6, 9), (0, 1), greedy=False)
     episodes = Episodes(play(model, Reads(), asked, given, ranks))
@@ -122,7 +122,7 @@ class Writes:
 def test_answers_that_say_nothing_are_counted_as_empty(
     tokens: list[int], stops: tuple[str, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "choose", lambda rows, logits_bv: [tokens[len(row.ids)] for row in rows])
+    monkeypatch.setattr(generation, "sample", lambda rows, logits_bv: [tokens[len(row.ids)] for row in rows])
     given = [Prompt((5, 7), "r", stops)]
     asked = requests(given, CONFIG, (6,), (0, 1), greedy=False)
     (episode,) = play(tuned("full"), Writes(), asked, given, Whole())

@@ -74,7 +74,7 @@ class Judge:
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Raise UserError, before any step, for a conversation that its chat template refuses."""
         for prompt in (prompt for prompt in prompts if prompt.messages and self.reads_messages):
-            with _named(f"{self.key}: {prompt.row}"):
+            with _named(prompt.row):
                 self._whole(prompt.messages, "")
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
