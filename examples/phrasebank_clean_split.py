@@ -73,7 +73,7 @@ def without_shared_passages(train: list[Row], test: list[Row]) -> tuple[list[Row
     while True:
         index = Index([test])
         for row in train:
-            index.look_at(row, "")
+            index.scan(row, "")
         shared = index.found()
         if not shared:
             return train, test

@@ -28,7 +28,7 @@ def listed_at(run: Path, step: int) -> float:
 @pytest.mark.parametrize("kind", ["single", "zero2"])
 def test_training_goes_on_beside_a_slow_disk(kind: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     """Each checkpoint is that of its step to the last bit, and is there before the next one begins."""
-    writer = f"train.engine.{'whole' if kind == 'single' else 'deepspeed'}_state:write"
+    writer = f"train.checkpoint.{'replicated' if kind == 'single' else 'deepspeed'}_state:write"
     slow = [{"at": writer, "nth": 0, "do": "sleep 2"}]
     for save, step in ((1, 3), (2, 5)):  # it writes only when the step after was trained
         trained = tmp_path / f"trained{step}"

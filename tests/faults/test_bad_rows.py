@@ -28,7 +28,7 @@ BAD_LINES = [
     (line({"question": "no answer"}), "field `answer` is missing"),
     (line({"question": "null", "answer": None}), "field `answer` is null"),
     (line({"question": "number", "answer": 42}), "field `answer` is not text: it is a number"),
-    (line({"question": "list", "answer": ["42"]}), "field `answer` is not text: it is a list"),
+    (line({"question": "object", "answer": {"text": "42"}}), "field `answer` is not text: it is an object"),
     (line({"question": "empty", "answer": ""}), "field `answer` is empty"),
     (line({"question": "  ", "answer": "white space"}), "field `question` is empty"),
     (b'{"question": "half", "answer": "\\ud800"}\n', "field `answer` holds half a surrogate pair: \\ud800"),
