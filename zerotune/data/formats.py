@@ -96,10 +96,9 @@ def read_recognised(fields: Fields) -> str | Conversation:
     forms = [FORMATS[name] for name in text_formats()]
     for is_there in (fields.has, fields.holds):
         for form in forms:
-            for leading in form.leading:
-                if is_there(leading):
-                    example = form.read(fields)
-                    assert isinstance(example, (str, Conversation))
-                    return example
+            if any(map(is_there, form.leading)):
+                example = form.read(fields)
+                assert isinstance(example, (str, Conversation))
+                return example
     known = "; ".join(form.needed for form in forms)
     raise RowError(f"none of the known columns: {known}", missing=True)
