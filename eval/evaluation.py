@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -159,13 +159,14 @@ def _built_in(task: Task[Any]) -> tuple[Row, ...]:
 def prepare(task: Task[Any], items: Sequence[Any], prompter: Prompter) -> Job:
     """Build every item's requests. An item that exceeds the context is not truncated but skipped, with a reason."""
     items = [task.bind(item, prompter) for item in items] if task.bind else items
-    requests = [_fit_to_context(_ask(task, item, prompter), prompter.context_tokens) for item in items]
+    requests = [_fit_to_context(_requests_of(task.ask, item, prompter), prompter.context_tokens) for item in items]
     return Job(task, items, prompter, requests)
 
 
-def _ask(task: Task[Any], item: Identified, prompter: Prompter) -> Sequence[Request]:
+def _requests_of(ask: Callable[..., Sequence[Request]], item: Identified, *arguments: Any) -> Sequence[Request]:
+    """What a task asks of an item; an error names the row."""
     try:
-        return task.ask(item, prompter)
+        return ask(item, *arguments)
     except UserError as error:
         raise UserError(f"{item.id}: {error}") from error
 
@@ -289,7 +290,7 @@ def _follow(job: Job, item: int, answers: Sequence[Answer]) -> Sequence[Request]
     """An item's next requests; None if they exceed the context."""
     if job.task.follow is None:
         return ()
-    requests = job.task.follow(job.items[item], answers, job.prompter)
+    requests = _requests_of(job.task.follow, job.items[item], answers, job.prompter)
     fitting = _fit_to_context(requests, job.prompter.context_tokens) if requests else ()
     return None if isinstance(fitting, str) else fitting
 

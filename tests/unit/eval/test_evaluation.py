@@ -460,6 +460,20 @@ def test_another_template_than_the_one_trained_with_is_refused_unless_allowed(ro
     assert run(*words).samples == allowed.samples
 
 
+@pytest.mark.parametrize("task", ["qa", "dialogue"])
+def test_a_conversation_that_the_template_rejects_is_named(task: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The first turn of a dialogue is fine; the second one is asked after an answer."""
+    template, path = tmp_path / "strict.jinja", tmp_path / "rows.jsonl"
+    late_system = (
+        "{% if m.role == 'system' and not loop.first %}{{ raise_exception('a late system message') }}{% endif %}"
+    )
+    template.write_text("{% for m in messages %}" + late_system + "<|{{ m.role }}|>{{ m.content }}{% endfor %}")
+    roles = ("user", "assistant", "system", "user", "assistant")
+    path.write_text(json.dumps({"messages": [{"role": role, "content": "dog"} for role in roles]}))
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*rejects this conversation: a late system message"):
+        run("--model", folders["before"], "--tasks", task, "--data", path, "--template", template)
+
+
 def test_texts_need_no_template(texts: str, tmp_path: Path) -> None:
     folder = eval_checkpoints.save(tmp_path / "merged")
     trained_with(folder, "{{ messages }}")
