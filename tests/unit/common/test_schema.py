@@ -34,9 +34,7 @@ class Settings:
         ({"size": "x", "limit": 2}, ["parts[0].size: expected a whole number, got 'x'"]),
     ],
 )
-def test_a_required_number_that_is_missing_or_wrong_is_told_with_the_rest(
-    part: dict[str, object], wrong: list[str]
-) -> None:
+def test_a_required_number_is_told_with_the_rest(part: dict[str, object], wrong: list[str]) -> None:
     config, faults = checked(Settings, {"parts": [part], "rows": "2"})
     assert sorted(fault.message for fault in faults) == [*wrong, "rows: expected a whole number, got '2'"]
     assert config == Settings()
