@@ -20,13 +20,10 @@ from eval.foreign_words import about
 from eval.protocols import Task
 from eval.tasks import TASKS, samples
 from eval.tasks.find import find
-from zerotune import shipped
 from zerotune.common import options
 from zerotune.common.errors import UserError
-from zerotune.common.files import nearest
 from zerotune.common.schema import STRICT, Fault, checked, fields_of, shown
 from zerotune.common.suggest import SLIP, did_you_mean
-from zerotune.common.yaml_lines import Located, read_yaml
 from zerotune.data.file_options import FileOptions
 
 # Options that may be given several times, and what they take.
@@ -221,7 +218,7 @@ def parse(arguments: Sequence[str]) -> Config:
     words = options.pairs(arguments, lambda name: name[2:] in {*kinds, "config"} - {"temperatures"})
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
-    for file in (_read(text) for name, text in words if name == "--config"):
+    for file in (options.read_file(text, "configuration") for name, text in words if name == "--config"):
         values |= {key: value for key, value in file.value.items() if value is not None or key not in kinds}
         places |= {key: file.places[key,] for key in file.value}
     given: dict[str, Any] = {}
@@ -239,16 +236,6 @@ def parse(arguments: Sequence[str]) -> Config:
     _check(config)
     _check_use(config, {f"--{key}" for key in given})
     return config
-
-
-def _read(text: str) -> Located:
-    path = Path(text)
-    if not path.is_file():
-        raise UserError(f"--config {path}: there is no such file{nearest(path)}")
-    file = read_yaml(path)
-    if not isinstance(file.value, dict):
-        raise UserError(f"{path}:1: a configuration is a mapping of options to values")
-    return Located(shipped.with_examples(file.value, path), file.places)
 
 
 def _told(fault: Fault, places: Mapping[str, str]) -> str:

@@ -190,7 +190,7 @@ def _template_dates(checkpoints: Sequence[Checkpoint], config: Config, start_dat
 def _fit_to_context(requests: Sequence[Request], context_tokens: int | None) -> Sequence[Request] | str:
     """The requests with `max_new_tokens` limited to the context, or the reason why they do not fit."""
     if not requests:
-        return "there is nothing to score"
+        return "has nothing to score"
     limit = context_tokens or sys.maxsize
     needed = max(_limit_length(request, len(request.prefix_ids) + 1).length for request in requests)
     if needed > limit:

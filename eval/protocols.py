@@ -127,7 +127,7 @@ def unchanged(items: list[Any]) -> list[Any]:
 class Task(Generic[Item]):
     """One evaluation task.
 
-    version: raised whenever a result could change. load: converts a row to an item; raises `BadExampleError`.
+    version: raised whenever a result could change. load: converts a row to an item; raises `RowError`.
     ask: the requests of an item. score: the sample of an item, given the answers in the order of its requests. It uses
     neither model nor files, so that training can call it for validation and as a reward.
     bind: adapts an item to one checkpoint (class names, tokens per word) before `ask` and `score`; raises UserError if

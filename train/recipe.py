@@ -17,12 +17,10 @@ from typing import Any
 from train.checks import problems
 from train.config import Config, SourceConfig
 from train.suggest import about_key, about_value, meant_key, way_of
-from zerotune import shipped
 from zerotune.common import options
 from zerotune.common.errors import UserError
-from zerotune.common.files import nearest
-from zerotune.common.schema import Fault, checked, kind_at, shown
-from zerotune.common.yaml_lines import Located, Way, dotted, dump_yaml, read_yaml
+from zerotune.common.schema import Fault, checked, kind_at
+from zerotune.common.yaml_lines import Way, dotted, dump_yaml
 
 USAGE = """\
 accelerate launch train/main.py --config recipes/NAME.yaml
@@ -90,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Config:
     draft = _Draft()
     for name, text in given:
         if name == "--config":
-            located = _read(text)
+            located = options.read_file(text, "recipe")
             draft.put((), located.value, located.places)
             draft.source = text
     for name, text in given:
@@ -110,7 +108,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def load(path: str | Path) -> Config:
     """The configuration in a run folder's `config.yaml`, checked as strictly as a recipe."""
-    located = _read(str(path))
+    located = options.read_file(str(path), "recipe")
     return _finish(_Draft(located.value, located.places, str(path)))
 
 
@@ -132,18 +130,6 @@ def _print_help() -> None:
 def _is_known(option: str) -> bool:
     """Of an option that there is not, all words are taken: it may be a list where it comes from."""
     return option == "--config" or kind_at(Config, way_of(option.removeprefix("--"))) is not None
-
-
-def _read(file: str) -> Located:
-    path = Path(file)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{file}: is no regular file; every rank reads the recipe: write it to a file")
-    if not path.is_file():
-        raise UserError(f"{file}: there is no such recipe{nearest(path) or '.'}")
-    located = read_yaml(path)
-    if not isinstance(located.value, dict):
-        raise UserError(f"{file}:1: a recipe is a mapping of keys to values, not {shown(located.value)}.")
-    return Located(shipped.with_examples(located.value, path), located.places)
 
 
 def _put_option(draft: _Draft, name: str, text: str) -> None:

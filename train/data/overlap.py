@@ -15,6 +15,7 @@ from train.data.rows import draw
 from train.data.token_dataset import Part
 from zerotune.common.errors import UserError
 
+NO_OVERLAP = "overlap with the validation data: no row and no question"
 SHOWN = 3
 
 
@@ -70,7 +71,7 @@ def without_overlap(
     first_n = _joined([_is_first(part.column("number_n")) for part in train])
     same, asked = int((is_same_n & first_n).sum()), int((is_asked_n & first_n).sum())
     if not same and not asked:
-        return list(train), ["overlap with the validation data: no row and no question"]
+        return list(train), [NO_OVERLAP]
     examples = [
         *_examples(train, held, is_same_n & first_n, full_n, "full_n"),
         *_examples(train, held, is_asked_n & first_n, prompt_n, "prompt_n"),

@@ -101,7 +101,7 @@ class Problems:
 
 
 def check_columns(source: Source, problems: Problems, which: str = "") -> None:
-    """Raise one error if every row lacks the same column.
+    """Raise one error if every row lacks a column.
 
     which: a word before "rows": `first `, or empty.
 
@@ -110,8 +110,7 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
     """
     if not problems.rows or problems.missing < problems.rows:
         return
-    form = FORMATS[source.config.format]
-    needed = " and ".join(form.required) or " or ".join(form.alternatives)
+    needed = FORMATS[source.config.format].needed
     rows = which + counted(problems.rows, "row")
     raise UserError(
         f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the {rows}"

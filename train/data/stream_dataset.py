@@ -14,7 +14,7 @@ from typing import Any
 
 from train.config import DataConfig
 from train.data.mixture import Mark, Mixture, marks_from_json, marks_to_json
-from train.data.overlap import without_overlap
+from train.data.overlap import NO_OVERLAP, without_overlap
 from train.data.rank_sync import share, together
 from train.data.rows import bad_rows_error
 from train.data.setup import Setup, Spec, set_up
@@ -113,7 +113,7 @@ class StreamingCorpus:
         notes = list(window["notes"])
         if self.validation is not None and any(map(len, parts)):
             parts, overlap = without_overlap(parts, self.validation.parts, self.config.on_overlap)
-            notes += [line for line in overlap if not line.endswith("none")]
+            notes += [line for line in overlap if line != NO_OVERLAP]
         return Encoded(parts, [f"window {number}: {line}" for line in notes])
 
 

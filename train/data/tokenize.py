@@ -168,8 +168,7 @@ def read_row(
     fields = Fields(row.value, columns, asks)
     example = FORMATS[kind].read(fields)
     if left is not None:
-        left.update(f"column {name}" for name in fields.unread())
-        left.update(_left_out(example))
+        left.update([*(f"column {name}" for name in fields.unread()), *_left_out(example)])
     if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
         return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
     return example
@@ -177,7 +176,7 @@ def read_row(
 
 def _left_out(example: Example) -> set[str]:
     if isinstance(example, Conversation):
-        return {*example.left_out, *(["answers after the first"] if example.also_right else [])}
+        return {*example.left_out, "answers after the first"} if example.also_right else set(example.left_out)
     if isinstance(example, Preference):
         return _left_out(example.chosen) | _left_out(example.rejected)
     return set()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
 
+from zerotune import shipped
 from zerotune.common.errors import UserError
-from zerotune.common.schema import fields_of, is_section, is_union
-from zerotune.common.yaml_lines import Located, parse_yaml
+from zerotune.common.files import nearest
+from zerotune.common.schema import fields_of, is_section, is_union, shown
+from zerotune.common.yaml_lines import Located, parse_yaml, read_yaml
 
 LONGEST_NAMES = 66  # characters, within 80 columns beside the option
 
@@ -42,6 +45,19 @@ def located(text: str, kind: Any, name: str) -> Located:
     if kind is str or get_origin(kind) is Literal or of_union:
         return Located(text, {(): ""})
     return parse_yaml(text, f"command line: {name}")
+
+
+def read_file(file: str, what: str) -> Located:
+    """A YAML file of options. what: the word for it in messages. Raises UserError."""
+    path = Path(file)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{file}: is no regular file; every rank reads the {what}: write it to a file")
+    if not path.is_file():
+        raise UserError(f"{file}: there is no such {what}{nearest(path) or '.'}")
+    found = read_yaml(path)
+    if not isinstance(found.value, dict):
+        raise UserError(f"{file}:1: a {what} is a mapping of keys to values, not {shown(found.value)}.")
+    return Located(shipped.with_examples(found.value, path), found.places)
 
 
 def add(parser: argparse.ArgumentParser, kind: Any, prefix: str = "", takes: Mapping[str, str] | None = None) -> None:

@@ -63,11 +63,9 @@ class Fields:
 
     def answers(self, name: str) -> tuple[str, ...]:
         """The text of an answer, or of several that are all right; none where there is none and none is needed."""
-        column = self.columns.get(name, name)
-        self.read.add(column)
-        if self.asks and not says_something(self.value.get(column)):
+        if self.asks and not self.has(name):
             return ()
-        value = self.get(name)
+        value, column = self.get(name), self.columns.get(name, name)
         if isinstance(value, str):
             return () if self.asks and value.isspace() else (checked_text(value, f"field `{column}`"),)
         if not isinstance(value, (list, tuple)):

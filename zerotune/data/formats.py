@@ -27,6 +27,7 @@ class Format:
     read: what the row says; a text for a corpus. Raises RowError.
     has_labels: whether rows hold labels or preferences, rather than texts or conversations.
     like: the format that objectives know it by, where they do not name it: one whose rows become the same.
+    needs: what a row must have, in words, where that is more than `required` or one of `alternatives`.
     """
 
     required: tuple[str, ...]
@@ -35,6 +36,7 @@ class Format:
     alternatives: tuple[str, ...] = ()
     has_labels: bool = False
     like: str = ""
+    needs: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -48,8 +50,8 @@ class Format:
 
     @property
     def needed(self) -> str:
-        """Its required fields, in words."""
-        return " + ".join(self.required) or " or ".join(self.alternatives)
+        """What a row must have, in words."""
+        return self.needs or " and ".join(self.required) or " or ".join(self.alternatives)
 
 
 FORMATS: dict[str, Format] = {  # where the columns decide, a row is of the first format that they fit
@@ -64,6 +66,7 @@ FORMATS: dict[str, Format] = {  # where the columns decide, a row is of the firs
         ("sentence2",),
         alternatives=("sentence", "text", "sentence1"),
         has_labels=True,
+        needs="label, and sentence or text or both sentence1 and sentence2",
     ),
     "tagged": Format(("tokens", "tags"), read_tagged, has_labels=True),
     "preference": Format(
@@ -98,10 +101,9 @@ def read_recognised(fields: Fields) -> str | Conversation:
     forms = [FORMATS[name] for name in text_formats()]
     for is_there in (fields.has, fields.holds):
         for form in forms:
-            for leading in form.leading:
-                if is_there(leading):
-                    example = form.read(fields)
-                    assert isinstance(example, (str, Conversation))
-                    return example
+            if any(map(is_there, form.leading)):
+                example = form.read(fields)
+                assert isinstance(example, (str, Conversation))
+                return example
     known = "; ".join(form.needed for form in forms)
     raise RowError(f"none of the known columns: {known}", missing=True)

@@ -29,7 +29,8 @@ def read_instruction(fields: Fields) -> Conversation:
 def _conversation(fields: Fields, prompt: str, answer: str) -> Conversation:
     answers = fields.answers(answer)
     messages = [{"role": "user", "content": prompt}]
-    messages += [{"role": "assistant", "content": text} for text in answers[:1]]
+    if answers:
+        messages.append({"role": "assistant", "content": answers[0]})
     if fields.has("system"):
         messages.insert(0, {"role": "system", "content": fields.text("system")})
     return Conversation(messages, also_right=answers[1:])

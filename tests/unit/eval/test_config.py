@@ -229,7 +229,7 @@ def test_a_temperature_is_a_number_from_0_on(given: str) -> None:
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     config_file(tmp_path, WHOLE)
-    with pytest.raises(UserError, match=r"no such file; did you mean .*/eval\.yaml\?"):
+    with pytest.raises(UserError, match=r"no such configuration; did you mean .*/eval\.yaml\?"):
         parse(["--config", str(tmp_path / "eval.yml")])
     with pytest.raises(UserError, match="--config needs a value"):
         parse(["--config"])

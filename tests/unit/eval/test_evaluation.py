@@ -263,6 +263,13 @@ def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
     assert run(*words).result.tasks[0].fewer is None
 
 
+def test_rows_without_anything_to_score_are_told_in_a_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": TEXT[0][:1]}))
+    with pytest.raises(UserError, match=r"all rows were skipped, the first because it has nothing to score$"):
+        run("--model", folders["before"], "--tasks", "perplexity", "--data", path)
+
+
 def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     long = {"question": " ".join(TEXT * 4), "answer": "yes"}
@@ -274,7 +281,7 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
     assert task.skipped[0].reason.endswith("tokens, more than the context of 128")
     assert "1 row left out of these numbers" in markdown(found)
     path.write_text(json.dumps(long))
-    with pytest.raises(UserError, match="all rows were skipped"):
+    with pytest.raises(UserError, match=r"the first because it needs [0-9]+ tokens, more than the context of 128$"):
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
 
 

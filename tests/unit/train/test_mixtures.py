@@ -109,7 +109,9 @@ def test_a_window_of_overlap_alone_is_dropped_and_the_stream_goes_on(tmp_path):
     held = write_jsonl(tmp_path / "held.jsonl", questions("a", 4, start=4))
     validation = [SourceConfig(str(held), "qa")]
     corpus = streamed(tmp_path, SourceConfig(str(path), "qa"), validation=validation, on_overlap="drop")
-    assert [len(window) for window in corpus.windows(0)] == [4, 0, 4]
+    windows = list(corpus.windows(0))
+    assert [len(window) for window in windows] == [4, 0, 4]
+    assert [len(window.notes) for window in windows] == [0, 1, 0]
 
 
 def test_text_files_are_streamed_by_document(tmp_path):

@@ -180,6 +180,14 @@ def test_a_column_that_no_row_has_is_one_message_with_those_there_are(tmp_path):
     )
 
 
+@pytest.mark.parametrize("columns", [["sentence1", "label"], ["review", "label"], ["sentence", "class"]])
+def test_labelled_rows_that_lack_a_field_are_told_every_choice_of_fields(columns):
+    found = FileSource(SourceConfig("rows", "labelled"), "data.train[0]", [])
+    needed = "needs label, and sentence or text or both sentence1 and sentence2, which none of the 3 rows has"
+    with pytest.raises(UserError, match=needed):
+        check_columns(found, counted(3, [], missing=3, columns=columns))
+
+
 @pytest.mark.usefixtures("offline")
 def test_a_hub_data_set_is_read_like_a_file(tmp_path, monkeypatch):
     """The library's own cache stands in for the hub: what was loaded once is found there without a network."""
