@@ -101,7 +101,7 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or kind of file
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not ("ppo" in whole.spec.keys and whole.ppo.task):  # there the task says what its rows hold
+    if not (whole.spec.asks and whole.ppo.task):  # there the task says what its rows hold
         check_columns(source, problems, "first ")
 
 

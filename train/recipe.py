@@ -95,8 +95,7 @@ def parse(arguments: Sequence[str]) -> Config:
         if name != "--config":
             _put_option(draft, name, text)
     config = _finish(draft)
-    place = draft.places.get(("model", "trust_remote_code"), COMMAND_LINE)
-    if config.model.trust_remote_code and place != COMMAND_LINE:
+    if config.model.trust_remote_code and (place := draft.places["model", "trust_remote_code"]) != COMMAND_LINE:
         raise UserError(
             f"{place}: model.trust_remote_code runs foreign code and is accepted on the command line only: "
             "--model.trust_remote_code true"

@@ -53,12 +53,13 @@ class Checkpoints:
         self.folder = Path(config.run.folder) / "checkpoints"
         self.require_folder = require_folder  # raises if the run folder was removed; only rank 0 checks
         self.extended: list[str] = []  # changes of the run's end that `resume` found
+        metadata = objective.metadata
         digests = {
-            "chat template": objective.metadata["template_hash"],
-            "data": objective.metadata["data_digest"],
-            "base model": objective.metadata["model"]["digest"],
-            CONFIG_OF + "the base model": objective.metadata["model"]["config_digest"],
-            **objective.metadata.get("digests", {}),
+            "chat template": metadata["template_hash"],
+            "data": metadata["data_digest"],
+            "base model": metadata["model"]["digest"],
+            CONFIG_OF + "the base model": metadata["model"]["config_digest"],
+            **metadata.get("digests", {}),
         }
         self.origin = Origin.of(config, runtime.kind, runtime.count, digests)
         self.background, self.copy = Background(), HostCopy()

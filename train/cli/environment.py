@@ -95,12 +95,12 @@ def _aligned(lines: Iterable[tuple[str, str]]) -> str:
 
 def _machine() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "version", lambda: own_version() or "unknown"
-    yield "commit", lambda: _commit()
+    yield "commit", _commit
     yield "folder", lambda: ROOT
     yield "Python", lambda: f"{platform.python_version()} ({platform.python_implementation()}), {sys.executable}"
     yield "system", lambda: f"{platform.platform()}, {' '.join(platform.libc_ver())}"
     yield "processor", lambda: f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores usable"
-    yield "memory", lambda: _memory()
+    yield "memory", _memory
     yield "shared memory", lambda: f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free"  # noqa: S108 (asked)
     yield "disk", lambda: f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here"
     yield "locked memory", lambda: _limit(resource.RLIMIT_MEMLOCK)

@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 
 from train.cli.environment import default_config
 from zerotune import shipped
+from zerotune.common import suggest
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
 from zerotune.common.suggest import did_you_mean
+from zerotune.common.version import ROOT
 from zerotune.common.yaml_lines import read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ("num_processes", "num_machines", "machine_rank", "main_process_port")
 # Options of `accelerate launch`, each with a value. `accelerate` is its config_file, by a name as in slurm/job.sh.
 OPTIONS = ("accelerate", "main_process_ip", *NUMBERS)
@@ -125,9 +126,9 @@ def _refuse_slips(words: Sequence[str], settings: type) -> None:
     """A launcher's option in a wrong spelling: the programs know none of these and could not say what was meant."""
     own = {field.name for field in dataclasses.fields(settings)}
     for name in (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")):
-        near = did_you_mean(name, [*OPTIONS, *own], cutoff=0.75)
-        if name not in own and any(f" {option}?" in near for option in OPTIONS):
-            raise UserError(f"unknown option --{name}{near.replace('mean ', 'mean --')}")
+        meant = suggest.nearest(name, [*OPTIONS, *own], cutoff=0.75)
+        if meant in OPTIONS and name not in own:
+            raise UserError(f"unknown option --{name}; did you mean --{meant}?")
 
 
 def _is_launched(options: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
 from train.data.tokenize import Settings
 from zerotune.common.errors import UserError
-from zerotune.data.formats import is_learned
+from zerotune.data.formats import is_learned, known_as
 from zerotune.data.word_windows import untruncated
 
 SILENT = ("text", "labelled", "tagged")  # formats without a chat template
@@ -79,7 +79,7 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
         has_unknown = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
         tokenizer.pad_token = tokenizer.unk_token if has_unknown else tokenizer.eos_token
     sources = [*config.train, *config.validation]
-    uses_template = any(source.format not in SILENT for source in sources)
+    uses_template = any(known_as(source.format) not in SILENT for source in sources)
     day = day or date.today()
     template = resolve(config.chat_template, tokenizer, day) if uses_template else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())

@@ -22,6 +22,7 @@ from train.data.tokenize_workers import Facts, Workers, write_table
 from train.protocols import Ranks
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
+from zerotune.data.formats import known_as
 
 ENCODER_VERSION = 4  # raise it when the same rows and settings give another table
 
@@ -171,7 +172,7 @@ def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
         continues = "continues in further rows" if one else "continue in further rows"
         is_cut = "row is truncated" if one else "rows are truncated"
         long = {"text": f"text{'s' * (not one)} {continues}", "tagged": f"sentence{'s' * (not one)} {continues}"}
-        what = long.get(spec.config.format, is_cut)
+        what = long.get(known_as(spec.config.format), is_cut)
         lines.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
     if facts.loose:
         lines.append(

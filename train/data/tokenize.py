@@ -26,7 +26,7 @@ from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, re
 from zerotune.common.errors import UserError
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import Fields, RowError
-from zerotune.data.formats import FORMATS, Example
+from zerotune.data.formats import FORMATS, Example, known_as
 from zerotune.data.labelled import Labelled
 from zerotune.data.own_template import OPENED_THOUGHTS
 from zerotune.data.preference import Continuation, Preference
@@ -58,7 +58,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """The settings as short JSON; equal settings give equal tokens."""
-        corpus = self.format == "text"
+        corpus = self.is_corpus
         labelled = (
             {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
             if FORMATS[self.format].has_labels
@@ -81,9 +81,14 @@ class Settings:
         }
 
     @property
+    def is_corpus(self) -> bool:
+        """Whether rows are texts."""
+        return known_as(self.format) == "text"
+
+    @property
     def is_labelled(self) -> bool:
         """Whether rows have labels, and are not conversations or texts."""
-        return FORMATS[self.format].has_labels and not (self.label_spec.asks and self.format == "preference")
+        return FORMATS[self.format].has_labels and not (self.label_spec.asks and known_as(self.format) == "preference")
 
 
 @dataclass
@@ -208,8 +213,8 @@ class Encoder:
         if self.settings.is_labelled:
             pieces = list(self._labelled_rows(usable, out))
         else:
-            texts = self.settings.format == "text"
-            pieces = list(self._documents(usable, out) if texts else self._conversations(usable, out))
+            is_corpus = self.settings.is_corpus
+            pieces = list(self._documents(usable, out) if is_corpus else self._conversations(usable, out))
         return _filled(out, usable, pieces)
 
     def _read(self, row: Row, left: Counter[str]) -> Example:

@@ -10,16 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.merge.report import MergeReport
     from train.merge.steps import merge
 
-__all__ = ["MergeReport", "merge"]
+__all__ = ["merge"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: this takes seconds, and `python -m train.merge --help` must not wait for it."""
-    if name not in __all__:
+    if name != "merge":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from train.merge import report, steps
+    from train.merge.steps import merge
 
-    return {"MergeReport": report.MergeReport, "merge": steps.merge}[name]
+    return merge

@@ -28,13 +28,8 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"  # PEFT's name of the only adapter, part of the names of the trained weights
 HALF = (torch.float16, torch.bfloat16)
-STATE_SPACE = (
-    "mamba",
-    "mamba2",
-    "falcon_mamba",
-    "falcon_h1",
-    "nemotron_h",
-)  # PEFT's list, and the modules that it refuses there
+# PEFT's list of state-space models, and the modules that it refuses there.
+STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 UNFIT = ("conv1d", "out_proj")
 
 log = logging.getLogger(__name__)

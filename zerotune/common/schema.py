@@ -40,12 +40,13 @@ def checked(kind: type[_Kind], values: dict[str, Any]) -> tuple[_Kind, list[Faul
     """The configuration that plain `values` describe, and everything in them that `kind` does not accept.
 
     Strict: no null where None is not allowed, no quoted numbers, no NaN or infinity; but null in place of a list or a
-    mapping is an empty one. What is wrong has its default in the result, and a required key some value of its type, so
-    that the rest can still be checked.
+    mapping is an empty one. What is wrong has its default in the result, and a required text some value, so that the
+    rest can still be checked. Raises UserError where that is not possible.
     """
     adapter = _adapter(cast(Hashable, kind))
     values = copy.deepcopy(values)
     faults: dict[Way, Fault] = {}
+    filled: set[Way] = set()  # where a value stands for a missing one; if it is wrong too, its section is left out
     while True:
         try:  # as JSON, since in Python's own types a strict pydantic takes no mapping for a dataclass
             return adapter.validate_json(_json(values), strict=True), list(faults.values())
@@ -59,11 +60,14 @@ def checked(kind: type[_Kind], values: dict[str, Any]) -> tuple[_Kind, list[Faul
                 at = kind_at(kind, way)
                 if not (found["input"] is None and get_origin(at) in (list, dict)):
                     faults.setdefault(way, _fault(way, at, dict(found)))
+                if way in filled and len(way) == 1:
+                    raise UserError("\n".join(f"{fault.message}." for fault in faults.values())) from None
                 with suppress(LookupError, TypeError):  # what it stands in may have been left out already
-                    if found["type"] == "missing":
-                        value_at(values, way[:-1])[way[-1]] = next(iter(get_args(at)), "?")
+                    if found["type"] != "missing" or way in filled:
+                        _leave_out(values, way[:-1] if way in filled else way)
                     else:
-                        _leave_out(values, way)
+                        filled.add(way)
+                        value_at(values, way[:-1])[way[-1]] = get_args(at)[0] if get_origin(at) is Literal else "?"
 
 
 @cache

@@ -83,9 +83,14 @@ def text_formats() -> tuple[str, ...]:
     return tuple(name for name, form in FORMATS.items() if not form.has_labels)
 
 
+def known_as(name: str) -> str:
+    """The format whose rows become the same: itself, or the one that it is like."""
+    return FORMATS[name].like or name
+
+
 def is_learned(name: str, formats: Collection[str]) -> bool:
     """Whether an objective that learns from `formats` learns from this format."""
-    return name in formats or FORMATS[name].like in formats
+    return name in formats or known_as(name) in formats
 
 
 def read_recognised(fields: Fields) -> str | Conversation:

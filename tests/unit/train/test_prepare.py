@@ -26,6 +26,7 @@ from train.config import SourceConfig
 from train.data.prepare import prepare
 from train.data.token_table import TABLE
 from zerotune.common.errors import UserError
+from zerotune.data.formats import FORMATS, Format
 
 TURN = {"question": "What is the capital of France?", "answer": "Paris, of course."}
 CHAT = [
@@ -72,6 +73,20 @@ def test_a_corpus_learns_every_token_and_ends_with_the_end_of_text(tmp_path):
     assert np.array_equal(labels[1:], ids[1:])
     assert corpus.template_hash == ""
     assert corpus.stop_ids == (using.eos_token_id,)
+
+
+def test_a_format_like_text_is_a_corpus_too(tmp_path, monkeypatch):
+    verses = Format(("verses",), lambda fields: fields.text("verses"), like="text")
+    monkeypatch.setitem(FORMATS, "verses", verses)
+    using, long = tokenizer(), " ".join(TEXTS)
+    plain = corpus_of(tmp_path / "plain", [{"text": long}], "text", using, max_length_tokens=20)
+    like = corpus_of(tmp_path / "like", [{"verses": long}], "verses", using, max_length_tokens=20)
+    assert len(like.train) == len(plain.train) > 1
+    assert learned(like, using) == learned(plain, using)
+    assert like.template_hash == ""
+    assert [line.partition(": ")[2] for line in like.lines if "continue" in line] == [
+        line.partition(": ")[2] for line in plain.lines if "continue" in line
+    ]
 
 
 def test_no_second_start_token_and_no_second_end(tmp_path):

@@ -33,6 +33,7 @@ from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
+from zerotune.data.formats import known_as
 from zerotune.data.own_template import default_template, tool_template
 from zerotune.inference.checkpoint import end_ids
 from zerotune.inference.prompt import Prompter
@@ -258,7 +259,7 @@ class PPO(Objective):
         self, rows: Encoded, task: TaskRows | None, said: Said, sources: Sequence[SourceConfig], name: str
     ) -> list[Prompt]:
         own, longest = self.ppo.prompt_tokens, self.config.data.max_length_tokens
-        corpora = [number for number, source in enumerate(sources) if source.format == "text"]
+        corpora = [number for number, source in enumerate(sources) if known_as(source.format) == "text"]
         asked = task.prompts(rows) if task else asked_by(rows, corpora, own, longest, said)
         found, told = with_room(asked, name, self.ppo.response_tokens, self.longest)
         self.data.lines.extend(told)
