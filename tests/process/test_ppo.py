@@ -208,7 +208,7 @@ def test_stopped_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
     assert drawn.exists() == (at == EXPERIENCE)
     processes = place.zygote.run(words, place.folder / f"going on {name}")
     assert processes.codes == [0], processes.output
-    assert "are no finite numbers" not in processes.output  # told before
+    assert "rewards are not finite" not in processes.output  # told before
     for metric in ("train/policy", "train/kl", "rollout/kl_weight", "rollout/not_finite", "ppo/clip_fraction"):
         assert metrics(stopped, metric) == metrics(whole, metric), metric
     assert all(torch.equal(tensor, weights(stopped)[key]) for key, tensor in weights(whole).items())
@@ -325,7 +325,7 @@ def test_supervised_steps_learn_what_has_an_answer(place: Place) -> None:
     options = sources(place, "half", "chat", rows) | {"ppo__supervised_weight": 0.5}
     run = place.run("half", **options)
     assert len(metrics(run, "train/supervised")) == len(metrics(run, "train/policy"))
-    told = r"\d of 9 training rows have no answer: they are asked, and passed over in supervised steps"
+    told = r"\d of 9 training rows have no answer: used as prompts, skipped in supervised steps"
     assert re.search(told, " ".join((place.folder / "half.rank0.log").read_text().split()))
 
 
@@ -411,26 +411,26 @@ def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: 
     counted = list(metrics(run, "rollout/not_finite").values())
     assert len(counted) == rollouts > 3
     assert all(later - earlier >= 8 for earlier, later in pairwise(counted))  # every answer of a rollout
-    assert "rewards are no finite numbers and count as the worst" in (place.folder / "silent.rank0.log").read_text()
+    assert "rewards are not finite and are replaced by the worst" in (place.folder / "silent.rank0.log").read_text()
     assert all(math.isfinite(loss) for loss in metrics(run, "train/policy").values())
 
 
 REFUSED = {
-    "no reward": ({"ppo__reward": "[]"}, "ppo.reward: names no part"),
+    "no reward": ({"ppo__reward": "[]"}, "ppo.reward: is empty"),
     "no class": ({"ppo__reward": '[{"kind": "model", "path": "JUDGE"}]'}, "label: none is not one of its"),
     "unknown class": (
         {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "fine"}]'}, "label: fine is not one",
     ),
     "empty judge": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward[0].path"),
-    "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 lies within a rollout's 4 steps"),
-    "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for an answer"),
+    "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 is within a rollout of 4 steps"),
+    "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for a response"),
     "unknown task": ({"ppo__task": "gsm8k_kot"}, "ppo.task: unknown task gsm8k_kot"),
     "no task": ({"ppo__reward": '[{"kind": "task"}]'}, "ppo.reward: kind task scores answers to ppo.task"),
     "values that nobody learns": (
         {"ppo__advantage": "rloo", "ppo__samples_per_prompt": 2, "ppo__value_model": str(TINY)},
         "ppo.value_model: rloo learns no values",
     ),
-    "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares answers"),
+    "one answer to compare": ({"ppo__advantage": "grpo"}, "ppo.samples_per_prompt: grpo compares the responses"),
     "trained biases": (
         {"tuning__kind": "lora", "tuning__lora__bias": "all"}, "tuning.lora.bias: PPO's reference is the model with its"
     ),

@@ -313,24 +313,24 @@ def test_prompts_without_room_for_an_answer_are_counted() -> None:
     short, long = Prompt((1, 2, 3), "f:1"), Prompt(tuple(range(9)), "f:2")
     found, told = with_room(iter([short, None, long]), "rows", answer_tokens=4, longest=12)
     assert found == [short]
-    assert told == ["2 rows of rows have no prompt, or no room for an answer behind it"]
+    assert told == ["2 rows of rows are skipped: no prompt, or prompt + ppo.response_tokens exceeds the context"]
     assert with_room(iter([short]), "rows", 4, 7) == ([short], [])  # exactly enough
-    with pytest.raises(UserError, match=r"rows: no row has a prompt with room for an answer: 1 prompts and ppo\."):
+    with pytest.raises(UserError, match=r"rows: no row has a prompt with room for a response: 1 prompts \+ ppo\."):
         with_room(iter([long, None]), "rows", 4, 12)
 
 
 OF_A_ROLLOUT = {"ppo.rollout_prompts": "4", "ppo.samples_per_prompt": "2"}
 IMPOSSIBLE = {
     "more steps than answers": (
-        {**OF_A_ROLLOUT, "ppo.minibatches": "9"}, r"ppo\.minibatches: 9 steps cannot share the 8 answers of a rollout",
+        {**OF_A_ROLLOUT, "ppo.minibatches": "9"}, r"ppo\.minibatches: 9 steps are more than the 8 responses",
     ),
     "a target that nothing follows": ({"ppo.kl_target": "6", "ppo.kl_weight": "0"}, r"ppo\.kl_target: .* 0 stays 0"),
     "a weight that could turn": (
-        {**OF_A_ROLLOUT, "ppo.kl_target": "6", "ppo.kl_horizon": "7"}, r"ppo\.kl_horizon: 7 is less than the 8 answers",
+        {**OF_A_ROLLOUT, "ppo.kl_target": "6", "ppo.kl_horizon": "7"}, r"ppo\.kl_horizon: 7 is less than the 8 resp",
     ),
     "a weight that draws no prompt more often": (
         {"data.train": '[{"path": "x", "format": "text"}, {"path": "y", "format": "text", "weight": 2}]'},
-        r"data\.train\[1\]\.weight: .* once an epoch",
+        r"data\.train\[1\]\.weight: .* once per epoch",
     ),
 }  # fmt: skip
 LEAST = [

@@ -127,12 +127,12 @@ def test_the_steps_of_a_rollout_are_watched_over_all_ranks() -> None:
 FIRST = {"reward": 0.0, "entropy": 2.0, "repetition": 0.1, "kl": 0.0, "response_tokens": 40.0}
 # What becomes of the policy: nothing to tell yet, then a sign, and what is said of it.
 WRONG = {
-    "far": ({"kl": -39.0}, {"kl": -41.0}, "-41 nats from the reference, -1.0 a token"),
-    "collapsed": ({"entropy": 0.21}, {"entropy": 0.19}, "the entropy has collapsed"),
+    "far": ({"kl": -39.0}, {"kl": -41.0}, "-41 nats per response, -1.0 per token"),
+    "collapsed": ({"entropy": 0.21}, {"entropy": 0.19}, "the entropy has fallen below"),
     "repeating for reward": (
-        {"reward": 1.0, "repetition": 0.24}, {"reward": 0.1, "repetition": 0.26}, "the reward rises together with rep",
+        {"reward": 1.0, "repetition": 0.24}, {"reward": 0.1, "repetition": 0.26}, "reward and repetition rise",
     ),
-    "empty": ({"empty": 0.9}, {"empty": 1.0}, "every answer of a rollout is empty"),
+    "empty": ({"empty": 0.9}, {"empty": 1.0}, "every response of a rollout is empty"),
     "repeating for nothing": ({"reward": -1.0, "repetition": 0.9}, {"reward": 0.0, "repetition": 0.9}, None),
 }  # fmt: skip
 

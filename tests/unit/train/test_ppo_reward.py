@@ -165,17 +165,26 @@ def test_the_worst_is_that_of_all_ranks(tmp_path: Path, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
-        ("[]", "names no part"),
-        ('[{"kind": "length"}, {"kind": "length"}]', "two parts are called length; give each a name"),
+        ("[]", "is empty; add at least one component"),
+        ('[{"kind": "length"}, {"kind": "length"}]', "two components have the name length; give each its own"),
         (
             '[{"kind": "length", "name": "max"}]',
-            r"ppo.reward\[0\].name: cannot be max, since rollout/reward_max is that of all parts",
+            r"ppo.reward\[0\].name: cannot be max: rollout/reward_max is a metric of the whole reward",
         ),
-        ('[{"kind": "model"}]', r"ppo.reward\[0\].path: names no classifier"),
-        ('[{"kind": "task"}]', "kind task scores answers to ppo.task, which names none"),
-        ('[{"kind": "length", "path": "judge"}]', r"ppo.reward\[0\].path: of kind model alone, not of length"),
-        ('[{"kind": "task", "label": "good"}]', r"ppo.reward\[0\].label: of kind model alone, not of task"),
-        ('[{"kind": "unfinished", "metric": "f1"}]', r"ppo.reward\[0\].metric: of kind task alone, not of unfinished"),
+        ('[{"kind": "model"}]', r"ppo.reward\[0\].path: is missing; give the folder"),
+        ('[{"kind": "task"}]', "kind task needs ppo.task"),
+        (
+            '[{"kind": "length", "path": "judge"}]',
+            r"ppo.reward\[0\].path: applies only to kind model \(the kind is length\)",
+        ),
+        (
+            '[{"kind": "task", "label": "good"}]',
+            r"ppo.reward\[0\].label: applies only to kind model \(the kind is task\)",
+        ),
+        (
+            '[{"kind": "unfinished", "metric": "f1"}]',
+            r"ppo.reward\[0\].metric: applies only to kind task \(the kind is unfinished\)",
+        ),
         ('[{"kind": "length", "weight": .nan}]', r"ppo.reward\[0\].weight: expected a number, got nan"),
         ('[{"kind": "length", "weight": -.inf}]', r"ppo.reward\[0\].weight: expected a number, got -inf"),
     ],
@@ -207,7 +216,7 @@ def test_the_end_of_what_is_too_long_for_a_classifier_is_judged_and_told_once(
     assert first == second
     assert reward.judged_in_part == 4
     (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("train.")]
-    assert "part model: 2 prompts with their answers are longer than the 8 tokens that it reads; it judges" in told
+    assert "part model: 2 prompts with their responses exceed its context of 8 tokens; it reads only" in told
     model, own = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(bert)
     ids = own("ran and ran and ran")["input_ids"]
     with torch.no_grad():
@@ -245,7 +254,9 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path) -> 
 
 def test_a_class_of_a_model_without_classes_is_refused(reward_model: Path, tokenizer: Any) -> None:
     part = RewardConfig("model", path=str(reward_model), label="positive", name="tone")
-    with pytest.raises(UserError, match=r"^ppo\.reward, part tone: label: positive is no class: it has one output"):
+    with pytest.raises(
+        UserError, match=r"^ppo\.reward, part tone: label: positive is not a class: the model has one output"
+    ):
         Reward([part], tokenizer, None, "fp32", Solo())
     Reward([replace(part, label="LABEL_0")], tokenizer, None, "fp32", Solo())  # what its config calls the output
 

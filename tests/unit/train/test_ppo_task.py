@@ -149,12 +149,12 @@ def test_a_row_without_an_answer_to_score_by_is_named(place: Place, name: str, a
     """PPO itself could ask it."""
     (place.folder / "capitals.yaml").write_text(CAPITALS)
     chosen = str(place.folder / name) if name.endswith("yaml") else name
-    with pytest.raises(UserError, match=r"rows\.jsonl:3: .*answer.*nothing to score an answer by"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: .*answer.*cannot score a response to it"):
         place.task(chosen, [*PROBLEMS, {"question": "What is 2 + 2?", **answer}])
 
 
 QUESTION = [{"question": "2 + 2?", "answer": "4", "label": "even", "sentence": "2 + 2", "A": "3", "text": "2 + 2 is 4"}]
-NO_ANSWER = "asks for no single generated answer; PPO can only reward such"
+NO_ANSWER = "does not generate one response per row, which PPO needs"
 REFUSED: dict[str, tuple[Callable[[TaskRows, Corpus], object], str]] = {
     "gsm8k_kot": (lambda _task, _corpus: None, "ppo.task: unknown task gsm8k_kot; did you mean"),
     "nowhere.yaml": (lambda _task, _corpus: None, "ppo.task: nowhere.yaml: there is no such file"),
@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Callable[[TaskRows, Corpus], object], str]] = {
     "qa": (lambda task, _corpus: task.metric("accuracy", "key"), "key: metric: qa has no accuracy; it has exact_"),
     "bleu": (lambda task, _corpus: task.metric("", "key"), "key: metric: bleu has no metric of single answers"),
     "classification_generation": (
-        lambda task, _corpus: task.metric("accuracy", "key"), "cannot score an answer to one row without the other",
+        lambda task, _corpus: task.metric("accuracy", "key"), "cannot score a response to one row without the other",
     ),
 }  # fmt: skip
 

@@ -36,23 +36,24 @@ class Signs:
         self.first = first = self.first or {name: found[name] for name in COMPARED}
         self._warn(
             "empty", found.get("rollout/empty", 0.0) >= 1,
-            "every answer of a rollout is empty, and there is nothing to learn from: look at the prompts (samples/), "
+            "every response of a rollout is empty, so there is nothing to learn: check the prompts (samples/), "
             "data.chat_template, and the model's end tokens (generation_config.json)",
         )  # fmt: skip
         more_reward = found["rollout/reward"] > first["rollout/reward"]
         kl_per_token = found["rollout/kl"] / found["rollout/response_tokens"]
         self._warn(
             "kl", abs(kl_per_token) > FAR,
-            f"answers are {found['rollout/kl']:.0f} nats from the reference, {kl_per_token:.1f} a token: "
+            f"KL from the reference is {found['rollout/kl']:.0f} nats per response, {kl_per_token:.1f} per token: "
             "raise ppo.kl_weight or set ppo.kl_target",
         )  # fmt: skip
         self._warn(
             "entropy", found["rollout/entropy"] < COLLAPSED * first["rollout/entropy"],
-            "the entropy has collapsed to a tenth: raise ppo.kl_weight or ppo.entropy_weight, or learn more slowly",
+            "the entropy has fallen below a tenth of the first rollout's: raise ppo.kl_weight or ppo.entropy_weight, "
+            "or lower optim.learning_rate",
         )  # fmt: skip
         self._warn(
             "repetition", more_reward and found["rollout/repetition"] > first["rollout/repetition"] + MORE_REPEATED,
-            "the reward rises together with repetition: add {kind: repetition, weight: -1} to ppo.reward",
+            "reward and repetition rise together: add {kind: repetition, weight: -1} to ppo.reward",
         )  # fmt: skip
 
     def _warn(self, name: str, is_so: bool, text: str) -> None:

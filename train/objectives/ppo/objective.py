@@ -46,7 +46,7 @@ TRAINING, HELD_OUT = 0, 1  # keys of chance
 
 
 class PPO(Objective):
-    """Answers to prompts are drawn, rewarded, and made likelier or less likely."""
+    """Sample responses to prompts, score them, update the policy."""
 
     peft_task_type = "CAUSAL_LM"
     best_metric = "reward"
@@ -280,8 +280,8 @@ class PPO(Objective):
             )
         if len(own) < len(rows):
             self.data.lines.append(
-                f"{len(rows) - len(own):,} of {len(rows):,} training rows have no answer: they are asked, and passed "
-                f"over in supervised steps (ppo.{key})"
+                f"{len(rows) - len(own):,} of {len(rows):,} training rows have no answer: used as prompts, skipped in "
+                f"supervised steps (ppo.{key})"
             )
         return steps
 
@@ -294,8 +294,8 @@ class PPO(Objective):
             wrong = next((step for step in times if not self.can_checkpoint(step)), None)
             if wrong is not None:
                 raise UserError(
-                    f"{key}: step {wrong} lies within a rollout's {self.ppo.epochs * self.ppo.minibatches} steps; "
-                    "take a multiple of them, or leave it out for the end of each epoch"
+                    f"{key}: step {wrong} is within a rollout of {self.ppo.epochs * self.ppo.minibatches} steps; "
+                    "set a multiple of that, or remove the key for the end of each epoch"
                 )
 
     def _played(

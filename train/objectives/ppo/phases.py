@@ -33,7 +33,7 @@ class Phases:
     def __init__(self, config: PpoConfig, duration: DurationConfig, prompts: int) -> None:
         if duration.max_tokens is not None:
             raise UserError(
-                "duration.max_tokens: the length of answers is not known before; use max_epochs or max_steps"
+                "duration.max_tokens: the length of responses is not known in advance; set max_epochs or max_steps"
             )
         self.rollouts_per_epoch = -(-prompts // config.rollout_prompts)
         most = float("inf") if duration.max_epochs is None else round(duration.max_epochs * self.rollouts_per_epoch)
@@ -42,7 +42,7 @@ class Phases:
         if not self.all:
             raise UserError(
                 f"duration.max_steps: {duration.max_steps} is less than one rollout's "
-                f"{config.epochs * config.minibatches} steps (ppo.epochs x ppo.minibatches)"
+                f"{config.epochs * config.minibatches} steps (ppo.epochs x ppo.minibatches); raise it"
             )
         self.ends = [phase.end for phase in self.all]
         rollouts = [phase for phase in self.all if phase.kind == "rollout"]

@@ -70,11 +70,11 @@ def with_room(
             left_out, too_long = left_out + 1, too_long + (prompt is not None)
     if not found:
         raise UserError(
-            f"{name}: no row has a prompt with room for an answer: {too_long:,} prompts and ppo.response_tokens "
-            f"{answer_tokens} are longer than the {longest:,} positions, {left_out - too_long:,} rows ask nothing or "
-            "are no longer than ppo.prompt_tokens"
+            f"{name}: no row has a prompt with room for a response: {too_long:,} prompts + ppo.response_tokens "
+            f"({answer_tokens}) exceed the context of {longest:,} tokens, {left_out - too_long:,} rows have no prompt "
+            "or are no longer than ppo.prompt_tokens; lower these keys, or use other rows"
         )
-    told = f"{left_out:,} rows of {name} have no prompt, or no room for an answer behind it"
+    told = f"{left_out:,} rows of {name} are skipped: no prompt, or prompt + ppo.response_tokens exceeds the context"
     return found, [told] if left_out else []
 
 

@@ -113,8 +113,8 @@ class Reward:
     def _tell_bad(self, bad: int) -> None:
         if bad and not self.not_finite and self.ranks.index == 0:
             log.warning(
-                "%d rewards are no finite numbers and count as the worst of their part in the rollout; "
-                "rollout/not_finite goes on counting",
+                "%d rewards are not finite and are replaced by the worst of their component in the rollout; "
+                "rollout/not_finite counts them from now on",
                 bad,
             )
         self.not_finite += bad
@@ -124,9 +124,9 @@ class Reward:
         if counts.any() and not self.judged_in_part and self.ranks.index == 0:
             judge = self.judges[int(counts.argmax())]
             log.warning(
-                "%s: %d prompts with their answers are longer than the %d tokens that it reads; it judges their end, "
-                "and rollout/judged_in_part goes on counting. Lower ppo.prompt_tokens or ppo.response_tokens, or take "
-                "another model",
+                "%s: %d prompts with their responses exceed its context of %d tokens; it reads only their end. "
+                "rollout/judged_in_part counts them from now on. Lower ppo.prompt_tokens or ppo.response_tokens, or "
+                "use another model",
                 judge.key,
                 counts.max(),
                 judge.limit,

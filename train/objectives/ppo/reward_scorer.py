@@ -54,7 +54,7 @@ class Judge:
         if len(names) > 1 and part.label not in names:
             raise UserError(f"{key}: label: {part.label or 'none'} is not one of its classes: {', '.join(names)}")
         if len(names) == 1 and part.label not in ("", *names):
-            raise UserError(f"{key}: label: {part.label} is no class: it has one output; leave the label out")
+            raise UserError(f"{key}: label: {part.label} is not a class: the model has one output; remove the label")
         self.column = names.index(part.label) if len(names) > 1 else 0
         # An objective that learns values of sentences says so, and reads them as classes are read.
         self.is_reward_model = len(names) == 1 and checkpoint.config.problem_type != "regression"

@@ -71,7 +71,7 @@ class TaskRows:
             self.task.score(item, [Generated("")]).values[name]
         except (LookupError, ValueError) as error:
             raise UserError(
-                f"ppo.task: {self.name} cannot score an answer to one row without the other rows"
+                f"ppo.task: {self.name} cannot score a response to one row without the other rows; choose another task"
             ) from error
 
     def _values(self, episode: Episode) -> Mapping[str, float]:
@@ -95,9 +95,11 @@ class TaskRows:
                 if self.skip:
                     continue
                 raise UserError(
-                    f"{row.place}: {error}; so ppo.task {self.name} cannot read this row, or has nothing to score an "
-                    "answer by; mend it, or leave such rows out with data.on_bad_row: skip"
+                    f"{row.place}: {error}; so ppo.task {self.name} cannot read this row, or cannot score a response "
+                    "to it; fix it, or skip such rows with data.on_bad_row: skip"
                 ) from error
 
     def _refuse(self) -> NoReturn:
-        raise UserError(f"ppo.task: {self.name} asks for no single generated answer; PPO can only reward such")
+        raise UserError(
+            f"ppo.task: {self.name} does not generate one response per row, which PPO needs; choose another task"
+        )
