@@ -425,7 +425,7 @@ REFUSED = {
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 is within a rollout of 4 steps"),
     "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for a response"),
     "unknown task": ({"ppo__task": "gsm8k_kot"}, "ppo.task: unknown task gsm8k_kot"),
-    "no task": ({"ppo__reward": '[{"kind": "task"}]'}, "ppo.reward: kind task scores answers to ppo.task"),
+    "no task": ({"ppo__reward": '[{"kind": "task"}]'}, "ppo.reward: kind task needs ppo.task"),
     "values that nobody learns": (
         {"ppo__advantage": "rloo", "ppo__samples_per_prompt": 2, "ppo__value_model": str(TINY)},
         "ppo.value_model: rloo learns no values",
