@@ -40,6 +40,8 @@ class RunConfig:
             the learning rate that a run of that length has at this step. Free to change with it: optim.schedule,
             optim.learning_rate, optim.final_fraction, optim.warmup_*, validation.patience.
         stop_after_minutes: Save and stop cleanly after this many minutes (a deadline of the machine), or never.
+        stop_at_share: Save and stop cleanly at the first validation from this share of the run's steps on. The same
+            command with a higher share, or without one, resumes.
         precision: Arithmetic of forward and backward. auto is bf16 where the hardware is fast at it, else fp32.
         hang_seconds: End the run (exit code 70), naming the rank to blame, when no rank gets on for this long; ten
             times as long before the first step and while saving or merging; null never does.
@@ -52,6 +54,7 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     extend: bool = False
     stop_after_minutes: PositiveFloat | None = None
+    stop_at_share: Annotated[float, Field(gt=0, le=1)] | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     hang_seconds: PositiveFloat | None = 1800.0
     max_skipped_steps: NonNegativeInt = 10

@@ -76,9 +76,10 @@ def _make_room(items: list[Any], index: int) -> None:
         items.append({})
 
 
-def parse(arguments: Sequence[str]) -> Config:
+def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -> Config:
     """The configuration that command-line arguments describe.
 
+    over: (key, value, place) that win over all of them.
     `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with one message: place, key, cure.
     """
     if {"-h", "--help"} & set(arguments):
@@ -94,6 +95,8 @@ def parse(arguments: Sequence[str]) -> Config:
     for name, text in given:
         if name != "--config":
             _put_option(draft, name, text)
+    for key, value, place in over:
+        draft.put(way_of(key), value, {way_of(key): place})
     config = _finish(draft)
     if config.model.trust_remote_code and (place := draft.places["model", "trust_remote_code"]) != COMMAND_LINE:
         raise UserError(
