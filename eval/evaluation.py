@@ -19,13 +19,13 @@ from eval.cached_model import CachedModel
 from eval.compare import compare, outcomes, with_holm_correction
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
+from eval.distributed import Ranks
 from eval.encoder import add_semantic_scores, describe
 from eval.names import file_names, model_names
 from eval.protocols import Identified, Sample, Task
-from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, Subsample, TaskResult
 from eval.subsample import describe_subsample, take_subsample
-from eval.tasks.find import find, is_file
+from eval.tasks.lookup import find, is_file
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_files
 from zerotune.common.host_memory import keep_freed_memory

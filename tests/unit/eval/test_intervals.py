@@ -21,8 +21,8 @@ from eval.names import file_names, model_names, shortest
 from eval.protocols import Metric, Sample, SampleMetric
 from eval.result import MetricResult
 from eval.tasks import TASKS
-from zerotune.common.scale import CORRELATION, HUNDRED, POSITIVE, SCALES, SHARE, UNBOUNDED, percent, plain
-from zerotune.common.scale import PERPLEXITY as FROM_ONE
+from zerotune.common.metric_format import CORRELATION, HUNDRED, POSITIVE, SCALES, SHARE, UNBOUNDED, percent, plain
+from zerotune.common.metric_format import PERPLEXITY as FROM_ONE
 
 TEXTS = (PERPLEXITY, BITS_PER_BYTE, PERPLEXITY_PER_WORD)
 
