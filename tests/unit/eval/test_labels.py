@@ -26,7 +26,9 @@ from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
 from eval.compare import compare, value
 from eval.config import parse
-from eval.evaluation import evaluate, prepare, read_items
+from eval.evaluation import evaluate
+from eval.items import read_items
+from eval.jobs import prepare
 from eval.metrics.entities import Counts, count_by_type, entities
 from eval.metrics.first_label import first_label
 from eval.metrics.labels import UNREADABLE, macro_f1, mcc, pearson, rmse

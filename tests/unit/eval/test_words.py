@@ -17,7 +17,7 @@ from scipy.spatial.distance import jensenshannon
 
 from eval.compare import compare
 from eval.config import parse
-from eval.evaluation import read_items
+from eval.items import read_items
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.metrics.consistency import consistency
 from eval.metrics.rouge import rouge
