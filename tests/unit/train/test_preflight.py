@@ -298,7 +298,7 @@ def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Pat
     table = tmp_path / "rows.csv"
     table.write_text("问题,答案,lang\n甲,乙,zh\nquestion,answer,en\n")
     usual = f"--model {model} --tasks qa --data {table}"
-    assert "none of the known columns" in (said := evaluation_refusal(usual))
+    assert "fits no known format" in (said := evaluation_refusal(usual))
     assert said.startswith(f"{table}:2: ")
     assert "its columns: 问题, 答案, lang" in said
     assert evaluation_refusal(f"{usual} --filter language=zh") == (
