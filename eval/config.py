@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, NonNegativeFloat, NonNegativeInt, with_config
 
-from eval.foreign_words import about
+from eval.other_tools import about
 from eval.protocols import Task
 from eval.tasks import TASKS, samples
-from eval.tasks.find import find
-from zerotune.common import options
+from eval.tasks.lookup import find
+from zerotune.common import command_line
 from zerotune.common.errors import UserError
 from zerotune.common.schema import STRICT, ConfigProblem, checked, fields_of, shown
 from zerotune.common.suggest import SLIP, did_you_mean
@@ -75,7 +75,7 @@ def _numbers(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, str):
         return tuple(value) if isinstance(value, list) else (value,)
     words = [word for word in re.split(r"[\s,]+", value) if word]
-    return tuple(options.located(word, float, "--temperatures").value for word in words)
+    return tuple(command_line.located(word, float, "--temperatures").value for word in words)
 
 
 def _distinct(numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -217,10 +217,10 @@ def parse(arguments: Sequence[str]) -> Config:
         _print_help()
         raise SystemExit(0)
     kinds = fields_of(Config)
-    pairs = options.pairs(arguments, lambda name: name[2:] in {*kinds, "config"} - {"temperatures"})
+    pairs = command_line.pairs(arguments, lambda name: name[2:] in {*kinds, "config"} - {"temperatures"})
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
-    for file in (options.read_file(text, "configuration") for name, text in pairs if name == "--config"):
+    for file in (command_line.read_file(text, "configuration") for name, text in pairs if name == "--config"):
         values |= {key: value for key, value in file.value.items() if value is not None or key not in kinds}
         places |= {key: file.places[key,] for key in file.value}
     given: dict[str, Any] = {}
@@ -229,7 +229,7 @@ def parse(arguments: Sequence[str]) -> Config:
             given.setdefault(key, []).append(text)
         else:
             is_text = key not in kinds or key == "temperatures"
-            given[key] = text if is_text else options.located(text, kinds[key], f"--{key}").value
+            given[key] = text if is_text else command_line.located(text, kinds[key], f"--{key}").value
     config, problems = checked(Config, values | given)
     if problems:
         keys = [*values, *given]
@@ -258,7 +258,7 @@ def _print_help() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file of these options (recipes/eval). Repeatable.")
-    options.add(parser, Config, takes={**REPEATABLE, "temperatures": "NUMBER ..."})
+    command_line.add(parser, Config, takes={**REPEATABLE, "temperatures": "NUMBER ..."})
     parser.print_help()
 
 

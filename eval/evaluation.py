@@ -18,14 +18,14 @@ from eval.cached_model import CachedModel
 from eval.compare import compare, outcomes, with_holm_correction
 from eval.config import Config
 from eval.contamination import Overlaps, TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
+from eval.distributed import Ranks
 from eval.encoder import add_semantic_scores, describe
-from eval.items import digests_of, read_items, rows_of
-from eval.jobs import Job, JobResult, prepare, run
 from eval.names import model_names
 from eval.protocols import Identified, Task
-from eval.ranks import Ranks
 from eval.result import Evaluation, ModelInfo, Result, Skipped, Subsample, TaskResult
+from eval.run_task import Job, JobResult, prepare, run
 from eval.subsample import describe_subsample, take_subsample
+from eval.task_rows import digests_of, read_items, rows_of
 from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
 from zerotune.common.version import code_state, own_version, versions

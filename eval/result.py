@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.protocols import Sample, Table
-from zerotune.common.masking import mask_all
+from zerotune.common.mask_secrets import mask_all
 from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
@@ -85,7 +85,7 @@ class MetricResult:
     """One metric of one task.
 
     level: sample (a mean over samples) or corpus (a function of all samples). is_share: the share of correct samples.
-    scale: name of its `zerotune.common.scale`; on the scale "perplexity" differences are ratios.
+    scale: name of its `zerotune.common.metric_format`; on the scale "perplexity" differences are ratios.
     groups: the metric of each subset, if the task has any.
     """
 

@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from train.checks import problems
 from train.config import Config, SourceConfig
+from train.recipe_checks import problems
 from train.suggest import about_key, about_value, meant_key, parse_key
-from zerotune.common import options
+from zerotune.common import command_line
 from zerotune.common.errors import UserError
 from zerotune.common.schema import ConfigProblem, checked, kind_at
 from zerotune.common.yaml_lines import KeyPath, dotted, dump_yaml
@@ -84,11 +84,11 @@ def parse(arguments: Sequence[str]) -> Config:
     if {"-h", "--help"} & set(arguments):
         _print_help()
         raise SystemExit(0)
-    given = options.pairs([word for word in arguments if word != "--print_config"], _is_known)
+    given = command_line.pairs([word for word in arguments if word != "--print_config"], _is_known)
     draft = _Draft()
     for name, text in given:
         if name == "--config":
-            located = options.read_file(text, "recipe")
+            located = command_line.read_file(text, "recipe")
             draft.put((), located.value, located.places)
             draft.source = text
     for name, text in given:
@@ -108,7 +108,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def load(path: str | Path) -> Config:
     """The configuration in a run folder's `config.yaml`, checked as strictly as a recipe."""
-    located = options.read_file(str(path), "recipe")
+    located = command_line.read_file(str(path), "recipe")
     return _finish(_Draft(located.value, located.places, str(path)))
 
 
@@ -122,8 +122,8 @@ def _print_help() -> None:
     parser = argparse.ArgumentParser(usage=USAGE, description=DESCRIPTION)
     parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; may be given several times.")
     parser.add_argument("--print_config", action="store_true", help="Show the resolved whole as YAML and exit.")
-    options.add(parser, Config)
-    options.add(parser, SourceConfig, "data.train.N.")
+    command_line.add(parser, Config)
+    command_line.add(parser, SourceConfig, "data.train.N.")
     parser.print_help()
 
 
@@ -138,7 +138,7 @@ def _put_option(draft: _Draft, name: str, text: str) -> None:
     if kind is None:
         draft.unknown.append(ConfigProblem(key, f"unknown option {name}", unknown=True, value=text))
         return
-    located = options.located(text, kind, name)
+    located = command_line.located(text, kind, name)
     places = dict.fromkeys(((*key, *inner) for inner in located.places), COMMAND_LINE)
     draft.put(key, located.value if located.value != {} else None, places)  # empty, it would only be merged
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args, get_origin
 
 from train.config import Config
-from train.foreign_words import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
+from train.other_trainers import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
 from zerotune.common.schema import is_section, kind_at, leaf_keys
 from zerotune.common.suggest import SLIP, nearest
 from zerotune.common.yaml_lines import KeyPath, dotted

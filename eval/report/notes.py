@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from eval.overlap import PASSAGE
+from eval.ngram_overlap import PASSAGE
 from eval.report import words
 from eval.result import Contamination, MetricResult, Result, Subsample, TaskResult
 from zerotune.common.console import counted
-from zerotune.common.scale import plain
+from zerotune.common.metric_format import plain
 
 HOW = {
     "row": "the same row",

@@ -15,13 +15,13 @@ import jinja2
 from train.data.training_templates import training_template
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
+from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
 from zerotune.data.completeness import GENERATION_MARK, checked
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.fitting import fitted, learned_turns
-from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
+from zerotune.data.fit_messages import fitted, learned_turns
 from zerotune.data.preference import Continuation
-from zerotune.data.template_clock import dated, reads_clock
+from zerotune.data.template_date import dated, reads_clock
 
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"

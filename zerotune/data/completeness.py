@@ -17,7 +17,7 @@ from typing import Any
 
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
-from zerotune.data.fitting import Span, probed, with_thought, without_thought
+from zerotune.data.fit_messages import Span, probed, with_thought, without_thought
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHAPES_KEPT = 10_000

@@ -25,8 +25,8 @@ from transformers import (
 
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_files
-from zerotune.data.own_template import default_template, own_template, tool_template
-from zerotune.inference.heads import SequenceClassifier, TokenClassifier
+from zerotune.data.chat_template_file import default_template, own_template, tool_template
+from zerotune.inference.classifiers import SequenceClassifier, TokenClassifier
 from zerotune.inference.images import Images, load_images
 from zerotune.inference.model import LanguageModel
 from zerotune.inference.prompt import Prompter

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from zerotune.inference.budget import Budget, in_batches
-from zerotune.inference.network import Network
+from zerotune.inference.batch_size import Budget, in_batches
+from zerotune.inference.causal_lm import Network
 from zerotune.inference.requests import Generate
 from zerotune.inference.sampling import GenerationState, sample
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from zerotune.common.errors import UserError
+from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
 from zerotune.data.completeness import REASONING, TemplateProblem, left_out, problems
 from zerotune.data.conversations import Message, said_in
-from zerotune.data.fitting import fitted, without_thought
-from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
-from zerotune.data.template_clock import dated, reads_clock
+from zerotune.data.fit_messages import fitted, without_thought
+from zerotune.data.template_date import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
 
 if TYPE_CHECKING:

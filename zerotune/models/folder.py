@@ -12,7 +12,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from zerotune.common.errors import UserError
-from zerotune.models.place import local_folder, refuse_adapter
+from zerotune.models.find_folder import local_folder, refuse_adapter
 from zerotune.models.weight_files import read_json, weight_files
 
 __all__ = ["read_config", "read_json", "refuse_code", "resolve", "weight_files"]

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from eval.config import parse
-from eval.items import read_items
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from eval.tasks.classification import LabelledText as Classified
 from eval.tasks.reward_model import PreferencePair

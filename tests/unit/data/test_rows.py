@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.config import parse
-from eval.items import read_items
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError

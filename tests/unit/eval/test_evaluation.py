@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from eval import evaluation
 from eval.cached_model import open_answer_cache
 from eval.config import Config, parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
 from eval.main import main
-from eval.ranks import Ranks
 from eval.report import markdown, show, write
 from eval.report.notes import circumstances, warnings
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Subsample
@@ -30,7 +30,7 @@ from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.eval_checkpoints import TEXT
 from zerotune.common.errors import CannotWriteError, UserError
-from zerotune.common.scale import SCALES
+from zerotune.common.metric_format import SCALES
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.models.run_facts import RunFacts
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.jobs import prepare
+from eval.run_task import prepare
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.data_tools import tokenizer

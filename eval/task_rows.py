@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.config import Config
 from eval.protocols import Task
-from eval.tasks.find import find, is_file
+from eval.tasks.lookup import find, is_file
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_files
 from zerotune.data.file_options import DEFAULT

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from train.config import Config
-from train.foreign_words import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
+from train.other_trainers import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
 from train.recipe import parse
 from train.suggest import about_key, meant_key, parse_key
 from zerotune.common.errors import UserError
