@@ -146,7 +146,7 @@ def test_other_paths(model: Path, rows: Path, options: list[str], message: str) 
             "a.jsonl",
             '{"frage": "x"}\n{"frage": "y", "antwort": "z"}\n',
             "format: qa",
-            "the first 2 rows has. Its columns are: frage, antwort. Map",
+            "in every row (first 2 rows). Its columns are: frage, antwort. Map",
         ),
         ("a.csv", "q;a\n1;2\n", "format: qa", "a.csv:1: not valid CSV: the columns seem to be parted by ';'"),
         ("a.csv", "题目,答案\n北京是哪里,中国\n".encode("gb18030"), "format: qa", "set encoding: gb18030)"),
