@@ -43,6 +43,15 @@ def warnings(result: Result) -> list[str]:
     found += [
         (
             f"{task.name}, {model}",
+            f"in {len(ids):,} of {counted(task.samples, 'row')} {problem}; the first is {ids[0]}",
+        )
+        for task in result.tasks
+        for model, own in task.template_problems.items()
+        for problem, ids in own.items()
+    ]
+    found += [
+        (
+            f"{task.name}, {model}",
             "the context was too short for the rest of the answer, or the next turn, try or tool "
             f"call, of {counted(len(ids), 'row')}",
         )

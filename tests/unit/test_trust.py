@@ -228,9 +228,9 @@ def test_machine_code_in_a_shared_cache_is_not_another_users(tmp_path: Path, mon
 def test_rows_and_recipes_from_pipes_are_not_waited_for(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "recipe.yaml"):
         os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=r"rows\.jsonl: is no regular file"):
+    with pytest.raises(UserError, match=r"rows\.jsonl: is not a regular file"):
         expand(str(tmp_path / "rows.jsonl"))
-    with pytest.raises(UserError, match=r"recipe\.yaml: is no regular file"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: is not a regular file"):
         parse(["--config", str(tmp_path / "recipe.yaml")])
 
 

@@ -27,12 +27,14 @@ from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 from eval.compare import compare, value
 from eval.config import parse
 from eval.distributed import Ranks
-from eval.evaluation import evaluate, prepare, read_items
+from eval.evaluation import evaluate
 from eval.metrics.entities import Counts, count_by_type, entities
 from eval.metrics.first_label import first_label
 from eval.metrics.labels import UNREADABLE, macro_f1, mcc, pearson, rmse
 from eval.protocols import Sample
+from eval.run_task import prepare
 from eval.subsample import take_subsample
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from eval.tasks.token_classification import Sentence
 from tests.support import eval_checkpoints

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from train.data.completeness import checked
 from train.data.templates import ChatTemplate, render
+from zerotune.data.completeness import checked
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
 from zerotune.data.fit_messages import probed
