@@ -19,7 +19,7 @@ from zerotune.data.formats import FORMATS
 from zerotune.data.readers import BadRow, read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice
-from zerotune.models.place import local_folder, require_model, require_tokenizer
+from zerotune.models.find_folder import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
 
@@ -41,7 +41,8 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     """Pairs of recipe key and check."""
-    yield "model.path", partial(_check_model, config)
+    if config.model.family is None:
+        yield "model.path", partial(_check_model, config)
     if config.tuning.quantization != "none":
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:

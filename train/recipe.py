@@ -14,13 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from train.checks import problems
 from train.config import Config, SourceConfig
-from train.suggest import about_key, about_value, meant_key, way_of
-from zerotune.common import options
+from train.recipe_checks import problems
+from train.suggest import about_key, about_value, meant_key, parse_key
+from zerotune.common import command_line
 from zerotune.common.errors import UserError
-from zerotune.common.schema import Fault, checked, kind_at
-from zerotune.common.yaml_lines import Way, dotted, dump_yaml
+from zerotune.common.schema import ConfigProblem, checked, kind_at
+from zerotune.common.yaml_lines import KeyPath, dotted, dump_yaml
 
 USAGE = """\
 accelerate launch train/main.py --config recipes/NAME.yaml
@@ -31,23 +31,23 @@ COMMAND_LINE = "command line"
 
 @dataclasses.dataclass
 class _Draft:
-    """A configuration in the making: plain values, where each came from, and what stands for all of it."""
+    """A configuration that is being read: plain values, the place of each, and the name of the whole in messages."""
 
     tree: dict[str, Any] = dataclasses.field(default_factory=dict)
-    places: dict[Way, str] = dataclasses.field(default_factory=dict)
+    places: dict[KeyPath, str] = dataclasses.field(default_factory=dict)
     source: str = COMMAND_LINE
-    unknown: list[Fault] = dataclasses.field(default_factory=list)  # options
+    unknown: list[ConfigProblem] = dataclasses.field(default_factory=list)  # on the command line
 
-    def put(self, way: Way, value: Any, places: Mapping[Way, str]) -> None:
-        """Writes `value` at `way`: mappings are merged, anything else replaces what was there."""
-        if isinstance(value, dict) and not (way and isinstance(way[-1], int)):
-            for key, inner in value.items():
-                self.put((*way, key), inner, places)
+    def put(self, key: KeyPath, value: Any, places: Mapping[KeyPath, str]) -> None:
+        """Set the value of a key: mappings are merged, anything else replaces the earlier value."""
+        if isinstance(value, dict) and not (key and isinstance(key[-1], int)):
+            for name, inner in value.items():
+                self.put((*key, name), inner, places)
             return
-        self.places = {w: p for w, p in self.places.items() if w[: len(way)] != way}
-        self.places |= {w: p for w, p in places.items() if w[: len(way)] == way}
+        self.places = {k: place for k, place in self.places.items() if k[: len(key)] != key}
+        self.places |= {k: place for k, place in places.items() if k[: len(key)] == key}
         spot: Any = self.tree
-        for step, following in pairwise(way):
+        for step, following in pairwise(key):
             room: Any = [] if isinstance(following, int) else {}
             if isinstance(step, int):
                 _make_room(spot, step)
@@ -56,17 +56,17 @@ class _Draft:
             if not isinstance(spot[step], type(room)):
                 spot[step] = room
             spot = spot[step]
-        if isinstance(way[-1], int):
-            _make_room(spot, way[-1])
-        spot[way[-1]] = value
+        if isinstance(key[-1], int):
+            _make_room(spot, key[-1])
+        spot[key[-1]] = value
 
 
-def _place(places: Mapping[Way, str], way: Way) -> str:
-    """Where `way` was given: itself, else something inside it, else what it stands in."""
-    if way in places:
-        return places[way]
-    inside = next((place for inner, place in places.items() if inner[: len(way)] == way), None)
-    return inside or _place(places, way[:-1])
+def _place(places: Mapping[KeyPath, str], key: KeyPath) -> str:
+    """The place of a key, else of a value below it, else of its section."""
+    if key in places:
+        return places[key]
+    inside = next((place for inner, place in places.items() if inner[: len(key)] == key), None)
+    return inside or _place(places, key[:-1])
 
 
 def _make_room(items: list[Any], index: int) -> None:
@@ -77,26 +77,25 @@ def _make_room(items: list[Any], index: int) -> None:
 
 
 def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -> Config:
-    """The configuration that command-line arguments describe.
+    """Parse command-line arguments. over: (key, value, place) that win over all of them.
 
-    over: (key, value, place) that win over all of them.
-    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with one message: place, key, cure.
+    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all problems: place, key, fix.
     """
     if {"-h", "--help"} & set(arguments):
         _print_help()
         raise SystemExit(0)
-    given = options.pairs([word for word in arguments if word != "--print_config"], _is_known)
+    given = command_line.pairs([word for word in arguments if word != "--print_config"], _is_known)
     draft = _Draft()
     for name, text in given:
         if name == "--config":
-            located = options.read_file(text, "recipe")
+            located = command_line.read_file(text, "recipe")
             draft.put((), located.value, located.places)
             draft.source = text
     for name, text in given:
         if name != "--config":
             _put_option(draft, name, text)
     for key, value, place in over:
-        draft.put(way_of(key), value, {way_of(key): place})
+        draft.put(parse_key(key), value, {parse_key(key): place})
     config = _finish(draft)
     if config.model.trust_remote_code and (place := draft.places["model", "trust_remote_code"]) != COMMAND_LINE:
         raise UserError(
@@ -111,12 +110,12 @@ def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -
 
 def load(path: str | Path) -> Config:
     """The configuration in a run folder's `config.yaml`, checked as strictly as a recipe."""
-    located = options.read_file(str(path), "recipe")
+    located = command_line.read_file(str(path), "recipe")
     return _finish(_Draft(located.value, located.places, str(path)))
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved whole; `load` reads it back to an equal value."""
+    """The whole configuration; `load` reads it back to an equal one."""
     return dump_yaml(dataclasses.asdict(config))
 
 
@@ -125,63 +124,66 @@ def _print_help() -> None:
     parser = argparse.ArgumentParser(usage=USAGE, description=DESCRIPTION)
     parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; may be given several times.")
     parser.add_argument("--print_config", action="store_true", help="Show the resolved whole as YAML and exit.")
-    options.add(parser, Config)
-    options.add(parser, SourceConfig, "data.train.N.")
+    command_line.add(parser, Config)
+    command_line.add(parser, SourceConfig, "data.train.N.")
     parser.print_help()
 
 
 def _is_known(option: str) -> bool:
-    """Of an option that there is not, all words are taken: it may be a list where it comes from."""
-    return option == "--config" or kind_at(Config, way_of(option.removeprefix("--"))) is not None
+    """An unknown option takes all following words: in another trainer it may be a list."""
+    return option == "--config" or kind_at(Config, parse_key(option.removeprefix("--"))) is not None
 
 
 def _put_option(draft: _Draft, name: str, text: str) -> None:
-    way = way_of(name.removeprefix("--"))
-    kind = kind_at(Config, way)
+    key = parse_key(name.removeprefix("--"))
+    kind = kind_at(Config, key)
     if kind is None:
-        draft.unknown.append(Fault(way, f"unknown option {name}", unknown=True, value=text))
+        draft.unknown.append(ConfigProblem(key, f"unknown option {name}", unknown=True, value=text))
         return
-    located = options.located(text, kind, name)
-    places = dict.fromkeys(((*way, *inner) for inner in located.places), COMMAND_LINE)
-    draft.put(way, located.value if located.value != {} else None, places)  # empty, it would only be merged
+    located = command_line.located(text, kind, name)
+    places = dict.fromkeys(((*key, *inner) for inner in located.places), COMMAND_LINE)
+    draft.put(key, located.value if located.value != {} else None, places)  # empty, it would only be merged
 
 
 def _finish(draft: _Draft) -> Config:
-    """Checks the whole and builds it. Raises UserError with all that is wrong in any file or option."""
-    config, faults = checked(Config, draft.tree)
+    """Build and check the configuration. Raises UserError with all problems of all files and options."""
+    config, invalid = checked(Config, draft.tree)
     places = {**draft.places, (): draft.source}
-    told = [*_told(faults, places, dotted), *_told(draft.unknown, {(): COMMAND_LINE}, _option)]
-    doubted = [fault.way for fault in (*faults, *draft.unknown)]
-    doubted += [way_of(meant) for fault in (*faults, *draft.unknown) if (meant := _meant(fault))]
-    for key, message in problems(config):
-        if not _is_doubted(way_of(key), message, doubted):
-            told.append((_place(places, way_of(key)), f"{key}: {message}."))
-    if told:
+    lines = [*_messages(invalid, places, dotted), *_messages(draft.unknown, {(): COMMAND_LINE}, _option)]
+    uncertain = [problem.key for problem in (*invalid, *draft.unknown)]
+    uncertain += [parse_key(meant) for problem in (*invalid, *draft.unknown) if (meant := _meant(problem))]
+    for name, message in problems(config):
+        if not _follows(parse_key(name), message, uncertain):
+            lines.append((_place(places, parse_key(name)), f"{name}: {message}."))
+    if lines:
         order = [*draft.places.values(), COMMAND_LINE, draft.source]
-        told.sort(key=lambda line: order.index(line[0]))
-        raise UserError("\n".join(dict.fromkeys(f"{place}: {message}" for place, message in told)))
+        lines.sort(key=lambda line: order.index(line[0]))
+        raise UserError("\n".join(dict.fromkeys(f"{place}: {message}" for place, message in lines)))
     return config
 
 
-def _told(faults: Sequence[Fault], places: Mapping[Way, str], spell: Callable[[Way], str]) -> Iterator[tuple[str, str]]:
-    """(place, message) of each, with what was probably meant."""
-    meant = {_meant(fault) for fault in faults}
-    for fault in faults:
-        if fault.missing and dotted(fault.way) in meant:
-            continue  # it stands there under another name
-        cure = about_key(fault.way, fault.value, spell) if fault.unknown else about_value(fault.way, fault.value)
-        yield _place(places, fault.way), f"{fault.message}{cure}"
+def _messages(
+    found: Sequence[ConfigProblem], places: Mapping[KeyPath, str], spell: Callable[[KeyPath], str]
+) -> Iterator[tuple[str, str]]:
+    """(place, message) of each problem, with a suggestion."""
+    meant = {_meant(problem) for problem in found}
+    for problem in found:
+        key, value = problem.key, problem.value
+        if problem.missing and dotted(key) in meant:
+            continue  # it is there under another name
+        fix = about_key(key, value, spell) if problem.unknown else about_value(key, value)
+        yield _place(places, key), f"{problem.message}{fix}"
 
 
-def _meant(fault: Fault) -> str:
-    return meant_key(fault.way).partition(":")[0] if fault.unknown else ""
+def _meant(problem: ConfigProblem) -> str:
+    return meant_key(problem.key).partition(":")[0] if problem.unknown else ""
 
 
-def _option(way: Way) -> str:
-    return "--" + ".".join(map(str, way))
+def _option(key: KeyPath) -> str:
+    return "--" + ".".join(map(str, key))
 
 
-def _is_doubted(way: Way, message: str, doubted: Sequence[Way]) -> bool:
-    """Whether a problem may only come from a value that was left out for being wrong itself."""
-    above_or_below = (way[: len(other)] == other[: len(way)] for other in doubted)
-    return any(above_or_below) or any(dotted(other) in message for other in doubted)
+def _follows(key: KeyPath, message: str, uncertain: Sequence[KeyPath]) -> bool:
+    """Whether a problem may only follow from an invalid value, which was replaced by its default."""
+    above_or_below = (key[: len(other)] == other[: len(key)] for other in uncertain)
+    return any(above_or_below) or any(dotted(other) in message for other in uncertain)

@@ -18,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from train.data.ends import ending_spans, last_tokens
+from train.data.end_tokens import ending_spans, last_tokens
 from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
 from train.data.rows import joined
 from train.data.sources import NumberedRow
 from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
 from zerotune.common.errors import UserError
+from zerotune.data.chat_template_file import OPENED_THOUGHTS
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.formats import FORMATS, Example, known_as
 from zerotune.data.labelled import Labelled
-from zerotune.data.own_template import OPENED_THOUGHTS
 from zerotune.data.preference import Continuation, Preference
 from zerotune.data.readers import BadRow, Row
 from zerotune.data.tagged import Tagged
@@ -216,6 +216,14 @@ class Encoder:
             is_corpus = self.settings.is_corpus
             pieces = list(self._documents(usable, out) if is_corpus else self._conversations(usable, out))
         return _filled(out, usable, pieces)
+
+    def text(self, row: Row) -> str:
+        """The text of a row of a language model that becomes tokens. Raises RowError."""
+        example = self._read(row, Counter())
+        if isinstance(example, Labelled):
+            return "".join(self._label_encoder.texts(example))
+        assert isinstance(example, (str, Conversation, Continuation))
+        return example if isinstance(example, str) else self._written(example, set())[0]
 
     def _read(self, row: Row, left: Counter[str]) -> Example:
         settings = self.settings

@@ -15,7 +15,7 @@ from train.config import Config
 from train.data.prepare import Encoded, LabelSpec
 from train.models.generate import continue_prompts
 from train.objectives.base_model import BaseModel
-from train.objectives.prompts import answer_at
+from train.objectives.prompt_and_answer import answer_at
 from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.inference.checkpoint import as_tuple
@@ -46,7 +46,7 @@ class CausalLM(Objective):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Data and model."""
-        return {**self.data.metadata, "model": self.base.metadata}
+        return {**self.data.metadata, "model": self.base.metadata, "digests": self.base.digests}
 
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""

@@ -17,7 +17,7 @@ from train.recipe import load, parse, to_yaml
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
-from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 
 if TYPE_CHECKING:

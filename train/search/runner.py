@@ -23,7 +23,7 @@ from train.search.trial import Ended, Starter, Trial, write_recipe
 from zerotune.common.console import counted, duration, say
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
-from zerotune.common.scale import plain
+from zerotune.common.metric_format import plain
 
 POLL_SECONDS = 0.2
 SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

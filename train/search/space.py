@@ -14,11 +14,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, with_config
 
 from train.config import Config
 from train.recipe import parse
-from train.suggest import about_key, way_of
+from train.suggest import about_key, parse_key
 from zerotune.common.errors import UserError
 from zerotune.common.schema import STRICT, checked, is_section, kind_at, shown
 from zerotune.common.suggest import did_you_mean
-from zerotune.common.yaml_lines import Located, Way, dotted, read_yaml
+from zerotune.common.yaml_lines import KeyPath, Located, dotted, read_yaml
 
 Label = str | int | float | bool | None  # what stands for a value in the journal, tables and figures
 
@@ -139,11 +139,11 @@ def read_space(path: Path) -> Space:
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise UserError(f"{path}: is no mapping of keys to values; it needs `parameters:`, see docs/search.md")
-    config, faults = checked(SpaceConfig, located.value)
+    config, problems = checked(SpaceConfig, located.value)
     wrong = [
-        f"{_place(located, fault.way)}: {fault.message}"
-        + (did_you_mean(str(fault.way[-1]), SpaceConfig.__dataclass_fields__) if fault.unknown else "")
-        for fault in faults
+        f"{_place(located, problem.key)}: {problem.message}"
+        + (did_you_mean(str(problem.key[-1]), SpaceConfig.__dataclass_fields__) if problem.unknown else "")
+        for problem in problems
     ]
     if not config.parameters and not wrong:
         wrong.append(f"{_place(located, ('parameters',))}: parameters is empty: name at least one recipe key")
@@ -160,20 +160,20 @@ def read_space(path: Path) -> Space:
     return Space(config, parameters, located)
 
 
-def _place(located: Located, way: Way) -> str:
-    while way not in located.places:
-        way = way[:-1]
-    return located.places[way]
+def _place(located: Located, key: KeyPath) -> str:
+    while key not in located.places:
+        key = key[:-1]
+    return located.places[key]
 
 
 def _parameter(name: str, value: Any, located: Located) -> Parameter:
-    way: Way = ("parameters", name)
-    place = _place(located, way)
-    kind = kind_at(Config, way_of(name))
+    key: KeyPath = ("parameters", name)
+    place = _place(located, key)
+    kind = kind_at(Config, parse_key(name))
     is_key = kind is not None and not is_section(kind)
     together = isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
     if not is_key and not together:
-        raise UserError(f"{place}: unknown key {name}{about_key(way_of(name), None, dotted)}")
+        raise UserError(f"{place}: unknown key {name}{about_key(parse_key(name), None, dotted)}")
     if isinstance(value, dict):
         return _range(name, value, place)
     if not isinstance(value, list):
@@ -198,8 +198,8 @@ def _set_together(name: str, item: Mapping[str, Any], index: int, located: Locat
         raise UserError(f"{place}: {name}: sets no recipe key")
     for key in settings:
         at = _place(located, ("parameters", name, index, key))
-        if kind_at(Config, way_of(key)) is None:
-            raise UserError(f"{at}: unknown key {key}{about_key(way_of(key), settings[key], dotted)}")
+        if kind_at(Config, parse_key(key)) is None:
+            raise UserError(f"{at}: unknown key {key}{about_key(parse_key(key), settings[key], dotted)}")
         _require_free(key, at)
     label = item.get("name", ", ".join(f"{key} {_label(value)}" for key, value in settings.items()))
     return str(label), settings
@@ -217,7 +217,7 @@ def _label(value: Any) -> Label:
 
 def _range(name: str, value: Mapping[str, Any], place: str) -> Parameter:
     _require_free(name, place)
-    kind = kind_at(Config, way_of(name))
+    kind = kind_at(Config, parse_key(name))
     options = get_args(kind) or (kind,)
     if bool in options or is_section(kind) or not {int, float} & set(options):
         raise UserError(f"{place}: {name} is no number: give a list of values instead of a range")

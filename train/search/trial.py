@@ -21,7 +21,7 @@ from train.failure.lock import FILE as LOCK_FILE
 from train.failure.stop import STOP_FILE, read_status
 from train.recipe import to_yaml
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.masking import printable
+from zerotune.common.mask_secrets import printable
 
 LOG = "output.log"
 LONGEST_MESSAGE = 400  # characters

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.commands import seconds_of
-from train.config import Config, SourceConfig, TuningConfig
+from train.config import Config, ModelConfig, SourceConfig, TuningConfig
 from train.fingerprint import FREE_KEYS, PLACES, bound, fingerprint, flat
+from train.model_sizes import sizes_of
 from train.recipe import load, parse, to_yaml
 from zerotune.common.errors import UserError
-from zerotune.common.schema import checked, fields_of, is_section, leaf_ways
+from zerotune.common.schema import checked, fields_of, is_section, leaf_keys
 from zerotune.common.yaml_lines import dotted, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,7 +130,7 @@ class TestComposition:
         shown = parse_yaml(capsys.readouterr().out, "shown").value
         assert shown["optim"]["beta2"] == 0.95
         assert checked(Config, shown) == (parsed(recipe, "--optim.beta2", "0.95"), [])
-        assert {".".join(map(str, way)) for way in leaf_ways(Config)} == set(flat(parsed(recipe)))
+        assert {".".join(map(str, key)) for key in leaf_keys(Config)} == set(flat(parsed(recipe)))
 
 
 class TestRefusals:
@@ -209,7 +210,7 @@ class TestRefusals:
             (["--optim.learning_rate", "x"], "optim.learning_rate: expected a number, got 'x'."),
             (["--run.seed", "null"], "run.seed: expected a whole number, got null."),
             (["--run.seed"], "--run.seed needs a value."),
-            (["x.jsonl"], "'x.jsonl' belongs to no option; quote a value with spaces, part lists by commas."),
+            (["x.jsonl"], "'x.jsonl' belongs to no option; quote values with spaces, separate lists by commas."),
             (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],
@@ -333,10 +334,10 @@ class TestContradictions:
 
     def test_a_negative_number_is_refused_everywhere(self, recipe: Path) -> None:
         """Every number of the configuration has a range."""
-        numbers = [w for w in leaf_ways(Config) if {int, float} & set(_options(_kind(w)))]
+        numbers = [w for w in leaf_keys(Config) if {int, float} & set(_options(_kind(w)))]
         assert len(numbers) > 30
-        for way in numbers:
-            assert "must be greater than" in refusal(recipe, f"--{dotted(way)}", "-1"), dotted(way)
+        for key in numbers:
+            assert "must be greater than" in refusal(recipe, f"--{dotted(key)}", "-1"), dotted(key)
 
     def test_all_problems_are_told_at_once(self, recipe: Path) -> None:
         text = refusal(added(recipe, "optim:\n  beta1: 2\n  beta2: 2\n"))
@@ -347,9 +348,9 @@ class TestContradictions:
         assert all(line.startswith("x.yaml: ") for line in refusal(recipe).splitlines())
 
 
-def _kind(way: tuple[str | int, ...]) -> Any:
+def _kind(key: tuple[str | int, ...]) -> Any:
     kind: Any = Config
-    for step in way:
+    for step in key:
         kind = fields_of(kind)[step]
     return kind
 
@@ -382,7 +383,7 @@ class TestKeeping:
         assert changed_keys(a, parsed(recipe, "--data.train.0.weight=2")) == ["data.train"]
         assert changed_keys(a, parsed(recipe, "--checkpoint.keep_last=9", "--merge.at_end=false")) == []
 
-    @pytest.mark.parametrize("key", [dotted(way) for way in leaf_ways(Config)])
+    @pytest.mark.parametrize("key", [dotted(key) for key in leaf_keys(Config)])
     def test_every_key_but_the_free_ones_is_in_the_fingerprint(self, recipe: Path, key: str) -> None:
         base = parsed(recipe)
         for user, chosen in USERS.items():
@@ -437,8 +438,8 @@ class TestHelp:
 
     def test_it_is_complete(self, run: tuple[str, float]) -> None:
         text, _ = run
-        for way in leaf_ways(Config):
-            assert f"--{dotted(way)} " in text
+        for key in leaf_keys(Config):
+            assert f"--{dotted(key)} " in text
         for name in fields_of(SourceConfig):
             assert f"--data.train.N.{name} " in text
         assert "--config FILE" in text
@@ -484,3 +485,58 @@ class TestHeads:
     )
     def test_what_would_do_nothing_is_refused(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
         assert words in refusal(recipe, *options)
+
+
+class TestModelsFromScratch:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("gru",), "model.family: expected one of rnn, lstm, transformer or null"),
+            (("rnn", "--model.heads", "2"), "model.heads: applies only to transformer (model.family is rnn)"),
+            (("transformer", "--model.bptt_tokens", "9"), "model.bptt_tokens: applies only to rnn, lstm"),
+            (("transformer", "--model.heads", "3"), "model.heads: a width of 256 cannot be divided by 3 heads"),
+            (
+                ("transformer", "--model.width", "33"),
+                "model.width: a width of 33 cannot be divided by 1 heads: each head gets an even part",
+            ),
+            (("lstm", "--tuning.quantization", "nf4"), "the weights of a new model are random"),
+            (
+                ("lstm", "--tuning.kind", "lora", "--tuning.lora.targets", "[q_proj]"),
+                "tuning.lora.targets: lstm has no q_proj; it has input, recurrent",
+            ),
+            (
+                ("rnn", "--model.tokenizer", "gpt2", "--tokenizer.kind", "word"),
+                "tokenizer.kind: model.tokenizer names an existing tokenizer, gpt2; remove one of the two",
+            ),
+            (("rnn", "--tokenizer.split_punctuation", "true"), "applies only to tokenizer.kind: word; remove it"),
+            (("rnn", "--tokenizer.vocabulary_size", "100"), "100 is too few for bpe, which has 256 bytes"),
+            (("rnn", "--objective", "regression"), "model.family: a new model learns causal_lm, not regression"),
+        ],
+    )
+    def test_contradictions(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
+        assert words in refusal(recipe, "--model.path", "", "--model.family", *options)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--model.family", "rnn"), "model.family: starts a new model, and model.path names somewhere; remove one"),
+            (("--model.width", "64"), "model.width: is the size of a new model; set model.family, or remove it"),
+            (("--tokenizer.lowercase", "true"), "tokenizer.lowercase: is of the tokenizer that a new model learns"),
+            (("--model.path", ""), "model.path: is missing; give a folder in Hugging Face layout, a hub name, or"),
+        ],
+    )
+    def test_an_existing_model_has_its_own(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
+        assert words in refusal(recipe, *options)
+
+    @pytest.mark.parametrize(
+        ("family", "options", "sizes"),
+        [
+            ("rnn", {"depth": 1}, (64, 1, 1, 176)),
+            ("lstm", {"depth": 6}, (384, 2, 6, 1024)),
+            ("transformer", {"depth": 6}, (384, 6, 6, 1024)),
+            ("transformer", {"width": 200}, (200, 4, 2, 544)),
+            ("transformer", {"depth": 2, "heads": 8, "layers": 5, "feed_forward": 100}, (128, 5, 8, 100)),
+        ],
+    )
+    def test_sizes_from_one_dial_or_by_name(self, family, options, sizes) -> None:
+        assert dataclasses.astuple(sizes_of(ModelConfig(family=family, **options))) == sizes

@@ -19,12 +19,12 @@ from train.objectives.ppo import advantages, metrics
 from train.objectives.ppo.conversations import Said, conversations
 from train.objectives.ppo.experience import TERMS, Experience
 from train.objectives.ppo.health import Signs
+from train.objectives.ppo.logprobs import Scoring, drop_nothing
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phase, Phases
 from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
 from train.objectives.ppo.reward import Reward, Rewarded
 from train.objectives.ppo.rollout import play, requests
-from train.objectives.ppo.scoring import Scoring, drop_nothing
 from train.objectives.ppo.sft_batches import RowSteps, answered
 from train.objectives.ppo.task import TaskRows
 from train.objectives.ppo.trajectories import Episodes
@@ -33,14 +33,14 @@ from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
+from zerotune.data.chat_template_file import default_template, tool_template
 from zerotune.data.formats import known_as
-from zerotune.data.own_template import default_template, tool_template
 from zerotune.inference.checkpoint import end_ids
 from zerotune.inference.prompt import Prompter
 from zerotune.models import attention, loss_head
-from zerotune.models.digest import model_digest
 from zerotune.models.folder import resolve
 from zerotune.models.token_statistics import add_value_head, require_plain_head, token_loss
+from zerotune.models.weights_digest import model_digest
 
 TRAINING, HELD_OUT = 0, 1  # keys of chance
 

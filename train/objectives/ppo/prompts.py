@@ -10,7 +10,7 @@ import numpy as np
 from train.data.token_dataset import Encoded
 from train.objectives.ppo.conversations import Said, before_answer
 from train.objectives.ppo.trajectories import Messages
-from train.objectives.prompts import answer_at, answers_in
+from train.objectives.prompt_and_answer import answer_at, answers_in
 from zerotune.common.errors import UserError
 
 STREAM = 4  # of chance: the order of prompts

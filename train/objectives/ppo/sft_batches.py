@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.batch import Shape, epoch_steps, rank_batches
+from train.data.micro_batches import Shape, epoch_steps, rank_batches
 from train.data.token_dataset import Encoded
 from train.protocols import Batch, Ranks
 

@@ -33,7 +33,7 @@ class Episode:
 
 
 class Episodes:
-    """Rows for `train.data.batch`. starts: where each episode's answer begins among all answers' tokens."""
+    """Rows for `train.data.micro_batches`. starts: where each episode's answer begins among all answers' tokens."""
 
     def __init__(self, episodes: Sequence[Episode]) -> None:
         self.episodes = tuple(episodes)
