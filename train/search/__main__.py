@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG, starter: Star
     words = sys.argv[1:] if arguments is None else list(arguments)
     if {"-h", "--help"} & set(words):
         sys.stdout.write(usage(prog))
-        return 0
+        raise SystemExit(0)
     hide_secrets()
     try:
         return _search(options(words), starter)
@@ -96,7 +96,7 @@ def usage(prog: str = PROG) -> str:
     return "\n".join(
         [
             f"usage: {prog} RECIPE [RECIPE ...] --space SPACE.yaml",
-            "       [--study FOLDER] [--workers N] [--dry_run] [--optim.seed 1 ...]",
+            "       [--study FOLDER] [--workers N] [--dry_run] [--optim.learning_rate 1e-4 ...]",
             "",
             "Trains a recipe with different values of some of its keys. Each trial is a run",
             "of its own. The same command continues a search that was stopped or killed; the",
