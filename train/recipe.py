@@ -1,7 +1,7 @@
-"""Recipes: YAML files and dotted command-line options become one checked `Config`.
+"""Reads YAML files and dotted command-line options into one checked `Config`.
 
-Later files win over earlier ones and the command line over all files; mappings are merged, lists are replaced. Relative
-paths in a recipe are relative to the current folder; the example data of a shipped recipe is found from any folder.
+Later files override earlier ones, and the command line overrides all files; mappings are merged, lists are replaced.
+Relative paths in a recipe are relative to the current folder; shipped example data is found from any folder.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from zerotune.common.yaml_lines import Way, dotted, dump_yaml
 USAGE = """\
 accelerate launch train/main.py --config recipes/NAME.yaml
        [--config recipes/OTHER.yaml ...] [--optim.learning_rate 1e-4 ...]"""
-DESCRIPTION = "Later recipes win over earlier ones, options over recipes. `null` stands for nothing."
+DESCRIPTION = "Later recipes override earlier ones, options override recipes. `null` unsets a key."
 COMMAND_LINE = "command line"
 
 
 @dataclasses.dataclass
 class _Draft:
-    """A configuration in the making: plain values, where each came from, and what stands for all of it."""
+    """A configuration before it is checked: plain values, and the file:line of each."""
 
     tree: dict[str, Any] = dataclasses.field(default_factory=dict)
     places: dict[Way, str] = dataclasses.field(default_factory=dict)
     source: str = COMMAND_LINE
-    unknown: list[Fault] = dataclasses.field(default_factory=list)  # options
+    unknown: list[Fault] = dataclasses.field(default_factory=list)  # unknown options
 
     def put(self, way: Way, value: Any, places: Mapping[Way, str]) -> None:
-        """Writes `value` at `way`: mappings are merged, anything else replaces what was there."""
+        """Write `value` at `way`: mappings are merged, other values are replaced."""
         if isinstance(value, dict) and not (way and isinstance(way[-1], int)):
             for key, inner in value.items():
                 self.put((*way, key), inner, places)
@@ -62,7 +62,7 @@ class _Draft:
 
 
 def _place(places: Mapping[Way, str], way: Way) -> str:
-    """Where `way` was given: itself, else something inside it, else what it stands in."""
+    """The file:line of `way`; else of something inside it, else of its parent."""
     if way in places:
         return places[way]
     inside = next((place for inner, place in places.items() if inner[: len(way)] == way), None)
@@ -71,7 +71,7 @@ def _place(places: Mapping[Way, str], way: Way) -> str:
 
 def _make_room(items: list[Any], index: int) -> None:
     if index > len(items):
-        raise UserError(f"command line: there is no source {index}; the next free number is {len(items)}.")
+        raise UserError(f"command line: there is no item {index}; the next free number is {len(items)}.")
     if index == len(items):
         items.append({})
 
@@ -79,7 +79,7 @@ def _make_room(items: list[Any], index: int) -> None:
 def parse(arguments: Sequence[str]) -> Config:
     """The configuration that command-line arguments describe.
 
-    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with one message: place, key, cure.
+    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all errors.
     """
     if {"-h", "--help"} & set(arguments):
         _print_help()
@@ -97,8 +97,8 @@ def parse(arguments: Sequence[str]) -> Config:
     config = _finish(draft)
     if config.model.trust_remote_code and (place := draft.places["model", "trust_remote_code"]) != COMMAND_LINE:
         raise UserError(
-            f"{place}: model.trust_remote_code runs foreign code and is accepted on the command line only: "
-            "--model.trust_remote_code true"
+            f"{place}: model.trust_remote_code runs code that comes with the model, so it is accepted on the command "
+            "line only; remove it here and add --model.trust_remote_code true"
         )
     if "--print_config" in arguments:
         sys.stdout.write(to_yaml(config))
@@ -113,22 +113,22 @@ def load(path: str | Path) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved whole; `load` reads it back to an equal value."""
+    """All keys with their values; `load` reads it back to an equal value."""
     return dump_yaml(dataclasses.asdict(config))
 
 
 def _print_help() -> None:
-    """Every option, in groups; made for 80 columns."""
+    """All options, in groups, 80 columns wide."""
     parser = argparse.ArgumentParser(usage=USAGE, description=DESCRIPTION)
-    parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; may be given several times.")
-    parser.add_argument("--print_config", action="store_true", help="Show the resolved whole as YAML and exit.")
+    parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; can be given several times.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resulting recipe as YAML and exit.")
     options.add(parser, Config)
     options.add(parser, SourceConfig, "data.train.N.")
     parser.print_help()
 
 
 def _is_known(option: str) -> bool:
-    """Of an option that there is not, all words are taken: it may be a list where it comes from."""
+    """All words after an unknown option belong to it: another trainer may take a list there."""
     return option == "--config" or kind_at(Config, way_of(option.removeprefix("--"))) is not None
 
 
@@ -140,34 +140,36 @@ def _put_option(draft: _Draft, name: str, text: str) -> None:
         return
     located = options.located(text, kind, name)
     places = dict.fromkeys(((*way, *inner) for inner in located.places), COMMAND_LINE)
-    draft.put(way, located.value if located.value != {} else None, places)  # empty, it would only be merged
+    draft.put(way, located.value if located.value != {} else None, places)  # {} would be merged, not replace
 
 
 def _finish(draft: _Draft) -> Config:
-    """Checks the whole and builds it. Raises UserError with all that is wrong in any file or option."""
+    """Check and build the configuration. Raises UserError with the errors of all files and options."""
     config, faults = checked(Config, draft.tree)
     places = {**draft.places, (): draft.source}
-    told = [*_told(faults, places, dotted), *_told(draft.unknown, {(): COMMAND_LINE}, _option)]
-    doubted = [fault.way for fault in (*faults, *draft.unknown)]
-    doubted += [way_of(meant) for fault in (*faults, *draft.unknown) if (meant := _meant(fault))]
+    lines = [*_messages(faults, places, dotted), *_messages(draft.unknown, {(): COMMAND_LINE}, _option)]
+    invalid = [fault.way for fault in (*faults, *draft.unknown)]
+    invalid += [way_of(meant) for fault in (*faults, *draft.unknown) if (meant := _meant(fault))]
     for key, message in problems(config):
-        if not _is_doubted(way_of(key), message, doubted):
-            told.append((_place(places, way_of(key)), f"{key}: {message}."))
-    if told:
+        if not _may_follow(way_of(key), message, invalid):
+            lines.append((_place(places, way_of(key)), f"{key}: {message}."))
+    if lines:
         order = [*draft.places.values(), COMMAND_LINE, draft.source]
-        told.sort(key=lambda line: order.index(line[0]))
-        raise UserError("\n".join(dict.fromkeys(f"{place}: {message}" for place, message in told)))
+        lines.sort(key=lambda line: order.index(line[0]))
+        raise UserError("\n".join(dict.fromkeys(f"{place}: {message}" for place, message in lines)))
     return config
 
 
-def _told(faults: Sequence[Fault], places: Mapping[Way, str], spell: Callable[[Way], str]) -> Iterator[tuple[str, str]]:
-    """(place, message) of each, with what was probably meant."""
+def _messages(
+    faults: Sequence[Fault], places: Mapping[Way, str], spell: Callable[[Way], str]
+) -> Iterator[tuple[str, str]]:
+    """(place, message) of each fault, with a suggestion."""
     meant = {_meant(fault) for fault in faults}
     for fault in faults:
         if fault.missing and dotted(fault.way) in meant:
-            continue  # it stands there under another name
-        cure = about_key(fault.way, fault.value, spell) if fault.unknown else about_value(fault.way, fault.value)
-        yield _place(places, fault.way), f"{fault.message}{cure}"
+            continue  # given, but misspelled
+        suggestion = about_key(fault.way, fault.value, spell) if fault.unknown else about_value(fault.way, fault.value)
+        yield _place(places, fault.way), f"{fault.message}{suggestion}"
 
 
 def _meant(fault: Fault) -> str:
@@ -178,7 +180,7 @@ def _option(way: Way) -> str:
     return "--" + ".".join(map(str, way))
 
 
-def _is_doubted(way: Way, message: str, doubted: Sequence[Way]) -> bool:
-    """Whether a problem may only come from a value that was left out for being wrong itself."""
-    above_or_below = (way[: len(other)] == other[: len(way)] for other in doubted)
-    return any(above_or_below) or any(dotted(other) in message for other in doubted)
+def _may_follow(way: Way, message: str, invalid: Sequence[Way]) -> bool:
+    """Whether a problem may only be a consequence of an invalid value, which was left out."""
+    above_or_below = (way[: len(other)] == other[: len(way)] for other in invalid)
+    return any(above_or_below) or any(dotted(other) in message for other in invalid)

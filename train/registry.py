@@ -1,4 +1,4 @@
-"""The objectives and tunings by name, with the facts that a recipe's checks need. Nothing heavy is imported.
+"""The objectives and tunings by name, with what a recipe's checks need to know of them. Nothing heavy is imported.
 
 To add one, write its class and add a line here: docs/architecture.md.
 """
@@ -16,20 +16,20 @@ Problems = Iterator[tuple[str, str]]  # (key to blame, message)
 
 
 def imported(place: str) -> Any:
-    """What `module:name` names, imported now."""
+    """Import and return `module:name`."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """What is known of an objective without importing it.
+    """Properties of an objective that are needed before its class is imported.
 
     place: `module:class` of a `train.protocols.Objective`.
-    formats: the row formats that it learns from.
-    keys: the keys, or sections, of the recipe that only the objectives which name them use.
-    asks: whether it answers the rows' prompts itself, so that rows need no answer of their own.
-    checks: `module:function` that gives (key, message) of everything wrong with its keys, without importing torch.
+    formats: the row formats that it supports.
+    keys: keys or sections of the recipe that only some objectives use, this one among them.
+    asks: whether it samples answers to the rows' prompts, so that rows need no answer.
+    checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     """
 
     place: str
@@ -39,23 +39,22 @@ class ObjectiveSpec:
     checks: str = ""
 
     def problems(self, config: Any) -> Problems:
-        """(key, message) of everything wrong with its own keys in a `train.config.Config`."""
+        """(key, message) of all errors in its keys of a `train.config.Config`."""
         return iter(imported(self.checks)(config) if self.checks else ())
 
 
 @dataclass(frozen=True)
 class TuningSpec:
-    """What is known of a tuning without importing it.
+    """Properties of a tuning that are needed before its class is imported.
 
     place: `module:class` of a `train.protocols.Tuning`.
     merger: `module:class` of a `train.merge.weights.Merger`.
-    trains_base: whether weights of the model itself move: they are kept in float32, and PPO needs a copy of the model
-        for its reference.
-    replaces_base: whether all of them do, so that a merge needs nothing of the base model.
-    can_quantize: whether the base may be quantised.
+    trains_base: whether weights of the base model are trained. They are kept in float32, and PPO keeps a copy as the
+        reference model.
+    replaces_base: whether all of them are trained, so that a merge does not read the base model.
+    can_quantize: whether the base model may be quantised.
     can_pack: whether several rows may share one sequence.
-    extra_positions: of a `TuningConfig`: how many positions it puts in front of every row; a merge makes tokens of
-        them.
+    extra_positions: `TuningConfig` -> number of positions in front of every row; a merge turns them into tokens.
     """
 
     place: str
@@ -113,6 +112,6 @@ TUNINGS: dict[str, TuningSpec] = {
 
 
 def own_keys() -> dict[str, list[str]]:
-    """Key or section of the recipe -> the objectives that use it, for all that not every objective uses."""
+    """Key or section of the recipe that only some objectives use -> these objectives."""
     keys = dict.fromkeys(key for spec in OBJECTIVES.values() for key in spec.keys)
     return {key: [name for name, spec in OBJECTIVES.items() if key in spec.keys] for key in keys}

@@ -1,4 +1,4 @@
-"""What was probably meant by a key or a value that there is not. Better no suggestion than a misleading one."""
+"""Suggestions for unknown keys and values. No suggestion is better than a misleading one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from zerotune.common.schema import is_section, kind_at, leaf_ways
 from zerotune.common.suggest import SLIP, nearest
 from zerotune.common.yaml_lines import Way, dotted
 
-ANYWHERE = 0.9  # how alike two words must be, to be taken for a slip of the finger in any section
+ANYWHERE = 0.9  # least similarity of a key in another section
 
 
 def meant_key(way: Way) -> str:
-    """Our key that an unknown one stands for, as `section.key` or `section.key: value`; empty where none is certain."""
+    """The key that was probably meant, as `section.key` or `section.key: value`; empty if there is no good match."""
     last = str(way[-1])
-    if len(way) > 2 and isinstance(way[2], int):  # a field of one source, or of one part of a reward
+    if len(way) > 2 and isinstance(way[2], int):  # a field of a source, or of a reward component
         own = [dotted(leaf) for leaf in leaf_ways(kind_at(Config, way[:-1]))]
         theirs = SOURCE_KEYS.get(last, "") if way[0] == "data" else ""
         name = theirs if theirs in own else nearest(last, own, SLIP)
@@ -32,7 +32,7 @@ def meant_key(way: Way) -> str:
 
 
 def _same_last(name: str, keys: Sequence[str]) -> str:
-    """The key of that last part: in the wrong section, or in a mistyped one."""
+    """The key with this last part: the section may be wrong or misspelled."""
     last = name.rpartition(".")[2]
     same = [key for key in keys if key.rpartition(".")[2] == last]
     return same[0] if len(same) == 1 else nearest(name, same, SLIP) if name != last else ""
@@ -52,9 +52,9 @@ def _alike_anywhere(last: str, keys: Sequence[str]) -> str:
 
 
 def about_key(way: Way, value: object, spell: Callable[[Way], str]) -> str:
-    """What is said behind `unknown key NAME`: what was meant, why there is none, or where all keys stand.
+    """The end of the message `unknown key NAME`: a suggestion, or why there is no such key.
 
-    value: what was given for it. spell: a key as it would be given, in a recipe or on the command line.
+    value: of the key. spell: how a key is written, in a recipe or on the command line.
     """
     key, _, ours = meant_key(way).partition(": ")
     if key:
@@ -67,7 +67,7 @@ def about_key(way: Way, value: object, spell: Callable[[Way], str]) -> str:
 
 
 def about_value(way: Way, value: object) -> str:
-    """What is said behind a refused value: ours for a word of another trainer, else a full stop."""
+    """The end of the message about an invalid value: our value for that of another trainer, or a full stop."""
     if is_section(kind_at(Config, way)) and isinstance(value, str):
         ours = COUNTERPARTS.get(dotted(way), "")
     else:
@@ -76,7 +76,7 @@ def about_value(way: Way, value: object) -> str:
 
 
 def _our_value(key: str, value: object) -> str:
-    """What another trainer's value of a choice is here; empty where that is not known."""
+    """Our value for another trainer's value of a choice; empty if unknown."""
     way, text = way_of(key), str(value).lower()
     kind = kind_at(Config, way)
     if get_origin(kind) is not Literal:

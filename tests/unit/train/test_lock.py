@@ -95,7 +95,7 @@ def test_a_killed_run_leaves_a_lock_that_is_taken_over(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING), hold(tmp_path):
         pass
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / FILE}: taken over from process {first.pid} on {socket.gethostname()}, which is gone"
+        f"{tmp_path / FILE}: taken over from process {first.pid} on {socket.gethostname()}, which has ended"
     ]
     caplog.clear()
     with hold(tmp_path):  # released cleanly: nothing to say
