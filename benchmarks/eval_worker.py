@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from eval.config import parse
+from eval.distributed import join
 from eval.evaluation import evaluate
-from eval.ranks import join
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eval.config import Config
-from eval.ranks import Ranks
+from eval.distributed import Ranks
 from zerotune.common.console import say
-from zerotune.common.masking import printable
+from zerotune.common.mask_secrets import printable
 from zerotune.inference import answer_cache
 from zerotune.inference.answer_cache import AnswerCache
-from zerotune.inference.budget import Budget, choose_budget
+from zerotune.inference.batch_size import Budget, choose_budget
 from zerotune.inference.checkpoint import Checkpoint
 from zerotune.inference.reasoning import reasoning_tokens, strip_reasoning
 from zerotune.inference.requests import Answer, Head, Request

@@ -24,7 +24,7 @@ from eval.metrics.proportion import mcnemar, newcombe, paired_error, wilson
 from eval.metrics.significance import detectable, holm
 from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, Sample, SampleMetric
 from eval.result import Difference, Estimate, GroupResult, MetricResult, TaskResult
-from zerotune.common.scale import CORRELATION
+from zerotune.common.metric_format import CORRELATION
 
 SAME = 1e-6  # relative; per-sample values closer than this are tied
 SIGNIFICANT = 0.05

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.compare import compare
-from eval.overlap import Fields, Index, fields
+from eval.ngram_overlap import Fields, Index, fields
 from eval.protocols import Metric, Sample
 from eval.result import Contamination, Overlap, TaskResult
 from zerotune.common.console import counted

@@ -23,7 +23,7 @@ from eval.protocols import Sample, SampleMetric, Task
 from eval.result import ModelInfo
 from eval.tasks import dialogue
 from zerotune.common.errors import UserError
-from zerotune.common.scale import CORRELATION
+from zerotune.common.metric_format import CORRELATION
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Answer
 from zerotune.models.dequantize import require_plain_numbers

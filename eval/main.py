@@ -24,8 +24,8 @@ from eval.config import Config, parse
 from eval.preflight import check_inputs
 from zerotune.common.console import say, shortened
 from zerotune.common.errors import UserError
-from zerotune.common.masking import hide_secrets, printable
-from zerotune.common.sentinel import Sentinel, tell
+from zerotune.common.launcher_watch import Sentinel, tell
+from zerotune.common.mask_secrets import hide_secrets, printable
 
 
 def _checked(arguments: Sequence[str]) -> Config:
@@ -67,8 +67,8 @@ def _run(config: Config) -> None:
     say(f"evaluation: {', '.join(config.task_names)} of {shortened(config.folders)} -> {config.out}")
     say("importing libraries")
     from eval.cached_model import open_answer_cache
+    from eval.distributed import join
     from eval.evaluation import evaluate
-    from eval.ranks import join
     from eval.report import show, write
 
     ranks = join()

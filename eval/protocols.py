@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from zerotune.common.scale import SHARE, Scale
+from zerotune.common.metric_format import SHARE, Scale
 
 if TYPE_CHECKING:
     import numpy as np

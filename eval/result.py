@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.protocols import Sample, Table
-from zerotune.common.masking import mask_all
+from zerotune.common.mask_secrets import mask_all
 from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class MetricResult:
     """One metric of one task.
 
     level: sample (a mean over samples) or corpus (a function of all samples). is_share: the share of correct samples.
-    scale: name of its `zerotune.common.scale`; on the scale "perplexity" differences are ratios.
+    scale: name of its `zerotune.common.metric_format`; on the scale "perplexity" differences are ratios.
     groups: the metric of each subset, if the task has any.
     """
 
@@ -154,7 +154,8 @@ class TaskResult:
     the cache, at no cost. tables: model -> its tables for the report.
     contamination: None without training data to compare with. cut_short: model -> ids of rows whose answer, next turn,
     try or tool call exceeded the context. only_reasoning: model -> ids of rows with an answer that ended within its
-    reasoning, which counts as no answer. fewer: None if all rows were evaluated.
+    reasoning, which counts as no answer. template_problems: model -> what its chat template leaves out or writes
+    wrongly -> ids of these rows. fewer: None if all rows were evaluated.
     """
 
     name: str
@@ -170,6 +171,7 @@ class TaskResult:
     contamination: Contamination | None = None
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
     only_reasoning: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    template_problems: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     fewer: Subsample | None = None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.config import parse
 from zerotune.common.errors import UserError
-from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 

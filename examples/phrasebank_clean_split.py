@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the project can be imported without installation
 
-from eval.overlap import Index, words
+from eval.ngram_overlap import Index, words
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
 from zerotune.data.labelled_lines import labelled_lines

@@ -11,7 +11,7 @@ from typing import Any
 from train.config import Config, SourceConfig, TuningConfig
 from train.config_ppo import RewardConfig
 from train.registry import own_keys
-from zerotune.common.schema import leaf_ways, value_at
+from zerotune.common.schema import leaf_keys, value_at
 from zerotune.common.yaml_lines import dotted
 
 # Keys that may change when a run resumes: they do not affect training's numbers.
@@ -56,7 +56,7 @@ LATER_OPTIONS = ("delimiter", "encoding", "filter")  # of a source
 def flat(config: Config) -> dict[str, Any]:
     """All settings by dotted key, as plain values; a list of sources is one setting."""
     values = dataclasses.asdict(config)
-    return {dotted(way): value_at(values, way) for way in leaf_ways(Config)}
+    return {dotted(key): value_at(values, key) for key in leaf_keys(Config)}
 
 
 def bound(config: Config) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from train.fingerprint import flat
 from train.recipe import parse
 from zerotune.common.console import say, shortened
 from zerotune.common.errors import UserError
-from zerotune.common.masking import hide_secrets
+from zerotune.common.mask_secrets import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.metric_writer import Board
     from train.engine.optimizer import build_optimizer
     from train.engine.runtime import Runtime
-    from train.models.answers import Recorder
+    from train.models.recorded_answers import Recorder
     from train.objectives import objective_class
     from train.session import describe, session
     from train.tuning import make_tuning, share_trained

@@ -19,7 +19,7 @@ from zerotune.data.formats import FORMATS
 from zerotune.data.readers import BadRow, read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice
-from zerotune.models.place import local_folder, require_model, require_tokenizer
+from zerotune.models.find_folder import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
 

@@ -1,4 +1,4 @@
-"""Reads YAML files and dotted command-line options into one checked `Config`.
+"""Recipes: YAML files and dotted command-line options become one checked `Config`.
 
 Later files override earlier ones, and the command line overrides all files; mappings are merged, lists are replaced.
 Relative paths in a recipe are relative to the current folder; shipped example data is found from any folder.
@@ -14,13 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from train.checks import problems
 from train.config import Config, SourceConfig
-from train.suggest import about_key, about_value, meant_key, way_of
-from zerotune.common import options
+from train.recipe_checks import problems
+from train.suggest import about_key, about_value, meant_key, parse_key
+from zerotune.common import command_line
 from zerotune.common.errors import UserError
-from zerotune.common.schema import Fault, checked, kind_at
-from zerotune.common.yaml_lines import Way, dotted, dump_yaml
+from zerotune.common.schema import ConfigProblem, checked, kind_at
+from zerotune.common.yaml_lines import KeyPath, dotted, dump_yaml
 
 USAGE = """\
 accelerate launch train/main.py --config recipes/NAME.yaml
@@ -31,23 +31,23 @@ COMMAND_LINE = "command line"
 
 @dataclasses.dataclass
 class _Draft:
-    """A configuration before it is checked: plain values, and the file:line of each."""
+    """A configuration that is being read: plain values, the place of each, and the name of the whole in messages."""
 
     tree: dict[str, Any] = dataclasses.field(default_factory=dict)
-    places: dict[Way, str] = dataclasses.field(default_factory=dict)
+    places: dict[KeyPath, str] = dataclasses.field(default_factory=dict)
     source: str = COMMAND_LINE
-    unknown: list[Fault] = dataclasses.field(default_factory=list)  # unknown options
+    unknown: list[ConfigProblem] = dataclasses.field(default_factory=list)  # on the command line
 
-    def put(self, way: Way, value: Any, places: Mapping[Way, str]) -> None:
-        """Write `value` at `way`: mappings are merged, other values are replaced."""
-        if isinstance(value, dict) and not (way and isinstance(way[-1], int)):
-            for key, inner in value.items():
-                self.put((*way, key), inner, places)
+    def put(self, key: KeyPath, value: Any, places: Mapping[KeyPath, str]) -> None:
+        """Set the value of a key: mappings are merged, anything else replaces the earlier value."""
+        if isinstance(value, dict) and not (key and isinstance(key[-1], int)):
+            for name, inner in value.items():
+                self.put((*key, name), inner, places)
             return
-        self.places = {w: p for w, p in self.places.items() if w[: len(way)] != way}
-        self.places |= {w: p for w, p in places.items() if w[: len(way)] == way}
+        self.places = {k: place for k, place in self.places.items() if k[: len(key)] != key}
+        self.places |= {k: place for k, place in places.items() if k[: len(key)] == key}
         spot: Any = self.tree
-        for step, following in pairwise(way):
+        for step, following in pairwise(key):
             room: Any = [] if isinstance(following, int) else {}
             if isinstance(step, int):
                 _make_room(spot, step)
@@ -56,17 +56,17 @@ class _Draft:
             if not isinstance(spot[step], type(room)):
                 spot[step] = room
             spot = spot[step]
-        if isinstance(way[-1], int):
-            _make_room(spot, way[-1])
-        spot[way[-1]] = value
+        if isinstance(key[-1], int):
+            _make_room(spot, key[-1])
+        spot[key[-1]] = value
 
 
-def _place(places: Mapping[Way, str], way: Way) -> str:
-    """The file:line of `way`; else of something inside it, else of its parent."""
-    if way in places:
-        return places[way]
-    inside = next((place for inner, place in places.items() if inner[: len(way)] == way), None)
-    return inside or _place(places, way[:-1])
+def _place(places: Mapping[KeyPath, str], key: KeyPath) -> str:
+    """The place of a key, else of a value below it, else of its section."""
+    if key in places:
+        return places[key]
+    inside = next((place for inner, place in places.items() if inner[: len(key)] == key), None)
+    return inside or _place(places, key[:-1])
 
 
 def _make_room(items: list[Any], index: int) -> None:
@@ -77,18 +77,18 @@ def _make_room(items: list[Any], index: int) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The configuration that command-line arguments describe.
+    """Parse command-line arguments.
 
-    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all errors.
+    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all problems: place, key, fix.
     """
     if {"-h", "--help"} & set(arguments):
         _print_help()
         raise SystemExit(0)
-    given = options.pairs([word for word in arguments if word != "--print_config"], _is_known)
+    given = command_line.pairs([word for word in arguments if word != "--print_config"], _is_known)
     draft = _Draft()
     for name, text in given:
         if name == "--config":
-            located = options.read_file(text, "recipe")
+            located = command_line.read_file(text, "recipe")
             draft.put((), located.value, located.places)
             draft.source = text
     for name, text in given:
@@ -108,51 +108,51 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def load(path: str | Path) -> Config:
     """The configuration in a run folder's `config.yaml`, checked as strictly as a recipe."""
-    located = options.read_file(str(path), "recipe")
+    located = command_line.read_file(str(path), "recipe")
     return _finish(_Draft(located.value, located.places, str(path)))
 
 
 def to_yaml(config: Config) -> str:
-    """All keys with their values; `load` reads it back to an equal value."""
+    """The whole configuration; `load` reads it back to an equal one."""
     return dump_yaml(dataclasses.asdict(config))
 
 
 def _print_help() -> None:
-    """All options, in groups, 80 columns wide."""
+    """Every option, in groups; made for 80 columns."""
     parser = argparse.ArgumentParser(usage=USAGE, description=DESCRIPTION)
     parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; can be given several times.")
     parser.add_argument("--print_config", action="store_true", help="Print the resulting recipe as YAML and exit.")
-    options.add(parser, Config)
-    options.add(parser, SourceConfig, "data.train.N.")
+    command_line.add(parser, Config)
+    command_line.add(parser, SourceConfig, "data.train.N.")
     parser.print_help()
 
 
 def _is_known(option: str) -> bool:
-    """All words after an unknown option belong to it: another trainer may take a list there."""
-    return option == "--config" or kind_at(Config, way_of(option.removeprefix("--"))) is not None
+    """An unknown option takes all following words: in another trainer it may be a list."""
+    return option == "--config" or kind_at(Config, parse_key(option.removeprefix("--"))) is not None
 
 
 def _put_option(draft: _Draft, name: str, text: str) -> None:
-    way = way_of(name.removeprefix("--"))
-    kind = kind_at(Config, way)
+    key = parse_key(name.removeprefix("--"))
+    kind = kind_at(Config, key)
     if kind is None:
-        draft.unknown.append(Fault(way, f"unknown option {name}", unknown=True, value=text))
+        draft.unknown.append(ConfigProblem(key, f"unknown option {name}", unknown=True, value=text))
         return
-    located = options.located(text, kind, name)
-    places = dict.fromkeys(((*way, *inner) for inner in located.places), COMMAND_LINE)
-    draft.put(way, located.value if located.value != {} else None, places)  # {} would be merged, not replace
+    located = command_line.located(text, kind, name)
+    places = dict.fromkeys(((*key, *inner) for inner in located.places), COMMAND_LINE)
+    draft.put(key, located.value if located.value != {} else None, places)  # empty, it would only be merged
 
 
 def _finish(draft: _Draft) -> Config:
-    """Check and build the configuration. Raises UserError with the errors of all files and options."""
-    config, faults = checked(Config, draft.tree)
+    """Build and check the configuration. Raises UserError with all problems of all files and options."""
+    config, invalid = checked(Config, draft.tree)
     places = {**draft.places, (): draft.source}
-    lines = [*_messages(faults, places, dotted), *_messages(draft.unknown, {(): COMMAND_LINE}, _option)]
-    invalid = [fault.way for fault in (*faults, *draft.unknown)]
-    invalid += [way_of(meant) for fault in (*faults, *draft.unknown) if (meant := _meant(fault))]
-    for key, message in problems(config):
-        if not _may_follow(way_of(key), message, invalid):
-            lines.append((_place(places, way_of(key)), f"{key}: {message}."))
+    lines = [*_messages(invalid, places, dotted), *_messages(draft.unknown, {(): COMMAND_LINE}, _option)]
+    uncertain = [problem.key for problem in (*invalid, *draft.unknown)]
+    uncertain += [parse_key(meant) for problem in (*invalid, *draft.unknown) if (meant := _meant(problem))]
+    for name, message in problems(config):
+        if not _follows(parse_key(name), message, uncertain):
+            lines.append((_place(places, parse_key(name)), f"{name}: {message}."))
     if lines:
         order = [*draft.places.values(), COMMAND_LINE, draft.source]
         lines.sort(key=lambda line: order.index(line[0]))
@@ -161,26 +161,27 @@ def _finish(draft: _Draft) -> Config:
 
 
 def _messages(
-    faults: Sequence[Fault], places: Mapping[Way, str], spell: Callable[[Way], str]
+    found: Sequence[ConfigProblem], places: Mapping[KeyPath, str], spell: Callable[[KeyPath], str]
 ) -> Iterator[tuple[str, str]]:
-    """(place, message) of each fault, with a suggestion."""
-    meant = {_meant(fault) for fault in faults}
-    for fault in faults:
-        if fault.missing and dotted(fault.way) in meant:
-            continue  # given, but misspelled
-        suggestion = about_key(fault.way, fault.value, spell) if fault.unknown else about_value(fault.way, fault.value)
-        yield _place(places, fault.way), f"{fault.message}{suggestion}"
+    """(place, message) of each problem, with a suggestion."""
+    meant = {_meant(problem) for problem in found}
+    for problem in found:
+        key, value = problem.key, problem.value
+        if problem.missing and dotted(key) in meant:
+            continue  # it is there under another name
+        fix = about_key(key, value, spell) if problem.unknown else about_value(key, value)
+        yield _place(places, key), f"{problem.message}{fix}"
 
 
-def _meant(fault: Fault) -> str:
-    return meant_key(fault.way).partition(":")[0] if fault.unknown else ""
+def _meant(problem: ConfigProblem) -> str:
+    return meant_key(problem.key).partition(":")[0] if problem.unknown else ""
 
 
-def _option(way: Way) -> str:
-    return "--" + ".".join(map(str, way))
+def _option(key: KeyPath) -> str:
+    return "--" + ".".join(map(str, key))
 
 
-def _may_follow(way: Way, message: str, invalid: Sequence[Way]) -> bool:
-    """Whether a problem may only be a consequence of an invalid value, which was left out."""
-    above_or_below = (way[: len(other)] == other[: len(way)] for other in invalid)
-    return any(above_or_below) or any(dotted(other) in message for other in invalid)
+def _follows(key: KeyPath, message: str, uncertain: Sequence[KeyPath]) -> bool:
+    """Whether a problem may only follow from an invalid value, which was replaced by its default."""
+    above_or_below = (key[: len(other)] == other[: len(key)] for other in uncertain)
+    return any(above_or_below) or any(dotted(other) in message for other in uncertain)

@@ -93,7 +93,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         formats=(*text_formats(), "labelled", "preference"),
         keys=("ppo",),
         asks=True,
-        checks="train.checks_ppo:problems",
+        checks="train.recipe_checks_ppo:problems",
     ),
 }
 
@@ -104,7 +104,7 @@ TUNINGS: dict[str, TuningSpec] = {
     "lora": TuningSpec("train.tuning.lora:Lora", merger="train.merge.weights:Adapter", can_quantize=True),
     "prompt": TuningSpec(
         "train.tuning.prompt:Prompt",
-        merger="train.merge.prompt:Extended",
+        merger="train.merge.prompt_tokens:Extended",
         can_pack=False,
         extra_positions=lambda config: config.prompt.virtual_tokens,
     ),

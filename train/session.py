@@ -10,12 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train.cautions import about_schedule
 from train.config import Config
 from train.engine import run_info
 from train.engine.flops import Peak
 from train.engine.loop import Outcome, Progress
-from train.engine.quiet import quiet_libraries
+from train.engine.quiet_libraries import quiet_libraries
 from train.engine.runtime import Runtime
 from train.failure.heartbeat import HEARTBEAT
 from train.failure.lock import Hold, hold
@@ -24,10 +23,11 @@ from train.failure.watchdog import Watchdog
 from train.fingerprint import fingerprint, flat
 from train.protocols import Objective
 from train.recipe import to_yaml
+from train.recipe_warnings import about_schedule
 from zerotune.common.errors import CannotWriteError
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.masking import exposed, printable
-from zerotune.common.scale import percent
+from zerotune.common.mask_secrets import exposed, printable
+from zerotune.common.metric_format import percent
 
 REMOVED = "the run folder was removed"
 

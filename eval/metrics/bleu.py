@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from eval.metrics.script import Writing, composed, missing, writing
+from eval.metrics.writing_system import Writing, composed, missing, writing
 from eval.protocols import Columns
 
 TOKENIZERS = {Writing.CHINESE: "zh", Writing.UNSPACED: "char", Writing.SPACED: "13a"}

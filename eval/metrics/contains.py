@@ -5,7 +5,7 @@ from __future__ import annotations
 import regex
 
 from eval.metrics.exact_match import normalise
-from eval.metrics.script import IN_WORD, UNSPACED
+from eval.metrics.writing_system import IN_WORD, UNSPACED
 
 _IN_WORD = regex.compile(rf"[[{IN_WORD}]--[{UNSPACED}]]", regex.V1)
 _HANGUL = regex.compile(r"\p{Hangul}{2}$")

@@ -18,7 +18,7 @@ import unicodedata
 
 import regex
 
-from eval.metrics.script import IN_WORD, UNSPACED, compatible, folded
+from eval.metrics.writing_system import IN_WORD, UNSPACED, compatible, folded
 
 LETTER_A = "\u1d00"  # small capital A: the normalised letter A where it is not an article
 

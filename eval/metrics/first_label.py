@@ -8,7 +8,7 @@ import regex
 
 from eval.metrics.exact_match import normalise
 from eval.metrics.labels import UNREADABLE
-from eval.metrics.script import HAN, UNSPACED, jieba_tokens
+from eval.metrics.writing_system import HAN, UNSPACED, jieba_tokens
 
 LONGEST = 400  # characters of the line that are searched
 _LEAD = regex.compile(  # Label: positive; 答案是好评

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtr, stdtrit
 
-from zerotune.common.scale import Scale
+from zerotune.common.metric_format import Scale
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]

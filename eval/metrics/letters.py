@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from eval.metrics.script import compatible
+from eval.metrics.writing_system import compatible
 
 HEAD, TAIL = 2_000, 8_000  # characters at both ends of a long answer that are searched
 

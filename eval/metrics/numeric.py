@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from eval.metrics.plain_digits import NO_NUMBER, plain_digits
+from eval.metrics.normalize_numbers import NO_NUMBER, plain_digits
 
 TOLERANCE = Fraction(1, 100_000)
 LONGEST = 100  # characters of one number; longer ones are noise and take time

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from eval.protocols import RatioMetric
-from zerotune.common import scale
+from zerotune.common import metric_format
 
 LARGEST_EXPONENT = math.log(1.7e308)  # larger exponents overflow
 
@@ -21,10 +21,12 @@ def bits_of(loss: float) -> float:
     return loss / math.log(2)
 
 
-PERPLEXITY = RatioMetric("perplexity", False, "nll", ("tokens",), scale.PERPLEXITY, perplexity_of)
+PERPLEXITY = RatioMetric("perplexity", False, "nll", ("tokens",), metric_format.PERPLEXITY, perplexity_of)
 # Comparable across tokenizers, unlike perplexity; perplexity per word is usual for word-level models.
-PERPLEXITY_PER_WORD = RatioMetric("perplexity_per_word", False, "nll", ("words",), scale.PERPLEXITY, perplexity_of)
-BITS_PER_BYTE = RatioMetric("bits_per_byte", False, "nll", ("bytes",), scale.POSITIVE, bits_of)
+PERPLEXITY_PER_WORD = RatioMetric(
+    "perplexity_per_word", False, "nll", ("words",), metric_format.PERPLEXITY, perplexity_of
+)
+BITS_PER_BYTE = RatioMetric("bits_per_byte", False, "nll", ("bytes",), metric_format.POSITIVE, bits_of)
 
 
 def windows(length: int, first: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:

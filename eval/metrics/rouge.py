@@ -1,7 +1,7 @@
 """ROUGE (Lin 2004, aclanthology.org/W04-1013): overlap of words and of their order with a reference, as F-measures.
 
 ROUGE-1 and -2 come from rouge-chinese for Chinese pairs (words and punctuation by jieba), and from rouge-score without
-stemming for all others; `eval.metrics.script` splits the words of every script. ROUGE-L treats each text as one
+stemming for all others; `eval.metrics.writing_system` splits the words of every script. ROUGE-L treats each text as one
 sentence; its longest common subsequence is computed here, since the libraries need gigabytes for long texts.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from eval.metrics.script import Writing, folded, missing, tokens, writing
+from eval.metrics.writing_system import Writing, folded, missing, tokens, writing
 
 NAMES = ("rouge1", "rouge2", "rougeL")
 

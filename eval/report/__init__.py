@@ -15,7 +15,7 @@ from eval.report.terminal import show
 from eval.report.text import markdown, summary
 from eval.result import Evaluation, sample_lines
 from zerotune.common.files import cannot_write, write_atomically
-from zerotune.common.masking import mask_all
+from zerotune.common.mask_secrets import mask_all
 
 __all__ = ["markdown", "show", "summary", "write"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from eval.report import words
 from eval.report.terminal import folded
 from eval.result import MetricResult, Result
-from zerotune.common.scale import SHARE, plain
+from zerotune.common.metric_format import SHARE, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

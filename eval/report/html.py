@@ -23,7 +23,7 @@ from eval.report.figure import draw
 from eval.report.pairs_figure import embedded
 from eval.report.text import title
 from eval.result import Evaluation, MetricResult, TaskResult
-from zerotune.common.scale import plain
+from zerotune.common.metric_format import plain
 
 HERE = Path(__file__).parent
 MOST_SAMPLES = 1000  # of a task; the files in samples/ have all

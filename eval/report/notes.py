@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from eval.overlap import PASSAGE
+from eval.ngram_overlap import PASSAGE
 from eval.report import words
 from eval.result import Contamination, MetricResult, Result, Subsample, TaskResult
 from zerotune.common.console import counted
-from zerotune.common.scale import plain
+from zerotune.common.metric_format import plain
 
 HOW = {
     "row": "the same row",
@@ -39,6 +39,15 @@ def warnings(result: Result) -> list[str]:
         )
         for task in result.tasks
         for model, ids in task.only_reasoning.items()
+    ]
+    found += [
+        (
+            f"{task.name}, {model}",
+            f"in {len(ids):,} of {counted(task.samples, 'row')} {problem}; the first is {ids[0]}",
+        )
+        for task in result.tasks
+        for model, own in task.template_problems.items()
+        for problem, ids in own.items()
     ]
     found += [
         (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eval.protocols import Table
 from eval.report import words
 from eval.result import MetricResult, Result, TaskResult
-from zerotune.common.scale import SHARE, percent, plain
+from zerotune.common.metric_format import SHARE, percent, plain
 from zerotune.models.run_facts import RunFacts
 
 LONGEST = 24  # rows of a table in Markdown

@@ -14,7 +14,7 @@ from rich.text import Text
 from eval.report import notes, sheets, words
 from eval.report.sheets import Sheet
 from eval.result import Result
-from zerotune.common.masking import printable_all
+from zerotune.common.mask_secrets import printable_all
 
 # Lines break at spaces, and inside names after / _ or -; numbers are never broken.
 PIECES = re.compile(r"(?<= )|(?<=[A-Za-z0-9][/_-])(?=[A-Za-z])")

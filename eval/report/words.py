@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
 from zerotune.common.console import counted
-from zerotune.common.scale import SCALES, Scale, plain
+from zerotune.common.metric_format import SCALES, Scale, plain
 
 
 @dataclass(frozen=True)

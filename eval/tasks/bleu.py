@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.protocols import CorpusMetric, Sample, Task
 from eval.tasks.qa import ask, check, outcome
-from zerotune.common.scale import HUNDRED
+from zerotune.common.metric_format import HUNDRED
 from zerotune.data.hub import Hub
 from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eval.metrics.perplexity import BITS_PER_BYTE, LARGEST_EXPONENT, PERPLEXITY, PERPLEXITY_PER_WORD, windows
-from eval.metrics.script import words
-from eval.metrics.word_shift import divergence, frequencies, shifts
+from eval.metrics.word_frequencies import divergence, frequencies, shifts
+from eval.metrics.writing_system import words
 from eval.protocols import Sample, SampleMetric, Table, Task
-from zerotune.common import scale
+from zerotune.common import metric_format
 from zerotune.data.conversations import said_in
 from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
@@ -108,7 +108,7 @@ TASK = Task(
         PERPLEXITY,
         BITS_PER_BYTE,
         PERPLEXITY_PER_WORD,
-        SampleMetric("sentence_perplexity", higher_is_better=False, scale=scale.PERPLEXITY),
+        SampleMetric("sentence_perplexity", higher_is_better=False, scale=metric_format.PERPLEXITY),
     ),
     tables=tables,
     source=Hub(

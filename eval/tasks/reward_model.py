@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.protocols import Sample, SampleMetric, Task
 from zerotune.common.errors import UserError
-from zerotune.common.scale import UNBOUNDED
+from zerotune.common.metric_format import UNBOUNDED
 from zerotune.data.conversations import said_in
 from zerotune.data.fields import Fields
 from zerotune.data.hub import Hub

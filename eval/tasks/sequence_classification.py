@@ -11,7 +11,7 @@ from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse,
 from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
 from eval.tasks.labelled import by_label, outcome
 from zerotune.common.errors import UserError
-from zerotune.common.scale import CORRELATION, POSITIVE
+from zerotune.common.metric_format import CORRELATION, POSITIVE
 from zerotune.data.class_label import AmbiguousLabelError, class_number
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub

@@ -97,7 +97,7 @@ def test_a_column_that_no_row_has_is_one_message(tmp_path, policy):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(line({"query": "x", "reply": "y", "id": 1}) * 700)
     with pytest.raises(
-        UserError, match=r"data\.train\[0\] .*needs question and answer, which none of .*query, reply, id"
+        UserError, match=r"data\.train\[0\] .*needs question and answer; field `question` is missing .*query, reply, id"
     ):
         run(tmp_path, path, on_bad_row=policy)
 

@@ -14,8 +14,8 @@ from tests.support.ranks import Whole
 from tests.support.training_runs import launch, metrics
 from tests.unit.train.test_ppo import tiny
 from tests.unit.train.test_ppo_rollout import CONFIG, PROMPTS, played, tuned
-from train.data.batch import Shape
-from train.objectives.ppo.scoring import Scoring
+from train.data.micro_batches import Shape
+from train.objectives.ppo.logprobs import Scoring
 from train.registry import TUNINGS
 
 pytestmark = [

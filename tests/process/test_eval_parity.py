@@ -19,9 +19,9 @@ from benchmarks import lm_eval_tasks
 from benchmarks.lm_eval_tasks import Job
 from benchmarks.peer import ready
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
 from eval.protocols import Sample
-from eval.ranks import Ranks
 from eval.tasks import cmmlu, gsm8k, gsm8k_cot
 from zerotune.data.rows import load, local
 from zerotune.inference.requests import Generated

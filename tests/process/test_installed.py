@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.training_runs import BIN, ROOT, build_operator
-from train.engine import native_ops
+from train.engine import deepspeed_ops
 
 TOOLS = {found.name.lower() for found in distributions()}
 pytestmark = [
@@ -70,7 +70,7 @@ class Installed:
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(home / "hf"),
             # The operator that other tests have compiled, and the ninja that compiled it.
-            "TORCH_EXTENSIONS_DIR": str(native_ops.folder()),
+            "TORCH_EXTENSIONS_DIR": str(deepspeed_ops.folder()),
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from eval.tasks.find import find as find_task
+from eval.tasks.lookup import find as find_task
 from tests.support.compare import assert_equal, weights
 from tests.support.fault_runs import Zygote, finished, status
 from tests.support.reward_models import add_nothing, reward_classifier

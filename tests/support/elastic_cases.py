@@ -22,7 +22,7 @@ from tests.support.state_cases import Case, Ranks, Run
 from train.checkpoint import folders
 from train.checkpoint.compatibility import Origin
 from train.checkpoint.state import load_state, state_writer
-from train.engine.native_ops import build_for_cpu
+from train.engine.deepspeed_ops import build_for_cpu
 from zerotune.common.errors import UserError
 
 RANKS = (2, 1, 3)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from tests.support import eval_checkpoints
-from zerotune.inference.budget import Budget
+from zerotune.inference.batch_size import Budget
 from zerotune.inference.requests import Generate, Score
 
 VOCABULARY = 300

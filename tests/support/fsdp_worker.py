@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from tests.support.training_runs import TINY
 from train.config import LoraConfig, TuningConfig
 from train.config_ppo import PpoConfig
-from train.engine.gathering import unsharded
+from train.engine.gather_weights import unsharded
 from train.engine.runtime import sharded_precision
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.rollout import generation_requests, sample_responses

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from train.data.batch import Shape
 from train.data.document import Document
+from train.data.micro_batches import Shape
 
 
 class Table:

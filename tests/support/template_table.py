@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from train.data.templates import GENERATION_MARK, ChatTemplate, asked, render, resolve
+from train.data.templates import ChatTemplate, asked, render, resolve
 from train.data.training_templates import ENDING, folder
+from zerotune.data.completeness import GENERATION_MARK
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
 

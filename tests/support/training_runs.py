@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train.engine import native_ops
+from train.engine import deepspeed_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "models" / "tiny-qwen2"
@@ -65,8 +65,8 @@ def environment(**extra: str) -> dict[str, str]:
 @functools.cache
 def build_operator() -> None:
     """Have DeepSpeed's operator for CPU ranks compiled, once on a machine: not on the time that a test grants a run."""
-    if not any(native_ops.folder().glob("*/*.so")):
-        code = "from train.engine.native_ops import build_for_cpu; build_for_cpu()"
+    if not any(deepspeed_ops.folder().glob("*/*.so")):
+        code = "from train.engine.deepspeed_ops import build_for_cpu; build_for_cpu()"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True)
 
 

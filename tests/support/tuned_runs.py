@@ -16,11 +16,11 @@ from tests.support.ranks import Solo
 from train.checkpoint import commit, replicated_state
 from train.checkpoint.compatibility import Origin
 from train.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
-from train.models.answers import FILE, Recorder
 from train.models.load import fit_vocabulary, load_model, load_tokenizer
+from train.models.recorded_answers import FILE, Recorder
 from train.recipe import to_yaml
 from train.tuning import make_tuning
-from zerotune.models.digest import model_digest
+from zerotune.models.weights_digest import model_digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from eval.contamination import TrainingData, find_overlaps, texts_by_id
-from eval.overlap import words
+from eval.ngram_overlap import words
 from eval.tasks import classification
 from zerotune.data.file_options import DEFAULT
 from zerotune.data.files import read

@@ -21,11 +21,11 @@ from eval.main import main as evaluate
 from eval.report.terminal import show
 from tests.support import eval_checkpoints, eval_results, eval_vision
 from train.config import ModelConfig
-from train.engine import native_ops
+from train.engine import deepspeed_ops
 from train.models.load import load_tokenizer
 from train.recipe import parse
 from zerotune.common.errors import UserError
-from zerotune.common.masking import printable, printable_all
+from zerotune.common.mask_secrets import printable, printable_all
 from zerotune.data.files import expand
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.images import _open, load_images
@@ -217,20 +217,20 @@ def test_machine_code_in_a_shared_cache_is_not_another_users(tmp_path: Path, mon
     mine = os.getuid()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "shared"))
-    assert native_ops.folder() == tmp_path / "shared"
+    assert deepspeed_ops.folder() == tmp_path / "shared"
     for name in ("shared", f"shared-{mine + 1}"):  # he can make any name beside it
         (tmp_path / name).mkdir()
-    assert native_ops.folder() == tmp_path / "shared"
+    assert deepspeed_ops.folder() == tmp_path / "shared"
     monkeypatch.setattr(os, "getuid", lambda: mine + 1)
-    assert native_ops.folder().is_relative_to(tmp_path / "home")
+    assert deepspeed_ops.folder().is_relative_to(tmp_path / "home")
 
 
 def test_rows_and_recipes_from_pipes_are_not_waited_for(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "recipe.yaml"):
         os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=r"rows\.jsonl: is no regular file"):
+    with pytest.raises(UserError, match=r"rows\.jsonl: is not a regular file"):
         expand(str(tmp_path / "rows.jsonl"))
-    with pytest.raises(UserError, match=r"recipe\.yaml: is no regular file"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: is not a regular file"):
         parse(["--config", str(tmp_path / "recipe.yaml")])
 
 

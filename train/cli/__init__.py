@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from zerotune.common.errors import UserError
-from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 from zerotune.common.suggest import did_you_mean
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from zerotune.common.console import say
-from zerotune.common.masking import mask, printable
+from zerotune.common.mask_secrets import mask, printable
 from zerotune.common.version import ROOT, code_state, installed_version, own_version
 
 IMPORTED = {  # distribution -> module; the others are needed everywhere, and broken ones would be noticed

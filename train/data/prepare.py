@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from train.config import DataConfig
+from train.data.held_out import split, without_overlap
 from train.data.label_encoder import TO_PREDICT, LabelSpec
-from train.data.overlap import split, without_overlap
 from train.data.setup import set_up
 from train.data.stream_dataset import StreamingCorpus, stream
 from train.data.token_cache import load_parts

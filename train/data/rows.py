@@ -84,6 +84,7 @@ class Problems:
         """Count a row if it lacks a field, and keep its columns."""
         if error.missing:
             self.missing += 1
+            self.kinds[str(error)] += 1
             self.columns = joined(self.columns, value)
 
     def listed(self, names: Sequence[str]) -> list[str]:
@@ -111,10 +112,10 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
     if not problems.rows or problems.missing < problems.rows:
         return
     needed = FORMATS[source.config.format].needed
-    rows = which + counted(problems.rows, "row")
     raise UserError(
-        f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed}, which none of the {rows}"
-        f" has. Its columns are: {', '.join(problems.columns) or '(none)'}."
+        f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed};"
+        f" {' or '.join(problems.kinds)} in every row ({which}{counted(problems.rows, 'row')})."
+        f" Its columns are: {', '.join(problems.columns) or '(none)'}."
         f" Map them with {source.key}.columns, or choose another format"
     )
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from train.config import DurationConfig
-from train.data.batch import Indices, Rows, Shape, epoch_steps, padding_share, rank_batches
+from train.data.micro_batches import Indices, Rows, Shape, epoch_steps, padding_share, rank_batches
 from train.protocols import Batch, Plan, Ranks
 from zerotune.common.console import counted
 

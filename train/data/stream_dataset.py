@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from train.config import DataConfig
+from train.data.held_out import NO_OVERLAP, without_overlap
 from train.data.mixture import Mark, Mixture, marks_from_json, marks_to_json
-from train.data.overlap import NO_OVERLAP, without_overlap
 from train.data.rank_sync import share, together
 from train.data.rows import bad_rows_error
 from train.data.setup import Setup, Spec, set_up

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config import DurationConfig
-from train.data.batch import Indices, Rows, Shape, order, rank_batches, stream_steps
 from train.data.document import Document
+from train.data.micro_batches import Indices, Rows, Shape, order, rank_batches, stream_steps
 from train.protocols import Batch, Plan, Ranks
 
 log = logging.getLogger(__name__)

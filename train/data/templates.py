@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -13,21 +12,20 @@ from typing import Any
 
 import jinja2
 
-from train.data.completeness import checked
 from train.data.training_templates import training_template
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
+from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
+from zerotune.data.completeness import GENERATION_MARK, checked
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.fitting import fitted, learned_turns
-from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
+from zerotune.data.fit_messages import fitted, learned_turns
 from zerotune.data.preference import Continuation
-from zerotune.data.template_clock import dated, reads_clock
+from zerotune.data.template_date import dated, reads_clock
 
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
 OTHER_PROMPT = "another prompt"  # the prompt before a row's last answer differs from the prompt at inference
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]  # first character, and the one after the last
 
 

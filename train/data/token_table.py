@@ -25,7 +25,7 @@ from train.config import DataConfig
 from train.data.tokenize import Chunk
 from zerotune.common.cache_home import cache_home, make_folder, share_file
 from zerotune.common.files import cannot_write, sync, write_atomically
-from zerotune.common.masking import printable
+from zerotune.common.mask_secrets import printable
 
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 8192, 4_000_000  # of one record batch

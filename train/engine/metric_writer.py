@@ -22,7 +22,7 @@ from zerotune.common.errors import CannotWriteError
 from zerotune.common.event_file import EventFile
 from zerotune.common.files import write_atomically
 from zerotune.common.markdown import table
-from zerotune.common.masking import mask_all
+from zerotune.common.mask_secrets import mask_all
 
 # The first columns of TensorBoard's table of hyperparameters; all others follow by name.
 _FIRST_SHOWN = ("objective", "optim.learning_rate", "batch.tokens_per_step", "model.path", "tuning.kind")

@@ -14,8 +14,8 @@ import torch
 
 from zerotune.common.console import counted
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.masking import mask_all
-from zerotune.common.sentinel import LAUNCHERS
+from zerotune.common.launcher_watch import LAUNCHERS
+from zerotune.common.mask_secrets import mask_all
 from zerotune.common.version import code_state, installed_version
 
 _PACKAGES = (

@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from train.engine.ddp_hook import average_each_parameter
-from train.engine.gathering import gathered, unsharded
-from train.engine.native_ops import build_for_cpu
+from train.engine.deepspeed_ops import build_for_cpu
+from train.engine.gather_weights import gathered, unsharded
 from train.failure.background import GlooGroup
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError

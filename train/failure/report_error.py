@@ -8,7 +8,7 @@ import sys
 from train.errors import EndedWithError
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
-from zerotune.common.masking import printable
+from zerotune.common.mask_secrets import printable
 from zerotune.common.process_exit import report_to_launcher
 
 _REPORTED: list[Exception] = []

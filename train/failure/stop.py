@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 from zerotune.common.errors import CannotWriteError
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.masking import mask
+from zerotune.common.launcher_watch import Sentinel, end_alone, tell
+from zerotune.common.mask_secrets import mask
 from zerotune.common.process_exit import FROM_TERMINAL
-from zerotune.common.sentinel import Sentinel, end_alone, tell
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"
@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 class Stop:
     """One flag for all stop requests. The first reason is kept; a second Ctrl-C ends the process at once
-    (`zerotune.common.sentinel`).
+    (`zerotune.common.launcher_watch`).
 
     The deadline counts from the creation of this object. on_launcher_death: called in a thread, with the reason.
     """

@@ -26,7 +26,7 @@ from train.failure.rank_status import Failure, RankStatus, RankStatusFolder, cur
 from train.failure.stop import STATUS_FILE, Interrupted, Status
 from train.protocols import Ranks
 from zerotune.common.errors import CannotWriteError, UserError
-from zerotune.common.masking import mask, printable
+from zerotune.common.mask_secrets import mask, printable
 
 HANG = 70  # exit code
 TICK_SECONDS = 1.0

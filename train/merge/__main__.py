@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from train.config import MergeConfig
-from train.merge.places import find_run, refuse_foreign
+from train.merge.check_paths import find_run, refuse_foreign
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
-from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 from zerotune.common.schema import fields_of
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         refuse_foreign(options.out)
         say(f"merging {options.source} into {options.out}")
         say("importing libraries")
-        from train.engine.quiet import quiet_libraries  # takes seconds, and --help must not wait for it
+        from train.engine.quiet_libraries import quiet_libraries  # takes seconds, and --help must not wait for it
         from train.merge.steps import merge
 
         quiet_libraries(main_process=True)

@@ -16,13 +16,13 @@ from train import recipe
 from train.checkpoint import commit
 from train.checkpoint.state import trained_weights
 from train.config import Config, ModelConfig, TuningConfig
-from train.merge.places import find_run
+from train.merge.check_paths import find_run
 from train.models.load import head_parts
 from zerotune.common.errors import UserError
-from zerotune.models.digest import model_digest
 from zerotune.models.folder import read_config, read_json, resolve
 from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
+from zerotune.models.weights_digest import model_digest
 
 # PEFT's task types, by the end of transformers' class names
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}

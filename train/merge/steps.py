@@ -21,20 +21,20 @@ from transformers import AutoTokenizer
 
 from train.config import MergeConfig
 from train.merge import verify
-from train.merge.base import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
-from train.merge.draft import draft_of
-from train.merge.places import refuse_foreign
-from train.merge.prompt import add_tokens, check_tokenizer, save_tokenizer
-from train.merge.reference import take_over_quantized, trained_model
+from train.merge.atomic_folder import draft_of
+from train.merge.base_weights import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
+from train.merge.check_paths import refuse_foreign
+from train.merge.prompt_tokens import add_tokens, check_tokenizer, save_tokenizer
 from train.merge.report import MergeReport
 from train.merge.source import Source, new_parts, open_source, text_rows
+from train.merge.trained_model import take_over_quantized, trained_model
 from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
-from train.models.answers import POSITIONS, batch, logits, read_answers
 from train.models.load import load_model, load_tokenizer, unsharded
+from train.models.recorded_answers import POSITIONS, batch, logits, read_answers
 from train.tuning.describe import write_json
 from zerotune.common.errors import UserError
-from zerotune.data.own_template import default_template
+from zerotune.data.chat_template_file import default_template
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import read_config, read_json
 from zerotune.models.precision import DTYPES

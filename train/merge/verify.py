@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from train.merge.writer import digest
-from train.models.answers import Answers, batch
+from train.models.recorded_answers import Answers, batch
 from zerotune.common.errors import UserError
 from zerotune.models.folder import read_json, weight_files
 from zerotune.models.precision import DTYPES

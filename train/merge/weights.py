@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from train.merge.base import BaseWeights
+from train.merge.base_weights import BaseWeights
 from train.merge.source import Source
 from train.registry import imported
 from train.tuning import make_tuning

@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from train.config import ModelConfig
 from zerotune.common.errors import UserError
-from zerotune.data.own_template import own_template
+from zerotune.data.chat_template_file import own_template
 from zerotune.models.dequantize import load_dequantized, quantization_method, refuse_twice, require_plain_numbers
 from zerotune.models.folder import read_config, read_json, refuse_code, resolve, weight_files
-from zerotune.models.unread import log_once, names_in_files, patterns, report_unread, unread
+from zerotune.models.unused_weights import log_once, names_in_files, patterns, report_unread, unread
 
 LOADING = ("quantization_config", "config", "attn_implementation")  # options that are not values of the config
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")  # transformers' names of position embeddings

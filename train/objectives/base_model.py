@@ -15,9 +15,9 @@ from train.protocols import Ranks, Tuning
 from zerotune.common.errors import UserError
 from zerotune.models import attention
 from zerotune.models.dequantize import quantization_method
-from zerotune.models.digest import config_digest, model_digest
 from zerotune.models.folder import resolve
 from zerotune.models.precision import DTYPES
+from zerotune.models.weights_digest import config_digest, model_digest
 
 log = logging.getLogger(__name__)
 

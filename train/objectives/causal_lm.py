@@ -15,7 +15,7 @@ from train.config import Config
 from train.data.prepare import Encoded, LabelSpec
 from train.models.generate import continue_prompts
 from train.objectives.base_model import BaseModel
-from train.objectives.prompts import last_answer
+from train.objectives.prompt_and_answer import last_answer
 from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.inference.checkpoint import as_tuple

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from train.config import Config
-from train.data.batch import collate
+from train.data.micro_batches import collate
 from train.data.prepare import LabelledDataset, LabelSpec
 from train.models.load import head_parts
 from train.objectives.base_model import BaseModel

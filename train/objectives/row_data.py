@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from train.cautions import about_positions
 from train.config import Config
-from train.data.batch import Rows, Shape, collate, micro_batches
+from train.data.micro_batches import Rows, Shape, collate, micro_batches
 from train.data.prepare import Corpus, Encoded, LabelSpec, StreamingCorpus, prepare, stream
-from train.data.run_day import run_day
+from train.data.run_date import run_day
 from train.data.schedule import FixedSteps, Steps
 from train.data.stream_schedule import StreamedSteps
 from train.objectives.base_model import BaseModel
 from train.protocols import Batch, Ranks
+from train.recipe_warnings import about_positions
 from zerotune.common.errors import UserError
 
 

@@ -14,7 +14,7 @@ from train.report import print_table, write_report
 from train.report.compare import markdown, print_comparison, read_runs
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
-from zerotune.common.masking import hide_secrets, printable
+from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_quietly_on_ctrl_c
 
 PROG = "python -m train.report"

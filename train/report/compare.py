@@ -17,7 +17,7 @@ from train.report import words
 from train.report.run import Run, read_run
 from zerotune.common.errors import UserError
 from zerotune.common.markdown import bold, table
-from zerotune.common.masking import mask_all, printable
+from zerotune.common.mask_secrets import mask_all, printable
 
 WIDTH = 80
 WIDEST_CELL = 30

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from train.report.run import Curve, Run
 from train.report.words import title
-from zerotune.common.scale import SHARE
+from zerotune.common.metric_format import SHARE
 
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#d9480f", "#8a8f98"
 _MANY_POINTS = 120  # a longer curve is drawn faintly, with its moving average over it

@@ -8,7 +8,7 @@ from train.report import figures, words
 from train.report.run import Run, read_run
 from zerotune.common.files import write_atomically
 from zerotune.common.markdown import bold, table
-from zerotune.common.masking import mask, printable
+from zerotune.common.mask_secrets import mask, printable
 
 _CELL_CHARACTERS = 800
 _EPOCH_ROWS = 50

@@ -13,8 +13,8 @@ from typing import Any
 from eval.tasks import TASKS
 from zerotune.common.errors import UserError
 from zerotune.common.files import json_object
-from zerotune.common.masking import printable_all
-from zerotune.common.scale import POSITIVE, SHARE, UNBOUNDED, Scale
+from zerotune.common.mask_secrets import printable_all
+from zerotune.common.metric_format import POSITIVE, SHARE, UNBOUNDED, Scale
 
 Curve = Mapping[int, float]  # step -> value, steps rising
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from train.report import words
 from train.report.run import Run, read_run
-from zerotune.common.masking import printable
+from zerotune.common.mask_secrets import printable
 
 _WIDTH = 80
 _SAMPLES = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 from train.report.run import Change, Run, has_relative_change
 from zerotune.common.console import counted
-from zerotune.common.scale import SHARE, UNBOUNDED, Scale, percent
+from zerotune.common.metric_format import SHARE, UNBOUNDED, Scale, percent
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _ROLES = {"system", "user", "assistant", "model", "<think>", "</think>"}

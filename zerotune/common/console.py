@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from zerotune.common.masking import printable
+from zerotune.common.mask_secrets import printable
 
 
 def say(text: str) -> None:

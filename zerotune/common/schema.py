@@ -1,4 +1,4 @@
-"""What a configuration accepts: dataclasses whose values pydantic checks, and what it refuses in a user's words."""
+"""Validates configurations with pydantic: dataclasses in, all problems as messages for the user out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from zerotune.common.errors import UserError
-from zerotune.common.yaml_lines import Way, dotted
+from zerotune.common.yaml_lines import KeyPath, dotted
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -26,48 +26,48 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 @dataclasses.dataclass(frozen=True)
-class Fault:
-    """What is wrong at `way`; `unknown` or `missing` when it is the key itself. value: what stands there."""
+class ConfigProblem:
+    """A problem of one key. unknown, missing: the key itself is the problem. value: the given value."""
 
-    way: Way
+    key: KeyPath
     message: str
     unknown: bool = False
     missing: bool = False
     value: Any = None
 
 
-def checked(kind: type[_Kind], values: dict[str, Any]) -> tuple[_Kind, list[Fault]]:
-    """The configuration that plain `values` describe, and everything in them that `kind` does not accept.
+def checked(kind: type[_Kind], values: dict[str, Any]) -> tuple[_Kind, list[ConfigProblem]]:
+    """The configuration of type `kind` with these plain values, and all problems of the values.
 
     Strict: no null where None is not allowed, no quoted numbers, no NaN or infinity; but null in place of a list or a
-    mapping is an empty one. What is wrong has its default in the result, and a required text some value, so that the
-    rest can still be checked. Raises UserError where that is not possible.
+    mapping is an empty one. In the result an invalid value is replaced by its default, a missing one by some value, so
+    that the rest can still be checked. Raises UserError where that is not possible.
     """
     adapter = _adapter(cast(Hashable, kind))
     values = copy.deepcopy(values)
-    faults: dict[Way, Fault] = {}
-    filled: set[Way] = set()  # where a value stands for a missing one; if it is wrong too, its section is left out
+    problems: dict[KeyPath, ConfigProblem] = {}
+    filled: set[KeyPath] = set()  # missing values that were replaced; if that fails too, the section is removed
     while True:
         try:  # as JSON, since in Python's own types a strict pydantic takes no mapping for a dataclass
-            return adapter.validate_json(_json(values), strict=True), list(faults.values())
+            return adapter.validate_json(_json(values), strict=True), list(problems.values())
         except ValidationError as error:
             for found in error.errors(include_url=False):
-                way = found["loc"] if found["type"] == UNKNOWN else _known_part(kind, found["loc"])
-                if not way:
+                key = found["loc"] if found["type"] == UNKNOWN else _key_of(kind, found["loc"])
+                if not key:
                     raise UserError(
                         f"these values cannot be read: {found['msg'].removeprefix('Invalid JSON: ')}"
                     ) from None
-                at = kind_at(kind, way)
+                at = kind_at(kind, key)
                 if not (found["input"] is None and get_origin(at) in (list, dict)):
-                    faults.setdefault(way, _fault(way, at, dict(found)))
-                if way in filled and len(way) == 1:
-                    raise UserError("\n".join(f"{fault.message}." for fault in faults.values())) from None
-                with suppress(LookupError, TypeError):  # what it stands in may have been left out already
-                    if found["type"] != "missing" or way in filled:
-                        _leave_out(values, way[:-1] if way in filled else way)
+                    problems.setdefault(key, _problem(key, at, dict(found)))
+                if key in filled and len(key) == 1:
+                    raise UserError("\n".join(f"{problem.message}." for problem in problems.values())) from None
+                with suppress(LookupError, TypeError):  # its section may have been removed already
+                    if found["type"] != "missing" or key in filled:
+                        _remove(values, key[:-1] if key in filled else key)
                     else:
-                        filled.add(way)
-                        value_at(values, way[:-1])[way[-1]] = get_args(at)[0] if get_origin(at) is Literal else "?"
+                        filled.add(key)
+                        value_at(values, key[:-1])[key[-1]] = get_args(at)[0] if get_origin(at) is Literal else "?"
 
 
 @cache
@@ -83,50 +83,52 @@ def _json(values: dict[str, Any]) -> bytes:
         raise UserError(f"a value is not UTF-8 text: {part!r}.") from None
 
 
-def _known_part(kind: Any, location: tuple[str | int, ...]) -> Way:
-    """pydantic's location without what it adds: which option of a union it is about, and where in it."""
-    way: Way = ()
+def _key_of(kind: Any, location: tuple[str | int, ...]) -> KeyPath:
+    """The part of pydantic's location that is a key: without the members of unions, which it appends."""
+    key: KeyPath = ()
     for step in location:
-        if kind_at(kind, (*way, step)) is None:
+        if kind_at(kind, (*key, step)) is None:
             break
-        way = (*way, step)
-    return way
+        key = (*key, step)
+    return key
 
 
-def _fault(way: Way, kind: Any, found: dict[str, Any]) -> Fault:
-    name, value = dotted(way), found["input"]
+def _problem(key: KeyPath, kind: Any, found: dict[str, Any]) -> ConfigProblem:
+    name, value = dotted(key), found["input"]
     if found["type"] == UNKNOWN:
-        return Fault(way, f"unknown key {name}", unknown=True, value=value)
+        return ConfigProblem(key, f"unknown key {name}", unknown=True, value=value)
     if found["type"] == "missing":
-        return Fault(way, f"{name} is missing: {describe(kind)}", missing=True)
-    if found["type"] == "value_error":  # of a validator of ours
-        return Fault(way, f"{name}: {found['ctx']['error']}", value=value)
+        return ConfigProblem(key, f"{name} is missing: {describe(kind)}", missing=True)
+    if found["type"] == "value_error":  # raised by a validator of the configuration
+        return ConfigProblem(key, f"{name}: {found['ctx']['error']}", value=value)
     if found["type"].startswith(("greater_than", "less_than")):
-        return Fault(way, f"{name}: {found['msg'].replace('Input should', 'must')}, not {shown(value)}", value=value)
-    return Fault(way, f"{name}: expected {describe(kind)}, got {shown(value)}", value=value)
+        return ConfigProblem(
+            key, f"{name}: {found['msg'].replace('Input should', 'must')}, not {shown(value)}", value=value
+        )
+    return ConfigProblem(key, f"{name}: expected {describe(kind)}, got {shown(value)}", value=value)
 
 
-def _leave_out(values: dict[str, Any], way: Way) -> None:
-    """Removes what stands at `way`, and a list with a wrong item as a whole."""
-    while isinstance(way[-1], int):
-        way = way[:-1]
-    del value_at(values, way[:-1])[way[-1]]
+def _remove(values: dict[str, Any], key: KeyPath) -> None:
+    """Remove the value of a key; of a list, the whole list."""
+    while isinstance(key[-1], int):
+        key = key[:-1]
+    del value_at(values, key[:-1])[key[-1]]
 
 
 def is_section(kind: Any) -> bool:
-    """Whether `kind` is a dataclass of the configuration."""
+    """Whether a type is a section of the configuration: a dataclass."""
     return dataclasses.is_dataclass(kind)
 
 
 @cache
 def fields_of(kind: Any) -> dict[str, Any]:
-    """Field name -> type of a configuration dataclass, without its range."""
+    """Field name -> type of a section, without its range."""
     return get_type_hints(kind)
 
 
-def kind_at(kind: Any, way: Way) -> Any:
-    """The type at `way` below `kind`, or None if there is nothing; a list is entered by index, a dict by any key."""
-    for step in way:
+def kind_at(kind: Any, key: KeyPath) -> Any:
+    """The type of the value at a key below `kind`, or None if there is none; lists have indices, dicts any keys."""
+    for step in key:
         if isinstance(step, int) and get_origin(kind) in (list, tuple):
             kind = get_args(kind)[0]
         elif get_origin(kind) is dict:
@@ -138,18 +140,18 @@ def kind_at(kind: Any, way: Way) -> Any:
     return kind
 
 
-def value_at(values: Any, way: Way) -> Any:
-    """What stands at `way` in plain values. Raises LookupError or TypeError where nothing does."""
-    for step in way:
+def value_at(values: Any, key: KeyPath) -> Any:
+    """The value of a key. Raises LookupError or TypeError if there is none."""
+    for step in key:
         values = values[step]
     return values
 
 
-def leaf_ways(kind: Any, way: Way = ()) -> list[Way]:
-    """The way to every leaf below a configuration dataclass."""
+def leaf_keys(kind: Any, key: KeyPath = ()) -> list[KeyPath]:
+    """The keys of all single values below a section."""
     if not is_section(kind):
-        return [way]
-    return [leaf for name, inner in fields_of(kind).items() for leaf in leaf_ways(inner, (*way, name))]
+        return [key]
+    return [leaf for name, inner in fields_of(kind).items() for leaf in leaf_keys(inner, (*key, name))]
 
 
 def is_union(kind: Any) -> bool:
@@ -172,6 +174,6 @@ def describe(kind: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, cut when long."""
+    """A value for a message, truncated if it is long."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -15,15 +15,15 @@ import yaml
 
 from zerotune.common.errors import UserError
 
-Way = tuple[str | int, ...]  # the way to a value: ("optim", "learning_rate"), ("data", "train", 0, "path")
+KeyPath = tuple[str | int, ...]  # a key from the root: ("optim", "learning_rate"), ("data", "train", 0, "path")
 
 
 @dataclass(frozen=True)
 class Located:
-    """A document as plain values, and for the way to each value its `file:line`."""
+    """A document as plain values, and the `file:line` of each key."""
 
     value: Any
-    places: dict[Way, str]
+    places: dict[KeyPath, str]
 
 
 _BOOL, _NULL = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"
@@ -61,7 +61,7 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 def read_yaml(path: Path) -> Located:
-    """The document in `path`. Raises UserError with file:line for anything that is not our subset of YAML."""
+    """Read a file. Raises UserError with file:line for anything outside the supported subset of YAML."""
     name = str(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -73,8 +73,8 @@ def read_yaml(path: Path) -> Located:
 
 
 def parse_yaml(text: str, name: str) -> Located:
-    """The document in `text`; `name` stands for it in messages."""
-    places: dict[Way, str] = {}
+    """Parse a text; `name` is its name in messages."""
+    places: dict[KeyPath, str] = {}
     try:
         for event in yaml.parse(text, Loader=_Loader):
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
@@ -96,27 +96,26 @@ def dump_yaml(value: Any) -> str:
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _plain(node: yaml.Node, way: Way, name: str, places: dict[Way, str]) -> Any:
-    places.setdefault(way, f"{name}:{node.start_mark.line + 1}")
+def _plain(node: yaml.Node, key: KeyPath, name: str, places: dict[KeyPath, str]) -> Any:
+    places.setdefault(key, f"{name}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
-        return _mapping(node, way, name, places)
+        return _mapping(node, key, name, places)
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(child, (*way, i), name, places) for i, child in enumerate(node.value)]
+        return [_plain(child, (*key, i), name, places) for i, child in enumerate(node.value)]
     return _scalar(node.tag, str(node.value))
 
 
-def _mapping(node: yaml.MappingNode, way: Way, name: str, places: dict[Way, str]) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, parent: KeyPath, name: str, places: dict[KeyPath, str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         place = f"{name}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
             raise UserError(f"{place}: a key must be a plain word.")
-        key = str(key_node.value)
-        inner = (*way, key)
-        if key in result:
-            raise UserError(f"{place}: {dotted(inner)} is given twice (first at {places[inner]}).")
-        places[inner] = place
-        result[key] = _plain(value_node, inner, name, places)
+        key = (*parent, word := str(key_node.value))
+        if word in result:
+            raise UserError(f"{place}: {dotted(key)} is given twice (first at {places[key]}).")
+        places[key] = place
+        result[word] = _plain(value_node, key, name, places)
     return result
 
 
@@ -132,7 +131,7 @@ def _scalar(tag: str, text: str) -> Any:
     return text
 
 
-def dotted(way: Way) -> str:
+def dotted(key: KeyPath) -> str:
     """("data", "train", 0, "path") -> data.train[0].path"""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in way]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in key]
     return "".join(parts).lstrip(".")

@@ -113,10 +113,13 @@ def message_in(entry: Any, name: str, left: set[str]) -> Message:
     known = SHAREGPT_ROLES if sharegpt else ROLES
     said = entry.get(role_key)
     if not isinstance(said, str) or said not in known:
+        _require_key(entry, role_key, name)
         raise RowError(f"{name} has an unknown {role_key}: {said!r}, known are {', '.join(known)}")
     role, value = known[said], entry.get(content_key)
     if len(entry) == 2 and isinstance(value, str) and said != "function_call" and (value or role != "tool"):
         return {"role": role, "content": checked_text(value, f"{name}.{content_key}")}
+    if role != "tool" and not ({"tool_calls", "function_call"} & entry.keys()):
+        _require_key(entry, content_key, name)
     more = {key: value for key, value in entry.items() if key not in (role_key, content_key) and says_something(value)}
     message: Message = {"role": role, "content": ""}
     thoughts = [_thought(more.pop(key), f"{name}.{key}") for key in REASONING if key in more]
@@ -139,6 +142,11 @@ def message_in(entry: Any, name: str, left: set[str]) -> Message:
         message |= {key: more.pop(key) for key in ("name", "tool_call_id") if key in more}
     left.update(f"{name.rpartition('[')[0]}[].{key}" for key in more)
     return message
+
+
+def _require_key(entry: Mapping[str, Any], key: str, name: str) -> None:
+    if key not in entry:
+        raise RowError(f"{name} has no `{key}`; its keys: {', '.join(map(str, entry))}")
 
 
 def _content(value: Any, role: str, name: str) -> tuple[str, str]:

@@ -47,7 +47,7 @@ def _expand(path: str, split: str | None) -> list[Path]:
         return files
     if candidates == [place]:
         raise UserError(
-            f"{path}: is no regular file (a pipe, or a device); rows are read more than once: write them to a file"
+            f"{path}: is not a regular file (a pipe, or a device); rows are read more than once, so save them as a file"
         )
     if candidates or place.is_dir():
         raise UserError(f"{path}: holds no data file; known are {KNOWN}")

@@ -96,14 +96,14 @@ def is_learned(name: str, formats: Collection[str]) -> bool:
 def read_recognised(fields: Fields) -> str | Conversation:
     """A text or a conversation, of the first format whose leading field says something, or is there at all.
 
-    Raises RowError.
+    A row without any leading field is of the first format of which it has another required one. Raises RowError.
     """
     forms = [FORMATS[name] for name in text_formats()]
-    for is_there in (fields.has, fields.holds):
+    for is_there, names in ((fields.has, "leading"), (fields.holds, "leading"), (fields.has, "required")):
         for form in forms:
-            if any(map(is_there, form.leading)):
+            if any(map(is_there, getattr(form, names))):
                 example = form.read(fields)
                 assert isinstance(example, (str, Conversation))
                 return example
     known = "; ".join(form.needed for form in forms)
-    raise RowError(f"none of the known columns: {known}", missing=True)
+    raise RowError(f"fits no known format ({known})", missing=True)

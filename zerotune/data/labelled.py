@@ -23,15 +23,23 @@ class Labelled:
 
 def read_labelled(fields: Fields) -> Labelled:
     """One sentence or two, and their label."""
-    if fields.has(PAIR[0]):
-        sentences = tuple(fields.text(name) for name in PAIR)
-    else:
-        given = next((name for name in SINGLE if fields.has(name)), SINGLE[0])
-        sentences = (fields.text(given),)
+    single = next((name for name in SINGLE if fields.has(name)), None)
+    is_pair = fields.has(PAIR[0]) or (single is None and fields.has(PAIR[1]))
+    sentences = _pair(fields) if is_pair else (fields.text(single or SINGLE[0]),)
     label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (str, int, float)):
         raise RowError(f"label is {type_name(label)}: it must be a class or a number")
     return Labelled(sentences, checked_text(label, "label").strip() if isinstance(label, str) else label)
+
+
+def _pair(fields: Fields) -> tuple[str, ...]:
+    for name in PAIR:
+        if not fields.holds(name):
+            column = fields.columns.get(name, name)
+            raise RowError(
+                f"field `{column}` is missing: two sentences need {' and '.join(PAIR)}, one is sentence or text"
+            )
+    return tuple(fields.text(name) for name in PAIR)
 
 
 def value_of(label: Label) -> float:

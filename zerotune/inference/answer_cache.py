@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from zerotune.common.errors import UserError
 from zerotune.common.files import cannot_write, sha256_file
-from zerotune.common.masking import mask_all
+from zerotune.common.mask_secrets import mask_all
 from zerotune.inference.requests import Answer, Classified, Generated, Request, Scored, Tagged
 
 NO_ANSWERS: Mapping[str, Answer] = {}

@@ -25,8 +25,8 @@ from transformers import (
 
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_files
-from zerotune.data.own_template import default_template, own_template, tool_template
-from zerotune.inference.heads import SequenceClassifier, TokenClassifier
+from zerotune.data.chat_template_file import default_template, own_template, tool_template
+from zerotune.inference.classifiers import SequenceClassifier, TokenClassifier
 from zerotune.inference.images import Images, load_images
 from zerotune.inference.model import LanguageModel
 from zerotune.inference.prompt import Prompter
@@ -45,6 +45,7 @@ from zerotune.models.dequantize import (
 from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
+from zerotune.models.recurrent import register
 from zerotune.models.run_facts import read_run_json, template_date_of
 from zerotune.models.weight_files import weight_files
 
@@ -225,6 +226,7 @@ def open_checkpoint(folder: str, name: str) -> Checkpoint:
     """Open a checkpoint without its weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
     weight_files(path)
+    register()
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerotune.inference.budget import Budget
+from zerotune.inference.batch_size import Budget
+from zerotune.inference.causal_lm import KeyValues, Network, Prefix
 from zerotune.inference.kv_cache import KVCache, buffer_length
-from zerotune.inference.network import KeyValues, Network, Prefix
-from zerotune.inference.prefixes import Line, groups, next_pack, sorted_lines
 from zerotune.inference.requests import Generate
 from zerotune.inference.sampling import GenerationState, sample
+from zerotune.inference.shared_prefixes import Line, groups, next_pack, sorted_lines
 
 Finished = list[GenerationState]
 REFILL_SHARE = 4  # refill when a quarter of the rows is free: single prefills would slow the others down

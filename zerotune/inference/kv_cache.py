@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from zerotune.inference.network import KeyValues
+from zerotune.inference.causal_lm import KeyValues
 
 SPARE_SHARE = 4  # a quarter more slots than the longest row needs, so that rows are rarely moved
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zerotune.inference import generation, plain_generation
-from zerotune.inference.budget import Budget
-from zerotune.inference.network import Network
+from zerotune.inference.batch_size import Budget
+from zerotune.inference.causal_lm import Network
 from zerotune.inference.requests import Answer, Generate, Request, Score
 from zerotune.inference.scoring import score
 

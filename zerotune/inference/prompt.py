@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from zerotune.common.errors import UserError
+from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
+from zerotune.data.completeness import REASONING, TemplateProblem, left_out, problems
 from zerotune.data.conversations import Message, said_in
-from zerotune.data.fitting import fitted, without_thought
-from zerotune.data.own_template import FOLDER, OPENED_THOUGHTS
-from zerotune.data.template_clock import dated, reads_clock
+from zerotune.data.fit_messages import fitted, without_thought
+from zerotune.data.template_date import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Prompter:
         self.window_tokens: int | None = min(sizes) if sizes else None
         self.used_chat_template = False
         self.last_messages: tuple[Message, ...] = ()
+        self._problems: set[TemplateProblem] = set()
         self._bos = self._bos_ids()
         self._chat_bos: Ids = self._bos if raw else ()  # a template writes its own start token
         self.stop_ids = self._stop_ids(end_ids)
@@ -117,6 +119,12 @@ class Prompter:
         """
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
         return [self._turn(messages[: k + 1], tools) for k in turns if messages[k].get("learned", True)]
+
+    def take_template_problems(self) -> set[str]:
+        """What the chat template left out of the conversations since the last call, or wrote wrongly."""
+        kinds = {problem.kind for problem in self._problems}
+        self._problems.clear()
+        return kinds
 
     def classifier_input(self, sentences: Sequence[str]) -> tuple[Ids, int]:
         """Encode one sentence or two for a classification head, with special tokens.
@@ -212,7 +220,11 @@ class Prompter:
         """Render a conversation with the template, as in training."""
         self.used_chat_template = True
         source = self._source(tools)
-        return self._render(fitted(source, messages) if messages else (), add_generation_prompt, source, tools)
+        messages = fitted(source, messages) if messages else ()
+        text = self._render(messages, add_generation_prompt, source, tools)
+        if messages:
+            self._problems.update(problems(source, text, messages, tools))
+        return text
 
     def _image_prompt_text(self, images: int, text: str) -> str:
         self.used_chat_template = True
@@ -232,6 +244,7 @@ class Prompter:
         is_lost = thought.strip() not in whole
         if is_lost and (prompt == unopened or "</think>" in prompt[len(unopened) :]):
             raise UserError(f"{self.name}: its chat template leaves out the reasoning of message {len(messages) - 1}")
+        self._problems.discard(left_out(REASONING, len(messages) - 1))  # it is put back
         for before in (prompt, unopened):
             if whole.startswith(before):
                 answer = whole[len(before) :].rstrip()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from zerotune.inference.budget import Budget
-from zerotune.inference.prefixes import sorted_lines
+from zerotune.inference.batch_size import Budget
 from zerotune.inference.requests import Answer, Generate, Request, Score
+from zerotune.inference.shared_prefixes import sorted_lines
 
 
 class Model(Protocol):
@@ -29,7 +29,7 @@ class Model(Protocol):
 
 
 class Group(Protocol):
-    """The part of `eval.ranks.Ranks` that the runner uses."""
+    """The part of `eval.distributed.Ranks` that the runner uses."""
 
     @property
     def index(self) -> int:

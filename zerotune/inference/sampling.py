@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerotune.inference.finite import require_finite
+from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.reasoning import closing_mark, cut_at_stop, decode, without_partial_character
 from zerotune.inference.requests import Generate, Generated
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerotune.inference.budget import Budget, in_batches
-from zerotune.inference.finite import require_finite
-from zerotune.inference.network import Network, Prefix
-from zerotune.inference.prefixes import Line, Positions, groups, next_pack, sorted_lines
+from zerotune.inference.batch_size import Budget, in_batches
+from zerotune.inference.causal_lm import Network, Prefix
+from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.requests import Score, Scored
+from zerotune.inference.shared_prefixes import Line, Positions, groups, next_pack, sorted_lines
 
 Scores = list[tuple[int, Scored]]
 

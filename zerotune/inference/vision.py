@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from zerotune.common.errors import UserError
-from zerotune.inference.finite import require_finite
 from zerotune.inference.images import Images
+from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.reasoning import without_partial_character
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 

@@ -182,7 +182,7 @@ class _FrozenHead(torch.autograd.Function):
             target_n1 = targets_n[part, None]
             logits_nv = layer.logits(hidden_nd[part])
             dtype = logits_nv.dtype
-            # In place, so that two tensors of this size exist. Not by log_softmax: see zerotune.inference.network.
+            # In place, so that two tensors of this size exist. Not by log_softmax: see zerotune.inference.causal_lm.
             below_nv = logits_nv.float().div_(temperature)
             del logits_nv
             below_nv -= below_nv.amax(-1, keepdim=True)

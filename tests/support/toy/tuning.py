@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import ModelConfig, TuningConfig
-from train.merge.base import BaseWeights
+from train.merge.base_weights import BaseWeights
 from train.merge.source import Source
 from train.tuning.describe import write_description
 

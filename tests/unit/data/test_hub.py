@@ -17,7 +17,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Translation, Value
 
 from eval.config import parse
-from eval.evaluation import read_items
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from zerotune.common.errors import UserError
 from zerotune.data.hub import Hub, from_hub

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from eval.config import parse
-from eval.evaluation import read_items
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from eval.tasks.classification import LabelledText as Classified
 from eval.tasks.reward_model import PreferencePair
@@ -46,6 +46,7 @@ SEVEN = {"role": "tool", "tool_call_id": "c1", "content": "7"}
 CALLS_BY_ID = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", **CALL}]}
 HERMES = {"role": "assistant", "content": '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'}
 HALF = json.loads('"half \\ud83d"')
+NO_PAIR = "field `sentence{}` is missing: two sentences need sentence1 and sentence2, one is sentence or text"
 EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 # (format, row, the text, messages or rest that both sides read, or a part of the reason why neither reads it)
@@ -113,6 +114,22 @@ CONVERSATIONS: dict[str, Shape] = {
     "a turn after the last answer": ("chat", {"messages": [U, A, U]}, [U, A]),
     "no answer": ("chat", {"messages": [U]}, RowError("no answer: no turn of the assistant")),
     "a null content": ("chat", {"messages": [U, {**A, "content": None}]}, RowError("messages[1].content is not text")),
+    "a message without content": (
+        "chat",
+        {"messages": [{"role": "user", "value": "Q?"}, A]},
+        RowError("messages[0] has no `content`; its keys: role, value"),
+    ),
+    "a turn without value": (
+        "chat",
+        {"conversations": [{"from": "human", "content": "Q?"}, GPT]},
+        RowError("conversations[0] has no `value`; its keys: from, content"),
+    ),
+    "a call without value": (
+        "chat",
+        {"conversations": [HUMAN, {"from": "function_call"}, GPT]},
+        RowError("conversations[1] has no `value`; its keys: from"),
+    ),
+    "a message without role": ("chat", {"messages": [{"content": "Q?"}, A]}, RowError("messages[0] has no `role`")),
     "parts": (
         "chat",
         {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "Q?"]}, A]},
@@ -179,8 +196,18 @@ LABELS: dict[str, Shape] = {
     "a text with a label": ("labelled", {"text": "S", "label": " yes "}, Labelled(("S",), "yes")),
     "two sentences": ("labelled", {"sentence1": "S", "sentence2": "T", "label": "no"}, Labelled(("S", "T"), "no")),
     "null sentences": ("labelled", {"sentence": "S", "sentence1": None, "label": "no"}, Labelled(("S",), "no")),
-    "a lone second sentence": ("labelled", {"sentence": "S", "sentence2": "T", "label": "no"}, Labelled(("S",), "no")),
-    "a lone first sentence": ("labelled", {"sentence1": "S", "label": "no"}, RowError("`sentence2` is missing")),
+    "a sentence and a second one": (
+        "labelled",
+        {"sentence": "S", "sentence2": "T", "label": "no"},
+        Labelled(("S",), "no"),
+    ),
+    "no second sentence": ("labelled", {"sentence1": "S", "label": "no"}, RowError(NO_PAIR.format(2))),
+    "no first sentence": ("labelled", {"sentence2": "T", "label": "no"}, RowError(NO_PAIR.format(1))),
+    "a null second sentence": (
+        "labelled",
+        {"sentence1": "S", "sentence2": None, "label": "no"},
+        RowError("field `sentence2` is null"),
+    ),
     "a number as label": ("labelled", {"text": "S", "label": 1}, Labelled(("S",), 1)),
     "true as label": ("labelled", {"text": "S", "label": True}, RowError("label is true or false")),
     "a null label": ("labelled", {"text": "S", "label": None}, RowError("field `label` is null")),
@@ -335,8 +362,16 @@ def test_columns_say_which_format_a_row_has() -> None:
     """UltraChat has a prompt beside its messages; a corpus may have labels beside its text."""
     assert TASKS["qa"].load(Row("f", 1, {"prompt": "x", "messages": [U, A], "text": "y"})).messages == (U, A)
     assert TASKS["perplexity"].load(Row("f", 1, {"text": "One.", "label": 1})).text == "One."
-    with pytest.raises(UserError, match=r"f:1: none of the known columns: .*; its columns: 问题, 答案"):
+    with pytest.raises(UserError, match=r"f:1: fits no known format \(.*\); its columns: 问题, 答案"):
         load([Row("f", 1, {"问题": "问？", "答案": "答。"})], TASKS["qa"].load)
+
+
+@pytest.mark.parametrize(
+    ("column", "missing"), [("answer", "question"), ("response", "prompt"), ("output", "instruction")]
+)
+def test_an_answer_without_a_question_names_the_missing_field(column: str, missing: str) -> None:
+    with pytest.raises(UserError, match=f"f:1: field `{missing}` is missing; its columns: {column}"):
+        load([Row("f", 1, {column: "A."})], TASKS["qa"].load)
 
 
 def test_columns_may_have_other_names_on_both_sides(tmp_path: Path) -> None:

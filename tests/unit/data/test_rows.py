@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.config import parse
-from eval.evaluation import read_items
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError
@@ -74,13 +74,10 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
         ("qa", {"question": "  ", "answer": "A."}, "field `question` is empty"),
         ("qa", {"messages": "Q?"}, "not a list"),
         ("qa", {"messages": [{"role": "boss", "content": "Q?"}]}, "'boss'"),
-        ("qa", {"messages": [{"role": "user"}]}, "messages[0].content is not text: it is null"),
+        ("qa", {"messages": [{"role": "user"}]}, "messages[0] has no `content`; its keys: role"),
         ("qa", {"messages": [ASSISTANT]}, "no question"),
-        (
-            "qa",
-            {"qestion": "Q?", "answer": "A."},
-            "none of the known columns: messages or conversations; ",
-        ),
+        ("qa", {"qestion": "Q?", "answer": "A."}, "field `question` is missing; its columns: qestion, answer"),
+        ("qa", {"qestion": "Q?"}, "fits no known format (messages or conversations; question and answer; "),
         ("qa", {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1].tool_calls[0] has no name"),
         (
             "qa",

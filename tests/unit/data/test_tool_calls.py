@@ -11,7 +11,7 @@ import pytest
 
 from train.data.templates import FOLDER, ChatTemplate, render
 from zerotune.data.fields import Fields, RowError
-from zerotune.data.fitting import abilities
+from zerotune.data.fit_messages import abilities
 from zerotune.data.formats import FORMATS
 
 TRL = Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates"

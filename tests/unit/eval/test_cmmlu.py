@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
 from eval.protocols import Sample
-from eval.ranks import Ranks
 from eval.tasks import cmmlu
 from eval.tasks.cmmlu_subjects import SUBJECTS
 from tests.support import eval_checkpoints

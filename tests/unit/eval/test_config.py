@@ -1,4 +1,4 @@
-"""The command line of `eval`: what is meant is understood, what cannot be meant is refused at once."""
+"""The command line of `eval`: options, files of options, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -62,15 +62,18 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ("--model a --tasks qa --data x --max_rows -1", "--max_rows: must be greater than or equal to 0, not -1"),
         ("--model a --tasks qa --data x --window_tokens 1", "must be 0 or at least 2"),
         ("--model a --tasks qa --data x --template nowhere.jinja", "--template nowhere.jinja"),
-        ("--model a --tasks qa --data x --date 2026-02-30", "--date: must be a day, as 2026-01-31, not 2026-02-30"),
-        ("--model a --tasks qa --data x --date 20260131", "--date: must be a day, as 2026-01-31, not 20260131"),
+        ("--model a --tasks qa --data x --date 2026-02-30", "--date: must be a date like 2026-01-31, not 2026-02-30"),
+        ("--model a --tasks qa --data x --date 20260131", "--date: must be a date like 2026-01-31, not 20260131"),
         ("--model a --tasks qa --data bleu=x", "--data bleu=x: bleu is not among --tasks"),
         (
             "--model a --tasks qa,bleu --data blue=x",
             "--data blue=x: there is no such file, and no task blue; did you mean bleu?",
         ),
-        ("--model a --tasks qa --data x --temperatures 0.5", "--temperatures: only the task samples reads them"),
-        ("--model a --tasks qa --data x --sample_seed 3", "--sample_seed 3: it draws --max_rows rows; give that too"),
+        ("--model a --tasks qa --data x --temperatures 0.5", "--temperatures applies only to the task samples"),
+        (
+            "--model a --tasks qa --data x --sample_seed 3",
+            "--sample_seed 3 applies only with --max_rows",
+        ),
         ("--model a --tasks qa --data x --max_rows many", "--max_rows: expected a whole number, got 'many'"),
         ("--model a --tasks qa --data x --sample_seed x", "--sample_seed: expected a whole number or null, got 'x'"),
         (
@@ -83,7 +86,7 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
+def test_a_mistake_is_one_message(words: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         parse(words.split())
     assert message in str(refused.value)
@@ -91,7 +94,7 @@ def test_what_cannot_be_meant_is_refused(words: str, message: str) -> None:
     assert "?;" not in str(refused.value)
 
 
-def test_how_files_are_read(tmp_path: Path) -> None:
+def test_file_options_are_parsed(tmp_path: Path) -> None:
     words = "--model a --tasks qa --data x --delimiter tab --encoding gbk"
     options = parse([*words.split(), *"--filter split=test --filter split=a=b --filter n=1".split()]).file_options
     assert (options.separator, options.encoding) == ("\t", "gbk")
@@ -107,16 +110,16 @@ def test_how_files_are_read(tmp_path: Path) -> None:
         ("--data x --encoding gbkk", "--encoding: there is no 'gbkk'"),
         ("--data x --encoding hex", "--encoding: there is no 'hex'"),
         ("--data x --filter split", "--filter split: must be COLUMN=VALUE"),
-        ("--encoding gbk", "--encoding: it says how the files of --data are read; give that too"),
+        ("--encoding gbk", "--encoding applies to the files of --data: give that too"),
     ],
 )
-def test_how_files_cannot_be_read(words: str, message: str) -> None:
+def test_invalid_file_options_are_refused(words: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         parse(["--model", "a", "--tasks", "cmmlu", *words.split()])
     assert message in str(refused.value)
 
 
-def test_options_of_other_programs_are_answered_at_once(tmp_path: Path) -> None:
+def test_options_of_other_programs_get_suggestions(tmp_path: Path) -> None:
     file = config_file(tmp_path, "num_fewshot: 5\nlimit: 3\nmodell: m\nprecision: fp8\n")
     words = "--model hf --model_args pretrained=x --num-fewshot 5 --batch_size=8 --report_to x --use_cache y"
     with pytest.raises(UserError) as refused:
@@ -155,7 +158,7 @@ training_data: train.jsonl
 """
 
 
-def test_options_may_stand_in_a_file(tmp_path: Path) -> None:
+def test_a_file_holds_options(tmp_path: Path) -> None:
     config = parse(["--config", config_file(tmp_path, WHOLE)])
     assert config.folders == ["base", "one", "two"]
     assert config.task_names == ["qa", "perplexity"]
@@ -193,7 +196,7 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
         ("model: m\ntasks: qaa\ndata: x", "unknown task qaa; did you mean qa?"),
     ],
 )
-def test_mistakes_in_a_file_are_told_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_in_a_file_names_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         parse(["--config", config_file(tmp_path, text)])
     assert message in str(refused.value)
@@ -203,13 +206,13 @@ def test_mistakes_in_a_file_are_told_with_their_line(tmp_path: Path, text: str, 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from([*fields_of(Config), "x"]), PLAIN, max_size=4))
 @example({"data": {"qa": [None, {}]}, "filter": [[]]})
-def test_whatever_stands_in_a_file_is_one_message(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_any_file_is_accepted_or_gives_a_user_error(tmp_path: Path, values: dict[str, Any]) -> None:
     with contextlib.suppress(UserError):
         parse(["--config", config_file(tmp_path, dump_yaml(values)), "--max_rows", "1"])
 
 
 @pytest.mark.parametrize("given", ["0 0.7 1.2", "0,0.7,1.2", "0, 0.70 1.2 -0"])
-def test_temperatures_stand_between_spaces_or_commas(tmp_path: Path, given: str) -> None:
+def test_temperatures_are_separated_by_spaces_or_commas(tmp_path: Path, given: str) -> None:
     words = ["--model", "m", "--tasks", "samples"]
     assert parse([*words, "--temperatures", *given.split()]).temperatures == (0.0, 0.7, 1.2)
     file = config_file(tmp_path, "temperatures: [0.3, 2]\n")
@@ -219,7 +222,7 @@ def test_temperatures_stand_between_spaces_or_commas(tmp_path: Path, given: str)
 
 
 @pytest.mark.parametrize("given", ["warm", "nan", "inf", "-1", ","])
-def test_a_temperature_is_a_number_from_0_on(given: str) -> None:
+def test_an_invalid_temperature_is_refused(given: str) -> None:
     with pytest.raises(
         UserError,
         match=r"--temperatures.*(expected a number|must be greater than or equal to 0|at least one is needed)",
@@ -227,7 +230,7 @@ def test_a_temperature_is_a_number_from_0_on(given: str) -> None:
         parse(["--model", "m", "--tasks", "samples", "--temperatures", given])
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     config_file(tmp_path, WHOLE)
     with pytest.raises(UserError, match=r"no such configuration; did you mean .*/eval\.yaml\?"):
         parse(["--config", str(tmp_path / "eval.yml")])
@@ -250,12 +253,12 @@ def test_a_wrong_folder_is_refused_before_anything_heavy_is_imported(tmp_path: P
     assert done.stdout.split() == ["64", "set()"]
 
 
-def test_help_is_there_within_a_second() -> None:
+def test_help_takes_less_than_a_second() -> None:
     assert seconds_of([sys.executable, "-m", "eval", "--help"])[0] < 1.0
 
 
 def test_the_documented_task_works() -> None:
-    """The page's own code, run as it stands."""
+    """Runs the code of docs/own-task.md."""
     page = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
     names: dict[str, object] = {}
@@ -274,22 +277,22 @@ USUAL = ["--model", "m", "--tasks", "qa", "--data", "rows.jsonl"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", ""], "--out: is empty; a variable of the shell may be unset"),
+        (["--out", ""], "--out: is empty; check the variables of the shell"),
         (["--tensorboard="], "--tensorboard: is empty"),
         (["--model", ""], "--model[1]: is empty"),
         (["--data", " "], "--data[1]: is empty"),
-        (["--data", "qa="], "--data qa=: names no file"),
+        (["--data", "qa="], "--data qa=: the file name is empty"),
         (["--training_data", ""], "--training_data[0]: is empty"),
         (["--filter", "=x"], "--filter =x: must be COLUMN=VALUE"),
         (
             ["perplexity"],
-            "command line: 'perplexity' belongs to no option; quote a value with spaces, part lists by commas.",
+            "command line: 'perplexity' belongs to no option; quote values with spaces, separate lists by commas.",
         ),
         (["--out"], "command line: --out needs a value."),
         (["--allow_other_template"], "command line: --allow_other_template needs a value."),
     ],
 )
-def test_words_without_a_value_and_values_without_a_word_are_refused(words: list[str], message: str) -> None:
+def test_empty_values_and_stray_words_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse([*USUAL, *words])
     assert str(caught.value).startswith(message)

@@ -11,7 +11,7 @@ import pytest
 
 from eval.compare import compare
 from eval.contamination import TrainingData, find_overlaps, texts_by_id, training_data, with_contamination
-from eval.overlap import Fields, Index, fields, words
+from eval.ngram_overlap import Fields, Index, fields, words
 from eval.protocols import Sample, SampleMetric
 from eval.result import TaskResult
 from zerotune.common.errors import UserError
@@ -75,9 +75,9 @@ def test_the_strongest_way_and_the_first_place_are_told() -> None:
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tests: list[Fields] = [[f"{LONG} number {k} of the whole set of rows"] for k in range(40)]
     training: list[Fields] = [[f"{k} {tests[k][0]}"] for k in range(0, 40, 3)]
-    monkeypatch.setattr("eval.overlap.COMMON_ROWS", 3)
+    monkeypatch.setattr("eval.ngram_overlap.COMMON_ROWS", 3)
     whole = found(tests, training)
-    monkeypatch.setattr("eval.overlap.BLOCK", 30)
+    monkeypatch.setattr("eval.ngram_overlap.BLOCK", 30)
     assert found(tests, training) == whole
     assert sorted(whole) == list(range(0, 40, 3))
 

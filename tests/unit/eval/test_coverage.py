@@ -22,8 +22,8 @@ from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse,
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
 from eval.metrics.proportion import mcnemar, newcombe, wilson
 from eval.protocols import CorpusMetric, Metric, SampleMetric
-from zerotune.common.scale import CORRELATION, HUNDRED, POSITIVE, SHARE, UNBOUNDED
-from zerotune.common.scale import PERPLEXITY as FROM_ONE
+from zerotune.common.metric_format import CORRELATION, HUNDRED, POSITIVE, SHARE, UNBOUNDED
+from zerotune.common.metric_format import PERPLEXITY as FROM_ONE
 
 SIZES = (8, 20, 50, 200)
 ROUNDS = 500

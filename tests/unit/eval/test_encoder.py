@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.encoder import Encoder, add_semantic_scores, with_semantic_scores
 from eval.evaluation import evaluate
-from eval.ranks import Ranks
 from eval.report.notes import circumstances
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints

@@ -13,23 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from eval import evaluation
 from eval.cached_model import open_answer_cache
 from eval.config import Config, parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
 from eval.main import main
-from eval.ranks import Ranks
-from eval.report import markdown, write
-from eval.report.notes import circumstances
+from eval.report import markdown, show, write
+from eval.report.notes import circumstances, warnings
 from eval.result import SCHEMA, SCHEMA_VERSION, Evaluation, Subsample
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.eval_checkpoints import TEXT
 from zerotune.common.errors import CannotWriteError, UserError
-from zerotune.common.scale import SCALES
+from zerotune.common.metric_format import SCALES
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.models.run_facts import RunFacts
 
@@ -172,6 +173,7 @@ SHAPE: dict[str, Any] = {
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict, "only_reasoning": dict,
+        "template_problems": dict,
         "fewer": {"rows": int, "of_rows": int, "files": int, "of_files": int},
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],
@@ -283,6 +285,23 @@ def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[
     path.write_text(json.dumps(long))
     with pytest.raises(UserError, match=r"the first because it needs [0-9]+ tokens, more than the context of 128$"):
         run("--model", folders["before"], "--tasks", "qa", "--data", path)
+
+
+def test_rows_whose_system_message_the_template_drops_are_counted(tmp_path: Path) -> None:
+    template = eval_checkpoints.CHATML.replace("in messages %}", "in messages if message.role != 'system' %}")
+    model, path = eval_checkpoints.save(tmp_path / "drops", template=template), tmp_path / "rows.jsonl"
+    rows = [QUESTIONS[0], *({**row, "system": "Be brief."} for row in QUESTIONS[1:3])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = run("--model", model, "--tasks", "qa,perplexity", "--data", path)
+    problem = "the chat template leaves out what the system says"
+    for task in found.result.tasks:
+        assert task.template_problems == {"drops": {problem: [f"{path}:2", f"{path}:3"]}}
+    note = f"in 2 of 3 rows {problem}; the first is {path}:2"
+    assert f"qa, drops; perplexity, drops: {note}" in warnings(found.result)
+    assert "in 2 of 3 rows the chat template leaves out" in markdown(found)
+    console = Console(record=True, width=200)
+    show(found.result, console)
+    assert "in 2 of 3 rows the chat template leaves out" in console.export_text()
 
 
 def test_an_answer_that_the_context_ends_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
 from eval.protocols import Sample
-from eval.ranks import Ranks
 from eval.tasks import gsm8k, gsm8k_cot
 from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError

@@ -14,15 +14,15 @@ from scipy import stats
 
 from eval.compare import _left_out as left_out
 from eval.compare import compare
-from eval.evaluation import with_short_corpus_names
 from eval.metrics.intervals import FEWEST, jackknife, jackknife_change, typical_values
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
 from eval.names import file_names, model_names, shortest
 from eval.protocols import Metric, Sample, SampleMetric
 from eval.result import MetricResult
+from eval.run_task import with_short_corpus_names
 from eval.tasks import TASKS
-from zerotune.common.scale import CORRELATION, HUNDRED, POSITIVE, SCALES, SHARE, UNBOUNDED, percent, plain
-from zerotune.common.scale import PERPLEXITY as FROM_ONE
+from zerotune.common.metric_format import CORRELATION, HUNDRED, POSITIVE, SCALES, SHARE, UNBOUNDED, percent, plain
+from zerotune.common.metric_format import PERPLEXITY as FROM_ONE
 
 TEXTS = (PERPLEXITY, BITS_PER_BYTE, PERPLEXITY_PER_WORD)
 

@@ -26,13 +26,15 @@ from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
 from eval.compare import compare, value
 from eval.config import parse
-from eval.evaluation import evaluate, prepare, read_items
+from eval.distributed import Ranks
+from eval.evaluation import evaluate
 from eval.metrics.entities import Counts, count_by_type, entities
 from eval.metrics.first_label import first_label
 from eval.metrics.labels import UNREADABLE, macro_f1, mcc, pearson, rmse
 from eval.protocols import Sample
-from eval.ranks import Ranks
+from eval.run_task import prepare
 from eval.subsample import take_subsample
+from eval.task_rows import read_items
 from eval.tasks import TASKS
 from eval.tasks.token_classification import Sentence
 from tests.support import eval_checkpoints
@@ -42,9 +44,9 @@ from zerotune.data.readers import Row
 from zerotune.data.rows import load
 from zerotune.data.tagged import KNOWN_TAGS
 from zerotune.data.word_windows import Words, as_written
-from zerotune.inference.budget import Budget
+from zerotune.inference.batch_size import Budget
 from zerotune.inference.checkpoint import Checkpoint
-from zerotune.inference.heads import SequenceClassifier
+from zerotune.inference.classifiers import SequenceClassifier
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Answer, Classified, Classify, Generate, Generated, Score, Scored, Tag, Tagged
 
@@ -731,7 +733,7 @@ def test_a_handful_of_entities_is_too_few_for_an_interval(rows: int, with_entiti
 
 
 def test_tag_sequences_are_no_text_that_rows_can_share() -> None:
-    from eval.overlap import fields
+    from eval.ngram_overlap import fields
 
     assert fields({"tokens": ["IL-2", "binds"], "tags": ["B-protein", "O"]}) == ["IL-2 binds"]
 

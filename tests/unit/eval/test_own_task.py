@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
 from eval.metrics.contains import contains
 from eval.protocols import Task
-from eval.ranks import Ranks
 from eval.report import markdown
 from eval.tasks.from_yaml import METRICS, task_from_yaml
 from eval.tasks.task_file import COMMON, KINDS

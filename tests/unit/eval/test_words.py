@@ -17,12 +17,12 @@ from scipy.spatial.distance import jensenshannon
 
 from eval.compare import compare
 from eval.config import parse
-from eval.evaluation import read_items
 from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.metrics.consistency import consistency
 from eval.metrics.rouge import rouge
-from eval.metrics.script import Writing, writing
 from eval.metrics.similarity import similarity
+from eval.metrics.writing_system import Writing, writing
+from eval.task_rows import read_items
 from eval.tasks import TASKS, dialogue
 from tests.unit.data.test_rows import prompter
 from zerotune.data.readers import Row

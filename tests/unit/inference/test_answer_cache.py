@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from eval.cached_model import open_answer_cache
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
-from eval.ranks import Ranks
 from tests.support import eval_checkpoints
 from zerotune.common.errors import CannotWriteError, UserError
 from zerotune.inference.answer_cache import AnswerCache, model_key, read_answers

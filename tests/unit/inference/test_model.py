@@ -12,8 +12,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 from tests.support import eval_checkpoints, eval_families
 from tests.support.eval_families import SHARING, VOCABULARY, WHOLE, budget
 from zerotune.common.errors import UserError
-from zerotune.inference import generation, kv_cache, network, plain_generation
-from zerotune.inference.budget import Budget
+from zerotune.inference import causal_lm, generation, kv_cache, plain_generation
+from zerotune.inference.batch_size import Budget
 from zerotune.inference.model import LanguageModel
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 from zerotune.inference.sampling import GenerationState, sample
@@ -132,14 +132,14 @@ def test_what_prompts_share_is_counted_once(llama: LanguageModel) -> None:
 @pytest.mark.parametrize("shared", [0, 30], ids=["rows that share nothing", "rows that begin alike"])
 def test_cost_grows_linearly_with_rows(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, shared: int) -> None:
     """Counted in token positions that go through the model; time would tell of the machine."""
-    run, positions = network.Network._states, 0
+    run, positions = causal_lm.Network._states, 0
 
-    def counted(self: network.Network, ids_bt: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    def counted(self: causal_lm.Network, ids_bt: torch.Tensor, **keywords: Any) -> torch.Tensor:
         nonlocal positions
         positions += ids_bt.numel()
         return run(self, ids_bt, **keywords)
 
-    monkeypatch.setattr(network.Network, "_states", counted)
+    monkeypatch.setattr(causal_lm.Network, "_states", counted)
     draw = torch.Generator().manual_seed(0)
     beginning = tuple(range(5, 5 + shared))
     rows = torch.randint(5, VOCABULARY, (160, 20), generator=draw).tolist()
@@ -228,8 +228,8 @@ def test_all_places_are_filled_and_refilled_by_the_quarter(llama: LanguageModel,
 
 
 def test_only_scored_positions_reach_the_head_in_blocks(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(network.LOGITS_AT_ONCE, "cpu", 0)
-    monkeypatch.setattr(network, "LEAST_BLOCK", 5)
+    monkeypatch.setitem(causal_lm.LOGITS_AT_ONCE, "cpu", 0)
+    monkeypatch.setattr(causal_lm, "LEAST_BLOCK", 5)
     seen: list[int] = []
     head = llama.network.model.lm_head
     hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[:-1].numel()))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from eval.evaluation import prepare
+from eval.run_task import prepare
 from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.data_tools import tokenizer
 from tests.support.template_table import CASES, DAY, families, source, template_of, turns
-from train.data.templates import asked, resolve
+from train.data.templates import asked, render, resolve
 from zerotune.common.errors import UserError
+from zerotune.data.completeness import NO_EARLIER_REASONING, NO_TOOLS
 from zerotune.data.conversations import Conversation, Message
 from zerotune.data.fields import RowError
 from zerotune.data.readers import Row
@@ -75,6 +77,71 @@ def test_prompt_and_answer_are_those_of_training(name: str) -> None:
         ending = ("<|user|>", "<|observation|>") if name == "glm4moe" else ()  # its own template ends no turn
         scored = text(passage.ids[passage.first :])
         assert learned[-1].learned in (scored, *(scored + mark for mark in ending)), case
+
+
+@pytest.mark.parametrize("name", families())
+def test_training_and_evaluation_find_the_same_template_problems(name: str) -> None:
+    parts = {problem.kind: problem.part for problem in (NO_TOOLS, NO_EARLIER_REASONING)}
+    template, using = template_of(name), prompter(source(name))
+    for case, talk in CASES.items():
+        question, left = Conversation(talk.messages[:-1], talk.tools), set[str]()
+        try:
+            using.chat_prompt(question.messages, question.tools)
+            found = {parts.get(problem, problem) for problem in using.take_template_problems()}
+            render(template, question, left)
+        except UserError:
+            continue  # the template rejects the conversation
+        except RowError as refused:
+            left |= {re.sub(r" in message \d+", "", str(refused))}
+            assert left <= found, case
+        else:
+            assert left == found, case
+
+
+SYSTEM_TALK = [{"role": "system", "content": "S0"}, U]
+THOUGHT_TALK = [U, {**A, "reasoning_content": "T"}, U]
+# As Mistral's models write system messages and tools: before the last user message.
+MISTRAL = """{% set talk = messages[1:] if messages[0].role == 'system' else messages %}{% for m in talk %}
+{%- if m.role == 'user' %}{% if loop.last and tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}
+{{- '[INST] ' }}{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}
+{{- m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"""
+TWICE = "{% for m in messages %}{{ m.content * 2 }}{% endfor %}"
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "problem"),
+    [
+        (NO_SYSTEM, SYSTEM_TALK, None, "the chat template leaves out what the system says"),
+        (NO_SYSTEM, [U], [TOOL], "the chat template writes no tools"),
+        (source("gemma3"), [U], [TOOL], "the chat template writes no tools"),
+        (source("gemma3"), SYSTEM_TALK, None, None),
+        (source("qwen3"), THOUGHT_TALK, None, "the chat template leaves out the reasoning of earlier turns"),
+        (source("qwen3"), SYSTEM_TALK, [TOOL], None),
+        (source("llama3"), [U], [TOOL], "the chat template writes no tools"),
+        (MISTRAL, SYSTEM_TALK, [TOOL], None),
+        (MISTRAL, [*SYSTEM_TALK, A, U], [TOOL], None),
+        (MISTRAL, [U, {**CALL, "content": ""}, RESULT], [TOOL], "the chat template writes no tools"),
+        (MISTRAL, THOUGHT_TALK, None, None),  # written into the content
+        (TWICE, [U], None, "the chat template writes what the user says more than once"),
+    ],
+)  # fmt: skip
+def test_parts_that_a_template_does_not_write_are_found(
+    template: str, messages: list[Message], tools: Any, problem: str | None
+) -> None:
+    using = prompter(template)
+    using.chat_prompt(messages, tools)
+    assert using.take_template_problems() == ({problem} if problem else set())
+    using.chat_prompt([U])
+    using.take_template_problems()
+    assert not using.take_template_problems()
+
+
+def test_reasoning_that_is_put_back_is_no_problem() -> None:
+    using = prompter(source("deepseek_r1_distill"))
+    (passage,) = using.assistant_turns([U, {**A, "reasoning_content": "T"}])
+    assert "T\n</think>" in text(passage.ids[passage.first :])
+    assert not using.take_template_problems()
 
 
 def chatml(**more: Any) -> Prompter:

@@ -17,8 +17,8 @@ from tokenizers import AddedToken
 
 from eval.cached_model import CachedModel
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
-from eval.ranks import Ranks
 from eval.report.text import markdown
 from eval.tasks import gsm8k
 from tests.support import eval_checkpoints

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from eval.ranks import Ranks
+from eval.distributed import Ranks
 from tests.support import eval_families
 from zerotune.common.errors import UserError
-from zerotune.inference import budget as budget_file
-from zerotune.inference.budget import Budget, choose_budget, in_batches
+from zerotune.inference import batch_size as batch_size_file
+from zerotune.inference.batch_size import Budget, choose_budget, in_batches
 from zerotune.inference.requests import Answer, Generate, Request, Score, Scored
 from zerotune.inference.runner import answer, shares
 
@@ -142,13 +142,13 @@ CONFIG = LlamaConfig(
 
 
 def test_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    activation, cache = budget_file.bytes_of_token(CONFIG, torch.float32)
+    activation, cache = batch_size_file.bytes_of_token(CONFIG, torch.float32)
     assert cache == 2 * 2 * 16 * 4 * 4
-    monkeypatch.setattr(budget_file, "free_bytes", lambda device: 4000 * (activation + cache))
+    monkeypatch.setattr(batch_size_file, "free_bytes", lambda device: 4000 * (activation + cache))
     found = choose_budget(0, CONFIG, torch.float32, CPU)
     assert found.tokens == 1000
     assert found.cached == 1000 * (activation + cache) // cache
-    monkeypatch.setattr(budget_file, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(batch_size_file, "free_bytes", lambda device: 1)
     assert choose_budget(0, CONFIG, torch.float32, CPU) == Budget(1, 1, 1)
 
 
@@ -159,4 +159,4 @@ def test_the_user_can_say_how_much() -> None:
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert budget_file.free_bytes(CPU) == 250
+    assert batch_size_file.free_bytes(CPU) == 250

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from eval.config import parse
+from eval.distributed import Ranks
 from eval.evaluation import evaluate
-from eval.ranks import Ranks
 from eval.result import Evaluation
 from eval.tasks import scienceqa
 from tests.support import eval_checkpoints, eval_vision

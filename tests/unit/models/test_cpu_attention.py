@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zerotune.inference.network import Network
+from zerotune.inference.causal_lm import Network
 from zerotune.models import cpu_attention
 from zerotune.models.cpu_attention import NAME, grouped_attention
 

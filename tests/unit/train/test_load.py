@@ -28,8 +28,8 @@ from tests.support.tuned_runs import tiny_model
 from train.config import ModelConfig
 from train.models.load import learned_positions, load_model, load_tokenizer
 from zerotune.common.errors import UserError
-from zerotune.models.digest import config_digest, model_digest
 from zerotune.models.folder import resolve
+from zerotune.models.weights_digest import config_digest, model_digest
 
 
 @pytest.fixture(scope="module")

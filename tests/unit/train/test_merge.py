@@ -383,7 +383,7 @@ def test_only_an_earlier_merge_is_replaced(full_run, tmp_path):
 
 def test_a_full_disk_is_said_before_writing(full_run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("train.merge.draft.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("train.merge.atomic_folder.shutil.disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(CannotWriteError, match=r"out: about [0-9,]+ bytes are needed and 1,000 are free"):
         merge(full_run, tmp_path / "out", MergeConfig())
     assert list(tmp_path.iterdir()) == []

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from tests.support import quantized_bases
 from tests.support.tuned_runs import finished_run, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, MergeConfig, PromptConfig, TuningConfig
-from train.merge import base as merge_base
+from train.merge import base_weights as merge_base
 from train.merge import merge, source, steps, weights
-from train.merge.prompt import VECTORS
+from train.merge.prompt_tokens import VECTORS
 from zerotune.common.errors import UserError
 
 FLOAT32 = MergeConfig(weights="float32")
@@ -118,9 +118,9 @@ def change_base(change):
     """What is read of the base, by the merge and by the model it compares with."""
 
     def fault(monkeypatch):
-        from train.merge import reference
+        from train.merge import trained_model
 
-        right, get = reference.load_model, merge_base.FileWeights.get
+        right, get = trained_model.load_model, merge_base.FileWeights.get
 
         def wrong_model(*arguments, **options):
             model = right(*arguments, **options)
@@ -134,7 +134,7 @@ def change_base(change):
         def wrong_file(self, name):
             return change(name, lambda other: get(self, other))
 
-        monkeypatch.setattr(reference, "load_model", wrong_model)
+        monkeypatch.setattr(trained_model, "load_model", wrong_model)
         monkeypatch.setattr(steps, "load_model", wrong_model)
         monkeypatch.setattr(merge_base.FileWeights, "get", wrong_file)
 

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, OPTConfi
 from tests.support.ranks import Whole
 from train.config import DurationConfig
 from train.config_ppo import PpoConfig
-from train.data.batch import Shape, collate
+from train.data.micro_batches import Shape, collate
 from train.objectives.ppo import advantages
+from train.objectives.ppo.logprobs import disable_dropout
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
 from train.objectives.ppo.prompts import Prompt, fitting_prompts, rollout_prompts, row_prompts
-from train.objectives.ppo.scoring import disable_dropout
 from train.objectives.ppo.trajectories import Trajectories, Trajectory, repetition
 from train.recipe import parse
 from zerotune.common.errors import UserError

@@ -15,7 +15,7 @@ import pytest
 from tests.support.ranks import Threads, together
 from tests.unit.train.test_ppo import trajectories
 from train.config_ppo import PpoConfig
-from train.data.batch import Shape
+from train.data.micro_batches import Shape
 from train.objectives.ppo import metrics
 from train.objectives.ppo.experience import Experience
 from train.objectives.ppo.health import Health

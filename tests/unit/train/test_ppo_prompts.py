@@ -94,7 +94,7 @@ def test_other_objectives_refuse_rows_without_answers(tmp_path: Path, name: str)
         corpus = corpus_of(tmp_path, asked, form, max_length_tokens=128)
         assert (corpus.train.tokens(0)[1] != -100).any()  # the earlier turn is learned, what follows it dropped
         return
-    with pytest.raises(UserError, match=r"which none of the|is null|is empty|no turn of the assistant"):
+    with pytest.raises(UserError, match=r"is missing in every row|is null|is empty|no turn of the assistant"):
         corpus_of(tmp_path, asked, form)
 
 

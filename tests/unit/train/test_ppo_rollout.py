@@ -12,16 +12,16 @@ from tests.support.ranks import Whole
 from tests.unit.train.test_ppo import Reads, tiny
 from train.config import LoraConfig, PromptConfig, TuningConfig
 from train.config_ppo import PpoConfig
-from train.data.batch import Shape
+from train.data.micro_batches import Shape
 from train.objectives.ppo import metrics
+from train.objectives.ppo.logprobs import Scoring
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.rollout import generation_requests, sample_responses
-from train.objectives.ppo.scoring import Scoring
 from train.objectives.ppo.trajectories import Trajectories
 from train.registry import TUNINGS
 from train.tuning import make_tuning
 from zerotune.inference import generation, plain_generation
-from zerotune.inference.network import Network
+from zerotune.inference.causal_lm import Network
 from zerotune.inference.sampling import sample as draw
 from zerotune.models.token_statistics import add_value_head
 from zerotune.models.virtual_tokens import prompt_as_tokens

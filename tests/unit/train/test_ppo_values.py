@@ -16,7 +16,7 @@ from tests.support.training_runs import TINY
 from tests.unit.train.test_ppo import tiny, trajectories
 from train.config import Config, ModelConfig, RunConfig
 from train.config_ppo import PpoConfig
-from train.data.batch import Shape, collate
+from train.data.micro_batches import Shape, collate
 from train.objectives.ppo.loss import losses
 from train.objectives.ppo.value_model import load_value_model
 from zerotune.common.errors import UserError

@@ -146,7 +146,7 @@ def test_other_paths(model: Path, rows: Path, options: list[str], message: str) 
             "a.jsonl",
             '{"frage": "x"}\n{"frage": "y", "antwort": "z"}\n',
             "format: qa",
-            "the first 2 rows has. Its columns are: frage, antwort. Map",
+            "in every row (first 2 rows). Its columns are: frage, antwort. Map",
         ),
         ("a.csv", "q;a\n1;2\n", "format: qa", "a.csv:1: not valid CSV: the columns seem to be parted by ';'"),
         ("a.csv", "题目,答案\n北京是哪里,中国\n".encode("gb18030"), "format: qa", "set encoding: gb18030)"),
@@ -298,7 +298,7 @@ def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Pat
     table = tmp_path / "rows.csv"
     table.write_text("问题,答案,lang\n甲,乙,zh\nquestion,answer,en\n")
     usual = f"--model {model} --tasks qa --data {table}"
-    assert "none of the known columns" in (said := evaluation_refusal(usual))
+    assert "fits no known format" in (said := evaluation_refusal(usual))
     assert said.startswith(f"{table}:2: ")
     assert "its columns: 问题, 答案, lang" in said
     assert evaluation_refusal(f"{usual} --filter language=zh") == (

@@ -20,7 +20,7 @@ from train.config import Config, SourceConfig, TuningConfig
 from train.fingerprint import FREE_KEYS, PLACES, bound, fingerprint, flat
 from train.recipe import load, parse, to_yaml
 from zerotune.common.errors import UserError
-from zerotune.common.schema import checked, fields_of, is_section, leaf_ways
+from zerotune.common.schema import checked, fields_of, is_section, leaf_keys
 from zerotune.common.yaml_lines import dotted, dump_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,7 +129,7 @@ class TestComposition:
         shown = parse_yaml(capsys.readouterr().out, "shown").value
         assert shown["optim"]["beta2"] == 0.95
         assert checked(Config, shown) == (parsed(recipe, "--optim.beta2", "0.95"), [])
-        assert {".".join(map(str, way)) for way in leaf_ways(Config)} == set(flat(parsed(recipe)))
+        assert {".".join(map(str, key)) for key in leaf_keys(Config)} == set(flat(parsed(recipe)))
 
 
 class TestRefusals:
@@ -333,10 +333,10 @@ class TestContradictions:
 
     def test_a_negative_number_is_refused_everywhere(self, recipe: Path) -> None:
         """Every number of the configuration has a range."""
-        numbers = [w for w in leaf_ways(Config) if {int, float} & set(_options(_kind(w)))]
+        numbers = [w for w in leaf_keys(Config) if {int, float} & set(_options(_kind(w)))]
         assert len(numbers) > 30
-        for way in numbers:
-            assert "must be greater than" in refusal(recipe, f"--{dotted(way)}", "-1"), dotted(way)
+        for key in numbers:
+            assert "must be greater than" in refusal(recipe, f"--{dotted(key)}", "-1"), dotted(key)
 
     def test_all_problems_are_told_at_once(self, recipe: Path) -> None:
         text = refusal(added(recipe, "optim:\n  beta1: 2\n  beta2: 2\n"))
@@ -347,9 +347,9 @@ class TestContradictions:
         assert all(line.startswith("x.yaml: ") for line in refusal(recipe).splitlines())
 
 
-def _kind(way: tuple[str | int, ...]) -> Any:
+def _kind(key: tuple[str | int, ...]) -> Any:
     kind: Any = Config
-    for step in way:
+    for step in key:
         kind = fields_of(kind)[step]
     return kind
 
@@ -382,7 +382,7 @@ class TestKeeping:
         assert changed_keys(a, parsed(recipe, "--data.train.0.weight=2")) == ["data.train"]
         assert changed_keys(a, parsed(recipe, "--checkpoint.keep_last=9", "--merge.at_end=false")) == []
 
-    @pytest.mark.parametrize("key", [dotted(way) for way in leaf_ways(Config)])
+    @pytest.mark.parametrize("key", [dotted(key) for key in leaf_keys(Config)])
     def test_every_key_but_the_free_ones_is_in_the_fingerprint(self, recipe: Path, key: str) -> None:
         base = parsed(recipe)
         for user, chosen in USERS.items():
@@ -437,8 +437,8 @@ class TestHelp:
 
     def test_it_is_complete(self, run: tuple[str, float]) -> None:
         text, _ = run
-        for way in leaf_ways(Config):
-            assert f"--{dotted(way)} " in text
+        for key in leaf_keys(Config):
+            assert f"--{dotted(key)} " in text
         for name in fields_of(SourceConfig):
             assert f"--data.train.N.{name} " in text
         assert "--config FILE" in text

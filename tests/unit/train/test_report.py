@@ -25,7 +25,7 @@ from train.report.__main__ import main
 from train.report.run import Change, read_run
 from train.report.words import answer, difference, duration, last_turn, number, readable, shortened
 from zerotune.common.errors import UserError
-from zerotune.common.scale import POSITIVE, SHARE, UNBOUNDED, Scale
+from zerotune.common.metric_format import POSITIVE, SHARE, UNBOUNDED, Scale
 
 PROMPT = "<|im_start|>user\n北京的首都是什么?|pipe<|im_end|>\n<|im_start|>assistant\n"
 

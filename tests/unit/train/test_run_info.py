@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from train.engine import run_info
 from train.engine.flops import known_peak, model_flops_per_token, peak_flops
 from zerotune.common.files import json_object
-from zerotune.common.masking import hide_secrets, mask, mask_all
+from zerotune.common.mask_secrets import hide_secrets, mask, mask_all
 
 ROOT = Path(__file__).parents[3]
 SAY_COMMAND = "from train.engine.run_info import command; print('COMMAND', command())"
@@ -101,7 +101,7 @@ def test_log_records_and_tracebacks_are_masked(secret: str, capsys: pytest.Captu
 
 
 def test_an_uncaught_exception_is_masked() -> None:
-    code = "from zerotune.common.masking import hide_secrets; hide_secrets(); raise RuntimeError('key is canary')"
+    code = "from zerotune.common.mask_secrets import hide_secrets; hide_secrets(); raise RuntimeError('key is canary')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={"MY_SECRET": "canary"}, capture_output=True, text=True
     )

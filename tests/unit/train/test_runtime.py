@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from eval.ranks import join
+from eval.distributed import join
 from tests.support.fault_runs import rank_environment
 from tests.support.training_runs import environment
 from train.engine.runtime import Runtime, runs_on_gpu, training_precision

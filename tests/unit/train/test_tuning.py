@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from tests.support.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
-from train.merge.base import dequantized
-from train.merge.reference import take_over_quantized
+from train.merge.base_weights import dequantized
+from train.merge.trained_model import take_over_quantized
 from train.models.load import fit_vocabulary, load_model, load_tokenizer, seeded
 from train.registry import TUNINGS
 from train.tuning import make_tuning, share_trained

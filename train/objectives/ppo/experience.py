@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.config_ppo import PpoConfig
-from train.data.batch import Shape, collate, micro_batches
+from train.data.micro_batches import Shape, collate, micro_batches
 from train.objectives.ppo import advantages
 from train.objectives.ppo.trajectories import Trajectories
 from train.protocols import Batch, Ranks

@@ -16,21 +16,21 @@ from train.objectives.base_model import BaseModel
 from train.objectives.ppo import advantages, metrics
 from train.objectives.ppo.experience import TERMS, Experience
 from train.objectives.ppo.health import Health
+from train.objectives.ppo.logprobs import Scoring, disable_dropout
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phase, Phases
 from train.objectives.ppo.prompt_reader import PromptReader
 from train.objectives.ppo.prompts import Prompt, rollout_prompts
 from train.objectives.ppo.reward import Reward, Rewards
 from train.objectives.ppo.rollout import generation_requests, sample_responses
-from train.objectives.ppo.scoring import Scoring, disable_dropout
 from train.objectives.ppo.sft_batches import SftBatches
 from train.objectives.ppo.trajectories import Trajectories
 from train.objectives.ppo.value_model import load_value_model
 from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.models import attention, loss_head
-from zerotune.models.digest import model_digest
 from zerotune.models.token_statistics import add_value_head, require_plain_head, token_loss
+from zerotune.models.weights_digest import model_digest
 
 TRAINING, HELD_OUT = 0, 1  # keys of random numbers
 

@@ -12,8 +12,8 @@ from train.objectives.ppo.conversations import MessagesByRow, read_conversations
 from train.objectives.ppo.prompts import NO_MESSAGES, Prompt, fitting_prompts, row_prompts
 from train.objectives.ppo.task import TaskRows
 from train.objectives.row_data import RowData
+from zerotune.data.chat_template_file import default_template, tool_template
 from zerotune.data.formats import known_as
-from zerotune.data.own_template import default_template, tool_template
 from zerotune.inference.checkpoint import end_ids
 from zerotune.inference.prompt import Prompter
 from zerotune.models.folder import resolve

@@ -11,7 +11,7 @@ import numpy as np
 from train.data.token_dataset import Encoded
 from train.objectives.ppo.conversations import MessagesByRow, messages_before
 from train.objectives.ppo.trajectories import Messages
-from train.objectives.prompts import count_answers, last_answer
+from train.objectives.prompt_and_answer import count_answers, last_answer
 from zerotune.common.errors import UserError
 
 STREAM = 4  # of random numbers: the order of prompts

@@ -20,7 +20,7 @@ from train.objectives.ppo.reward_scorer import RewardScorer
 from train.objectives.ppo.task import TaskRows
 from train.objectives.ppo.trajectories import Trajectory, repetition
 from train.protocols import Ranks
-from zerotune.models.digest import config_digest, model_digest
+from zerotune.models.weights_digest import config_digest, model_digest
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]

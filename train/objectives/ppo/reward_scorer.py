@@ -15,9 +15,9 @@ from train.models.load import unsharded
 from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Messages, Trajectory
 from zerotune.common.errors import UserError
-from zerotune.inference.budget import choose_budget
+from zerotune.inference.batch_size import choose_budget
 from zerotune.inference.checkpoint import open_checkpoint
-from zerotune.inference.heads import SequenceClassifier
+from zerotune.inference.classifiers import SequenceClassifier
 from zerotune.inference.requests import Classified, Classify
 from zerotune.models.folder import resolve
 from zerotune.models.precision import DTYPES

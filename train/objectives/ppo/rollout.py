@@ -18,8 +18,8 @@ from train.objectives.ppo.prompts import Prompt
 from train.objectives.ppo.trajectories import Trajectory
 from train.protocols import Ranks
 from zerotune.inference import generation, plain_generation
-from zerotune.inference.budget import choose_budget
-from zerotune.inference.network import Network
+from zerotune.inference.batch_size import choose_budget
+from zerotune.inference.causal_lm import Network
 from zerotune.inference.requests import Generate
 from zerotune.inference.runner import shares
 from zerotune.models.loss_head import causal_lm

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config import Config
-from train.data.batch import Shape, epoch_steps, rank_batches
+from train.data.micro_batches import Shape, epoch_steps, rank_batches
 from train.data.token_dataset import Encoded
 from train.protocols import Batch, Ranks
 from zerotune.common.errors import UserError

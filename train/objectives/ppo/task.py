@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eval.protocols import SampleMetric
-from eval.tasks.find import find, is_file
+from eval.tasks.lookup import find, is_file
 from train.data.sources import Source
 from train.data.token_dataset import Encoded
 from train.objectives.ppo.prompts import Prompt

@@ -35,7 +35,7 @@ class Trajectory:
 
 
 class Trajectories:
-    """Rows for `train.data.batch`. starts: where each response begins among the tokens of all responses."""
+    """Rows for `train.data.micro_batches`. starts: where each response begins among the tokens of all responses."""
 
     def __init__(self, trajectories: Sequence[Trajectory]) -> None:
         self.trajectories = tuple(trajectories)

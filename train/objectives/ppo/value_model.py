@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from train.config import Config, ModelConfig
 from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
-from train.objectives.ppo.scoring import disable_dropout
+from train.objectives.ppo.logprobs import disable_dropout
 from zerotune.common.errors import UserError
 from zerotune.models import attention
 from zerotune.models.precision import DTYPES

@@ -1,4 +1,4 @@
-"""`zerotune.inference.heads`: classes of tokens and of sequences equal the model's own for each row alone."""
+"""`zerotune.inference.classifiers`: classes of tokens and of sequences equal the model's own for each row alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import eval_checkpoints
 from tests.support.eval_families import SIZES, VOCABULARY, budget, tokens
 from zerotune.common.errors import UserError
 from zerotune.inference.checkpoint import open_checkpoint
-from zerotune.inference.heads import SequenceClassifier, TokenClassifier
+from zerotune.inference.classifiers import SequenceClassifier, TokenClassifier
 from zerotune.inference.requests import Classified, Classify, Tag, Tagged
 
 DRAW = torch.Generator().manual_seed(0)

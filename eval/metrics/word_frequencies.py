@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.metrics.script import UNKNOWN, folded, words
+from eval.metrics.writing_system import UNKNOWN, folded, words
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from train.config_ppo import PpoConfig
-from train.data.batch import Shape, collate, micro_batches
+from train.data.micro_batches import Shape, collate, micro_batches
 from train.objectives.ppo.trajectories import Trajectories
 from train.protocols import Batch, Ranks
 from zerotune.models import loss_head

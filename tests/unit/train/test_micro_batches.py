@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.support.ranks import Solo
 from tests.support.row_tables import Table, row_ids, shape, table
 from train.config import DurationConfig
-from train.data.batch import collate, epoch_steps, micro_batches, order, padding_share, rank_batches
 from train.data.document import IGNORED
+from train.data.micro_batches import collate, epoch_steps, micro_batches, order, padding_share, rank_batches
 from train.data.schedule import FixedSteps
 
 

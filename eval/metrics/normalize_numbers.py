@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from eval.metrics.script import composed
+from eval.metrics.writing_system import composed
 
 NO_NUMBER = "\ufffd"  # replaces a number that cannot be read, such as \frac{x}{2}
 _SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴-⁹]+")

@@ -6,7 +6,7 @@ from tests.support.training_runs import arguments, launch, write_rows
 
 
 def test_a_lock_left_by_a_killed_build_is_taken_away(tmp_path):
-    from train.engine.native_ops import build_for_cpu, folder
+    from train.engine.deepspeed_ops import build_for_cpu, folder
 
     build_for_cpu()
     left_over = next(folder().glob("*/*.so")).with_name("lock")

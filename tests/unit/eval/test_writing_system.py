@@ -23,9 +23,9 @@ from eval.metrics.bleu import bleu, bleu_counts, chrf, chrf_counts
 from eval.metrics.contains import contains
 from eval.metrics.exact_match import LETTER_A, exact_match, normalise
 from eval.metrics.rouge import NAMES, longest_common_subsequence, rouge
-from eval.metrics.script import LONGEST_RUN, Writing, folded, jieba_tokens, tokens, words, writing
 from eval.metrics.similarity import partial_match, similarity
-from eval.metrics.word_shift import frequencies
+from eval.metrics.word_frequencies import frequencies
+from eval.metrics.writing_system import LONGEST_RUN, Writing, folded, jieba_tokens, tokens, words, writing
 
 SENTENCES = {
     "English": "The quick brown fox jumps over the lazy dog.",

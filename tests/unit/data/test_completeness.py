@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from train.data.completeness import checked
 from train.data.templates import ChatTemplate, render
+from zerotune.data.completeness import checked
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.fitting import probed
+from zerotune.data.fit_messages import probed
 
 # A template that writes everything; each fault below leaves one thing out of it, or puts it in another place.
 WHOLE = """{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from zerotune.inference.prefixes import Pack, Tokens, chain, next_pack, sorted_lines
+from zerotune.inference.shared_prefixes import Pack, Tokens, chain, next_pack, sorted_lines
 from zerotune.models import cpu_attention
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerotune.inference.prefixes import Line, Pack, groups, next_pack, sorted_lines
+from zerotune.inference.shared_prefixes import Line, Pack, groups, next_pack, sorted_lines
 
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), min_size=1, max_size=25)
 

@@ -1,4 +1,6 @@
-"""Checks that a chat template writes every part of a conversation once and in order, and marks the answers.
+"""Finds what a chat template leaves out of a conversation, or writes twice, out of order or outside the marked answers.
+
+Training refuses rows with such problems; evaluation counts them.
 
 The position of a part in the text depends on which parts a conversation has, hardly on their content. So each kind of
 conversation is rendered once with a unique placeholder for every part (`Shape`), and each row's text is then searched
@@ -15,38 +17,73 @@ from typing import Any
 
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
-from zerotune.data.fitting import Span, probed, with_thought, without_thought
+from zerotune.data.fit_messages import Span, probed, with_thought, without_thought
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHAPES_KEPT = 10_000
 MARKED = re.compile(r"zq[a-z]\d+(?:x\d+)?q")
 IN_ORDER = ("zqr", "zqc", "zqn")
 CALLED = "the name of a called tool"
-NO_TOOLS = "tools (the chat template writes none)"
-NO_THOUGHTS = "reasoning of earlier turns (the chat template does not write it)"
+REASONING = "the reasoning"
 _shapes: dict[Any, Shape | None] = {}
+
+
+@dataclass(frozen=True)
+class TemplateProblem:
+    """Something that a chat template does not write as it should.
+
+    does: what the template does instead. message: index of the message, if it is about one.
+    part: the name of a part that training may do without; empty if it refuses the row.
+    """
+
+    does: str
+    message: int | None = None
+    part: str = ""
+
+    def __str__(self) -> str:
+        place = "" if self.message is None else f" in message {self.message}"
+        return f"the chat template {self.does.format(place)}"
+
+    @property
+    def kind(self) -> str:
+        """The problem without its place, to count rows with the same one."""
+        return f"the chat template {self.does.format('')}"
+
+
+NO_TOOLS = TemplateProblem("writes no tools", part="tools (the chat template writes none)")
+NO_EARLIER_REASONING = TemplateProblem(
+    "leaves out the reasoning of earlier turns",
+    part="reasoning of earlier turns (the chat template does not write it)",
+)
+
+
+def left_out(what: str, message: int) -> TemplateProblem:
+    """A part of a message that is not written."""
+    return TemplateProblem(f"leaves out {what}{{}}", message)
 
 
 @dataclass(frozen=True)
 class Shape:
     """How a template renders conversations with the same parts.
 
-    problem: an error of the template; empty if it writes everything. unwritten: turns whose reasoning it omits.
-    writes_tools: whether it writes the tools.
+    unwritten: turns whose reasoning it omits. writes_tools: whether it writes the tools. problems: all other ones.
     """
 
-    problem: str = ""
+    problems: tuple[TemplateProblem, ...] = ()
     unwritten: frozenset[int] = frozenset()
     writes_tools: bool = True
 
 
-def shape_of(source: str, messages: Sequence[Message], tools: list[Any] | None) -> Shape | None:
-    """How the template renders conversations with these parts; None if it refuses placeholders."""
-    key = (source, bool(tools), *[_kind(message) for message in messages])
+def shape_of(source: str, messages: Sequence[Message], tools: list[Any] | None, learns: bool) -> Shape | None:
+    """How the template renders conversations with these parts; None if it refuses placeholders.
+
+    learns: whether all answers must lie within its {% generation %} marks, if it has any.
+    """
+    key = (source, bool(tools), learns, *[_kind(message) for message in messages])
     if key not in _shapes:
         if len(_shapes) >= SHAPES_KEPT:
             _shapes.clear()
-        _shapes[key] = _shape(source, messages, tools)
+        _shapes[key] = _shape(source, messages, tools, learns)
     return _shapes[key]
 
 
@@ -58,46 +95,41 @@ def _kind(message: Message) -> tuple[Any, ...]:
     return role, bool(content), "</think>" in content, bool(message.get("reasoning_content")), calls, "name" in message
 
 
-def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None) -> Shape | None:
+def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None, learns: bool) -> Shape | None:
     marked = [_marked(index, message) for index, message in enumerate(messages)]
     is_answered = messages[-1]["role"] == "assistant"
-    says_what_is_learned = is_answered and bool(GENERATION_MARK.search(source))
+    has_marks = learns and is_answered and bool(GENERATION_MARK.search(source))
     stand_in = [_marked_tool(tool) for tool in tools[:1]] if tools else None
     try:
-        text, spans = probed(source, marked, stand_in, prompt=not is_answered, marks=says_what_is_learned)
+        text, spans = probed(source, marked, stand_in, prompt=not is_answered, marks=has_marks)
     except RowError:
         return None
     found: dict[str, list[int]] = {}
     for match in MARKED.finditer(text):
         found.setdefault(match[0], []).append(match.start())
-    problems, unwritten, reached = [], set(), 0
+    wrong, unwritten, reached = list[TemplateProblem](), set[int](), 0
     for index, message in enumerate(marked):
         for mark, what in _marks(index, message):
             places = found.get(mark, [])
             if not places and mark.startswith("zqr"):
                 unwritten.add(index)
-                continue
-            place = places[0] if places else -1
-            problems.append(
-                _problem(message["role"], places, reached, spans if says_what_is_learned else None, what, index)
-            )
-            reached = reached if message["role"] == "system" or not mark.startswith(IN_ORDER) else max(reached, place)
-    problem = next(filter(None, problems), "")
-    return Shape(problem, frozenset(unwritten), not tools or "zqt0q" in found)
+            elif not places:
+                wrong.append(left_out(what, index))
+            elif does := _fault(message["role"], places, reached, spans if has_marks else None, what):
+                wrong.append(TemplateProblem(does, index))
+            if places and message["role"] != "system" and mark.startswith(IN_ORDER):
+                reached = max(reached, places[0])
+    return Shape(tuple(wrong), frozenset(unwritten), not tools or "zqt0q" in found)
 
 
-def _problem(
-    role: str, places: Sequence[int], reached: int, spans: Sequence[Span] | None, what: str, index: int
-) -> str:
-    """The problem of a part that is written at `places`, while earlier parts end at `reached`; empty if none."""
-    if not places:
-        return f"leaves out {what} in message {index}"
+def _fault(role: str, places: Sequence[int], reached: int, spans: Sequence[Span] | None, what: str) -> str:
+    """What is wrong with a part that is written at `places`, while earlier parts end at `reached`; empty if nothing."""
     if len(places) > 1 and what != CALLED:  # a result may begin with the name of its tool
-        return f"writes {what} in message {index} more than once"
+        return f"writes {what}{{}} more than once"
     if role != "system" and places[0] < reached:
-        return f"writes {what} in message {index} before an earlier part"
+        return f"writes {what}{{}} before an earlier part"
     if role == "assistant" and spans is not None and not any(start <= places[0] < end for start, end in spans):
-        return f"does not mark {what} in message {index} as learned"
+        return f"does not mark {what}{{}} as learned"
     return ""
 
 
@@ -141,7 +173,7 @@ def _marks(index: int, message: Message) -> Iterator[tuple[str, str]]:
     """The placeholders of a marked message, with the part that each replaces."""
     content = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
     if "reasoning_content" in message or "</think>" in content:
-        yield f"zqr{index}q", "the reasoning"
+        yield f"zqr{index}q", REASONING
     if f"zqc{index}q" in content:
         beside = " beside its calls" if "tool_calls" in message else ""
         yield f"zqc{index}q", f"what the {message['role']} says{beside}"
@@ -152,6 +184,42 @@ def _marks(index: int, message: Message) -> Iterator[tuple[str, str]]:
             yield f"zqv{index}x{number}q", "the arguments of a call"
 
 
+def problems(
+    source: str,
+    text: str,
+    messages: Sequence[Message],
+    tools: list[Any] | None,
+    spans: Sequence[Span] = (),
+    learns: bool = False,
+) -> Iterator[TemplateProblem]:
+    """What is wrong with the text that a template renders of these messages; a part may also be escaped as in JSON.
+
+    source: the template's Jinja text. spans: of the assistant's turns, if known. learns: see `shape_of`.
+    """
+    shape = shape_of(source, messages, tools, learns) or Shape()
+    yield from shape.problems
+    faulty = {problem.message for problem in shape.problems}
+    reached = 0
+    for index, (message, (start, end)) in enumerate(zip(messages, _places(text, spans, messages), strict=True)):
+        if index in shape.unwritten:
+            yield left_out(REASONING, index) if index == len(messages) - 1 else NO_EARLIER_REASONING
+        if index in faulty:
+            continue
+        is_system = message["role"] == "system"  # some templates write it with the last user message
+        start, end = (0, len(text)) if is_system else (max(start, reached), end)
+        for part, what, is_ordered in _parts(message, index in shape.unwritten):
+            place = _end_of(part, text, start, end)
+            if place < 0:
+                yield left_out(what, index)
+            elif is_ordered:
+                start = place
+        reached = reached if is_system else start
+    if tools and not shape.writes_tools:
+        yield NO_TOOLS
+    elif any(_end_of(str(tool.get("function", tool).get("name", "")), text, 0, len(text)) < 0 for tool in tools or ()):
+        yield TemplateProblem("leaves out the name of a tool")
+
+
 def checked(
     source: str,
     text: str,
@@ -160,33 +228,16 @@ def checked(
     tools: list[Any] | None,
     left: set[str] | None = None,
 ) -> str:
-    """The text, if it contains all parts of the messages in order, plain or escaped as in JSON.
-
-    source: the template's Jinja text. spans: of the assistant's turns, if known. left: collects the parts that the
-    template may omit and does: tools, and the reasoning of earlier turns.
+    """The text, if nothing is wrong with it. See `problems`; left: collects the parts that training may do without.
 
     Raises:
-        RowError: Another part is missing.
+        RowError: Another part is missing, or not in its place.
     """
-    left = set() if left is None else left
-    shape = shape_of(source, messages, tools) or Shape()
-    if shape.problem:
-        raise RowError(f"the chat template {shape.problem}")
-    reached = 0
-    for index, (message, (start, end)) in enumerate(zip(messages, _places(text, spans, messages), strict=True)):
-        if index in shape.unwritten:
-            if index == len(messages) - 1:
-                raise RowError(f"the chat template leaves out the reasoning in message {index}")
-            left.add(NO_THOUGHTS)
-        if message["role"] == "system":  # some templates write it with the last user message
-            _find(text, _text_of(message), 0, len(text), f"what the system says in message {index}")
-        else:
-            reached = _found(text, message, index, (max(start, reached), end), index in shape.unwritten)
-    if tools and shape.writes_tools:
-        for tool in tools:
-            _find(text, str(tool.get("function", tool).get("name", "")), 0, len(text), "the name of a tool")
-    elif tools:
-        left.add(NO_TOOLS)
+    for problem in problems(source, text, messages, tools, spans, learns=True):
+        if not problem.part:
+            raise RowError(str(problem))
+        if left is not None:
+            left.add(problem.part)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -212,26 +263,27 @@ def _text_of(message: Message) -> str:
     return str(content if isinstance(content, str) else content[0]["text"])
 
 
-def _found(text: str, message: Message, index: int, place: Span, is_unwritten: bool) -> int:
-    """The end of the message's last part in the text. Raises RowError if a part is not in its place."""
-    start, end = place
+def _parts(message: Message, is_unwritten: bool) -> Iterator[tuple[Any, str, bool]]:
+    """The parts of a message that must be in the text: value, name, and whether the following ones stand behind it.
+
+    is_unwritten: the template omits its reasoning.
+    """
     content, thought = _text_of(message), message.get("reasoning_content", "")
     if message["role"] == "assistant" and "</think>" in content and not thought:
         thought, content = without_thought(content)
     if thought and not is_unwritten:
-        _find(text, thought, start, end, f"the reasoning in message {index}")
+        yield thought, REASONING, False
     if content:
-        start = _find(text, content, start, end, f"what the {message['role']} says in message {index}")
+        yield content, f"what the {message['role']} says", True
     for call in message.get("tool_calls", ()):
         function = call["function"]
-        start = _find(text, function["name"], start, end, f"{CALLED} in message {index}")
+        yield function["name"], CALLED, True
         for leaf in _leaves(function["arguments"]):
-            _find(text, leaf, start, end, f"the arguments of a call in message {index}")
-    return start
+            yield leaf, "the arguments of a call", False
 
 
-def _find(text: str, value: Any, start: int, end: int, what: str) -> int:
-    """The end of `value` in the text between `start` and `end`. Raises RowError if it is missing."""
+def _end_of(value: Any, text: str, start: int, end: int) -> int:
+    """The end of `value` in the text between `start` and `end`; -1 if it is not there."""
     if isinstance(value, str):
         value = value.strip()
         place = text.find(value, start, end)
@@ -241,7 +293,7 @@ def _find(text: str, value: Any, start: int, end: int, what: str) -> int:
         place = text.find(form, start, end)
         if place >= 0:
             return place + len(form)
-    raise RowError(f"the chat template leaves out {what}")
+    return -1
 
 
 def _forms(value: Any) -> Iterator[str]:

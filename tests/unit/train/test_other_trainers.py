@@ -9,11 +9,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from train.config import Config
-from train.foreign_words import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
+from train.other_trainers import COUNTERPARTS, NO_COUNTERPART, NOTES, SOURCE_KEYS, VALUES
 from train.recipe import parse
-from train.suggest import about_key, meant_key, way_of
+from train.suggest import about_key, meant_key, parse_key
 from zerotune.common.errors import UserError
-from zerotune.common.schema import kind_at, leaf_ways
+from zerotune.common.schema import kind_at, leaf_keys
 from zerotune.common.yaml_lines import dotted
 
 LLAMA_FACTORY = """\
@@ -105,22 +105,22 @@ def test_options_of_another_trainer_are_answered_at_once() -> None:
     ],
 )
 def test_suggestions(key: str, value: Any, said: str) -> None:
-    assert about_key(way_of(key), value, dotted).startswith(said)
+    assert about_key(parse_key(key), value, dotted).startswith(said)
 
 
 def test_tables_name_keys_and_values_that_there_are() -> None:
-    keys = {dotted(way) for way in leaf_ways(Config)} | {f"data.train[0].{name}" for name in SOURCE_KEYS.values()}
+    keys = {dotted(key) for key in leaf_keys(Config)} | {f"data.train[0].{name}" for name in SOURCE_KEYS.values()}
     for theirs, ours in COUNTERPARTS.items():
         key, _, value = ours.partition(": ")
         assert key in keys | {f"data.train[0].{field}" for field in ("fraction", "weight")}, theirs
-        kind = kind_at(Config, way_of(key))
+        kind = kind_at(Config, parse_key(key))
         if value:
             TypeAdapter(kind).validate_python({"true": True, "false": False}.get(value, value), strict=True)
         assert kind_at(Config, (theirs,)) is None or theirs in ("model", "optim"), f"{theirs} is a key of ours"
     assert {key for key in NOTES if key not in keys} <= {"data.train[0].fraction", "data.train[0].weight"}
     assert not set(COUNTERPARTS) & set(NO_COUNTERPART)
     for key, values in VALUES.items():
-        kind = kind_at(Config, way_of(f"data.train[0].{key}" if key == "format" else key))
+        kind = kind_at(Config, parse_key(f"data.train[0].{key}" if key == "format" else key))
         assert get_origin(kind) is Literal
         for theirs, ours in values.items():
             assert any(ours.startswith(name) for name in get_args(kind)) or "not of the file" in ours, theirs
@@ -131,7 +131,7 @@ def test_no_key_of_trl_leads_astray() -> None:
     from dataclasses import fields
 
     trl = pytest.importorskip("trl")
-    lasts = {str(way[-1]) for way in leaf_ways(Config)}
+    lasts = {str(key[-1]) for key in leaf_keys(Config)}
     for name in {field.name for kind in (trl.SFTConfig, trl.ModelConfig, trl.RewardConfig) for field in fields(kind)}:
         assert name in COUNTERPARTS or not meant_key((name,)) or name in lasts, (name, meant_key((name,)))
 

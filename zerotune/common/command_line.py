@@ -1,4 +1,4 @@
-"""A command line of `--key value` for a configuration of dataclasses, and its `--help` from their docstrings."""
+"""The command line of a configuration of dataclasses: `--key value`, YAML files, and `--help` from the docstrings."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from zerotune.common.files import nearest
 from zerotune.common.schema import fields_of, is_section, is_union, shown
 from zerotune.common.yaml_lines import Located, parse_yaml, read_yaml
 
-LONGEST_NAMES = 66  # characters, within 80 columns beside the option
+LONGEST_NAMES = 66  # characters of a list of choices that fits into 80 columns
 
 
 def pairs(words: Sequence[str], takes_one: Callable[[str], bool]) -> list[tuple[str, str]]:
-    """(--name, text) in order. `--name=text` is `--name text`; a name that does not take one word takes all."""
+    """Split a command line into (--name, text). `--name=text` is `--name text`.
+
+    takes_one: whether an option takes one word; others take all words up to the next option.
+    """
     found: list[tuple[str, str]] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise UserError(
-                f"command line: {word!r} belongs to no option; quote a value with spaces, part lists by commas."
+                f"command line: {word!r} belongs to no option; quote values with spaces, separate lists by commas."
             )
         name, equals, text = word.partition("=")
         given: list[str] = [text] if equals else []
@@ -40,7 +43,7 @@ def pairs(words: Sequence[str], takes_one: Callable[[str], bool]) -> list[tuple[
 
 
 def located(text: str, kind: Any, name: str) -> Located:
-    """An option's text as the value it stands for: itself where `kind` is text, else read as YAML."""
+    """The value of an option: its text if `kind` is text, else the text read as YAML."""
     of_union = is_union(kind) and str in get_args(kind) and text != "null" and not text.startswith("[")
     if kind is str or get_origin(kind) is Literal or of_union:
         return Located(text, {(): ""})
@@ -48,10 +51,10 @@ def located(text: str, kind: Any, name: str) -> Located:
 
 
 def read_file(file: str, what: str) -> Located:
-    """A YAML file of options. what: the word for it in messages. Raises UserError."""
+    """Read a YAML file of options. what: the word for it in messages. Raises UserError."""
     path = Path(file)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{file}: is no regular file; every rank reads the {what}: write it to a file")
+        raise UserError(f"{file}: is not a regular file; every rank reads the {what}, so save it as a file")
     if not path.is_file():
         raise UserError(f"{file}: there is no such {what}{nearest(path) or '.'}")
     found = read_yaml(path)
@@ -61,17 +64,17 @@ def read_file(file: str, what: str) -> Located:
 
 
 def add(parser: argparse.ArgumentParser, kind: Any, prefix: str = "", takes: Mapping[str, str] | None = None) -> None:
-    """Every option below `kind` with its meaning, what it takes and its default, each section a group.
+    """Add every option of a section with its help, value and default; sections below it become groups.
 
-    takes: what is shown for the value of an option whose type does not say it.
+    takes: the shown value of options whose type does not describe it.
     """
-    told = parse_docstring(kind.__doc__)
-    meaning = {entry.arg_name: entry.description for entry in told.params}
-    group = parser.add_argument_group((told.short_description or "").rstrip("."))
+    docstring = parse_docstring(kind.__doc__)
+    help_of = {entry.arg_name: entry.description for entry in docstring.params}
+    group = parser.add_argument_group((docstring.short_description or "").rstrip("."))
     for field in dataclasses.fields(kind):
         inner = fields_of(kind)[field.name]
         if not is_section(inner):
-            text = f"{meaning[field.name]}{_default(field)}".replace("%", "%%")
+            text = f"{help_of[field.name]}{_default(field)}".replace("%", "%%")
             metavar = (takes or {}).get(field.name) or _metavar(inner)
             group.add_argument(f"--{prefix}{field.name}", metavar=metavar, help=text)
     for name, inner in fields_of(kind).items():
@@ -84,7 +87,7 @@ def _metavar(kind: Any) -> str:
         return "|".join(dict.fromkeys(_metavar(option) for option in get_args(kind) if option is not type(None)))
     if get_origin(kind) is Literal:
         names = "{" + ",".join(get_args(kind)) + "}"
-        return names if len(names) <= LONGEST_NAMES else "NAME"  # then the key's own help lists them
+        return names if len(names) <= LONGEST_NAMES else "NAME"  # then the help of the key lists them
     words = {str: "TEXT", int: "N", float: "NUMBER", bool: "{true,false}", dict: "YAML", list: "YAML"}
     return words[get_origin(kind) or kind]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.script import Writing, folded, tokens
+from eval.metrics.writing_system import Writing, folded, tokens
 
 PASSAGE = 13  # words; arXiv:2005.14165 (appendix C) calls rows with 13 words in common dirty
 SHORTEST = 6  # words; a row with shorter fields is matched by its longest field, if that has at least 6 words

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from train.cautions import about_positions, about_schedule, positions_of
 from train.config import OptimConfig
+from train.recipe_warnings import about_positions, about_schedule, positions_of
 from zerotune.common.console import counted
 from zerotune.inference.reasoning import without_partial_character
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerotune.inference.budget import Budget, in_batches
-from zerotune.inference.finite import require_finite
+from zerotune.inference.batch_size import Budget, in_batches
+from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.requests import Answer, Classified, Classify, Request, Tag, Tagged
 
 

@@ -1,7 +1,7 @@
-"""A thread that reacts to a second Ctrl-C and to the death of the launcher when the main thread cannot.
+"""A thread that reacts to a second Ctrl-C, and to the end of the launcher, when the main thread cannot.
 
 Python runs signal handlers between instructions of the main thread. A process that waits in a collective, or for a GPU
-that hangs, would notice neither for hours.
+that hangs, would notice neither.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ INIT = ("init", "systemd")  # parents of orphaned processes
 class Sentinel:
     """Watches for signals and the launcher while its block runs in the main thread.
 
-    saves: whether the main thread must save something before it exits. orphaned: called in the watching thread with the
-    reason when the launcher is gone; if it returns, the process continues.
+    saves: whether the main thread must save something before it exits. on_launcher_death: called in the watching thread
+    with the reason when the launcher has exited; if it returns, the process continues.
     """
 
     def __init__(
-        self, saves: Callable[[], bool] = lambda: False, orphaned: Callable[[str], None] | None = None
+        self, saves: Callable[[], bool] = lambda: False, on_launcher_death: Callable[[str], None] | None = None
     ) -> None:
-        self.saves, self.orphaned = saves, orphaned or end_alone
-        self.heard: dict[int, int] = {}  # terminal signal -> how often it was received
+        self._saves, self._on_launcher_death = saves, on_launcher_death or end_alone
+        self._received: dict[int, int] = {}  # terminal signal -> how often
         self._launcher = _launcher()
         self._deadline: float | None = None
         self._read, self._write = socket.socketpair()
@@ -54,7 +54,7 @@ class Sentinel:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see `exit_quietly_on_ctrl_c`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=_hear_nothing)
+        os.register_at_fork(after_in_child=_stop_watching)
         self._thread.start()
         return self
 
@@ -67,42 +67,42 @@ class Sentinel:
     @property
     def interrupted(self) -> int | None:
         """The first terminal signal received, if any."""
-        return next(iter(self.heard), None)
+        return next(iter(self._received), None)
 
     def _watch(self) -> None:
         if self._launcher is None and os.environ.get("TORCHELASTIC_RUN_ID") and _parent_name() in INIT:
-            self.orphaned("the launcher was gone before this process had started")
+            self._on_launcher_death("the launcher exited before this process had started")
         while True:
             if select.select([self._read], [], [], TICK_SECONDS)[0]:
                 numbers = self._read.recv(4096)
                 if not numbers:
                     return
                 for number in filter(FROM_TERMINAL.__contains__, numbers):
-                    self._hear(number)
+                    self._receive(number)
             if self._launcher is not None and os.getppid() != self._launcher:
                 gone, self._launcher = self._launcher, None
-                self.orphaned(f"the launcher (process {gone}) is gone")
-            if self._deadline is not None and time.monotonic() > self._deadline and not self.saves():
+                self._on_launcher_death(f"the launcher (process {gone}) has exited")
+            if self._deadline is not None and time.monotonic() > self._deadline and not self._saves():
                 os._exit(128 + (self.interrupted or signal.SIGINT))
 
-    def _hear(self, number: int) -> None:
-        self.heard[number] = self.heard.get(number, 0) + 1
-        if self.heard.get(signal.SIGINT, 0) > 1:
+    def _receive(self, number: int) -> None:
+        self._received[number] = self._received.get(number, 0) + 1
+        if self._received.get(signal.SIGINT, 0) > 1:
             os._exit(128 + signal.SIGINT)
-        if not self.saves():
+        if not self._saves():
             self._deadline = self._deadline or time.monotonic() + GRACE_SECONDS
 
 
-def _hear_nothing() -> None:
-    """Stop watching in a forked child."""
+def _stop_watching() -> None:
+    """In a forked child."""
     with contextlib.suppress(ValueError):  # forked in another thread than the main one
         signal.set_wakeup_fd(-1)
 
 
-def end_alone(why: str) -> None:
-    """End this process: without its launcher it might wait forever, or continue without anyone able to stop it."""
+def end_alone(reason: str) -> None:
+    """Exit: without its launcher this process might wait forever, or continue without anyone able to stop it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        tell(f"{why}: this process ends too")
+        tell(f"{reason}: this process exits too")
     os._exit(1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from train.config import TuningConfig
-from train.merge.base import dequantized
+from train.merge.base_weights import dequantized
 from train.merge.source import Source, new_parts
 from train.models.load import load_model, unquantized
 from train.tuning import make_tuning

@@ -1,4 +1,4 @@
-"""Checks of the recipe's section `ppo`. Like train/checks.py, this file imports nothing heavy."""
+"""Checks of the recipe's section `ppo`. Like train/recipe_checks.py, this file imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, AutoTokenizer
 
-from train.merge.base import BaseWeights
+from train.merge.base_weights import BaseWeights
 from train.merge.source import Source, text_rows
 from train.tuning.describe import write_json
 from zerotune.common.errors import UserError
