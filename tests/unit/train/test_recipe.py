@@ -209,7 +209,7 @@ class TestRefusals:
             (["--optim.learning_rate", "x"], "optim.learning_rate: expected a number, got 'x'."),
             (["--run.seed", "null"], "run.seed: expected a whole number, got null."),
             (["--run.seed"], "--run.seed needs a value."),
-            (["x.jsonl"], "'x.jsonl' belongs to no option; quote a value with spaces, part lists by commas."),
+            (["x.jsonl"], "'x.jsonl' belongs to no option; quote values with spaces, separate lists by commas."),
             (["--data.train.2.path", "b"], "there is no item 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],

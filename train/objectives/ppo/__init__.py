@@ -1,3 +1,3 @@
-"""Proximal policy optimisation. In the order of a rollout: phases, prompts, rollout, reward, scoring, advantages,
+"""Proximal policy optimisation. In the order of a rollout: phases, prompts, rollout, reward, logprobs, advantages,
 experience, loss; `objective` connects them.
 """
