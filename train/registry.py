@@ -1,4 +1,4 @@
-"""The objectives and tunings by name, with what a recipe's checks need to know of them. Nothing heavy is imported.
+"""The objectives, tunings and families by name, with what a recipe's checks need to know. Nothing heavy is imported.
 
 To add one, write its class and add a line here: docs/architecture.md.
 """
@@ -29,6 +29,7 @@ class ObjectiveSpec:
     formats: the row formats that it supports.
     keys: keys or sections of the recipe that only some objectives use, this one among them.
     asks: whether it samples answers to the rows' prompts, so that rows need no answer.
+    from_scratch: whether a new model can be trained for it (model.family).
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     """
 
@@ -36,6 +37,7 @@ class ObjectiveSpec:
     formats: tuple[str, ...]
     keys: tuple[str, ...] = ()
     asks: bool = False
+    from_scratch: bool = False
     checks: str = ""
 
     def problems(self, config: Any) -> Problems:
@@ -66,11 +68,28 @@ class TuningSpec:
     extra_positions: Callable[[Any], int] = lambda config: 0
 
 
+@dataclass(frozen=True)
+class FamilySpec:
+    """Properties of a family of new models that are needed before it is imported.
+
+    place: `module:function` that makes a configuration of transformers; see `train.models.family_configs`.
+    keys: keys of the recipe's `model` that only some families use, this one among them.
+    matrices: names of the layers that an adapter can change.
+    layers: depth -> default number of layers.
+    """
+
+    place: str
+    keys: tuple[str, ...]
+    matrices: tuple[str, ...]
+    layers: Callable[[int], int]
+
+
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
         formats=(*text_formats(), "labelled"),
         keys=("head.labels",),
+        from_scratch=True,
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
@@ -107,6 +126,20 @@ TUNINGS: dict[str, TuningSpec] = {
         merger="train.merge.prompt_tokens:Extended",
         can_pack=False,
         extra_positions=lambda config: config.prompt.virtual_tokens,
+    ),
+}
+
+RECURRENT: dict[str, Any] = {
+    "keys": ("bptt_tokens",), "matrices": ("input", "recurrent"), "layers": lambda depth: min(depth, 2),
+}  # fmt: skip
+FAMILIES: dict[str, FamilySpec] = {
+    "rnn": FamilySpec("train.models.family_configs:rnn", **RECURRENT),
+    "lstm": FamilySpec("train.models.family_configs:lstm", **RECURRENT),
+    "transformer": FamilySpec(
+        "train.models.family_configs:transformer",
+        keys=("heads", "feed_forward"),
+        matrices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        layers=lambda depth: depth,
     ),
 }
 
