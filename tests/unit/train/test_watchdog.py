@@ -306,7 +306,7 @@ def test_the_watch_goes_on_after_an_error_of_its_own(
     monkeypatch.setattr(dog, "_look_around", look)
     with dog:
         assert again.wait(10)
-    assert [record.message for record in caplog.records] == ["the watchdog: OSError: stale file handle"]
+    assert [record.message for record in caplog.records] == ["watchdog: OSError: stale file handle"]
 
 
 def test_two_threads_may_see_at_once_that_a_rank_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
