@@ -101,7 +101,7 @@ class Session:
         """Report how the run ended."""
         if not self.runtime.main:
             return
-        self.stop.obeyed()  # also after a request that came too late: the next start must not stop at once
+        self.stop.clear()  # also after a request that came too late: the next start must not stop at once
         if outcome.state == "finished":
             self.status.write("finished", outcome.step, outcome.reason, 0)
             return
@@ -109,7 +109,7 @@ class Session:
             outcome.reason if outcome.reason == SHARE_REACHED else "another rank was asked to stop"
         )
         self.status.write("preempted", outcome.step, reason, self.stop.exit_code)
-        say(f"Stopped after step {outcome.step} ({reason}); the same command continues from there.")
+        say(f"Stopped after step {outcome.step} ({reason}); the same command resumes from there.")
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
         contextlib.ExitStack() as afterwards,
     ):
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
-        stop.orphaned = watchdog.orphaned
+        stop.on_launcher_death = watchdog.launcher_died
         with watchdog.first_error():
             yield Session(folder, afterwards, stop, runtime, status, held, watchdog)
 
