@@ -96,7 +96,8 @@ def usage(prog: str = PROG) -> str:
     return "\n".join(
         [
             f"usage: {prog} RECIPE [RECIPE ...] --space SPACE.yaml",
-            "       [--study FOLDER] [--workers N] [--dry_run] [--optim.learning_rate 1e-4 ...]",
+            "       [--study FOLDER] [--workers N] [--dry_run]",
+            "       [--optim.learning_rate 1e-4 ...]",
             "",
             "Trains a recipe with different values of some of its keys. Each trial is a run",
             "of its own. The same command continues a search that was stopped or killed; the",
