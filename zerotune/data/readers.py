@@ -24,6 +24,7 @@ from zerotune.data.saved_datasets import classes, named
 
 SEPARATORS = "\t;|,"  # what may stand between columns
 DOCUMENT_END = "<|endoftext|>"  # a line with nothing else ends a document of a text file
+DECODE = json.JSONDecoder().raw_decode
 SPACE = re.compile(r"[ \t\r\n]*")
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" leaves where a byte is not UTF-8
 
@@ -87,7 +88,9 @@ def _read_jsonl(path: Path, skip: int, options: FileOptions) -> Iterator[Row | B
 def _object(file: str, line: int, text: str) -> Row | BadRow:
     text = text.rstrip()
     try:
-        value = json.loads(text)
+        value, end = DECODE(text, len(text) - len(text.lstrip(" \t\r\n")))  # faster than json.loads
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, _skip_space(text, end))
     except (ValueError, RecursionError) as error:
         return BadRow(file, line, _json_reason(error, text))
     return _row(file, line, value)
@@ -136,7 +139,6 @@ def _walk_json(file: str, text: str, problem: str) -> Iterator[tuple[int, Row | 
 
     One object that holds nothing but objects is a table: its keys become the rows' `id` where they have none.
     """
-    decode = json.JSONDecoder().raw_decode
     table = [] if problem else json_table(text)
     if table:
         entries = (Row(file, line, {"id": key, **value}) for line, key, value in table)
@@ -152,7 +154,7 @@ def _walk_json(file: str, text: str, problem: str) -> Iterator[tuple[int, Row | 
         number += 1
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, end = decode(text, position)
+            value, end = DECODE(text, position)
         except (ValueError, RecursionError) as error:
             broken_line = line + text.count("\n", position, getattr(error, "pos", position))
             position = _next_start(text, position)
