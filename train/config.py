@@ -6,22 +6,25 @@ This file imports nothing heavy: `--help` must answer in under a second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, with_config
 
 from train.config_ppo import PpoConfig
-from train.registry import OBJECTIVES, TUNINGS, ObjectiveSpec, TuningSpec
+from train.registry import FAMILIES, OBJECTIVES, TUNINGS, FamilySpec, ObjectiveSpec, TuningSpec
 from zerotune.common.schema import STRICT, Share, ShareBelowOne
 from zerotune.data.formats import FORMATS
 
 if TYPE_CHECKING:
     ObjectiveName = str
     TuningName = str
+    FamilyName = str
     FormatName = str
 else:
     ObjectiveName, TuningName = Literal[tuple(OBJECTIVES)], Literal[tuple(TUNINGS)]
+    FamilyName = Literal[tuple(FAMILIES)]
     FormatName = Literal[tuple(FORMATS)]
 
 Wanted = str | bool | int | float | list[str | bool | int | float | None] | None  # a value, or several, of a column
@@ -59,12 +62,22 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model that training starts from.
+    """The model that training starts from: an existing one, or a new one of a family.
 
     Args:
         path: A folder in Hugging Face layout (safetensors only) or a hub name.
+        family: In place of a path, a new model from scratch: rnn, lstm or transformer.
+        depth: Size of a new model: its width is 64 times this; a transformer also has this many layers.
+        width: Width of its hidden states, where it is not to follow from depth.
+        layers: Number of its layers; by default the depth of a transformer, at most 2 of an RNN or LSTM.
+        heads: Attention heads of a transformer; by default one for each 64 of the width.
+        feed_forward: Inner width of a transformer's feed-forward layers; by default 8/3 of the width.
+        bptt_tokens: How many tokens the gradients of an RNN or LSTM go back; by default to the start of the row.
+        dropout: Of an RNN or LSTM on embeddings and the output of each layer; of a transformer on attention weights.
+        tie_embeddings: Use one matrix for input and output embeddings of a new model.
         revision: The hub revision (a commit is safest).
-        init: pretrained loads the weights; random takes only the folder's config.json and starts from scratch.
+        init: pretrained loads the weights; random takes only the folder's config.json and starts from scratch, as a
+            family always does.
         tokenizer: Another folder or hub name for the tokenizer; by default the model's own.
         weights: Storage of the weights. auto keeps weights that are trained in float32 and frozen ones in the
             precision of the run.
@@ -74,6 +87,15 @@ class ModelConfig:
     """
 
     path: str = ""
+    family: FamilyName | None = None
+    depth: PositiveInt = 4
+    width: PositiveInt | None = None
+    layers: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    feed_forward: PositiveInt | None = None
+    bptt_tokens: PositiveInt | None = None
+    dropout: ShareBelowOne = 0.0
+    tie_embeddings: bool = True
     revision: str | None = None
     init: Literal["pretrained", "random"] = "pretrained"
     tokenizer: str | None = None
@@ -81,6 +103,40 @@ class ModelConfig:
     attention: Literal["auto", "flash_attention_3", "flash_attention_2", "sdpa"] = "auto"
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+
+    @property
+    def spec(self) -> FamilySpec | None:
+        """The facts of its family; None of an existing model."""
+        return FAMILIES[self.family] if self.family else None
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+        return self.path or str(self.family)
+
+    def within(self, run: str | Path) -> ModelConfig:
+        """The model to load: of a family, the new one in the folder of the run (`train.new_model`)."""
+        if self.family is None:
+            return self
+        return replace(self, path=str(Path(run) / "base"), init="random")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer of a new model (model.family), learned from the training rows.
+
+    Args:
+        kind: word takes what stands between white space as words, for text that is tokenised already, as the Penn
+            Treebank is; bpe (byte-level byte pair encoding) takes any text of any language.
+        vocabulary_size: At most so many tokens; rarer words become <unk>, bpe has none.
+        lowercase: Make all text lower case.
+        split_punctuation: With kind word, take punctuation as words of its own, for text that is not tokenised.
+    """
+
+    kind: Literal["word", "bpe"] = "bpe"
+    vocabulary_size: Annotated[int, Field(ge=3)] = 10_000
+    lowercase: bool = False
+    split_punctuation: bool = False
 
 
 @dataclass(frozen=True)
@@ -398,6 +454,7 @@ class Config:
     objective: ObjectiveName = "causal_lm"
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)

@@ -37,7 +37,7 @@ def checked(arguments: list[str]) -> Config:
         wait_for_first_process()
         raise
     files = shortened([source.path for key, source in sources(config) if key.startswith("data.train")])
-    say(f"{config.objective} ({config.tuning.kind}): {config.model.path} on {files} -> {config.run.folder}")
+    say(f"{config.objective} ({config.tuning.kind}): {config.model.name} on {files} -> {config.run.folder}")
     say("importing libraries")
     return config
 
@@ -55,6 +55,7 @@ def run(config: Config, stop: Stop) -> None:
     from train.engine.optimizer import build_optimizer
     from train.engine.runtime import Runtime
     from train.models.recorded_answers import Recorder
+    from train.new_model import prepare
     from train.objectives import objective_class
     from train.session import describe, session
     from train.tuning import make_tuning, share_trained
@@ -72,9 +73,12 @@ def run(config: Config, stop: Stop) -> None:
     )
     with session(config, runtime, stop) as held:
         folder = held.folder
-        tuning = make_tuning(config.tuning, config.run.seed, model=config.model, task=kind.peft_task_type)
+        for line in prepare(config, runtime):
+            say(line)
+        model_config = config.model.within(folder)
+        tuning = make_tuning(config.tuning, config.run.seed, model=model_config, task=kind.peft_task_type)
         say("reading and tokenising the data")
-        objective = kind(config, tuning, runtime)
+        objective = kind(dataclasses.replace(config, model=model_config), tuning, runtime)
         say("loading the model")
         model = objective.add_modules(tuning.apply(objective.load_model()))
         parameters = share_trained(model)

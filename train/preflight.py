@@ -41,7 +41,8 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     """Pairs of recipe key and check."""
-    yield "model.path", partial(_check_model, config)
+    if config.model.family is None:
+        yield "model.path", partial(_check_model, config)
     if config.tuning.quantization != "none":
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train import recipe_checks_family
 from train.config import Config, OptimConfig
 from train.fingerprint import DEFAULTS, flat
 from train.registry import TUNINGS, Problems, own_keys
@@ -15,6 +16,7 @@ def problems(config: Config) -> Problems:
     """(key, message) for everything wrong; the key is that of the value to blame first."""
     yield from _source_problems(config)
     yield from _model_problems(config)
+    yield from recipe_checks_family.problems(config)
     yield from _data_problems(config)
     yield from _batch_problems(config)
     yield from _optim_problems(config.optim)
@@ -40,8 +42,6 @@ def _model_problems(config: Config) -> Problems:
     model, tuning = config.model, config.tuning
     if not config.run.folder.strip():
         yield "run.folder", "is empty; give the folder that the run writes into"
-    if not model.path.strip():
-        yield "model.path", "is missing; give a folder in Hugging Face layout or a hub name"
     if tuning.quantization != "none":
         if model.init == "random":
             yield "model.init", "random weights cannot be quantised; set tuning.quantization: none"

@@ -1,4 +1,4 @@
-"""The objectives and tunings by name, with the facts that a recipe's checks need. Nothing heavy is imported.
+"""The objectives, tunings and families by name, with the facts that a recipe's checks need. Nothing heavy is imported.
 
 To add one, write its class and add a line here: docs/architecture.md.
 """
@@ -29,6 +29,7 @@ class ObjectiveSpec:
     formats: the row formats that it learns from.
     keys: the keys, or sections, of the recipe that only the objectives which name them use.
     asks: whether it answers the rows' prompts itself, so that rows need no answer of their own.
+    from_scratch: whether a new model can learn it (model.family).
     checks: `module:function` that gives (key, message) of everything wrong with its keys, without importing torch.
     """
 
@@ -36,6 +37,7 @@ class ObjectiveSpec:
     formats: tuple[str, ...]
     keys: tuple[str, ...] = ()
     asks: bool = False
+    from_scratch: bool = False
     checks: str = ""
 
     def problems(self, config: Any) -> Problems:
@@ -67,11 +69,28 @@ class TuningSpec:
     extra_positions: Callable[[Any], int] = lambda config: 0
 
 
+@dataclass(frozen=True)
+class FamilySpec:
+    """What is known of a family of models from scratch without importing it.
+
+    place: `module:function` that makes a configuration of transformers; see `train.models.family_configs`.
+    keys: those of the recipe's `model` that not every family uses.
+    matrices: the names of its layers that an adapter may change.
+    layers: how many it has by default at a depth.
+    """
+
+    place: str
+    keys: tuple[str, ...]
+    matrices: tuple[str, ...]
+    layers: Callable[[int], int]
+
+
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
         formats=(*text_formats(), "labelled"),
         keys=("head.labels",),
+        from_scratch=True,
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
@@ -108,6 +127,20 @@ TUNINGS: dict[str, TuningSpec] = {
         merger="train.merge.prompt_tokens:Extended",
         can_pack=False,
         extra_positions=lambda config: config.prompt.virtual_tokens,
+    ),
+}
+
+RECURRENT: dict[str, Any] = {
+    "keys": ("bptt_tokens",), "matrices": ("input", "recurrent"), "layers": lambda depth: min(depth, 2),
+}  # fmt: skip
+FAMILIES: dict[str, FamilySpec] = {
+    "rnn": FamilySpec("train.models.family_configs:rnn", **RECURRENT),
+    "lstm": FamilySpec("train.models.family_configs:lstm", **RECURRENT),
+    "transformer": FamilySpec(
+        "train.models.family_configs:transformer",
+        keys=("heads", "feed_forward"),
+        matrices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        layers=lambda depth: depth,
     ),
 }
 

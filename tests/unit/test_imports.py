@@ -17,7 +17,7 @@ FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT 
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
     ("train.main", "train.cli", "train.session", "train.sweep"),
-    ("train.objectives", "train.merge", "train.report", "train.plan", "train.preflight"),
+    ("train.objectives", "train.merge", "train.report", "train.plan", "train.preflight", "train.new_model"),
     ("train.checkpoint",),
     ("train.engine",),
     ("train.data", "train.tuning", "train.models"),

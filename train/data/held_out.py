@@ -25,9 +25,20 @@ def split(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], l
     Raises:
         UserError: Too few rows.
     """
-    drawn_n = _joined([draw(seed, f"held out {part.source}", part.column("number_n")) for part in parts])
+    drawn_n = _joined([draw_held_out(seed, part.source, part.column("number_n")) for part in parts])
     first_n = _joined([_is_first(part.column("number_n")) for part in parts])
-    ordered = np.sort(drawn_n[first_n])
+    held_n = drawn_n < limit_of_held_out(drawn_n[first_n], share)
+    return _only(parts, ~held_n), _only(parts, held_n)
+
+
+def draw_held_out(seed: int, source: int, number_n: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A random number for each row of a source, by the row's number: the lowest are held out."""
+    return draw(seed, f"held out {source}", number_n)
+
+
+def limit_of_held_out(drawn_n: NDArray[np.uint64], share: float) -> np.uint64:
+    """The limit below which `share` of the rows lie. Raises UserError for too few rows."""
+    ordered = np.sort(drawn_n)
     count = max(1, round(share * len(ordered)))
     if count >= len(ordered):
         raise UserError(
@@ -35,8 +46,7 @@ def split(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], l
             " set data.validation to a separate source (a text file is one row, unless lines with <|endoftext|>"
             " divide it)"
         )
-    held_n = drawn_n < ordered[count]
-    return _only(parts, ~held_n), _only(parts, held_n)
+    return np.uint64(ordered[count])
 
 
 def _is_first(number_n: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -118,12 +118,15 @@ class LabelEncoder:
             return self._pair(example)
         return self._written(example) if self.label_spec.labels_as == "words" else self._classified(example)
 
-    def _written(self, row: Labelled) -> LabelledExample:
-        """The sentence and the label's words, as in evaluation; only the label and the end are learned."""
+    def texts(self, row: Labelled) -> tuple[str, str]:
+        """(prompt, the label's words), as in evaluation."""
         if not (isinstance(row.label, str) or self.label_spec.labels):
             raise RowError("label is a number: a language model needs the label's words; give them with head.labels")
-        label = self._class(row.label)
-        prompt = label_prompt(row.sentences)
+        return label_prompt(row.sentences), self._class(row.label)
+
+    def _written(self, row: Labelled) -> LabelledExample:
+        """The sentence and the label's words; only the label and the end are learned."""
+        prompt, label = self.texts(row)
         start = [] if self.settings.bos is None else [self.settings.bos]
         end = [] if self.settings.eos is None else [self.settings.eos]
         before = len(start) + len(self._plain(prompt.rstrip()))

@@ -218,6 +218,14 @@ class Encoder:
             pieces = list(self._documents(usable, out) if is_corpus else self._conversations(usable, out))
         return _filled(out, usable, pieces)
 
+    def text(self, row: Row) -> str:
+        """The text of a row of a language model that becomes tokens. Raises RowError."""
+        example = self._read(row, Counter())
+        if isinstance(example, Labelled):
+            return "".join(self._label_encoder.texts(example))
+        assert isinstance(example, (str, Conversation, Continuation))
+        return example if isinstance(example, str) else self._written(example, set())[0]
+
     def _read(self, row: Row, left: Counter[str]) -> Example:
         settings = self.settings
         return read_row(row, settings.format, settings.columns, settings.system_prompt, settings.label_spec.asks, left)

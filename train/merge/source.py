@@ -21,6 +21,7 @@ from train.models.load import head_parts
 from zerotune.common.errors import UserError
 from zerotune.models.folder import read_config, read_json, resolve
 from zerotune.models.precision import DTYPES
+from zerotune.models.recurrent import MODELS, register
 from zerotune.models.token_statistics import VALUE_HEAD
 from zerotune.models.weights_digest import model_digest
 
@@ -80,7 +81,7 @@ class Source:
     def model_class(self) -> Any:
         """The class of the model that was trained."""
         name = self.described.architectures[0]
-        known = getattr(transformers, name, None)
+        known = MODELS.get(name) or getattr(transformers, name, None)
         if known is None and not self.model.trust_remote_code:
             raise UserError(
                 f"{self.checkpoint}: its model {name} is the base model's own code. Read that code, and if you trust "
@@ -104,13 +105,15 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     run, checkpoint = find_run(path)
     folder = checkpoint or _choose(run, which)
     config = recipe.load(run / "config.yaml")
-    model = dataclasses.replace(config.model, path=base or config.model.path, trust_remote_code=code)
+    model = config.model.within(run)
+    model = dataclasses.replace(model, path=base or model.path, trust_remote_code=code)
     config = dataclasses.replace(config, model=model)
     facts = _facts(run)
     rows = _check_base(config, facts)
     tuning = folder / "tuning"
     if not (tuning / "config.json").is_file():
         raise UserError(f"{folder}: tuning/config.json is missing, so the model of the checkpoint is unknown")
+    register()
     described = AutoConfig.from_pretrained(tuning, trust_remote_code=code, local_files_only=True)
     weights = trained_weights(folder)
     # PPO's value head is used only in training.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -45,6 +46,13 @@ class BaseModel:
             "config_digest": config_digest(path, revision),
             "quantized": quantization_method(resolve(path, revision)),
         }
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """Of what a new model was given: a run resumes with the same tokenizer only."""
+        if self.config.model.family is None:
+            return {}
+        return {"tokenizer": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()}
 
     def load(self, packed: bool, options: Mapping[str, Any] | None = None, new: Sequence[str] = ()) -> Any:
         """The pretrained (or new) model with a row for every token; see `train.models.load.load_model`.

@@ -46,7 +46,7 @@ class CausalLM(Objective):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Data and model."""
-        return {**self.data.metadata, "model": self.base.metadata}
+        return {**self.data.metadata, "model": self.base.metadata, "digests": self.base.digests}
 
     def load_model(self) -> nn.Module:
         """The pretrained (or new) model with its head ready to give the loss itself."""

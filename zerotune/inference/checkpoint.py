@@ -45,6 +45,7 @@ from zerotune.models.dequantize import (
 from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
+from zerotune.models.recurrent import register
 from zerotune.models.run_facts import read_run_json, template_date_of
 from zerotune.models.weight_files import weight_files
 
@@ -225,6 +226,7 @@ def open_checkpoint(folder: str, name: str) -> Checkpoint:
     """Open a checkpoint without its weights. Raises UserError naming what is missing."""
     path = require_checkpoint(folder)
     weight_files(path)
+    register()
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

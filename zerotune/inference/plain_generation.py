@@ -22,10 +22,11 @@ Finished = list[GenerationState]
 def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], budget: Budget) -> Iterator[Finished]:
     """Like `zerotune.inference.generation.generate`, without shared prefixes and continuous batching.
 
-    Prompts are padded on the left. Padding would change the state of a recurrent model, so its batches hold only
+    Prompts are padded on the left. Padding would change the state of most recurrent models, so their batches hold only
     prompts of equal length.
     """
-    recurrent = getattr(network.model, "_is_stateful", False)
+    model = network.model
+    recurrent = getattr(model, "_is_stateful", False) and not getattr(model, "keeps_rows_apart", False)
 
     def length(k: int) -> int:
         return len(requests[k].prefix_ids) if recurrent else 0

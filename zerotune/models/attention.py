@@ -77,15 +77,15 @@ def can_pack(model: nn.Module) -> bool:
     """Whether documents sharing a row of this transformers model cannot see each other.
 
     False for attention outside transformers' interface, with sinks (gpt-oss) or with position biases, for layers that
-    carry a state along the row (recurrent, linear, convolutional) and for attention in chunks counted from the start of
-    the row.
+    carry a state along the row (recurrent, linear, convolutional; but for those of zerotune.models.recurrent) and for
+    attention in chunks counted from the start of the row.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     kinds = set(getattr(text, "layer_types", None) or ())
     return bool(
         getattr(model, "_supports_attention_backend", False)
-        and not getattr(model, "_is_stateful", False)
+        and (not getattr(model, "_is_stateful", False) or getattr(model, "keeps_rows_apart", False))
         and getattr(text, "attention_chunk_size", None) is None
         and kinds <= {"full_attention", "sliding_attention"}
         and not any(_passes_more(cast(Any, type(module))) for module in model.modules())
@@ -153,7 +153,7 @@ def document_attention(
     """
     starts = cu_seq_lens_q
     if starts is None and attention_mask is None and position_ids is not None:
-        starts = _starts(position_ids, query_1htd.shape[2])
+        starts = row_starts(position_ids, query_1htd.shape[2])
     if starts is None or key_1ktd.shape[2] != query_1htd.shape[2]:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query_1htd, key_1ktd, value_1ktd, attention_mask, dropout=dropout, scaling=scaling,
@@ -198,7 +198,7 @@ def document_lengths(starts: Tensor) -> list[int]:
     return lengths
 
 
-def _starts(position_ids_1t: Tensor, positions: int) -> Tensor | None:
+def row_starts(position_ids_1t: Tensor, positions: int) -> Tensor | None:
     """Boundaries of a row whose positions restart; None where they do not."""
     if position_ids_1t.shape != (1, positions):
         return None

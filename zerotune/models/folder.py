@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from zerotune.common.errors import UserError
 from zerotune.models.find_folder import local_folder, refuse_adapter
+from zerotune.models.recurrent import register
 from zerotune.models.weight_files import read_json, weight_files
 
 __all__ = ["read_config", "read_json", "refuse_code", "resolve", "weight_files"]
@@ -40,6 +41,7 @@ def resolve(name: str, revision: str | None = None, key: str = "model.path", cod
 def read_config(folder: Path, code: bool = False) -> Any:
     """The model's configuration. Raises UserError for an adapter, an unknown kind, and code that was not asked for."""
     refuse_adapter(folder)
+    register()
     raw = read_json(folder / "config.json")
     if raw.get("model_type") not in CONFIG_MAPPING:
         refuse_code(folder / "config.json", raw, code)

@@ -150,7 +150,7 @@ def test_ranges_contradictions_and_unknown_keys_stand_in_one_message(tmp_path: P
         "2: unknown key optim.learning_rte; did you mean optim.learning_rate?",
         "3: unknown key lr; did you mean optim.learning_rate?",
         "command line: unknown option --run.sed; did you mean --run.seed?",
-        " model.path: is missing; give a folder in Hugging Face layout or a hub name.",
+        " model.path: is missing; give a folder in Hugging Face layout, a hub name, or model.family.",
     ]
 
 

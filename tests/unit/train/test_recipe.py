@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.commands import seconds_of
-from train.config import Config, SourceConfig, TuningConfig
+from train.config import Config, ModelConfig, SourceConfig, TuningConfig
 from train.fingerprint import FREE_KEYS, PLACES, bound, fingerprint, flat
+from train.model_sizes import sizes_of
 from train.recipe import load, parse, to_yaml
 from zerotune.common.errors import UserError
 from zerotune.common.schema import checked, fields_of, is_section, leaf_keys
@@ -484,3 +485,58 @@ class TestHeads:
     )
     def test_what_would_do_nothing_is_refused(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
         assert words in refusal(recipe, *options)
+
+
+class TestModelsFromScratch:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("gru",), "model.family: expected one of rnn, lstm, transformer or null"),
+            (("rnn", "--model.heads", "2"), "model.heads: applies only to transformer (model.family is rnn)"),
+            (("transformer", "--model.bptt_tokens", "9"), "model.bptt_tokens: applies only to rnn, lstm"),
+            (("transformer", "--model.heads", "3"), "model.heads: a width of 256 cannot be divided by 3 heads"),
+            (
+                ("transformer", "--model.width", "33"),
+                "model.width: a width of 33 cannot be divided by 1 heads: each head gets an even part",
+            ),
+            (("lstm", "--tuning.quantization", "nf4"), "the weights of a new model are random"),
+            (
+                ("lstm", "--tuning.kind", "lora", "--tuning.lora.targets", "[q_proj]"),
+                "tuning.lora.targets: lstm has no q_proj; it has input, recurrent",
+            ),
+            (
+                ("rnn", "--model.tokenizer", "gpt2", "--tokenizer.kind", "word"),
+                "tokenizer.kind: model.tokenizer names an existing tokenizer, gpt2; remove one of the two",
+            ),
+            (("rnn", "--tokenizer.split_punctuation", "true"), "applies only to tokenizer.kind: word; remove it"),
+            (("rnn", "--tokenizer.vocabulary_size", "100"), "100 is too few for bpe, which has 256 bytes"),
+            (("rnn", "--objective", "regression"), "model.family: a new model learns causal_lm, not regression"),
+        ],
+    )
+    def test_contradictions(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
+        assert words in refusal(recipe, "--model.path", "", "--model.family", *options)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--model.family", "rnn"), "model.family: starts a new model, and model.path names somewhere; remove one"),
+            (("--model.width", "64"), "model.width: is the size of a new model; set model.family, or remove it"),
+            (("--tokenizer.lowercase", "true"), "tokenizer.lowercase: is of the tokenizer that a new model learns"),
+            (("--model.path", ""), "model.path: is missing; give a folder in Hugging Face layout, a hub name, or"),
+        ],
+    )
+    def test_an_existing_model_has_its_own(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
+        assert words in refusal(recipe, *options)
+
+    @pytest.mark.parametrize(
+        ("family", "options", "sizes"),
+        [
+            ("rnn", {"depth": 1}, (64, 1, 1, 176)),
+            ("lstm", {"depth": 6}, (384, 2, 6, 1024)),
+            ("transformer", {"depth": 6}, (384, 6, 6, 1024)),
+            ("transformer", {"width": 200}, (200, 4, 2, 544)),
+            ("transformer", {"depth": 2, "heads": 8, "layers": 5, "feed_forward": 100}, (128, 5, 8, 100)),
+        ],
+    )
+    def test_sizes_from_one_dial_or_by_name(self, family, options, sizes) -> None:
+        assert dataclasses.astuple(sizes_of(ModelConfig(family=family, **options))) == sizes
