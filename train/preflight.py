@@ -16,7 +16,8 @@ from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import RowFilter
 from zerotune.data.formats import FORMATS
-from zerotune.data.readers import BadRow, read
+from zerotune.data.raw_row import BadRow
+from zerotune.data.readers import read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice
 from zerotune.models.find_folder import local_folder, require_model, require_tokenizer

@@ -19,7 +19,7 @@ from eval.tasks import perplexity
 from eval.tasks.task_file import Index, TaskFile, read_task_file
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
-from zerotune.data.readers import Row, type_name
+from zerotune.data.raw_row import Row, type_name
 from zerotune.data.row_templates import Cell
 from zerotune.data.rows import Example
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored

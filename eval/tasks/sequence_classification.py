@@ -19,7 +19,7 @@ from zerotune.data.labelled import read_labelled, value_of
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
-    from zerotune.data.readers import Row
+    from zerotune.data.raw_row import Row
     from zerotune.inference.prompt import Prompter
 
 

@@ -14,7 +14,9 @@ from zerotune.data.file_options import FileOptions, RowFilter
 from zerotune.data.files import expand
 from zerotune.data.formats import FORMATS
 from zerotune.data.hub import named
-from zerotune.data.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
+from zerotune.data.raw_row import BadRow, Row
+from zerotune.data.read_arrow import without_nulls
+from zerotune.data.readers import BINARY, read, reader_of
 from zerotune.data.text_files import COMPRESSED, kind_of, open_bytes
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")

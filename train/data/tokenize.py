@@ -30,7 +30,7 @@ from zerotune.data.fields import Fields, RowError
 from zerotune.data.formats import FORMATS, Example, known_as
 from zerotune.data.labelled import Labelled
 from zerotune.data.preference import Continuation, Preference
-from zerotune.data.readers import BadRow, Row
+from zerotune.data.raw_row import BadRow, Row
 from zerotune.data.tagged import Tagged
 
 

@@ -22,7 +22,7 @@ from train.data.token_table import TableWriter
 from train.data.tokenize import Chunk, Encoder, Settings
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1_000_000
 ROWS_ALONE = 2048  # fewer rows are done before other processes have started

@@ -8,7 +8,8 @@ from pathlib import Path
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
 from zerotune.data import saved_datasets
-from zerotune.data.readers import READERS, BadRow, Row, read, reader_of
+from zerotune.data.raw_row import BadRow, Row
+from zerotune.data.readers import READERS, read, reader_of
 
 __all__ = ["BadRow", "Row", "expand", "read"]
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from zerotune.data.fields import Fields, RowError, checked_text
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 
 PAIR = ("sentence1", "sentence2")
 SINGLE = ("sentence", "text")

@@ -22,7 +22,7 @@ from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.data.rows import load, local
 from zerotune.inference.prompt import find_prefix_pair
 from zerotune.inference.requests import Generate, Generated, Score, Scored

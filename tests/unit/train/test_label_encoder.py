@@ -15,7 +15,7 @@ from tests.support.ranks import Solo
 from train.config import SourceConfig
 from train.data.prepare import Corpus, LabelSpec, prepare
 from zerotune.common.errors import UserError
-from zerotune.data import readers
+from zerotune.data import raw_row
 from zerotune.inference.prompt import Prompter
 
 Row = dict[str, Any]
@@ -169,7 +169,7 @@ def test_evaluation_reads_a_pair_as_training_does(tmp_path: Path, kind: str, pad
         words.pad_token = words.eos_token
     documents = made(tmp_path, [SIDES[kind]], PAIRS, words).train.documents(0)
     prompter = Prompter(words, words.chat_template, False, None, 1, 0, (), "reward", {0: "LABEL_0"})
-    pair = reward_model.load(readers.Row("rows.jsonl", 1, SIDES[kind]))
+    pair = reward_model.load(raw_row.Row("rows.jsonl", 1, SIDES[kind]))
     asked = [request.prefix_ids for request in reward_model.ask(pair, prompter)]
     assert asked == [tuple(document.ids_t.tolist()) for document in documents]
     assert (asked[0][-1] == words.eos_token_id) == (not pads_with_the_end)

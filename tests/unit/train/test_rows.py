@@ -19,7 +19,7 @@ from train.data.prepare import prepare
 from train.data.rows import Problems, bad_rows_error, check_columns, draw, sampled, skipped_line
 from train.data.sources import FileSource, Place, find
 from zerotune.common.errors import UserError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 
 def source(path, form="qa", **options):
