@@ -1,4 +1,4 @@
-"""Checks a run's inputs before torch is imported: a wrong path must be reported within a second."""
+"""Checks a run's inputs before torch is imported, so that a wrong path is reported within a second."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIRST_ROWS, FIRST_FILES = 100, 8
 
 
 def check_inputs(config: Config) -> None:
-    """Raise UserError with all problems of the model's folder, the data's files and their first rows."""
+    """Raise UserError with all problems of model folders, data files and their first rows."""
     found = list(_problems(config))
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
@@ -100,10 +100,10 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
     assert isinstance(source, FileSource)
     problems = _look(source, asks=whole.spec.asks)
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
-        raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or kind of file
+        raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or file type
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not (whole.spec.asks and whole.ppo.task):  # there the task says what its rows hold
+    if not (whole.spec.asks and whole.ppo.task):  # the task reads the rows itself
         check_columns(source, problems, "first ")
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from train.config import Config
 from train.engine import run_info
 from train.engine.flops import Peak
-from train.engine.loop import Outcome, Progress
+from train.engine.loop import SHARE_REACHED, Outcome, Progress
 from train.engine.quiet_libraries import quiet_libraries
 from train.engine.runtime import Runtime
 from train.failure.heartbeat import HEARTBEAT
@@ -101,13 +101,15 @@ class Session:
         """Report how the run ended."""
         if not self.runtime.main:
             return
-        self.stop.obeyed()  # also after a request that came too late: the next start must not stop at once
+        self.stop.clear()  # also after a request that came too late: the next start must not stop at once
         if outcome.state == "finished":
             self.status.write("finished", outcome.step, outcome.reason, 0)
             return
-        reason = self.stop.reason or "another rank was asked to stop"
+        reason = self.stop.reason or (
+            outcome.reason if outcome.reason == SHARE_REACHED else "another rank was asked to stop"
+        )
         self.status.write("preempted", outcome.step, reason, self.stop.exit_code)
-        say(f"Stopped after step {outcome.step} ({reason}); the same command continues from there.")
+        say(f"Stopped after step {outcome.step} ({reason}); the same command resumes from there.")
 
 
 @contextlib.contextmanager
@@ -123,7 +125,7 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
         contextlib.ExitStack() as afterwards,
     ):
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
-        stop.orphaned = watchdog.orphaned
+        stop.on_launcher_death = watchdog.launcher_died
         with watchdog.first_error():
             yield Session(folder, afterwards, stop, runtime, status, held, watchdog)
 

@@ -34,6 +34,12 @@ def _eval(words: list[str]) -> int:
     return evaluate(words)
 
 
+def _search(words: list[str]) -> int:
+    from train.search.__main__ import main
+
+    return main(words, prog="zerotune search")
+
+
 def _merge(words: list[str]) -> int:
     from train.merge.__main__ import main
 
@@ -66,6 +72,7 @@ def _env(words: list[str]) -> int:
 
 COMMANDS = {
     "train": Command("train from a recipe: zerotune train RECIPE [options]", _train),
+    "search": Command("search over keys of a recipe: zerotune search RECIPE --space FILE", _search),
     "eval": Command("evaluate and compare checkpoints", _eval),
     "merge": Command("make one Hugging Face folder of a run: zerotune merge RUN OUT", _merge),
     "report": Command("write the report of a run anew, or compare several", _report),
@@ -73,7 +80,7 @@ COMMANDS = {
     "init": Command("copy recipes, configurations and batch scripts into a folder", _init),
     "env": Command("show what a bug report needs: versions, devices, settings", _env),
 }
-WORKING = ("train", "eval", "merge")  # not to be ended by a pager that was closed
+WORKING = ("train", "search", "eval", "merge")  # not to be ended by a pager that was closed
 EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
 
 

@@ -43,29 +43,29 @@ class Stop:
     """One flag for all stop requests. The first reason is kept; a second Ctrl-C ends the process at once
     (`zerotune.common.launcher_watch`).
 
-    The deadline counts from the creation of this object. orphaned: called in a thread when the launcher has died.
+    The deadline counts from the creation of this object. on_launcher_death: called in a thread, with the reason.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.interrupt: signal.Signals | None = None  # the first signal that came from a terminal
-        self.orphaned: Callable[[str], None] = end_alone
+        self.on_launcher_death: Callable[[str], None] = end_alone
         self._started = time.monotonic()
         self._deadline: float | None = None
         self._file: Path | None = None
         self._before: dict[signal.Signals, Any] = {}
         self.leaves = False  # at once, without saving
         self._saves = False
-        self._sentinel = Sentinel(lambda: self._saves, self._orphaned)
+        self._sentinel = Sentinel(lambda: self._saves, self._launcher_died)
 
     def install(self) -> Stop:
-        """Install the signal handlers; in the main thread. Processes that are forked later get the former ones back."""
+        """Install the signal handlers, in the main thread. Forked processes restore the former ones."""
         ignored = [number for number in FROM_TERMINAL if signal.getsignal(number) == signal.SIG_IGN]  # nohup, `&`
         for number in (*SIGNALS, *FROM_TERMINAL):
             if number not in ignored:
                 self._before[number] = signal.signal(number, self._take)
         os.register_at_fork(after_in_child=self._release)
-        sys.unraisablehook = _say_what_counts
+        sys.unraisablehook = _ignore_interrupted
         self._sentinel.__enter__()
         return self
 
@@ -101,7 +101,7 @@ class Stop:
     def leave(self) -> int:
         """Report that the process ends before the run has begun. Returns the exit code."""
         if os.environ.get("RANK", "0") == "0" and self.interrupt is not None:
-            tell(f"Stopped by {self.interrupt.name} before the run had begun: nothing was changed.")
+            tell(f"Stopped by {self.interrupt.name} before the run had begun; nothing was changed.")
         return self.exit_code
 
     def watch(self, run_folder: Path | None, after_minutes: float | None = None) -> None:
@@ -117,8 +117,8 @@ class Stop:
             self.reason = "deadline"
         return self.reason is not None
 
-    def obeyed(self) -> None:
-        """The run has saved and exits: remove the STOP file, or the next start would stop at once."""
+    def clear(self) -> None:
+        """Remove the STOP file once the run has saved; otherwise the next start would stop at once."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
@@ -146,20 +146,22 @@ class Stop:
             return
         self.interrupt = signal.Signals(number)
         if number == signal.SIGHUP:
-            _let_go_of_terminal()
+            _detach_from_terminal()
         if not self._saves:
             self.leaves = True
             raise Interrupted(self.interrupt.name)
         if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
-            tell("Ctrl-C: the run saves after this step and stops; once more ends it at once, without saving")
+            tell("Ctrl-C: the run saves after this step and stops. Press Ctrl-C again to end it now, without saving")
 
-    def _orphaned(self, why: str) -> None:
-        """The launcher has died, killed or by Ctrl-C. `accelerate launch` of one process never waits for its child."""
-        heard = self._sentinel.interrupted
+    def _launcher_died(self, why: str) -> None:
+        """Ends this process if the launcher was killed; else stops the run: `accelerate launch` of one process does not
+        wait for its child after Ctrl-C.
+        """
+        received = self._sentinel.interrupted
         waits = "TORCHELASTIC_RUN_ID" in os.environ
-        killed = waits and heard != signal.SIGHUP  # by SIGKILL, or by a second Ctrl-C
-        if killed or (heard is None and not self._saves):
-            self.orphaned(why)
+        killed = waits and received != signal.SIGHUP  # by SIGKILL, or by a second Ctrl-C
+        if killed or (received is None and not self._saves):
+            self.on_launcher_death(why)
         else:
             self.reason = self.reason or why
 
@@ -172,13 +174,13 @@ class Stop:
         self.restore()
 
 
-def _say_what_counts(unraisable: sys.UnraisableHookArgs) -> None:
+def _ignore_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
     """Ignore an Interrupted that was raised in a destructor: the flag is set."""
     if not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
 
 
-def _let_go_of_terminal() -> None:
+def _detach_from_terminal() -> None:
     """Redirect output from a closed terminal: writing to it fails, and would end the run before it has saved."""
     void = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.__stdout__, sys.__stderr__):

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches this rank and the others while its block runs. Entered by all ranks together."""
+    """Watches this rank and the others while its block runs. All ranks enter together."""
 
     def __init__(
         self, run_folder: Path, ranks: Ranks, hang_seconds: float | None, status: Status | None = None
@@ -134,7 +134,7 @@ class Watchdog:
             except Exception as error:  # this thread must survive: nothing else ends a hang
                 if complaint != str(error):
                     complaint = str(error)
-                    log.warning("the watchdog: %s: %s", type(error).__name__, complaint)
+                    log.warning("watchdog: %s: %s", type(error).__name__, complaint)
 
     def _look_around(self, elapsed: float) -> None:
         self._publish(current_status(self._rank))
@@ -173,8 +173,8 @@ class Watchdog:
         else:
             self._ending_seconds += elapsed
         most = PATIENCE_SECONDS if self._is_seen(first.rank) else GRACE_SECONDS
-        over = self._writing_seconds > WRITING_SECONDS or self._ending_seconds > most
-        if over and (writes or first.rank != self._rank):
+        expired = self._writing_seconds > WRITING_SECONDS or self._ending_seconds > most
+        if expired and (writes or first.rank != self._rank):
             with _ending(first.exit_code):
                 self._print(str(self._ended_with(first)))
                 if not self._status.begun:
@@ -208,8 +208,8 @@ class Watchdog:
         """Report a rank that was killed."""
         text = (
             f"rank {lost.rank} (process {lost.pid} on {lost.host}) was killed; last seen after step {lost.step}, in "
-            f"`{lost.phase}`. If nobody did it, the kernel may have, for want of memory: `dmesg` or the cluster's log "
-            "tells. The same command continues from the newest checkpoint"
+            f"`{lost.phase}`. If nobody killed it, it probably ran out of memory: see `dmesg` or the cluster's log. "
+            "The same command resumes from the newest checkpoint"
         )
         mine = Failure(lost.rank, 1, text)
         if self._statuses.claim(mine) is mine:
@@ -247,12 +247,12 @@ class Watchdog:
             self._status.write("failed", HEARTBEAT.step, failure.message, failure.exit_code, rank=failure.rank)
 
     def _ended_with(self, first: Failure) -> EndedWithError:
-        where = f"{self._run_folder / STATUS_FILE} says why" if self._status.begun else "its message says why"
+        where = f"the reason is in {self._run_folder / STATUS_FILE}" if self._status.begun else "see its message"
         return EndedWithError(f"ended because rank {first.rank} failed first; {where}", first.exit_code)
 
-    def orphaned(self, why: str) -> None:
-        """The launcher has died (called from another thread): end this process."""
-        mine = Failure(self._rank, 1, f"{why}. The same command continues from the newest checkpoint")
+    def launcher_died(self, why: str) -> None:
+        """End this process. Called from another thread."""
+        mine = Failure(self._rank, 1, f"{why}. The same command resumes from the newest checkpoint")
         with _ending(1):
             if self._statuses.claim(mine) is mine:
                 self._record(mine)
@@ -278,7 +278,7 @@ def _ending(code: int) -> Iterator[None]:
 
 
 def _may_be_consequence(error: BaseException) -> bool:
-    """Whether another rank may have caused it: a broken collective, or a save given up without a cause of its own."""
+    """Whether another rank may have caused it: a broken collective, or a failed save without a cause on this rank."""
     return isinstance(error, RuntimeError) or (isinstance(error, CannotWriteError) and error.__cause__ is None)
 
 

@@ -127,7 +127,7 @@ def load_model(
     if ignored:  # transformers does not report these
         text = f"not in its files, so transformers initialises them: {patterns(ignored)}"
         log_once(logging.WARNING, folder, text)
-    model.made_anew = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
+    model.newly_initialized = list(dict.fromkeys(name.rpartition(".")[0] for name in found["missing_keys"]))
     loaded: PreTrainedModel = model
     return loaded
 

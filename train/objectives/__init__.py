@@ -1,4 +1,4 @@
-"""What is learned: one file for each objective of `train.registry.OBJECTIVES`."""
+"""The objectives of `train.registry.OBJECTIVES`, one file each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from train.registry import OBJECTIVES, imported
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The class of the objective of this name."""
+    """The class of an objective in the registry."""
     found: type[Objective] = imported(OBJECTIVES[name].place)
     return found

@@ -110,7 +110,7 @@ def test_a_class_head_on_a_4_bit_body_is_new_and_plain(made):
         new=["score"],
     )
     assert type(model.score) is torch.nn.Linear
-    assert model.made_anew == ["score"]
+    assert model.newly_initialized == ["score"]
 
 
 OTHERS = sorted({*AUTO_QUANTIZATION_CONFIG_MAPPING, "modelopt", "", "made-up"} - set(DEQUANTIZED))

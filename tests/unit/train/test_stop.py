@@ -30,11 +30,11 @@ def test_the_stop_file_is_seen_and_removed_once_obeyed(tmp_path: Path) -> None:
     stop = Stop()
     stop.watch(tmp_path)
     assert not stop.requested()
-    stop.obeyed()  # nothing there: fine
+    stop.clear()  # nothing there: fine
     (tmp_path / "STOP").touch()
     assert stop.requested()
     assert stop.reason == "STOP file"
-    stop.obeyed()
+    stop.clear()
     assert not (tmp_path / "STOP").exists()
     assert stop.requested()  # a request is never taken back
 
@@ -44,7 +44,7 @@ def test_other_ranks_leave_the_file_alone(tmp_path: Path) -> None:
     stop = Stop()
     stop.watch(None)
     assert not stop.requested()
-    stop.obeyed()
+    stop.clear()
     assert (tmp_path / "STOP").exists()
 
 
