@@ -302,7 +302,7 @@ def test_two_tasks_of_one_name_and_built_in_names_are_refused(tmp_path: Path) ->
     for name, text in {"a": GENERATE, "b": GENERATE, "c": GENERATE.replace("capitals", "qa")}.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     start = ["--model", "m", "--data", "x"]
-    with pytest.raises(UserError, match="two tasks are called capitals"):
+    with pytest.raises(UserError, match="two tasks have the name capitals"):
         parse([*start, "--tasks", f"{tmp_path}/a.yaml,{tmp_path}/b.yaml"])
     with pytest.raises(UserError, match="qa is a built-in task"):
         parse([*start, "--tasks", f"{tmp_path}/c.yaml"])
