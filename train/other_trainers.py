@@ -34,7 +34,8 @@ COUNTERPARTS: Mapping[str, str] = _by_theirs(
         "data.validation": "val_dataset eval_dataset test_datasets validation_file custom_val_dataset_path",
         "data.validation_fraction": "val_size val_set_size split_dataset_ratio dataset_test_ratio",
         "data.max_length_tokens": (
-            "cutoff_len sequence_len max_length max_seq_length max_seq_len model_max_length block_size max_prompt_length"
+            "cutoff_len sequence_len max_length max_seq_length max_seq_len model_max_length block_size "
+            "max_prompt_length"
         ),
         "data.chat_template": "template template_type chat_template chat_template_path chat_template_jinja",
         "data.system_prompt": "default_system default_system_message system",
@@ -137,17 +138,6 @@ NOTES: Mapping[str, str] = {
     "optim.schedule": "cosine, linear, constant; each after a warmup",
 }
 
-IN_ACCELERATE = "not part of a recipe: set it with `accelerate launch --config_file accelerate_configs/NAME.yaml`"
-ALWAYS_RESUMES = "not needed: the complete state is always saved, and the same command resumes the run"
-TENSORBOARD = "not needed: metrics.jsonl and TensorBoard files are written into the run folder (watch.tensorboard)"
-ANSWERS = "not needed: in conversations only the answers are trained, in format text everything"
-OFFLINE = "not supported: runs send no data anywhere; metrics and TensorBoard files are in the run folder"
-COLUMNS = "set the columns of each source: data.train[0].columns: {our field: your column}"
-NO_PREFERENCES = (
-    "not supported: DPO, KTO, ORPO. The objectives reward_model and ppo use preferences (for PPO see ppo.kl_weight)"
-)
-MODEL_TELLS = "not needed: it is read from the model's folder"
-
 # Why there is no such key: their keys.
 NO_COUNTERPART: Mapping[str, str] = _by_theirs(
     {
@@ -174,7 +164,7 @@ NO_COUNTERPART: Mapping[str, str] = _by_theirs(
         "set the columns of each source: data.train[0].columns: {our field: your column}": (
             "dataset_text_field text_column field remove_unused_columns"
         ),
-        "not supported: DPO, KTO, ORPO. The objectives reward_model and ppo use preferences (for PPO see ppo.kl_weight)": (
+        "not supported: DPO, KTO, ORPO. Objectives that use preferences: reward_model and ppo (with ppo.kl_weight)": (
             "beta dpo_beta pref_beta pref_loss loss_type ref_model"
         ),
         "not needed: it is read from the model's folder": (
@@ -190,21 +180,23 @@ NO_COUNTERPART: Mapping[str, str] = _by_theirs(
         "not needed: validation uses batch.tokens_per_micro_batch": (
             "per_device_eval_batch_size eval_batch_size eval_accumulation_steps"
         ),
-        "not configurable: long instruction rows are truncated at data.max_length_tokens, texts continue in a new row": (
+        "not configurable: instruction rows are truncated at data.max_length_tokens, texts continue in a new row": (
             "packing_strategy truncation_mode truncation_strategy"
         ),
         "not needed: the loss is always computed in chunks, without storing all logits": (
             "use_liger_kernel enable_liger_kernel liger_kernel use_unsloth cut_cross_entropy"
         ),
         "not supported: PyTorch's defaults are used": "tf32 torch_compile xformers_attention",
-        "not needed: train/main.py trains, `python -m eval` evaluates": "do_train do_eval do_predict predict_with_generate",
+        "not needed: train/main.py trains, `python -m eval` evaluates": (
+            "do_train do_eval do_predict predict_with_generate"
+        ),
         "not needed: there is no data set registry; list {path, format} in data.train": (
             "dataset_dir dataset_info media_dir"
         ),
         "not needed: the cache is keyed by content": "overwrite_cache load_from_cache_file",
         "not supported": (
-            "gradient_checkpointing_kwargs use_reentrant_gc lr_scheduler_kwargs optim_args strict label_smoothing_factor "
-            "label_smoothing log_level debug optim_target_modules"
+            "gradient_checkpointing_kwargs use_reentrant_gc lr_scheduler_kwargs optim_args strict "
+            "label_smoothing_factor label_smoothing log_level debug optim_target_modules"
         ),
         "not supported: a run resumes from its folder; to start from an adapter, merge it first": (
             "adapter_name_or_path lora_model_dir"
