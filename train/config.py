@@ -44,6 +44,8 @@ class RunConfig:
             optim.final_fraction, optim.warmup_*, validation.patience.
         stop_after_minutes: Save a checkpoint and stop after this many minutes, for machines with a time limit; null:
             no limit.
+        stop_at_share: Save a checkpoint and stop at the first validation from this share of the run's steps on; the
+            same command with a higher share, or without it, resumes.
         precision: Precision of forward and backward passes. auto is bf16 if the hardware computes it fast, else fp32.
         hang_seconds: End the run (exit code 70) and name the hanging rank if no rank makes progress for this long. The
             limit is ten times as long before the first step, while saving and while merging; null disables it.
@@ -56,6 +58,7 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     extend: bool = False
     stop_after_minutes: PositiveFloat | None = None
+    stop_at_share: Annotated[float, Field(gt=0, le=1)] | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     hang_seconds: PositiveFloat | None = 1800.0
     max_skipped_steps: NonNegativeInt = 10

@@ -34,6 +34,12 @@ def _eval(words: list[str]) -> int:
     return evaluate(words)
 
 
+def _search(words: list[str]) -> int:
+    from train.search.__main__ import main
+
+    return main(words, prog="zerotune search")
+
+
 def _merge(words: list[str]) -> int:
     from train.merge.__main__ import main
 
@@ -66,6 +72,7 @@ def _env(words: list[str]) -> int:
 
 COMMANDS = {
     "train": Command("train from a recipe: zerotune train RECIPE [options]", _train),
+    "search": Command("search over keys of a recipe: zerotune search RECIPE --space FILE", _search),
     "eval": Command("evaluate and compare checkpoints", _eval),
     "merge": Command("export a run as a Hugging Face folder: zerotune merge RUN OUT", _merge),
     "report": Command("rewrite the report of a run, or compare several runs", _report),
@@ -73,7 +80,7 @@ COMMANDS = {
     "init": Command("copy recipes, configurations and batch scripts to a folder", _init),
     "env": Command("print versions, devices and settings for a bug report", _env),
 }
-WORKING = ("train", "eval", "merge")  # must not end when a pager is closed
+WORKING = ("train", "search", "eval", "merge")  # must not end when a pager is closed
 EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
 
 

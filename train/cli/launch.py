@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from train.cli.environment import default_config
+from train.command_words import OPTIONS, split, with_recipes
 from zerotune import shipped
 from zerotune.common import suggest
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
-from zerotune.common.files import nearest
 from zerotune.common.suggest import did_you_mean
 from zerotune.common.version import ROOT
 from zerotune.common.yaml_lines import read_yaml
 
-NUMBERS = ("num_processes", "num_machines", "machine_rank", "main_process_port")
-# Options of `accelerate launch`, each with a value. `accelerate` is its config_file, by a name as in slurm/job.sh.
-OPTIONS = ("accelerate", "main_process_ip", *NUMBERS)
 FOR_SEVERAL = ("--rdzv_backend", "static", "--same_network", "--deepspeed_multinode_launcher", "standard")
 PORT = "29500"
 
@@ -71,55 +68,6 @@ def evaluate(words: Sequence[str]) -> int:
     from eval.main import main
 
     return main(words)
-
-
-def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(the launcher's options, the other words)."""
-    options: dict[str, str] = {}
-    others, rest = [], list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name.removeprefix("--") not in OPTIONS or not name.startswith("--"):
-            others.append(word)
-            continue
-        if not equals:
-            value = rest.pop(0) if rest else ""
-        name = name.removeprefix("--")
-        if not value:
-            raise UserError(f"--{name} needs a value")
-        if name in NUMBERS and not value.isdecimal():
-            raise UserError(f"--{name} {value}: must be a whole number")
-        options[name] = value
-    return options, others
-
-
-def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
-    """The words for train/main.py and eval/main.py: names of recipes, in front or after --config, become --config FILE.
-
-    within: a folder of recipes that can be omitted in names.
-    """
-    made, rest = [], list(words)
-    while rest and not rest[0].startswith("-"):
-        made += ["--config", _recipe(rest.pop(0), within)]
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name == "--config" and (equals or rest):
-            made += [name, _recipe(value if equals else rest.pop(0), within)]
-        else:
-            made.append(word)
-    return made
-
-
-def _recipe(word: str, within: str) -> str:
-    if Path(word).exists():
-        return word
-    if found := shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES):
-        return str(found)
-    known = [name.removeprefix(within) for name in shipped.names(shipped.RECIPES)]
-    near = did_you_mean(word.removeprefix("recipes/").removesuffix(".yaml"), known) or nearest(Path(word))
-    raise UserError(f"{word}: there is no such recipe{near or '; `zerotune recipes` lists all names'}")
 
 
 def _refuse_slips(words: Sequence[str], settings: type) -> None:
