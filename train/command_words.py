@@ -1,4 +1,4 @@
-"""The words of a command line that are a launcher's options, or names of recipes."""
+"""Finds a launcher's options and names of recipes in a command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONS = ("accelerate", "main_process_ip", *NUMBERS)
 
 
 def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(the launcher's options, the other words), wherever they stand."""
+    """(the launcher's options, the other words)."""
     options: dict[str, str] = {}
     others, rest = [], list(words)
     while rest:
@@ -37,9 +37,9 @@ def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
-    """The words as train/main.py and eval/main.py take them: a recipe's name, in front or after --config, is its file.
+    """The words for train/main.py and eval/main.py: names of recipes, in front or after --config, become --config FILE.
 
-    within: the folder of recipes whose names need not say it.
+    within: a folder of recipes that can be omitted in names.
     """
     made, rest = [], list(words)
     while rest and not rest[0].startswith("-"):
@@ -55,11 +55,11 @@ def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
 
 
 def recipe_file(word: str, within: str = "") -> str:
-    """The file that a recipe's name, or path, means."""
+    """The file of a recipe's name or path."""
     if Path(word).exists():
         return word
     if found := shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES):
         return str(found)
     known = [name.removeprefix(within) for name in shipped.names(shipped.RECIPES)]
     near = did_you_mean(word.removeprefix("recipes/").removesuffix(".yaml"), known) or nearest(Path(word))
-    raise UserError(f"{word}: there is no such recipe{near or '; `zerotune recipes` lists ours'}")
+    raise UserError(f"{word}: there is no such recipe{near or '; `zerotune recipes` lists all names'}")

@@ -111,16 +111,16 @@ class ModelConfig:
 
     @property
     def spec(self) -> FamilySpec | None:
-        """The facts of its family; None of an existing model."""
+        """The registry's entry of the family; None for an existing model."""
         return FAMILIES[self.family] if self.family else None
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """For messages."""
         return self.path or str(self.family)
 
     def within(self, run: str | Path) -> ModelConfig:
-        """The model to load: of a family, the new one in the folder of the run (`train.new_model`)."""
+        """The model to load; for a family, the new one in the run folder (`train.new_model`)."""
         if self.family is None:
             return self
         return replace(self, path=str(Path(run) / "base"), init="random")
@@ -128,14 +128,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The tokenizer of a new model (model.family), learned from the training rows.
+    """The tokenizer of a new model (model.family), trained on the training rows.
 
     Args:
-        kind: word takes what stands between white space as words, for text that is tokenised already, as the Penn
-            Treebank is; bpe (byte-level byte pair encoding) takes any text of any language.
-        vocabulary_size: At most so many tokens; rarer words become <unk>, bpe has none.
-        lowercase: Make all text lower case.
-        split_punctuation: With kind word, take punctuation as words of its own, for text that is not tokenised.
+        kind: bpe (byte-level byte pair encoding, for text of any language) or word (words between white space, for text
+            that is already tokenised, such as the Penn Treebank).
+        vocabulary_size: Largest number of tokens. Rarer words become <unk>; with bpe there are none.
+        lowercase: Convert all text to lower case.
+        split_punctuation: With kind word, punctuation characters are separate words; for text that is not tokenised.
     """
 
     kind: Literal["word", "bpe"] = "bpe"
