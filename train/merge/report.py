@@ -15,7 +15,7 @@ from train.merge.verify import Comparison, Recorded
 class MergeReport:
     """One merge.
 
-    checkpoint, step: the merged checkpoint. kind: the tuning. weights: storage of the merged weights. tied: whether
+    checkpoint, step: the merged checkpoint. kind: the tuning. weights: dtype of the merged weights. tied: whether
     input and output embeddings are one matrix. compared_in: dtype of the comparison. comparison: with the trained
     model, rebuilt from the checkpoint. recorded: comparison with the answers recorded in training, if there are any.
     divergence: for a quantised base, mean KL in nats from the trained model to the one merged into the original and

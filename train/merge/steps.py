@@ -22,13 +22,13 @@ from transformers import AutoTokenizer
 from train.config import MergeConfig
 from train.merge import verify
 from train.merge.atomic_folder import draft_of
-from train.merge.base_weights import BaseWeights, FileWeights, ModelWeights, converts, from_files, stored_dtype, unties
+from train.merge.base_weights import BaseWeights, ModelWeights, converts, from_files, stored_dtype, unties
 from train.merge.check_paths import refuse_foreign
 from train.merge.prompt_tokens import add_tokens, check_tokenizer, save_tokenizer
 from train.merge.report import MergeReport
 from train.merge.source import Source, new_parts, open_source, text_rows
 from train.merge.trained_model import copy_dequantized, trained_model
-from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
+from train.merge.weights import merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.models.recorded_answers import POSITIONS, batch, logits, read_answers
@@ -157,21 +157,15 @@ class _Merge:
             model_config = copy.deepcopy(source.model_config)
             model_config.get_text_config().vocab_size = source.base_rows
             model = load_model(source.model_class, source.model, self.weights, None, {"config": model_config}, new=new)
-            self._follow_ties_of(model)
+            entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
+            if entry is not None and exit_ is not None and entry.weight is not exit_.weight:
+                source.model_config.tie_word_embeddings = False
             # Otherwise the names in the files are those of the model.
             needs_model = converts(skeleton) or not quantization_method(source.base)
             return ModelWeights(model if quantized is None else quantized), model if needs_model else None
-        self._follow_ties(files, skeleton)
-        return (ModelWeights(quantized) if quantized is not None else files), None
-
-    def _follow_ties(self, files: FileWeights, skeleton: Any) -> None:
         if unties(files, skeleton):
-            self.source.model_config.tie_word_embeddings = False
-
-    def _follow_ties_of(self, model: Any) -> None:
-        entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
-        if entry is not None and exit_ is not None and entry.weight is not exit_.weight:
-            self.source.model_config.tie_word_embeddings = False
+            source.model_config.tie_word_embeddings = False
+        return (ModelWeights(quantized) if quantized is not None else files), None
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
         """Add the prompt's tokens to tokenizer and config, and separate the output layer from the embeddings."""
@@ -185,7 +179,7 @@ class _Merge:
         source, model_config = self.source, self.source.model_config
         skeleton = skeleton_of(source)
         merger = merger_for(source, skeleton, base)
-        if model_config.tie_word_embeddings and not keeps_ties(merger, skeleton):
+        if not all(merger.is_tied(target, origin) for target, origin in skeleton.all_tied_weights_keys.items()):
             model_config.tie_word_embeddings = False
         writer: Writer = ShardWriter(draft) if model is None else ModelWriter(model, model_config, draft)
         for name, tensor in merged(source, skeleton, merger):
