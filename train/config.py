@@ -1,6 +1,6 @@
 """The recipe: one typed, frozen configuration, read by `train.recipe` from YAML files and dotted command-line options.
 
-A number carries its unit in its name. A default is what we would choose for a first run on unknown data.
+Numbers have their unit in the name. Defaults are for a first run on unknown data.
 This file imports nothing heavy: `--help` must answer in under a second.
 """
 
@@ -32,22 +32,25 @@ Wanted = str | bool | int | float | list[str | bool | int | float | None] | None
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run lives and how it starts and stops.
+    """The run folder, and how the run starts and stops.
 
     Args:
-        folder: Everything the run writes goes in here; its last part is the run's name.
-        seed: Fixes the order of the data, dropout and new weights.
-        resume: auto continues from the newest checkpoint that verifies, if there is one; must fails without one;
-            never refuses a folder that holds checkpoints.
-        extend: Continue to another end than the run had (duration.*), finished or not: from here on with the data and
-            the learning rate that a run of that length has at this step. Free to change with it: optim.schedule,
-            optim.learning_rate, optim.final_fraction, optim.warmup_*, validation.patience.
-        stop_after_minutes: Save and stop cleanly after this many minutes (a deadline of the machine), or never.
-        precision: Arithmetic of forward and backward. auto is bf16 where the hardware is fast at it, else fp32.
-        hang_seconds: End the run (exit code 70), naming the rank to blame, when no rank gets on for this long; ten
-            times as long before the first step and while saving or merging; null never does.
-        max_skipped_steps: Updates in a row left out for a non-finite gradient, or by optim.spike_factor, before the run
-            is given up (exit code 65).
+        folder: Everything the run writes is in this folder; its last part is the run's name.
+        seed: Seed of the order of the data, dropout and new weights.
+        resume: auto resumes from the newest checkpoint that verifies, or starts a new run if there is no checkpoint;
+            must fails without a checkpoint; never fails if there is one.
+        extend: Resume with a new end (duration.*), even if the run has finished. Data and learning rate continue as in
+            a run of the new length. These keys may change too: optim.schedule, optim.learning_rate,
+            optim.final_fraction, optim.warmup_*, validation.patience.
+        stop_after_minutes: Save a checkpoint and stop after this many minutes, for machines with a time limit; null:
+            no limit.
+        stop_at_share: Save a checkpoint and stop at the first validation from this share of the run's steps on; the
+            same command with a higher share, or without it, resumes.
+        precision: Precision of forward and backward passes. auto is bf16 if the hardware computes it fast, else fp32.
+        hang_seconds: End the run (exit code 70) and name the hanging rank if no rank makes progress for this long. The
+            limit is ten times as long before the first step, while saving and while merging; null disables it.
+        max_skipped_steps: Largest number of consecutive updates that are skipped because of a non-finite gradient or
+            optim.spike_factor; one more ends the run (exit code 65).
     """
 
     folder: str = "runs/default"
@@ -55,6 +58,7 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     extend: bool = False
     stop_after_minutes: PositiveFloat | None = None
+    stop_at_share: Annotated[float, Field(gt=0, le=1)] | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     hang_seconds: PositiveFloat | None = 1800.0
     max_skipped_steps: NonNegativeInt = 10
@@ -66,24 +70,25 @@ class ModelConfig:
 
     Args:
         path: A folder in Hugging Face layout (safetensors only) or a hub name.
-        family: In place of a path, a new model from scratch: rnn, lstm or transformer.
+        family: A new model from scratch instead of a path: rnn, lstm or transformer.
         depth: Size of a new model: its width is 64 times this; a transformer also has this many layers.
-        width: Width of its hidden states, where it is not to follow from depth.
-        layers: Number of its layers; by default the depth of a transformer, at most 2 of an RNN or LSTM.
-        heads: Attention heads of a transformer; by default one for each 64 of the width.
+        width: Width of the hidden states; by default from depth.
+        layers: Number of layers; by default depth for a transformer, at most 2 for an RNN or LSTM.
+        heads: Attention heads of a transformer; by default width / 64.
         feed_forward: Inner width of a transformer's feed-forward layers; by default 8/3 of the width.
-        bptt_tokens: How many tokens the gradients of an RNN or LSTM go back; by default to the start of the row.
-        dropout: Of an RNN or LSTM on embeddings and the output of each layer; of a transformer on attention weights.
+        bptt_tokens: Number of tokens through which the gradients of an RNN or LSTM go back; by default to the start of
+            the row.
+        dropout: Dropout of a new model: of an RNN or LSTM on embeddings and layer outputs, of a transformer on
+            attention weights.
         tie_embeddings: Use one matrix for input and output embeddings of a new model.
-        revision: The hub revision (a commit is safest).
-        init: pretrained loads the weights; random takes only the folder's config.json and starts from scratch, as a
-            family always does.
-        tokenizer: Another folder or hub name for the tokenizer; by default the model's own.
-        weights: Storage of the weights. auto keeps weights that are trained in float32 and frozen ones in the
-            precision of the run.
-        attention: auto takes FlashAttention 3 or 2 where installed, else PyTorch's scaled-dot-product attention.
+        revision: The hub revision: a commit, tag or branch; a commit never changes.
+        init: pretrained loads the weights; random reads only config.json and initialises new weights, as family always
+            does.
+        tokenizer: Folder or hub name of the tokenizer; by default the model's own.
+        weights: Data type of the weights. auto is float32 for trained weights, and the run's precision for frozen ones.
+        attention: auto uses FlashAttention 3 or 2 if installed, else PyTorch's scaled-dot-product attention.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        trust_remote_code: Run Python code that comes with the model. Only accepted on the command line.
+        trust_remote_code: Run Python code that comes with the model. Accepted on the command line only.
     """
 
     path: str = ""
@@ -106,16 +111,16 @@ class ModelConfig:
 
     @property
     def spec(self) -> FamilySpec | None:
-        """The facts of its family; None of an existing model."""
+        """The registry's entry of the family; None for an existing model."""
         return FAMILIES[self.family] if self.family else None
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """For messages."""
         return self.path or str(self.family)
 
     def within(self, run: str | Path) -> ModelConfig:
-        """The model to load: of a family, the new one in the folder of the run (`train.new_model`)."""
+        """The model to load; for a family, the new one in the run folder (`train.new_model`)."""
         if self.family is None:
             return self
         return replace(self, path=str(Path(run) / "base"), init="random")
@@ -123,14 +128,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The tokenizer of a new model (model.family), learned from the training rows.
+    """The tokenizer of a new model (model.family), trained on the training rows.
 
     Args:
-        kind: word takes what stands between white space as words, for text that is tokenised already, as the Penn
-            Treebank is; bpe (byte-level byte pair encoding) takes any text of any language.
-        vocabulary_size: At most so many tokens; rarer words become <unk>, bpe has none.
-        lowercase: Make all text lower case.
-        split_punctuation: With kind word, take punctuation as words of its own, for text that is not tokenised.
+        kind: bpe (byte-level byte pair encoding, for text of any language) or word (words between white space, for text
+            that is already tokenised, such as the Penn Treebank).
+        vocabulary_size: Largest number of tokens. Rarer words become <unk>; with bpe there are none.
+        lowercase: Convert all text to lower case.
+        split_punctuation: With kind word, punctuation characters are separate words; for text that is not tokenised.
     """
 
     kind: Literal["word", "bpe"] = "bpe"
@@ -145,18 +150,19 @@ class SourceConfig:
 
     Args:
         path: A JSON, JSONL, CSV, TSV, Parquet or text file (text also as .gz, .bz2, .xz, .zst), a folder or glob of
-            them, a folder of save_to_disk, or a hub data set.
-        format: How a row is read: text (corpus), qa (question, answer), pr (prompt, response),
+            them, a folder written by save_to_disk, or a hub data set.
+        format: The format of the rows: text (corpus), qa (question, answer), pr (prompt, response),
             io (instruction, input, output), chat (messages or ShareGPT conversations), labelled (sentence or text, or
             sentence1 and sentence2, and label), tagged (tokens, tags), preference (prompt, chosen, rejected).
-        columns: Our field name -> the column in this source, where they differ.
-        weight: Passes over this source per epoch: 2 shows each row twice, 0.5 another half each epoch.
-        fraction: Share of the rows that is used at all (drawn with the seed).
-        split: The split of a hub data set, or of a folder of save_to_disk that holds several.
+        columns: Field of the format -> column of this source, if the names differ.
+        weight: Passes over this source per epoch: 2 uses each row twice, 0.5 a different half in each epoch.
+        fraction: Share of the rows to use, chosen by the seed.
+        split: The split of a hub data set, or of a save_to_disk folder with several splits.
         revision: The revision of a hub data set.
-        delimiter: What stands between the columns of CSV files, tab for a tab; by default a comma, in .tsv a tab.
-        encoding: Of text files, for example gb18030, big5, utf-16, cp1252; by default UTF-8, or UTF-16 with its mark.
-        filter: A column -> its value, or list of values, in the rows to use, for example {split: train}.
+        delimiter: Delimiter of CSV files, tab for a tab; by default a comma, for .tsv files a tab.
+        encoding: Encoding of text files, for example gb18030, big5, utf-16, cp1252; by default UTF-8, or UTF-16 if the
+            file starts with its byte order mark.
+        filter: Use only rows whose column has this value, or one of a list of values, for example {split: train}.
     """
 
     path: str
@@ -173,22 +179,25 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Rows, and how they become tokens.
+    """The training and validation data, and how it is tokenised.
 
     Args:
-        train: The sources to learn from.
-        validation: Sources held out for validation.
-        validation_fraction: Where no validation source is given: the share of training rows held out with the seed.
-        max_length_tokens: Longer instruction rows are cut at this length, longer corpus texts continue in a new row.
-        on_bad_row: error lists the first ten bad rows and stops before any training; skip counts and leaves them out.
-        on_overlap: What to do with training rows that stand in the validation data too.
-        chat_template: tokenizer (its own; a base model without one gets plain), plain, chatml, raw, or a .jinja file.
-        system_prompt: Put before conversations that have no system message of their own.
-        streaming: Tokenise window by window while training: for corpora that exceed memory, or to start at once.
-            Needs duration.max_steps or duration.max_tokens, and checkpoint.every_steps.
-        streaming_window_rows: Rows of one window; the order is shuffled inside it.
-        cache_folder: Where tokenised data is kept, by content; by default $ZEROTUNE_CACHE or ~/.cache/zerotune.
-        workers: Processes that tokenise; 0 takes one per core.
+        train: The sources of training rows.
+        validation: The sources of validation rows.
+        validation_fraction: Share of the training rows held out for validation, chosen by the seed; not together with
+            data.validation.
+        max_length_tokens: Longest row. Longer instruction rows are truncated, longer corpus texts are continued in a
+            new row.
+        on_bad_row: error lists the first ten bad rows and stops before training; skip leaves bad rows out and reports
+            their number.
+        on_overlap: What to do with training rows that are also in the validation data.
+        chat_template: tokenizer (the tokenizer's own; plain if it has none), plain, chatml, raw, or a .jinja file.
+        system_prompt: System message for conversations without one.
+        streaming: Tokenise window by window during training, for corpora larger than memory or to start without
+            waiting. Needs duration.max_steps or duration.max_tokens, and checkpoint.every_steps.
+        streaming_window_rows: Rows per window; rows are shuffled within a window.
+        cache_folder: Folder of the token cache; by default $ZEROTUNE_CACHE or ~/.cache/zerotune.
+        workers: Number of tokenising processes; 0: one per core.
     """
 
     train: list[SourceConfig] = field(default_factory=list)
@@ -207,13 +216,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classes that are learned, by a head or as words.
+    """The classes of labelled data, and the classification head.
 
     Args:
-        labels: Their names in the order of their numbers; by default all that the training data have, sorted, O first.
-        class_weights: balanced makes all classes count the same in the loss, however rare they are.
-        sub_words: Whether a word's class is learned at its first token, or at all of them. Read is always the first.
-        dropout: Before the head; by default what the model's own config says, often 0.1.
+        labels: Names of the classes in the order of their numbers; by default those of the training data, sorted, O
+            first.
+        class_weights: balanced gives all classes the same total weight in the loss.
+        sub_words: Tokens of a word at which its class is trained: the first one, or all. Predictions use the first.
+        dropout: Dropout before the head; by default that of the model's config.json, often 0.1.
     """
 
     labels: list[str] = field(default_factory=list)
@@ -224,15 +234,15 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How rows are put together; what is learned does not depend on ranks.
+    """Batches. Results do not depend on the number of ranks.
 
     Args:
-        layout: packed puts whole rows one after another without padding, attention staying inside each row;
-            padded groups rows of similar length; auto packs wherever the tuning allows it.
-        tokens_per_step: Tokens of one optimizer step over all ranks together.
-        tokens_per_micro_batch: Tokens one rank computes at a time; bounds the memory, changes no result.
-        shuffle: Draw a new order every epoch; false keeps the order of the data, at the price of more padding in
-            padded batches.
+        layout: packed concatenates whole rows without padding, and attention does not cross rows; padded groups rows of
+            similar length; auto is packed if tuning and model allow it.
+        tokens_per_step: Tokens per optimizer step, over all ranks together.
+        tokens_per_micro_batch: Tokens per micro-batch of one rank. Limits the memory; does not change results.
+        shuffle: Shuffle the rows anew in each epoch; false keeps the order of the data, with more padding in padded
+            batches.
     """
 
     layout: Literal["auto", "packed", "padded"] = "auto"
@@ -246,14 +256,14 @@ class LoraConfig:
     """Low-rank adapters (arXiv:2106.09685).
 
     Args:
-        rank: Rank of the update.
-        alpha: The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora).
-        dropout: On the adapter's input.
-        targets: all-linear, or module names such as [q_proj, v_proj].
-        bias: Which biases are trained too.
+        rank: Rank of the adapter matrices.
+        alpha: The adapter is scaled by alpha / rank (alpha / sqrt(rank) with rslora).
+        dropout: Dropout on the adapter's input.
+        targets: Modules with adapters: all-linear, or names such as [q_proj, v_proj].
+        bias: Which biases are also trained.
         rslora: Rank-stabilised scaling (arXiv:2312.03732).
         dora: Weight-decomposed adapters (arXiv:2402.09353).
-        modules_to_save: Modules trained in full beside the adapter, for example [embed_tokens, lm_head].
+        modules_to_save: Modules that are also trained, in full, for example [embed_tokens, lm_head].
     """
 
     rank: PositiveInt = 16
@@ -268,11 +278,11 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Prompt tuning (arXiv:2104.08691): learned vectors before the text.
+    """Prompt tuning (arXiv:2104.08691): trained embeddings in front of the text.
 
     Args:
-        virtual_tokens: How many.
-        init_text: Start from the embeddings of this text; without it, from random words of the vocabulary.
+        virtual_tokens: Number of trained embeddings.
+        init_text: Text whose embeddings are the initial values; by default random tokens of the vocabulary.
     """
 
     virtual_tokens: PositiveInt = 8
@@ -281,12 +291,12 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """Which weights move.
+    """Which weights are trained.
 
     Args:
-        kind: full, lora or prompt.
-        quantization: Storage of the frozen base weights: nf4 (QLoRA, arXiv:2305.14314) or int8; needs lora.
-        double_quantization: Quantise the scales of nf4 too.
+        kind: full (all weights), lora (adapters) or prompt (prompt tuning).
+        quantization: Quantisation of the frozen base weights: nf4 (QLoRA, arXiv:2305.14314) or int8; needs kind lora.
+        double_quantization: Quantise the scales of nf4 as well.
     """
 
     kind: TuningName = "full"
@@ -297,17 +307,17 @@ class TuningConfig:
 
     @property
     def spec(self) -> TuningSpec:
-        """The facts of this kind of tuning."""
+        """The registry's entry of this tuning."""
         return TUNINGS[self.kind]
 
     @property
     def extra_positions(self) -> int:
-        """Positions that it puts in front of every row."""
+        """Positions that the tuning adds in front of every row."""
         return self.spec.extra_positions(self)
 
     @property
     def section(self) -> tuple[str, Any]:
-        """(key, value) of the section with the settings of this kind; the value is None where it has none."""
+        """(key, settings) of the section for this kind; the settings are None if the kind has none."""
         return f"tuning.{self.kind}", getattr(self, self.kind, None)
 
 
@@ -316,20 +326,20 @@ class OptimConfig:
     """The optimizer and its schedule.
 
     Args:
-        name: adamw, adamw_8bit (bitsandbytes; not with FSDP2) or adafactor (one process or DDP; it has its own rule for
-            beta1, beta2 and epsilon).
-        learning_rate: The highest learning rate.
-        weight_decay: On matrices; biases, norms and embeddings of a prompt are left alone.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        epsilon: Added to the root of the second moment.
-        clip_norm: Largest global gradient norm; 0 never clips.
-        spike_factor: Leave out updates whose loss is more than this many times the median of the last 64; null leaves
-            out none.
-        schedule: Course of the learning rate after the warmup.
-        warmup_steps: Steps of linear rise from 0; takes the place of warmup_fraction.
-        warmup_fraction: The same as a share of all steps.
-        final_fraction: The learning rate ends at this share of its highest value.
+        name: adamw, adamw_8bit (bitsandbytes; not with FSDP2) or adafactor (one process or DDP; it does not use beta1,
+            beta2 and epsilon).
+        learning_rate: The peak learning rate.
+        weight_decay: Weight decay of matrices; none for biases, norms and prompt embeddings.
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        epsilon: Added to the square root of the second moment.
+        clip_norm: Clip gradients to this global norm; 0 disables it.
+        spike_factor: Skip updates whose loss exceeds this many times the median of the last 64 losses; null disables
+            it.
+        schedule: Schedule of the learning rate after the warmup.
+        warmup_steps: Steps of linear warmup from 0; overrides warmup_fraction.
+        warmup_fraction: Warmup as a share of all steps.
+        final_fraction: Final learning rate as a share of the peak.
     """
 
     name: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
@@ -348,12 +358,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DurationConfig:
-    """How long; what comes first ends the run.
+    """When the run ends: at the first limit that it reaches.
 
     Args:
-        max_epochs: Passes over the training data; whole ones of a stream.
+        max_epochs: Passes over the training data; a whole number for streamed data.
         max_steps: Optimizer steps.
-        max_tokens: Tokens seen.
+        max_tokens: Trained tokens.
     """
 
     max_epochs: PositiveFloat | None = 1.0
@@ -363,18 +373,18 @@ class DurationConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Looking at held-out data while training.
+    """Validation on held-out rows during training.
 
     Args:
-        every_steps: Validate after this many steps; without it, after each epoch.
-        at_start: Validate before the first step too: the `before` of the report.
-        metric: Chooses the best checkpoint: loss, or another name that the objective reports. auto is the loss of
-            causal_lm, else f1, accuracy or pearson.
-        patience: Stop after this many validations without a better one; 0 never does.
-        max_rows: Use at most this many held-out rows; 0 means all.
-        samples: Held-out prompts that are continued and shown in TensorBoard and the report.
-        exact_match_rows: Held-out rows answered by generation and scored by exact match; 0 leaves this out.
-        max_new_tokens: Longest generated answer.
+        every_steps: Validate every this many steps; by default after each epoch.
+        at_start: Also validate before the first step; the report compares with it.
+        metric: The metric that chooses the best checkpoint. auto is loss for causal_lm, reward for ppo, else f1,
+            accuracy or pearson.
+        patience: Stop after this many validations without improvement; 0 disables early stopping.
+        max_rows: Use at most this many held-out rows; 0: all.
+        samples: Held-out prompts whose answers are shown in TensorBoard and the report.
+        exact_match_rows: Held-out rows whose generated answers are scored by exact match; 0 disables it.
+        max_new_tokens: Longest generated answer, in tokens.
     """
 
     every_steps: PositiveInt | None = None
@@ -389,15 +399,15 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Saving, so that any interruption costs little.
+    """Checkpoints, from which an interrupted run resumes.
 
     Args:
-        every_steps: Save after this many steps; without it, after each epoch. The end is always saved.
-        keep_last: How many of the newest are kept; the best and the newest are never removed.
-        keep_best: Keep the best by validation.metric as well.
-        verify: What is checked before a checkpoint is loaded: sha256 of every file, or sizes alone.
-        asynchronous: Copy the state to the host's memory and write it while training goes on. The same checkpoints, bit
-            for bit; where that memory has no room for the copy, training waits while they are written.
+        every_steps: Save every this many steps; by default after each epoch. The last step is always saved.
+        keep_last: How many of the newest checkpoints are kept.
+        keep_best: Also keep the checkpoint that is best by validation.metric.
+        verify: Check before loading: sha256 of every file, or only sizes.
+        asynchronous: Copy the state to host memory and write it while training continues. The files are identical. If
+            host memory has no room for the copy, training waits until they are written.
     """
 
     every_steps: PositiveInt | None = None
@@ -409,13 +419,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What is written while training.
+    """Metrics during training.
 
     Args:
-        every_steps: Write metrics after this many steps.
-        tensorboard: Write TensorBoard files beside metrics.jsonl.
-        peak_tflops: The device's matrix-product peak, for the model FLOPs utilisation; by default known for common
-            GPUs and measured on a CPU.
+        every_steps: Write metrics every this many steps.
+        tensorboard: Write TensorBoard files in addition to metrics.jsonl.
+        peak_tflops: Peak TFLOPS of the device, for the model FLOPs utilisation (MFU); by default taken from a table
+            for common GPUs, measured on a CPU.
     """
 
     every_steps: PositiveInt = 1
@@ -425,13 +435,14 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """The hand-over: one Hugging Face folder that needs nothing else.
+    """Export of the trained model as a Hugging Face folder.
 
     Args:
         at_end: Merge into RUN/merged when training has finished.
-        checkpoint: Which one is merged.
-        weights: Storage of the merged weights; auto is that of the base model.
-        quantized_base: Merge a QLoRA adapter into the original 16-bit weights, or into what training saw (dequantized).
+        checkpoint: The checkpoint to merge.
+        weights: Data type of the merged weights; auto is that of the base model.
+        quantized_base: The weights that a QLoRA adapter is merged into: the original 16-bit ones, or the dequantised
+            ones that it was trained on.
     """
 
     at_end: bool = True
@@ -446,9 +457,9 @@ class Config:
     """A whole training run.
 
     Args:
-        objective: What is learned: causal_lm (the next token), token_classification (the class of each word),
-            sequence_classification (that of a text), regression (a value for it), reward_model (which of two
-            answers is preferred), ppo (answers that are rewarded).
+        objective: What is trained: causal_lm (pre-training and SFT), token_classification (a class for each word),
+            sequence_classification (a class for a text), regression (a value for a text), reward_model (from preference
+            pairs), ppo (reinforcement learning with rewards).
     """
 
     objective: ObjectiveName = "causal_lm"
@@ -469,5 +480,5 @@ class Config:
 
     @property
     def spec(self) -> ObjectiveSpec:
-        """The facts of the objective."""
+        """The registry's entry of the objective."""
         return OBJECTIVES[self.objective]

@@ -15,17 +15,17 @@ from zerotune.common.schema import Share
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """One component of the reward, which is their weighted sum.
+    """One component of the reward.
 
     Args:
         kind: model (a sequence classifier's logit, or a reward model's output), repetition (share of repeated token
-            triples), length (tokens of the response), unfinished (1 if the response does not end by itself), task (a
-            metric of `ppo.task`).
-        weight: Negative for a penalty.
-        path: The classifier's or reward model's folder or hub name.
-        label: The class whose logit counts; not needed if the classifier has one output.
-        metric: The task's; its first one by default.
-        name: In metrics and reports; by default its kind.
+            trigrams), length (tokens of the response), unfinished (1 if the response is cut off at response_tokens),
+            task (a metric of ppo.task).
+        weight: Weight in the sum; negative for a penalty.
+        path: Folder or hub name of the classifier or reward model.
+        label: The class whose logit is used; not needed if the model has one output.
+        metric: A metric of the task; by default its first one.
+        name: Name in metrics and reports; by default the kind.
     """
 
     kind: Literal["model", "repetition", "length", "unfinished", "task"]
@@ -41,48 +41,50 @@ class PpoConfig:
     """Proximal policy optimisation (arXiv:1707.06347) of responses to prompts.
 
     Args:
-        reward: The components of the reward, as a list of {kind, weight, path, label, metric, name}. kind is model (a
-            sequence classifier's logit, or a reward model's output), repetition (share of repeated token triples),
-            length (tokens), unfinished (1 if a response does not end by itself) or task (a metric of ppo.task); a
-            negative weight makes a penalty.
-        task: An evaluation task (python -m eval --help, or a YAML file) whose prompts are used, without examples,
-            instead of the rows' own; it must be able to read the rows.
-        prompt_tokens: The first tokens of a corpus text that are its prompt; other rows have a prompt of their own, and
-            need no answer.
-        response_tokens: The longest response.
-        rollout_prompts: Prompts of a rollout, over all ranks together; the policy is updated after each rollout.
-        samples_per_prompt: Responses to each of them; rloo and grpo need two or more.
+        reward: The components of the reward, a list of {kind, weight, path, label, metric, name}; the reward is their
+            weighted sum. kind is model (a sequence classifier's logit, or a reward model's output), repetition (share
+            of repeated token trigrams), length (tokens of the response), unfinished (1 if the response is cut off at
+            response_tokens) or task (a metric of ppo.task). A negative weight makes a penalty.
+        task: An evaluation task (python -m eval --help lists them, or a YAML file) that makes the prompts from the
+            rows, without examples, instead of their format.
+        prompt_tokens: Length of the prompt taken from the start of a corpus text. Rows of other formats contain their
+            prompt; they need no answer.
+        response_tokens: Longest response, in tokens.
+        rollout_prompts: Prompts per rollout, over all ranks together. The policy is updated after each rollout.
+        samples_per_prompt: Responses per prompt; rloo and grpo need two or more.
         epochs: Passes over the responses of a rollout.
-        minibatches: Optimizer steps of a pass, each on its share of the responses.
-        advantage: gae (a value for each token, arXiv:1506.02438), or a comparison of the responses to one prompt: rloo
-            (arXiv:2402.14740), grpo (arXiv:2402.03300).
-        value_model: A folder or hub name of a decoder with the policy's tokenizer (a reward model, the model itself)
-            that learns the values, with all its weights; by default a head on the policy's hidden states learns them.
-        temperature: Of the responses in training; responses to held-out prompts are greedy.
-        top_k: Sample only from this many most probable tokens; 0 from all.
-        top_p: Of these, only from the fewest that have this probability together. Probabilities, ratios and KL are
-            those of the whole distribution nevertheless.
-        gamma: Discount of the reward of later tokens.
-        gae_lambda: Between one step (0) and the whole response (1).
-        whiten: Normalise the advantages of gae to mean 0 and standard deviation 1 over the tokens of a rollout; rloo
-            and grpo are not changed, since they compare responses.
-        clip: The ratio of new to old probability counts only within this distance from 1.
-        value_clip: The change of a value counts only up to this size; 0 never clips.
-        value_weight: Weight of the value loss.
-        entropy_weight: Weight of a bonus for entropy.
-        kl_weight: Weight of the KL from the reference model (the KL coefficient); 0 for none.
-        kl_target: Adapt kl_weight after each rollout towards this KL in nats per response (arXiv:1909.08593,
-            section 2.2).
-        kl_horizon: How slowly, in responses: a rollout changes the weight by its relative error, a fifth at most, times
-            its responses over this number. 10,000 is that of the code published with the paper.
-        kl_in: Whether the KL lowers the reward of each token, or is a term of the loss.
-        kl_estimator: Of the KL in the reward: k1 (unbiased), or k3 (never negative;
-            http://joschu.net/blog/kl-approx.html). In the loss it is always k3: there the gradient of k1 is 0 on
+        minibatches: Optimizer steps per pass, each on a part of the responses.
+        advantage: gae (with a value for each token, arXiv:1506.02438), or a comparison of the responses to one prompt:
+            rloo (arXiv:2402.14740), grpo (arXiv:2402.03300).
+        value_model: Folder or hub name of a decoder with the policy's tokenizer, for example the reward model; all its
+            weights are trained to predict the values. By default a head on the policy's hidden states predicts them.
+        temperature: Sampling temperature of training; responses to held-out prompts are greedy.
+        top_k: Sample only from this many most probable tokens; 0: from all.
+        top_p: Sample only from the smallest set of tokens with this total probability. Ratios and KL still use the
+            whole distribution.
+        gamma: Discount factor.
+        gae_lambda: Lambda of gae, from one-step estimates (0) to whole returns (1).
+        whiten: Normalise the advantages of gae to mean 0 and standard deviation 1 over the tokens of a rollout. rloo
+            and grpo are not normalised.
+        clip: Clip range of the probability ratio, around 1.
+        value_clip: Clip range of the change of a value; 0 disables it.
+        value_weight: Coefficient of the value loss.
+        entropy_weight: Coefficient of the entropy bonus.
+        kl_weight: Coefficient of the KL from the reference model; 0 disables it.
+        kl_target: Adapt kl_weight after each rollout to reach this KL, in nats per response (arXiv:1909.08593,
+            section 2.2); null: kl_weight is constant.
+        kl_horizon: Slowness of that adaptation: each rollout multiplies kl_weight by 1 + error x responses /
+            kl_horizon, where error is the relative error of the KL, at most 0.2. The paper's code has 10,000.
+        kl_in: Subtract the KL from the reward of each token, or add it to the loss.
+        kl_estimator: Estimator of the KL in the reward: k1 (unbiased) or k3 (never negative;
+            http://joschu.net/blog/kl-approx.html). In the loss it is always k3, since the gradient of k1 is 0 on
             average.
-        level: Whether all tokens have the same weight, or all responses.
-        supervised_weight: Weight of the loss on the rows' own answers, added in every step (PTX, arXiv:2203.02155); 0
-            for none. The steps between rollouts have this weight too, or 1 if it is 0.
-        supervised_every: After this many rollouts, train supervised_steps steps on the rows' own answers; 0 never.
+        level: Average the loss over tokens, or over responses.
+        supervised_weight: Weight of the supervised loss on the rows' own answers, added in every step (PTX,
+            arXiv:2203.02155); 0 disables it. It also applies to the steps of supervised_every, whose weight is 1 if
+            this is 0.
+        supervised_every: After this many rollouts, train supervised_steps steps on the rows' own answers; 0 disables
+            it.
         supervised_steps: See supervised_every.
     """
 

@@ -20,6 +20,7 @@ FREE_KEYS = (
     "run.resume",
     "run.extend",
     "run.stop_after_minutes",
+    "run.stop_at_share",
     "run.hang_seconds",
     "batch.tokens_per_micro_batch",
     "checkpoint",
@@ -29,9 +30,9 @@ FREE_KEYS = (
     "data.cache_folder",
     "data.workers",
 )
-# Locations may change: digests check the content (train/checkpoint/manager.py).
+# Locations that may change: digests check the content (train/checkpoint/manager.py).
 PLACES = ("model.path", "model.revision", "model.tokenizer", "ppo.value_model")
-PLACES_INSIDE = ("path", "revision", "split")  # of a source, and of a component of PPO's reward
+PLACES_INSIDE = ("path", "revision", "split")  # of a source, and of a reward component
 PLACES_IF_FILES = {"data.chat_template": ".jinja", "ppo.task": ".yaml"}  # otherwise a name, which must not change
 ENTRIES: Mapping[str, Any] = {
     "data.train": SourceConfig, "data.validation": SourceConfig, "ppo.reward": RewardConfig,
@@ -77,10 +78,10 @@ DEFAULTS: Mapping[str, Any] = bound(Config())
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `bound`, of this run or from a checkpoint, that distinguishes this run from another one.
+    """The part of `bound`, of this run or from a checkpoint, that must be equal when a run resumes.
 
-    It excludes locations, and keys that this objective and tuning do not use. A key that is newer than the checkpoint
-    has its default, which changes nothing.
+    It excludes locations, and keys that this objective and tuning do not use. Keys that are newer than the checkpoint
+    have their default, which does not change results.
     """
     ignored = unused(values)
     kept = {**DEFAULTS, **values}

@@ -1,4 +1,4 @@
-"""Checks a run's inputs before torch is imported: a wrong path must be reported within a second."""
+"""Checks a run's inputs before torch is imported, so that a wrong path is reported within a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import RowFilter
 from zerotune.data.formats import FORMATS
-from zerotune.data.readers import BadRow, read
+from zerotune.data.raw_row import BadRow
+from zerotune.data.readers import read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice
 from zerotune.models.find_folder import local_folder, require_model, require_tokenizer
@@ -25,18 +26,15 @@ FIRST_ROWS, FIRST_FILES = 100, 8
 
 
 def check_inputs(config: Config) -> None:
-    """Raise UserError with all problems of the model's folder, the data's files and their first rows."""
-    found = list(_problems(config))
-    if found:
-        raise UserError("\n".join(dict.fromkeys(found)))
-
-
-def _problems(config: Config) -> Iterator[str]:
+    """Raise UserError with all problems of model folders, data files and their first rows."""
+    found = []
     for key, check in _checks(config):
         try:
             check()
         except UserError as error:
-            yield str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}"
+            found.append(str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}")
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -99,10 +97,10 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
     assert isinstance(source, FileSource)
     problems = _look(source, asks=whole.spec.asks)
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
-        raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or kind of file
+        raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or file type
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not (whole.spec.asks and whole.ppo.task):  # there the task says what its rows hold
+    if not (whole.spec.asks and whole.ppo.task):  # the task reads the rows itself
         check_columns(source, problems, "first ")
 
 

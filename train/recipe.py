@@ -1,7 +1,7 @@
 """Recipes: YAML files and dotted command-line options become one checked `Config`.
 
-Later files win over earlier ones and the command line over all files; mappings are merged, lists are replaced. Relative
-paths in a recipe are relative to the current folder; the example data of a shipped recipe is found from any folder.
+Later files override earlier ones, and the command line overrides all files; mappings are merged, lists are replaced.
+Relative paths in a recipe are relative to the current folder; shipped example data is found from any folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zerotune.common.yaml_lines import KeyPath, dotted, dump_yaml
 USAGE = """\
 accelerate launch train/main.py --config recipes/NAME.yaml
        [--config recipes/OTHER.yaml ...] [--optim.learning_rate 1e-4 ...]"""
-DESCRIPTION = "Later recipes win over earlier ones, options over recipes. `null` stands for nothing."
+DESCRIPTION = "Later recipes override earlier ones, options override recipes. `null` unsets a key."
 COMMAND_LINE = "command line"
 
 
@@ -71,13 +71,13 @@ def _place(places: Mapping[KeyPath, str], key: KeyPath) -> str:
 
 def _make_room(items: list[Any], index: int) -> None:
     if index > len(items):
-        raise UserError(f"command line: there is no source {index}; the next free number is {len(items)}.")
+        raise UserError(f"command line: there is no item {index}; the next free number is {len(items)}.")
     if index == len(items):
         items.append({})
 
 
-def parse(arguments: Sequence[str]) -> Config:
-    """Parse command-line arguments.
+def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -> Config:
+    """Parse command-line arguments. over: (key, value, place) that win over all of them.
 
     `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all problems: place, key, fix.
     """
@@ -94,11 +94,13 @@ def parse(arguments: Sequence[str]) -> Config:
     for name, text in given:
         if name != "--config":
             _put_option(draft, name, text)
+    for key, value, place in over:
+        draft.put(parse_key(key), value, {parse_key(key): place})
     config = _finish(draft)
     if config.model.trust_remote_code and (place := draft.places["model", "trust_remote_code"]) != COMMAND_LINE:
         raise UserError(
-            f"{place}: model.trust_remote_code runs foreign code and is accepted on the command line only: "
-            "--model.trust_remote_code true"
+            f"{place}: model.trust_remote_code runs code that comes with the model, so it is accepted on the command "
+            "line only; remove it here and add --model.trust_remote_code true"
         )
     if "--print_config" in arguments:
         sys.stdout.write(to_yaml(config))
@@ -120,8 +122,8 @@ def to_yaml(config: Config) -> str:
 def _print_help() -> None:
     """Every option, in groups; made for 80 columns."""
     parser = argparse.ArgumentParser(usage=USAGE, description=DESCRIPTION)
-    parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; may be given several times.")
-    parser.add_argument("--print_config", action="store_true", help="Show the resolved whole as YAML and exit.")
+    parser.add_argument("--config", metavar="FILE", help="A recipe in YAML; can be given several times.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resulting recipe as YAML and exit.")
     command_line.add(parser, Config)
     command_line.add(parser, SourceConfig, "data.train.N.")
     parser.print_help()

@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration before any data or model is read: contradictions between its keys."""
+"""Checks of a configuration before any data or model is read: contradictions between its keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEEDS_HELD_OUT = "needs held-out data: data.validation or data.validation_fracti
 
 
 def problems(config: Config) -> Problems:
-    """(key, message) for everything wrong; the key is that of the value to blame first."""
+    """(key, message) of all errors."""
     yield from _source_problems(config)
     yield from _model_problems(config)
     yield from recipe_checks_family.problems(config)
@@ -50,13 +50,12 @@ def _model_problems(config: Config) -> Problems:
             needed = f"{tuning.quantization} freezes the weights and needs tuning.kind: {able}, not {tuning.kind}"
             yield "tuning.quantization", needed
         if model.weights != "auto":
-            yield "model.weights", "leave it at auto where tuning.quantization stores the weights"
+            yield "model.weights", "must be auto with tuning.quantization, which determines how weights are stored"
     key, own = tuning.section
     if not getattr(own, "targets", True):
         yield f"{key}.targets", "is empty; give all-linear or a list of module names"
     if not tuning.spec.can_pack and config.batch.layout == "packed":
-        alone = f"{tuning.kind} tuning works on one row a sequence, so rows cannot be packed; use padded or auto"
-        yield "batch.layout", alone
+        yield "batch.layout", f"{tuning.kind} tuning does not support packed rows; use padded or auto"
 
 
 def _data_problems(config: Config) -> Problems:
@@ -64,11 +63,11 @@ def _data_problems(config: Config) -> Problems:
     if not data.train:
         yield "data.train", "is empty; give at least one source, for example [{path: my.jsonl, format: qa}]"
     if data.validation and data.validation_fraction:
-        twice = "validation sources are given too; keep one of data.validation and data.validation_fraction"
+        twice = "data.validation is set as well; remove one of the two"
         yield "data.validation_fraction", twice
     if duration.max_steps is None and duration.max_tokens is None:
         if data.streaming:
-            yield "data.streaming", "a stream has no known length; set duration.max_steps or duration.max_tokens"
+            yield "data.streaming", "streamed data has no known length; set duration.max_steps or duration.max_tokens"
         elif duration.max_epochs is None:
             ends = "set duration.max_epochs, duration.max_steps or duration.max_tokens"
             yield "duration.max_epochs", f"nothing ends the run; {ends}"
@@ -78,15 +77,15 @@ def _data_problems(config: Config) -> Problems:
 
 def _stream_problems(config: Config) -> Problems:
     epochs = config.duration.max_epochs
-    unknown = "a stream has no known"
+    unknown = "streamed data has no known"
     if config.data.validation_fraction:
-        yield "data.validation_fraction", f"{unknown} length to take a share of; give data.validation instead"
+        yield "data.validation_fraction", f"{unknown} length; set data.validation instead"
     if epochs is not None and not epochs.is_integer():
-        yield "duration.max_epochs", f"{unknown} length to take a part of; give whole passes, not {epochs}"
+        yield "duration.max_epochs", f"{unknown} length; set a whole number of epochs, not {epochs}"
     if config.checkpoint.every_steps is None:
-        yield "checkpoint.every_steps", f"{unknown} epochs to end; say after how many steps"
+        yield "checkpoint.every_steps", f"{unknown} end of an epoch; set a number of steps"
     if config.data.validation and config.validation.every_steps is None:
-        yield "validation.every_steps", f"{unknown} epochs to end; say after how many steps"
+        yield "validation.every_steps", f"{unknown} end of an epoch; set a number of steps"
 
 
 def _batch_problems(config: Config) -> Problems:
@@ -94,10 +93,10 @@ def _batch_problems(config: Config) -> Problems:
         config.batch.tokens_per_step, config.batch.tokens_per_micro_batch, config.data.max_length_tokens,
     )  # fmt: skip
     if micro > step:
-        made = f"{micro} exceeds batch.tokens_per_step, {step}; a step is made of whole micro-batches"
-        yield "batch.tokens_per_micro_batch", made
+        yield "batch.tokens_per_micro_batch", f"{micro} exceeds batch.tokens_per_step, {step}; lower it"
     if row > micro:
-        yield "data.max_length_tokens", f"a row of {row} tokens does not fit into batch.tokens_per_micro_batch, {micro}"
+        larger = f"{row} exceeds batch.tokens_per_micro_batch, {micro}; lower it, or raise the latter"
+        yield "data.max_length_tokens", larger
 
 
 def _optim_problems(optim: OptimConfig) -> Problems:
@@ -109,7 +108,7 @@ def _optim_problems(optim: OptimConfig) -> Problems:
 def _validation_problems(config: Config) -> Problems:
     validation = config.validation
     if validation.metric == "exact_match" and not validation.exact_match_rows:
-        yield "validation.metric", "exact_match is only measured with validation.exact_match_rows above 0"
+        yield "validation.metric", "exact_match needs validation.exact_match_rows; set it above 0"
     if config.data.validation or config.data.validation_fraction:
         return
     if validation.patience:
@@ -122,7 +121,7 @@ def _head_problems(config: Config) -> Problems:
     labels = config.head.labels
     twice = sorted({name for name in labels if labels.count(name) > 1})
     if twice:
-        yield "head.labels", f"{', '.join(twice)} stands there twice"
+        yield "head.labels", f"{', '.join(twice)} is listed twice; remove one"
     values = flat(config)
     for key, objectives in own_keys().items():
         if config.objective not in objectives and key in DEFAULTS and values[key] != DEFAULTS[key]:

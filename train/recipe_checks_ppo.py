@@ -1,4 +1,4 @@
-"""What can be wrong with the recipe's section `ppo`. Like train/recipe_checks.py, this file imports nothing heavy."""
+"""Checks of the recipe's section `ppo`. Like train/recipe_checks.py, this file imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _rollout_problems(ppo: PpoConfig) -> Problems:
 
 
 def problems(config: Config) -> Problems:
-    """(key, message) for everything wrong with `ppo`, and for what does not go with it."""
+    """(key, message) of all errors in `ppo`, and of other keys that PPO does not support."""
     ppo = config.ppo
     yield from _reward_problems(ppo)
     yield from _rollout_problems(ppo)

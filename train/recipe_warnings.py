@@ -1,4 +1,4 @@
-"""Warnings, one line each, about settings that are allowed but probably a mistake."""
+"""Warnings about settings that are allowed but probably a mistake."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from train.config import OptimConfig
 
 
 def about_schedule(optim: OptimConfig, total_steps: int) -> Iterator[str]:
-    """Warn if the run ends within its warmup: the learning rate is never reached."""
+    """Warn if the run ends within its warmup."""
     warmup = optim.warmup_steps
     if warmup is None:
         warmup = math.ceil(optim.warmup_fraction * total_steps)
     if total_steps and warmup >= total_steps and warmup > 1:
         key = "optim.warmup_fraction" if optim.warmup_steps is None else "optim.warmup_steps"
         yield (
-            f"WARNING {key}: the warmup takes {warmup:,} steps and the run has {total_steps:,}, so the learning rate "
-            "only rises and the schedule never begins"
+            f"WARNING {key}: the warmup takes {warmup:,} steps but the run has only {total_steps:,}; lower it, or the "
+            "learning rate rises until the end"
         )
 
 
 def about_positions(longest: int, model_config: Any) -> Iterator[str]:
-    """Warn if rows are longer than the positions that a model with computed positions (rotary) was trained for."""
+    """Warn if rows are longer than the positions that a model with rotary positions was trained for."""
     limit = positions_of(model_config)
     if limit is not None and longest > limit:
         yield (
-            f"WARNING data.max_length_tokens: the longest row has {longest:,} tokens, the model was made for {limit:,} "
-            "(max_position_embeddings in its config.json): it learns later positions from scratch"
+            f"WARNING data.max_length_tokens: the longest row has {longest:,} tokens, the model was trained for "
+            f"{limit:,} (max_position_embeddings in its config.json): later positions are trained from scratch"
         )
 
 
 def positions_of(model_config: Any) -> int | None:
-    """The number of positions that a model was made for, including rope scaling; None without a limit."""
+    """The number of positions that a model was trained for, including RoPE scaling; None without a limit."""
     limit = getattr(model_config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None

@@ -1,13 +1,13 @@
-"""The objectives, tunings and families by name, with the facts that a recipe's checks need. Nothing heavy is imported.
+"""The objectives, tunings and families by name, with what a recipe's checks need to know. Nothing heavy is imported.
 
 To add one, write its class and add a line here: docs/architecture.md.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from zerotune.data.formats import text_formats
@@ -15,22 +15,16 @@ from zerotune.data.formats import text_formats
 Problems = Iterator[tuple[str, str]]  # (key to blame, message)
 
 
-def imported(place: str) -> Any:
-    """What `module:name` names, imported now."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """What is known of an objective without importing it.
+    """Properties of an objective that are needed before its class is imported.
 
     place: `module:class` of a `train.protocols.Objective`.
-    formats: the row formats that it learns from.
-    keys: the keys, or sections, of the recipe that only the objectives which name them use.
-    asks: whether it answers the rows' prompts itself, so that rows need no answer of their own.
-    from_scratch: whether a new model can learn it (model.family).
-    checks: `module:function` that gives (key, message) of everything wrong with its keys, without importing torch.
+    formats: the row formats that it supports.
+    keys: keys or sections of the recipe that only some objectives use, this one among them.
+    asks: whether it samples answers to the rows' prompts, so that rows need no answer.
+    from_scratch: whether a new model can be trained for it (model.family).
+    checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     """
 
     place: str
@@ -41,23 +35,22 @@ class ObjectiveSpec:
     checks: str = ""
 
     def problems(self, config: Any) -> Problems:
-        """(key, message) of everything wrong with its own keys in a `train.config.Config`."""
-        return iter(imported(self.checks)(config) if self.checks else ())
+        """(key, message) of all errors in its keys of a `train.config.Config`."""
+        return iter(resolve_name(self.checks)(config) if self.checks else ())
 
 
 @dataclass(frozen=True)
 class TuningSpec:
-    """What is known of a tuning without importing it.
+    """Properties of a tuning that are needed before its class is imported.
 
     place: `module:class` of a `train.protocols.Tuning`.
     merger: `module:class` of a `train.merge.weights.Merger`.
-    trains_base: whether weights of the model itself move: they are kept in float32, and PPO needs a copy of the model
-        for its reference.
-    replaces_base: whether all of them do, so that a merge needs nothing of the base model.
-    can_quantize: whether the base may be quantised.
+    trains_base: whether weights of the base model are trained. They are kept in float32, and PPO keeps a copy as the
+        reference model.
+    replaces_base: whether all of them are trained, so that a merge does not read the base model.
+    can_quantize: whether the base model may be quantised.
     can_pack: whether several rows may share one sequence.
-    extra_positions: of a `TuningConfig`: how many positions it puts in front of every row; a merge makes tokens of
-        them.
+    extra_positions: `TuningConfig` -> number of positions in front of every row; a merge turns them into tokens.
     """
 
     place: str
@@ -71,12 +64,12 @@ class TuningSpec:
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """What is known of a family of models from scratch without importing it.
+    """Properties of a family of new models that are needed before it is imported.
 
     place: `module:function` that makes a configuration of transformers; see `train.models.family_configs`.
-    keys: those of the recipe's `model` that not every family uses.
-    matrices: the names of its layers that an adapter may change.
-    layers: how many it has by default at a depth.
+    keys: keys of the recipe's `model` that only some families use, this one among them.
+    matrices: names of the layers that an adapter can change.
+    layers: depth -> default number of layers.
     """
 
     place: str
@@ -146,6 +139,6 @@ FAMILIES: dict[str, FamilySpec] = {
 
 
 def own_keys() -> dict[str, list[str]]:
-    """Key or section of the recipe -> the objectives that use it, for all that not every objective uses."""
+    """Key or section of the recipe that only some objectives use -> these objectives."""
     keys = dict.fromkeys(key for spec in OBJECTIVES.values() for key in spec.keys)
     return {key: [name for name, spec in OBJECTIVES.items() if key in spec.keys] for key in keys}

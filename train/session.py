@@ -8,12 +8,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from train.config import Config
 from train.engine import run_info
 from train.engine.flops import Peak
-from train.engine.loop import Outcome, Progress
+from train.engine.loop import SHARE_REACHED, Outcome, Progress
 from train.engine.quiet_libraries import quiet_libraries
 from train.engine.runtime import Runtime
 from train.failure.heartbeat import HEARTBEAT
@@ -24,9 +22,10 @@ from train.fingerprint import fingerprint, flat
 from train.protocols import Objective
 from train.recipe import to_yaml
 from train.recipe_warnings import about_schedule
+from zerotune.common.console import say
 from zerotune.common.errors import CannotWriteError
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.mask_secrets import exposed, printable
+from zerotune.common.mask_secrets import exposed
 from zerotune.common.metric_format import percent
 
 REMOVED = "the run folder was removed"
@@ -85,8 +84,8 @@ class Session:
     def merge_and_report(self, config: Config, outcome: Outcome) -> Outcome:
         """Merge the finished run and write its report. After Ctrl-C, the same command does the rest."""
         try:
-            with self.stop.interruptible():
-                from train.merge import merge
+            with self.stop.saving(False):
+                from train.merge.steps import merge
                 from train.report import print_table, write_report
 
                 if config.merge.at_end:
@@ -101,13 +100,15 @@ class Session:
         """Report how the run ended."""
         if not self.runtime.main:
             return
-        self.stop.obeyed()  # also after a request that came too late: the next start must not stop at once
+        self.stop.clear()  # also after a request that came too late: the next start must not stop at once
         if outcome.state == "finished":
             self.status.write("finished", outcome.step, outcome.reason, 0)
             return
-        reason = self.stop.reason or "another rank was asked to stop"
+        reason = self.stop.reason or (
+            outcome.reason if outcome.reason == SHARE_REACHED else "another rank was asked to stop"
+        )
         self.status.write("preempted", outcome.step, reason, self.stop.exit_code)
-        say(f"Stopped after step {outcome.step} ({reason}); the same command continues from there.")
+        say(f"Stopped after step {outcome.step} ({reason}); the same command resumes from there.")
 
 
 @contextlib.contextmanager
@@ -123,15 +124,9 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
         contextlib.ExitStack() as afterwards,
     ):
         stop.watch(folder if runtime.main else None, config.run.stop_after_minutes)
-        stop.orphaned = watchdog.orphaned
+        stop.on_launcher_death = watchdog.launcher_died
         with watchdog.first_error():
             yield Session(folder, afterwards, stop, runtime, status, held, watchdog)
-
-
-def say(line: str) -> None:
-    """Print to the terminal, if it is still open."""
-    with contextlib.suppress(OSError):
-        Console(stderr=True, highlight=False).print(printable(line), soft_wrap=True, markup=False)
 
 
 def describe(
@@ -143,7 +138,7 @@ def describe(
     resumed: Progress,
     extended: Sequence[str] = (),
 ) -> None:
-    """Write the run's recipe and facts into its folder, and print a summary.
+    """Write config.yaml and run.json into the run folder, and print a summary.
 
     extended: changes of the recipe with which the run was extended.
     """

@@ -60,7 +60,7 @@ def test_a_rank_that_raises(ending_seconds: int, workplace: Workplace, tmp_path:
     own, _, cascade = after.partition("[rank1]: ValueError: no more rows\n")  # torch puts the rank before each line
     assert own.startswith("[rank1]: Traceback (most recent call last):\n")
     assert "in walk\n" in own
-    assert f"ended because rank 1 failed first; {run / 'status.json'} says why" in cascade
+    assert f"ended because rank 1 failed first; the reason is in {run / 'status.json'}" in cascade
     assert "closed by peer" not in text
     assert re.search(
         r"Root Cause(.|\n)*rank      : 1(.|\n)*ValueError: no more rows", cascade

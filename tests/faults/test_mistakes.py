@@ -96,7 +96,7 @@ def test_a_start_that_fails_leaves_no_folder(zygote: Zygote, workplace: Workplac
         [{"at": "train.checkpoint.manager:Checkpoints.resume", "do": "SIGINT"}],
     )
     assert code == 130
-    assert output.splitlines()[-1] == "Stopped by SIGINT before the run had begun: nothing was changed."
+    assert output.splitlines()[-1] == "Stopped by SIGINT before the run had begun; nothing was changed."
     assert "Traceback" not in output
     assert not run.exists()
 
@@ -116,7 +116,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
     )
     assert code == 130
     assert time.monotonic() - began < 60
-    assert "once more ends it at once" in output
+    assert "Press Ctrl-C again to end it now" in output
     assert finished(run) == [2]  # that of step 4 was under way
     assert start(zygote, workplace.arguments(run), tmp_path / "on")[0] == 0
     assert leftovers(run) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fault_runs import STEPS, Workplace, Zygote, finished, leftovers, status, weights
-from tests.support.reward_models import judge
+from tests.support.reward_models import reward_classifier
 from tests.support.training_runs import ROOT, metrics
 
 ENTITIES = {
@@ -27,7 +27,7 @@ LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
 
 PPO = {
     "objective": "ppo",
-    "ppo.reward": '[{"kind": "model", "path": "JUDGE", "label": "good"}, {"kind": "repetition", "weight": -1}]',
+    "ppo.reward": '[{"kind": "model", "path": "CLASSIFIER", "label": "good"}, {"kind": "repetition", "weight": -1}]',
     "ppo.response_tokens": 6,
     "ppo.rollout_prompts": 8,  # five rollouts an epoch, of two steps each
     "ppo.epochs": 2,
@@ -67,7 +67,8 @@ def noting(file: Path) -> dict[str, object]:
 def test_three_kills_change_no_bit(case: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     kind, options = CASES[case]
     if "ppo.reward" in options:
-        options = options | {"ppo.reward": options["ppo.reward"].replace("JUDGE", str(judge(tmp_path / "judge")))}
+        path = str(reward_classifier(tmp_path / "classifier"))
+        options = options | {"ppo.reward": options["ppo.reward"].replace("CLASSIFIER", path)}
     names = ("train/policy", "rollout/reward", "rollout/kl_weight") if "ppo" in case else ("train/loss",)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     rows, rows_again = tmp_path / "rows", tmp_path / "rows-again"

@@ -47,8 +47,8 @@ def test_the_stuck_rank_is_told_from_those_that_wait(
     said = status(run)
     assert (said["rank"], said["exit_code"]) == (1, 70)
     assert f"rank 1 hangs in `{phase}`" in said["reason"]
-    assert "for it waits rank 0." in said["reason"]
-    assert (place or "does not react") in said["reason"]
+    assert "waiting: rank 0." in said["reason"]
+    assert (place or "does not respond") in said["reason"]
     assert said["reason"] in processes.output
     for rank in (0, 1):
         _, stacks = processes.output.split(f"stacks of rank {rank}:\n")
@@ -85,4 +85,4 @@ def test_who_keeps_a_checkpoint_waiting_is_named(zygote: Zygote, workplace: Work
     said = status(run)
     assert (said["rank"], said["exit_code"], said["step"]) == (0, 70, 6)
     assert "rank 0 hangs in `saving` at train/checkpoint/commit.py:" in said["reason"]
-    assert "for it waits rank 1." in said["reason"]
+    assert "waiting: rank 1." in said["reason"]

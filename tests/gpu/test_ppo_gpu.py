@@ -35,14 +35,14 @@ class OneDevice(Whole):
 def test_rollout_and_scoring_agree(kind: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In fp32, with each other and with a CPU."""
     model: Any = tuned(kind).to(DEVICE)
-    episodes, drawn = played(model, monkeypatch, PROMPTS, ranks=OneDevice())
+    trajectories, drawn = played(model, monkeypatch, PROMPTS, ranks=OneDevice())
     shape = Shape(packed and TUNINGS[kind].can_pack, 1000, 1000, 100, True, 0)
     found = []
     for ranks, scored in ((OneDevice(), model), (Whole(), tuned(kind))):
         scoring = Scoring(shape, CONFIG, ranks)
         if kind == "full":
             scoring.keep_reference(tiny())
-        found.append(scoring.tokens(scored, episodes))
+        found.append(scoring.tokens(scored, trajectories))
     assert found[0]["log_p"] == pytest.approx(drawn, abs=1e-4)
     for name in ("log_p", "reference", "value"):
         assert found[0][name] == pytest.approx(found[1][name], abs=1e-4), name

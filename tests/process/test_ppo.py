@@ -1,4 +1,4 @@
-"""PPO as a run: one result however it is spread, resumed to the last bit, and a task that it can solve, solved."""
+"""PPO as a run: the same on any sharding, resumed bit for bit, and able to solve a simple task."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from safetensors import safe_open
 from eval.tasks.lookup import find as find_task
 from tests.support.compare import assert_equal, weights
 from tests.support.fault_runs import Zygote, finished, status
-from tests.support.reward_models import add_nothing, judge
+from tests.support.reward_models import add_nothing, reward_classifier
 from tests.support.training_runs import TINY, arguments, metrics, pretrained_stand_in, write_rows
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.requests import Generated
 
 SPREAD = {"batch__tokens_per_micro_batch": 128}
 
 
 def broken(folder: Path) -> Path:
-    """A judge whose every value is no number."""
+    """A classifier whose logits are all NaN."""
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(judge(folder))
+    model = AutoModelForSequenceClassification.from_pretrained(reward_classifier(folder))
     torch.nn.init.constant_(model.score.weight, torch.nan)
     model.save_pretrained(folder)
     return folder
@@ -43,7 +43,7 @@ class Place:
         rows = [{"text": " ".join(words[k:] + words[:k])} for k in range(len(words))]
         self.rows = folder / "rows.jsonl"
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.judge = judge(folder / "judge")
+        self.classifier = reward_classifier(folder / "classifier")
         self.broken = broken(folder / "broken")
         self.stand_in = pretrained_stand_in(folder / "stand-in")
 
@@ -52,7 +52,7 @@ class Place:
             "objective": "ppo",
             "data__train": json.dumps([{"path": str(self.rows), "format": "text"}]),
             "data__validation_fraction": 0.25,
-            "ppo__reward": json.dumps([{"kind": "model", "path": str(self.judge), "label": "good"}]),
+            "ppo__reward": json.dumps([{"kind": "model", "path": str(self.classifier), "label": "good"}]),
             "ppo__prompt_tokens": 4,
             "ppo__response_tokens": 6,
             "ppo__rollout_prompts": 8,
@@ -93,7 +93,7 @@ SPREADS = [(tuning, kind) for tuning in ("full", "lora") for kind in ("single", 
 
 
 @pytest.mark.parametrize(("tuning", "kind"), [*SPREADS, ("prompt", "ddp"), ("prompt", "zero3")])
-def test_one_result_however_it_is_spread(place: Place, kind: str, tuning: str) -> None:
+def test_results_do_not_depend_on_sharding(place: Place, kind: str, tuning: str) -> None:
     reference = place.folder / tuning
     if not reference.exists():
         place.run(tuning, tuning__kind=tuning)
@@ -101,7 +101,7 @@ def test_one_result_however_it_is_spread(place: Place, kind: str, tuning: str) -
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
-def test_a_value_model_and_supervised_steps_too(place: Place, kind: str) -> None:
+def test_value_model_and_supervised_steps_on_any_sharding(place: Place, kind: str) -> None:
     """In supervised steps nothing is valued, yet ranks stay together. The merged folder is the policy's alone."""
     options: dict[str, object] = {"ppo__value_model": place.stand_in, "ppo__supervised_weight": 0.5}
     options |= {"ppo__supervised_every": 2, "ppo__supervised_steps": 2}
@@ -130,7 +130,7 @@ def gpt_neo(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "prompts"), [("ddp", 8), ("zero3", 1)])
-def test_a_family_with_a_loop_of_its_own(place: Place, kind: str, prompts: int) -> None:
+def test_plain_generation_loop_on_any_sharding(place: Place, kind: str, prompts: int) -> None:
     """Prompts of several lengths, padded on the left. Of one prompt the second rank has none, and waits for nobody."""
     model, questions = place.folder / "neo", place.folder / "questions"
     questions.mkdir(exist_ok=True)
@@ -182,16 +182,16 @@ UPDATE, EXPERIENCE = "train.engine.loop:Loop._update", "train.objectives.ppo.obj
 STOPS = {  # the first rollout has 4 steps
     "in its steps": (UPDATE, 2),
     "in its last step": (UPDATE, 4),
-    "while the next is drawn": (EXPERIENCE, 2),
+    "while the next is sampled": (EXPERIENCE, 2),
 }
 ADAPTED: dict[str, object] = {"ppo__kl_in": "loss", "ppo__kl_target": 1.0, "ppo__kl_horizon": 10}
 
 
 @pytest.mark.parametrize("name", STOPS)
 def test_stopped_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
-    """What was found of a rollout that nobody learned from is forgotten, and no more is drawn than is learned from."""
-    judges = (place.judge, place.broken)
-    parts = [{"kind": "model", "path": str(path), "label": "good", "name": path.name} for path in judges]
+    """The state of a rollout without optimizer steps is discarded, and no extra rollout is sampled."""
+    paths = (place.classifier, place.broken)
+    parts = [{"kind": "model", "path": str(path), "label": "good", "name": path.name} for path in paths]
     options = ADAPTED | {"tuning__kind": "lora", "ppo__reward": json.dumps(parts)}
     whole = place.folder / "never stopped"
     if not whole.exists():
@@ -214,7 +214,7 @@ def test_stopped_and_resumed_to_the_last_bit(place: Place, name: str) -> None:
     assert all(torch.equal(tensor, weights(stopped)[key]) for key, tensor in weights(whole).items())
 
 
-def test_a_stop_of_one_rank_waits_for_the_end_of_the_rollout(place: Place) -> None:
+def test_stop_request_waits_for_the_rollouts_end(place: Place) -> None:
     orders = [{"at": UPDATE, "nth": 2, "rank": 1, "do": "SIGTERM"}]
     processes = place.zygote.run(place.words("one asked"), place.folder / "one asked", "ddp", orders)
     assert processes.codes == [0, 0], processes.output
@@ -223,7 +223,7 @@ def test_a_stop_of_one_rank_waits_for_the_end_of_the_rollout(place: Place) -> No
     assert finished(place.folder / "one asked") == [4]
 
 
-def test_the_weight_of_the_distance_is_the_same_in_all_steps_of_a_rollout(place: Place) -> None:
+def test_kl_coefficient_is_constant_within_a_rollout(place: Place) -> None:
     """The one that is written, and the first distance of 0 has made the second a 0.2 * 8 answers / 10 lower."""
     options: dict[str, object] = {"tuning__kind": "lora", "duration__max_steps": 8}
     fixed = place.run("fixed", ppo__kl_in="loss", **options)
@@ -235,7 +235,7 @@ def test_the_weight_of_the_distance_is_the_same_in_all_steps_of_a_rollout(place:
     assert expected[5] > 0
 
 
-def test_the_bonus_for_entropy_is_its_mean_over_all_tokens(place: Place) -> None:
+def test_entropy_bonus_is_a_mean_over_tokens(place: Place) -> None:
     """Before anything has moved it is what the rollout found; and it works."""
     options: dict[str, object] = {"ppo__epochs": 1, "ppo__minibatches": 1, "optim__learning_rate": 1e-2}
     plain, paid = (place.run(f"entropy {weight}", ppo__entropy_weight=weight, **options) for weight in (0, 10))
@@ -252,8 +252,8 @@ BANDIT: dict[str, object] = {
 }  # fmt: skip
 
 
-def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
-    """One token for each prompt, worth what the judge says: more and more of what is worth most, if nothing holds."""
+def test_bandit_is_solved_and_kl_restrains(place: Place) -> None:
+    """Responses of one token: the policy learns the most rewarded one, unless the KL restrains it."""
     free = place.run("free", ppo__kl_weight=0.0, watch__every_steps=60, **BANDIT)
     assert list(metrics(free, "train/policy")) == [60, 64]
     assert list(metrics(free, "rollout/reward")) == list(range(1, 64, 4))  # of each rollout
@@ -270,7 +270,7 @@ def test_a_bandit_is_solved_and_the_distance_holds_back(place: Place) -> None:
     assert max(abs(x) for x in metrics(held, "rollout/kl").values()) < 0.2 * kl[-1]
 
 
-def test_supervised_steps_between_and_beside(place: Place) -> None:
+def test_supervised_steps_within_and_between_rollouts(place: Place) -> None:
     options = {"ppo__supervised_weight": 0.5, "ppo__supervised_every": 2, "ppo__supervised_steps": 3}
     run = place.run("mixed", **options)
     learned = metrics(run, "train/supervised")
@@ -291,7 +291,7 @@ QUESTION = [{"role": "user", "content": f"Who saw the {word}?"} for word in WORD
 ANSWER = {"role": "assistant", "content": "Nobody."}
 
 
-def test_a_chat_that_only_asks_trains_as_one_with_answers_does(place: Place) -> None:
+def test_chats_without_answers_train_like_those_with(place: Place) -> None:
     asked = place.run("asked", **sources(place, "asked", "chat", [{"messages": [said]} for said in QUESTION]))
     rows: list[dict[str, object]] = [{"messages": [said, ANSWER]} for said in QUESTION]
     whole = place.run("answered", **sources(place, "answered", "chat", rows))
@@ -301,7 +301,7 @@ def test_a_chat_that_only_asks_trains_as_one_with_answers_does(place: Place) -> 
 
 
 @pytest.mark.parametrize("kind", ["text", "messages"])
-def test_pairs_that_a_reward_model_learned_from_are_asked(place: Place, kind: str) -> None:
+def test_preference_pairs_give_prompts(place: Place, kind: str) -> None:
     def row(said: dict[str, str]) -> dict[str, object]:
         if kind == "text":
             return {"prompt": said["content"], "chosen": " Nobody.", "rejected": " Who?"}
@@ -320,7 +320,7 @@ def test_pairs_that_a_reward_model_learned_from_are_asked(place: Place, kind: st
         assert all("Nobody" not in prompt for prompt in prompts)
 
 
-def test_supervised_steps_learn_what_has_an_answer(place: Place) -> None:
+def test_supervised_steps_use_rows_with_answers(place: Place) -> None:
     rows: list[dict[str, object]] = [{"messages": [said, ANSWER][: 1 + k % 2]} for k, said in enumerate(QUESTION)]
     options = sources(place, "half", "chat", rows) | {"ppo__supervised_weight": 0.5}
     run = place.run("half", **options)
@@ -398,7 +398,7 @@ def silent(folder: Path) -> Path:
     return folder
 
 
-def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: Place) -> None:
+def test_run_survives_empty_responses_and_nan_rewards(place: Place) -> None:
     parts = [{"kind": "model", "path": str(place.broken), "label": "good"}, {"kind": "length", "weight": 0.5}]
     run = place.run(
         "silent", model__path=silent(place.folder / "silent-model"), model__init="pretrained", validation__samples=2,
@@ -417,11 +417,11 @@ def test_neither_empty_answers_nor_rewards_that_are_no_numbers_end_a_run(place: 
 
 REFUSED = {
     "no reward": ({"ppo__reward": "[]"}, "ppo.reward: is empty"),
-    "no class": ({"ppo__reward": '[{"kind": "model", "path": "JUDGE"}]'}, "label: none is not one of its"),
+    "no class": ({"ppo__reward": '[{"kind": "model", "path": "CLASSIFIER"}]'}, "label: none is not one of its"),
     "unknown class": (
-        {"ppo__reward": '[{"kind": "model", "path": "JUDGE", "label": "fine"}]'}, "label: fine is not one",
+        {"ppo__reward": '[{"kind": "model", "path": "CLASSIFIER", "label": "fine"}]'}, "label: fine is not one",
     ),
-    "empty judge": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward[0].path"),
+    "no weights": ({"ppo__reward": json.dumps([{"kind": "model", "path": str(TINY)}])}, "ppo.reward[0].path"),
     "a checkpoint within a rollout": ({"checkpoint__every_steps": 3}, "step 3 is within a rollout of 4 steps"),
     "long prompts": ({"ppo__prompt_tokens": 500}, "no row has a prompt with room for a response"),
     "unknown task": ({"ppo__task": "gsm8k_kot"}, "ppo.task: unknown task gsm8k_kot"),
@@ -438,9 +438,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_told_before_the_first_step(place: Place, name: str) -> None:
+def test_impossible_settings_are_refused_before_step_1(place: Place, name: str) -> None:
     options, reason = REFUSED[name]
-    given = {key: str(value).replace("JUDGE", str(place.judge)) for key, value in options.items()}
+    given = {key: str(value).replace("CLASSIFIER", str(place.classifier)) for key, value in options.items()}
     processes = place.zygote.run(place.words(f"refused {name}", **given), place.folder / f"refused {name}")
     assert set(processes.codes) == {64}, processes.output
     assert reason in processes.output

@@ -110,7 +110,7 @@ def test_a_hang(cluster: Cluster, workplace: Workplace, run: Path) -> None:
     log, said = cluster.log(job), status(run)
     assert (said["state"], said["rank"], said["exit_code"]) == ("failed", 1, 70)
     assert "rank 1 hangs in `data` at " in log
-    assert "for it waits rank 0." in log
+    assert "waiting: rank 0." in log
     assert "slurm: failed, not requeued. The cause is the first error above" in log
     assert cluster.show(job)["Restarts"] == "0"
 

@@ -21,7 +21,7 @@ from train.config_ppo import PpoConfig
 from train.engine.gather_weights import unsharded
 from train.engine.runtime import sharded_precision
 from train.objectives.ppo.prompts import Prompt
-from train.objectives.ppo.rollout import play, requests
+from train.objectives.ppo.rollout import generation_requests, sample_responses
 from train.tuning import make_tuning
 from zerotune.models import attention, loss_head
 
@@ -138,8 +138,8 @@ def gathered_whole(model):
 def answers(model, ranks):
     """Sampled answers, some prompts beginning alike."""
     prompts = [Prompt(tuple(range(5, 9 + k % 3)), "r") for k in range(6)]
-    asked = requests(prompts, PpoConfig(response_tokens=6), (3,), (0, 1), greedy=False)
-    return [episode.answer for episode in play(model, TOKENIZER, asked, prompts, ranks)]
+    asked = generation_requests(prompts, PpoConfig(response_tokens=6), (3,), (0, 1), greedy=False)
+    return [trajectory.response for trajectory in sample_responses(model, TOKENIZER, asked, prompts, ranks)]
 
 
 def generating(tied: bool, adapted: bool) -> None:

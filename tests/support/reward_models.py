@@ -1,4 +1,4 @@
-"""Classifiers for tests of PPO, made of nothing."""
+"""A classifier as PPO's reward, made without training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.training_runs import TINY
 
 
-def judge(folder: Path) -> Path:
+def reward_classifier(folder: Path) -> Path:
     """Classes whose logits depend on the last token alone: a model whose layers add nothing to the embedding."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer

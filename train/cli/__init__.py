@@ -1,11 +1,12 @@
-"""One door: `zerotune train|eval|merge|report ...`. What a command needs is imported when it is called."""
+"""The command `zerotune train|eval|merge|report ...`. Each subcommand imports its modules when it is called."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import NoReturn
 
 from zerotune.common.errors import UserError
@@ -16,64 +17,38 @@ from zerotune.common.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """about: one line of the help. run: takes the words behind the command's name, returns the exit code."""
+    """about: a line of the help. place: `module:function` that takes the words after the command's name, and `options`,
+    and returns the exit code.
+    """
 
     about: str
-    run: Callable[[list[str]], int]
-
-
-def _train(words: list[str]) -> int:
-    from train.cli.launch import train
-
-    return train(words)
-
-
-def _eval(words: list[str]) -> int:
-    from train.cli.launch import evaluate
-
-    return evaluate(words)
-
-
-def _merge(words: list[str]) -> int:
-    from train.merge.__main__ import main
-
-    return main(words, prog="zerotune merge")
-
-
-def _report(words: list[str]) -> int:
-    from train.report.__main__ import main
-
-    return main(words, prog="zerotune report")
-
-
-def _recipes(words: list[str]) -> int:
-    from train.cli.recipes import main
-
-    return main(words)
-
-
-def _init(words: list[str]) -> int:
-    from train.cli.init import main
-
-    return main(words)
-
-
-def _env(words: list[str]) -> int:
-    from train.cli.environment import main
-
-    return main(words)
+    place: str
+    options: dict[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
-    "train": Command("train from a recipe: zerotune train RECIPE [options]", _train),
-    "eval": Command("evaluate and compare checkpoints", _eval),
-    "merge": Command("make one Hugging Face folder of a run: zerotune merge RUN OUT", _merge),
-    "report": Command("write the report of a run anew, or compare several", _report),
-    "recipes": Command("list the recipes, or print one: zerotune recipes NAME", _recipes),
-    "init": Command("copy recipes, configurations and batch scripts into a folder", _init),
-    "env": Command("show what a bug report needs: versions, devices, settings", _env),
+    "train": Command("train from a recipe: zerotune train RECIPE [options]", "train.cli.launch:train"),
+    "search": Command(
+        "search over keys of a recipe: zerotune search RECIPE --space FILE",
+        "train.search.__main__:main",
+        {"prog": "zerotune search"},
+    ),
+    "eval": Command("evaluate and compare checkpoints", "train.cli.launch:evaluate"),
+    "merge": Command(
+        "export a run as a Hugging Face folder: zerotune merge RUN OUT",
+        "train.merge.__main__:main",
+        {"prog": "zerotune merge"},
+    ),
+    "report": Command(
+        "rewrite the report of a run, or compare several runs",
+        "train.report.__main__:main",
+        {"prog": "zerotune report"},
+    ),
+    "recipes": Command("list the recipes, or print one: zerotune recipes NAME", "train.cli.recipes:main"),
+    "init": Command("copy recipes, configurations and batch scripts to a folder", "train.cli.init:main"),
+    "env": Command("print versions, devices and settings for a bug report", "train.cli.environment:main"),
 }
-WORKING = ("train", "eval", "merge")  # not to be ended by a pager that was closed
+WORKING = ("train", "search", "eval", "merge")  # must not end when a pager is closed
 EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
 
 
@@ -82,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     exit_quietly_on_ctrl_c()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] not in WORKING:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `zerotune recipes | head` ends as other programs do
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `zerotune recipes | head`
     exit_process(run(words))
 
 
 def run(words: list[str]) -> int:
-    """The exit code of a command: its own, or 64 for one that there is not."""
+    """Run a command and return its exit code; 64 for an unknown command."""
     hide_secrets()
     command, *rest = words or ["--help"]
     try:
@@ -96,9 +71,11 @@ def run(words: list[str]) -> int:
         elif command in ("-V", "--version", "version"):
             sys.stdout.write(_version())
         elif command in COMMANDS:
-            return COMMANDS[command].run(rest)
+            found = COMMANDS[command]
+            code: int = resolve_name(found.place)(rest, **found.options)
+            return code
         else:
-            near = did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+            near = did_you_mean(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
             raise UserError(f"unknown command {command}{near}")
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
@@ -116,7 +93,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "zerotune COMMAND --help says more. A first run, on any machine:",
+            "zerotune COMMAND --help shows the options. A first run, on any machine:",
             f"  {EXAMPLE}",
             "",
         ]

@@ -19,10 +19,8 @@ from tokenizers import Tokenizer
 from train.data.templates import ChatTemplate, whole
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
-from zerotune.data.class_label import AmbiguousLabelError, class_number
 from zerotune.data.fields import RowError
-from zerotune.data.label_prompt import label_prompt
-from zerotune.data.labelled import Label, Labelled, value_of
+from zerotune.data.labelled import AmbiguousLabelError, Label, Labelled, class_number, label_prompt, value_of
 from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words
@@ -146,7 +144,7 @@ class LabelEncoder:
         encoding = self._truncating.encode(first, second_text)
         ids_t = np.array(self._unpadded(encoding.ids), np.int32)
         if not len(ids_t):
-            raise RowError("nothing to learn: the tokenizer makes nothing of this text")
+            raise RowError("nothing to learn: the tokenizer returns no tokens for this text")
         label_mask_t = np.zeros(len(ids_t), np.uint8)
         label_mask_t[-1] = FIRST
         value = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
@@ -175,7 +173,7 @@ class LabelEncoder:
                     classes[window][position + token - first] = (FURTHER, self._continued(tags[word]))
         made = [_window(ids, own) for ids, own in zip(windows, classes, strict=True) if own]
         if not made:
-            raise RowError("nothing to learn: the tokenizer makes nothing of these words")
+            raise RowError("nothing to learn: the tokenizer returns no tokens for these words")
         return LabelledExample(made, cut=len(windows) > 1)
 
     def _pair(self, row: Preference) -> LabelledExample:

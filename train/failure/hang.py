@@ -54,7 +54,7 @@ class StallDetector:
 def find_hanging(statuses: Mapping[int, RankStatus], still_seconds: float) -> tuple[list[int], str]:
     """The ranks that hang, and the message for the user.
 
-    These are the ranks that do not react; else those that are behind; of these, those that do not wait for others.
+    These are the ranks that do not respond; else those that are behind; of these, those that do not wait for others.
     """
     mute = [one for one in statuses.values() if not one.at]
     last = min(one.place for one in statuses.values())
@@ -62,14 +62,14 @@ def find_hanging(statuses: Mapping[int, RankStatus], still_seconds: float) -> tu
     stuck = mute or [one for one in behind if not one.waits] or behind
     ranks = [one.rank for one in stuck]
     named = "; ".join(
-        f"rank {one.rank} hangs in `{one.phase}`" + (f" at {one.at}" if one.at else " and does not react")
+        f"rank {one.rank} hangs in `{one.phase}`" + (f" at {one.at}" if one.at else " and does not respond")
         for one in stuck
     )
     waiting = ", ".join(str(rank) for rank in statuses if rank not in ranks)
     return ranks, (
-        f"After step {stuck[0].step} nothing happened for {still_seconds:.0f} s: {named}"
-        + (f"; for it waits rank {waiting}" if waiting else "")
-        + ". The same command continues from the newest checkpoint. Where a run is only slow, raise run.hang_seconds."
+        f"After step {stuck[0].step} no rank made progress for {still_seconds:.0f} s: {named}"
+        + (f"; waiting: rank {waiting}" if waiting else "")
+        + ". The same command resumes from the newest checkpoint. If the run is only slow, raise run.hang_seconds."
     )
 
 

@@ -1,8 +1,7 @@
 """Allows one run per run folder.
 
-The lock is a POSIX record lock on `RUN/.lock`: the kernel drops it when the process dies, however it dies, and children
-that outlive it do not keep it. The file's content says who holds it, for the message, and for file systems whose locks
-other hosts do not see.
+The lock is a POSIX record lock on `RUN/.lock`. The kernel releases it when the process ends; no child inherits it.
+The file contains the holder, for messages, and for file systems whose locks are not visible on other hosts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from zerotune.common.errors import CannotWriteError, UserError
 FILE = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
 NAME_SECONDS = 2.0  # the holder writes its name right after it has the lock
-LOST_NODE_SECONDS = 180.0  # a file server keeps the locks of a host that is gone for its lease, about 90 s
+LOST_NODE_SECONDS = 180.0  # a file server keeps the locks of a lost host for the time of its lease, about 90 s
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 log = logging.getLogger(__name__)
@@ -40,16 +39,16 @@ class Hold:
         self.begun = False
 
     def removed(self) -> bool:
-        """Whether the folder was removed or renamed meanwhile; only the rank that holds the lock knows."""
+        """Whether the folder was removed or renamed; only the rank that holds the lock knows."""
         return self._lock is not None and not self._lock.is_in_place()
 
 
 @contextlib.contextmanager
 def hold(run_folder: Path, ranks: Ranks | None = None) -> Iterator[Hold]:
-    """Keep other runs out of `run_folder` (made if missing) while the block runs.
+    """Keep other runs out of `run_folder` (created if missing) while the block runs.
 
-    With `ranks`, the first rank takes the lock and all enter or raise together. Raises UserError naming host and
-    process of the holder; a lock left by a process that is gone is taken over with a WARNING.
+    With `ranks`, the first rank takes the lock, and all ranks enter or raise together. Raises UserError with host and
+    process of the holder. A lock of a process that has ended is taken over, with a warning.
     """
     lock: _Lock | None = None
     failure: UserError | None = None
@@ -59,7 +58,7 @@ def hold(run_folder: Path, ranks: Ranks | None = None) -> Iterator[Hold]:
         except UserError as error:
             failure = error
     if ranks is not None and ranks.sum([float(failure is not None)])[0] and failure is None:
-        failure = UserError(f"{run_folder} is in use; the first rank's message says by whom")
+        failure = UserError(f"{run_folder} is in use; see the message of rank 0")
     if failure is not None:
         raise failure
     held = Hold(lock)
@@ -94,14 +93,14 @@ class _Lock:
             found, ours = self.path.stat(), os.fstat(self._descriptor)
         except FileNotFoundError:
             return False
-        except OSError:  # a file server that does not answer now says nothing about the folder
+        except OSError:  # the file server does not answer: assume that the folder exists
             return True
         return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _take(self) -> None:
         began, waiting = time.monotonic(), False
         while not self._locked() or not self.is_in_place():
-            if not self.is_in_place():  # the one who held it has just removed it
+            if not self.is_in_place():  # the holder has just removed it
                 os.close(self._descriptor)
                 self._open()
                 continue
@@ -112,7 +111,7 @@ class _Lock:
             if holder is None or not _earlier_start_of_this_job(holder) or waited >= LOST_NODE_SECONDS:
                 raise self._refusal(holder, "")
             if not waiting:
-                log.warning("%s: waiting for the lock of this job's last start to expire", self.path)
+                log.warning("%s: waiting until the lock of this job's last start expires", self.path)
             waiting = True
             time.sleep(1)
         self._replace(self._holder())
@@ -121,7 +120,7 @@ class _Lock:
         os.pwrite(self._descriptor, content, 0)
 
     def _locked(self) -> bool:
-        """Whether the kernel's lock is ours now, or this file system has none."""
+        """Whether we have the lock now, or the file system does not support locks."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -130,25 +129,25 @@ class _Lock:
             if error.errno not in UNSUPPORTED:
                 raise CannotWriteError(f"Cannot lock {self.path}: {error.strerror}") from error
             log.warning(
-                "%s: no locks on this file system; two runs started in the same instant are not told apart", self.path
+                "%s: this file system has no locks; do not start two runs in this folder at the same time", self.path
             )
         return True
 
     def _replace(self, holder: Mapping[str, Any] | None) -> None:
-        """Take over from a holder that did not release; refuse where it may still be alive."""
+        """Take over from a holder that did not release. Raises UserError if it may still be alive."""
         if holder is None:
             return
         if holder["host"] != socket.gethostname() and not _earlier_start_of_this_job(holder):
-            raise self._refusal(holder, f" If that run is gone for good, remove {self.path} and start again.")
+            raise self._refusal(holder, f". If that run has ended, remove {self.path} and start again")
         if holder["host"] == socket.gethostname() and _alive(holder):
             raise self._refusal(holder, "")
-        log.warning("%s: taken over from process %s on %s, which is gone", self.path, holder["pid"], holder["host"])
+        log.warning("%s: taken over from process %s on %s, which has ended", self.path, holder["pid"], holder["host"])
 
-    def _refusal(self, holder: Mapping[str, Any] | None, cure: str) -> UserError:
+    def _refusal(self, holder: Mapping[str, Any] | None, more: str) -> UserError:
         who = f"process {holder['pid']} on host {holder['host']}" if holder else "a run that is just starting"
         return UserError(
-            f"{self.path.parent} is in use by {who}: two runs must not write into one run folder. Stop that one first, "
-            f"or choose another run.folder.{cure}"
+            f"{self.path.parent} is in use by {who}; two runs cannot share a run folder. Stop that run, or set another "
+            f"run.folder{more}"
         )
 
     def _holder(self) -> Mapping[str, Any] | None:
@@ -159,7 +158,7 @@ class _Lock:
             return None
 
     def release(self, begun: bool) -> None:
-        """Leave an empty file; where the run had not begun, nothing that was made for it."""
+        """Leave an empty file; if the run had not begun, remove what was created for it."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             if self._made_file and not begun and self.is_in_place():
@@ -180,7 +179,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _earlier_start_of_this_job(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder is this batch job before it was requeued, perhaps from a lost node: it cannot run now."""
+    """Whether the holder is this batch job before it was requeued; it cannot be running any more."""
     me = _myself()
     return (
         me["job"] is not None and holder.get("job") == me["job"] and int(holder.get("restarts") or 0) < me["restarts"]
@@ -188,7 +187,7 @@ def _earlier_start_of_this_job(holder: Mapping[str, Any]) -> bool:
 
 
 def _alive(holder: Mapping[str, Any]) -> bool:
-    """Whether that process of this host lives; its start time tells it from another that got its number."""
+    """Whether that process of this host is alive; its start time distinguishes it from a later one with its pid."""
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:

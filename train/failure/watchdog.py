@@ -10,13 +10,11 @@ import contextlib
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from train.errors import EndedWithError
 from train.failure.hang import StallDetector, find_hanging, main_thread_location
@@ -26,6 +24,7 @@ from train.failure.rank_status import Failure, RankStatus, RankStatusFolder, cur
 from train.failure.stop import STATUS_FILE, Interrupted, Status
 from train.protocols import Ranks
 from zerotune.common.errors import CannotWriteError, UserError
+from zerotune.common.launcher_watch import tell
 from zerotune.common.mask_secrets import mask, printable
 
 HANG = 70  # exit code
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches this rank and the others while its block runs. Entered by all ranks together."""
+    """Watches this rank and the others while its block runs. All ranks enter together."""
 
     def __init__(
         self, run_folder: Path, ranks: Ranks, hang_seconds: float | None, status: Status | None = None
@@ -69,9 +68,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -111,7 +108,9 @@ class Watchdog:
             if first.hang:
                 self._thread.join()  # the watchdog thread ends the process
             if first is not mine:
-                self._wait_until_gone(first.rank)
+                end = time.monotonic() + PATIENCE_SECONDS
+                while self._is_alive(first.rank) and (HEARTBEAT.writing or time.monotonic() < end):
+                    time.sleep(0.05)
                 raise self._ended_with(first) from None
             self._record(mine)
             raise
@@ -134,7 +133,7 @@ class Watchdog:
             except Exception as error:  # this thread must survive: nothing else ends a hang
                 if complaint != str(error):
                     complaint = str(error)
-                    log.warning("the watchdog: %s: %s", type(error).__name__, complaint)
+                    log.warning("watchdog: %s: %s", type(error).__name__, complaint)
 
     def _look_around(self, elapsed: float) -> None:
         self._publish(current_status(self._rank))
@@ -167,33 +166,24 @@ class Watchdog:
             with _ending(HANG):
                 self._publish_stacks()
                 time.sleep(GRACE_SECONDS)
-        writes = HEARTBEAT.writing and not self._is_gone(first.rank)
+        alive = self._is_alive(first.rank)
+        writes = HEARTBEAT.writing and alive is not False
         if writes:
             self._writing_seconds += elapsed
         else:
             self._ending_seconds += elapsed
-        most = PATIENCE_SECONDS if self._is_seen(first.rank) else GRACE_SECONDS
-        over = self._writing_seconds > WRITING_SECONDS or self._ending_seconds > most
-        if over and (writes or first.rank != self._rank):
+        most = PATIENCE_SECONDS if alive else GRACE_SECONDS
+        expired = self._writing_seconds > WRITING_SECONDS or self._ending_seconds > most
+        if expired and (writes or first.rank != self._rank):
             with _ending(first.exit_code):
                 self._print(str(self._ended_with(first)))
                 if not self._status.begun:
                     self._statuses.leave_all()
 
-    def _wait_until_gone(self, rank: int) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while self._is_seen(rank) and (HEARTBEAT.writing or time.monotonic() < end):
-            time.sleep(0.05)
-
-    def _is_seen(self, rank: int) -> bool:
-        """Whether the process of a rank is on this host and alive."""
+    def _is_alive(self, rank: int) -> bool | None:
+        """Whether the process of a rank lives; None if it is not visible on this host."""
         peer = self._peers.get(rank)
-        return peer is not None and not _ended(peer)
-
-    def _is_gone(self, rank: int) -> bool:
-        """Whether the process of a rank was on this host and has ended."""
-        peer = self._peers.get(rank)
-        return peer is not None and _ended(peer)
+        return None if peer is None else not _ended(peer)
 
     def _lost(self) -> RankStatus | None:
         """A rank of this host that was killed: it ended without removing its status."""
@@ -208,8 +198,8 @@ class Watchdog:
         """Report a rank that was killed."""
         text = (
             f"rank {lost.rank} (process {lost.pid} on {lost.host}) was killed; last seen after step {lost.step}, in "
-            f"`{lost.phase}`. If nobody did it, the kernel may have, for want of memory: `dmesg` or the cluster's log "
-            "tells. The same command continues from the newest checkpoint"
+            f"`{lost.phase}`. If nobody killed it, it probably ran out of memory: see `dmesg` or the cluster's log. "
+            "The same command resumes from the newest checkpoint"
         )
         mine = Failure(lost.rank, 1, text)
         if self._statuses.claim(mine) is mine:
@@ -247,12 +237,12 @@ class Watchdog:
             self._status.write("failed", HEARTBEAT.step, failure.message, failure.exit_code, rank=failure.rank)
 
     def _ended_with(self, first: Failure) -> EndedWithError:
-        where = f"{self._run_folder / STATUS_FILE} says why" if self._status.begun else "its message says why"
+        where = f"the reason is in {self._run_folder / STATUS_FILE}" if self._status.begun else "see its message"
         return EndedWithError(f"ended because rank {first.rank} failed first; {where}", first.exit_code)
 
-    def orphaned(self, why: str) -> None:
-        """The launcher has died (called from another thread): end this process."""
-        mine = Failure(self._rank, 1, f"{why}. The same command continues from the newest checkpoint")
+    def launcher_died(self, why: str) -> None:
+        """End this process. Called from another thread."""
+        mine = Failure(self._rank, 1, f"{why}. The same command resumes from the newest checkpoint")
         with _ending(1):
             if self._statuses.claim(mine) is mine:
                 self._record(mine)
@@ -261,9 +251,7 @@ class Watchdog:
                 self._statuses.leave_all()
 
     def _print(self, text: str) -> None:
-        prefix = f"[rank {self._rank}] " if self._rank else ""
-        sys.stderr.write(printable(f"{prefix}{text.rstrip()}\n"))
-        sys.stderr.flush()
+        tell(printable(f"[rank {self._rank}] " * (self._rank > 0) + text.rstrip()))
 
 
 @contextlib.contextmanager
@@ -278,7 +266,7 @@ def _ending(code: int) -> Iterator[None]:
 
 
 def _may_be_consequence(error: BaseException) -> bool:
-    """Whether another rank may have caused it: a broken collective, or a save given up without a cause of its own."""
+    """Whether another rank may have caused it: a broken collective, or a failed save without a cause on this rank."""
     return isinstance(error, RuntimeError) or (isinstance(error, CannotWriteError) and error.__cause__ is None)
 
 

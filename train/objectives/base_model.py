@@ -1,4 +1,4 @@
-"""The model that training starts from: its limits are checked at once, its weights are loaded later."""
+"""The model that training starts from. Its limits are checked at once, its weights are loaded later."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class BaseModel:
-    """The recipe's `model`, as `model_class` (an Auto class of transformers) loads it.
+    """The recipe's `model`. model_class: an Auto class of transformers.
 
-    empty: the model on the meta device. tokenizer: the model's own, or the recipe's. Raises UserError where the model
-    has fewer positions than a row has tokens: a longer row would only fail when its turn comes.
+    empty: the model on the meta device. tokenizer: of `model.tokenizer`, or the model's own. Raises UserError if the
+    model has fewer positions than data.max_length_tokens.
     """
 
     def __init__(self, model_class: Any, config: Config, tuning: Tuning, ranks: Ranks) -> None:
@@ -38,7 +38,7 @@ class BaseModel:
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        """Which model it is, for run.json and checkpoints."""
+        """Path and digests, for run.json and checkpoints."""
         path, revision = self.config.model.path, self.config.model.revision
         return {
             "path": path,
@@ -55,7 +55,7 @@ class BaseModel:
         return {"tokenizer": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()}
 
     def load(self, packed: bool, options: Mapping[str, Any] | None = None, new: Sequence[str] = ()) -> Any:
-        """The pretrained (or new) model with a row for every token; see `train.models.load.load_model`.
+        """The pretrained or new model, with an embedding for every token; see `train.models.load.load_model`.
 
         packed: whether rows share a sequence.
         """
@@ -74,8 +74,8 @@ class BaseModel:
         fit_vocabulary(model, self.tokenizer, self.config.run.seed)
         if getattr(model.config.get_text_config(), "output_router_logits", False) and self.ranks.index == 0:
             log.warning(
-                "%s: output_router_logits in config.json asks for the auxiliary loss of a mixture of experts, which is "
-                "not learned here: the loss is the objective's alone; watch that all experts stay in use", config.path,
+                "%s: output_router_logits is set in config.json, but the auxiliary loss of a mixture of experts is not "
+                "supported and not added to the loss; check that all experts remain in use", config.path,
             )  # fmt: skip
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -85,8 +85,8 @@ class BaseModel:
         limit, longest = learned_positions(self.empty), self.config.data.max_length_tokens
         in_front = self.config.tuning.extra_positions
         if limit is not None and longest + in_front > limit:
-            behind = f" besides the {in_front} of the prompt" if in_front else ""
+            besides = f" besides the {in_front} of the tuned prompt" if in_front else ""
             raise UserError(
-                f"data.max_length_tokens: {longest} are more than the {limit - in_front} positions that "
-                f"{self.config.model.path} has{behind}; set it to {limit - in_front} or less"
+                f"data.max_length_tokens: {longest} exceeds the {limit - in_front} positions that "
+                f"{self.config.model.path} has{besides}; set it to {limit - in_front} or less"
             )

@@ -1,4 +1,4 @@
-"""Next-token prediction: corpora (every token is learned) and instruction data (only the answers are)."""
+"""Next-token prediction: on corpora all tokens are trained, on instruction data only the answers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from train.config import Config
 from train.data.prepare import Encoded, LabelSpec
 from train.models.generate import continue_prompts
 from train.objectives.base_model import BaseModel
-from train.objectives.prompt_and_answer import answer_at
+from train.objectives.prompt_and_answer import last_answer
 from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
 from zerotune.inference.checkpoint import as_tuple
 from zerotune.models import attention, loss_head
 
-CORPUS_PROMPT_TOKENS = 16  # a corpus asks no questions: its samples continue the first tokens of a held-out text
+CORPUS_PROMPT_TOKENS = 16  # samples of a corpus continue the first tokens of a held-out text
 
 
 class CausalLM(Objective):
@@ -40,16 +40,14 @@ class CausalLM(Objective):
 
     @property
     def plan(self) -> Plan:
-        """That of the steps over the rows."""
         return self.schedule.plan
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Data and model."""
         return {**self.data.metadata, "model": self.base.metadata, "digests": self.base.digests}
 
     def load_model(self) -> nn.Module:
-        """The pretrained (or new) model with its head ready to give the loss itself."""
+        """The pretrained or new model, whose output layer computes the loss."""
         model = self.base.load(self.data.shape.packed)
         own = as_tuple(model.generation_config.eos_token_id)
         model.generation_config.eos_token_id = sorted({*own, *self.data.corpus.stop_ids})
@@ -62,16 +60,16 @@ class CausalLM(Objective):
         return self.schedule.walk(start_step)
 
     def real_rows(self) -> Sequence[Sequence[int]]:
-        """The first held-out one."""
+        """The first held-out row."""
         return self.data.first_row
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Sum of -log p over the learned tokens."""
+        """Sum of -log p over the trained tokens."""
         return {"loss": loss_head.token_loss(model, batch.inputs, batch.targets)}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Token-exact loss and perplexity; exact match of generated answers where asked for."""
+        """Loss and perplexity, weighted by tokens; exact match of generated answers if validation.exact_match_rows."""
         rows = self.data.corpus.validation
         if rows is None:
             return {}
@@ -84,40 +82,38 @@ class CausalLM(Objective):
         total, count = self.ranks.sum([total, count])
         loss = total / max(count, 1.0)
         metrics = {"loss": loss, "perplexity": perplexity_of(loss)}
-        asked = self._questions(rows, self.config.validation.exact_match_rows)
-        if asked:
-            answers = self._answers(model, asked)
-            right = sum(exact_match(text, asked[i][1] or "") for i, text in answers.items())
+        prompts = self._prompts(rows, self.config.validation.exact_match_rows)
+        if prompts:
+            answers = self._answers(model, prompts)
+            right = sum(exact_match(text, prompts[i][1] or "") for i, text in answers.items())
             right, count = self.ranks.sum([right, len(answers)])
             metrics["exact_match"] = right / count
         return metrics
 
     def samples(self, model: nn.Module) -> Sequence[Sample]:
-        """The first held-out prompts, continued."""
+        """Answers to the first held-out prompts."""
         rows = self.data.corpus.validation
-        if rows is None or not self.config.validation.samples:
+        if rows is None:
             return []
-        asked = self._questions(rows, self.config.validation.samples, corpora=True)
-        if not asked:
-            return []
-        prompts = [prompt for prompt, _ in asked]
-        limit = self.config.validation.max_new_tokens
-        answers = continue_prompts(model, self.tokenizer, prompts, limit, self.ranks, share=False)
-        return [Sample(self.tokenizer.decode(p), answers[i], reference) for i, (p, reference) in enumerate(asked)]
+        prompts = self._prompts(rows, self.config.validation.samples, corpora=True)
+        answers = self._answers(model, prompts, share=False) if prompts else {}
+        return [Sample(self.tokenizer.decode(ids), answers[i], gold) for i, (ids, gold) in enumerate(prompts)]
 
-    def _answers(self, model: nn.Module, asked: Sequence[tuple[list[int], str | None]]) -> dict[int, str]:
-        prompts = [prompt for prompt, _ in asked]
-        return continue_prompts(model, self.tokenizer, prompts, self.config.validation.max_new_tokens, self.ranks)
+    def _answers(
+        self, model: nn.Module, prompts: Sequence[tuple[list[int], str | None]], share: bool = True
+    ) -> dict[int, str]:
+        ids, limit = [prompt for prompt, _ in prompts], self.config.validation.max_new_tokens
+        return continue_prompts(model, self.tokenizer, ids, limit, self.ranks, share=share)
 
-    def _questions(self, rows: Encoded, limit: int, corpora: bool = False) -> list[tuple[list[int], str | None]]:
-        """(prompt tokens, reference answer) of the first rows: the last answer of each is asked for."""
-        asked: list[tuple[list[int], str | None]] = []
+    def _prompts(self, rows: Encoded, limit: int, corpora: bool = False) -> list[tuple[list[int], str | None]]:
+        """(token ids, reference answer) of the first rows. The reference is the last answer of the row."""
+        prompts: list[tuple[list[int], str | None]] = []
         for index in range(min(limit, len(rows))):
             ids, labels = rows.tokens(index)
-            start, end = answer_at(labels)
+            start, end = last_answer(labels)
             if start > 1:
                 reference = self.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=True)
-                asked.append((ids[:start].tolist(), reference))
+                prompts.append((ids[:start].tolist(), reference))
             elif corpora:
-                asked.append((ids[:CORPUS_PROMPT_TOKENS].tolist(), None))
-        return asked
+                prompts.append((ids[:CORPUS_PROMPT_TOKENS].tolist(), None))
+        return prompts

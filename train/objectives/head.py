@@ -28,12 +28,12 @@ from zerotune.common.errors import UserError
 from zerotune.models import attention, class_head
 
 log = logging.getLogger(__name__)
-POOLER = "pooler"  # of an encoder's body: a checkpoint of a masked language model may have none
+POOLER = "pooler"  # of an encoder; checkpoints of masked language models may not have it
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Where a head predicts.
+    """How a kind of head is loaded and run.
 
     model_class: the Auto class of transformers.
     outputs: (model, inputs, targets) -> (outputs_nc in float32, gold_n). can_pack: see `RowData`.
@@ -44,20 +44,21 @@ class Readout:
     can_pack: Callable[[nn.Module], bool]
 
 
-def _can_pack_sequences(model: nn.Module) -> bool:
-    """Only where the head can predict more than once a row."""
-    return attention.can_pack(model) and class_head.predicts_at_positions(model)
-
-
 TOKENS = Readout(AutoModelForTokenClassification, class_head.token_outputs, attention.can_pack)
-SEQUENCES = Readout(AutoModelForSequenceClassification, class_head.sequence_outputs, _can_pack_sequences)
+SEQUENCES = Readout(
+    AutoModelForSequenceClassification,
+    class_head.sequence_outputs,
+    # Only where the head can predict more than once a row.
+    lambda model: attention.can_pack(model) and class_head.predicts_at_positions(model),
+)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Gold labels and predictions of held-out rows: classes as numbers, or values.
+    """Gold labels and predictions of held-out rows: numbers of classes, or values.
 
-    starts: where each row's label positions begin in both. is_measured_n: or whether one is only learned.
+    starts: where each row's label positions begin in the arrays. is_measured_n: False for a label position that is
+    trained but not part of metrics.
     """
 
     gold_n: NDArray[np.float64]
@@ -73,10 +74,10 @@ class Predictions:
 
 
 class Head(Objective):
-    """A new head on a pretrained model: readout and loss in one training procedure.
+    """Trains a new head on a pretrained model.
 
-    A head objective chooses both, names the outputs, and gives its metrics.
-    problem: the kind of problem, as config.json calls it.
+    A subclass chooses the readout and the loss (criterion), names the outputs, and computes its metrics.
+    problem: the `problem_type` in config.json.
     """
 
     readout: ClassVar[Readout] = SEQUENCES
@@ -87,7 +88,7 @@ class Head(Objective):
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, label_spec: LabelSpec) -> None:
         if config.data.streaming:
             raise UserError(
-                f"data.streaming: {config.objective} must know all classes before the first step; set it to false"
+                f"data.streaming: {config.objective} needs all classes before the first step; set it to false"
             )
         self.config, self.ranks = config, ranks
         self.base = BaseModel(self.readout.model_class, config, tuning, ranks)
@@ -97,23 +98,21 @@ class Head(Objective):
 
     @property
     def rows(self) -> LabelledDataset:
-        """The training rows."""
+        """The training data."""
         rows = self.data.train
         assert isinstance(rows, LabelledDataset)
         return rows
 
     @property
     def plan(self) -> Plan:
-        """That of the steps over the rows."""
         return self.schedule.plan
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Data and model, with the names of the classes."""
         return {**self.data.metadata, "model": self.base.metadata, "labels": list(self.rows.labels)}
 
     def load_model(self) -> nn.Module:
-        """The pretrained body with a head whose outputs have names; it starts from the seed."""
+        """The pretrained model with a new, randomly initialised head whose outputs are named."""
         names = dict(enumerate(self.output_names))
         options: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
         if self.config.head.dropout is not None:
@@ -124,8 +123,8 @@ class Head(Objective):
         if self.config.tuning.spec.trains_base:
             new.append(POOLER)
         model = self.base.load(self.data.shape.packed, options, new)
-        if getattr(model, "made_anew", None) and self.ranks.index == 0:
-            log.info("not in the checkpoint, so new from the seed: %s", ", ".join(model.made_anew))
+        if getattr(model, "newly_initialized", None) and self.ranks.index == 0:
+            log.info("not in the checkpoint, newly initialised: %s", ", ".join(model.newly_initialized))
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         model.config.pad_token_id = self.tokenizer.pad_token_id
         class_head.install(model)
@@ -133,7 +132,7 @@ class Head(Objective):
         return ready
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
-        """Micro-batches of each optimizer step, their counts those of the loss."""
+        """Micro-batches of each optimizer step, with the counts of the loss."""
         for step in self.schedule.walk(start_step):
             yield [self._counted(batch) for batch in step]
 
@@ -143,7 +142,7 @@ class Head(Objective):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """The loss, and the metrics of the predictions for the held-out rows."""
+        """The loss and the metrics on held-out rows."""
         rows = self.data.corpus.validation
         if not isinstance(rows, LabelledDataset):
             return {}
@@ -186,15 +185,15 @@ class Head(Objective):
         return shown
 
     def real_rows(self) -> Sequence[Sequence[int]]:
-        """The first held-out one."""
+        """The first held-out row."""
         return self.data.first_row
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
-        """The metrics beside the loss."""
+        """The metrics besides the loss."""
         raise NotImplementedError
 
     def show(self, rows: LabelledDataset, row: int, values_n: NDArray[np.float64]) -> str:
-        """Labels or predictions at the label positions of a row, in words."""
+        """Labels or predictions at the label positions of a row, as text."""
         return " ".join(rows.labels[int(value)] if rows.labels else f"{value:.4g}" for value in values_n)
 
     def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The losses of heads: what is learned from outputs at label positions, and what outputs predict.
+"""The losses and predictions of heads.
 
 Shape suffixes: n label positions, c outputs of the head, p pairs.
 """
@@ -27,22 +27,22 @@ class HeadLoss(Protocol):
         ...
 
     def count(self, gold_n: Tensor) -> float:
-        """What the summed loss of these label positions is divided by."""
+        """What these label positions add to the divisor of the summed loss."""
         ...
 
     def predict(self, outputs_nc: Tensor) -> Tensor:
-        """[n]: the class, or the value, that the outputs mean."""
+        """[n]: the predicted class or value."""
         ...
 
 
 class ClassLoss:
-    """Cross entropy; each label position counts by the weight of its gold class. The likeliest class is predicted."""
+    """Cross entropy, weighted by the weight of the gold class. Predicts the most probable class."""
 
     def __init__(self, config: HeadConfig, rows: LabelledDataset) -> None:
         if len(rows.labels) < 2:
             raise UserError(
-                f"data.train: all rows have the label {rows.labels[0]!r}, so there is nothing to tell apart; "
-                "name the other classes in head.labels if there are any"
+                f"data.train: all rows have the label {rows.labels[0]!r}; training needs two or more: list the other "
+                "classes in head.labels, or add rows that have them"
             )
         count_c = torch.from_numpy(_counts(rows)) if config.class_weights == "balanced" else None
         balanced_c = None if count_c is None else count_c.sum() / (len(count_c) * count_c.clamp(min=1))
@@ -58,40 +58,35 @@ class ClassLoss:
         return float(len(gold_n)) if self.weight_c is None else float(self.weight_c[gold_n.long().cpu()].double().sum())
 
     def predict(self, outputs_nc: Tensor) -> Tensor:
-        """The likeliest class."""
         return outputs_nc.argmax(-1)
 
 
 class SquaredError:
-    """Squared error of the head's one output."""
+    """Squared error of a head with one output, which is the prediction."""
 
     def __call__(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
         """Sum of (output - gold)^2."""
         return (outputs_nc[:, 0] - gold_n.float()).square().sum()
 
     def count(self, gold_n: Tensor) -> float:
-        """The label positions."""
         return float(len(gold_n))
 
     def predict(self, outputs_nc: Tensor) -> Tensor:
-        """The output."""
         return outputs_nc[:, 0]
 
 
 class PairLoss:
-    """The Bradley-Terry model of pairs (arXiv:1706.03741, section 2.2.3): label positions 2p and 2p + 1 are a pair."""
+    """Bradley-Terry loss of pairs (arXiv:1706.03741, section 2.2.3): label positions 2p and 2p + 1 are a pair."""
 
     def __call__(self, outputs_nc: Tensor, gold_n: Tensor) -> Tensor:
-        """Sum of -log sigmoid(reward of the chosen - reward of the rejected)."""
+        """Sum of -log sigmoid(reward of chosen - reward of rejected)."""
         chosen_p, rejected_p = outputs_nc[:, 0].unflatten(0, (-1, 2)).unbind(1)
         return -F.logsigmoid(chosen_p - rejected_p).sum()
 
     def count(self, gold_n: Tensor) -> float:
-        """The pairs."""
         return len(gold_n) / 2
 
     def predict(self, outputs_nc: Tensor) -> Tensor:
-        """The reward."""
         return outputs_nc[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Which part of a tokenised row is asked, and which is the answer.
+"""Where the answers of a tokenised row are.
 
 Shape suffix: t tokens of a row.
 """
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from train.data.document import IGNORED
 
 
-def answer_at(labels_t: NDArray[np.int32]) -> tuple[int, int]:
-    """(first token of the last answer, first after it); the former is 1 in a corpus, which asks nothing, and both lie
-    behind all tokens of a row without an answer.
+def last_answer(labels_t: NDArray[np.int32]) -> tuple[int, int]:
+    """(first token of the last answer, the token after it). The first is 1 in a corpus, which has no prompts; both are
+    the length of the row if it has no answer.
     """
     learned = np.flatnonzero(labels_t != IGNORED)
     if not len(learned):
@@ -22,6 +22,6 @@ def answer_at(labels_t: NDArray[np.int32]) -> tuple[int, int]:
     return int(learned[gaps[-1] + 1] if len(gaps) else learned[0]), int(learned[-1]) + 1
 
 
-def answers_in(labels_t: NDArray[np.int32]) -> int:
-    """How many answers there are, the last of which `answer_at` finds."""
+def count_answers(labels_t: NDArray[np.int32]) -> int:
+    """The number of answers in a row that has some."""
     return 1 + int(np.count_nonzero(np.diff(np.flatnonzero(labels_t != IGNORED)) > 1))

@@ -1,4 +1,4 @@
-"""A reward from preferences: the chosen answer shall get more than the rejected one.
+"""Reward models, trained on pairs of a chosen and a rejected answer.
 
 Shape suffixes: n label positions (two for each pair), p pairs.
 """
@@ -18,7 +18,7 @@ from train.protocols import Ranks, Tuning
 
 
 class RewardModel(Head):
-    """A head with one output, trained on pairs."""
+    """A head with one output, the reward."""
 
     peft_task_type = "SEQ_CLS"
     best_metric = "accuracy"
@@ -30,10 +30,9 @@ class RewardModel(Head):
         self.criterion = PairLoss()
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
-        """accuracy: share of the pairs whose chosen answer gets more. margin: how much more, on average."""
+        """accuracy: share of pairs whose chosen answer has the higher reward. margin: mean difference."""
         margin_p = predictions.predicted_n[0::2] - predictions.predicted_n[1::2]
         return {"accuracy": float((margin_p > 0).mean()), "margin": float(margin_p.mean())}
 
     def show(self, rows: LabelledDataset, row: int, values_n: NDArray[np.float64]) -> str:
-        """The chosen one's first."""
         return "chosen {:.4g}, rejected {:.4g}".format(*values_n)

@@ -1,4 +1,4 @@
-"""The rows of a run: as tokens, and as micro-batches of its steps and of its validation."""
+"""The rows of a run, tokenised, and the micro-batches of its steps and of its validation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from train.config import Config
 from train.data.micro_batches import Rows, Shape, collate, micro_batches
 from train.data.prepare import Corpus, Encoded, LabelSpec, StreamingCorpus, prepare, stream
-from train.data.run_date import run_day
 from train.data.schedule import FixedSteps, Steps
+from train.data.setup import run_day
 from train.data.stream_schedule import StreamedSteps
 from train.objectives.base_model import BaseModel
 from train.protocols import Batch, Ranks
@@ -20,10 +20,10 @@ from zerotune.common.errors import UserError
 
 
 class RowData:
-    """The recipe's `data`, tokenised for `base`; sets the chat template (and a pad token) on its tokenizer.
+    """The recipe's `data`, tokenised for `base`. Sets the chat template (and a pad token) on its tokenizer.
 
-    can_pack: whether the objective and the model keep rows that share one sequence apart.
-    shape: of micro-batches. day: what a chat template is told that reads the clock.
+    can_pack: whether objective and model separate rows that share one sequence.
+    shape: of micro-batches. day: the date for chat templates that contain the current date.
     """
 
     def __init__(self, config: Config, base: BaseModel, ranks: Ranks, label_spec: LabelSpec, can_pack: bool) -> None:
@@ -60,18 +60,18 @@ class RowData:
 
     @property
     def train(self) -> Encoded:
-        """The training rows, where they are no stream."""
+        """The training rows; not available if they are streamed."""
         assert isinstance(self.corpus, Corpus)
         return self.corpus.train
 
     @property
     def first_row(self) -> list[list[int]]:
-        """The tokens of the first held-out row, if there is one."""
+        """Token ids of the first held-out row; empty if there is none."""
         rows = self.corpus.validation
         return [rows.documents(0)[0].ids_t.tolist()] if rows is not None and len(rows) else []
 
     def steps(self) -> Steps:
-        """The optimizer steps over the training rows, with the plan of the run."""
+        """The optimizer steps over the training rows, and the plan of the run."""
         seed, duration = self.config.run.seed, self.config.duration
         if isinstance(self.corpus, StreamingCorpus):
             return StreamedSteps(self.corpus.windows, self.shape, seed, duration, self.ranks)
@@ -87,10 +87,10 @@ class RowData:
 
 
 def _is_packed(config: Config, can_pack: bool) -> bool:
-    """Whether several rows share one sequence: where asked for, or where tuning and model allow it."""
+    """Whether several rows share one sequence."""
     layout = config.batch.layout
     if layout == "padded" or not config.tuning.spec.can_pack:
         return False
     if layout == "packed" and not can_pack:
-        raise UserError("batch.layout: rows packed into one sequence would see each other in this model; use padded")
+        raise UserError("batch.layout: this model cannot separate rows that are packed into one sequence; use padded")
     return can_pack

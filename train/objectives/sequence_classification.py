@@ -1,4 +1,4 @@
-"""The class of a text, or a value for it.
+"""Classes of texts, and regression: values of texts.
 
 Shape suffixes: n label positions.
 """
@@ -28,7 +28,7 @@ class SequenceClassification(Head):
         self.criterion, self.output_names = ClassLoss(config.head, self.rows), self.rows.labels
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
-        """Those of the evaluation task of this name."""
+        """The metrics of the evaluation task sequence_classification."""
         columns = {"gold": predictions.gold_n, "predicted": predictions.predicted_n}
         accuracy = float((predictions.gold_n == predictions.predicted_n).mean())
         return {"accuracy": accuracy, "macro_f1": macro_f1(columns), "mcc": mcc(columns)}
@@ -48,6 +48,6 @@ class Regression(Head):
         self.criterion = SquaredError()
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
-        """Those of the evaluation task of this name."""
+        """The metrics of the evaluation task regression."""
         columns = {"gold": predictions.gold_n, "predicted": predictions.predicted_n}
         return {"pearson": pearson(columns), "rmse": rmse(columns)}

@@ -1,4 +1,4 @@
-"""The class of each word: named entities and other tags.
+"""Classes of words: named entities and other tags.
 
 Shape suffixes: n label positions.
 """
@@ -20,7 +20,7 @@ from train.protocols import Ranks, Tuning
 
 
 class TokenClassification(Head):
-    """A head that predicts the class of each token; a word's is read at its first."""
+    """A head that predicts the class of each token. A word's class is that of its first token."""
 
     readout = TOKENS
     peft_task_type = "TOKEN_CLS"
@@ -37,7 +37,7 @@ class TokenClassification(Head):
         self.criterion, self.output_names = ClassLoss(head, self.rows), self.rows.labels
 
     def show(self, rows: LabelledDataset, row: int, values_n: NDArray[np.float64]) -> str:
-        """The entities, each with its words."""
+        """The entities, each with its type and its words."""
         (document,) = rows.documents(row)
         label_mask_n = rows.label_values(row)[0]
         starts = np.flatnonzero(~np.isnan(document.targets_t))[label_mask_n == 1]
@@ -49,7 +49,7 @@ class TokenClassification(Head):
         return "\n".join(found) or "(none)"
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
-        """Entities that are right in type and both ends; the windows of a long sentence are read as one."""
+        """Entities count as correct if type and both ends are. The windows of a long sentence are joined first."""
         total, right, words = Counts(), 0, 0
         for _, windows in groupby(range(len(predictions.starts) - 1), key=rows.where):
             pairs = [pair for row in windows for pair in zip(*predictions.of_row(row), strict=True)]

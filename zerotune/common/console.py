@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -9,10 +10,11 @@ from zerotune.common.mask_secrets import printable
 
 
 def say(text: str) -> None:
-    """One line on the first process's terminal or log."""
+    """One line on the first process's terminal or log; nothing if the terminal is closed."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"{printable(text)}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{printable(text)}\n")
+            sys.stderr.flush()
 
 
 def shortened(names: list[str], most: int = 3) -> str:
@@ -24,3 +26,12 @@ def shortened(names: list[str], most: int = 3) -> str:
 def counted(count: int, one: str, several: str = "") -> str:
     """`1 step`, `2,000 steps`."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: 3 h 05 min, 4 min 12 s, 9 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

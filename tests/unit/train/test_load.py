@@ -271,5 +271,5 @@ def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(t
         tuning=TuningConfig(kind="prompt"),
         data=DataConfig(train=[SourceConfig("missing.iob2", "tagged")], max_length_tokens=33),
     )
-    with pytest.raises(UserError, match=r"data\.max_length_tokens: 33 .* 32 positions .* besides the 8 of the prompt"):
+    with pytest.raises(UserError, match=r"data\.max_length_tokens: 33 .* 32 positions .* the 8 of the tuned prompt"):
         TokenClassification(config, make_tuning(config.tuning, model=config.model), Solo())

@@ -95,7 +95,7 @@ def test_a_killed_run_leaves_a_lock_that_is_taken_over(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING), hold(tmp_path):
         pass
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / FILE}: taken over from process {first.pid} on {socket.gethostname()}, which is gone"
+        f"{tmp_path / FILE}: taken over from process {first.pid} on {socket.gethostname()}, which has ended"
     ]
     caplog.clear()
     with hold(tmp_path):  # released cleanly: nothing to say
@@ -172,7 +172,7 @@ def test_a_requeued_job_waits_for_the_lock_of_its_lost_node(
         with caplog.at_level(logging.WARNING), hold(tmp_path):
             assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
         assert [record.getMessage() for record in caplog.records] == [
-            f"{tmp_path / FILE}: waiting for the lock of this job's last start to expire"
+            f"{tmp_path / FILE}: waiting until the lock of this job's last start expires"
         ]
     finally:
         first.kill()

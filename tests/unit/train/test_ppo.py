@@ -1,4 +1,4 @@
-"""PPO's arithmetic against plain, slow readings of the papers; its probabilities, however they are computed."""
+"""PPO's formulas against slow implementations of the papers; its probabilities against full logits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from train.config import DurationConfig
 from train.config_ppo import PpoConfig
 from train.data.micro_batches import Shape, collate
 from train.objectives.ppo import advantages
-from train.objectives.ppo.logprobs import drop_nothing
+from train.objectives.ppo.logprobs import disable_dropout
 from train.objectives.ppo.loss import clip_share, losses
 from train.objectives.ppo.phases import Phases
-from train.objectives.ppo.prompts import Prompt, asked_by, of_rollout, with_room
-from train.objectives.ppo.trajectories import Episode, Episodes, repetition
+from train.objectives.ppo.prompts import Prompt, fitting_prompts, rollout_prompts, row_prompts
+from train.objectives.ppo.trajectories import Trajectories, Trajectory, repetition
 from train.recipe import parse
 from zerotune.common.errors import UserError
 from zerotune.inference.requests import Generate
@@ -41,7 +41,7 @@ def numbers(seed: int, count: int = 9) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])
-def test_advantages_are_the_discounted_sums_of_td_errors(gamma: float, lam: float) -> None:
+def test_gae_sums_discounted_td_errors(gamma: float, lam: float) -> None:
     """Equation 16 of arXiv:1506.02438, summed out."""
     rewards, values = numbers(0), numbers(1)
     found = advantages.gae(rewards, values, STARTS, gamma, lam)
@@ -55,34 +55,34 @@ def test_advantages_are_the_discounted_sums_of_td_errors(gamma: float, lam: floa
             assert found[t] == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_reward_stands_at_the_last_token_and_the_penalty_at_each() -> None:
+def test_token_rewards_penalty_each_token_reward_last() -> None:
     found = advantages.token_rewards(np.array([1.0, 2.0, 3.0]), np.full(9, 0.5), STARTS)
     assert found.tolist() == [-0.5, -0.5, 0.5, 1.5, -0.5, -0.5, -0.5, -0.5, 2.5]
 
 
-def test_answers_to_one_prompt_are_compared_with_each_other() -> None:
+def test_rloo_and_grpo_compare_responses_of_a_prompt() -> None:
     returns = np.array([1.0, 3.0, 5.0, 0.0, 0.0, 6.0])
     expected = [1 - 4, 3 - 3, 5 - 2, 0 - 3, 0 - 3, 6 - 0]
     assert advantages.rloo(returns, 3).tolist() == expected
     groups = returns.reshape(2, 3)
     expected_grpo = [(x - g.mean()) / (g.std() + 1e-4) for g in groups for x in g]
     assert advantages.grpo(returns, 3).tolist() == pytest.approx(expected_grpo)
-    assert advantages.grpo(np.ones(4), 2).tolist() == [0.0] * 4  # nothing to tell them apart: nothing is learned
+    assert advantages.grpo(np.ones(4), 2).tolist() == [0.0] * 4
 
 
-def test_both_estimators_of_the_distance_are_unbiased_and_one_is_never_negative() -> None:
+def test_kl_estimators_are_unbiased_and_k3_nonnegative() -> None:
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     policy, reference = (Categorical(logits=row) for row in logits)
     exact = float(torch.distributions.kl_divergence(policy, reference))
     drawn = policy.sample((200_000,))
     log_p, log_q = (model.log_prob(drawn).numpy() for model in (policy, reference))
     for estimator in ("k1", "k3"):
-        values = advantages.kl_of_tokens(log_p, log_q, estimator)
+        values = advantages.token_kl(log_p, log_q, estimator)
         assert values.mean() == pytest.approx(exact, abs=5 * values.std() / math.sqrt(len(values)))
-    assert (advantages.kl_of_tokens(log_p, log_q, "k3") >= 0).all()
+    assert (advantages.token_kl(log_p, log_q, "k3") >= 0).all()
 
 
-def test_the_weight_of_the_distance_follows_its_target() -> None:
+def test_kl_coefficient_adapts_to_target() -> None:
     far, near = np.linspace(10.0, 14.0, 1000), np.full(1000, 5.7)
     config = PpoConfig(kl_target=6.0)
     assert advantages.adapt_kl_coefficient(0.1, far, config) == pytest.approx(0.1 * 1.02)  # error clipped to 0.2
@@ -92,8 +92,8 @@ def test_the_weight_of_the_distance_follows_its_target() -> None:
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
-def test_answers_that_are_worth_the_same_teach_nothing_however_long_they_are(advantage: Any) -> None:
-    """And the others what the papers give them; the default of whiten notwithstanding."""
+def test_equal_rewards_give_zero_advantage_at_any_length(advantage: Any) -> None:
+    """Others get the papers' values: `whiten` does not apply to rloo and grpo."""
     rewards, group = np.array([1.0, 1.0, 1.0, 0.0, 2.0, 4.0]), 3
     starts = np.concatenate([[0], np.cumsum([3, 1, 5, 2, 7, 1])])
     config = PpoConfig(advantage=advantage, samples_per_prompt=group)
@@ -105,7 +105,7 @@ def test_answers_that_are_worth_the_same_teach_nothing_however_long_they_are(adv
     assert not targets.any()
 
 
-def test_whitened_numbers_have_mean_0_and_deviation_1() -> None:
+def test_whiten_gives_mean_0_deviation_1() -> None:
     found = advantages.whiten(np.array([1.0, 2.0, 6.0]))
     assert found.tolist() == pytest.approx([x / math.sqrt(14 / 3) for x in (-2.0, -1.0, 3.0)])
     assert advantages.whiten(np.full(4, 3.0)).tolist() == [0.0] * 4
@@ -124,7 +124,7 @@ def then_of(seed: int, count: int = 20) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("value_clip", [0.0, 0.2])
-def test_losses_are_those_of_the_paper(value_clip: float) -> None:
+def test_losses_equal_the_papers_formulas(value_clip: float) -> None:
     """Equation 7 of arXiv:1707.06347 and its value loss, token by token."""
     config = PpoConfig(value_clip=value_clip, kl_in="loss", entropy_weight=0.01, value_weight=0.5)
     then = then_of(0)
@@ -148,7 +148,7 @@ def test_losses_are_those_of_the_paper(value_clip: float) -> None:
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_ratio_beyond_the_clip_range_has_no_gradient() -> None:
+def test_clipped_ratio_has_no_gradient() -> None:
     then = {name: torch.zeros(2) for name in ("log_p", "reference", "value", "target")}
     then |= {"advantage": torch.tensor([1.0, 1.0]), "weight": torch.ones(2)}
     log_p = torch.tensor([0.5, 0.1], requires_grad=True)
@@ -170,32 +170,32 @@ def tiny() -> Any:
     return model.eval()
 
 
-def episodes(count: int = 6) -> Episodes:
+def trajectories(count: int = 6) -> Trajectories:
     draw_ids = np.random.default_rng(0)
     made = []
     for k in range(count):
         prompt, answer = (tuple(draw_ids.integers(5, 90, size=size).tolist()) for size in (2 + k, 1 + (3 * k) % 7))
-        made.append(Episode(prompt, answer, True, f"f:{k}"))
-    return Episodes(made)
+        made.append(Trajectory(prompt, answer, True, f"f:{k}"))
+    return Trajectories(made)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_probabilities_entropies_and_values_of_each_answer_alone(packed: bool) -> None:
-    """However the episodes are batched: as log_softmax of transformers' own logits gives them."""
-    model, rows = tiny(), episodes()
+def test_batched_statistics_equal_those_of_single_rows(packed: bool) -> None:
+    """Against log_softmax of transformers' own logits, for each trajectory alone."""
+    model, rows = tiny(), trajectories()
     add_value_head(model)
     torch.nn.init.normal_(model.value_head.weight)
     shape = Shape(packed, 1000, 1000, 100, True, 0)
     batch = collate(rows, list(range(len(rows))), shape, filler=0)
     found = token_statistics(model, batch.inputs, batch.targets, temperature=0.7)
     places = rows.places(range(len(rows)))
-    for index, episode in enumerate(rows.episodes):
-        ids = torch.tensor([[*episode.prompt, *episode.answer]])
+    for index, trajectory in enumerate(rows.trajectories):
+        ids = torch.tensor([[*trajectory.prompt, *trajectory.response]])
         whole = model(input_ids=ids, output_hidden_states=True)
-        at = slice(len(episode.prompt) - 1, -1)
+        at = slice(len(trajectory.prompt) - 1, -1)
         log_p = (whole.logits[0, at] / 0.7).log_softmax(-1)
         own = slice(int(rows.starts[index]), int(rows.starts[index + 1]))
-        answer = torch.tensor(episode.answer)[:, None]
+        answer = torch.tensor(trajectory.response)[:, None]
         where = [list(places).index(n) for n in range(own.start, own.stop)]
         assert torch.allclose(found.log_p_n[where], log_p.gather(1, answer)[:, 0], atol=1e-5)
         assert torch.allclose(found.entropy_n[where], Categorical(logits=log_p).entropy(), atol=1e-5)
@@ -203,18 +203,18 @@ def test_probabilities_entropies_and_values_of_each_answer_alone(packed: bool) -
         assert torch.allclose(found.value_n[where], value, atol=1e-5)
 
 
-def test_gradients_are_those_of_the_whole_logits() -> None:
-    model, rows = tiny(), episodes()
+def test_statistics_gradients_equal_those_of_full_logits() -> None:
+    model, rows = tiny(), trajectories()
     batch = collate(rows, list(range(len(rows))), Shape(True, 1000, 1000, 100, True, 0), filler=0)
     found = token_statistics(model, batch.inputs, batch.targets)
     (found.log_p_n.square().sum() + found.entropy_n.sum()).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     total = torch.zeros(())
-    for episode in rows.episodes:
-        ids = torch.tensor([[*episode.prompt, *episode.answer]])
-        log_p = model(input_ids=ids).logits[0, len(episode.prompt) - 1 : -1].log_softmax(-1)
-        total = total + log_p.gather(1, torch.tensor(episode.answer)[:, None]).square().sum()
+    for trajectory in rows.trajectories:
+        ids = torch.tensor([[*trajectory.prompt, *trajectory.response]])
+        log_p = model(input_ids=ids).logits[0, len(trajectory.prompt) - 1 : -1].log_softmax(-1)
+        total = total + log_p.gather(1, torch.tensor(trajectory.response)[:, None]).square().sum()
         total = total + Categorical(logits=log_p).entropy().sum()
     total.backward()
     for name, parameter in model.named_parameters():
@@ -222,12 +222,10 @@ def test_gradients_are_those_of_the_whole_logits() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 1000])
-def test_a_frozen_output_layer_gives_the_same_with_its_logits_made_once(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hidden states' gradients, at a temperature, whatever each token's factor; the entropy has none."""
+def test_frozen_output_layer_computes_logits_once(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same gradients of the hidden states; the entropy has none."""
     monkeypatch.setattr("zerotune.models.token_statistics.chunk_rows", lambda vocabulary, device: chunk)
-    model, rows = tiny(), episodes()
+    model, rows = tiny(), trajectories()
     batch = collate(rows, list(range(len(rows))), Shape(True, 1000, 1000, 100, True, 0), filler=0)
     made = {"logits": 0}
     plain = loss_head.LossHead.logits
@@ -255,45 +253,43 @@ def test_a_frozen_output_layer_gives_the_same_with_its_logits_made_once(
 
 
 class Reads:
-    """A tokenizer, as far as answers without stop texts need one."""
+    """A tokenizer for responses without stop texts."""
 
     def decode(self, ids: Any, **options: Any) -> str:
         return " ".join(map(str, ids))
 
 
-def test_what_is_generated_has_the_probability_that_scoring_gives(tmp_path: Any) -> None:
-    """Greedy answers of the rollout are the most probable tokens of the scoring pass, whatever the batch."""
-    from train.objectives.ppo.rollout import play, requests
+def test_greedy_responses_are_scorings_most_probable_tokens(tmp_path: Any) -> None:
+    from train.objectives.ppo.rollout import generation_requests, sample_responses
 
     model = tiny()
     prompts = [tuple(range(5, 7 + k)) for k in range(16)]
     config = PpoConfig(response_tokens=6)
-    asked = requests([Prompt(ids, "r") for ids in prompts], config, (), (0, 1), greedy=True)
-    together = play(model, Reads(), asked, [Prompt(ids, "r") for ids in prompts], Whole())
-    for prompt, episode in zip(prompts, together, strict=True):
+    asked = generation_requests([Prompt(ids, "r") for ids in prompts], config, (), (0, 1), greedy=True)
+    together = sample_responses(model, Reads(), asked, [Prompt(ids, "r") for ids in prompts], Whole())
+    for prompt, trajectory in zip(prompts, together, strict=True):
         one = [Prompt(prompt, "r")]
-        (alone,) = play(model, Reads(), requests(one, config, (), (0, 1), greedy=True), one, Whole())
-        assert alone.answer == episode.answer
-        logits = model(input_ids=torch.tensor([[*prompt, *episode.answer]])).logits[0, len(prompt) - 1 : -1]
-        assert logits.argmax(-1).tolist() == list(episode.answer)
+        requests = generation_requests(one, config, (), (0, 1), greedy=True)
+        (alone,) = sample_responses(model, Reads(), requests, one, Whole())
+        assert alone.response == trajectory.response
+        logits = model(input_ids=torch.tensor([[*prompt, *trajectory.response]])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == list(trajectory.response)
     assert model.config._attn_implementation == attention.NAME
 
 
-def test_an_end_token_belongs_to_the_answer_and_chance_to_prompt_and_place() -> None:
-    from train.objectives.ppo.rollout import requests
+def test_seeds_depend_on_prompt_and_response_index() -> None:
+    from train.objectives.ppo.rollout import generation_requests
 
-    asked = requests([Prompt((5, 6), "r")] * 2, PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
-    assert len({request.seed for request in asked}) == 4
-    assert [request.seed for request in asked] == [
-        request.seed
-        for request in requests([Prompt((5, 6), "r")] * 2, PpoConfig(samples_per_prompt=2), (3,), (0, 7), greedy=False)
-    ]
+    prompts, config = [Prompt((5, 6), "r")] * 2, PpoConfig(samples_per_prompt=2)
+    first, again = (generation_requests(prompts, config, (3,), (0, 7), greedy=False) for _ in range(2))
+    assert len({request.seed for request in first}) == 4
+    assert [request.seed for request in first] == [request.seed for request in again]
 
 
 @pytest.mark.parametrize(
     ("top_k", "top_p", "possible"), [(2, 1.0, {0, 1}), (0, 0.6, {0, 1}), (0, 0.4, {0}), (0, 1.0, {0, 1, 2, 3})]
 )
-def test_only_likely_tokens_are_drawn(top_k: int, top_p: float, possible: set[int]) -> None:
+def test_top_k_and_top_p_restrict_sampling(top_k: int, top_p: float, possible: set[int]) -> None:
     from zerotune.inference.sampling import GenerationState
 
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
@@ -303,20 +299,20 @@ def test_only_likely_tokens_are_drawn(top_k: int, top_p: float, possible: set[in
 
 @given(st.lists(st.integers(0, 3), max_size=30))
 @settings(max_examples=50)
-def test_repetition_is_the_share_of_groups_that_stood_before(answer: list[int]) -> None:
+def test_repetition_is_the_share_of_repeated_ngrams(answer: list[int]) -> None:
     groups = [tuple(answer[k : k + 3]) for k in range(len(answer) - 2)]
     before = sum(group in groups[:k] for k, group in enumerate(groups))
     assert repetition(answer) == pytest.approx(before / len(groups) if groups else 0.0)
 
 
-def test_prompts_without_room_for_an_answer_are_counted() -> None:
+def test_prompts_without_room_for_a_response_are_skipped() -> None:
     short, long = Prompt((1, 2, 3), "f:1"), Prompt(tuple(range(9)), "f:2")
-    found, told = with_room(iter([short, None, long]), "rows", answer_tokens=4, longest=12)
+    found, told = fitting_prompts(iter([short, None, long]), "rows", response_tokens=4, context=12)
     assert found == [short]
     assert told == ["2 rows of rows are skipped: no prompt, or prompt + ppo.response_tokens exceeds the context"]
-    assert with_room(iter([short]), "rows", 4, 7) == ([short], [])  # exactly enough
+    assert fitting_prompts(iter([short]), "rows", 4, 7) == ([short], [])  # exactly enough
     with pytest.raises(UserError, match=r"rows: no row has a prompt with room for a response: 1 prompts \+ ppo\."):
-        with_room(iter([long, None]), "rows", 4, 12)
+        fitting_prompts(iter([long, None]), "rows", 4, 12)
 
 
 OF_A_ROLLOUT = {"ppo.rollout_prompts": "4", "ppo.samples_per_prompt": "2"}
@@ -340,34 +336,34 @@ LEAST = [
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_rollouts_that_cannot_work_are_refused(name: str) -> None:
+def test_impossible_rollout_settings_are_refused(name: str) -> None:
     options, reason = IMPOSSIBLE[name]
     with pytest.raises(UserError, match=reason):
         parse([*LEAST, *(word for key, value in options.items() for word in (f"--{key}", value))])
 
 
 @pytest.mark.parametrize("key", ["rollout_prompts", "samples_per_prompt"])
-def test_a_rollout_of_nothing_is_told_once(key: str) -> None:
+def test_empty_rollout_is_reported_once(key: str) -> None:
     with pytest.raises(UserError, match=rf"ppo\.{key}: must be greater than 0, not 0") as told:
         parse([*LEAST, f"--ppo.{key}", "0"])
     assert "at most 0" not in str(told.value)
 
 
-def test_as_many_steps_as_answers_are_possible() -> None:
+def test_minibatches_may_equal_the_responses() -> None:
     words = "--ppo.rollout_prompts 4 --ppo.minibatches 4 --ppo.kl_target 6 --ppo.kl_horizon 4"
     config = parse([*LEAST, *words.split()])
     assert config.ppo.minibatches == config.ppo.kl_horizon == 4
 
 
 @pytest.mark.parametrize("words", ["--ppo.supervised_weight 0.5", "--ppo.supervised_every 2 --ppo.supervised_steps 1"])
-def test_the_weight_of_a_source_counts_in_supervised_steps(words: str) -> None:
+def test_source_weights_are_allowed_with_supervised_steps(words: str) -> None:
     config = parse([*LEAST, "--data.train", '[{"path": "x", "format": "text", "weight": 2}]', *words.split()])
     assert config.data.train[0].weight == 2
 
 
-def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own() -> None:
+def test_each_epoch_uses_every_prompt_in_new_order() -> None:
     prompts = [Prompt((k,), f"f:{k}") for k in range(10)]
-    epochs = [[of_rollout(prompts, 3 * e + k, 3, 4, seed=1) for k in range(3)] for e in range(2)]
+    epochs = [[rollout_prompts(prompts, 3 * e + k, 3, 4, seed=1) for k in range(3)] for e in range(2)]
     for rollouts in epochs:
         assert [len(rollout) for rollout in rollouts] == [4, 4, 4]
         drawn = [prompt for rollout in rollouts for prompt in rollout]
@@ -376,21 +372,21 @@ def test_every_prompt_comes_once_an_epoch_in_an_order_of_its_own() -> None:
     assert epochs[0] != epochs[1]
 
 
-def test_phases_lie_behind_each_other_and_say_where_a_run_may_pause() -> None:
+def test_phases_are_consecutive_and_checkpoints_lie_between() -> None:
     config = PpoConfig(rollout_prompts=4, epochs=2, minibatches=2, supervised_every=2, supervised_steps=3)
     phases = Phases(config, DurationConfig(max_epochs=2), prompts=10)  # 3 rollouts an epoch
     shown = " ".join(f"{phase.kind[0]}{phase.start}-{phase.end}" for phase in phases.all)
     assert shown == "r0-4 r4-8 s8-11 r11-15 r15-19 s19-22 r22-26 r26-30 s30-33"
     assert [step for step in range(34) if phases.is_between(step)] == [0, 4, 8, 11, 15, 19, 22, 26, 30, 33]
     assert sorted(phases.rollout_starts) == [0, 4, 11, 15, 22, 26]
-    assert phases.epoch_ends == (15, 33)
+    assert phases.plan(prompt_tokens=5.0, prompts=10, held_out=0).epoch_ends == (15, 33)
     assert [p.start for p in phases.from_step(11)] == [11, 15, 19, 22, 26, 30]
     with pytest.raises(UserError, match=r"duration\.max_steps: 3 is less than one rollout's 4 steps"):
         Phases(config, DurationConfig(max_epochs=None, max_steps=3), prompts=10)
 
 
-def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
-    """Pieces of a text are rows of one place; whole texts that share a line (a JSON array) are not."""
+def test_continued_text_gives_one_prompt() -> None:
+    """Parts of one text have the same `file:line`. Whole texts on one line (a JSON array) are separate prompts."""
 
     class Rows:
         pieces = (("a:1", 6), ("a:1", 6), ("a:1", 3), ("b:1", 5), ("b:1", 5), ("c:1", 2))
@@ -407,7 +403,7 @@ def test_a_text_is_one_prompt_however_often_it_was_cut() -> None:
             return self.pieces[index][0]
 
     rows: Any = Rows()
-    found = list(asked_by(rows, [0], corpus_tokens=2, row_tokens=6))
+    found = list(row_prompts(rows, [0], corpus_tokens=2, row_tokens=6))
     assert found == [Prompt((0, 1), "a:1"), Prompt((30, 31), "b:1"), Prompt((40, 41), "b:1"), None]
 
 
@@ -425,11 +421,11 @@ DROPPING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("family", DROPPING)
-def test_dropout_is_off_wherever_a_family_keeps_its_rate(family: str) -> None:
+def test_disable_dropout_in_every_model_family(family: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(DROPPING[family]())
     loss_head.install(model)
-    rows = episodes()
+    rows = trajectories()
     batch = collate(rows, list(range(len(rows))), Shape(False, 1000, 1000, 100, True, 0), filler=0)
 
     def log_p(training: bool) -> torch.Tensor:
@@ -437,7 +433,7 @@ def test_dropout_is_off_wherever_a_family_keeps_its_rate(family: str) -> None:
         return token_statistics(model, batch.inputs, batch.targets).log_p_n.detach()
 
     assert not torch.allclose(log_p(True), log_p(False), atol=1e-3)  # the case must occur
-    drop_nothing(model)
+    disable_dropout(model)
     assert torch.equal(log_p(True), log_p(False))
     rates = {name: value for name, value in vars(model.config).items() if "dropout" in name and value}
     assert not rates  # some families read theirs there

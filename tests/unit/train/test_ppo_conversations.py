@@ -13,8 +13,8 @@ from tests.support.ranks import Solo
 from train.config import DataConfig, SourceConfig
 from train.data.prepare import LabelSpec, prepare
 from train.data.sources import find
-from train.objectives.ppo.conversations import before_answer, conversations
-from train.objectives.ppo.prompts import Prompt, asked_by
+from train.objectives.ppo.conversations import messages_before, read_conversations
+from train.objectives.ppo.prompts import Prompt, row_prompts
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = ("Who are you?", "I am a cat.", "What do you eat, and when, and where, and why?", "Fish.")
@@ -34,8 +34,8 @@ def asked(folder: Path, tokenizer: Any, rows: list[dict[str, Any]], kind: str, l
         train=[source], cache_folder=str(folder / "cache"), max_length_tokens=longest, system_prompt=SYSTEM["content"]
     )
     corpus = prepare(data, tokenizer, 1, Solo(), LabelSpec())
-    said = conversations([find(source, "data.train[0]")], data.system_prompt)
-    prompts = asked_by(corpus.train, [0] if kind == "text" else [], 2, longest, said)
+    said = read_conversations([find(source, "data.train[0]")], data.system_prompt)
+    prompts = row_prompts(corpus.train, [0] if kind == "text" else [], 2, longest, said)
     return {prompt.row.rpartition(":")[2]: prompt for prompt in prompts if prompt}
 
 
@@ -44,7 +44,7 @@ def rendered(tokenizer: Any, messages: Any, **options: Any) -> str:
     return text
 
 
-def test_messages_are_those_before_the_answer_that_is_asked_for(tmp_path: Path, tokenizer: Any) -> None:
+def test_prompt_messages_end_before_the_last_answer(tmp_path: Path, tokenizer: Any) -> None:
     """Of a row that was cut, the last answer that is left."""
     rows = [{"messages": DIALOGUE}, {"messages": DIALOGUE[:2]}]
     both, one = (SYSTEM, *DIALOGUE[:3]), (SYSTEM, *DIALOGUE[:1])
@@ -56,12 +56,12 @@ def test_messages_are_those_before_the_answer_that_is_asked_for(tmp_path: Path, 
             assert tokenizer.decode(prompt.ids) == rendered(tokenizer, prompt.messages, add_generation_prompt=True)
 
 
-def test_texts_are_no_messages(tmp_path: Path, tokenizer: Any) -> None:
+def test_texts_have_no_messages(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"text": "the cat sat down on the mat"}, {"text": "the dog ran in the park"}]
     prompts = asked(tmp_path, tokenizer, rows, "text", 100)
     assert {row: prompt.messages for row, prompt in prompts.items()} == {"1, row 1": (), "1, row 2": ()}
 
 
-def test_a_turn_that_a_template_marks_in_parts_is_the_last_one() -> None:
-    assert before_answer(tuple(DIALOGUE), 1) == tuple(DIALOGUE[:3])
-    assert before_answer(tuple(DIALOGUE), 5) == tuple(DIALOGUE[:3])
+def test_messages_before_stops_at_the_last_answer() -> None:
+    assert messages_before(tuple(DIALOGUE), 1) == tuple(DIALOGUE[:3])
+    assert messages_before(tuple(DIALOGUE), 5) == tuple(DIALOGUE[:3])

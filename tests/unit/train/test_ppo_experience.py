@@ -1,4 +1,4 @@
-"""What a rollout teaches and what is watched of it, against plain readings."""
+"""The experience and metrics of a rollout, against plain implementations."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import numpy as np
 import pytest
 
 from tests.support.ranks import Threads, together
-from tests.unit.train.test_ppo import episodes
+from tests.unit.train.test_ppo import trajectories
 from train.config_ppo import PpoConfig
 from train.data.micro_batches import Shape
 from train.objectives.ppo import metrics
 from train.objectives.ppo.experience import Experience
-from train.objectives.ppo.health import Signs
+from train.objectives.ppo.health import Health
 from train.objectives.ppo.loss import losses
-from train.objectives.ppo.trajectories import Episodes
+from train.objectives.ppo.trajectories import Trajectories
 from zerotune.models.token_statistics import Statistics
 
 SMALL = Shape(True, 1000, 12, 100, True, 0)  # a micro-batch holds an answer or two
 
 
-def scored(rows: Episodes) -> dict[str, Any]:
+def scored(rows: Trajectories) -> dict[str, Any]:
     random = np.random.default_rng(3)
     return {name: random.normal(size=int(rows.starts[-1])) for name in ("log_p", "entropy", "value", "reference")}
 
 
-def by_answer(rows: Episodes, values_n: Any) -> list[Any]:
+def by_answer(rows: Trajectories, values_n: Any) -> list[Any]:
     return np.split(values_n, rows.starts[1:-1])
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_a_step_is_a_mean_over_tokens_or_over_answers_on_any_number_of_ranks(level: Any, count: int) -> None:
-    rows, part = episodes(), np.array([4, 0, 3, 2, 5])
+def test_step_averages_tokens_or_responses_on_any_ranks(level: Any, count: int) -> None:
+    rows, part = trajectories(), np.array([4, 0, 3, 2, 5])
     config = PpoConfig(level=level, value_weight=1.0, value_clip=0.0)
     experience = Experience.of(rows, np.arange(6.0), scored(rows), config, kl_weight=0.1)
     policy = value = counted = 0.0
@@ -47,7 +47,7 @@ def test_a_step_is_a_mean_over_tokens_or_over_answers_on_any_number_of_ranks(lev
         ranks: Any = SimpleNamespace(index=index, count=count)
         for batch in experience.batches(part, SMALL, ranks):
             then = batch.extras
-            now = Statistics(then["log_p"], then["entropy"], then["value"])  # nothing has moved: every ratio is 1
+            now = Statistics(then["log_p"], then["entropy"], then["value"])  # unchanged: every ratio is 1
             found = losses(now, then, config, 0.1)
             policy, value = policy + float(found["policy"]), value + float(found["value"])
             counted += batch.counts["policy"]
@@ -66,9 +66,9 @@ def test_a_step_is_a_mean_over_tokens_or_over_answers_on_any_number_of_ranks(lev
 
 
 @pytest.mark.parametrize(("place", "estimator"), [("reward", "k1"), ("reward", "k3"), ("loss", "k1")])
-def test_the_distance_lowers_the_reward_by_the_estimator_asked_for(place: Any, estimator: Any) -> None:
-    """Undiscounted, a token is worth all reward from there on, less what was expected."""
-    rows, rewards = episodes(), np.arange(6.0)
+def test_kl_lowers_the_reward_by_the_chosen_estimator(place: Any, estimator: Any) -> None:
+    """Without discount, an advantage is the sum of later rewards minus the value."""
+    rows, rewards = trajectories(), np.arange(6.0)
     found = scored(rows)
     config = PpoConfig(kl_in=place, kl_estimator=estimator, whiten=False, gamma=1.0, gae_lambda=1.0)
     experience = Experience.of(rows, rewards, found, config, kl_weight=0.1)
@@ -81,10 +81,10 @@ def test_the_distance_lowers_the_reward_by_the_estimator_asked_for(place: Any, e
         expected += [reward - sum(penalty[t:]) - value for t, value in enumerate(value_t)]
         distances.append(sum(k1))
     assert experience.tokens["advantage"] == pytest.approx(np.array(expected), abs=1e-12)
-    assert experience.kl_e == pytest.approx(np.array(distances), abs=1e-12)  # whatever is paid, k1 is watched
+    assert experience.kl_r == pytest.approx(np.array(distances), abs=1e-12)  # the metric is always k1
 
 
-def test_the_variance_that_values_explain() -> None:
+def test_explained_variance() -> None:
     target, value = np.array([1.0, 2.0, 6.0]), np.array([0.0, 2.0, 4.0])
     left = np.array([1.0, 0.0, 2.0])
     expected = 1 - ((left - 1) ** 2).sum() / ((target - 3) ** 2).sum()
@@ -95,14 +95,14 @@ def test_the_variance_that_values_explain() -> None:
     assert metrics.explained_variance(value, np.ones(3)) == 0.0
 
 
-def test_every_phase_has_its_own_seconds_and_speed() -> None:
-    rows = episodes()
+def test_rollout_metrics_report_seconds_and_speed_by_phase() -> None:
+    rows = trajectories()
     experience = Experience.of(rows, np.zeros(6), scored(rows), PpoConfig(), 0.1)
     seconds = {"generating": 2.0, "rewarding": 0.5, "scoring": 4.0}
-    found = metrics.of_rollout(experience, np.zeros(6), {}, seconds)
+    found = metrics.rollout_metrics(experience, np.zeros(6), {}, seconds)
     assert {name: found[f"rollout/seconds_{name}"] for name in seconds} == seconds
-    assert found["rollout/generated_tokens_per_second"] == sum(len(e.answer) for e in rows.episodes) / 2
-    read = sum(len(e.prompt) + len(e.answer) for e in rows.episodes)
+    assert found["rollout/generated_tokens_per_second"] == sum(len(e.response) for e in rows.trajectories) / 2
+    read = sum(len(e.prompt) + len(e.response) for e in rows.trajectories)
     assert found["rollout/scored_tokens_per_second"] == read / 4
     stopwatch = metrics.Stopwatch()
     with stopwatch.measured("scoring"):
@@ -110,11 +110,11 @@ def test_every_phase_has_its_own_seconds_and_speed() -> None:
     assert 0.01 <= stopwatch.seconds["scoring"] < 5
 
 
-def test_the_steps_of_a_rollout_are_watched_over_all_ranks() -> None:
+def test_update_metrics_sum_over_ranks() -> None:
     def work(rank: Threads) -> dict[str, float]:
         updates = metrics.Updates()
         updates.began -= 10
-        updates.outside, updates.answered, updates.trained = 1.0 + rank.index, 10.0, 100.0 * (1 + rank.index)
+        updates.clipped, updates.responses, updates.trained = 1.0 + rank.index, 10.0, 100.0 * (1 + rank.index)
         return updates.metrics(rank)
 
     for found in together(2, work):
@@ -125,7 +125,7 @@ def test_the_steps_of_a_rollout_are_watched_over_all_ranks() -> None:
 
 
 FIRST = {"reward": 0.0, "entropy": 2.0, "repetition": 0.1, "kl": 0.0, "response_tokens": 40.0}
-# What becomes of the policy: nothing to tell yet, then a sign, and what is said of it.
+# Metrics that are still fine, metrics that are not, and the warning about them.
 WRONG = {
     "far": ({"kl": -39.0}, {"kl": -41.0}, "-41 nats per response, -1.0 per token"),
     "collapsed": ({"entropy": 0.21}, {"entropy": 0.19}, "the entropy has fallen below"),
@@ -143,24 +143,24 @@ def rollout(**changed: float) -> dict[str, float]:
 
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("name", WRONG)
-def test_a_sign_is_told_once_also_by_a_resumed_run(name: str, resumed: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_health_warns_once_also_after_a_resume(name: str, resumed: bool, caplog: pytest.LogCaptureFixture) -> None:
     harmless, wrong, message = WRONG[name]
-    signs = Signs(speaks=True)
+    health = Health(logs=True)
     for number, changed in enumerate([{}, harmless, wrong, wrong]):
         if resumed:
-            kept, signs = json.dumps(signs.state()), Signs(speaks=True)
-            signs.resume(json.loads(kept))
+            kept, health = json.dumps(health.state()), Health(logs=True)
+            health.resume(json.loads(kept))
         with caplog.at_level(logging.WARNING):
-            signs.look(rollout(**changed))
+            health.check(rollout(**changed))
         assert len(caplog.messages) == (message is not None and number >= 2), caplog.messages
     if message is not None:
         assert message in caplog.text
 
 
-def test_ranks_that_do_not_speak_know_as_much() -> None:
-    ranks = [Signs(speaks=speaks) for speaks in (True, False)]
+def test_health_state_is_equal_on_all_ranks() -> None:
+    ranks = [Health(logs=speaks) for speaks in (True, False)]
     for changed in ({}, *(wrong for _, wrong, _ in WRONG.values())):
-        for signs in ranks:
-            signs.look(rollout(**changed))
+        for health in ranks:
+            health.check(rollout(**changed))
     assert ranks[0].state() == ranks[1].state()
-    assert len(ranks[0].state()) == 7  # three numbers of the first rollout, four signs
+    assert len(ranks[0].state()) == 7  # three metrics of the first rollout, four warnings

@@ -13,9 +13,9 @@ from train.data.prepare import LabelSpec
 from train.data.setup import set_up
 from train.data.sources import find
 from train.data.token_cache import entry_key
-from train.objectives.ppo.conversations import conversations
-from train.objectives.ppo.prompts import Prompt, asked_by
-from train.objectives.ppo.sft_batches import answered
+from train.objectives.ppo.conversations import read_conversations
+from train.objectives.ppo.prompts import Prompt, row_prompts
+from train.objectives.ppo.sft_batches import with_answers
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 
@@ -52,12 +52,12 @@ CASES: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
 
 
 def prompts(corpus: Any, **options: Any) -> list[Prompt | None]:
-    return list(asked_by(corpus.train, [], 2, 128, **options))
+    return list(row_prompts(corpus.train, [], 2, 128, **options))
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "raw", "marked"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_tokens_are_asked_with_an_answer_and_without(tmp_path: Path, name: str, template: str) -> None:
+def test_prompt_tokens_do_not_depend_on_the_answer(tmp_path: Path, name: str, template: str) -> None:
     form, whole, asked = CASES[name]
     (tmp_path / "marked.jinja").write_text(MARKED)
     chosen = str(tmp_path / "marked.jinja") if template == "marked" else template
@@ -75,12 +75,12 @@ def test_the_same_tokens_are_asked_with_an_answer_and_without(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_messages_are_all_that_stand_before_the_answer(tmp_path: Path, name: str) -> None:
+def test_prompt_messages_are_those_before_the_answer(tmp_path: Path, name: str) -> None:
     form, whole, asked = CASES[name]
     rows = [whole, *asked]
     corpus = corpus_of(tmp_path, rows, form, label_spec=ASKED, max_length_tokens=128)
     source = find(SourceConfig(str(tmp_path / "rows.jsonl"), form), "data.train[0]")  # type: ignore[arg-type]
-    found = prompts(corpus, said=conversations([source], None))
+    found = prompts(corpus, messages=read_conversations([source], None))
     messages = {str(prompt.messages) for prompt in found if prompt}
     assert len(found) == len(rows)
     assert len(messages) == 1
@@ -88,7 +88,7 @@ def test_messages_are_all_that_stand_before_the_answer(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_other_objectives_refuse_rows_without_an_answer_as_before(tmp_path: Path, name: str) -> None:
+def test_other_objectives_refuse_rows_without_answers(tmp_path: Path, name: str) -> None:
     form, _, asked = CASES[name]
     if "several" in name or "tool" in name:
         corpus = corpus_of(tmp_path, asked, form, max_length_tokens=128)
@@ -102,7 +102,7 @@ def pair(before: Any, chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]
     return {"prompt": before, "chosen": chosen, "rejected": rejected, **more}
 
 
-def test_pairs_of_messages_ask_what_a_chat_asks(tmp_path: Path) -> None:
+def test_message_pairs_give_the_same_prompt_as_chats(tmp_path: Path) -> None:
     using = tokenizer()
     worse = {"role": "assistant", "content": "What?"}
     pairs = [
@@ -118,7 +118,7 @@ def test_pairs_of_messages_ask_what_a_chat_asks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_pairs_of_texts_ask_their_prompt_as_it_stands(tmp_path: Path, bos: bool) -> None:
+def test_text_pairs_use_their_prompt_without_template(tmp_path: Path, bos: bool) -> None:
     """A reward model read them without a chat template. Equal answers are asked too."""
     using = tokenizer(bos=bos)
     rows = [pair("How are you?", " Fine.", " What?"), pair("How are you?", " Fine.", " Fine.")]
@@ -130,7 +130,7 @@ def test_pairs_of_texts_ask_their_prompt_as_it_stands(tmp_path: Path, bos: bool)
         assert prompt.messages == ()
 
 
-def test_a_prompt_of_one_token_is_no_corpus(tmp_path: Path) -> None:
+def test_one_token_prompts_are_not_taken_for_corpora(tmp_path: Path) -> None:
     using = tokenizer()
     rows = [pair("a", " Fine. And you?", " What?"), pair("a", " What about you?", " ")]
     for prompt in prompts(corpus_of(tmp_path, rows, "preference", using, label_spec=ASKED)):
@@ -138,7 +138,7 @@ def test_a_prompt_of_one_token_is_no_corpus(tmp_path: Path) -> None:
         assert using.decode(prompt.ids) == "a"
 
 
-def test_pairs_without_a_prompt_ask_nothing(tmp_path: Path) -> None:
+def test_pairs_without_a_prompt_are_refused(tmp_path: Path) -> None:
     for row in ({"chosen": "How are you?", "rejected": "What?"}, {"chosen": [REPLY], "rejected": [USER, REPLY]}):
         with pytest.raises(UserError, match=r"rows\.jsonl:1: nothing is asked"):
             corpus_of(tmp_path, [row], "preference", label_spec=ASKED)
@@ -155,12 +155,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("form", "row", "reason"), BAD)
-def test_what_cannot_be_asked_is_a_bad_row(tmp_path: Path, form: str, row: dict[str, Any], reason: str) -> None:
+def test_rows_without_a_prompt_are_bad_rows(tmp_path: Path, form: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=rf"rows\.jsonl:1: {reason}"):
         corpus_of(tmp_path, [row], form, label_spec=ASKED)
 
 
-def test_the_two_readings_share_no_table_but_that_of_a_corpus(tmp_path: Path) -> None:
+def test_token_cache_separates_rows_read_as_prompts(tmp_path: Path) -> None:
     def key(form: Any, label_spec: LabelSpec) -> str:
         setup = set_up(recipe(tmp_path, SourceConfig("x", form)), tokenizer(), label_spec)
         return entry_key(["content"], setup.train[0], 0)
@@ -171,17 +171,17 @@ def test_the_two_readings_share_no_table_but_that_of_a_corpus(tmp_path: Path) ->
     assert key("text", ASKED) == key("text", LabelSpec())
 
 
-def test_a_question_that_is_held_out_is_found_without_its_answer(tmp_path: Path) -> None:
+def test_overlap_is_found_for_prompts_without_answers(tmp_path: Path) -> None:
     rows = [{"question": "How are you?"}, {"question": "how ARE you?", "answer": "Fine."}, {"question": "Hi"}]
     corpus = corpus_of(tmp_path, rows, "qa", label_spec=ASKED, validation_fraction=0.34)
     assert any("overlap with the validation data" in line for line in corpus.lines)
     assert len({int(x) for x in corpus.train.parts[0].table.column("prompt_n")}) == 2
 
 
-def test_supervised_steps_pass_over_rows_without_an_answer(tmp_path: Path) -> None:
+def test_sft_batches_skip_rows_without_an_answer(tmp_path: Path) -> None:
     rows = [{"question": "Hi", "answer": "Hi you"}, {"question": "How are you?"}, {"question": "And?", "answer": "1"}]
     corpus = corpus_of(tmp_path, rows, "qa", label_spec=ASKED)
-    kept = answered(corpus.train)
+    kept = with_answers(corpus.train)
     assert [kept.row_id(k).rpartition(":")[2] for k in range(len(kept))] == ["1", "3"]
     whole = corpus_of(tmp_path / "whole", [rows[0], rows[2]], "qa", label_spec=ASKED).train
-    assert answered(whole).digest == whole.digest
+    assert with_answers(whole).digest == whole.digest

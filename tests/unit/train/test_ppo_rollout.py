@@ -1,4 +1,4 @@
-"""What the rollout draws has the probability that the scoring pass gives it, whichever weights move."""
+"""The rollout samples tokens with the probability that scoring gives them, with every tuning."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from train.data.micro_batches import Shape
 from train.objectives.ppo import metrics
 from train.objectives.ppo.logprobs import Scoring
 from train.objectives.ppo.prompts import Prompt
-from train.objectives.ppo.rollout import play, requests
-from train.objectives.ppo.trajectories import Episodes
+from train.objectives.ppo.rollout import generation_requests, sample_responses
+from train.objectives.ppo.trajectories import Trajectories
 from train.registry import TUNINGS
 from train.tuning import make_tuning
 from zerotune.inference import generation, plain_generation
@@ -31,7 +31,7 @@ CONFIG, SOLO = PpoConfig(response_tokens=7), Whole()
 
 
 def tuned(kind: str) -> Any:
-    """The tiny model; what is tuned has left its start values."""
+    """The tiny model with trained-looking adapter or prompt weights."""
     config = TuningConfig(kind, lora=LoraConfig(rank=4), prompt=PromptConfig(virtual_tokens=3))
     model: Any = make_tuning(config).apply(tiny())
     torch.manual_seed(1)
@@ -48,8 +48,8 @@ def played(
     prompts: list[tuple[int, ...]],
     config: PpoConfig = CONFIG,
     ranks: Any = SOLO,
-) -> tuple[Episodes, list[float]]:
-    """Sampled answers, and the log-probability of each of their tokens as of its drawing."""
+) -> tuple[Trajectories, list[float]]:
+    """Sampled responses, and the log-probability of each token when it was sampled."""
     found: dict[int, list[float]] = {}
 
     def recording(rows: Any, logits_bv: torch.Tensor) -> list[int]:
@@ -61,10 +61,12 @@ def played(
     for engine in (generation, plain_generation):
         monkeypatch.setattr(engine, "sample", recording)
     given = [Prompt(ids, "r") for ids in prompts]
-    asked = requests(given, config, (6, 9), (0, 1), greedy=False)
-    episodes = Episodes(play(model, Reads(), asked, given, ranks))
-    # Transformers' loop goes on drawing for rows that have ended, until all have.
-    return episodes, [x for k, episode in enumerate(episodes.episodes) for x in found[k][: len(episode.answer)]]
+    asked = generation_requests(given, config, (6, 9), (0, 1), greedy=False)
+    trajectories = Trajectories(sample_responses(model, Reads(), asked, given, ranks))
+    # Transformers' loop also samples for finished rows until all have finished.
+    return trajectories, [
+        x for k, trajectory in enumerate(trajectories.trajectories) for x in found[k][: len(trajectory.response)]
+    ]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -78,29 +80,29 @@ def test_rollout_and_scoring_agree(
     near = 1e-5 / min(temperature, 1)  # rounding grows as logits do
     if engine == "padded on the left":
         monkeypatch.setattr(Network, "_prefixes_can_be_shared", lambda network: False)
-    episodes, drawn = played(model, monkeypatch, PROMPTS, config)
-    assert len({len(episode.prompt) for episode in episodes.episodes}) > 1
-    assert len({len(episode.answer) for episode in episodes.episodes}) > 1
+    trajectories, drawn = played(model, monkeypatch, PROMPTS, config)
+    assert len({len(trajectory.prompt) for trajectory in trajectories.trajectories}) > 1
+    assert len({len(trajectory.response) for trajectory in trajectories.trajectories}) > 1
     for tokens_per_micro_batch in (1, 1000):  # one row at a time, and all together
         shape = Shape(packed and TUNINGS[kind].can_pack, 1000, tokens_per_micro_batch, 100, True, 0)
         scoring = Scoring(shape, config, Whole())
         if kind == "full":
             scoring.keep_reference(tiny())
-        scored = scoring.tokens(model, episodes)
+        scored = scoring.tokens(model, trajectories)
         assert scored["log_p"] == pytest.approx(drawn, abs=near)
         plain = tiny()
-        for index, episode in enumerate(episodes.episodes):
-            logits_tv = plain(input_ids=torch.tensor([[*episode.prompt, *episode.answer]])).logits[0]
-            log_p_tv = (logits_tv[len(episode.prompt) - 1 : -1] / temperature).log_softmax(-1)
-            expected = log_p_tv.gather(1, torch.tensor(episode.answer)[:, None])[:, 0].tolist()
-            own = slice(int(episodes.starts[index]), int(episodes.starts[index + 1]))
+        for index, trajectory in enumerate(trajectories.trajectories):
+            logits_tv = plain(input_ids=torch.tensor([[*trajectory.prompt, *trajectory.response]])).logits[0]
+            log_p_tv = (logits_tv[len(trajectory.prompt) - 1 : -1] / temperature).log_softmax(-1)
+            expected = log_p_tv.gather(1, torch.tensor(trajectory.response)[:, None])[:, 0].tolist()
+            own = slice(int(trajectories.starts[index]), int(trajectories.starts[index + 1]))
             assert scored["reference"][own] == pytest.approx(expected, abs=near)
     _, alone = played(model, monkeypatch, PROMPTS[:1], config)
     assert drawn[: len(alone)] == pytest.approx(alone, abs=near)
 
 
 class Writes:
-    """A tokenizer whose every token is one letter, but for white space and a special token."""
+    """A tokenizer whose tokens are letters, except for white space and a special token."""
 
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
         return "".join({20: " ", 21: "\n", 22: "", 23: "!"}.get(int(token), "a") for token in ids)
@@ -119,18 +121,18 @@ class Writes:
         ([23, 6], (), 0.0),
     ],
 )
-def test_answers_that_say_nothing_are_counted_as_empty(
+def test_blank_responses_are_counted_as_empty(
     tokens: list[int], stops: tuple[str, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "sample", lambda rows, logits_bv: [tokens[len(row.ids)] for row in rows])
     given = [Prompt((5, 7), "r", stops)]
-    asked = requests(given, CONFIG, (6,), (0, 1), greedy=False)
-    (episode,) = play(tuned("full"), Writes(), asked, given, Whole())
-    assert list(episode.answer) == tokens
-    assert metrics.of_answers(Episodes([episode]))["empty"] == share
+    asked = generation_requests(given, CONFIG, (6,), (0, 1), greedy=False)
+    (trajectory,) = sample_responses(tuned("full"), Writes(), asked, given, Whole())
+    assert list(trajectory.response) == tokens
+    assert metrics.response_metrics(Trajectories([trajectory]))["empty"] == share
 
 
-def test_the_copy_is_gathered_once_however_many_passes_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_gathers_the_reference_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Whole):
         gathered = 0
 
@@ -139,14 +141,14 @@ def test_the_copy_is_gathered_once_however_many_passes_it_takes(monkeypatch: pyt
             return super().whole_copy(model)
 
     model, ranks = tuned("full"), Counting()
-    episodes, _ = played(model, monkeypatch, PROMPTS[:4])
+    trajectories, _ = played(model, monkeypatch, PROMPTS[:4])
     scoring = Scoring(Shape(True, 1000, 1, 100, True, 0), CONFIG, ranks)  # a pass for each answer
     scoring.keep_reference(tiny())
-    scoring.tokens(model, episodes)
+    scoring.tokens(model, trajectories)
     assert ranks.gathered == 1
 
 
-def test_a_tuned_prompt_is_lent_to_the_language_model_and_taken_back() -> None:
+def test_prompt_as_tokens_restores_the_embeddings() -> None:
     model = tuned("prompt")
     base = model.get_base_model()
     embedding, ids = base.get_input_embeddings(), torch.tensor([[7, 8, 9]])

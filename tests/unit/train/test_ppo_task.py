@@ -18,10 +18,10 @@ from train.config import DataConfig, SourceConfig
 from train.data.prepare import Corpus, LabelSpec, prepare
 from train.data.sources import find
 from train.objectives.ppo.task import TaskRows
-from train.objectives.ppo.trajectories import Episode
+from train.objectives.ppo.trajectories import Trajectory
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Generate
 
@@ -56,9 +56,9 @@ class Place:
         corpus = prepare(data, self.tokenizer, 1, Solo(), LabelSpec(OBJECTIVES["ppo"].formats, asks=True))
         return TaskRows(name, [find(source, "data.train[0]")], self.prompter, skip), corpus
 
-    def answered(self, row: int, text: str, *end: int) -> Episode:
+    def answered(self, row: int, text: str, *end: int) -> Trajectory:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Episode((1,), (*ids, *end), bool(end), f"{self.folder / 'rows.jsonl'}:{row + 1}")
+        return Trajectory((1,), (*ids, *end), bool(end), f"{self.folder / 'rows.jsonl'}:{row + 1}")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def place(tmp_path: Path, tiny_qwen2: Path) -> Place:
     return Place(tmp_path, AutoTokenizer.from_pretrained(tiny_qwen2))
 
 
-def test_prompts_are_the_tasks_own_requests_without_examples(place: Place) -> None:
+def test_task_prompts_are_the_tasks_own_requests(place: Place) -> None:
     task, corpus = place.task("gsm8k_cot", PROBLEMS)
     prompts = {prompt.row: prompt for prompt in task.prompts(corpus.train) if prompt}
     assert len(prompts) == len(PROBLEMS)
@@ -91,13 +91,13 @@ ANSWERS = {
 
 @pytest.mark.parametrize("case", ANSWERS)
 @pytest.mark.parametrize("is_ended", [True, False])
-def test_answers_are_scored_by_the_task(place: Place, case: str, is_ended: bool) -> None:
+def test_task_metric_scores_responses(place: Place, case: str, is_ended: bool) -> None:
     text, expected = ANSWERS[case]
     task, _ = place.task("gsm8k_cot", PROBLEMS)
-    episode = place.answered(0, text, *([place.tokenizer.eos_token_id] if is_ended or not text else []))
+    trajectory = place.answered(0, text, *([place.tokenizer.eos_token_id] if is_ended or not text else []))
     for metric, value in expected.items():
-        assert task.metric(metric, "key")([episode]) == [value], metric
-    assert task.metric("", "key")([episode]) == task.metric("strict_match", "key")([episode])  # the first one
+        assert task.metric(metric, "key")([trajectory]) == [value], metric
+    assert task.metric("", "key")([trajectory]) == task.metric("strict_match", "key")([trajectory])  # the first one
 
 
 def test_reasoning_earns_no_reward(place: Place) -> None:
@@ -106,13 +106,13 @@ def test_reasoning_earns_no_reward(place: Place) -> None:
     assert task.metric("accuracy", "key")([place.answered(0, text) for text in said]) == [1.0, 0.0, 0.0]
 
 
-def test_each_answer_is_scored_against_its_own_row(place: Place) -> None:
+def test_task_scores_each_response_by_its_row(place: Place) -> None:
     task, _ = place.task("gsm8k_cot", PROBLEMS)
-    episodes = [place.answered(row, f" {number}") for row in (0, 1) for number in (7, 36)]
-    assert task.metric("accuracy", "key")(episodes) == [1.0, 0.0, 0.0, 1.0]
+    trajectories = [place.answered(row, f" {number}") for row in (0, 1) for number in (7, 36)]
+    assert task.metric("accuracy", "key")(trajectories) == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_an_end_token_is_no_part_of_the_answer_though_it_can_be_read(place: Place) -> None:
+def test_task_ignores_a_readable_end_token(place: Place) -> None:
     """Some checkpoints end with a token that decoding does not leave out."""
     end = place.tokenizer("~", add_special_tokens=False)["input_ids"]
     place.prompter.stop_ids = (*place.prompter.stop_ids, *end)
@@ -127,13 +127,17 @@ def test_a_task_from_a_file(place: Place) -> None:
     asked = [place.tokenizer.decode(prompt.ids) for prompt in task.prompts(corpus.train) if prompt]
     assert len(asked) == 2
     assert any("user\nWhat is the capital of France?<|im_end|>" in text for text in asked)  # the chat template's
-    episodes = [place.answered(0, "It is Paris"), place.answered(1, "It is Paris"), place.answered(1, "Tokyo! Or not")]
-    assert task.metric("", "key")(episodes) == [1.0, 0.0, 1.0]
-    assert task.metric("exact_match", "key")(episodes) == [0.0, 0.0, 1.0]  # cut where the file says that it stops
+    trajectories = [
+        place.answered(0, "It is Paris"),
+        place.answered(1, "It is Paris"),
+        place.answered(1, "Tokyo! Or not"),
+    ]
+    assert task.metric("", "key")(trajectories) == [1.0, 0.0, 1.0]
+    assert task.metric("exact_match", "key")(trajectories) == [0.0, 0.0, 1.0]  # cut where the file says that it stops
     assert task.digest == hashlib.sha256(CAPITALS.encode()).hexdigest()
 
 
-def test_a_row_that_the_task_cannot_read_is_named_or_left_out(place: Place) -> None:
+def test_rows_unreadable_by_the_task_are_reported_or_skipped(place: Place) -> None:
     rows = [*PROBLEMS, {"question": "What is 2 + 2?", "answer": "four"}]
     with pytest.raises(
         UserError, match=r"rows\.jsonl:3: answer does not end with #### and a number; so ppo\.task gsm8k_"
@@ -145,11 +149,11 @@ def test_a_row_that_the_task_cannot_read_is_named_or_left_out(place: Place) -> N
 
 @pytest.mark.parametrize("name", ["gsm8k_cot", "qa", "capitals.yaml"])
 @pytest.mark.parametrize("answer", [{}, {"answer": None}, {"answer": ""}])
-def test_a_row_without_an_answer_to_score_by_is_named(place: Place, name: str, answer: dict[str, Any]) -> None:
+def test_task_reports_rows_without_a_reference(place: Place, name: str, answer: dict[str, Any]) -> None:
     """PPO itself could ask it."""
     (place.folder / "capitals.yaml").write_text(CAPITALS)
     chosen = str(place.folder / name) if name.endswith("yaml") else name
-    with pytest.raises(UserError, match=r"rows\.jsonl:3: .*answer.*cannot score a response to it"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: .*(answer|reference).*cannot score a response to it"):
         place.task(chosen, [*PROBLEMS, {"question": "What is 2 + 2?", **answer}])
 
 
@@ -171,13 +175,13 @@ REFUSED: dict[str, tuple[Callable[[TaskRows, Corpus], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_a_reward_is_refused(place: Place, name: str) -> None:
+def test_unsuitable_tasks_and_metrics_are_refused(place: Place, name: str) -> None:
     ask, reason = REFUSED[name]
     with pytest.raises(UserError, match=re.escape(reason)):
         ask(*place.task(name, QUESTION))
 
 
-def test_a_task_of_likelihoods_is_refused(place: Place) -> None:
+def test_likelihood_tasks_are_refused(place: Place) -> None:
     choices = {"A": "3", "B": "4", "C": "5", "D": "6"}
     row = {"question": "2 + 2?", "answer": "B", "Question": "2 + 2?", "Answer": "B", **choices}
     (place.folder / "agronomy.jsonl").write_text(json.dumps(row) + "\n")
@@ -186,7 +190,7 @@ def test_a_task_of_likelihoods_is_refused(place: Place) -> None:
         list(task.prompts(corpus.train))
 
 
-def test_rows_that_share_a_line_are_told_apart(place: Place) -> None:
+def test_task_distinguishes_rows_on_one_line(place: Place) -> None:
     for indent in (None, 1):
         (place.folder / "rows.json").write_text(json.dumps(PROBLEMS, indent=indent))
         task, corpus = place.of("gsm8k_cot", "rows.json")
@@ -196,10 +200,10 @@ def test_rows_that_share_a_line_are_told_apart(place: Place) -> None:
             (problem,) = [one for one in PROBLEMS if one["question"] in place.tokenizer.decode(prompt.ids)]
             number = problem["answer"].rpartition(" ")[2]
             ids = place.tokenizer(f" {number}", add_special_tokens=False)["input_ids"]
-            assert task.metric("accuracy", "key")([Episode(prompt.ids, tuple(ids), False, prompt.row)]) == [1.0]
+            assert task.metric("accuracy", "key")([Trajectory(prompt.ids, tuple(ids), False, prompt.row)]) == [1.0]
 
 
-def test_what_was_asked_is_known_as_messages_where_it_is_a_conversation(place: Place) -> None:
+def test_task_prompts_have_messages_for_conversations(place: Place) -> None:
     for name, messages in (("qa", [{"role": "user", "content": "2 + 2?"}]), ("gsm8k_cot", [])):
         task, corpus = place.task(name, PROBLEMS if name == "gsm8k_cot" else QUESTION)
         for prompt in task.prompts(corpus.train):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, Qwen2Config, Qwen2Model
 
 from tests.support.training_runs import TINY
-from tests.unit.train.test_ppo import episodes, tiny
+from tests.unit.train.test_ppo import tiny, trajectories
 from train.config import Config, ModelConfig, RunConfig
 from train.config_ppo import PpoConfig
 from train.data.micro_batches import Shape, collate
@@ -41,9 +41,9 @@ def policy() -> Any:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_loss_and_gradients_of_a_value_model(packed: bool) -> None:
+def test_value_model_loss_and_gradients(packed: bool) -> None:
     """As written out over each answer alone, by the value model as transformers runs it."""
-    model, rows, config = policy(), episodes(), PpoConfig(value_clip=0.1)
+    model, rows, config = policy(), trajectories(), PpoConfig(value_clip=0.1)
     batch = collate(rows, list(range(len(rows))), replace(PACKED, packed=packed), filler=0)
     found = token_statistics(model, batch.inputs, batch.targets)
     order = list(rows.places(range(len(rows))))
@@ -58,9 +58,9 @@ def test_loss_and_gradients_of_a_value_model(packed: bool) -> None:
 
     model.zero_grad()
     total = torch.zeros(())
-    for index, episode in enumerate(rows.episodes):
-        ids = torch.tensor([[*episode.prompt, *episode.answer]])
-        hidden_td = model.value_head.body(input_ids=ids).last_hidden_state[0, len(episode.prompt) - 1 : -1]
+    for index, trajectory in enumerate(rows.trajectories):
+        ids = torch.tensor([[*trajectory.prompt, *trajectory.response]])
+        hidden_td = model.value_head.body(input_ids=ids).last_hidden_state[0, len(trajectory.prompt) - 1 : -1]
         value_t = hidden_td @ model.value_head.head.weight
         own = slice(int(rows.starts[index]), int(rows.starts[index + 1]))
         assert torch.allclose(found.value_n[own], value_t, atol=1e-5)
@@ -75,8 +75,8 @@ def test_loss_and_gradients_of_a_value_model(packed: bool) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_supervised_steps_leave_values_gradients_of_zero(own: bool) -> None:
-    model, plain, rows = tiny(), tiny(), episodes()
+def test_supervised_loss_gives_values_zero_gradients(own: bool) -> None:
+    model, plain, rows = tiny(), tiny(), trajectories()
     add_value_head(model, body() if own else None)
     batch = collate(rows, [0, 1], PACKED, filler=0)
     loss, expected = (
@@ -107,7 +107,7 @@ def load(folder: Path) -> Any:
     return load_value_model(config_for(folder), AutoTokenizer.from_pretrained(TINY), 100, True, torch.device("cpu"))
 
 
-def test_what_cannot_give_values_is_refused(tmp_path: Path) -> None:
+def test_unsuitable_value_models_are_refused(tmp_path: Path) -> None:
     vocabulary = len(AutoTokenizer.from_pretrained(TINY))
     fit, small, encoder, other = (tmp_path / name for name in ("fit", "small", "encoder", "other"))
     body(vocabulary).save_pretrained(fit)
@@ -132,7 +132,7 @@ def test_what_cannot_give_values_is_refused(tmp_path: Path) -> None:
         load(other)
 
 
-def test_values_are_float32_whatever_autocast_multiplies_in() -> None:
+def test_value_head_is_float32_under_autocast() -> None:
     head = ValueHead(64)
     torch.manual_seed(0)
     torch.nn.init.normal_(head.weight)

@@ -211,7 +211,7 @@ class TestRefusals:
             (["--run.seed", "null"], "run.seed: expected a whole number, got null."),
             (["--run.seed"], "--run.seed needs a value."),
             (["x.jsonl"], "'x.jsonl' belongs to no option; quote values with spaces, separate lists by commas."),
-            (["--data.train.2.path", "b"], "there is no source 2; the next free number is 1."),
+            (["--data.train.2.path", "b"], "there is no item 2; the next free number is 1."),
             (
                 ["--data.train.1.path", "b"],
                 "data.train[1].format is missing: one of chat, qa, pr, io, text, labelled, tagged, preference.",
@@ -268,7 +268,7 @@ class TestRefusals:
     def test_foreign_code_only_from_the_command_line(self, recipe: Path) -> None:
         assert parsed(recipe, "--model.trust_remote_code", "true").model.trust_remote_code
         recipe.write_text(MINIMAL.replace("  path: somewhere", "  path: somewhere\n  trust_remote_code: true"))
-        assert refusal(recipe).startswith("x.yaml:3: model.trust_remote_code runs foreign code")
+        assert refusal(recipe).startswith("x.yaml:3: model.trust_remote_code runs code that comes with")
         recipe.write_text(MINIMAL.replace("  path: somewhere", "  path: somewhere\n  trust_remote_code: false"))
         assert not parsed(recipe).model.trust_remote_code
 
@@ -281,26 +281,26 @@ class TestContradictions:
             ("tuning.quantization=int8 tuning.kind=prompt", "needs tuning.kind: lora, not prompt"),
             ("tuning.kind=prompt batch.layout=packed", "batch.layout: prompt tuning"),
             ("batch.tokens_per_step=100 data.max_length_tokens=50", "exceeds batch.tokens_per_step, 100"),
-            ("data.max_length_tokens=5000", "data.max_length_tokens: a row of 5000 tokens does not fit"),
-            ("data.streaming=true", "data.streaming: a stream has no known length"),
-            ("data.streaming=true duration.max_steps=3", "checkpoint.every_steps: a stream has no known epochs"),
+            ("data.max_length_tokens=5000", "data.max_length_tokens: 5000 exceeds batch.tokens_per_micro_batch"),
+            ("data.streaming=true", "data.streaming: streamed data has no known length"),
+            ("data.streaming=true duration.max_steps=3", "checkpoint.every_steps: streamed data has no known end"),
             (
                 "data.streaming=true duration.max_steps=3 checkpoint.every_steps=1"
                 " data.validation=[{path: v, format: qa}]",
-                "validation.every_steps: a stream has no known epochs",
+                "validation.every_steps: streamed data has no known end of an epoch",
             ),
             (
                 "data.streaming=true duration.max_steps=3 checkpoint.every_steps=1 duration.max_epochs=1.5",
-                "duration.max_epochs: a stream has no known length to take a part of",
+                "duration.max_epochs: streamed data has no known length; set a whole number",
             ),
             ("data.train=[]", "data.train: is empty"),
             ("model.path=", "model.path: is missing"),
-            ("data.validation_fraction=0.1 data.validation=[{path: v, format: qa}]", "keep one of data.validation"),
+            ("data.validation_fraction=0.1 data.validation=[{path: v, format: qa}]", "data.validation is set as well"),
             (
                 "data.validation_fraction=0.1 data.streaming=true duration.max_steps=3",
-                "has no known length to take",
+                "has no known length; set data.validation",
             ),
-            ("validation.metric=exact_match", "validation.metric: exact_match is only measured with"),
+            ("validation.metric=exact_match", "validation.metric: exact_match needs validation.exact_match_rows"),
             ("validation.patience=2", "early stopping needs held-out data"),
             ("validation.exact_match_rows=2", "validation.exact_match_rows: needs held-out data"),
             ("duration.max_epochs=null", "duration.max_epochs: nothing ends the run"),
@@ -471,7 +471,7 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (("--head.labels", "[a, b, a]"), "head.labels: a stands there twice"),
+            (("--head.labels", "[a, b, a]"), "head.labels: a is listed twice"),
             (
                 ("--head.class_weights", "balanced"),
                 "head.class_weights: applies only to token_classification, sequence_classification",

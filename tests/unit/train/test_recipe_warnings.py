@@ -51,7 +51,7 @@ def test_the_positions_that_a_model_was_made_for(config: object, limit: int | No
 def test_rows_longer_than_the_positions() -> None:
     assert list(about_positions(2048, PLAIN)) == []
     [line] = about_positions(2049, PLAIN)
-    assert "the longest row has 2,049 tokens, the model was made for 2,048" in line
+    assert "the longest row has 2,049 tokens, the model was trained for 2,048" in line
 
 
 def test_one_is_not_several() -> None:

@@ -20,7 +20,7 @@ from tests.support.template_table import families, source
 from tests.unit.eval.test_evaluation import ALONE
 from train.config import SourceConfig
 from train.data.prepare import Corpus, prepare, stream
-from train.data.run_date import run_day
+from train.data.setup import run_day
 from train.data.token_table import TABLE
 from zerotune.common.errors import UserError
 from zerotune.data.template_date import dated, reads_clock
@@ -71,7 +71,7 @@ def test_a_run_goes_on_the_next_day_with_its_own_day(cache: str, tmp_path: Path,
 
 def test_a_new_run_has_its_own_day_whatever_the_cache_holds(tmp_path: Path) -> None:
     old, new = corpus(tmp_path, "cache", MONDAY), corpus(tmp_path, "cache", TUESDAY)
-    assert any("reads the clock, and gets 2026-12-01" in line for line in new.lines)
+    assert any("this run always uses 2026-12-01" in line for line in new.lines)
     assert old.digest != new.digest
     assert old.template_hash == new.template_hash
     assert len(list((tmp_path / "cache").rglob(TABLE))) == 2
@@ -113,7 +113,7 @@ def test_the_day_of_a_run_is_that_of_its_first_start(
         def today(cls) -> Any:
             return cls(2026, 12, 1)
 
-    monkeypatch.setattr("train.data.run_date.date", Today)
+    monkeypatch.setattr("train.data.setup.date", Today)
     if facts is not None:
         (tmp_path / "run.json").write_text(json.dumps(facts))
     assert run_day(str(tmp_path), Solo()) == expected

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from tests.support.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
 from train.merge.base_weights import dequantized
-from train.merge.trained_model import take_over_quantized
+from train.merge.trained_model import copy_dequantized
 from train.models.load import fit_vocabulary, load_model, load_tokenizer, seeded
 from train.registry import TUNINGS
 from train.tuning import make_tuning, share_trained
@@ -199,7 +199,7 @@ def test_a_forward_pass_without_gradients_leaves_the_quantised_base_as_it_is(tmp
     found = gradients(model)
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
-    take_over_quantized(plain := tuned(folder, lora()), model)
+    copy_dequantized(plain := tuned(folder, lora()), model)
     torch.testing.assert_close(plain.eval()(IDS).logits, answers, rtol=1e-4, atol=1e-4)
 
 
@@ -246,21 +246,6 @@ def test_refused_where_the_model_shows_it(qwen2, name):
     config, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
         tuned(qwen2, config)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (TuningConfig(kind="full", quantization="nf4"), "cannot be trained themselves"),
-        (TuningConfig(kind="prompt", quantization="nf4"), "prompt tuning cannot quantise the weights"),
-        (TuningConfig(kind="lora", lora=LoraConfig(rank=0)), "at least 1, not 0"),
-        (TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=0)), "at least 1"),
-        (TuningConfig(kind="prompt", prompt=PromptConfig(init_text="x")), "needs the model's tokenizer"),
-    ],
-)
-def test_refused_before_anything_is_loaded(config, message):
-    with pytest.raises(UserError, match=message):
-        make_tuning(config, 0)
 
 
 def test_another_head_is_trained_with_the_adapter(qwen2):

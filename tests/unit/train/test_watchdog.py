@@ -43,7 +43,7 @@ SIGN = RankStatus(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, sl
         ([{"place": 71, "phase": "backward"}, {"phase": "forward"}], [1]),  # who waits in C++ cannot be seen to wait
         ([{"waits": True}, {}], [1]),  # ZeRO-3 waits inside the forward pass too
         ([{"waits": True}, {"waits": True}], [0, 1]),  # different collectives, or the network
-        ([{"waits": True}, {"place": 99, "at": ""}], [1]),  # does not react, however far it was
+        ([{"waits": True}, {"place": 99, "at": ""}], [1]),  # does not respond, however far it was
         ([{}], [0]),
     ],
 )
@@ -51,7 +51,7 @@ def test_who_is_to_blame(changes: list[dict[str, object]], stuck: list[int]) -> 
     statuses = {rank: replace(SIGN, rank=rank, **change) for rank, change in enumerate(changes)}
     ranks, text = find_hanging(statuses, 30.0)
     assert ranks == stuck
-    assert text.startswith("After step 7 nothing happened for 30 s: ")
+    assert text.startswith("After step 7 no rank made progress for 30 s: ")
     for rank, one in statuses.items():
         assert (f"rank {rank} hangs in `{one.phase}`" in text) == (rank in stuck)
 
@@ -184,7 +184,7 @@ def test_a_failure_before_the_run_has_begun_leaves_the_folder_as_it_was(
     before = contents(tmp_path)
     ended_with, error = fail(tmp_path, UserError("model.path: mistyped"), RuntimeError("broken"), begun=False)
     assert str(error) == "model.path: mistyped"
-    assert str(ended_with) == "ended because rank 1 failed first; its message says why"
+    assert str(ended_with) == "ended because rank 1 failed first; see its message"
     assert contents(tmp_path) == before
 
 
@@ -306,7 +306,7 @@ def test_the_watch_goes_on_after_an_error_of_its_own(
     monkeypatch.setattr(dog, "_look_around", look)
     with dog:
         assert again.wait(10)
-    assert [record.message for record in caplog.records] == ["the watchdog: OSError: stale file handle"]
+    assert [record.message for record in caplog.records] == ["watchdog: OSError: stale file handle"]
 
 
 def test_two_threads_may_see_at_once_that_a_rank_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,2 +1,3 @@
-"""Proximal policy optimisation: phases -> prompts -> rollout -> reward -> scoring -> experience -> loss,
-tied together in objective."""
+"""Proximal policy optimisation. In the order of a rollout: phases, prompts, rollout, reward, logprobs, advantages,
+experience, loss; `objective` connects them.
+"""

@@ -1,4 +1,4 @@
-"""Rows as conversations, for a reward model that reads messages: what is tokenised no longer says who said what."""
+"""Rows as conversations, for reward models that read messages: tokenised rows no longer have roles."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from train.data.tokenize import read_row
 from train.objectives.ppo.trajectories import Messages
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
-Said = Mapping[tuple[int, str], Messages]  # (number of the source, place of the row) -> all that is said in it
-
-
-def conversations(sources: Sequence[Source], system: str | None) -> Said:
-    """Of all rows that are some. system: see `read_row`."""
-    return {(number, row): said for number, source in enumerate(sources) for row, said in _of(source, system)}
+MessagesByRow = Mapping[tuple[int, str], Messages]  # (index of the source, `file:line`) -> messages
 
 
-def _of(source: Source, system: str | None) -> Iterator[tuple[str, Messages]]:
+def read_conversations(sources: Sequence[Source], system: str | None) -> MessagesByRow:
+    """The messages of all rows that are conversations. system: see `read_row`."""
+    return {
+        (index, row): messages for index, source in enumerate(sources) for row, messages in _of_source(source, system)
+    }
+
+
+def _of_source(source: Source, system: str | None) -> Iterator[tuple[str, Messages]]:
     for _, _, row, _ in source.rows():
         if isinstance(row, BadRow):
-            continue  # told by the data's own reading
+            continue  # reported when the data was prepared
         try:
             example = read_row(row, source.config.format, source.config.columns, system, asks=True)
         except RowError:
@@ -31,7 +33,7 @@ def _of(source: Source, system: str | None) -> Iterator[tuple[str, Messages]]:
             yield row.place, tuple(example.messages)
 
 
-def before_answer(said: Messages, number: int) -> Messages:
-    """What stands before answer `number` (from 0), or before the last one: templates may mark parts of an answer."""
-    answers = [place for place, message in enumerate(said) if message["role"] == "assistant"]
-    return said[: answers[min(number, len(answers) - 1)]]
+def messages_before(messages: Messages, number: int) -> Messages:
+    """The messages before answer `number` (from 0); at most the last one: templates may mark parts of an answer."""
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[min(number, len(answers) - 1)]]

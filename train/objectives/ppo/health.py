@@ -1,4 +1,4 @@
-"""Known signs that a policy is going wrong, told once each."""
+"""Warnings about a policy that collapses or exploits the reward, each given once."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
-FAR = 1.0  # nats of a token from the reference, on average over an answer
-COLLAPSED = 0.1  # of the entropy at the start
-MORE_REPEATED = 0.15  # share of word groups, above the start
+MOST_KL = 1.0  # nats per token, on average over a response
+LEAST_ENTROPY = 0.1  # of the first rollout's
+MORE_REPETITION = 0.15  # than in the first rollout
 COMPARED = ("rollout/reward", "rollout/entropy", "rollout/repetition")  # with those of the first rollout
 
 
-class Signs:
-    """Compares each rollout with the first."""
+class Health:
+    """Compares each rollout with the first. logs: whether this rank logs the warnings."""
 
-    def __init__(self, speaks: bool) -> None:
-        self.speaks = speaks
+    def __init__(self, logs: bool) -> None:
+        self.logs = logs
         self.first: Mapping[str, float] = {}
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     def state(self) -> dict[str, float]:
-        """The first rollout, and what was told."""
+        """The metrics of the first rollout, and the warnings given so far."""
         first = {f"first {name}": value for name, value in self.first.items()}
-        return first | {f"told {name}": 1.0 for name in sorted(self.told)}
+        return first | {f"told {name}": 1.0 for name in sorted(self.reported)}
 
     def resume(self, state: Mapping[str, float]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self.first = {name: state[f"first {name}"] for name in COMPARED if f"first {name}" in state}
-        self.told = {name.removeprefix("told ") for name in state if name.startswith("told ")}
+        self.reported = {name.removeprefix("told ") for name in state if name.startswith("told ")}
 
-    def look(self, found: Mapping[str, float]) -> None:
-        """Warn of what has become of the policy."""
+    def check(self, found: Mapping[str, float]) -> None:
+        """Warn about the metrics of a rollout."""
         self.first = first = self.first or {name: found[name] for name in COMPARED}
         self._warn(
             "empty", found.get("rollout/empty", 0.0) >= 1,
@@ -42,22 +42,23 @@ class Signs:
         more_reward = found["rollout/reward"] > first["rollout/reward"]
         kl_per_token = found["rollout/kl"] / found["rollout/response_tokens"]
         self._warn(
-            "kl", abs(kl_per_token) > FAR,
+            "kl", abs(kl_per_token) > MOST_KL,
             f"KL from the reference is {found['rollout/kl']:.0f} nats per response, {kl_per_token:.1f} per token: "
             "raise ppo.kl_weight or set ppo.kl_target",
         )  # fmt: skip
         self._warn(
-            "entropy", found["rollout/entropy"] < COLLAPSED * first["rollout/entropy"],
+            "entropy", found["rollout/entropy"] < LEAST_ENTROPY * first["rollout/entropy"],
             "the entropy has fallen below a tenth of the first rollout's: raise ppo.kl_weight or ppo.entropy_weight, "
             "or lower optim.learning_rate",
         )  # fmt: skip
         self._warn(
-            "repetition", more_reward and found["rollout/repetition"] > first["rollout/repetition"] + MORE_REPEATED,
+            "repetition",
+            more_reward and found["rollout/repetition"] > first["rollout/repetition"] + MORE_REPETITION,
             "reward and repetition rise together: add {kind: repetition, weight: -1} to ppo.reward",
         )  # fmt: skip
 
     def _warn(self, name: str, is_so: bool, text: str) -> None:
-        if is_so and name not in self.told:
-            self.told.add(name)
-            if self.speaks:
+        if is_so and name not in self.reported:
+            self.reported.add(name)
+            if self.logs:
                 log.warning("PPO: %s", text)

@@ -1,6 +1,6 @@
-"""What a rollout asks of the model: answers, and how probable they are under it and under the reference.
+"""Log-probabilities, entropies and values of sampled tokens, under the policy and the reference model.
 
-Shape suffix: n tokens of all answers.
+Shape suffix: n tokens of all responses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from train.config_ppo import PpoConfig
 from train.data.micro_batches import Shape, collate, micro_batches
-from train.objectives.ppo.trajectories import Episodes
+from train.objectives.ppo.trajectories import Trajectories
 from train.protocols import Batch, Ranks
 from zerotune.models import loss_head
 from zerotune.models.token_statistics import Statistics, token_statistics
@@ -28,9 +28,9 @@ NAMES = ("log_p", "entropy", "value", "reference")
 
 
 class Scoring:
-    """Scores the tokens of answers, on packed sequences shared out over ranks.
+    """Scores the tokens of responses; each rank scores a share.
 
-    reference: a frozen copy of the model as it was; None where that is the model with its adapter switched off.
+    reference: a frozen copy of the model before training; None if that is the model with its adapter switched off.
     """
 
     def __init__(self, shape: Shape, config: PpoConfig, ranks: Ranks) -> None:
@@ -38,20 +38,22 @@ class Scoring:
         self.reference: nn.Module | None = None
 
     def keep_reference(self, model: nn.Module) -> None:
-        """Take a copy of the model for the reference."""
+        """Use `model` as the reference model."""
         self.reference = model.requires_grad_(False).eval().to(self.ranks.device)
 
     @torch.no_grad()
-    def tokens(self, model: nn.Module, episodes: Episodes) -> dict[str, Floats]:
-        """log_p, entropy and value of every token of the answers, and log_p under the reference: on every rank."""
-        found = np.zeros((len(NAMES), int(episodes.starts[-1])))
-        groups = micro_batches(np.arange(len(episodes)), episodes.lengths_n, self.shape, self.ranks.count)
+    def tokens(self, model: nn.Module, trajectories: Trajectories) -> dict[str, Floats]:
+        """By NAMES: log_p, entropy and value of every token of the responses, and log_p under the reference model. On
+        every rank; a collective.
+        """
+        found = np.zeros((len(NAMES), int(trajectories.starts[-1])))
+        groups = micro_batches(np.arange(len(trajectories)), trajectories.lengths_n, self.shape, self.ranks.count)
         own = groups[self.ranks.index :: self.ranks.count]
-        batches = [(episodes.places(group), collate(episodes, group, self.shape, filler=0)) for group in own]
+        batches = [(trajectories.places(group), collate(trajectories, group, self.shape, filler=0)) for group in own]
         for places, batch in batches:
             scores = self.statistics(model, batch.to(self.ranks.device))
             found[:3, places] = np.stack([x.double().cpu().numpy() for x in scores])
-        with self._as_reference(model) as reference:  # once: a sharded copy is gathered for it
+        with self._reference_of(model) as reference:  # once: a sharded copy is gathered for it
             for places, batch in batches:
                 scores = self.statistics(reference, batch.to(self.ranks.device), values=False)
                 found[3, places] = scores.log_p_n.double().cpu().numpy()
@@ -59,13 +61,12 @@ class Scoring:
         return dict(zip(NAMES, joined, strict=True))
 
     def statistics(self, model: nn.Module, batch: Batch, values: bool = True) -> Statistics:
-        """Of the batch's targets, with gradients where the loss asks for them. values: False leaves them 0."""
+        """Statistics of the batch's targets. values: False leaves the values 0."""
         entropy = self.config.entropy_weight != 0
         return token_statistics(model, batch.inputs, batch.targets, self.config.temperature, entropy, values)
 
     @contextlib.contextmanager
-    def _as_reference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model as it was before training."""
+    def _reference_of(self, model: nn.Module) -> Iterator[nn.Module]:
         if self.reference is not None:
             with self.ranks.whole_copy(self.reference):
                 yield self.reference
@@ -75,10 +76,10 @@ class Scoring:
             yield model
 
 
-def drop_nothing(model: nn.Module) -> None:
-    """No dropout: probabilities before and after an update are compared.
+def disable_dropout(model: nn.Module) -> None:
+    """Set all dropout rates to 0: PPO compares probabilities before and after an update.
 
-    Rates stand in layers, or as numbers in the modules of a family, some of which read them from the configuration.
+    Rates are in dropout layers, or numbers in modules; some modules read them from the configuration.
     """
     modules = list(model.modules())
     configs = [module.config for module in modules if isinstance(module, PreTrainedModel)]

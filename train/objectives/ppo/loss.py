@@ -1,6 +1,6 @@
-"""The losses of one micro-batch: sums over tokens, each with a weight of its own.
+"""PPO's loss terms of one micro-batch, as weighted sums over tokens.
 
-Shape suffix: n tokens of answers.
+Shape suffix: n tokens of responses.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from zerotune.models.token_statistics import Statistics
 
 
 def losses(now: Statistics, then: Mapping[str, Tensor], config: PpoConfig, kl_weight: float) -> dict[str, Tensor]:
-    """Sums of the terms, their weights in the loss included.
+    """The terms, multiplied by their coefficients.
 
     policy: -min(ratio A, clip(ratio, 1 - c, 1 + c) A) (arXiv:1707.06347, equation 7).
-    value: half the larger of the squared errors of the value and of the value clipped to the neighbourhood of the old.
-    kl: k3 of the policy from the reference; where the distance is no part of the reward. entropy: minus a bonus.
+    value: half the squared error; with value_clip, the larger one of the value and of the clipped value.
+    kl: k3 of the policy from the reference model, if it is not part of the reward. entropy: minus the bonus.
 
-    then: log_p, reference, value, advantage, target and weight of each token, as of the rollout.
+    then: log_p, reference, value, advantage, target and weight of each token at the time of the rollout.
     """
     weight_n = then["weight"].float()
     advantage_n = then["advantage"].float()
@@ -48,6 +48,6 @@ def _value_errors(value_n: Tensor, then: Mapping[str, Tensor], clip: float) -> T
 
 
 def clip_share(now: Statistics, then: Mapping[str, Tensor], clip: float) -> Tensor:
-    """How many tokens have a ratio outside the clip range."""
+    """Number of tokens whose ratio is outside the clip range."""
     ratio_n = (now.log_p_n.detach() - then["log_p"].float()).exp()
     return ((ratio_n - 1).abs() > clip).sum()

@@ -1,26 +1,28 @@
-"""What is asked: the prompts that rows hold, and those of each rollout."""
+"""Prompts of rows, and the prompts of each rollout."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from train.data.token_dataset import Encoded
-from train.objectives.ppo.conversations import Said, before_answer
+from train.objectives.ppo.conversations import MessagesByRow, messages_before
 from train.objectives.ppo.trajectories import Messages
-from train.objectives.prompt_and_answer import answer_at, answers_in
+from train.objectives.prompt_and_answer import count_answers, last_answer
 from zerotune.common.errors import UserError
 
-STREAM = 4  # of chance: the order of prompts
-NOTHING_SAID: Said = {}
+STREAM = 4  # of random numbers: the order of prompts
+NO_MESSAGES: MessagesByRow = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: its tokens. row: where it comes from. stop_texts: what ends an answer beside its end token. messages: see
-    `Episode`.
+    """ids: its tokens. row: `file:line`. stop_texts: what ends a response besides end tokens.
+
+    messages: see `Trajectory`.
     """
 
     ids: tuple[int, ...]
@@ -29,58 +31,60 @@ class Prompt:
     messages: Messages = ()
 
 
-def asked_by(
-    rows: Encoded, corpora: Container[int], corpus_tokens: int, row_tokens: int, said: Said = NOTHING_SAID
+def row_prompts(
+    rows: Encoded, corpora: Container[int], corpus_tokens: int, row_tokens: int, messages: MessagesByRow = NO_MESSAGES
 ) -> Iterator[Prompt | None]:
-    """What each row asks; of a corpus text its first tokens, where it goes on behind them. None where it asks nothing.
+    """The prompt of each row: what stands before its last answer; of a corpus text its first `corpus_tokens` tokens.
+    None for a text that is not longer than that.
 
-    corpora: numbers of the sources whose rows are texts.
-    row_tokens: where a longer text was cut; what goes on in further rows asks nothing anew, and is passed over.
-    said: rows as conversations, where their messages are wanted.
+    corpora: indices of the sources that are corpora. row_tokens: the length at which texts are continued in a new row;
+    such a continuation has no prompt and is skipped.
+    messages: of rows that are conversations, for a reward model that reads them.
     """
-    cut: set[str] = set()
+    continued: set[str] = set()
     for index in range(len(rows)):
         ids, labels = rows.tokens(index)
-        start, end = answer_at(labels)
-        is_answered, source = start < end, int(rows.sources_n[index])
+        start, end = last_answer(labels)
+        has_answer, source = start < end, int(rows.sources_n[index])
         row, is_corpus = rows.row_id(index), source in corpora
-        goes_on = is_corpus and row in cut
+        is_continuation = is_corpus and row in continued
         if is_corpus and len(ids) >= row_tokens:
-            cut.add(row)
-        if not goes_on:
+            continued.add(row)
+        if not is_continuation:
             size = corpus_tokens if is_corpus else start
-            whole = said.get((source, row), ()) if said and not is_corpus else ()
-            messages = before_answer(whole, answers_in(labels) - 1) if whole and is_answered else whole
-            goes_on_behind = size < len(ids) or not is_answered
-            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), messages) if goes_on_behind else None
+            before = messages.get((source, row), ()) if messages and not is_corpus else ()
+            if before and has_answer:
+                before = messages_before(before, count_answers(labels) - 1)
+            is_prompt = size < len(ids) or not has_answer
+            yield Prompt(tuple(int(x) for x in ids[:size]), row, (), before) if is_prompt else None
 
 
-def with_room(
-    prompts: Iterator[Prompt | None], name: str, answer_tokens: int, longest: int
+def fitting_prompts(
+    prompts: Iterator[Prompt | None], name: str, response_tokens: int, context: int
 ) -> tuple[list[Prompt], list[str]]:
-    """(those that leave room for an answer, what to tell about the others).
+    """(the prompts that leave room for a response, messages about skipped rows).
 
-    name: what messages call the rows. longest: prompt and answer together. Raises UserError where none is left.
+    name: of the rows, for messages. Raises UserError if no prompt is left.
     """
-    found, left_out, too_long = [], 0, 0
+    found, skipped, too_long = [], 0, 0
     for prompt in prompts:
-        if prompt is not None and len(prompt.ids) + answer_tokens <= longest:
+        if prompt is not None and len(prompt.ids) + response_tokens <= context:
             found.append(prompt)
         else:
-            left_out, too_long = left_out + 1, too_long + (prompt is not None)
+            skipped, too_long = skipped + 1, too_long + (prompt is not None)
     if not found:
         raise UserError(
             f"{name}: no row has a prompt with room for a response: {too_long:,} prompts + ppo.response_tokens "
-            f"({answer_tokens}) exceed the context of {longest:,} tokens, {left_out - too_long:,} rows have no prompt "
+            f"({response_tokens}) exceed the context of {context:,} tokens, {skipped - too_long:,} rows have no prompt "
             "or are no longer than ppo.prompt_tokens; lower these keys, or use other rows"
         )
-    told = f"{left_out:,} rows of {name} are skipped: no prompt, or prompt + ppo.response_tokens exceeds the context"
-    return found, [told] if left_out else []
+    line = f"{skipped:,} rows of {name} are skipped: no prompt, or prompt + ppo.response_tokens exceeds the context"
+    return found, [line] if skipped else []
 
 
-def of_rollout(prompts: Sequence[Prompt], number: int, per_epoch: int, size: int, seed: int) -> list[Prompt]:
-    """The `size` prompts of rollout `number`: all of them in an order of their own in each epoch, the last rollout
-    filled from the beginning.
+def rollout_prompts(prompts: Sequence[Prompt], number: int, per_epoch: int, size: int, seed: int) -> list[Prompt]:
+    """The `size` prompts of rollout `number`. Each epoch has its own order; its last rollout is filled up from the
+    start of that order.
     """
     epoch, place = divmod(number, per_epoch)
     order = np.random.default_rng([seed, epoch, STREAM]).permutation(len(prompts))

@@ -1,6 +1,6 @@
-"""What answers are worth: named parts, each a number for an episode, and their weighted sum.
+"""Rewards of responses: the weighted sum of named components.
 
-Shape suffixes: e episodes, p parts.
+Shape suffixes: r responses.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from numpy.typing import NDArray
 
 from train.config_ppo import RewardConfig
 from train.objectives.ppo.prompts import Prompt
-from train.objectives.ppo.reward_scorer import Judge
+from train.objectives.ppo.reward_scorer import RewardScorer
 from train.objectives.ppo.task import TaskRows
-from train.objectives.ppo.trajectories import Episode, repetition
+from train.objectives.ppo.trajectories import Trajectory, repetition
 from train.protocols import Ranks
 from zerotune.models.weights_digest import config_digest, model_digest
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Score = Callable[[Sequence[Episode]], list[float]]
+Score = Callable[[Sequence[Trajectory]], list[float]]
 COUNTS = ("not_finite", "judged_in_part")
 
 
 @dataclass(frozen=True)
-class Rewarded:
-    """total_e: the weighted sum. parts: each of them, before its weight."""
+class Rewards:
+    """total_r: the weighted sum. components: each of them, before its weight."""
 
-    total_e: Floats
-    parts: Mapping[str, Floats]
+    total_r: Floats
+    components: Mapping[str, Floats]
 
 
 class Reward:
-    """All parts. Checks them when it is made, before any step.
+    """All components of the reward. Raises UserError if one cannot be used.
 
-    precision: of classifiers. digests: of what scores, so that a resumed run is not paid by another judge.
-    not_finite: values so far that were no numbers; such a value counts as the least that an answer was worth beside it.
-    judged_in_part: readings so far of answers that were too long for a classifier.
+    precision: of reward models. digests: of what computes rewards, so that a resumed run has the same reward.
+    not_finite: values so far that were not finite; each is replaced by the worst value beside it.
+    judged_in_part: responses so far that a reward model has read only the end of.
     """
 
     def __init__(
         self,
-        parts: Sequence[RewardConfig],
+        components: Sequence[RewardConfig],
         tokenizer: Any,
         task: TaskRows | None,
         precision: str,
@@ -55,62 +55,61 @@ class Reward:
         day: date | None = None,
     ) -> None:
         self.ranks = ranks
-        self.weights = {part.name or part.kind: part.weight for part in parts}
-        self.scores: dict[str, Score] = {
-            part.name or part.kind: _score(part, tokenizer, task, precision, ranks, day) for part in parts
-        }
-        stored = {part.name or part.kind: part.path for part in parts if part.path}
+        named = {one.name or one.kind: one for one in components}
+        self.weights = {name: one.weight for name, one in named.items()}
+        self.scores = {name: _score(name, one, tokenizer, task, precision, ranks, day) for name, one in named.items()}
+        stored = {name: one.path for name, one in named.items() if one.path}
         self.digests = {f"reward {name}": model_digest(path) for name, path in stored.items()}
         self.digests |= {f"config.json of the reward {name}": config_digest(path) for name, path in stored.items()}
         if task is not None:
             self.digests["ppo.task"] = task.digest
-        self.judges = [score for score in self.scores.values() if isinstance(score, Judge)]
+        self.scorers = [score for score in self.scores.values() if isinstance(score, RewardScorer)]
         self.not_finite = self.judged_in_part = 0
 
-    def __call__(self, episodes: Sequence[Episode]) -> Rewarded:
-        """Known to every rank; each rank scores its share."""
-        mine = range(self.ranks.index, len(episodes), self.ranks.count)
-        own = [episodes[k] for k in mine]
-        found = np.zeros((len(self.scores), len(episodes)))
-        for judge in self.judges:
-            judge.in_part = 0
+    def __call__(self, trajectories: Sequence[Trajectory]) -> Rewards:
+        """Every rank scores a share; all get the rewards of all trajectories. A collective."""
+        mine = range(self.ranks.index, len(trajectories), self.ranks.count)
+        own = [trajectories[k] for k in mine]
+        found = np.zeros((len(self.scores), len(trajectories)))
+        for scorer in self.scorers:
+            scorer.truncated = 0
         for number, score in enumerate(self.scores.values()):
             found[number, list(mine)] = score(own) if own else []
         bad = ~np.isfinite(found)
-        values, is_bad = self._joined(np.stack([np.where(bad, 0.0, found), bad]))
-        parts = {
-            name: _finite(value_e, bad_e > 0, self.weights[name] >= 0)
-            for name, value_e, bad_e in zip(self.scores, values, is_bad, strict=True)
+        values, is_bad = self._sum(np.stack([np.where(bad, 0.0, found), bad]))
+        components = {
+            name: _finite(value_r, bad_r > 0, self.weights[name] >= 0)
+            for name, value_r, bad_r in zip(self.scores, values, is_bad, strict=True)
         }
-        self._tell_bad(int(is_bad.sum()))
-        if self.judges:
-            self._tell_in_part(self._joined(np.array([float(judge.in_part) for judge in self.judges])))
-        weighted = (self.weights[name] * part_e for name, part_e in parts.items())
-        return Rewarded(sum(weighted, np.zeros(len(episodes))), parts)
+        self._count_bad(int(is_bad.sum()))
+        if self.scorers:
+            self._count_truncated(self._sum(np.array([float(scorer.truncated) for scorer in self.scorers])))
+        weighted = (self.weights[name] * value_r for name, value_r in components.items())
+        return Rewards(sum(weighted, np.zeros(len(trajectories))), components)
 
     def state(self) -> dict[str, float]:
-        """What was counted so far."""
+        """The counts so far."""
         return {name: float(getattr(self, name)) for name in COUNTS}
 
     def resume(self, state: Mapping[str, float]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self.not_finite, self.judged_in_part = (int(state[name]) for name in COUNTS)
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError, before any step, for a prompt that a judge cannot read."""
-        for judge in self.judges:
-            judge.require(prompts)
+        """Raise UserError for a prompt that a reward model cannot read."""
+        for scorer in self.scorers:
+            scorer.require(prompts)
 
     @property
     def reads_messages(self) -> bool:
-        """Whether a conversation is more to one of the reward models than its text."""
-        return any(judge.reads_messages for judge in self.judges)
+        """Whether a reward model reads conversations as messages, through its own chat template."""
+        return any(scorer.reads_messages for scorer in self.scorers)
 
-    def _joined(self, values: Floats) -> Floats:
-        """The sum over ranks."""
+    def _sum(self, values: Floats) -> Floats:
+        """Over ranks."""
         return np.array(self.ranks.sum(values.ravel().tolist())).reshape(values.shape)
 
-    def _tell_bad(self, bad: int) -> None:
+    def _count_bad(self, bad: int) -> None:
         if bad and not self.not_finite and self.ranks.index == 0:
             log.warning(
                 "%d rewards are not finite and are replaced by the worst of their component in the rollout; "
@@ -119,42 +118,48 @@ class Reward:
             )
         self.not_finite += bad
 
-    def _tell_in_part(self, counts: Floats) -> None:
-        """counts: of each judge, of these episodes."""
+    def _count_truncated(self, counts: Floats) -> None:
+        """counts: of each scorer, in this rollout."""
         if counts.any() and not self.judged_in_part and self.ranks.index == 0:
-            judge = self.judges[int(counts.argmax())]
+            scorer = self.scorers[int(counts.argmax())]
             log.warning(
                 "%s: %d prompts with their responses exceed its context of %d tokens; it reads only their end. "
                 "rollout/judged_in_part counts them from now on. Lower ppo.prompt_tokens or ppo.response_tokens, or "
                 "use another model",
-                judge.key,
+                scorer.key,
                 counts.max(),
-                judge.limit,
+                scorer.limit,
             )
         self.judged_in_part += int(counts.sum())
 
 
-def _finite(value_e: Floats, bad_e: Bools, more_is_better: bool) -> Floats:
-    """With the worst of the good values in place of the bad ones, so that nothing is gained by breaking a judge; 0
-    where none is good.
+def _finite(value_r: Floats, bad_r: Bools, more_is_better: bool) -> Floats:
+    """Bad values replaced by the worst of the others, so that the policy gains nothing by breaking a reward model; by 0
+    if all are bad.
     """
-    good = value_e[~bad_e]
+    good = value_r[~bad_r]
     worst = 0.0 if not len(good) else good.min() if more_is_better else good.max()
-    return np.where(bad_e, worst, value_e)
+    return np.where(bad_r, worst, value_r)
 
 
 def _score(
-    part: RewardConfig, tokenizer: Any, task: TaskRows | None, precision: str, ranks: Ranks, day: date | None
+    name: str,
+    component: RewardConfig,
+    tokenizer: Any,
+    task: TaskRows | None,
+    precision: str,
+    ranks: Ranks,
+    day: date | None,
 ) -> Score:
-    key = f"ppo.reward, part {part.name or part.kind}"
-    if part.kind == "model":
-        return Judge(part, key, tokenizer, precision, ranks.device, day)
-    if part.kind == "task":
+    key = f"ppo.reward, component {name}"
+    if component.kind == "model":
+        return RewardScorer(component, key, tokenizer, precision, ranks.device, day)
+    if component.kind == "task":
         assert task is not None
-        return task.metric(part.metric, key)
-    simple: Mapping[str, Callable[[Episode], float]] = {
-        "repetition": lambda episode: repetition(episode.answer),
-        "length": lambda episode: float(len(episode.answer)),
-        "unfinished": lambda episode: float(not episode.finished),
+        return task.metric(component.metric, key)
+    simple: Mapping[str, Callable[[Trajectory], float]] = {
+        "repetition": lambda one: repetition(one.response),
+        "length": lambda one: float(len(one.response)),
+        "unfinished": lambda one: float(not one.finished),
     }
-    return lambda episodes: [simple[part.kind](episode) for episode in episodes]
+    return lambda trajectories: [simple[component.kind](one) for one in trajectories]

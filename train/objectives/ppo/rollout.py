@@ -1,4 +1,4 @@
-"""Answers of the policy to prompts: drawn by the evaluation's generator, shared out over ranks, known to all."""
+"""Sampled responses of the policy: each rank generates a share, and all ranks get all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from train.config_ppo import PpoConfig
 from train.objectives.ppo.prompts import Prompt
-from train.objectives.ppo.trajectories import Episode
+from train.objectives.ppo.trajectories import Trajectory
 from train.protocols import Ranks
 from zerotune.inference import generation, plain_generation
 from zerotune.inference.batch_size import choose_budget
@@ -25,15 +25,15 @@ from zerotune.inference.runner import shares
 from zerotune.models.loss_head import causal_lm
 from zerotune.models.virtual_tokens import prompt_as_tokens
 
-ANY_MASK = ("sdpa", "eager")  # attentions that take any mask
+ANY_MASK = ("sdpa", "eager")  # attention implementations that take any mask
 
 
-def requests(
+def generation_requests(
     prompts: Sequence[Prompt], config: PpoConfig, stop_ids: Sequence[int], key: Sequence[int], greedy: bool
 ) -> list[Generate]:
-    """For each prompt, as often as it is to be answered, one after another.
+    """One request for each response, the responses to one prompt next to each other.
 
-    key: what chance is a function of, beside the prompt and the place: not of ranks or batches.
+    key: the random numbers depend on it, the prompt's index and the response's index; not on ranks or batches.
     """
     times = 1 if greedy else config.samples_per_prompt
     return [
@@ -57,19 +57,19 @@ def _seed(*key: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def play(
-    model: nn.Module, tokenizer: Any, asked: Sequence[Generate], prompts: Sequence[Prompt], ranks: Ranks
-) -> list[Episode]:
-    """The episodes of all requests, in order, on every rank. prompts: that of each request."""
-    mine = shares(asked, ranks.count)[ranks.index]
-    width = max(request.max_new_tokens for request in asked)
-    # Tokens of the answer and its end; how many; whether it ended by itself; whether it says nothing.
-    found = np.zeros((len(asked), width + 4))
+def sample_responses(
+    model: nn.Module, tokenizer: Any, requests: Sequence[Generate], prompts: Sequence[Prompt], ranks: Ranks
+) -> list[Trajectory]:
+    """The trajectories of all requests, in order, on every rank. prompts: one for each request. A collective."""
+    mine = shares(requests, ranks.count)[ranks.index]
+    width = max(request.max_new_tokens for request in requests)
+    # Tokens of the response with its end token; their number; whether it finished; whether it is blank.
+    found = np.zeros((len(requests), width + 4))
     with ranks.whole(model) as whole, _generating(whole) as base, prompt_as_tokens(whole) as before, torch.no_grad():
         network = Network(base)
         budget = choose_budget(0, base.config, next(base.parameters()).dtype, ranks.device)
         engine = generation if network.shares_prefixes else plain_generation
-        own = [replace(asked[k], prefix_ids=(*before, *asked[k].prefix_ids)) for k in mine]
+        own = [replace(requests[k], prefix_ids=(*before, *requests[k].prefix_ids)) for k in mine]
         for ended in engine.generate(network, tokenizer, own, budget):
             for answer in ended:
                 ids = [*answer.ids, *([] if answer.end is None else [answer.end])]
@@ -79,15 +79,15 @@ def play(
     return [_episode(prompt, line) for prompt, line in zip(prompts, joined, strict=True)]
 
 
-def _episode(prompt: Prompt, line: NDArray[np.float64]) -> Episode:
+def _episode(prompt: Prompt, line: NDArray[np.float64]) -> Trajectory:
     length, finished, is_blank = (int(x) for x in line[-3:])
-    answer = tuple(int(x) for x in line[:length])
-    return Episode(prompt.ids, answer, bool(finished), prompt.row, prompt.messages, bool(is_blank))
+    response = tuple(int(x) for x in line[:length])
+    return Trajectory(prompt.ids, response, bool(finished), prompt.row, prompt.messages, bool(is_blank))
 
 
 @contextlib.contextmanager
 def _generating(model: nn.Module) -> Iterator[Any]:
-    """Inside, the language model attends by whatever mask it is given, and drops nothing out."""
+    """Yields the language model in evaluation mode, with an attention implementation that takes any mask."""
     base: Any = causal_lm(model)
     attention, training = base.config._attn_implementation, model.training
     model.eval()

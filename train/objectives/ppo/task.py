@@ -1,4 +1,4 @@
-"""Rows as an evaluation task reads them: its prompts are asked, and its score of an answer is a reward."""
+"""An evaluation task as a source of prompts and rewards (`ppo.task`)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from eval.tasks.lookup import find, is_file
 from train.data.sources import Source
 from train.data.token_dataset import Encoded
 from train.objectives.ppo.prompts import Prompt
-from train.objectives.ppo.trajectories import Episode
+from train.objectives.ppo.trajectories import Trajectory
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_file
 from zerotune.data.fields import RowError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.reasoning import closing_mark, cut_at_stop, decode, strip_reasoning
 from zerotune.inference.requests import Generate, Generated
 
 
 class TaskRows:
-    """The items of an evaluation task over the run's data files. Only an item's first answer is asked for.
+    """The items of an evaluation task in the run's data.
 
-    skip: leave out rows that it cannot read. digest: tells its prompts and scores from those of a changed task.
+    skip: leave out rows that it cannot read. digest: changes with the task's prompts and scores.
 
-    Raises UserError for an unknown task, rows that it cannot read, and one that asks for something else than an answer.
+    Raises UserError for an unknown task, for rows that it cannot read, and for a task that does not generate text.
     """
 
     def __init__(self, name: str, sources: Sequence[Source], prompter: Prompter, skip: bool) -> None:
@@ -41,20 +41,23 @@ class TaskRows:
         self.items = {row: item for source in sources for row, item in self._items(source)}
 
     def prompts(self, rows: Encoded) -> Iterator[Prompt | None]:
-        """What the task asks about each row; None for one that was left out."""
+        """The task's prompt for each row; None for one that was left out."""
         for index in range(len(rows)):
             row = rows.row_id(index)
             if row not in self.items:
                 yield None
                 continue
             self.prompter.last_messages = ()
-            asked = self.task.ask(self.items[row], self.prompter)
-            if len(asked) != 1 or not isinstance(asked[0], Generate) or asked[0].images:
+            requests = self.task.ask(self.items[row], self.prompter)
+            if len(requests) != 1 or not isinstance(requests[0], Generate) or requests[0].images:
                 self._refuse()
-            yield Prompt(asked[0].prefix_ids, row, asked[0].stop_texts, self.prompter.last_messages)
+            yield Prompt(requests[0].prefix_ids, row, requests[0].stop_texts, self.prompter.last_messages)
 
-    def metric(self, wanted: str, key: str) -> Callable[[Sequence[Episode]], list[float]]:
-        """Scores episodes by one of the task's metrics of single answers; its first one where `wanted` names none."""
+    def metric(self, wanted: str, key: str) -> Callable[[Sequence[Trajectory]], list[float]]:
+        """A function that scores trajectories by one of the task's metrics of single answers; `wanted`, or the first.
+
+        key: for messages. Raises UserError for an unknown metric, and for a task that cannot score single answers.
+        """
         known = [metric.name for metric in self.task.metrics if isinstance(metric, SampleMetric)]
         name = wanted or next(iter(known), "")
         if name not in known:
@@ -62,10 +65,10 @@ class TaskRows:
                 f"{key}: metric: {self.name} has no {wanted or 'metric of single answers'}; it has {', '.join(known)}"
             )
         self._try(name)
-        return lambda episodes: [self._values(episode)[name] for episode in episodes]
+        return lambda trajectories: [self._values(trajectory)[name] for trajectory in trajectories]
 
     def _try(self, name: str) -> None:
-        """Score an answer that says nothing: what cannot be scored is told before any step."""
+        """Score an empty response, to report before any step that the task cannot score."""
         item = next(iter(self.items.values()))
         try:
             self.task.score(item, [Generated("")]).values[name]
@@ -74,21 +77,21 @@ class TaskRows:
                 f"ppo.task: {self.name} cannot score a response to one row without the other rows; choose another task"
             ) from error
 
-    def _values(self, episode: Episode) -> Mapping[str, float]:
-        item = self.items[episode.row]
-        (asked,) = self.task.ask(item, self.prompter)
-        assert isinstance(asked, Generate)
-        ids = episode.answer[:-1] if episode.answer[-1] in self.prompter.stop_ids else episode.answer
+    def _values(self, trajectory: Trajectory) -> Mapping[str, float]:
+        item = self.items[trajectory.row]
+        (request,) = self.task.ask(item, self.prompter)
+        assert isinstance(request, Generate)
+        ids = trajectory.response[:-1] if trajectory.response[-1] in self.prompter.stop_ids else trajectory.response
         text = decode(self.prompter.tokenizer, ids)
-        closing = closing_mark(self.prompter.tokenizer, asked.prefix_ids)
-        cut = cut_at_stop(text, asked.stop_texts, closing)
-        answer = Generated(text if cut is None else cut, len(ids), episode.finished)
-        return self.task.score(item, [strip_reasoning(answer, asked, self.prompter.tokenizer)]).values
+        closing = closing_mark(self.prompter.tokenizer, request.prefix_ids)
+        cut = cut_at_stop(text, request.stop_texts, closing)
+        answer = Generated(text if cut is None else cut, len(ids), trajectory.finished)
+        return self.task.score(item, [strip_reasoning(answer, request, self.prompter.tokenizer)]).values
 
     def _items(self, source: Source) -> Iterator[tuple[str, Any]]:
         for _, _, row, _ in source.rows():
             if isinstance(row, BadRow):
-                continue  # told by the data's own reading
+                continue  # reported when the data was prepared
             try:
                 yield row.place, self.task.load(row)
             except RowError as error:

@@ -1,6 +1,6 @@
-"""Prompts with their answers, as rows that can be packed, and what was found about each token of the answers.
+"""Prompts with sampled responses, as rows that can be packed.
 
-Shape suffixes: e episodes, n tokens of all answers, one episode after another, t tokens of one row.
+Shape suffixes: r responses, n tokens of all responses, one response after another, t tokens of one row.
 """
 
 from __future__ import annotations
@@ -18,52 +18,53 @@ Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
-class Episode:
-    """prompt, answer: token ids; the end token is part of the answer where there is one. row: where the prompt stands.
-    messages: the prompt, where it is a conversation; nothing where it is a text. is_blank: whether the answer's text,
-    up to where it stops, says nothing.
+class Trajectory:
+    """A prompt and the response that the policy sampled.
+
+    prompt, response: token ids; response includes its end token, if it has one. row: `file:line` of the prompt.
+    messages: the prompt as messages; empty if it is plain text. is_blank: whether the response's text is empty or white
+    space.
     """
 
     prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    response: tuple[int, ...]
     finished: bool
     row: str
     messages: Messages = ()
     is_blank: bool = False
 
 
-class Episodes:
-    """Rows for `train.data.micro_batches`. starts: where each episode's answer begins among all answers' tokens."""
+class Trajectories:
+    """Rows for `train.data.micro_batches`. starts: where each response begins among the tokens of all responses."""
 
-    def __init__(self, episodes: Sequence[Episode]) -> None:
-        self.episodes = tuple(episodes)
-        self.learned_n: NDArray[np.int32] = np.array([len(e.answer) for e in self.episodes], np.int32)
-        self.lengths_n = self.learned_n + np.array([len(e.prompt) for e in self.episodes], np.int32)
-        self.sources_n: NDArray[np.int16] = np.zeros(len(self.episodes), np.int16)
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self.trajectories = tuple(trajectories)
+        self.learned_n: NDArray[np.int32] = np.array([len(one.response) for one in self.trajectories], np.int32)
+        self.lengths_n = self.learned_n + np.array([len(one.prompt) for one in self.trajectories], np.int32)
+        self.sources_n: NDArray[np.int16] = np.zeros(len(self.trajectories), np.int16)
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(self.learned_n, dtype=np.int64)])
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return len(self.trajectories)
 
     def documents(self, index: int) -> list[Document]:
-        """Prompt and answer; the answer's tokens are to be said, each by the one before."""
-        episode = self.episodes[index]
-        ids_t = np.array([*episode.prompt, *episode.answer], np.int32)
+        """Prompt and response as one document; the targets are the tokens of the response."""
+        one = self.trajectories[index]
+        ids_t = np.array([*one.prompt, *one.response], np.int32)
         targets_t = np.full(len(ids_t), IGNORED, np.int32)
-        targets_t[len(episode.prompt) - 1 : -1] = episode.answer
+        targets_t[len(one.prompt) - 1 : -1] = one.response
         return [Document(ids_t, targets_t)]
 
     def row_id(self, index: int) -> str:
-        """Where the prompt comes from."""
-        return self.episodes[index].row
+        return self.trajectories[index].row
 
     def places(self, group: Sequence[int]) -> NDArray[np.int64]:
-        """Where the tokens of these episodes' answers stand among those of all, in the order of a batch."""
+        """Indices of these responses' tokens among the tokens of all responses, in the order of a batch."""
         parts = [np.arange(self.starts[index], self.starts[index + 1]) for index in group]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def repetition(answer: Sequence[int], size: int = 3) -> float:
-    """Share of the answer's word groups (`size` tokens) that stood in it before."""
-    groups = [tuple(answer[k : k + size]) for k in range(len(answer) - size + 1)]
+def repetition(response: Sequence[int], size: int = 3) -> float:
+    """Share of the response's n-grams (of `size` tokens) that occurred earlier in it."""
+    groups = [tuple(response[k : k + size]) for k in range(len(response) - size + 1)]
     return 1 - len(set(groups)) / len(groups) if groups else 0.0

@@ -1,4 +1,4 @@
-"""A network of its own for the values: found fit for the policy's tokens, then loaded."""
+"""A separate model for the values (`ppo.value_model`): checked against the policy, then loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from train.config import Config, ModelConfig
 from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
-from train.objectives.ppo.logprobs import drop_nothing
+from train.objectives.ppo.logprobs import disable_dropout
 from zerotune.common.errors import UserError
 from zerotune.models import attention
 from zerotune.models.precision import DTYPES
@@ -20,10 +20,10 @@ KEY = "ppo.value_model"
 
 
 def load_value_model(config: Config, tokenizer: Any, longest: int, packed: bool, device: torch.device) -> Any:
-    """The body of the model that `ppo.value_model` names (a reward model, a language model), in float32.
+    """The model without its head, in float32.
 
-    longest: tokens of a prompt and its answer. packed: whether several share a row. Raises UserError where the model
-    has another tokenizer than the policy, or looks ahead.
+    longest: tokens of a prompt with its response. packed: whether several share a row. Raises UserError if the model
+    has another tokenizer than the policy, too few positions, or is not causal.
     """
     chosen = replace(config.model, path=config.ppo.value_model, revision=None, init="pretrained", tokenizer=None)
     try:
@@ -39,7 +39,7 @@ def load_value_model(config: Config, tokenizer: Any, longest: int, packed: bool,
         )
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from error
-    drop_nothing(body)
+    disable_dropout(body)
     if chosen.gradient_checkpointing:
         body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return body
@@ -50,19 +50,19 @@ def _require_tokens(chosen: ModelConfig, tokenizer: Any) -> None:
     other = next((token for token, number in tokenizer.get_vocab().items() if known.get(token) != number), None)
     if other is not None:
         raise UserError(
-            f"the policy's token {other!r} is no token of {chosen.path}, or another one: the value model reads the "
-            "policy's tokens, so both need the same tokenizer; take another model, or leave the key empty"
+            f"the policy's token {other!r} has another number in {chosen.path}, or none; both need the same tokenizer. "
+            "Use another model, or remove the key"
         )
 
 
 def _require_body(chosen: ModelConfig, tokens: int, longest: int, packed: bool) -> None:
     body = skeleton(AutoModel, chosen)
     if body.config.is_encoder_decoder or any(getattr(m, "is_causal", None) is False for m in body.modules()):
-        raise UserError(f"{chosen.path} is an encoder, whose values would know what follows; take a decoder")
+        raise UserError(f"{chosen.path} is an encoder: its values would depend on later tokens; use a decoder")
     if packed and not attention.can_pack(body):
-        raise UserError(f"{chosen.path} cannot keep packed rows apart; set batch.layout to padded")
+        raise UserError(f"{chosen.path} cannot separate packed rows; set batch.layout to padded")
     rows, positions = int(body.get_input_embeddings().weight.shape[0]), learned_positions(body)
     if rows < tokens:
-        raise UserError(f"{chosen.path} has embeddings for {rows:,} tokens, the tokenizer knows {tokens:,}")
+        raise UserError(f"{chosen.path} has embeddings for {rows:,} tokens, but the tokenizer has {tokens:,}")
     if positions is not None and positions < longest:
-        raise UserError(f"{chosen.path} has {positions:,} positions, a prompt with its answer takes up to {longest:,}")
+        raise UserError(f"{chosen.path} has {positions:,} positions, but a prompt with its response needs {longest:,}")
