@@ -15,7 +15,7 @@ from tests.support.eval_families import budget, plain_continuation, plain_score
 from tests.support.fault_runs import Zygote
 from tests.support.training_runs import ROOT, arguments, metrics, new_model, write_rows
 from train.config import MergeConfig
-from train.merge import merge
+from train.merge.steps import merge
 from train.recipe import load
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.model import LanguageModel
