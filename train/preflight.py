@@ -27,17 +27,14 @@ FIRST_ROWS, FIRST_FILES = 100, 8
 
 def check_inputs(config: Config) -> None:
     """Raise UserError with all problems of model folders, data files and their first rows."""
-    found = list(_problems(config))
-    if found:
-        raise UserError("\n".join(dict.fromkeys(found)))
-
-
-def _problems(config: Config) -> Iterator[str]:
+    found = []
     for key, check in _checks(config):
         try:
             check()
         except UserError as error:
-            yield str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}"
+            found.append(str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}")
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:

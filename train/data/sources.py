@@ -85,10 +85,6 @@ def find(config: SourceConfig, key: str, streaming: bool = False) -> Source:
             f"{key}.columns: format `{config.format}` has no field {', '.join(unknown)}; it has {', '.join(known)}."
             " Write it as `field of the format: column of the file`"
         )
-    if not 0 < config.fraction <= 1:
-        raise UserError(f"{key}.fraction must lie in (0, 1], not {config.fraction}")
-    if not config.path:
-        raise UserError(f"{key}.path is empty: name a file, a folder, a glob or a hub data set")
     if is_local(config, key):
         try:
             return FileSource(config, key, expand(config.path, split=config.split))

@@ -22,11 +22,12 @@ from train.data.end_tokens import ending_spans, last_tokens
 from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
 from train.data.rows import joined
 from train.data.sources import NumberedRow
-from train.data.templates import OTHER_PROMPT, ChatTemplate, Span, continued, render
+from train.data.templates import OTHER_PROMPT, ChatTemplate, continued, render
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import OPENED_THOUGHTS
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import Fields, RowError
+from zerotune.data.fit_messages import Span
 from zerotune.data.formats import FORMATS, Example, known_as
 from zerotune.data.labelled import Labelled
 from zerotune.data.preference import Continuation, Preference

@@ -102,12 +102,6 @@ def test_columns_must_be_fields_of_the_format(tmp_path):
         source(path, columns={"prompt": "q"})
 
 
-@pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5])
-def test_a_fraction_must_be_one(tmp_path, fraction):
-    with pytest.raises(UserError, match=r"data\.train\[0\]\.fraction"):
-        source(write_jsonl(tmp_path / "a.jsonl", [{}]), fraction=fraction)
-
-
 def test_a_missing_file_is_never_looked_up_on_the_hub(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{}])
     with pytest.raises(
