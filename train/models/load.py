@@ -227,6 +227,8 @@ def _initialised(
     attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
     for key, value in options.items():
         setattr(model_config, key, value)
+    if config.family:
+        model_config.name_or_path = ""  # the run's own folder, which may move
     code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
     build = getattr(kind, "from_config", None) or kind._from_config
     with seeded(seed), unsharded():

@@ -140,7 +140,14 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     found = [
         ("Command", shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")),
         ("Code", f"{code['commit']}{' with local changes' if code.get('dirty') else ''}" if code.get("commit") else ""),
-        ("Model", " ".join(str(word) for word in (run.setting("model.path"), model.get("digest")) if word)),
+        (
+            "Model",
+            " ".join(
+                str(word)
+                for word in (run.setting("model.path") or run.setting("model.family"), model.get("digest"))
+                if word
+            ),
+        ),
         ("Base", f"stored as {model['quantized']}, dequantised for training" if model.get("quantized") else ""),
         ("Data", str(run.run_info.get("data_digest") or "")),
         ("Chat template", str(run.run_info.get("template_hash") or "")),
