@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from eval.task_rows import digests_of, read_items, rows_of
 from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
 from zerotune.common.version import code_state, own_version, versions
+from zerotune.data.formats import describe_left_out
 from zerotune.inference.answer_cache import AnswerCache
 from zerotune.inference.checkpoint import Checkpoint, open_checkpoint
 from zerotune.inference.prompt import Prompter
@@ -164,6 +166,7 @@ def _task_result(
     subsample: Subsample | None,
 ) -> TaskResult:
     samples = {name: result.samples for name, result in runs.items()}
+    left_out = Counter(part for item in items for part in getattr(item, "left_out", ()))
     return TaskResult(
         name=task.name,
         version=task.version,
@@ -178,6 +181,7 @@ def _task_result(
         cut_short={name: result.cut_short for name, result in runs.items() if result.cut_short},
         only_reasoning={name: result.only_reasoning for name, result in runs.items() if result.only_reasoning},
         template_problems={name: result.template_problems for name, result in runs.items() if result.template_problems},
+        left_out=describe_left_out(left_out, config.file_options.filter),
         fewer=subsample,
     )
 

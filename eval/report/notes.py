@@ -29,6 +29,7 @@ def warnings(result: Result) -> list[str]:
     seed = result.settings.get("sample_seed")
     found = [(task.name, _asked(task.fewer, seed)) for task in result.tasks if task.fewer]
     found += [(t.name, _contaminated(t)) for t in result.tasks if t.contamination and t.contamination.found]
+    found += [(task.name, line) for task in result.tasks for line in task.left_out]
     skipped = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
     found += [(name, f"{counted(count, 'row')} left out of these numbers") for name, count in skipped]
     found += [

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
 from zerotune.data.completeness import REASONING, TemplateProblem, left_out, problems
-from zerotune.data.conversations import Message, said_in
+from zerotune.data.conversations import Message, answered_turns, said_in
 from zerotune.data.fit_messages import fitted, without_thought
 from zerotune.data.template_date import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
@@ -113,12 +113,11 @@ class Prompter:
         return self._encode(text if self._image_prompt_text(0, "?")[-1:].isspace() else f" {text}")
 
     def assistant_turns(self, messages: Sequence[Message], tools: Tools = None) -> list[Passage]:
-        """Encode each assistant turn that training would learn, after everything before it.
+        """Encode each assistant turn that answers something and is not marked, after everything before it.
 
         Its end-of-turn token is scored too.
         """
-        turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-        return [self._turn(messages[: k + 1], tools) for k in turns if messages[k].get("learned", True)]
+        return [self._turn(messages[: k + 1], tools) for k in answered_turns(messages)]
 
     def take_template_problems(self) -> set[str]:
         """What the chat template left out of the conversations since the last call, or wrote wrongly."""

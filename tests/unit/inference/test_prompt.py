@@ -175,6 +175,20 @@ def test_only_turns_that_training_learns_are_scored() -> None:
     assert (sample.values["words"], sample.values["bytes"]) == (1, 2)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3"])
+def test_a_first_turn_of_the_assistant_is_only_read(name: str) -> None:
+    """Many templates render no prompt for it, as they refuse an empty conversation."""
+    row = {"messages": [{**A, "content": "Hello!"}, U, A, U, A], "id": 1}
+    using = prompter(source(name))
+    assert len(TASKS["perplexity"].ask(item("perplexity", row), using)) == 2
+    (request,) = TASKS["dialogue"].ask(item("dialogue", row), using)
+    assert isinstance(request, Generate)
+    assert "Hello!" in text(request.prefix_ids)
+    assert item("qa", row).left_out == ("column id", "first turns of the assistant, which answer nothing")
+    with pytest.raises(RowError, match="no assistant message after another one to score"):
+        item("perplexity", {"messages": [A]})
+
+
 def test_calls_and_reasoning_are_scored_with_their_bytes() -> None:
     row = {**TOOL_TALK, "messages": [U, CALL, RESULT, {**A, "reasoning": "Tü"}]}
     requests = TASKS["perplexity"].ask(item("perplexity", row), prompter(source("qwen3")))
