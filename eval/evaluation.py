@@ -111,9 +111,10 @@ def _prepare_jobs(
 ) -> dict[str, list[Job]]:
     """Name of each checkpoint -> its jobs."""
     jobs = {}
-    for checkpoint, day in zip(checkpoints, _template_dates(checkpoints, config, start_date), strict=True):
+    days, systems = _template_dates(checkpoints, config, start_date), _system_prompts(checkpoints, config)
+    for checkpoint, day, system in zip(checkpoints, days, systems, strict=True):
         jobs[checkpoint.name] = own = [
-            prepare(task, items[task.name], _prompter(checkpoint, task, config, day)) for task in tasks
+            prepare(task, items[task.name], _prompter(checkpoint, task, config, day, system)) for task in tasks
         ]
         used = [job.prompter for job in own if job.prompter.used_chat_template]
         if used and not config.allow_other_template:
@@ -121,9 +122,21 @@ def _prepare_jobs(
     return jobs
 
 
-def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
+def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date, system: str) -> Prompter:
     limit = config.max_new_tokens or task.max_new_tokens
-    return checkpoint.prompter(config.template, limit, config.window_tokens, day)
+    return checkpoint.prompter(config.template, limit, config.window_tokens, day, system)
+
+
+def _system_prompts(checkpoints: Sequence[Checkpoint], config: Config) -> list[str]:
+    """The system message of conversations without one: --system_prompt, else that of the checkpoint's training run.
+
+    A checkpoint without a run gets that of the first one that has a run, so that their prompts agree.
+    """
+    if config.system_prompt is not None:
+        return [config.system_prompt] * len(checkpoints)
+    own = [checkpoint.system_prompt for checkpoint in checkpoints]
+    default = next((text for text in own if text is not None), "")
+    return [default if text is None else text for text in own]
 
 
 def _template_dates(checkpoints: Sequence[Checkpoint], config: Config, start_date: date) -> list[date]:
@@ -204,6 +217,9 @@ def _describe_models(
             digests=digests[c.name],
             origin=read_run_facts(c.folder),
             template_date=day.isoformat() if (day := days[c.name]) else None,
+            system_prompt=next(
+                (job.prompter.system_prompt for job in jobs[c.name] if job.prompter.used_chat_template), ""
+            ),
         )
         for c in checkpoints
     ]

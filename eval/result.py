@@ -22,6 +22,7 @@ class ModelInfo:
     """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None if no run trained it.
 
     template_date: the date passed to its chat template; None if the template reads no clock or was not used.
+    system_prompt: the system message of conversations without one; empty if there is none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelInfo:
     digests: Mapping[str, str]
     origin: RunFacts | None = None
     template_date: str | None = None
+    system_prompt: str = ""
 
 
 @dataclass(frozen=True)

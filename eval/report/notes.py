@@ -120,6 +120,7 @@ def circumstances(result: Result) -> list[str]:
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
         + (f"; its chat template reads the clock and was given {model.template_date}" if model.template_date else "")
+        + (f"; conversations without a system message have {model.system_prompt!r}" if model.system_prompt else "")
         for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:

@@ -25,7 +25,7 @@ from train.data.sources import NumberedRow
 from train.data.templates import OTHER_PROMPT, ChatTemplate, continued, render
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import OPENED_THOUGHTS
-from zerotune.data.conversations import Conversation
+from zerotune.data.conversations import Conversation, with_system
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.fit_messages import Span
 from zerotune.data.formats import FORMATS, Example, known_as, parts_left_out
@@ -172,8 +172,8 @@ def read_row(
         several = isinstance(example, Conversation) and example.also_right
         for part in (*parts_left_out(fields, example), *(("answers after the first",) if several else ())):
             left[part] += 1  # `update` would cost a tenth of the time of the row, mostly for nothing
-    if isinstance(example, Conversation) and system and example.messages[0]["role"] != "system":
-        return replace(example, messages=[{"role": "system", "content": system}, *example.messages])
+    if isinstance(example, Conversation) and system:
+        return replace(example, messages=with_system(example.messages, system))
     return example
 
 

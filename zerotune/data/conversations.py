@@ -70,6 +70,12 @@ def answered_turns(messages: Sequence[Message]) -> list[int]:
     return [place for place in places if messages[place].get("learned", True)]
 
 
+def with_system(messages: Sequence[Message], text: str | None) -> list[Message]:
+    """The messages, behind the system message `text` if they have none of their own."""
+    lacks = bool(text) and (not messages or messages[0]["role"] != "system")
+    return [{"role": "system", "content": text}, *messages] if lacks else list(messages)
+
+
 def read_chat(fields: Fields) -> Conversation:
     """A dialogue up to its last answer, or all of it where it asks for one."""
     name = "messages" if fields.has("messages") or not fields.has("conversations") else "conversations"

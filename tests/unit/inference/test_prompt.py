@@ -13,6 +13,7 @@ from tests.support import eval_checkpoints
 from tests.support.data_tools import tokenizer
 from tests.support.template_table import CASES, DAY, families, source, template_of, turns
 from train.data.templates import asked, render, resolve
+from train.data.tokenize import read_row
 from zerotune.common.errors import UserError
 from zerotune.data.completeness import NO_EARLIER_REASONING, NO_TOOLS
 from zerotune.data.conversations import Conversation, Message
@@ -156,6 +157,17 @@ def test_conversations_with_tools_have_the_template_that_the_checkpoint_keeps_fo
     own = prompter("{{ messages[0].content }}", tool_template="{{ tools | length }} tools: {{ messages[0].content }}")
     assert text(own.chat_prompt([U])) == "Q?"
     assert text(own.chat_prompt([U], [TOOL])) == "1 tools: Q?"
+
+
+def test_a_conversation_without_a_system_message_gets_that_of_training() -> None:
+    system: Message = {"role": "system", "content": "Be kind."}
+    own, plain = chatml(system_prompt="Be kind."), chatml()
+    assert (
+        own.chat_prompt([U]) == plain.chat_prompt([system, U]) == own.chat_prompt([system, U]) != plain.chat_prompt([U])
+    )
+    assert own.assistant_turns([U, A]) == plain.assistant_turns([system, U, A])
+    row = read_row(Row("f", 1, {"messages": [U, A]}), "chat", {}, "Be kind.")
+    assert row.messages == [system, U, A]
 
 
 def test_raw_writes_what_the_named_template_writes() -> None:
