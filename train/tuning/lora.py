@@ -101,11 +101,11 @@ class Lora:
         adapters: Any = model
         adapters.peft_config[ADAPTER].save_pretrained(folder)
         path = folder / "adapter_config.json"
-        described = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         for key in ("target_modules", "exclude_modules"):  # sets, whose order differs between processes
-            if isinstance(described.get(key), list):
-                described[key].sort()
-        write_json(path, described)
+            if isinstance(content.get(key), list):
+                content[key].sort()
+        write_json(path, content)
 
     def _description(self, model: Any) -> PeftConfig:
         from peft import LoraConfig
@@ -174,8 +174,8 @@ def _require_modules(model: nn.Module, key: str, wanted: list[str], only: tuple[
         unfit = [m for m in found.values() if kinds and not isinstance(m, kinds)]
         if unfit:
             inner = sorted({n.rpartition(".")[2] for n, m in next(iter(unfit)).named_modules() if isinstance(m, kinds)})
-            cure = f"; name the linear layers inside: {', '.join(inner)}" if inner else ""
-            raise UserError(f"{key}: {name} is a {type(unfit[0]).__name__}, which LoRA cannot adapt{cure}")
+            inside = f"; name the linear layers inside: {', '.join(inner)}" if inner else ""
+            raise UserError(f"{key}: {name} is a {type(unfit[0]).__name__}, which LoRA cannot adapt{inside}")
 
 
 def _ties(model: Any, saved: list[str], targets: str | list[str]) -> bool:

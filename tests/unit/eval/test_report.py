@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
 from eval.result import Evaluation, MetricResult, Result, Subsample
 from tests.support.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
+from zerotune.data.formats import describe_left_out
 from zerotune.models.run_facts import read_run_facts
 
 
@@ -335,8 +337,8 @@ def test_the_evaluator_is_named_by_version_and_commit(compared: Evaluation) -> N
     [
         (Subsample(50, 1319, 1, 1), None, "the first ones"),
         (Subsample(50, 1319, 1, 1), 42, "drawn with seed 42"),
-        (Subsample(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
-        (Subsample(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
+        (Subsample(6, 1000, 2, 2), None, "the first ones of each of 2 files in turn"),
+        (Subsample(50, 11582, 50, 67), None, "the first ones of 50 files; none of the other 17"),
     ],
 )
 def test_fewer_rows_than_there_are_is_a_note(
@@ -345,8 +347,15 @@ def test_fewer_rows_than_there_are_is_a_note(
     result = compared.result
     tasks = [dataclasses.replace(result.tasks[0], fewer=fewer), *result.tasks[1:]]
     told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
-    assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows asked (--max_rows), {said}"
+    assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows used (--max_rows), {said}"
     assert "asked" not in warnings(result)[0]
+
+
+def test_parts_of_rows_that_are_not_used_are_a_note(compared: Evaluation) -> None:
+    left_out = describe_left_out(Counter({"column text": 2, "column split": 3}), {"split": "test"})
+    tasks = [dataclasses.replace(compared.result.tasks[0], left_out=left_out)]
+    line = "quiz: parts of rows that are not used (in how many rows): column text (2)"
+    assert line in warnings(dataclasses.replace(compared.result, tasks=tasks))
 
 
 def test_a_passage_in_the_training_data_is_not_told_as_the_row(compared: Evaluation) -> None:
@@ -378,7 +387,7 @@ def test_no_difference_is_said_in_plain_words_with_what_would_have_been_seen(com
     said = sentence(compared, results(pairs), 100)
     assert said == (
         "quiz, accuracy: 90.0 % -> 90.0 %, no significant difference (0.0 [-9.1, +9.1] points, p = 1); "
-        "with 100 rows a difference below 12.6 points would go unnoticed"
+        "with 100 rows a difference below 12.6 points would not be detected"
     )
 
 
