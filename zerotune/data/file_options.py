@@ -4,14 +4,16 @@ are meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
+from zerotune.common.suggest import nearest
 
 TAB = ("\t", "tab", "\\t")
+SHOWN_COLUMNS = 50
 SHOWN_VALUES, KEPT_VALUES = 10, 1000  # values of a column, in a message
 
 
@@ -113,6 +115,18 @@ class RowFilter:
                 said.append(f"`{column}` holds {', '.join(list(seen)[:SHOWN_VALUES])}{more}")
         wanted = ", ".join(f"{column}: {' or '.join(texts)}" for column, texts in self.wanted.items())
         raise UserError(f"filter: none of {counted(self.rows, 'row')} has {wanted}: {'; '.join(said)}")
+
+
+def unmapped(columns: Mapping[str, str], seen: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(our field, what is wrong) where `columns` (our field -> column) names a column that no row has.
+
+    seen: the columns of the rows.
+    """
+    for field_name, column in columns.items():
+        if seen and column not in seen:
+            shown = ", ".join(f"`{name}`" for name in list(seen)[:SHOWN_COLUMNS])
+            meant = f"; did you mean `{near}`?" if (near := nearest(column, seen)) else "."
+            yield field_name, f"there is no column `{column}`{meant} The columns are {shown}"
 
 
 def _texts(values: Any) -> Sequence[str]:

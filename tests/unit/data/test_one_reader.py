@@ -244,7 +244,17 @@ PAIRS: dict[str, Shape] = {
     "a text as prompt of messages": (
         "preference",
         {"prompt": "Q?", "chosen": [A], "rejected": [B]},
-        RowError("prompt is text, but `chosen` is not"),
+        RowError("prompt is text, and not the first turn of the user in `chosen`"),
+    ),
+    "UltraFeedback": (
+        "preference",
+        {"prompt": "Q?", "chosen": [U, A], "rejected": [U, B]},
+        ([U, A], [U, B]),
+    ),
+    "a number beside a prompt": (
+        "preference",
+        {"prompt": "Q?", "chosen": 1, "rejected": "B."},
+        RowError("field `chosen` is neither text nor messages: it is a number"),
     ),
     "two kinds": ("preference", {"chosen": [U, A], "rejected": "B."}, RowError("chosen and rejected differ in kind")),
     "an end without an answer": (
