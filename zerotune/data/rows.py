@@ -17,6 +17,7 @@ from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import BadRow, Row, expand, read
 from zerotune.data.formats import parts_left_out, read_recognised
+from zerotune.data.raw_row import column_names
 
 SHOWN_BAD_ROWS = 10
 CURE = re.compile(r"set (delimiter|encoding): ")
@@ -54,7 +55,7 @@ class Example:
 
 def refused(row: Row, error: RowError) -> BadRow:
     """The row as a bad one; where it lacks a column, with those that it has."""
-    columns = f"; its columns: {', '.join(map(str, row.value))}" if error.missing else ""
+    columns = f"; its columns: {column_names(row.value)}" if error.missing else ""
     return row.refused(f"{error}{columns}")
 
 

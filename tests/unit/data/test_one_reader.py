@@ -76,7 +76,15 @@ CONVERSATIONS: dict[str, Shape] = {
         [U, A],
     ),  # counted as left out
     "a prompt": ("pr", {"prompt": "Q?", "response": "A."}, [U, A]),
-    "a prompt of messages": ("pr", {"prompt": [U], "response": [A]}, RowError("field `prompt` is not text")),
+    "a prompt of messages": (
+        "pr",
+        {"prompt": [*EARLIER, U], "response": [A]},
+        [EARLIER[0], {**EARLIER[1], "learned": False}, U, A],
+    ),
+    "a prompt of messages without an answer": ("pr", {"prompt": [U]}, RowError("field `response` is missing")),
+    "roles of ShareGPT": ("chat", {"messages": [{**U, "role": "human"}, {**A, "role": "model"}]}, [U, A]),
+    "a role in capitals": ("chat", {"messages": [{**U, "role": "User"}, A]}, RowError("; did you mean user?")),
+    "a role of nobody": ("chat", {"conversations": [HUMAN, {**GPT, "from": "chatgpt"}]}, RowError("mean gpt?")),
     "trl's completion": ("pr", {"prompt": "Q?", "completion": "A."}, RowError("field `response` is missing")),
     "an instruction": ("io", {"instruction": "Q?", "output": "A."}, [U, A]),
     "an input": (
