@@ -25,6 +25,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.schema import STRICT, ConfigProblem, checked, fields_of, shown
 from zerotune.common.suggest import SLIP, did_you_mean
 from zerotune.data.file_options import FileOptions
+from zerotune.data.formats import FORMATS
 
 # Options that may be given several times -> their values in --help.
 REPEATABLE = {
@@ -127,6 +128,8 @@ class Config:
         out: The folder for report.html, report.md, result.json and the samples.
         tensorboard: The folder for TensorBoard curves. Default: tensorboard/ in --out.
         template: The chat template: tokenizer (the checkpoint's own), raw (none), or a .jinja file.
+        system_prompt: The system message of conversations that have none. Default: data.system_prompt of the run that
+            trained the checkpoint.
         max_rows: The maximum number of rows of each task: the first ones of its files (for CMMLU: subjects) in turn; 0
             uses all.
         encoder: The folder of a sentence encoder (safetensors), to score qa and dialogue by semantic similarity too.
@@ -156,6 +159,7 @@ class Config:
     out: Location = "runs/evaluation"
     tensorboard: Location | None = None
     template: Text = "tokenizer"
+    system_prompt: Text | None = None
     max_rows: NonNegativeInt = 0
     encoder: Location | None = None
     temperatures: Temperatures = samples.TEMPERATURES
@@ -284,6 +288,10 @@ def _check(config: Config) -> None:
     for entry in config.columns:
         if not all(entry.partition("=")):
             raise UserError(f"--columns {entry}: must be FIELD=COLUMN")
+    known = {"subset", *(name for form in FORMATS.values() for name in form.fields)}
+    for name, column in config.file_options.columns.items():
+        if name not in known and not any(task.own_columns for task in config.chosen_tasks):
+            raise UserError(f"--columns {name}={column}: no row format has a field {name}{did_you_mean(name, known)}")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: must be 0 or at least 2, since a token is scored given another one")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():

@@ -14,7 +14,7 @@ from train.data.templates import require_template
 from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
-from zerotune.data.file_options import RowFilter
+from zerotune.data.file_options import RowFilter, unmapped
 from zerotune.data.formats import FORMATS
 from zerotune.data.raw_row import BadRow
 from zerotune.data.readers import read
@@ -45,9 +45,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
         yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
-    for section in config.spec.keys:
-        for key, name in getattr(getattr(config, section, None), "models", {}).items():
-            yield key, partial(_check_other, name, key)
+    for key, name in getattr(config.settings, "models", {}).items():
+        yield key, partial(_check_other, name, key)
     yield "data.chat_template", partial(require_template, config.data.chat_template)
     for key, source in sources(config):
         yield key, partial(_check_source, source, key, config)
@@ -100,23 +99,26 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or file type
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not (whole.spec.asks and whole.ppo.task):  # the task reads the rows itself
+    if whole.spec.has_columns(whole):
         check_columns(source, problems, "first ")
 
 
 def _look(source: FileSource, asks: bool) -> Problems:
     """Problems of the first rows of the first files. asks: whether rows are prompts without answers."""
-    problems = Problems()
+    problems, seen, is_all = Problems(), dict[str, None](), len(source.files) <= FIRST_FILES
     form, columns = FORMATS[source.config.format], source.config.columns
     for number, file in enumerate(source.files[:FIRST_FILES]):
         if begins_slowly(file):
+            is_all = False
             continue
         chosen = RowFilter(source.config.filter)
         for row in itertools.islice(read(file, 0, options_of(source.config)), FIRST_ROWS):
             if isinstance(row, BadRow):
                 problems.rows += 1
                 problems.add(number, row)
-            elif chosen.takes(row.value):
+                continue
+            seen |= dict.fromkeys(map(str, row.value))
+            if chosen.takes(row.value):
                 problems.rows += 1
                 try:
                     form.read(Fields(row.value, columns, asks))
@@ -127,4 +129,6 @@ def _look(source: FileSource, asks: bool) -> Problems:
                 chosen.require_columns()
             except UserError as error:
                 raise UserError(f"{source.key}.filter: {error}") from error
+    for name, problem in unmapped(columns, seen if is_all else ()):
+        raise UserError(f"{source.key}.columns.{name}: {problem}")
     return problems

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from train.data.templates import ChatTemplate, whole
+from train.data.templates import ChatTemplate, full_text
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
-from zerotune.data.labelled import AmbiguousLabelError, Label, Labelled, class_number, label_prompt, value_of
+from zerotune.data.labelled import Label, Labelled, class_name, class_number, label_prompt, value_of
 from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words
@@ -114,7 +114,7 @@ class LabelEncoder:
             return self._tagged(example)
         if isinstance(example, Preference):
             return self._pair(example)
-        return self._written(example) if self.label_spec.labels_as == "words" else self._classified(example)
+        return self._as_words(example) if self.label_spec.labels_as == "words" else self._classified(example)
 
     def texts(self, row: Labelled) -> tuple[str, str]:
         """(prompt, the label's words), as in evaluation."""
@@ -122,7 +122,7 @@ class LabelEncoder:
             raise RowError("label is a number: a language model needs the label's words; give them with head.labels")
         return label_prompt(row.sentences), self._class(row.label)
 
-    def _written(self, row: Labelled) -> LabelledExample:
+    def _as_words(self, row: Labelled) -> LabelledExample:
         """The sentence and the label's words; only the label and the end are learned."""
         prompt, label = self.texts(row)
         start = [] if self.settings.bos is None else [self.settings.bos]
@@ -197,7 +197,7 @@ class LabelEncoder:
             return self._unpadded(ids if end is None or ids[-1:] == [end] else [*ids, end])
         if self.settings.template is None:
             raise RowError("messages need a chat template: set data.chat_template")
-        return self._unpadded(self._plain(whole(self.settings.template, side, left)))
+        return self._unpadded(self._plain(full_text(self.settings.template, side, left)))
 
     def _unpadded(self, ids: list[int]) -> list[int]:
         """Remove padding tokens at the end. Many models pad with their end token, and transformers' heads read the
@@ -216,16 +216,11 @@ class LabelEncoder:
         names = self.label_spec.labels
         if isinstance(label, float):
             raise RowError(f"unknown label: {label!r} is not the name or the number of a class")
-        if isinstance(label, str) and not names:
-            return label
-        if is_tag and not names:
+        if is_tag and not names and not isinstance(label, str):
             raise UserError("tags are numbers; give their names in their order: head.labels: [O, B-..., I-...]")
         if not names:
-            return str(label)
-        try:
-            number = class_number(label, names)
-        except AmbiguousLabelError as error:
-            raise RowError(f"{error} (head.labels)") from error
+            return class_name(label)
+        number = class_number(label, names)
         if number is not None:
             return names[number]
         known = ", ".join(names[:SHOWN_LABELS]) + (", ..." if len(names) > SHOWN_LABELS else "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from train.command_words import OPTIONS, recipe_file, split, with_recipes
 from train.config import Config
-from train.recipe import load, parse
+from train.recipe import parse
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
@@ -147,16 +147,14 @@ def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -
 
     folder = Path(chosen.study or f"{base.run.folder.rstrip('/')}-search")
     minutes = base.run.stop_after_minutes
-    metric, lower_is_better = _metric(base, space, folder)
+    metric = _metric(base, space)
     base = dataclasses.replace(
         base,
         run=dataclasses.replace(base.run, stop_after_minutes=None),
         validation=dataclasses.replace(base.validation, metric=metric),
     )
-    if lower_is_better is None:
-        prepare(folder, space, base)
-    study = Study(folder, space, lower_is_better)
     prepare(folder, space, base)
+    study = Study(folder, space, base.spec.metrics[metric])
     code = ("--model.trust_remote_code", "true") if base.model.trust_remote_code else ()
     starter = starter or Starter(launch=(*chosen.launch, *code))
     stop = StopRequest(minutes, Path(chosen.stop_file) if chosen.stop_file else None)
@@ -185,22 +183,15 @@ def _finish(study: Study) -> None:
     say(f"{path}, {path.with_name('report.html')}; the best recipe: {path.with_name(BEST)}")
 
 
-def _metric(base: Config, space: Space, folder: Path) -> tuple[str, bool | None]:
-    """The metric and whether lower is better, which is None where the study knows it already."""
-    wanted = base.validation.metric if space.config.metric == "auto" else space.config.metric
-    if (folder / "recipe.yaml").exists():
-        return load(folder / "recipe.yaml").validation.metric if wanted == "auto" else wanted, None
-    say("importing libraries")
-    from train.objectives import objective_class
-
-    kind = objective_class(base.objective)
-    metric = kind.best_metric if wanted == "auto" else wanted
-    if metric not in kind.lower_is_better:
-        place = space.located.places.get(("metric",), "validation.metric")
-        raise UserError(f"{place}: {base.objective} has no metric {metric}; it has {', '.join(kind.lower_is_better)}")
+def _metric(base: Config, space: Space) -> str:
+    """The metric that decides. Raises UserError if the objective does not have it."""
+    metric = base.spec.metric(base.validation.metric if space.config.metric == "auto" else space.config.metric)
+    if metric not in base.spec.metrics:
+        place = space.located.places[("metric",)]
+        raise UserError(f"{place}: {base.objective} has no metric {metric}; it has {', '.join(base.spec.metrics)}")
     if metric == "exact_match" and not base.validation.exact_match_rows:
         raise UserError("metric: exact_match is only measured with validation.exact_match_rows above 0")
-    return metric, kind.lower_is_better[metric]
+    return metric
 
 
 if __name__ == "__main__":

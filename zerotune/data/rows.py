@@ -4,6 +4,7 @@ a row belongs to.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,13 +12,16 @@ from typing import Any, TypeVar
 
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
-from zerotune.data.conversations import Conversation, Message
+from zerotune.data.conversations import Message, answered_turns
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import BadRow, Row, expand, read
-from zerotune.data.formats import read_recognised
+from zerotune.data.formats import parts_left_out, read_recognised
+from zerotune.data.raw_row import column_names
 
 SHOWN_BAD_ROWS = 10
+CURE = re.compile(r"set (delimiter|encoding): ")
+UNASKED = "first turns of the assistant, which answer nothing"
 
 Item = TypeVar("Item")
 
@@ -27,7 +31,7 @@ class Example:
     """One row. id: file:line. Either `text` or `messages` is set; an answer, if any, is the last message.
 
     tools: JSON schemas of functions. subset: the part of the data it belongs to (factual, reasoning). also_right:
-    further answers as good as the last message.
+    further answers as good as the last message. left_out: parts of the row that are not used.
     """
 
     id: str
@@ -36,6 +40,7 @@ class Example:
     tools: list[Any] | None = None
     subset: str = ""
     also_right: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def answered(self) -> bool:
@@ -44,15 +49,19 @@ class Example:
 
     @cached_property
     def turns(self) -> list[int]:
-        """Places of the assistant's messages, without those that the row marks as only to be read."""
-        assistant = [k for k, message in enumerate(self.messages) if message["role"] == "assistant"]
-        return [k for k in assistant if self.messages[k].get("learned", True)]
+        """See `answered_turns`."""
+        return answered_turns(self.messages)
 
 
 def refused(row: Row, error: RowError) -> BadRow:
     """The row as a bad one; where it lacks a column, with those that it has."""
-    columns = f"; its columns: {', '.join(map(str, row.value))}" if error.missing else ""
+    columns = f"; its columns: {column_names(row.value)}" if error.missing else ""
     return row.refused(f"{error}{columns}")
+
+
+def with_options(bad: BadRow) -> BadRow:
+    """The row with the cures of its reason as options of the command line; readers write them as keys of a recipe."""
+    return replace(bad, reason=CURE.sub(r"set --\1 ", bad.reason))
 
 
 def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item]:
@@ -64,7 +73,7 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
     bad: list[BadRow] = []
     for row in rows:
         if isinstance(row, BadRow):
-            bad.append(row)
+            bad.append(with_options(row))
             continue
         try:
             items.append(make(row))
@@ -99,7 +108,17 @@ def example(row: Row, asks: bool = False) -> Example:
     """The row as a text or a conversation. Raises RowError."""
     fields = Fields(row.value, asks=asks)
     found = read_recognised(fields)
-    subset = fields.text("subset") if fields.has("subset") else ""
-    if isinstance(found, Conversation):
-        return Example(row.place, None, tuple(found.messages), found.tools, subset, found.also_right)
-    return Example(row.place, text=found, subset=subset)
+    subset = _subset(fields)
+    left = parts_left_out(fields, found)
+    if isinstance(found, str):
+        return Example(row.place, text=found, subset=subset, left_out=left)
+    left += (UNASKED,) if found.messages[0]["role"] == "assistant" else ()
+    return Example(row.place, None, tuple(found.messages), found.tools, subset, found.also_right, left)
+
+
+def _subset(fields: Fields) -> str:
+    if not fields.has("subset"):
+        return ""
+    value = fields.get("subset")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if is_number else fields.text("subset")
