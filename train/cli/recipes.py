@@ -16,6 +16,7 @@ GROUPS = {
     "": "zerotune train NAME",
     "data": "Another row format: zerotune train NAME data/FORMAT --data.train.0.path YOURS",
     "eval": "zerotune eval NAME",
+    "spaces": "zerotune search NAME --space SPACE",
 }
 
 
