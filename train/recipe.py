@@ -51,7 +51,8 @@ class _Draft:
             for name, inner in value.items():
                 self.put((*key, name), inner, places)
             return
-        replaced, spot = key, self.tree
+        spot: Any = self.tree
+        replaced = key
         for depth, (step, following) in enumerate(pairwise(key), 1):
             room: Any = [] if isinstance(following, int) else {}
             if isinstance(step, int):
