@@ -12,7 +12,7 @@ from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.data_tools import tokenizer
 from tests.support.template_table import CASES, DAY, families, source, template_of, turns
-from train.data.templates import asked, render, resolve
+from train.data.templates import prompt_text, render, resolve
 from train.data.tokenize import read_row
 from zerotune.common.errors import UserError
 from zerotune.data.completeness import NO_EARLIER_REASONING, NO_TOOLS
@@ -63,7 +63,7 @@ def test_prompt_and_answer_are_those_of_training(name: str) -> None:
     for case, talk in CASES.items():
         *before, last = talk.messages
         try:
-            expected = asked(template_of(name), Conversation(before, talk.tools))
+            expected = prompt_text(template_of(name), Conversation(before, talk.tools))
         except RowError:
             with pytest.raises(UserError, match="rejects this conversation"):
                 using.chat_prompt(before, talk.tools)
@@ -174,7 +174,7 @@ def test_raw_writes_what_the_named_template_writes() -> None:
     using = Prompter(Texts(), None, True, None, 8, 0, (), "tiny")
     template = resolve("raw", tokenizer(eos_token="<EOS>"))
     messages: list[Message] = [U, {**CALL, "content": ""}, RESULT, {**A, "reasoning_content": "T"}, U]
-    assert text(using.chat_prompt(messages, [TOOL])) == asked(template, Conversation(messages, [TOOL]))
+    assert text(using.chat_prompt(messages, [TOOL])) == prompt_text(template, Conversation(messages, [TOOL]))
 
 
 def test_only_turns_that_training_learns_are_scored() -> None:
