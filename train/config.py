@@ -44,6 +44,8 @@ class RunConfig:
             optim.final_fraction, optim.warmup_*, validation.patience.
         stop_after_minutes: Save a checkpoint and stop after this many minutes, for machines with a time limit; null:
             no limit.
+        stop_at_share: Save a checkpoint and stop at the first validation from this share of the run's steps on; the
+            same command with a higher share, or without it, resumes.
         precision: Precision of forward and backward passes. auto is bf16 if the hardware computes it fast, else fp32.
         hang_seconds: End the run (exit code 70) and name the hanging rank if no rank makes progress for this long. The
             limit is ten times as long before the first step, while saving and while merging; null disables it.
@@ -56,6 +58,7 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     extend: bool = False
     stop_after_minutes: PositiveFloat | None = None
+    stop_at_share: Annotated[float, Field(gt=0, le=1)] | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     hang_seconds: PositiveFloat | None = 1800.0
     max_skipped_steps: NonNegativeInt = 10
@@ -108,16 +111,16 @@ class ModelConfig:
 
     @property
     def spec(self) -> FamilySpec | None:
-        """The facts of its family; None of an existing model."""
+        """The registry's entry of the family; None for an existing model."""
         return FAMILIES[self.family] if self.family else None
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """For messages."""
         return self.path or str(self.family)
 
     def within(self, run: str | Path) -> ModelConfig:
-        """The model to load: of a family, the new one in the folder of the run (`train.new_model`)."""
+        """The model to load; for a family, the new one in the run folder (`train.new_model`)."""
         if self.family is None:
             return self
         return replace(self, path=str(Path(run) / "base"), init="random")
@@ -125,14 +128,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The tokenizer of a new model (model.family), learned from the training rows.
+    """The tokenizer of a new model (model.family), trained on the training rows.
 
     Args:
-        kind: word takes what stands between white space as words, for text that is tokenised already, as the Penn
-            Treebank is; bpe (byte-level byte pair encoding) takes any text of any language.
-        vocabulary_size: At most so many tokens; rarer words become <unk>, bpe has none.
-        lowercase: Make all text lower case.
-        split_punctuation: With kind word, take punctuation as words of its own, for text that is not tokenised.
+        kind: bpe (byte-level byte pair encoding, for text of any language) or word (words between white space, for text
+            that is already tokenised, such as the Penn Treebank).
+        vocabulary_size: Largest number of tokens. Rarer words become <unk>; with bpe there are none.
+        lowercase: Convert all text to lower case.
+        split_punctuation: With kind word, punctuation characters are separate words; for text that is not tokenised.
     """
 
     kind: Literal["word", "bpe"] = "bpe"

@@ -20,6 +20,7 @@ FREE_KEYS = (
     "run.resume",
     "run.extend",
     "run.stop_after_minutes",
+    "run.stop_at_share",
     "run.hang_seconds",
     "batch.tokens_per_micro_batch",
     "checkpoint",

@@ -1,214 +1,119 @@
-"""The words of other trainers in ours: keys and values of LLaMA-Factory, axolotl, TRL (with Trainer) and ms-swift.
+"""Keys and values of other trainers (LLaMA-Factory, axolotl, TRL with Trainer, ms-swift) and ours for them.
 
 For messages about unknown keys and values; docs/recipes.md shows the same table. Nothing is translated silently: a key
-that sounds the same may count rows where ours counts tokens.
+with the same name may count rows where ours counts tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# Their key -> ours, with the value where it is a certain one.
-COUNTERPARTS: Mapping[str, str] = {
-    # model
-    "base_model": "model.path",
-    "model_name_or_path": "model.path",
-    "model_id_or_path": "model.path",
-    "model_name": "model.path",
-    "model_id": "model.path",
-    "pretrained_model_name_or_path": "model.path",
-    "model": "model.path",
-    "model_revision": "model.revision",
-    "tokenizer_config": "model.tokenizer",
-    "tokenizer_name": "model.tokenizer",
-    "tokenizer_name_or_path": "model.tokenizer",
-    "attn_implementation": "model.attention",
-    "attn_impl": "model.attention",
-    "flash_attn": "model.attention",
-    "flash_attention": "model.attention",
-    "use_flash_attn": "model.attention",
-    "sdp_attention": "model.attention: sdpa",
-    "trust_remote_code": "model.trust_remote_code",
-    "activation_checkpointing": "model.gradient_checkpointing",
-    "train_from_scratch": "model.init: random",
-    "reinit_weights": "model.init: random",
-    # data
-    "dataset": "data.train",
-    "datasets": "data.train",
-    "dataset_name": "data.train",
-    "dataset_mixer": "data.train",
-    "data_path": "data.train",
-    "train_file": "data.train",
-    "train_files": "data.train",
-    "custom_train_dataset_path": "data.train",
-    "pretraining_dataset": "data.train",
-    "val_dataset": "data.validation",
-    "eval_dataset": "data.validation",
-    "test_datasets": "data.validation",
-    "validation_file": "data.validation",
-    "custom_val_dataset_path": "data.validation",
-    "val_size": "data.validation_fraction",
-    "val_set_size": "data.validation_fraction",
-    "split_dataset_ratio": "data.validation_fraction",
-    "dataset_test_ratio": "data.validation_fraction",
-    "cutoff_len": "data.max_length_tokens",
-    "sequence_len": "data.max_length_tokens",
-    "max_length": "data.max_length_tokens",
-    "max_seq_length": "data.max_length_tokens",
-    "max_seq_len": "data.max_length_tokens",
-    "model_max_length": "data.max_length_tokens",
-    "block_size": "data.max_length_tokens",
-    "template": "data.chat_template",
-    "template_type": "data.chat_template",
-    "chat_template": "data.chat_template",
-    "chat_template_path": "data.chat_template",
-    "chat_template_jinja": "data.chat_template",
-    "default_system": "data.system_prompt",
-    "default_system_message": "data.system_prompt",
-    "system": "data.system_prompt",
-    "max_samples": "data.train[0].fraction",
-    "interleave_probs": "data.train[0].weight",
-    "mix_strategy": "data.train[0].weight",
-    "preprocessing_num_workers": "data.workers",
-    "dataset_num_proc": "data.workers",
-    "dataset_processes": "data.workers",
-    "num_proc": "data.workers",
-    "dataset_prepared_path": "data.cache_folder",
-    "tokenized_path": "data.cache_folder",
-    "dataset_streaming": "data.streaming",
-    "streaming": "data.streaming",
-    "buffer_size": "data.streaming_window_rows",
-    # batches
-    "per_device_train_batch_size": "batch.tokens_per_micro_batch",
-    "per_gpu_train_batch_size": "batch.tokens_per_micro_batch",
-    "micro_batch_size": "batch.tokens_per_micro_batch",
-    "gradient_accumulation_steps": "batch.tokens_per_step",
-    "global_batch_size": "batch.tokens_per_step",
-    "train_batch_size": "batch.tokens_per_step",
-    "batch_size": "batch.tokens_per_step",
-    "packing": "batch.layout: packed",
-    "sample_packing": "batch.layout: packed",
-    "neat_packing": "batch.layout: packed",
-    "padding_free": "batch.layout: packed",
-    "group_by_length": "batch.layout: padded",
-    "shuffle_dataset": "batch.shuffle",
-    "shuffle_merged_datasets": "batch.shuffle",
-    "disable_shuffling": "batch.shuffle: false",
-    # tuning
-    "finetuning_type": "tuning.kind",
-    "adapter": "tuning.kind",
-    "tuner_type": "tuning.kind",
-    "train_type": "tuning.kind",
-    "sft_type": "tuning.kind",
-    "use_peft": "tuning.kind: lora",
-    "load_in_4bit": "tuning.quantization: nf4",
-    "load_in_8bit": "tuning.quantization: int8",
-    "quantization_bit": "tuning.quantization",
-    "quant_bits": "tuning.quantization",
-    "bnb_4bit_quant_type": "tuning.quantization",
-    "double_quant": "tuning.double_quantization",
-    "double_quantization": "tuning.double_quantization",
-    "use_bnb_nested_quant": "tuning.double_quantization",
-    "bnb_4bit_use_double_quant": "tuning.double_quantization",
-    "lora_r": "tuning.lora.rank",
-    "lora_rank": "tuning.lora.rank",
-    "r": "tuning.lora.rank",
-    "lora_alpha": "tuning.lora.alpha",
-    "lora_dropout": "tuning.lora.dropout",
-    "lora_dropout_p": "tuning.lora.dropout",
-    "lora_target": "tuning.lora.targets",
-    "lora_target_modules": "tuning.lora.targets",
-    "lora_target_linear": "tuning.lora.targets: all-linear",
-    "target_modules": "tuning.lora.targets",
-    "lora_bias": "tuning.lora.bias",
-    "use_rslora": "tuning.lora.rslora",
-    "peft_use_rslora": "tuning.lora.rslora",
-    "use_dora": "tuning.lora.dora",
-    "peft_use_dora": "tuning.lora.dora",
-    "additional_target": "tuning.lora.modules_to_save",
-    "lora_modules_to_save": "tuning.lora.modules_to_save",
-    "num_virtual_tokens": "tuning.prompt.virtual_tokens",
-    "prompt_tuning_init_text": "tuning.prompt.init_text",
-    # optimizer
-    "lr": "optim.learning_rate",
-    "optim": "optim.name",
-    "optimizer": "optim.name",
-    "adam_beta1": "optim.beta1",
-    "adam_beta2": "optim.beta2",
-    "adam_epsilon": "optim.epsilon",
-    "max_grad_norm": "optim.clip_norm",
-    "gradient_clipping": "optim.clip_norm",
-    "grad_clip": "optim.clip_norm",
-    "lr_scheduler_type": "optim.schedule",
-    "lr_scheduler": "optim.schedule",
-    "lr_schedule": "optim.schedule",
-    "warmup_ratio": "optim.warmup_fraction",
-    "cosine_min_lr_ratio": "optim.final_fraction",
-    "min_lr_ratio": "optim.final_fraction",
-    "min_lr": "optim.final_fraction",
-    # duration, validation, checkpoints, what is watched
-    "num_train_epochs": "duration.max_epochs",
-    "num_epochs": "duration.max_epochs",
-    "epochs": "duration.max_epochs",
-    "total_steps": "duration.max_steps",
-    "num_steps": "duration.max_steps",
-    "eval_steps": "validation.every_steps",
-    "eval_strategy": "validation.every_steps",
-    "evaluation_strategy": "validation.every_steps",
-    "evals_per_epoch": "validation.every_steps",
-    "eval_on_start": "validation.at_start",
-    "metric_for_best_model": "validation.metric",
-    "early_stopping_patience": "validation.patience",
-    "early_stop_interval": "validation.patience",
-    "eval_max_new_tokens": "validation.max_new_tokens",
-    "save_steps": "checkpoint.every_steps",
-    "save_strategy": "checkpoint.every_steps",
-    "saves_per_epoch": "checkpoint.every_steps",
-    "save_total_limit": "checkpoint.keep_last",
-    "load_best_model_at_end": "merge.checkpoint: best",
-    "merge_lora": "merge.at_end",
-    "logging_steps": "watch.every_steps",
-    "use_tensorboard": "watch.tensorboard",
-    # the run
-    "output_dir": "run.folder",
-    "logging_dir": "run.folder",
-    "run_name": "run.folder",
-    "overwrite_output_dir": "run.folder",
-    "resume_from_checkpoint": "run.resume",
-    "auto_resume_from_checkpoints": "run.resume",
-    "bf16": "run.precision: bf16",
-    "fp16": "run.precision: fp16",
-    "pure_bf16": "model.weights: bfloat16",
-    "mixed_precision": "run.precision",
-    "torch_dtype": "run.precision",
-    "dtype": "run.precision",
-    "data_seed": "run.seed",
-    # objectives and reinforcement learning
-    "stage": "objective",
-    "rl": "objective",
-    "rlhf_type": "objective",
-    "task_type": "objective",
-    "reward_model": "ppo.reward",
-    "reward_model_path": "ppo.reward",
-    "reward_funcs": "ppo.reward",
-    "num_ppo_epochs": "ppo.epochs",
-    "ppo_epochs": "ppo.epochs",
-    "num_mini_batches": "ppo.minibatches",
-    "num_generations": "ppo.samples_per_prompt",
-    "kl_coef": "ppo.kl_weight",
-    "init_kl_coef": "ppo.kl_weight",
-    "ppo_target": "ppo.kl_target",
-    "cliprange": "ppo.clip",
-    "cliprange_value": "ppo.value_clip",
-    "vf_coef": "ppo.value_weight",
-    "lam": "ppo.gae_lambda",
-    "ppo_whiten_rewards": "ppo.whiten",
-    "response_length": "ppo.response_tokens",
-    "max_completion_length": "ppo.response_tokens",
-    "max_prompt_length": "data.max_length_tokens",
-}
 
-# What a number, or a choice, of theirs must be changed into.
+def _by_theirs(table: Mapping[str, str]) -> dict[str, str]:
+    """Their word -> ours, from: ours -> their words, separated by spaces."""
+    return {theirs: ours for ours, words in table.items() for theirs in words.split()}
+
+
+# Our key, with the value if it is certain: their keys.
+COUNTERPARTS: Mapping[str, str] = _by_theirs(
+    {
+        "model.path": (
+            "base_model model_name_or_path model_id_or_path model_name model_id pretrained_model_name_or_path model"
+        ),
+        "model.revision": "model_revision",
+        "model.tokenizer": "tokenizer_config tokenizer_name tokenizer_name_or_path",
+        "model.attention": "attn_implementation attn_impl flash_attn flash_attention use_flash_attn",
+        "model.attention: sdpa": "sdp_attention",
+        "model.trust_remote_code": "trust_remote_code",
+        "model.gradient_checkpointing": "activation_checkpointing",
+        "model.init: random": "train_from_scratch reinit_weights",
+        "data.train": (
+            "dataset datasets dataset_name dataset_mixer data_path train_file train_files custom_train_dataset_path "
+            "pretraining_dataset"
+        ),
+        "data.validation": "val_dataset eval_dataset test_datasets validation_file custom_val_dataset_path",
+        "data.validation_fraction": "val_size val_set_size split_dataset_ratio dataset_test_ratio",
+        "data.max_length_tokens": (
+            "cutoff_len sequence_len max_length max_seq_length max_seq_len model_max_length block_size "
+            "max_prompt_length"
+        ),
+        "data.chat_template": "template template_type chat_template chat_template_path chat_template_jinja",
+        "data.system_prompt": "default_system default_system_message system",
+        "data.train[0].fraction": "max_samples",
+        "data.train[0].weight": "interleave_probs mix_strategy",
+        "data.workers": "preprocessing_num_workers dataset_num_proc dataset_processes num_proc",
+        "data.cache_folder": "dataset_prepared_path tokenized_path",
+        "data.streaming": "dataset_streaming streaming",
+        "data.streaming_window_rows": "buffer_size",
+        "batch.tokens_per_micro_batch": "per_device_train_batch_size per_gpu_train_batch_size micro_batch_size",
+        "batch.tokens_per_step": "gradient_accumulation_steps global_batch_size train_batch_size batch_size",
+        "batch.layout: packed": "packing sample_packing neat_packing padding_free",
+        "batch.layout: padded": "group_by_length",
+        "batch.shuffle": "shuffle_dataset shuffle_merged_datasets",
+        "batch.shuffle: false": "disable_shuffling",
+        "tuning.kind": "finetuning_type adapter tuner_type train_type sft_type",
+        "tuning.kind: lora": "use_peft",
+        "tuning.quantization: nf4": "load_in_4bit",
+        "tuning.quantization: int8": "load_in_8bit",
+        "tuning.quantization": "quantization_bit quant_bits bnb_4bit_quant_type",
+        "tuning.double_quantization": "double_quant double_quantization use_bnb_nested_quant bnb_4bit_use_double_quant",
+        "tuning.lora.rank": "lora_r lora_rank r",
+        "tuning.lora.alpha": "lora_alpha",
+        "tuning.lora.dropout": "lora_dropout lora_dropout_p",
+        "tuning.lora.targets": "lora_target lora_target_modules target_modules",
+        "tuning.lora.targets: all-linear": "lora_target_linear",
+        "tuning.lora.bias": "lora_bias",
+        "tuning.lora.rslora": "use_rslora peft_use_rslora",
+        "tuning.lora.dora": "use_dora peft_use_dora",
+        "tuning.lora.modules_to_save": "additional_target lora_modules_to_save",
+        "tuning.prompt.virtual_tokens": "num_virtual_tokens",
+        "tuning.prompt.init_text": "prompt_tuning_init_text",
+        "optim.learning_rate": "lr",
+        "optim.name": "optim optimizer",
+        "optim.beta1": "adam_beta1",
+        "optim.beta2": "adam_beta2",
+        "optim.epsilon": "adam_epsilon",
+        "optim.clip_norm": "max_grad_norm gradient_clipping grad_clip",
+        "optim.schedule": "lr_scheduler_type lr_scheduler lr_schedule",
+        "optim.warmup_fraction": "warmup_ratio",
+        "optim.final_fraction": "cosine_min_lr_ratio min_lr_ratio min_lr",
+        "duration.max_epochs": "num_train_epochs num_epochs epochs",
+        "duration.max_steps": "total_steps num_steps",
+        "validation.every_steps": "eval_steps eval_strategy evaluation_strategy evals_per_epoch",
+        "validation.at_start": "eval_on_start",
+        "validation.metric": "metric_for_best_model",
+        "validation.patience": "early_stopping_patience early_stop_interval",
+        "validation.max_new_tokens": "eval_max_new_tokens",
+        "checkpoint.every_steps": "save_steps save_strategy saves_per_epoch",
+        "checkpoint.keep_last": "save_total_limit",
+        "merge.checkpoint: best": "load_best_model_at_end",
+        "merge.at_end": "merge_lora",
+        "watch.every_steps": "logging_steps",
+        "watch.tensorboard": "use_tensorboard",
+        "run.folder": "output_dir logging_dir run_name overwrite_output_dir",
+        "run.resume": "resume_from_checkpoint auto_resume_from_checkpoints",
+        "run.precision: bf16": "bf16",
+        "run.precision: fp16": "fp16",
+        "model.weights: bfloat16": "pure_bf16",
+        "run.precision": "mixed_precision torch_dtype dtype",
+        "run.seed": "data_seed",
+        "objective": "stage rl rlhf_type task_type",
+        "ppo.reward": "reward_model reward_model_path reward_funcs",
+        "ppo.epochs": "num_ppo_epochs ppo_epochs",
+        "ppo.minibatches": "num_mini_batches",
+        "ppo.samples_per_prompt": "num_generations",
+        "ppo.kl_weight": "kl_coef init_kl_coef",
+        "ppo.kl_target": "ppo_target",
+        "ppo.clip": "cliprange",
+        "ppo.value_clip": "cliprange_value",
+        "ppo.value_weight": "vf_coef",
+        "ppo.gae_lambda": "lam",
+        "ppo.whiten": "ppo_whiten_rewards",
+        "ppo.response_tokens": "response_length max_completion_length",
+    }
+)
+
+# Our key -> how its value differs from theirs.
 NOTES: Mapping[str, str] = {
     "model.trust_remote_code": "on the command line only",
     "batch.tokens_per_micro_batch": "in tokens, not rows",
@@ -233,198 +138,169 @@ NOTES: Mapping[str, str] = {
     "optim.schedule": "cosine, linear, constant; each after a warmup",
 }
 
-IN_ACCELERATE = "not part of a recipe: set it with `accelerate launch --config_file accelerate_configs/NAME.yaml`"
-ALWAYS_RESUMES = "not needed: the complete state is always saved, and the same command resumes the run"
-TENSORBOARD = "not needed: metrics.jsonl and TensorBoard files are written into the run folder (watch.tensorboard)"
-ANSWERS = "not needed: in conversations only the answers are learned, in format text everything"
-OFFLINE = "not supported: runs send no data anywhere; metrics and TensorBoard files are in the run folder"
-COLUMNS = "set the columns of each source: data.train[0].columns: {our field: your column}"
-NO_PREFERENCES = (
-    "not supported: DPO, KTO, ORPO. The objectives reward_model and ppo use preferences (for PPO see ppo.kl_weight)"
+# Why there is no such key: their keys.
+NO_COUNTERPART: Mapping[str, str] = _by_theirs(
+    {
+        "not part of a recipe: set it with `accelerate launch --config_file accelerate_configs/NAME.yaml`": (
+            "deepspeed deepspeed_config zero_stage fsdp fsdp_config fsdp_version ddp_backend accelerator_config "
+            "num_processes local_rank use_cpu parallelism_config num_gpus nproc_per_node n_gpu nnodes devices"
+        ),
+        "not needed: see run.hang_seconds": "ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb",
+        "not needed: metrics.jsonl and TensorBoard files are written into the run folder (watch.tensorboard)": (
+            "report_to logging_strategy plot_loss logging_first_step"
+        ),
+        "not supported: runs send no data anywhere; metrics and TensorBoard files are in the run folder": (
+            "wandb_project wandb_entity wandb_name wandb_run_id wandb_watch wandb_log_model wandb_mode use_wandb "
+            "use_swanlab swanlab_project mlflow_tracking_uri project push_to_hub hub_model_id hub_token hub_strategy "
+            "hub_private_repo"
+        ),
+        "not needed: in conversations only the answers are trained, in format text everything": (
+            "train_on_prompt train_on_inputs assistant_only_loss completion_only_loss mask_history loss_scale "
+            "roles_to_train train_on_eos dataset_kwargs"
+        ),
+        "not needed: the complete state is always saved, and the same command resumes the run": (
+            "save_only_model save_safetensors save_on_each_node ignore_data_skip"
+        ),
+        "set the columns of each source: data.train[0].columns: {our field: your column}": (
+            "dataset_text_field text_column field remove_unused_columns"
+        ),
+        "not supported: DPO, KTO, ORPO. Objectives that use preferences: reward_model and ppo (with ppo.kl_weight)": (
+            "beta dpo_beta pref_beta pref_loss loss_type ref_model"
+        ),
+        "not needed: it is read from the model's folder": (
+            "model_type tokenizer_type architectures special_tokens model_init_kwargs pad_token eos_token "
+            "tokenizer_use_fast use_fast_tokenizer"
+        ),
+        "not needed: rows are tokenised before the first step and read from a memory-mapped cache (data.workers)": (
+            "dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataloader_drop_last"
+        ),
+        "not needed: batch.layout decides it": (
+            "pad_to_sequence_len pad_to_max_length pad_to_multiple_of eval_sample_packing eval_packing"
+        ),
+        "not needed: validation uses batch.tokens_per_micro_batch": (
+            "per_device_eval_batch_size eval_batch_size eval_accumulation_steps"
+        ),
+        "not configurable: instruction rows are truncated at data.max_length_tokens, texts continue in a new row": (
+            "packing_strategy truncation_mode truncation_strategy"
+        ),
+        "not needed: the loss is always computed in chunks, without storing all logits": (
+            "use_liger_kernel enable_liger_kernel liger_kernel use_unsloth cut_cross_entropy"
+        ),
+        "not supported: PyTorch's defaults are used": "tf32 torch_compile xformers_attention",
+        "not needed: train/main.py trains, `python -m eval` evaluates": (
+            "do_train do_eval do_predict predict_with_generate"
+        ),
+        "not needed: there is no data set registry; list {path, format} in data.train": (
+            "dataset_dir dataset_info media_dir"
+        ),
+        "not needed: the cache is keyed by content": "overwrite_cache load_from_cache_file",
+        "not supported": (
+            "gradient_checkpointing_kwargs use_reentrant_gc lr_scheduler_kwargs optim_args strict "
+            "label_smoothing_factor label_smoothing log_level debug optim_target_modules"
+        ),
+        "not supported: a run resumes from its folder; to start from an adapter, merge it first": (
+            "adapter_name_or_path lora_model_dir"
+        ),
+        "not supported: no noise is added to embeddings": "neftune_noise_alpha",
+        "not needed: it follows from the objective": "lora_task_type",
+        "not supported: only text models are trained": "freeze_vit",
+        "not needed: peft is always used": "tuner_backend",
+        "not needed: the objective defines it for its metrics": "greater_is_better",
+        "not needed: progress bars appear only on terminals": "disable_tqdm",
+        "not supported: put what the model should say about itself into the data": "model_author",
+        "not needed: training keeps no key/value cache": "use_cache",
+        "not needed: tokens are always counted": "include_num_input_tokens_seen",
+        "not needed: the same run gives the same numbers (run.seed)": "full_determinism",
+    }
 )
-MODEL_TELLS = "not needed: it is read from the model's folder"
 
-# Their key -> why there is none here.
-NO_COUNTERPART: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("deepspeed", "deepspeed_config", "zero_stage", "fsdp", "fsdp_config", "fsdp_version", "ddp_backend"),
-        IN_ACCELERATE,
-    ),
-    **dict.fromkeys(
-        ("accelerator_config", "num_processes", "local_rank", "use_cpu", "parallelism_config"), IN_ACCELERATE
-    ),
-    **dict.fromkeys(("num_gpus", "nproc_per_node", "n_gpu", "nnodes", "devices"), IN_ACCELERATE),
-    **dict.fromkeys(
-        ("ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"), "not needed: see run.hang_seconds"
-    ),
-    **dict.fromkeys(("report_to", "logging_strategy", "plot_loss", "logging_first_step"), TENSORBOARD),
-    **dict.fromkeys(
-        ("wandb_project", "wandb_entity", "wandb_name", "wandb_run_id", "wandb_watch", "wandb_log_model", "wandb_mode"),
-        OFFLINE,
-    ),
-    **dict.fromkeys(("use_wandb", "use_swanlab", "swanlab_project", "mlflow_tracking_uri", "project"), OFFLINE),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), OFFLINE),
-    **dict.fromkeys(
-        ("train_on_prompt", "train_on_inputs", "assistant_only_loss", "completion_only_loss", "mask_history"), ANSWERS
-    ),
-    **dict.fromkeys(("loss_scale", "roles_to_train", "train_on_eos", "dataset_kwargs"), ANSWERS),
-    **dict.fromkeys(("save_only_model", "save_safetensors", "save_on_each_node", "ignore_data_skip"), ALWAYS_RESUMES),
-    **dict.fromkeys(("dataset_text_field", "text_column", "field", "remove_unused_columns"), COLUMNS),
-    **dict.fromkeys(("beta", "dpo_beta", "pref_beta", "pref_loss", "loss_type", "ref_model"), NO_PREFERENCES),
-    **dict.fromkeys(
-        ("model_type", "tokenizer_type", "architectures", "special_tokens", "model_init_kwargs"), MODEL_TELLS
-    ),
-    **dict.fromkeys(("pad_token", "eos_token", "tokenizer_use_fast", "use_fast_tokenizer"), MODEL_TELLS),
-    **dict.fromkeys(
-        ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_drop_last"),
-        "not needed: rows are tokenised before the first step and read from a memory-mapped cache (data.workers)",
-    ),
-    **dict.fromkeys(
-        ("pad_to_sequence_len", "pad_to_max_length", "pad_to_multiple_of", "eval_sample_packing", "eval_packing"),
-        "not needed: batch.layout decides it",
-    ),
-    **dict.fromkeys(
-        ("per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps"),
-        "not needed: validation uses batch.tokens_per_micro_batch",
-    ),
-    **dict.fromkeys(
-        ("packing_strategy", "truncation_mode", "truncation_strategy"),
-        "not configurable: long instruction rows are truncated at data.max_length_tokens, texts continue in a new row",
-    ),
-    **dict.fromkeys(
-        ("use_liger_kernel", "enable_liger_kernel", "liger_kernel", "use_unsloth", "cut_cross_entropy"),
-        "not needed: the loss is always computed in chunks, without storing all logits",
-    ),
-    **dict.fromkeys(("tf32", "torch_compile", "xformers_attention"), "not supported: PyTorch's defaults are used"),
-    **dict.fromkeys(
-        ("do_train", "do_eval", "do_predict", "predict_with_generate"),
-        "not needed: train/main.py trains, `python -m eval` evaluates",
-    ),
-    **dict.fromkeys(
-        ("dataset_dir", "dataset_info", "media_dir"),
-        "not needed: there is no data set registry; list {path, format} in data.train",
-    ),
-    **dict.fromkeys(("overwrite_cache", "load_from_cache_file"), "not needed: the cache is keyed by content"),
-    **dict.fromkeys(
-        ("gradient_checkpointing_kwargs", "use_reentrant_gc", "lr_scheduler_kwargs", "optim_args", "strict"),
-        "not supported",
-    ),
-    "adapter_name_or_path": "not supported: a run resumes from its folder; to start from an adapter, merge it first",
-    "lora_model_dir": "not supported: a run resumes from its folder; to start from an adapter, merge it first",
-    "neftune_noise_alpha": "not supported: no noise is added to embeddings",
-    "label_smoothing_factor": "not supported",
-    "label_smoothing": "not supported",
-    "lora_task_type": "not needed: it follows from the objective",
-    "freeze_vit": "not supported: only text models are trained",
-    "tuner_backend": "not needed: peft is always used",
-    "greater_is_better": "not needed: the objective defines it for its metrics",
-    "disable_tqdm": "not needed: progress bars appear only on terminals",
-    "log_level": "not supported",
-    "debug": "not supported",
-    "model_author": "not supported: put what the model should say about itself into the data",
-    "optim_target_modules": "not supported",
-    "use_cache": "not needed: training keeps no key/value cache",
-    "include_num_input_tokens_seen": "not needed: tokens are always counted",
-    "full_determinism": "not needed: the same run gives the same numbers (run.seed)",
-}
+# Our field of a source: theirs.
+SOURCE_KEYS: Mapping[str, str] = _by_theirs(
+    {
+        "format": "type ds_type formatting",
+        "path": "file_name data_files hf_hub_url ms_hub_url name dataset subset",
+        "fraction": "num_samples ratio",
+        "delimiter": "sep separator",
+        "encoding": "charset",
+        "filter": "where",
+        "columns": "field_messages field message_property_mappings",
+    }
+)
 
-# Fields of a source, and of a reward's part, in their words.
-SOURCE_KEYS: Mapping[str, str] = {
-    "type": "format",
-    "ds_type": "format",
-    "formatting": "format",
-    "file_name": "path",
-    "data_files": "path",
-    "hf_hub_url": "path",
-    "ms_hub_url": "path",
-    "name": "path",
-    "dataset": "path",
-    "subset": "path",
-    "num_samples": "fraction",
-    "ratio": "fraction",
-    "sep": "delimiter",
-    "separator": "delimiter",
-    "charset": "encoding",
-    "where": "filter",
-    "field_messages": "columns",
-    "field": "columns",
-    "message_property_mappings": "columns",
-}
-
-# Our key -> their values for it.
+# Our key -> our value: theirs.
 VALUES: Mapping[str, Mapping[str, str]] = {
-    "format": {
-        "alpaca": "io",
-        "instruction": "io",
-        "alpaca_chat.load_qa": "qa",
-        "sharegpt": "chat",
-        "messages": "chat",
-        "openai": "chat",
-        "chatml": "chat",
-        "chat_template": "chat",
-        "conversation": "chat",
-        "conversations": "chat",
-        "completion": "text",
-        "pretrain": "text",
-        "corpus": "text",
-        "pt": "text",
-        "prompt": "pr",
-        "prompt_completion": "pr",
-        "input_output": "pr",
-        "context_qa": "qa",
-        "classification": "labelled",
-        "ner": "tagged",
-        "dpo": "preference",
-        "ranking": "preference",
-        "chosen_rejected": "preference",
-        "json": "the format of a row, not of the file: text, qa, pr, io, chat",
-        "jsonl": "the format of a row, not of the file: text, qa, pr, io, chat",
-        "csv": "the format of a row, not of the file: text, qa, pr, io, chat",
-        "parquet": "the format of a row, not of the file: text, qa, pr, io, chat",
-    },
-    "objective": {
-        "sft": "causal_lm",
-        "pt": "causal_lm",
-        "pretrain": "causal_lm",
-        "clm": "causal_lm",
-        "rm": "reward_model",
-        "grpo": "ppo, with ppo.advantage: grpo",
-        "rloo": "ppo, with ppo.advantage: rloo",
-        "seq_cls": "sequence_classification",
-        "classification": "sequence_classification",
-        "ner": "token_classification",
-    },
-    "tuning.kind": {
-        "qlora": "lora, with tuning.quantization: nf4",
-        "dora": "lora, with tuning.lora.dora: true",
-        "rslora": "lora, with tuning.lora.rslora: true",
-        "prompt_tuning": "prompt",
-        "none": "full",
-        "freeze": "full; single layers cannot be frozen",
-    },
-    "tuning.quantization": {"4": "nf4", "8": "int8", "4bit": "nf4", "8bit": "int8", "fp4": "nf4", "bnb": "nf4"},
-    "optim.name": {
-        "adam": "adamw",
-        "adamw_torch": "adamw",
-        "adamw_torch_fused": "adamw",
-        "adamw_hf": "adamw",
-        "adamw_8bit": "adamw_8bit",
-        "adamw_bnb_8bit": "adamw_8bit",
-        "paged_adamw_8bit": "adamw_8bit",
-        "paged_adamw_32bit": "adamw",
-    },
-    "optim.schedule": {
-        "constant_with_warmup": "constant, which has a warmup",
-        "cosine_with_min_lr": "cosine, with optim.final_fraction",
-        "cosine_with_restarts": "cosine",
-        "polynomial": "linear",
-    },
-    "run.precision": {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "fp8": "bf16"},
-    "model.weights": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
-    "model.attention": {
-        "flash_attn": "flash_attention_2",
-        "fa2": "flash_attention_2",
-        "fa3": "flash_attention_3",
-        "eager": "sdpa",
-    },
+    "format": _by_theirs(
+        {
+            "io": "alpaca instruction",
+            "qa": "alpaca_chat.load_qa context_qa",
+            "chat": "sharegpt messages openai chatml chat_template conversation conversations",
+            "text": "completion pretrain corpus pt",
+            "pr": "prompt prompt_completion input_output",
+            "labelled": "classification",
+            "tagged": "ner",
+            "preference": "dpo ranking chosen_rejected",
+            "the format of a row, not of the file: text, qa, pr, io, chat": "json jsonl csv parquet",
+        }
+    ),
+    "objective": _by_theirs(
+        {
+            "causal_lm": "sft pt pretrain clm",
+            "reward_model": "rm",
+            "ppo, with ppo.advantage: grpo": "grpo",
+            "ppo, with ppo.advantage: rloo": "rloo",
+            "sequence_classification": "seq_cls classification",
+            "token_classification": "ner",
+        }
+    ),
+    "tuning.kind": _by_theirs(
+        {
+            "lora, with tuning.quantization: nf4": "qlora",
+            "lora, with tuning.lora.dora: true": "dora",
+            "lora, with tuning.lora.rslora: true": "rslora",
+            "prompt": "prompt_tuning",
+            "full": "none",
+            "full; single layers cannot be frozen": "freeze",
+        }
+    ),
+    "tuning.quantization": _by_theirs(
+        {
+            "nf4": "4 4bit fp4 bnb",
+            "int8": "8 8bit",
+        }
+    ),
+    "optim.name": _by_theirs(
+        {
+            "adamw": "adam adamw_torch adamw_torch_fused adamw_hf paged_adamw_32bit",
+            "adamw_8bit": "adamw_8bit adamw_bnb_8bit paged_adamw_8bit",
+        }
+    ),
+    "optim.schedule": _by_theirs(
+        {
+            "constant, which has a warmup": "constant_with_warmup",
+            "cosine, with optim.final_fraction": "cosine_with_min_lr",
+            "cosine": "cosine_with_restarts",
+            "linear": "polynomial",
+        }
+    ),
+    "run.precision": _by_theirs(
+        {
+            "bf16": "bfloat16 fp8",
+            "fp16": "float16 half",
+            "fp32": "float32",
+        }
+    ),
+    "model.weights": _by_theirs(
+        {
+            "bfloat16": "bf16",
+            "float16": "fp16",
+            "float32": "fp32",
+        }
+    ),
+    "model.attention": _by_theirs(
+        {
+            "flash_attention_2": "flash_attn fa2",
+            "flash_attention_3": "fa3",
+            "sdpa": "eager",
+        }
+    ),
 }

@@ -76,8 +76,8 @@ def _make_room(items: list[Any], index: int) -> None:
         items.append({})
 
 
-def parse(arguments: Sequence[str]) -> Config:
-    """Parse command-line arguments.
+def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -> Config:
+    """Parse command-line arguments. over: (key, value, place) that win over all of them.
 
     `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all problems: place, key, fix.
     """
@@ -94,6 +94,8 @@ def parse(arguments: Sequence[str]) -> Config:
     for name, text in given:
         if name != "--config":
             _put_option(draft, name, text)
+    for key, value, place in over:
+        draft.put(parse_key(key), value, {parse_key(key): place})
     config = _finish(draft)
     if config.model.trust_remote_code and (place := draft.places["model", "trust_remote_code"]) != COMMAND_LINE:
         raise UserError(

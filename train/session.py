@@ -13,7 +13,7 @@ from rich.console import Console
 from train.config import Config
 from train.engine import run_info
 from train.engine.flops import Peak
-from train.engine.loop import Outcome, Progress
+from train.engine.loop import SHARE_REACHED, Outcome, Progress
 from train.engine.quiet_libraries import quiet_libraries
 from train.engine.runtime import Runtime
 from train.failure.heartbeat import HEARTBEAT
@@ -105,7 +105,9 @@ class Session:
         if outcome.state == "finished":
             self.status.write("finished", outcome.step, outcome.reason, 0)
             return
-        reason = self.stop.reason or "another rank was asked to stop"
+        reason = self.stop.reason or (
+            outcome.reason if outcome.reason == SHARE_REACHED else "another rank was asked to stop"
+        )
         self.status.write("preempted", outcome.step, reason, self.stop.exit_code)
         say(f"Stopped after step {outcome.step} ({reason}); the same command resumes from there.")
 

@@ -16,7 +16,7 @@ FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT 
 
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
-    ("train.main", "train.cli", "train.session", "train.sweep"),
+    ("train.main", "train.cli", "train.session", "train.search"),
     ("train.objectives", "train.merge", "train.report", "train.plan", "train.preflight", "train.new_model"),
     ("train.checkpoint",),
     ("train.engine",),
@@ -33,6 +33,7 @@ ONLY_IN = {
     "accelerate": ("train.engine", "train.checkpoint"),
     "deepspeed": ("train.engine", "train.checkpoint"),
     "peft": ("train.tuning", "train.merge"),
+    "optuna": ("train.search",),
     "bitsandbytes": ("train.tuning", "train.merge", "train.engine.optimizer"),
 }
 # `--help` answers in under a second: these load nothing heavy.
@@ -41,6 +42,7 @@ LIGHT = (
     "train.cli",
     "train.cli.launch",
     "train.config",
+    "train.search.__main__",
     "train.recipe",
     "train.protocols",
     "train.errors",

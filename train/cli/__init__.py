@@ -1,4 +1,4 @@
-"""One door: `zerotune train|eval|merge|report ...`. What a command needs is imported when it is called."""
+"""The command `zerotune train|eval|merge|report ...`. Each subcommand imports its modules when it is called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zerotune.common.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """about: one line of the help. run: takes the words behind the command's name, returns the exit code."""
+    """about: a line of the help. run: takes the words after the command's name, returns the exit code."""
 
     about: str
     run: Callable[[list[str]], int]
@@ -32,6 +32,12 @@ def _eval(words: list[str]) -> int:
     from train.cli.launch import evaluate
 
     return evaluate(words)
+
+
+def _search(words: list[str]) -> int:
+    from train.search.__main__ import main
+
+    return main(words, prog="zerotune search")
 
 
 def _merge(words: list[str]) -> int:
@@ -66,14 +72,15 @@ def _env(words: list[str]) -> int:
 
 COMMANDS = {
     "train": Command("train from a recipe: zerotune train RECIPE [options]", _train),
+    "search": Command("search over keys of a recipe: zerotune search RECIPE --space FILE", _search),
     "eval": Command("evaluate and compare checkpoints", _eval),
-    "merge": Command("make one Hugging Face folder of a run: zerotune merge RUN OUT", _merge),
-    "report": Command("write the report of a run anew, or compare several", _report),
+    "merge": Command("export a run as a Hugging Face folder: zerotune merge RUN OUT", _merge),
+    "report": Command("rewrite the report of a run, or compare several runs", _report),
     "recipes": Command("list the recipes, or print one: zerotune recipes NAME", _recipes),
-    "init": Command("copy recipes, configurations and batch scripts into a folder", _init),
-    "env": Command("show what a bug report needs: versions, devices, settings", _env),
+    "init": Command("copy recipes, configurations and batch scripts to a folder", _init),
+    "env": Command("print versions, devices and settings for a bug report", _env),
 }
-WORKING = ("train", "eval", "merge")  # not to be ended by a pager that was closed
+WORKING = ("train", "search", "eval", "merge")  # must not end when a pager is closed
 EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
 
 
@@ -82,12 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     exit_quietly_on_ctrl_c()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] not in WORKING:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `zerotune recipes | head` ends as other programs do
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `zerotune recipes | head`
     exit_process(run(words))
 
 
 def run(words: list[str]) -> int:
-    """The exit code of a command: its own, or 64 for one that there is not."""
+    """Run a command and return its exit code; 64 for an unknown command."""
     hide_secrets()
     command, *rest = words or ["--help"]
     try:
@@ -98,7 +105,7 @@ def run(words: list[str]) -> int:
         elif command in COMMANDS:
             return COMMANDS[command].run(rest)
         else:
-            near = did_you_mean(command, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+            near = did_you_mean(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
             raise UserError(f"unknown command {command}{near}")
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
@@ -116,7 +123,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "zerotune COMMAND --help says more. A first run, on any machine:",
+            "zerotune COMMAND --help shows the options. A first run, on any machine:",
             f"  {EXAMPLE}",
             "",
         ]

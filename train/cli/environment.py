@@ -1,4 +1,6 @@
-"""`zerotune env`: what a bug report needs, as Markdown. Nothing missing or broken ends it; no secret is shown."""
+"""`zerotune env`: versions, devices and settings for a bug report, as Markdown. Missing or broken parts are reported,
+and secrets are masked.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from zerotune.common.console import say
 from zerotune.common.mask_secrets import mask, printable
 from zerotune.common.version import ROOT, code_state, installed_version, own_version
 
-IMPORTED = {  # distribution -> module; the others are needed everywhere, and broken ones would be noticed
+IMPORTED = {  # distribution -> module, tried by importing it
     "torch": "torch",
     "transformers": "transformers",
     "accelerate": "accelerate",
@@ -35,7 +37,7 @@ VARIABLES = re.compile(
     r"WORLD|XDG_|ZEROTUNE",
     re.IGNORECASE,
 )
-# In a process of its own: a broken library may end it. A line for each module: [its name, what went wrong].
+# Run in a separate process, since a broken library may end it. One line per module: [name, error].
 PROBE = """
 import importlib, json, sys
 for name in sys.argv[1:]:
@@ -65,8 +67,8 @@ CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")  # user:password@ in an address
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the report; the exit code."""
-    about = "Print what a bug report needs, as Markdown: versions, devices, settings. Secrets are masked; look it over."
+    """Print the report. Returns the exit code."""
+    about = "Print versions, devices and settings for a bug report, as Markdown. Secrets are masked; check it anyway."
     argparse.ArgumentParser(prog="zerotune env", description=about).parse_args(words)
     say("importing libraries")
     sys.stdout.write(report())
@@ -74,7 +76,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def report() -> str:
-    """Versions, devices, limits, tools, the variables that matter, and the configuration of Accelerate."""
+    """Versions, devices, limits, tools, environment variables, and the configuration of Accelerate."""
     parts = {
         "ZeroTune": _facts(_machine()),
         "devices": _devices(),
@@ -87,7 +89,7 @@ def report() -> str:
 
 
 def _aligned(lines: Iterable[tuple[str, str]]) -> str:
-    """Names and values in two columns. No value can leave the Markdown block that it stands in."""
+    """Names and values in two columns. Values are escaped, so that they cannot end the Markdown block."""
     shown = [[_hidden(text).replace("````", "` ` ` `").replace("\n", "\n  ") for text in line] for line in lines]
     width = max((len(name) for name, value in shown if "\n" not in value), default=0) + 2
     return "".join(f"{name:<{width}}{value}\n" for name, value in shown)
@@ -108,17 +110,17 @@ def _machine() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _facts(found: Iterator[tuple[str, Callable[[], object]]]) -> Iterator[tuple[str, str]]:
-    """Each fact, or why it cannot be told."""
-    for name, tell in found:
+    """Each value, or why it is unknown."""
+    for name, value in found:
         try:
-            yield name, str(tell())
+            yield name, str(value())
         except Exception as error:
             yield name, f"unknown ({type(error).__name__}: {error})"
 
 
 def _commit() -> str:
     code = code_state(ROOT / "train")
-    return f"{code['commit']}{' and changes' if code['dirty'] else ''}" if code else "not run from a repository"
+    return f"{code['commit']}{', modified' if code['dirty'] else ''}" if code else "not run from a repository"
 
 
 def _processor() -> str:
@@ -140,14 +142,14 @@ def _limit(kind: int) -> str:
 
 
 def _python(code: str, *words: str) -> tuple[list[str], str]:
-    """(the lines that Python printed for `code`, why it ended early or empty)."""
+    """(lines that `code` printed, why it ended early; empty if it did not)."""
     command = [sys.executable, "-P", "-c", code, *words]
     why = ""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=True)
         output = done.stdout
     except subprocess.TimeoutExpired as late:
-        output, why = late.stdout or b"", f"not in {SECONDS} s"
+        output, why = late.stdout or b"", f"no result within {SECONDS} s"
     except subprocess.CalledProcessError as failed:
         last = failed.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         output, why = failed.stdout, f"exit code {failed.returncode}{': ' if last else ''}{last}"
@@ -157,7 +159,7 @@ def _python(code: str, *words: str) -> tuple[list[str], str]:
 def _devices() -> Iterator[tuple[str, str]]:
     lines, fault = _python(DEVICES)
     if fault or not lines:
-        yield "torch", f"cannot be asked: {fault}"
+        yield "torch", f"failed: {fault}"
         return
     for name, value in json.loads(lines[-1]).items():
         yield name, "none" if value is None else str(value)
@@ -172,7 +174,7 @@ def _packages() -> Iterator[tuple[str, str]]:
 
 
 def _faults(modules: Sequence[str]) -> dict[str, str]:
-    """Why each of them cannot be imported; empty where it can. One that ends the interpreter hides no other."""
+    """Why each module cannot be imported; empty if it can. Also if one of them ends the interpreter."""
     found: dict[str, str] = {}
     while waiting := [module for module in modules if module not in found]:
         lines, why = _python(PROBE, *waiting)
@@ -202,13 +204,13 @@ def _default_config() -> str:
 
 
 def default_config() -> Path:
-    """Where `accelerate config` writes its answers, which `accelerate launch` then follows."""
+    """The file that `accelerate config` writes and `accelerate launch` reads."""
     cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     return Path(cache, "accelerate", "default_config.yaml").expanduser()
 
 
 def _hidden(text: str) -> str:
-    """Without secrets, passwords in addresses and the name of the user's own folder."""
+    """Without secrets, passwords in addresses, and the path of the home folder."""
     home = str(Path.home())
     text = CREDENTIALS.sub("***@", mask(text))
     return printable(text if home == "/" else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text))

@@ -1,6 +1,6 @@
-"""`zerotune train` and `zerotune eval`: in this process, or in those of `accelerate launch`.
+"""`zerotune train` and `zerotune eval`: in this process, or through `accelerate launch`.
 
-What goes to a launcher is checked here first: a mistake is one message at once, not one of every process.
+Options are checked before a launcher starts, so that a mistake gives one message instead of one per process.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from train.cli.environment import default_config
+from train.command_words import OPTIONS, split, with_recipes
 from zerotune import shipped
 from zerotune.common import suggest
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
-from zerotune.common.files import nearest
 from zerotune.common.suggest import did_you_mean
 from zerotune.common.version import ROOT
 from zerotune.common.yaml_lines import read_yaml
 
-NUMBERS = ("num_processes", "num_machines", "machine_rank", "main_process_port")
-# Options of `accelerate launch`, each with a value. `accelerate` is its config_file, by a name as in slurm/job.sh.
-OPTIONS = ("accelerate", "main_process_ip", *NUMBERS)
 FOR_SEVERAL = ("--rdzv_backend", "static", "--same_network", "--deepspeed_multinode_launcher", "standard")
 PORT = "29500"
 
@@ -35,11 +32,11 @@ def train(words: Sequence[str]) -> int:
     from train.config import Config
 
     if not words:
-        raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
+        raise UserError("no recipe: give a file, or a name from `zerotune recipes`")
     options, words = split(words)
     words = with_recipes(words)
     if {"-h", "--help"} & set(words):
-        sys.stdout.write(_usage("train RECIPE [RECIPE ...]", "one process, or one for each of several GPUs"))
+        sys.stdout.write(_usage("train RECIPE [RECIPE ...]", "one process, or one per GPU if there are several"))
     _refuse_slips(words, Config)
     if not _is_launched(options):
         from train.preflight import check_inputs
@@ -73,55 +70,6 @@ def evaluate(words: Sequence[str]) -> int:
     return main(words)
 
 
-def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(the launcher's options, the other words), wherever they stand."""
-    options: dict[str, str] = {}
-    others, rest = [], list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name.removeprefix("--") not in OPTIONS or not name.startswith("--"):
-            others.append(word)
-            continue
-        if not equals:
-            value = rest.pop(0) if rest else ""
-        name = name.removeprefix("--")
-        if not value:
-            raise UserError(f"--{name} needs a value")
-        if name in NUMBERS and not value.isdecimal():
-            raise UserError(f"--{name} {value}: must be a whole number")
-        options[name] = value
-    return options, others
-
-
-def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
-    """The words as train/main.py and eval/main.py take them: a recipe's name, in front or after --config, is its file.
-
-    within: the folder of recipes whose names need not say it.
-    """
-    made, rest = [], list(words)
-    while rest and not rest[0].startswith("-"):
-        made += ["--config", _recipe(rest.pop(0), within)]
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name == "--config" and (equals or rest):
-            made += [name, _recipe(value if equals else rest.pop(0), within)]
-        else:
-            made.append(word)
-    return made
-
-
-def _recipe(word: str, within: str) -> str:
-    if Path(word).exists():
-        return word
-    if found := shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES):
-        return str(found)
-    known = [name.removeprefix(within) for name in shipped.names(shipped.RECIPES)]
-    near = did_you_mean(word.removeprefix("recipes/").removesuffix(".yaml"), known) or nearest(Path(word))
-    raise UserError(f"{word}: there is no such recipe{near or '; `zerotune recipes` lists ours'}")
-
-
 def _refuse_slips(words: Sequence[str], settings: type) -> None:
     """A launcher's option in a wrong spelling: the programs know none of these and could not say what was meant."""
     own = {field.name for field in dataclasses.fields(settings)}
@@ -135,7 +83,9 @@ def _is_launched(options: Mapping[str, str]) -> bool:
     """Whether a launcher has started this process. Raises UserError where it could not obey `options` any more."""
     launched = "RANK" in os.environ
     if launched and options:
-        raise UserError(f"--{next(iter(options))}: a launcher has started this command already (RANK is set)")
+        raise UserError(
+            f"--{next(iter(options))}: a launcher has already started this command (RANK is set); remove it"
+        )
     return launched
 
 
@@ -147,7 +97,7 @@ def _gpus() -> int:
 
 
 def start(options: Mapping[str, str], script: str, words: Sequence[str]) -> NoReturn:
-    """Become `accelerate launch`: its signals, its output and its exit code are this command's."""
+    """Replace this process by `accelerate launch`, which keeps its signals, output and exit code."""
     command = [*launcher(options), str(ROOT / script), *words]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -155,24 +105,24 @@ def start(options: Mapping[str, str], script: str, words: Sequence[str]) -> NoRe
 
 
 def launcher(options: Mapping[str, str]) -> list[str]:
-    """`accelerate launch` of this Python with its options. Raises UserError for what cannot be meant."""
+    """The command line of `accelerate launch`. Raises UserError for options that contradict each other."""
     file = _config(options)
     settings = read_yaml(file).value
     if not isinstance(settings, dict):
-        raise UserError(f"{file}: is no accelerate config, which is a mapping of keys to values")
+        raise UserError(f"{file}: not an accelerate config: it must be a mapping of keys to values")
     processes, machines = (_number(options, settings, f"num_{what}") for what in ("processes", "machines"))
     given = {name: value for name, value in options.items() if name != "accelerate"}
     if settings.get("distributed_type") in ("NO", "MULTI_CPU") and (processes or 1) > 1:
-        raise UserError(f"--accelerate: {file} starts one process, not {processes}: take ddp, zero2 or another")
+        raise UserError(f"--accelerate: {file} starts one process, not {processes}; use ddp, zero2 or another config")
     if machines and machines > 1:
         wanted = ("num_processes", "machine_rank", "main_process_ip")
         missing = [f"--{name}" for name in wanted if name not in given and name not in settings]
         if missing:
-            raise UserError(f"{machines} machines: give {', '.join(missing)} too")
+            raise UserError(f"--num_machines {machines}: {', '.join(missing)} missing; add them")
         given.setdefault("main_process_port", str(settings.get("main_process_port") or PORT))
     elif not processes:
         given["num_processes"] = str(max(1, _gpus()))
-    # -P: a file of the user's that is called torch.py is not taken for the library.
+    # -P: a file torch.py in the current folder must not be imported as the library.
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(file)]
     command += [word for name, value in given.items() for word in (f"--{name}", value)]
     if machines and machines > 1:
@@ -184,7 +134,7 @@ def launcher(options: Mapping[str, str]) -> list[str]:
 
 
 def _config(options: Mapping[str, str]) -> Path:
-    """The file of the accelerate config that is named, or that fits the other options."""
+    """The file of --accelerate, or a config that fits the other options."""
     if not (name := options.get("accelerate")):
         if default_config().is_file():
             return default_config()
@@ -193,7 +143,7 @@ def _config(options: Mapping[str, str]) -> Path:
     if file := shipped.find(name, shipped.ACCELERATE):
         return file
     known = list(shipped.names(shipped.ACCELERATE))
-    near = did_you_mean(name, known) or f"; there are {', '.join(known)}, and any file"
+    near = did_you_mean(name, known) or f"; use a file, or one of {', '.join(known)}"
     raise UserError(f"--accelerate {name}: there is no such accelerate config{near}")
 
 
@@ -210,12 +160,12 @@ def _usage(command: str, default: str) -> str:
     lines = [
         f"usage: zerotune {command} [--accelerate NAME] [options]",
         "",
-        "RECIPE is a file, or a name that `zerotune recipes` lists; later ones win.",
-        "These options are the launcher's; all others are the program's, below.",
+        "RECIPE is a file, or a name from `zerotune recipes`; later ones override.",
+        "Options of the launcher; the program's options are listed below.",
         "",
-        option("--accelerate NAME", f"{names}, or a file of yours (default: {default})"),
-        option("--num_processes N", "of all machines together (default: one for each GPU)"),
-        option("--num_machines N", "several machines: the same command on each, with its own --machine_rank, "
+        option("--accelerate NAME", f"{names}, or a file (default: {default})"),
+        option("--num_processes N", "processes on all machines together (default: one per GPU)"),
+        option("--num_machines N", "number of machines: run the same command on each, with its own --machine_rank, "
                "and --main_process_ip, --main_process_port of the first"),
         "",
     ]  # fmt: skip

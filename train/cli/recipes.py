@@ -1,4 +1,4 @@
-"""`zerotune recipes`: the recipes that come with the program, and what each is for."""
+"""`zerotune recipes`: lists or prints the shipped recipes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ GROUPS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the list, or the recipe that is named; the exit code."""
-    about = "List the recipes that come with ZeroTune, or print one, to be changed: zerotune recipes demo > my.yaml"
+    """Print the list or a recipe. Returns the exit code."""
+    about = "List the recipes of ZeroTune, or print one as a start for your own: zerotune recipes demo > my.yaml"
     parser = argparse.ArgumentParser(prog="zerotune recipes", description=about)
     parser.add_argument("name", nargs="?", metavar="NAME")
     name = parser.parse_args(words).name
@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def listing() -> str:
-    """All recipes in groups, each with what it is for, in 80 columns."""
+    """All recipes in groups, each with its purpose, in 80 columns."""
     known = shipped.names(shipped.RECIPES)
     width = max(map(len, known)) + 4
     fold = textwrap.TextWrapper(COLUMNS, subsequent_indent=" " * width, break_on_hyphens=False)
@@ -45,4 +45,4 @@ def listing() -> str:
             fold.initial_indent = f"  {name:<{width - 2}}"
             lines += fold.wrap(shipped.about(known[name]))
         lines.append("")
-    return "\n".join([*lines, f"They lie in {shipped.RECIPES}", ""])
+    return "\n".join([*lines, f"Folder: {shipped.RECIPES}", ""])

@@ -146,7 +146,7 @@ class LabelEncoder:
         encoding = self._truncating.encode(first, second_text)
         ids_t = np.array(self._unpadded(encoding.ids), np.int32)
         if not len(ids_t):
-            raise RowError("nothing to learn: the tokenizer makes nothing of this text")
+            raise RowError("nothing to learn: the tokenizer returns no tokens for this text")
         label_mask_t = np.zeros(len(ids_t), np.uint8)
         label_mask_t[-1] = FIRST
         value = value_of(row.label) if self.label_spec.labels_as == "values" else self._class(row.label)
@@ -175,7 +175,7 @@ class LabelEncoder:
                     classes[window][position + token - first] = (FURTHER, self._continued(tags[word]))
         made = [_window(ids, own) for ids, own in zip(windows, classes, strict=True) if own]
         if not made:
-            raise RowError("nothing to learn: the tokenizer makes nothing of these words")
+            raise RowError("nothing to learn: the tokenizer returns no tokens for these words")
         return LabelledExample(made, cut=len(windows) > 1)
 
     def _pair(self, row: Preference) -> LabelledExample:

@@ -50,11 +50,11 @@ class Setup:
         template, lines = self.template, []
         if template and template.trains_apart:
             lines.append(
-                f"chat template: rows are written with {template.name}, the training version of the tokenizer's own;"
-                " checkpoints keep the tokenizer's own, which writes the prompts"
+                f"chat template: rows are rendered with {template.name}, the training version of the tokenizer's own;"
+                " checkpoints keep the tokenizer's own, which renders prompts at inference"
             )
         if template and template.reads_clock:
-            lines.append(f"chat template: it reads the clock, and gets {self.day}, the day of the run's first start")
+            lines.append(f"chat template: it contains the current date; this run always uses {self.day}, its first day")
         return lines
 
     @property
@@ -115,7 +115,7 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
 
 def _check(config: DataConfig, label_spec: LabelSpec) -> None:
     if not config.train:
-        raise UserError("data.train names no source: give at least one {path, format}")
+        raise UserError("data.train is empty: add at least one {path, format}")
     if config.max_length_tokens < 2:
         raise UserError(f"data.max_length_tokens must be at least 2, not {config.max_length_tokens}")
     if not 0 <= config.validation_fraction < 1:

@@ -104,7 +104,7 @@ class StreamingCorpus:
         are_here = all(is_whole(folder, thorough=False) for folder in folders)
         if not are_here and self._ensure(epoch, number)["tables"] != window["tables"]:  # a node with its own cache
             raise UserError(
-                "the data on this node differ from the first node's: put the data, or the cache, on a shared disk"
+                "data.train: the files on this node differ from the first node's; put data or cache on a shared disk"
             )
         parts = [
             Part(TokenTable(folder), source, self.names[source])

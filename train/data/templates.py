@@ -338,7 +338,7 @@ def _render(
             **template.special_tokens,
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise RowError(f"the chat template refuses it: {error}") from None
+        raise RowError(f"the chat template rejects it: {error}") from None
     return texts[0], marked[0] if marks else []
 
 

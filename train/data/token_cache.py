@@ -55,7 +55,9 @@ def load_parts(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Rank
         folders = [folder_of(root, entry.key) for entry in entries]
         are_here = all(is_whole(folder, thorough=False) for folder in folders)
         if not are_here and _keys(_ensure(specs, config, seed)) != _keys(entries):  # a node with its own cache
-            raise UserError("the data on this node differ from the first node's: give every node the same files")
+            raise UserError(
+                "data.train: the files on this node differ from the first node's; put the same files on every node"
+            )
         return [TokenTable(folder) for folder in folders]
 
     tables = together(ranks, open_tables) or []

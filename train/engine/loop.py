@@ -21,6 +21,9 @@ from train.protocols import Batch, Objective
 
 ROWS_NAMED = 10  # in a message
 STOP_REQUESTED = "asked to stop"
+SHARE_REACHED = "run.stop_at_share reached"
+
+State = Literal["finished", "preempted"]
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    state: Literal["finished", "preempted"]
+    state: State
     step: int
     reason: str
 
@@ -138,7 +141,8 @@ class Loop:
         if saved_at != progress.step:
             self._save(progress)
         HEARTBEAT.enter("ending", slow=True)
-        return Outcome("preempted" if reason == STOP_REQUESTED else "finished", progress.step, reason)
+        state: State = "preempted" if reason in (STOP_REQUESTED, SHARE_REACHED) else "finished"
+        return Outcome(state, progress.step, reason)
 
     def _save(self, progress: Progress) -> None:
         HEARTBEAT.enter("saving", slow=True)
@@ -151,9 +155,18 @@ class Loop:
             return "all steps done"
         if patience and progress.validations_without_better >= patience:
             return f"no better {self.config.validation.metric} in {patience} validations"
+        if self._has_share(progress.step):
+            return SHARE_REACHED
         if self.objective.next_batch_is_slow(progress.step) and self._stop_requested():
             return STOP_REQUESTED
         return None
+
+    def _has_share(self, step: int) -> bool:
+        """Whether `step` is a validation from run.stop_at_share of all steps on."""
+        share = self.config.run.stop_at_share
+        if not share or step == 0 or step < share * self.objective.plan.total_steps - 1e-9:
+            return False
+        return self._due(self.config.validation.every_steps, step) and self.objective.can_checkpoint(step)
 
     def _stop_requested(self) -> bool:
         """Whether any rank was asked to stop: a separate exchange before slow work that a stop would waste."""

@@ -15,6 +15,7 @@ from rich.text import Text
 from train.fingerprint import DEFAULTS, FREE_KEYS, unused
 from train.report import words
 from train.report.run import Run, read_run
+from zerotune.common.console import duration
 from zerotune.common.errors import UserError
 from zerotune.common.markdown import bold, table
 from zerotune.common.mask_secrets import mask_all, printable
@@ -81,7 +82,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     found.append(Column("step", [f"{run.last_step:,}" for run in runs]))
     if any(run.state != "finished" for run in runs):
         found.append(Column("state", [run.state or "-" for run in runs], is_number=False))
-    return [*found, *_metrics(runs), Column("time", [words.duration(run.seconds) for run in runs])]
+    return [*found, *_metrics(runs), Column("time", [duration(run.seconds) for run in runs])]
 
 
 def names(folders: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.report.run import Change, Run, has_relative_change
-from zerotune.common.console import counted
+from zerotune.common.console import counted, duration
 from zerotune.common.metric_format import SHARE, UNBOUNDED, Scale, percent
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
@@ -174,15 +174,6 @@ def answer(text: str | None) -> str:
 def shortened(text: str, characters: int) -> str:
     """The text, truncated to `characters`."""
     return text if len(text) <= characters else text[: characters - 1] + "…"
-
-
-def duration(seconds: float) -> str:
-    """Format a time: 3 h 05 min, 4 min 12 s, 9 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _parameters(run: Run) -> str:

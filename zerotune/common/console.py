@@ -24,3 +24,12 @@ def shortened(names: list[str], most: int = 3) -> str:
 def counted(count: int, one: str, several: str = "") -> str:
     """`1 step`, `2,000 steps`."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: 3 h 05 min, 4 min 12 s, 9 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -87,7 +87,8 @@ class TestCommands:
 
     def test_a_word_like_none_lists_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["\x1b]0;训练"]) == 64
-        assert capsys.readouterr().err == f"error: unknown command \\x1b]0;训练; there are {', '.join(COMMANDS)}\n"
+        listed = f"the commands are {', '.join(COMMANDS)}"
+        assert capsys.readouterr().err == f"error: unknown command \\x1b]0;训练; {listed}\n"
 
     def test_version_and_commit(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["--version"]) == 0
@@ -234,7 +235,7 @@ class TestInit:
         Path("slurm").mkdir()
         assert run(["init", "."]) == 64
         assert capsys.readouterr().err == (
-            "error: slurm: exists already, and nothing is overwritten; name another folder\n"
+            "error: slurm: already exists, and nothing is overwritten; choose another folder\n"
         )
         assert [path.name for path in tmp_path.iterdir()] == ["slurm"]
 
@@ -323,7 +324,7 @@ class TestLauncher:
 
     def test_several_machines(self) -> None:
         options = {"accelerate": "zero3", "num_machines": "2", "num_processes": "16"}
-        with pytest.raises(UserError, match=r"^2 machines: give --machine_rank, --main_process_ip too$"):
+        with pytest.raises(UserError, match=r"^--num_machines 2: --machine_rank, --main_process_ip missing; add them$"):
             launcher(options)
         command = launcher(options | {"machine_rank": "0", "main_process_ip": "node1"})
         for words in ("--main_process_port 29500", "--machine_rank 0", " ".join(launch.FOR_SEVERAL)):
@@ -342,14 +343,14 @@ class TestLauncher:
             assert given.training_script_args == ["--config", "x", "--num_processes", "7"]
 
     def test_one_process_is_not_several(self) -> None:
-        with pytest.raises(UserError, match="starts one process, not 4: take ddp"):
+        with pytest.raises(UserError, match="starts one process, not 4; use ddp"):
             launcher({"accelerate": "one_gpu", "num_processes": "4"})
 
     @pytest.mark.parametrize(
         ("name", "message"),
         [
             ("zreo3", "--accelerate zreo3: there is no such accelerate config; did you mean zero3?"),
-            ("x", "--accelerate x: there is no such accelerate config; there are cpu, cpu_ddp, ddp"),
+            ("x", "--accelerate x: there is no such accelerate config; use a file, or one of cpu, cpu_ddp, ddp"),
         ],
     )
     def test_an_unknown_config(self, name: str, message: str) -> None:
@@ -359,7 +360,7 @@ class TestLauncher:
 
     def test_a_file_that_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "list.yaml").write_text("- a\n", encoding="utf-8")
-        with pytest.raises(UserError, match="is no accelerate config"):
+        with pytest.raises(UserError, match="not an accelerate config"):
             launcher({"accelerate": str(tmp_path / "list.yaml")})
 
     def test_the_default_config_is_accelerate_s(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +443,7 @@ class TestTrain:
         monkeypatch.setattr("train.main.main", lambda words: 7)
         assert run(["train", *self.WORDS]) == 7
         assert run(["train", *self.WORDS, "--accelerate", "ddp"]) == 64
-        assert "a launcher has started this command already" in capsys.readouterr().err
+        assert "a launcher has already started this command" in capsys.readouterr().err
         assert executed == []
 
 
@@ -496,7 +497,7 @@ class TestEnvironment:
             ("raise ImportError('undefined symbol: _ZN3c10')", "ImportError: undefined symbol: _ZN3c10"),
             ("import os; os.abort()", "exit code -6"),
             ("import sys; sys.exit(3)", "SystemExit: 3"),
-            ("import time; time.sleep(60)", "not in 2 s"),
+            ("import time; time.sleep(60)", "no result within 2 s"),
         ],
     )  # fmt: skip
     def test_a_broken_package_is_told(
@@ -512,7 +513,7 @@ class TestEnvironment:
         monkeypatch.setattr(environment, "_memory", lambda: 1 / 0)
         monkeypatch.setenv("PATH", "")
         text = environment.report()
-        assert "cannot be asked: exit code 1: ModuleNotFoundError: No module named 'no_such_module'" in text
+        assert "failed: exit code 1: ModuleNotFoundError: No module named 'no_such_module'" in text
         assert "unknown (ZeroDivisionError: division by zero)" in text
         assert "not found" in text
 

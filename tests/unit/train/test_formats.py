@@ -182,7 +182,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_cure(tmp_pat
 
 def test_a_conversation_that_a_template_refuses_is_a_bad_row(tmp_path):
     (tmp_path / "mine.jinja").write_text(REFUSES)
-    with pytest.raises(RowError, match="the chat template refuses it: no system role"):
+    with pytest.raises(RowError, match="the chat template rejects it: no system role"):
         render(resolve(str(tmp_path / "mine.jinja"), tokenizer()), Conversation(TURNS))
 
 

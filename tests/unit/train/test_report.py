@@ -23,7 +23,8 @@ from train.protocols import Sample
 from train.report import print_table, write_report
 from train.report.__main__ import main
 from train.report.run import Change, read_run
-from train.report.words import answer, difference, duration, last_turn, number, readable, shortened
+from train.report.words import answer, difference, last_turn, number, readable, shortened
+from zerotune.common.console import duration
 from zerotune.common.errors import UserError
 from zerotune.common.metric_format import POSITIVE, SHARE, UNBOUNDED, Scale
 

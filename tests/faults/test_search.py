@@ -1,0 +1,128 @@
+"""Searches in processes: one or two workers, kills, stops, failures; and promoted trials with the real trainer."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.fault_runs import Workplace, Zygote, status, weights
+from tests.support.searches import STEPS, outcomes, records, start, trained, words, write_space
+from tests.support.training_runs import environment, in_session, metrics
+
+
+def finished(folder: Path, *more: str, **keys: object) -> str:
+    """Search to the end, undisturbed; what was said."""
+    process = start(words(folder, write_space(folder, **keys), *more))
+    assert process.wait(120) == 0, said(folder)
+    return said(folder)
+
+
+def said(folder: Path) -> str:
+    return (folder / "search.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_killed_at_random_moments_it_ends_as_undisturbed(tmp_path: Path, pruner: str) -> None:
+    """The worker alone, or its training process too, by SIGKILL: all trials end as those of one start."""
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    killed.mkdir()
+    keys = {"pruner": pruner, "trials": 6, "startup_trials": 3}
+    finished(undisturbed, **keys)
+    line, dice = words(killed, write_space(killed, **keys)), random.Random(pruner)
+    for _ in range(3):
+        process = start(line, seconds=0.02)
+        time.sleep(dice.uniform(1.5, 4.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(line).wait(120) == 0, said(killed)
+    assert outcomes(records(killed)) == outcomes(records(undisturbed))
+    if pruner == "halving":  # the median stops a run a little later
+        assert set(trained(killed)) == set(trained(undisturbed))
+
+
+def test_two_workers_never_run_one_trial_twice(tmp_path: Path) -> None:
+    """Two processes, one of them with two places, over one study."""
+    line = words(tmp_path, write_space(tmp_path, method="random", trials=8))
+    both = [start([*line, "--workers", "2"], seconds=0.03), start(line, seconds=0.03)]
+    assert [process.wait(120) for process in both] == [0, 0], said(tmp_path)
+    counts = Counter(trained(tmp_path))
+    assert set(counts.values()) == {1}
+    assert len(counts) == 8 * 9
+    assert [record.state for record in records(tmp_path)] == ["complete"] * 8
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path) -> None:
+    line = words(tmp_path, write_space(tmp_path, method="random", trials=2))
+    process = start(line, seconds=0.3)
+    until_trained(tmp_path, 4)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert "Stopped (SIGINT); the same command continues the search." in said(tmp_path)
+    assert start(line).wait(60) == 0
+    assert set(Counter(trained(tmp_path)).values()) == {1}
+
+
+def until_trained(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while not (folder / "study" / "trained.log").exists() or len(trained(folder)) < count:
+        assert time.monotonic() < deadline, said(folder)
+        time.sleep(0.05)
+
+
+def test_failed_trials_are_recorded_and_end_nothing(tmp_path: Path) -> None:
+    """A loss that diverges, and a recipe that is refused; one of three is best."""
+    sizes = {"batch.tokens_per_step": [512, 2048], "batch.tokens_per_micro_batch": [512, 2048]}
+    finished(tmp_path, method="random", trials=8, parameters={"optim.learning_rate": [10.0, 0.01], **sizes})
+    found = records(tmp_path)
+    reasons = {record.reason for record in found if record.state == "failed"}
+    assert any("no finite gradient" in reason for reason in reasons)
+    assert any("2048 exceeds batch.tokens_per_step, 512" in reason for reason in reasons)
+    assert {record.state for record in found} == {"failed", "complete"}
+
+
+def test_a_search_whose_trials_all_fail_says_so(tmp_path: Path) -> None:
+    space = write_space(tmp_path, method="grid", trials=2, parameters={"optim.learning_rate": [10.0, 20.0]})
+    assert start(words(tmp_path, space)).wait(60) == 64
+    assert "all 2 trials failed; trial 0: step 1: 11 updates in a row had no finite gradient" in said(tmp_path)
+
+
+def test_another_space_is_refused_in_the_same_study(tmp_path: Path) -> None:
+    space = write_space(tmp_path, method="grid", trials=2, parameters={"optim.learning_rate": [0.1]})
+    assert start(words(tmp_path, space)).wait(60) == 0
+    write_space(tmp_path, method="grid", trials=2, parameters={"optim.learning_rate": [0.2]})
+    assert start(words(tmp_path, space)).wait(60) == 64
+    assert "holds another search: its space.yaml differs" in said(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "step"), [(0.3, 6), (0.5, 6)])
+def test_a_promoted_trial_has_the_numbers_of_an_undisturbed_run(
+    share: float, step: int, zygote: Zygote, workplace: Workplace, reference: Path, tmp_path: Path
+) -> None:
+    """Stopped at the first validation from a share of its steps on, as at a rung, and resumed: bitwise the same."""
+    run, stop = tmp_path / "run", {"run.stop_at_share": share}
+    for _ in range(2):  # a second start trains nothing more
+        assert set(zygote.run(workplace.arguments(run, **stop), tmp_path / "log").codes) == {0}
+        reached = status(run)
+        assert (reached["state"], reached["step"]) == ("preempted", step)
+        assert reached["reason"] == "run.stop_at_share reached"
+    assert set(zygote.run(workplace.arguments(run), tmp_path / "log").codes) == {0}
+    assert weights(run) == weights(reference)
+    for name in ("train/loss", "validation/loss", "train/learning_rate", "train/gradient_norm"):
+        assert metrics(run, name) == metrics(reference, name)
+
+
+def test_a_search_with_the_real_trainer(tmp_path: Path) -> None:
+    space = write_space(tmp_path, method="grid", trials=1, parameters={"optim.learning_rate": [1e-2]})
+    command = ["python", "-m", "train.search", *words(tmp_path, space, "--validation.samples", "0")]
+    code, output = in_session(command, environment(), 200)
+    assert code == 0, output
+    (found,) = records(tmp_path)
+    trial = tmp_path / "study" / "trials" / "0000"
+    assert found.value == min(list(metrics(trial, "validation/loss").values())[1:])
+    assert found.steps == STEPS

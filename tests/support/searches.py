@@ -1,0 +1,84 @@
+"""Searches in tests: real workers, with `fake_trainer` in place of the training process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.search.space import read_space
+from train.search.study import Record, Study
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = ROOT / "tests" / "support" / "fake_trainer.py"
+STEPS = 9
+
+
+def write_space(folder: Path, **keys: Any) -> Path:
+    """A space over two keys of the fake trainer; `keys` replace its own."""
+    content = {
+        "method": "tpe",
+        "trials": 8,
+        "parameters": {
+            "optim.learning_rate": {"low": 1e-4, "high": 1.0, "log": True},
+            "optim.beta1": {"low": 0.5, "high": 0.9, "step": 0.1},
+        },
+    }
+    path = folder / "space.yaml"
+    path.write_text(json.dumps({**content, **keys}), encoding="utf-8")  # is YAML as well
+    return path
+
+
+def words(folder: Path, space: Path, *more: str) -> list[str]:
+    """The command line of a search into folder/study."""
+    return [
+        "recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", str(space), "--study", str(folder / "study"),
+        "--duration.max_steps", str(STEPS), "--validation.every_steps", "1", *more,
+    ]  # fmt: skip
+
+
+def start(arguments: Sequence[str], seconds: float = 0.0) -> subprocess.Popen[bytes]:
+    """A search in a process of its own. seconds: of a step."""
+    command = [sys.executable, "-m", "tests.support.searches", *arguments]
+    log = (Path(arguments[arguments.index("--study") + 1]).parent / "search.log").open("ab")
+    with log:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"FAKE_SECONDS": str(seconds)}, stdout=log, stderr=log, process_group=0
+        )
+
+
+def records(folder: Path) -> list[Record]:
+    """All trials of folder/study."""
+    return Study(folder / "study", read_space(folder / "space.yaml")).records()
+
+
+def outcomes(found: Sequence[Record]) -> list[Mapping[str, Any]]:
+    """What must not depend on when a search was killed."""
+    return [
+        {"number": r.number, "state": r.state, "values": r.values, "value": r.value, "rungs": r.rungs} for r in found
+    ]
+
+
+def trained(folder: Path) -> list[str]:
+    """`TRIAL STEP` of every step that was trained."""
+    return (folder / "study" / "trained.log").read_text(encoding="utf-8").splitlines()
+
+
+class _Objective:
+    """Facts of causal_lm, without its imports."""
+
+    best_metric = "loss"
+    lower_is_better = {"loss": True, "perplexity": True}  # noqa: RUF012
+
+
+if __name__ == "__main__":
+    from train.search.__main__ import main
+    from train.search.trial import Starter
+
+    sys.modules["train.objectives"] = types.SimpleNamespace(objective_class=lambda name: _Objective)  # type: ignore
+    sys.exit(main(sys.argv[1:], starter=Starter(words=(sys.executable, str(FAKE)))))

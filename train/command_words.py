@@ -1,0 +1,65 @@
+"""Finds a launcher's options and names of recipes in a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zerotune import shipped
+from zerotune.common.errors import UserError
+from zerotune.common.files import nearest
+from zerotune.common.suggest import did_you_mean
+
+NUMBERS = ("num_processes", "num_machines", "machine_rank", "main_process_port")
+# Options of `accelerate launch`, each with a value. `accelerate` is its config_file, by a name as in slurm/job.sh.
+OPTIONS = ("accelerate", "main_process_ip", *NUMBERS)
+
+
+def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(the launcher's options, the other words)."""
+    options: dict[str, str] = {}
+    others, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name.removeprefix("--") not in OPTIONS or not name.startswith("--"):
+            others.append(word)
+            continue
+        if not equals:
+            value = rest.pop(0) if rest else ""
+        name = name.removeprefix("--")
+        if not value:
+            raise UserError(f"--{name} needs a value")
+        if name in NUMBERS and not value.isdecimal():
+            raise UserError(f"--{name} {value}: must be a whole number")
+        options[name] = value
+    return options, others
+
+
+def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
+    """The words for train/main.py and eval/main.py: names of recipes, in front or after --config, become --config FILE.
+
+    within: a folder of recipes that can be omitted in names.
+    """
+    made, rest = [], list(words)
+    while rest and not rest[0].startswith("-"):
+        made += ["--config", recipe_file(rest.pop(0), within)]
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--config" and (equals or rest):
+            made += [name, recipe_file(value if equals else rest.pop(0), within)]
+        else:
+            made.append(word)
+    return made
+
+
+def recipe_file(word: str, within: str = "") -> str:
+    """The file of a recipe's name or path."""
+    if Path(word).exists():
+        return word
+    if found := shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES):
+        return str(found)
+    known = [name.removeprefix(within) for name in shipped.names(shipped.RECIPES)]
+    near = did_you_mean(word.removeprefix("recipes/").removesuffix(".yaml"), known) or nearest(Path(word))
+    raise UserError(f"{word}: there is no such recipe{near or '; `zerotune recipes` lists all names'}")

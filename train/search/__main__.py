@@ -1,0 +1,197 @@
+"""`python -m train.search RECIPE --space SPACE.yaml`: search over the keys of a recipe. See docs/search.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.command_words import OPTIONS, recipe_file, split, with_recipes
+from train.config import Config
+from train.recipe import load, parse, to_yaml
+from train.search.space import Space, check_values, read_space
+from zerotune.common.console import counted, say
+from zerotune.common.errors import UserError
+from zerotune.common.mask_secrets import hide_secrets, printable
+from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
+
+if TYPE_CHECKING:
+    from train.search.study import Study
+    from train.search.trial import Starter
+
+PROG = "python -m train.search"
+OWN = {
+    "--space": "the space file: which keys, how to choose, how many trials",
+    "--study": "the folder of the search (default: run.folder + -search)",
+    "--workers": "trials that run at once on this machine (default: 1)",
+    "--dry_run": "print the trials, start nothing",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line. recipe: the words that describe the base recipe. launch: options of the launcher."""
+
+    space: str
+    study: str
+    workers: int
+    dry_run: bool
+    recipe: tuple[str, ...]
+    launch: tuple[str, ...]
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG, starter: Starter | None = None) -> int:
+    """Search, or continue a search; returns the exit code. starter: of trials, in place of `zerotune train`."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(usage(prog))
+        raise SystemExit(0)
+    hide_secrets()
+    try:
+        return _search(options(words), starter)
+    except UserError as error:
+        sys.stderr.write(printable(f"{error}\n"))
+        return error.exit_code
+
+
+def options(words: Sequence[str]) -> Options:
+    """The command line, read. Raises UserError."""
+    launch, rest = split(words)
+    if "num_machines" in launch or "machine_rank" in launch:
+        raise UserError("--num_machines: a trial runs on one machine; start the same command on each (docs/search.md)")
+    own = {"--space": "", "--study": "", "--workers": "1"}
+    others: list[str] = []
+    while rest:
+        name, equals, value = rest[0].partition("=")
+        word = rest.pop(0)
+        if name not in own:
+            others.append(word)
+            continue
+        own[name] = value if equals else rest.pop(0) if rest else ""
+        if not own[name]:
+            raise UserError(f"{name} needs a value: {OWN[name]}")
+    if not own["--space"]:
+        raise UserError("--space is missing: give a file that says which keys to search, see docs/search.md")
+    if not own["--workers"].isdecimal() or own["--workers"] == "0":
+        raise UserError(f"--workers {own['--workers']}: must be a whole number from 1 on")
+    recipe = with_recipes([word for word in others if word != "--dry_run"])
+    if "--config" not in {word.partition("=")[0] for word in recipe}:
+        raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
+    flags = tuple(word for name, value in launch.items() for word in (f"--{name}", value))
+    space = recipe_file(own["--space"], "spaces/")
+    return Options(space, own["--study"], int(own["--workers"]), "--dry_run" in others, tuple(recipe), flags)
+
+
+def usage(prog: str = PROG) -> str:
+    """The help, in 80 columns."""
+
+    def line(name: str, text: str) -> str:
+        return textwrap.fill(text, 80, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24)
+
+    return "\n".join(
+        [
+            f"usage: {prog} RECIPE [RECIPE ...] --space SPACE.yaml",
+            "       [--study FOLDER] [--workers N] [--dry_run]",
+            "       [--optim.learning_rate 1e-4 ...]",
+            "",
+            "Trains a recipe with different values of some of its keys. Each trial is a run",
+            "of its own. The same command continues a search that was stopped or killed; the",
+            "same command in another terminal, or on another node, helps.",
+            "",
+            *(line(name, text) for name, text in OWN.items()),
+            line("--KEY VALUE", "any key of the recipe, as in training (zerotune train --help)"),
+            line(f"--{OPTIONS[0]} NAME", "and other options of the launcher: as in zerotune train, for each trial"),
+            "",
+        ]
+    )
+
+
+def _search(chosen: Options, starter: Starter | None) -> int:
+    if "RANK" in os.environ:
+        raise UserError("a launcher has started this command (RANK is set): start a search without one")
+    from train.preflight import check_inputs
+
+    base = parse(chosen.recipe)
+    if not (base.data.validation or base.data.validation_fraction):
+        raise UserError("data.validation: a search compares trials on held-out data: set it, or validation_fraction")
+    space = read_space(Path(chosen.space))
+    check_values(space, chosen.recipe, check_inputs)
+    if chosen.dry_run:
+        from train.search.preview import preview
+
+        sys.stdout.write(printable(preview(space, chosen.recipe)))
+        return 0
+    return _run(chosen, base, space, starter)
+
+
+def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -> int:
+    from train.search.runner import Search, StopRequest
+    from train.search.study import Study, prepare
+    from train.search.trial import Starter
+
+    folder = Path(chosen.study or f"{base.run.folder.rstrip('/')}-search")
+    minutes = base.run.stop_after_minutes
+    metric, lower_is_better = _metric(base, space, folder)
+    base = dataclasses.replace(
+        base,
+        run=dataclasses.replace(base.run, stop_after_minutes=None),
+        validation=dataclasses.replace(base.validation, metric=metric),
+    )
+    if lower_is_better is None:
+        prepare(folder, space, to_yaml(base))
+    study = Study(folder, space, lower_is_better)
+    prepare(folder, space, to_yaml(base))
+    code = ("--model.trust_remote_code", "true") if base.model.trust_remote_code else ()
+    starter = starter or Starter(launch=(*chosen.launch, *code))
+    job = os.environ.get("SLURM_JOB_ID")
+    stop = StopRequest(minutes, folder / f"STOP-{job}" if job else None)
+    say(f"{folder}: {counted(space.trials, 'trial')}, {space.config.method}, by validation {metric}")
+    with stop.installed():
+        ended = Search(study, base, chosen.recipe, starter, chosen.workers, stop).run()
+    if stop.requested():
+        say(f"Stopped ({stop.reason}); the same command continues the search.")
+    elif not ended:
+        say(f"Nothing is left to start here; other processes still run trials of {folder}. The last one reports.")
+    else:
+        _finish(study)
+    return stop.exit_code
+
+
+def _finish(study: Study) -> None:
+    """Report a study whose trials have all ended. Raises UserError if all have failed."""
+    from train.search.study import best
+
+    records = study.records()
+    if all(record.state == "failed" for record in records):
+        raise UserError(f"all {counted(len(records), 'trial')} failed; trial 0: {records[0].reason}")
+    found = best(records, study.sign)
+    assert found is not None
+    say(f"best: trial {found.number}")
+
+
+def _metric(base: Config, space: Space, folder: Path) -> tuple[str, bool | None]:
+    """The metric and whether lower is better, which is None where the study knows it already."""
+    wanted = base.validation.metric if space.config.metric == "auto" else space.config.metric
+    if (folder / "recipe.yaml").exists():
+        return load(folder / "recipe.yaml").validation.metric if wanted == "auto" else wanted, None
+    say("importing libraries")
+    from train.objectives import objective_class
+
+    kind = objective_class(base.objective)
+    metric = kind.best_metric if wanted == "auto" else wanted
+    if metric not in kind.lower_is_better:
+        place = space.located.places.get(("metric",), "validation.metric")
+        raise UserError(f"{place}: {base.objective} has no metric {metric}; it has {', '.join(kind.lower_is_better)}")
+    if metric == "exact_match" and not base.validation.exact_match_rows:
+        raise UserError("metric: exact_match is only measured with validation.exact_match_rows above 0")
+    return metric, kind.lower_is_better[metric]
+
+
+if __name__ == "__main__":
+    exit_quietly_on_ctrl_c()
+    exit_process(main())

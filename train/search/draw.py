@@ -1,0 +1,74 @@
+"""Draws the values of a trial. They depend on the seed, the trial's number and the trials before it, not on the process
+that draws: a search that was killed draws the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train.search.space import Label, Parameter, Space
+from train.search.study import Record
+
+
+def draw(space: Space, number: int, earlier: Sequence[Record], sign: int) -> dict[str, Label]:
+    """The values of trial `number`. earlier: all trials before it. sign: 1 if lower is better, else -1."""
+    import optuna
+
+    if space.config.method == "grid":
+        return space.grid_point(number)
+    seed = int.from_bytes(hashlib.sha256(f"{space.config.seed}:{number}".encode()).digest()[:4])
+    startup = space.config.startup_trials
+    if space.config.method == "random" or number < startup:
+        sampler: Any = optuna.samplers.RandomSampler(seed=seed)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+    study = optuna.create_study(direction="minimize" if sign > 0 else "maximize", sampler=sampler)
+    made = distributions(space)
+    study.add_trials([_frozen(record, made) for record in earlier])
+    params = study.ask(made).params
+    return {parameter.name: _short(parameter, params[parameter.name]) for parameter in space.parameters}
+
+
+def distributions(space: Space) -> dict[str, Any]:
+    """Optuna's distribution of each parameter."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if parameter.choices or space.config.method == "grid":
+            found[parameter.name] = CategoricalDistribution(parameter.points)
+        elif parameter.whole:
+            low, high = int(parameter.low), int(parameter.high)
+            found[parameter.name] = IntDistribution(low, high, log=parameter.log, step=int(parameter.step or 1))
+        else:
+            found[parameter.name] = FloatDistribution(
+                parameter.low, parameter.high, log=parameter.log, step=parameter.step
+            )
+    return found
+
+
+def _short(parameter: Parameter, value: Any) -> Label:
+    """Four digits of a number are enough for a recipe."""
+    if isinstance(value, float) and not parameter.choices and parameter.step is None:
+        return min(max(float(f"{value:.4g}"), parameter.low), parameter.high)
+    return value  # type: ignore[no-any-return]
+
+
+def _frozen(record: Record, made: Mapping[str, Any]) -> Any:
+    """A trial for the sampler. One that waits at a rung counts as pruned there, with the rung as its step."""
+    import optuna
+    from optuna.trial import TrialState
+
+    states = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "running": TrialState.RUNNING}
+    state = states.get(record.state, TrialState.PRUNED)
+    reached = {rung: value for rung, (_, value) in enumerate(record.rungs)} or record.validations
+    pruned_without_value = state == TrialState.PRUNED and not reached
+    return optuna.create_trial(
+        state=TrialState.FAIL if pruned_without_value else state,
+        value=record.value if record.state == "complete" else None,
+        params=dict(record.values),
+        distributions=dict(made),
+        intermediate_values=dict(reached) if state == TrialState.PRUNED else {},
+    )

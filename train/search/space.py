@@ -1,0 +1,318 @@
+"""The space file: which recipe keys a search changes, and how it chooses. Checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, NonNegativeInt, PositiveInt, with_config
+
+from train.config import Config
+from train.recipe import parse
+from train.suggest import about_key, parse_key
+from zerotune.common.errors import UserError
+from zerotune.common.schema import STRICT, checked, is_section, kind_at, shown
+from zerotune.common.suggest import did_you_mean
+from zerotune.common.yaml_lines import KeyPath, Located, dotted, read_yaml
+
+Label = str | int | float | bool | None  # what stands for a value in the journal, tables and figures
+
+MOST_POINTS = 256  # of a grid whose file does not say how many trials it may have
+RANGE = ("low", "high", "log", "step")
+# Keys that the search sets itself.
+OWN = (
+    "run.folder", "run.resume", "run.extend", "run.stop_after_minutes", "run.stop_at_share", "validation.metric",
+    "merge", "model.trust_remote_code",
+)  # fmt: skip
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class SpaceConfig:
+    """A space file.
+
+    Args:
+        parameters: A recipe key -> a list of values, or {low, high, log, step}. Another name -> a list of mappings of
+            keys that are set together, each with a `name`.
+        metric: The validation metric that decides; auto is the objective's own.
+        method: grid tries every combination, random draws, tpe learns from the trials so far (arXiv:2304.11127).
+        pruner: median stops trials that are worse than the median of the others at the same step; halving and
+            hyperband train all trials a little and resume the best (arXiv:1810.05934, arXiv:1603.06560).
+        trials: How many; of a grid, the most that it may have.
+        seed: Fixes which values are drawn.
+        startup_trials: Trials before tpe learns and median stops any.
+        reduction: With halving and hyperband one of so many trials goes on to the next rung.
+        rungs: Their number; the last is the whole run, each one before is 1/reduction as long as the next.
+    """
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    metric: str = "auto"
+    method: Literal["grid", "random", "tpe"] = "tpe"
+    pruner: Literal["none", "median", "halving", "hyperband"] = "none"
+    trials: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    startup_trials: PositiveInt = 5
+    reduction: Annotated[int, Field(ge=2)] = 3
+    rungs: Annotated[int, Field(ge=2, le=8)] = 3
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the search: choices, or a range.
+
+    choices: label -> the recipe keys that it sets. low, high, step: of a range; whole: of whole numbers.
+    """
+
+    name: str
+    place: str
+    choices: Mapping[Label, Mapping[str, Any]] = field(default_factory=dict)
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+    whole: bool = False
+
+    def settings(self, value: Label) -> Mapping[str, Any]:
+        """The recipe keys that a value of this parameter sets."""
+        return self.choices[value] if self.choices else {self.name: value}
+
+    @property
+    def keys(self) -> list[str]:
+        return list(dict.fromkeys(key for made in self.choices.values() for key in made)) or [self.name]
+
+    @property
+    def points(self) -> list[Label]:
+        """All values, of choices and of a range with a step; else its two ends."""
+        if self.choices:
+            return list(self.choices)
+        if self.step is None:
+            return [self._number(self.low), self._number(self.high)]
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        exact = (Decimal(str(self.low)) + k * Decimal(str(self.step)) for k in range(count))
+        return [self._number(float(value)) for value in exact]
+
+    @property
+    def is_countable(self) -> bool:
+        return bool(self.choices) or self.step is not None or self.low == self.high
+
+    def _number(self, value: float) -> Label:
+        return int(value) if self.whole else value
+
+
+@dataclass(frozen=True)
+class Space:
+    """A checked space file. places: of its values. metric: still auto, until the objective is known."""
+
+    config: SpaceConfig
+    parameters: Sequence[Parameter]
+    located: Located
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has."""
+        if self.config.method == "grid":
+            return math.prod(len(parameter.points) for parameter in self.parameters)
+        assert self.config.trials is not None
+        return self.config.trials
+
+    def settings(self, values: Mapping[str, Label]) -> dict[str, Any]:
+        """The recipe keys that a trial's values set."""
+        by_name = {parameter.name: parameter for parameter in self.parameters}
+        return {key: made for name, value in values.items() for key, made in by_name[name].settings(value).items()}
+
+    def grid_point(self, number: int) -> dict[str, Label]:
+        """The values of a grid's trial: the last parameter changes first."""
+        found = {}
+        for parameter in reversed(self.parameters):
+            number, place = divmod(number, len(parameter.points))
+            found[parameter.name] = parameter.points[place]
+        return dict(reversed(found.items()))
+
+
+def read_space(path: Path) -> Space:
+    """The space in a file, checked by itself. Raises UserError with all that is wrong in it."""
+    located = read_yaml(path)
+    if not isinstance(located.value, dict):
+        raise UserError(f"{path}: is no mapping of keys to values; it needs `parameters:`, see docs/search.md")
+    config, problems = checked(SpaceConfig, located.value)
+    wrong = [
+        f"{_place(located, problem.key)}: {problem.message}"
+        + (did_you_mean(str(problem.key[-1]), SpaceConfig.__dataclass_fields__) if problem.unknown else "")
+        for problem in problems
+    ]
+    if not config.parameters and not wrong:
+        wrong.append(f"{_place(located, ('parameters',))}: parameters is empty: name at least one recipe key")
+    parameters = []
+    for name, value in config.parameters.items():
+        try:
+            parameters.append(_parameter(name, value, located))
+        except UserError as error:
+            wrong.append(str(error))
+    if not wrong:
+        wrong = [*_twice(parameters), *_sizes(config, parameters, located)]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return Space(config, parameters, located)
+
+
+def _place(located: Located, key: KeyPath) -> str:
+    while key not in located.places:
+        key = key[:-1]
+    return located.places[key]
+
+
+def _parameter(name: str, value: Any, located: Located) -> Parameter:
+    key: KeyPath = ("parameters", name)
+    place = _place(located, key)
+    kind = kind_at(Config, parse_key(name))
+    is_key = kind is not None and not is_section(kind)
+    together = isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+    if not is_key and not together:
+        raise UserError(f"{place}: unknown key {name}{about_key(parse_key(name), None, dotted)}")
+    if isinstance(value, dict):
+        return _range(name, value, place)
+    if not isinstance(value, list):
+        raise UserError(f"{place}: {name}: expected a list of values or {{low, high, log, step}}, got {shown(value)}")
+    if not value:
+        raise UserError(f"{place}: {name}: an empty list; give at least one value")
+    if is_key:
+        _require_free(name, place)
+        made = [(_label(item), {name: item}) for item in value]
+    else:
+        made = [_set_together(name, item, k, located) for k, item in enumerate(value)]
+    labels = [label for label, _ in made]
+    if twice := [label for k, label in enumerate(labels) if label in labels[:k]]:
+        raise UserError(f"{place}: {name}: {shown(twice[0])} stands there twice")
+    return Parameter(name, place, dict(made))
+
+
+def _set_together(name: str, item: Mapping[str, Any], index: int, located: Located) -> tuple[Label, dict[str, Any]]:
+    place = _place(located, ("parameters", name, index))
+    settings = {key: value for key, value in item.items() if key != "name"}
+    if not settings:
+        raise UserError(f"{place}: {name}: sets no recipe key")
+    for key in settings:
+        at = _place(located, ("parameters", name, index, key))
+        if kind_at(Config, parse_key(key)) is None:
+            raise UserError(f"{at}: unknown key {key}{about_key(parse_key(key), settings[key], dotted)}")
+        _require_free(key, at)
+    label = item.get("name", ", ".join(f"{key} {_label(value)}" for key, value in settings.items()))
+    return str(label), settings
+
+
+def _require_free(key: str, place: str) -> None:
+    if f"{key}.".startswith(tuple(f"{own}." for own in OWN)):
+        raise UserError(f"{place}: {key} is set by the search itself; remove it")
+
+
+def _label(value: Any) -> Label:
+    plain = value is None or isinstance(value, str | int | float | bool)
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _range(name: str, value: Mapping[str, Any], place: str) -> Parameter:
+    _require_free(name, place)
+    kind = kind_at(Config, parse_key(name))
+    options = get_args(kind) or (kind,)
+    if bool in options or is_section(kind) or not {int, float} & set(options):
+        raise UserError(f"{place}: {name} is no number: give a list of values instead of a range")
+    if unknown := [key for key in value if key not in RANGE]:
+        near = did_you_mean(unknown[0], RANGE) or f"; a range has {', '.join(RANGE)}"
+        raise UserError(f"{place}: {name}: unknown key {unknown[0]}{near}")
+    if missing := [key for key in ("low", "high") if key not in value]:
+        raise UserError(f"{place}: {name}: {missing[0]} is missing; a range has {', '.join(RANGE)}")
+    low, high, log, step = value["low"], value["high"], value.get("log", False), value.get("step")
+    whole = float not in options
+    for key, number in (("low", low), ("high", high), *([] if step is None else [("step", step)])):
+        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if not is_number or (whole and number != int(number)):
+            wanted = "a whole number" if whole else "a number"
+            raise UserError(f"{place}: {name}: {key}: expected {wanted}, got {shown(number)}")
+    if not isinstance(log, bool):
+        raise UserError(f"{place}: {name}: log: expected true or false, got {shown(log)}")
+    if low > high:
+        raise UserError(f"{place}: {name}: an empty range: low {low} is above high {high}")
+    if log and (low <= 0 or step is not None):
+        cure = "a logarithmic range has no step" if low > 0 else f"a logarithmic range begins above 0, not at {low}"
+        raise UserError(f"{place}: {name}: {cure}")
+    if step is not None and step <= 0:
+        raise UserError(f"{place}: {name}: step must be above 0, not {step}")
+    made = Parameter(name, place, {}, low, high, log, step, whole)
+    last = made.points[-1]
+    assert isinstance(last, int | float)
+    return Parameter(name, place, {}, low, last, log, step, whole)  # the last step may end below `high`
+
+
+def _twice(parameters: Sequence[Parameter]) -> Iterator[str]:
+    seen: dict[str, Parameter] = {}
+    for parameter in parameters:
+        for key in parameter.keys:
+            for other, first in seen.items():
+                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                    yield f"{parameter.place}: {key} is set by {first.name} too ({first.place}); keep one of them"
+            seen[key] = parameter
+
+
+def _sizes(config: SpaceConfig, parameters: Sequence[Parameter], located: Located) -> Iterator[str]:
+    if config.method != "grid":
+        if config.trials is None:
+            yield f"{_place(located, ())}: trials is missing: say how many trials {config.method} may have"
+        return
+    for parameter in parameters:
+        if not parameter.is_countable:
+            yield f"{parameter.place}: {parameter.name}: a grid needs a list of values, or a range with a step"
+            return
+    points = math.prod(len(parameter.points) for parameter in parameters)
+    most = config.trials or MOST_POINTS
+    if points > most:
+        sizes = " x ".join(str(len(parameter.points)) for parameter in parameters)
+        limit = f"trials: {most}" if config.trials else f"{most}, the most without `trials`"
+        yield (
+            f"{_place(located, ('trials',) if config.trials else ('parameters',))}: the grid has {sizes} = {points:,} "
+            f"trials, more than {limit}. Shorten a list, set trials: {points}, or use method: random"
+        )
+
+
+def check_values(space: Space, arguments: Sequence[str], check_inputs: Callable[[Config], None]) -> None:
+    """Raise UserError with every value of the space that the recipe refuses: each by itself, and all points of a grid.
+
+    arguments: of the base recipe, which is checked first, its files by `check_inputs`.
+    """
+    check_inputs(parse(arguments))
+    wrong = []
+    for parameter in space.parameters:
+        for value in parameter.points:
+            settings = parameter.settings(value)
+            others = [key for other in space.parameters if other is not parameter for key in other.keys]
+            found = _refusals(arguments, settings, parameter.place, check_inputs)
+            wrong += [line for line in found if not any(key in line for key in others)]  # they may fit together
+    if not wrong and space.config.method == "grid":
+        place = _place(space.located, ("parameters",))
+        for number in range(space.trials):
+            wrong += _refusals(arguments, space.settings(space.grid_point(number)), place)
+    if wrong:
+        raise UserError("\n".join(dict.fromkeys(wrong)))
+
+
+def _refusals(
+    arguments: Sequence[str],
+    settings: Mapping[str, Any],
+    place: str,
+    check_inputs: Callable[[Config], None] = lambda config: None,
+) -> list[str]:
+    """What the recipe says against these settings, one line each, with `place` in front."""
+    try:
+        config = parse(arguments, [(key, value, place) for key, value in settings.items()])
+        if any(key.startswith(("model.", "data.", "ppo.")) for key in settings):
+            check_inputs(config)
+    except UserError as error:
+        chosen = ", ".join(f"{key} {shown(value)}" for key, value in settings.items())
+        return [
+            line if line.startswith(place) else f"{place}: with {chosen}: {line}" for line in str(error).splitlines()
+        ]
+    return []
