@@ -26,12 +26,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the project can be imported without installation
 
 from train.report.compare import columns
 from train.report.run import Run, read_run
 
+ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("rnn", "lstm", "transformer")
 PROMPT = "the meaning of life is"
 RECIPE, SPACE = "recipes/language-model.yaml", "recipes/spaces/language-model.yaml"
