@@ -118,9 +118,7 @@ class CachedModel:
             say(f"loading {self._checkpoint.name}")
             config, device = self._config, self._ranks.device
             if stored := self._checkpoint.quantized:
-                console = Console(stderr=True, quiet=self._ranks.index > 0, highlight=False, soft_wrap=True)
-                name = self._checkpoint.name
-                console.print(f"{name}: weights stored in {stored}, evaluated dequantised", markup=False)
+                say(f"{self._checkpoint.name}: weights stored in {stored}, evaluated dequantised")
             model = self._checkpoint.load(self._head, self._precision, config.quantization, device)
             self._model = (
                 model,

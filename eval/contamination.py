@@ -18,7 +18,8 @@ from zerotune.common.files import json_object
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import expand
 from zerotune.data.labelled_lines import decoded
-from zerotune.data.readers import BadRow, Row, read
+from zerotune.data.raw_row import BadRow, Row
+from zerotune.data.readers import read
 from zerotune.data.text_files import kind_of
 
 

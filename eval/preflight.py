@@ -16,10 +16,10 @@ from zerotune.common.files import require_writable
 from zerotune.data.fields import RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import expand, read
-from zerotune.data.readers import BadRow, Row
+from zerotune.data.raw_row import BadRow, Row
 from zerotune.data.rows import refused
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
-from zerotune.models.checkpoint_folder import require_checkpoint
+from zerotune.models.find_folder import require_checkpoint
 
 FIRST_ROWS = 10
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zerotune.data.hub import Hub
-    from zerotune.data.readers import Row
+    from zerotune.data.raw_row import Row
     from zerotune.inference.prompt import Prompter
     from zerotune.inference.requests import Answer, Head, Request
 

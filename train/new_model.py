@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from transformers import GenerationConfig
@@ -18,7 +19,6 @@ from train.data.learn_tokenizer import learn_tokenizer
 from train.data.rank_sync import together
 from train.models.load import load_tokenizer
 from train.protocols import Ranks
-from train.registry import imported
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -31,7 +31,7 @@ def prepare(config: Config, ranks: Ranks) -> list[str]:
     """
     if config.model.family is None:
         return []
-    return together(ranks, (lambda: _write(config)) if ranks.index == 0 else None) or []
+    return together(ranks, lambda: _write(config) if ranks.index == 0 else [])
 
 
 def _write(config: Config) -> list[str]:
@@ -51,7 +51,7 @@ def _write(config: Config) -> list[str]:
         tokenizer.save_pretrained(draft)
     tokens = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in TOKENS}}
     assert model.spec is not None
-    described = imported(model.spec.place)(model, config.data.max_length_tokens, tokens)
+    described = resolve_name(model.spec.place)(model, config.data.max_length_tokens, tokens)
     described.save_pretrained(draft)
     GenerationConfig(**{name: tokens[name] for name in TOKENS}).save_pretrained(draft)
     shutil.rmtree(base, ignore_errors=True)

@@ -16,7 +16,8 @@ from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import RowFilter
 from zerotune.data.formats import FORMATS
-from zerotune.data.readers import BadRow, read
+from zerotune.data.raw_row import BadRow
+from zerotune.data.readers import read
 from zerotune.data.text_files import TABLES, begins_slowly, kind_of
 from zerotune.models.dequantize import quantization_method, refuse_twice
 from zerotune.models.find_folder import local_folder, require_model, require_tokenizer
@@ -26,17 +27,14 @@ FIRST_ROWS, FIRST_FILES = 100, 8
 
 def check_inputs(config: Config) -> None:
     """Raise UserError with all problems of model folders, data files and their first rows."""
-    found = list(_problems(config))
-    if found:
-        raise UserError("\n".join(dict.fromkeys(found)))
-
-
-def _problems(config: Config) -> Iterator[str]:
+    found = []
     for key, check in _checks(config):
         try:
             check()
         except UserError as error:
-            yield str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}"
+            found.append(str(error) if str(error).startswith(key.partition("[")[0]) else f"{key}: {error}")
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -5,20 +5,14 @@ To add one, write its class and add a line here: docs/architecture.md.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from zerotune.data.formats import text_formats
 
 Problems = Iterator[tuple[str, str]]  # (key to blame, message)
-
-
-def imported(place: str) -> Any:
-    """Import and return `module:name`."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class ObjectiveSpec:
 
     def problems(self, config: Any) -> Problems:
         """(key, message) of all errors in its keys of a `train.config.Config`."""
-        return iter(imported(self.checks)(config) if self.checks else ())
+        return iter(resolve_name(self.checks)(config) if self.checks else ())
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from train.config import Config
 from train.engine import run_info
 from train.engine.flops import Peak
@@ -24,9 +22,10 @@ from train.fingerprint import fingerprint, flat
 from train.protocols import Objective
 from train.recipe import to_yaml
 from train.recipe_warnings import about_schedule
+from zerotune.common.console import say
 from zerotune.common.errors import CannotWriteError
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.mask_secrets import exposed, printable
+from zerotune.common.mask_secrets import exposed
 from zerotune.common.metric_format import percent
 
 REMOVED = "the run folder was removed"
@@ -85,8 +84,8 @@ class Session:
     def merge_and_report(self, config: Config, outcome: Outcome) -> Outcome:
         """Merge the finished run and write its report. After Ctrl-C, the same command does the rest."""
         try:
-            with self.stop.interruptible():
-                from train.merge import merge
+            with self.stop.saving(False):
+                from train.merge.steps import merge
                 from train.report import print_table, write_report
 
                 if config.merge.at_end:
@@ -128,12 +127,6 @@ def session(config: Config, runtime: Runtime, stop: Stop) -> Iterator[Session]:
         stop.on_launcher_death = watchdog.launcher_died
         with watchdog.first_error():
             yield Session(folder, afterwards, stop, runtime, status, held, watchdog)
-
-
-def say(line: str) -> None:
-    """Print to the terminal, if it is still open."""
-    with contextlib.suppress(OSError):
-        Console(stderr=True, highlight=False).print(printable(line), soft_wrap=True, markup=False)
 
 
 def describe(

@@ -123,7 +123,8 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     before = f"{about(task, metric)}: {values}{f' ({found.model})' if several else ''}, "
     if found.p_value is None:
         return Sentence(before, found.verdict, f": {found.reason}" if found.reason else "")
-    test = f"{change_with_interval(metric, found)}, p {_equals(probability(found.p_value))}"
+    p = probability(found.p_value)
+    test = f"{change_with_interval(metric, found)}, p {p if p.startswith('<') else f'= {p}'}"
     if found.verdict != "no significant difference":
         return Sentence(before, found.verdict, f": {test}; {_counts(found)}")
     if found.detectable is None or not (found.won or found.lost or found.value):
@@ -131,10 +132,6 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     what = "a change by less than" if scale_of(metric).is_ratio else "a difference below"
     power = f"with {counted(task.samples, 'row')} {what} {detectable(metric, found)} would go unnoticed"
     return Sentence(before, found.verdict, f" ({test}); {power}")
-
-
-def _equals(text: str) -> str:
-    return text if text.startswith("<") else f"= {text}"
 
 
 def _counts(found: Difference) -> str:

@@ -14,12 +14,11 @@ from eval.tasks.labelled import by_label, outcome
 from zerotune.common.errors import UserError
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.label_prompt import label_prompt
-from zerotune.data.labelled import read_labelled
+from zerotune.data.labelled import label_prompt, read_labelled
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from zerotune.data.readers import Row
+    from zerotune.data.raw_row import Row
     from zerotune.inference.prompt import Prompter
 
 

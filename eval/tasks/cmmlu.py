@@ -18,7 +18,7 @@ from eval.tasks.cmmlu_subjects import CHINA_SPECIFIC, SUBJECTS
 from zerotune.common.errors import UserError
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from eval.tasks import perplexity
 from eval.tasks.task_file import Index, TaskFile, read_task_file
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
-from zerotune.data.readers import Row, type_name
+from zerotune.data.raw_row import Row, type_name
 from zerotune.data.row_templates import Cell
 from zerotune.data.rows import Example
 from zerotune.inference.requests import Answer, Generate, Generated, Request, Score, Scored
@@ -81,7 +81,8 @@ def _generate(file: TaskFile) -> Task[YamlTaskItem]:
         return dataclasses.replace(_item(file, row), references=_texts(file, "reference", row))
 
     def ask(item: YamlTaskItem, prompter: Prompter) -> Sequence[Request]:
-        return [Generate(_prompt(file, item, prompter), prompter.max_new_tokens, prompter.stop_ids, file.stop)]
+        ids = prompter.chat_prompt(item.messages) if file.chat else prompter.document(_raw(item)).ids
+        return [Generate(ids, prompter.max_new_tokens, prompter.stop_ids, file.stop)]
 
     def score(item: YamlTaskItem, answers: Sequence[Answer]) -> Sample:
         (answer,) = answers
@@ -224,10 +225,6 @@ def _correct_index(choices: Sequence[str], answer: Any) -> int:
             "\"{{ 'ABCD'[answer | int] }}\" if the column has numbers from 0"
         )
     return next(iter(found.values()))
-
-
-def _prompt(file: TaskFile, item: YamlTaskItem, prompter: Prompter) -> tuple[int, ...]:
-    return prompter.chat_prompt(item.messages) if file.chat else prompter.document(_raw(item)).ids
 
 
 def _raw(item: YamlTaskItem) -> str:

@@ -21,7 +21,7 @@ from eval.protocols import Sample, SampleMetric, Table, Task
 from zerotune.data.conversations import Message
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from eval.protocols import Sample, SampleMetric, Task
 from eval.tasks import gsm8k
 from zerotune.common.errors import UserError
 from zerotune.data.hub import Hub
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 if TYPE_CHECKING:

@@ -51,7 +51,8 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     """The sums of a row, and its own perplexity."""
     scored = [answer for answer in answers if isinstance(answer, Scored)]
     nll, tokens = -math.fsum(a.log_prob for a in scored), sum(a.tokens for a in scored)
-    texts = [example.text] if example.text is not None else _responses(example)
+    responses = [said_in(example.messages[k]) for k in example.turns]
+    texts = responses if example.text is None else [example.text]
     values = {
         "nll": nll,
         "tokens": float(tokens),
@@ -69,10 +70,6 @@ def _question(example: Example) -> dict[str, str]:
     before = example.messages[: example.turns[-1]] if example.turns else ()
     prompts = [message["content"] for message in before if message["role"] == "user"]
     return {"question": prompts[-1]} if prompts else {}
-
-
-def _responses(example: Example) -> list[str]:
-    return [said_in(example.messages[k]) for k in example.turns]
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:

@@ -16,7 +16,7 @@ from zerotune.data.preference import Side, read_preference
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
-    from zerotune.data.readers import Row
+    from zerotune.data.raw_row import Row
     from zerotune.inference.prompt import Prompter
 
 

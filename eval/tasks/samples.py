@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from eval.protocols import Sample, Table, Task
 from zerotune.data.conversations import Message, said_in
 from zerotune.data.fields import RowError
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 

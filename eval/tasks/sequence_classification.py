@@ -12,14 +12,13 @@ from eval.protocols import CorpusMetric, Sample, SampleMetric, Task
 from eval.tasks.labelled import by_label, outcome
 from zerotune.common.errors import UserError
 from zerotune.common.metric_format import CORRELATION, POSITIVE
-from zerotune.data.class_label import AmbiguousLabelError, class_number
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.labelled import read_labelled, value_of
+from zerotune.data.labelled import AmbiguousLabelError, class_number, read_labelled, value_of
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
-    from zerotune.data.readers import Row
+    from zerotune.data.raw_row import Row
     from zerotune.inference.prompt import Prompter
 
 

@@ -18,7 +18,7 @@ from zerotune.data.word_windows import Place
 from zerotune.inference.requests import Answer, Request, Tag, Tagged
 
 if TYPE_CHECKING:
-    from zerotune.data.readers import Row
+    from zerotune.data.raw_row import Row
     from zerotune.inference.prompt import Prompter
 
 OUTSIDE = "O"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -13,11 +14,14 @@ import pytest
 from tests.support.fault_runs import Workplace, Zygote, status, weights
 from tests.support.searches import STEPS, outcomes, records, start, trained, words, write_space
 from tests.support.training_runs import environment, in_session, metrics
+from train.report.run import Run, read_run
+from train.search.fit import fit_of
+from train.search.study import best
 
 
-def finished(folder: Path, *more: str, **keys: object) -> str:
+def finished(folder: Path, *more: str, report: bool = False, **keys: object) -> str:
     """Search to the end, undisturbed; what was said."""
-    process = start(words(folder, write_space(folder, **keys), *more))
+    process = start(words(folder, write_space(folder, **keys), *more), report=report)
     assert process.wait(120) == 0, said(folder)
     return said(folder)
 
@@ -117,7 +121,48 @@ def test_a_promoted_trial_has_the_numbers_of_an_undisturbed_run(
         assert metrics(run, name) == metrics(reference, name)
 
 
-def test_a_search_with_the_real_trainer(tmp_path: Path) -> None:
+def test_the_report_of_a_search(tmp_path: Path) -> None:
+    """Trials with values, states and reasons, figures, importances; TensorBoard's table of what was chosen."""
+    finished(tmp_path, report=True, pruner="halving", trials=6)
+    study, found = tmp_path / "study", records(tmp_path)
+    text = (study / "report.md").read_text(encoding="utf-8")
+    leader = best(found, 1)
+    assert leader is not None
+    assert f"**Best: trial {leader.number}, validation loss {leader.value:.4g}: optim.learning_rate" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert sorted(int(row[0][2:]) for row in rows[1:7]) == list(range(6))
+    assert {row[5] for row in rows[1:7]} == {"complete", "pruned"}
+    assert "at rung 1 of 3 (11.1 % of its steps), step 1: not in the best 1/3" in text
+    assert "| optim.beta1 | 0." in text
+    for name in ("curves", "importances", "parallel"):
+        assert f"](report/{name}.png)" in text
+        assert (study / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "<td>complete</td>" in page
+    assert "script" not in page
+    written = b"".join(path.read_bytes() for path in study.rglob("tensorboard/0000/events.*"))
+    assert all(word in written for word in (b"_hparams_/session_start_info", b"optim.learning_rate", b"best/loss"))
+
+
+def test_over_and_underfitting_are_named(tmp_path: Path) -> None:
+    def run(held_out: list[float], train: list[float]) -> Run:
+        lines = [
+            {"step": k + 1, "time": k, "train/loss": train[k], "validation/loss": value}
+            for k, value in enumerate(held_out)
+        ]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return read_run(tmp_path)
+
+    assert fit_of(run([3, 2, 1, 1.5], [3, 2, 1, 0.5]), to_its_end=True) == "overfitting"
+    assert fit_of(run([3, 2, 1, 1.5], [3, 2, 1, 1.5]), to_its_end=True) == ""  # it diverged
+    assert fit_of(run([5, 4, 3, 2], [5, 4, 3, 2]), to_its_end=True) == "underfitting"
+    assert fit_of(run([5, 4, 3, 2], [5, 4, 3, 2]), to_its_end=False) == ""
+    assert fit_of(run([5, 2, 1.999, 1.998], [5, 2, 1.999, 1.998]), to_its_end=True) == ""
+
+
+def test_a_search_with_the_real_trainer(zygote: Zygote, tmp_path: Path) -> None:
+    """best.yaml trains again to the same numbers."""
     space = write_space(tmp_path, method="grid", trials=1, parameters={"optim.learning_rate": [1e-2]})
     command = ["python", "-m", "train.search", *words(tmp_path, space, "--validation.samples", "0")]
     code, output = in_session(command, environment(), 200)
@@ -126,3 +171,8 @@ def test_a_search_with_the_real_trainer(tmp_path: Path) -> None:
     trial = tmp_path / "study" / "trials" / "0000"
     assert found.value == min(list(metrics(trial, "validation/loss").values())[1:])
     assert found.steps == STEPS
+    again, alone = tmp_path / "study" / "best.yaml", tmp_path / "alone"
+    words_again = ["--config", str(again), "--run.folder", str(alone), "--merge.at_end", "false"]
+    assert set(zygote.run(words_again, tmp_path / "log").codes) == {0}
+    for name in ("train/loss", "validation/loss"):
+        assert metrics(alone, name) == metrics(trial, name)

@@ -17,7 +17,7 @@ from tests.support.compare import assert_equal, weights
 from tests.support.fault_runs import Zygote, finished, status
 from tests.support.reward_models import add_nothing, reward_classifier
 from tests.support.training_runs import TINY, arguments, metrics, pretrained_stand_in, write_rows
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.requests import Generated
 
 SPREAD = {"batch__tokens_per_micro_batch": 128}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from train.config import MergeConfig
-from train.merge import merge
+from train.merge.steps import merge
 from zerotune.common.errors import UserError
 
 TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

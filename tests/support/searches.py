@@ -42,14 +42,13 @@ def words(folder: Path, space: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(arguments: Sequence[str], seconds: float = 0.0) -> subprocess.Popen[bytes]:
-    """A search in a process of its own. seconds: of a step."""
+def start(arguments: Sequence[str], seconds: float = 0.0, report: bool = False) -> subprocess.Popen[bytes]:
+    """A search in a process of its own. seconds: of a step. report: whether it writes one, which takes a while."""
     command = [sys.executable, "-m", "tests.support.searches", *arguments]
     log = (Path(arguments[arguments.index("--study") + 1]).parent / "search.log").open("ab")
+    variables = os.environ | {"FAKE_SECONDS": str(seconds), "FAKE_REPORT": str(report)}
     with log:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"FAKE_SECONDS": str(seconds)}, stdout=log, stderr=log, process_group=0
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log, process_group=0)
 
 
 def records(folder: Path) -> list[Record]:
@@ -81,4 +80,7 @@ if __name__ == "__main__":
     from train.search.trial import Starter
 
     sys.modules["train.objectives"] = types.SimpleNamespace(objective_class=lambda name: _Objective)  # type: ignore
+    if os.environ["FAKE_REPORT"] != "True":
+        without = types.SimpleNamespace(BEST="best.yaml", write_study_report=lambda study: study.folder / "report.md")
+        sys.modules["train.search.report"] = without  # type: ignore
     sys.exit(main(sys.argv[1:], starter=Starter(words=(sys.executable, str(FAKE)))))

@@ -76,10 +76,6 @@ class Origin:
             lines.append(f"sharding: {manifest['distributed']} in the checkpoint, {self.distributed} now")
         return lines
 
-    def has_same_sharding(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint was written by the same number of processes, with the same sharding."""
-        return (manifest["distributed"], manifest["world_size"]) == (self.distributed, self.world_size)
-
 
 def _family(distributed: str) -> tuple[str, ...]:
     return next((family for family in FAMILIES if distributed in family), (distributed,))

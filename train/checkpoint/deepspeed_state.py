@@ -110,7 +110,8 @@ def load(engine: DeepSpeedEngine, folder: Path) -> None:
     for name, shape in present.items():
         if saved[name] != shape:
             raise UserError(f"{folder / NAMES}: {name} has shape {saved[name]}, the model's is {shape}")
-    if not _has_same_sharding(engine, folder):
+    written, now = manifest.read(folder), (f"zero-{int(engine.zero_optimization_stage())}", engine.dp_world_size)
+    if (written["distributed"], written["world_size"]) != now:  # else each rank reads its own file
         resharding.load(engine, folder / TAG)
         return
     with _own_file_access(engine):
@@ -118,13 +119,6 @@ def load(engine: DeepSpeedEngine, folder: Path) -> None:
         path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     if path is None:
         raise UserError(f"{folder / TAG}: DeepSpeed found no checkpoint here")
-
-
-def _has_same_sharding(engine: DeepSpeedEngine, folder: Path) -> bool:
-    """Whether the number of ranks and the stage are those of the checkpoint: each rank then reads its own file."""
-    saved = manifest.read(folder)
-    stage = int(engine.zero_optimization_stage())
-    return (saved["distributed"], saved["world_size"]) == (f"zero-{stage}", engine.dp_world_size)
 
 
 def bytes_to_save(engine: DeepSpeedEngine) -> int:

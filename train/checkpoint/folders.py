@@ -45,8 +45,7 @@ def newest(parent: Path, ranks: Group, origin: Origin, check: Check = "sha256") 
         _refuse_other_runs(folder, origin)
         if ranks.index == 0:
             _clean(parent)
-            _warn_of_other_versions(folder)
-            _warn_of_other_sharding(folder, origin)
+            _warn_of_differences(folder, origin)
             for worse in bad:
                 with contextlib.suppress(OSError):  # it stays, and the next save of that step renames it
                     set_aside(folder_of(parent, worse))
@@ -93,16 +92,13 @@ def _refuse_other_runs(folder: Path, origin: Origin) -> None:
     )
 
 
-def _warn_of_other_versions(folder: Path) -> None:
-    before, now = manifest.read(folder)["versions"], versions()
-    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+def _warn_of_differences(folder: Path, origin: Origin) -> None:
+    before, now = manifest.read(folder), versions()
+    old = before["versions"]
+    changed = [f"{name} {old.get(name)} -> {now[name]}" for name in now if old.get(name) != now[name]]
     if changed:
         log.warning("%s: versions have changed (%s); results may differ in the last bits", folder, ", ".join(changed))
-
-
-def _warn_of_other_sharding(folder: Path, origin: Origin) -> None:
-    before = manifest.read(folder)
-    if not origin.has_same_sharding(before):
+    if (before["distributed"], before["world_size"]) != (origin.distributed, origin.world_size):
         log.warning(
             "%s: written by %s, now %s: the state is restored bitwise and the same rows follow in the same order, but "
             "sums are added in another order, so results differ in their last digits (docs/resume.md)",

@@ -73,7 +73,14 @@ def write(files: Mapping[str, Any], folder: Path) -> None:
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
         else:
-            save_file({key: _host(tensor) for key, tensor in content.items()}, folder / name, {"format": "pt"})
+            on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}
+            save_file(on_host, folder / name, {"format": "pt"})
+
+
+def load(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, folder: Path) -> None:
+    """Restore model and optimizer."""
+    load_model(model, folder)
+    load_optimizer(model, optimizer, scaler, folder)
 
 
 @torch.no_grad()
@@ -170,10 +177,6 @@ def load_scaler(scaler: Any, saved: dict[str, Any] | None, where: Path) -> None:
         raise UserError(f"{where}: run.precision differs: fp16 {'now' if scaler else 'in the checkpoint'} only")
     if scaler is not None:
         scaler.load_state_dict(saved)
-
-
-def _host(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:

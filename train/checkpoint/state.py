@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -34,21 +33,12 @@ def state_writer(
     of now, and may run in another thread while training continues; without it, the state at the time of its call.
     group: process group for the writer's collectives; by default that of training.
     """
-    write: Callable[[dict[str, Any], Path], None]
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from train.checkpoint import deepspeed_state  # an optional dependency
-
-        contents, write = deepspeed_state.contents(model), deepspeed_state.write
-    elif _is_fsdp(accelerator, model):
-        contents = fsdp_state.contents(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler)
-        write = partial(fsdp_state.write, group=group)
-    elif accelerator.is_main_process:
-        contents = replicated_state.contents(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler)
-        write = replicated_state.write
-    else:
+    kind, parts = _sharding(accelerator, model, optimizer)
+    if kind is replicated_state and not accelerator.is_main_process:
         return lambda folder: None
-    kept = contents if copied is None else copied(contents)
-    return lambda folder: write(kept, folder)
+    write = partial(fsdp_state.write, group=group) if kind is fsdp_state else kind.write
+    contents = kind.contents(*parts)
+    return partial(write, contents if copied is None else copied(contents))
 
 
 def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
@@ -56,28 +46,16 @@ def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
 
     The caller has verified `folder` (as `folders.newest` does). Raises UserError naming what does not fit the model.
     """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from train.checkpoint import deepspeed_state
-
-        deepspeed_state.load(model, folder)
-    elif _is_fsdp(accelerator, model):
-        fsdp_state.load(accelerator.unwrap_model(model), _inner(optimizer), accelerator.scaler, folder)
-    else:
-        inner = accelerator.unwrap_model(model)
-        replicated_state.load_model(inner, folder)
-        replicated_state.load_optimizer(inner, _inner(optimizer), accelerator.scaler, folder)
+    kind, parts = _sharding(accelerator, model, optimizer)
+    kind.load(*parts, folder)
 
 
 def bytes_to_save(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> int:
     """Bytes of tensors that this rank would write now. The sum over all ranks is about the size of a checkpoint."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from train.checkpoint import deepspeed_state
-
-        return deepspeed_state.bytes_to_save(model)
-    inner = accelerator.unwrap_model(model)
-    if _is_fsdp(accelerator, model):
-        return fsdp_state.bytes_to_save(inner, _inner(optimizer))
-    return replicated_state.bytes_to_save(inner, _inner(optimizer)) if accelerator.is_main_process else 0
+    kind, parts = _sharding(accelerator, model, optimizer)
+    if kind is replicated_state and not accelerator.is_main_process:
+        return 0
+    return int(kind.bytes_to_save(*parts[:2]))
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
@@ -98,11 +76,13 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
     return replicated_state.trained_weights(folder)
 
 
-def _is_fsdp(accelerator: Accelerator, model: nn.Module) -> bool:
-    return accelerator.distributed_type == DistributedType.FSDP or isinstance(model, FSDPModule)
+def _sharding(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(module of this kind of sharding, what its functions take: DeepSpeed's engine, or model, optimizer, scaler)."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from train.checkpoint import deepspeed_state  # an optional dependency
 
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside Accelerate's wrapper."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
+        return deepspeed_state, (model,)
+    is_fsdp = accelerator.distributed_type == DistributedType.FSDP or isinstance(model, FSDPModule)
+    inner = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
+    kind = fsdp_state if is_fsdp else replicated_state
+    return kind, (accelerator.unwrap_model(model), inner, accelerator.scaler)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import NoReturn
 
 from zerotune.common.errors import UserError
@@ -16,69 +17,36 @@ from zerotune.common.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """about: a line of the help. run: takes the words after the command's name, returns the exit code."""
+    """about: a line of the help. place: `module:function` that takes the words after the command's name, and `options`,
+    and returns the exit code.
+    """
 
     about: str
-    run: Callable[[list[str]], int]
-
-
-def _train(words: list[str]) -> int:
-    from train.cli.launch import train
-
-    return train(words)
-
-
-def _eval(words: list[str]) -> int:
-    from train.cli.launch import evaluate
-
-    return evaluate(words)
-
-
-def _search(words: list[str]) -> int:
-    from train.search.__main__ import main
-
-    return main(words, prog="zerotune search")
-
-
-def _merge(words: list[str]) -> int:
-    from train.merge.__main__ import main
-
-    return main(words, prog="zerotune merge")
-
-
-def _report(words: list[str]) -> int:
-    from train.report.__main__ import main
-
-    return main(words, prog="zerotune report")
-
-
-def _recipes(words: list[str]) -> int:
-    from train.cli.recipes import main
-
-    return main(words)
-
-
-def _init(words: list[str]) -> int:
-    from train.cli.init import main
-
-    return main(words)
-
-
-def _env(words: list[str]) -> int:
-    from train.cli.environment import main
-
-    return main(words)
+    place: str
+    options: dict[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
-    "train": Command("train from a recipe: zerotune train RECIPE [options]", _train),
-    "search": Command("search over keys of a recipe: zerotune search RECIPE --space FILE", _search),
-    "eval": Command("evaluate and compare checkpoints", _eval),
-    "merge": Command("export a run as a Hugging Face folder: zerotune merge RUN OUT", _merge),
-    "report": Command("rewrite the report of a run, or compare several runs", _report),
-    "recipes": Command("list the recipes, or print one: zerotune recipes NAME", _recipes),
-    "init": Command("copy recipes, configurations and batch scripts to a folder", _init),
-    "env": Command("print versions, devices and settings for a bug report", _env),
+    "train": Command("train from a recipe: zerotune train RECIPE [options]", "train.cli.launch:train"),
+    "search": Command(
+        "search over keys of a recipe: zerotune search RECIPE --space FILE",
+        "train.search.__main__:main",
+        {"prog": "zerotune search"},
+    ),
+    "eval": Command("evaluate and compare checkpoints", "train.cli.launch:evaluate"),
+    "merge": Command(
+        "export a run as a Hugging Face folder: zerotune merge RUN OUT",
+        "train.merge.__main__:main",
+        {"prog": "zerotune merge"},
+    ),
+    "report": Command(
+        "rewrite the report of a run, or compare several runs",
+        "train.report.__main__:main",
+        {"prog": "zerotune report"},
+    ),
+    "recipes": Command("list the recipes, or print one: zerotune recipes NAME", "train.cli.recipes:main"),
+    "init": Command("copy recipes, configurations and batch scripts to a folder", "train.cli.init:main"),
+    "env": Command("print versions, devices and settings for a bug report", "train.cli.environment:main"),
 }
 WORKING = ("train", "search", "eval", "merge")  # must not end when a pager is closed
 EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
@@ -103,7 +71,9 @@ def run(words: list[str]) -> int:
         elif command in ("-V", "--version", "version"):
             sys.stdout.write(_version())
         elif command in COMMANDS:
-            return COMMANDS[command].run(rest)
+            found = COMMANDS[command]
+            code: int = resolve_name(found.place)(rest, **found.options)
+            return code
         else:
             near = did_you_mean(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
             raise UserError(f"unknown command {command}{near}")

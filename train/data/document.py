@@ -34,7 +34,7 @@ class Document:
     @property
     def learned(self) -> int:
         """The number of tokens with a target."""
-        return int(has_target(self.targets_t).sum())
+        return int((~np.isnan(self.targets_t) if self.targets_t.dtype.kind == "f" else self.targets_t != IGNORED).sum())
 
     def without_targets(self) -> Document:
         return replace(self, targets_t=np.full_like(self.targets_t, nothing(self.targets_t)))
@@ -43,9 +43,3 @@ class Document:
 def nothing(targets: NDArray[Any]) -> float:
     """The value that means "no target" in an array of this dtype."""
     return np.nan if targets.dtype.kind == "f" else IGNORED
-
-
-def has_target(targets: NDArray[Any]) -> NDArray[np.bool_]:
-    """A mask of the elements that are targets."""
-    there: NDArray[np.bool_] = ~np.isnan(targets) if targets.dtype.kind == "f" else targets != IGNORED
-    return there

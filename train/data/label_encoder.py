@@ -19,10 +19,8 @@ from tokenizers import Tokenizer
 from train.data.templates import ChatTemplate, whole
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
-from zerotune.data.class_label import AmbiguousLabelError, class_number
 from zerotune.data.fields import RowError
-from zerotune.data.label_prompt import label_prompt
-from zerotune.data.labelled import Label, Labelled, value_of
+from zerotune.data.labelled import AmbiguousLabelError, Label, Labelled, class_number, label_prompt, value_of
 from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words

@@ -21,7 +21,7 @@ from train.data.sources import find
 from train.data.tokenize import Encoder
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPECIAL = (UNKNOWN, END)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from train.protocols import Ranks
 from zerotune.common.errors import UserError
@@ -13,22 +14,21 @@ T = TypeVar("T")
 BEAT_SECONDS = 10.0  # collectives time out after minutes, so waiting ranks exchange something more often
 
 
-def together(ranks: Ranks, work: Callable[[], T] | None) -> T | None:
-    """Do `work` (if not None) on every rank, wait for all, and return the result of this rank.
+def together(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do `work` on every rank, wait for all, and return the result of this rank.
 
     Raises:
         UserError: On every rank if any failed, with the message of the first; a rank that failed raises its own error.
     """
     if ranks.count == 1:
-        return work() if work else None
+        return work()
     done = threading.Event()
     result: list[T] = []
     failure: list[Exception] = []
 
     def run() -> None:
         try:
-            if work:
-                result.append(work())
+            result.append(work())
         except Exception as error:  # the other ranks must learn of any error
             failure.append(error)
         finally:
@@ -48,7 +48,12 @@ def together(ranks: Ranks, work: Callable[[], T] | None) -> T | None:
         first = next(index for index, flag in enumerate(failed) if flag)
         message = share(ranks, _message(failure[0]) if failure else "", first)
         raise failure[0] if failure else UserError(message)
-    return result[0] if result else None
+    return result[0]
+
+
+def from_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """What `work` gives on the first rank (values of JSON), on all ranks. Raises UserError as `together`."""
+    return json.loads(share(ranks, together(ranks, lambda: json.dumps(work()) if ranks.index == 0 else "")))
 
 
 def _message(error: Exception) -> str:

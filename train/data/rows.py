@@ -19,7 +19,7 @@ from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
 from zerotune.data.formats import FORMATS
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 SHOWN_BAD_ROWS, SHOWN_COLUMNS = 10, 50
 DRAWN_AT_ONCE = 4096

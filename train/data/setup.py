@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from train.config import DataConfig, SourceConfig
 from train.data.label_encoder import TO_PREDICT, LabelSpec
+from train.data.rank_sync import share
 from train.data.templates import ChatTemplate, resolve, starts_with_bos
 from train.data.tokenize import Settings
+from train.protocols import Ranks
 from zerotune.common.errors import UserError
-from zerotune.data.formats import is_learned, known_as
+from zerotune.data.formats import known_as
 from zerotune.data.word_windows import untruncated
+from zerotune.models.run_facts import read_run_json, template_date_of
 
 SILENT = ("text", "labelled", "tagged")  # formats without a chat template
 
@@ -67,9 +71,8 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
     """Settings for every source. The tokenizer gets the chat template in use, and a pad token if it has none.
 
     Raises:
-        UserError: An invalid setting, or an unusable tokenizer or template.
+        UserError: An unusable tokenizer or template.
     """
-    _check(config, label_spec)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "model.tokenizer: this tokenizer cannot say which characters a token covers; use one with a tokenizer.json"
@@ -113,21 +116,9 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
     return Setup(specs("train", config.train), specs("validation", config.validation), template, day)
 
 
-def _check(config: DataConfig, label_spec: LabelSpec) -> None:
-    if not config.train:
-        raise UserError("data.train is empty: add at least one {path, format}")
-    if config.max_length_tokens < 2:
-        raise UserError(f"data.max_length_tokens must be at least 2, not {config.max_length_tokens}")
-    if not 0 <= config.validation_fraction < 1:
-        raise UserError(f"data.validation_fraction must lie in [0, 1), not {config.validation_fraction}")
-    if config.workers < 0:
-        raise UserError(f"data.workers must be 0 (one per core) or more, not {config.workers}")
-    for name, listed in (("train", config.train), ("validation", config.validation)):
-        for number, source in enumerate(listed):
-            if not is_learned(source.format, label_spec.formats):
-                raise UserError(
-                    f"data.{name}[{number}].format: this objective learns from {', '.join(label_spec.formats)}, not"
-                    f" from `{source.format}`"
-                )
-            if not source.weight > 0:
-                raise UserError(f"data.{name}[{number}].weight must be above 0, not {source.weight}")
+def run_day(folder: str, ranks: Ranks) -> date:
+    """The day for chat templates that read the clock: of the run's first start, by its run.json, else today. All ranks
+    get that of rank 0.
+    """
+    known = template_date_of(read_run_json(Path(folder))) if ranks.index == 0 else None
+    return date.fromisoformat(share(ranks, (known or date.today()).isoformat() if ranks.index == 0 else ""))

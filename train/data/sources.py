@@ -14,7 +14,9 @@ from zerotune.data.file_options import FileOptions, RowFilter
 from zerotune.data.files import expand
 from zerotune.data.formats import FORMATS
 from zerotune.data.hub import named
-from zerotune.data.readers import BINARY, BadRow, Row, read, reader_of, without_nulls
+from zerotune.data.raw_row import BadRow, Row
+from zerotune.data.read_arrow import without_nulls
+from zerotune.data.readers import BINARY, read, reader_of
 from zerotune.data.text_files import COMPRESSED, kind_of, open_bytes
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")
@@ -83,10 +85,6 @@ def find(config: SourceConfig, key: str, streaming: bool = False) -> Source:
             f"{key}.columns: format `{config.format}` has no field {', '.join(unknown)}; it has {', '.join(known)}."
             " Write it as `field of the format: column of the file`"
         )
-    if not 0 < config.fraction <= 1:
-        raise UserError(f"{key}.fraction must lie in (0, 1], not {config.fraction}")
-    if not config.path:
-        raise UserError(f"{key}.path is empty: name a file, a folder, a glob or a hub data set")
     if is_local(config, key):
         try:
             return FileSource(config, key, expand(config.path, split=config.split))

@@ -15,7 +15,7 @@ from typing import Any
 from train.config import DataConfig
 from train.data.held_out import NO_OVERLAP, without_overlap
 from train.data.mixture import Mark, Mixture, marks_from_json, marks_to_json
-from train.data.rank_sync import share, together
+from train.data.rank_sync import from_first, together
 from train.data.rows import bad_rows_error
 from train.data.setup import Setup, Spec, set_up
 from train.data.sources import NumberedRow, Source, find
@@ -65,9 +65,8 @@ class StreamingCorpus:
         number, found = start, False
         try:
             while True:
-                window = self._window(epoch, number)
+                window = from_first(self.ranks, partial(self._ensure, epoch, number))
                 rows = together(self.ranks, partial(self._open, window, epoch, number))
-                assert rows is not None
                 found = found or len(rows) > 0
                 self.rows_left_out += window["bad"]
                 yield rows
@@ -86,12 +85,6 @@ class StreamingCorpus:
             ]
             cure = f"; {' and '.join(few)} may be too small for so few rows: raise it" if few else ""
             raise UserError(f"data.train: there is no row to learn from in any source{cure}")
-
-    def _window(self, epoch: int, number: int) -> dict[str, Any]:
-        is_first = self.ranks.index == 0
-        text = together(self.ranks, (lambda: json.dumps(self._ensure(epoch, number))) if is_first else None)
-        window: dict[str, Any] = json.loads(share(self.ranks, text or ""))
-        return window
 
     def _ensure(self, epoch: int, number: int) -> dict[str, Any]:
         if self._reader is None:
@@ -186,28 +179,23 @@ class _Reader:
 def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: date | None = None) -> StreamingCorpus:
     """A corpus whose training rows are read window by window. A collective.
 
-    Validation data are prepared completely; holding out a share of the training data is not possible.
+    Validation data are prepared completely.
 
     Raises:
         UserError: As `prepare`; bad rows of the training data only when their window is reached.
     """
-    if config.validation_fraction and not config.validation:
-        raise UserError(
-            "data.validation_fraction needs all rows at once: with data.streaming, set data.validation instead"
-        )
-    if config.streaming_window_rows < 1:
-        raise UserError(f"data.streaming_window_rows must be at least 1, not {config.streaming_window_rows}")
     setup = set_up(config, tokenizer, day=day)
 
-    def describe() -> str:
+    def describe() -> list[Any]:
         sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
         pairs = list(zip(setup.train, sources, strict=True))
         contents = [_content(pairs, seed, config.streaming_window_rows, kept) for kept in ((), UNCHANGED_FORMATS)]
-        ends = {token for pair in pairs for token in _first_ends(*pair)}
-        return json.dumps([*contents, [source.names for source in sources], sorted(ends)])
+        # The tokens that end the answers of the first rows; a stream cannot be read in advance.
+        first = [(spec, list(islice(source.rows(), CHUNK_ROWS))) for spec, source in pairs]
+        ends = {token for spec, rows in first for token in Encoder(spec.settings).chunk(rows).ends}
+        return [*contents, [source.names for source in sources], sorted(ends)]
 
-    description = share(ranks, together(ranks, describe if ranks.index == 0 else None) or "")
-    content, bound, names, ends = json.loads(description)
+    content, bound, names, ends = from_first(ranks, describe)
     held, lines = load_parts(setup.validation, config, seed, ranks)
     validation = Encoded(held) if held else None
     digest = hashlib.sha256(f"{bound} {validation.digest if validation else ''} {setup.template_hash}".encode())
@@ -238,8 +226,3 @@ def _content(pairs: Sequence[tuple[Spec, Source]], seed: int, window_rows: int, 
         version = {"version": 3} if spec.config.format in kept else {}
         described.append([entry_key(source.quick_identity(), spec, seed, **version), spec.config.weight])
     return hashlib.sha256(json.dumps([described, seed, window_rows]).encode()).hexdigest()
-
-
-def _first_ends(spec: Spec, source: Source) -> set[int]:
-    """The tokens that end the answers of a source's first rows; a stream cannot be read in advance."""
-    return Encoder(spec.settings).chunk(list(islice(source.rows(), CHUNK_ROWS))).ends

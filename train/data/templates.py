@@ -19,14 +19,13 @@ from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
 from zerotune.data.completeness import GENERATION_MARK, checked
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.fit_messages import fitted, learned_turns
+from zerotune.data.fit_messages import Span, fitted, learned_turns, rendered
 from zerotune.data.preference import Continuation
 from zerotune.data.template_date import dated, reads_clock
 
 NAMED = ("plain", "chatml", "raw")
 DEFAULT = "plain"
 OTHER_PROMPT = "another prompt"  # the prompt before a row's last answer differs from the prompt at inference
-Span = tuple[int, int]  # first character, and the one after the last
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
             left.add(OTHER_PROMPT)
     source = template.text if conversation.is_answered else template.asking
     text = checked(source, text, spans, messages, conversation.tools, left)
-    return text, learned_turns(conversation, text, [_trimmed(text, span) for span in spans])
+    return text, learned_turns(conversation, text, [(a, a + len(text[a:b].rstrip())) for a, b in spans])
 
 
 def asked(template: ChatTemplate, conversation: Conversation) -> str:
@@ -226,7 +225,12 @@ def _written(
         last = index == len(messages) - 1
         through = text if last else _render(template, messages[: index + 1], tools)[0]
         if not through.startswith(before) or not text.startswith(through):
-            raise RowError(_not_a_prefix(template, index))
+            raise RowError(
+                "the chat template writes earlier turns differently when later ones follow: in "
+                f"{template.name} the text before message {index} changes, so the tokens to learn cannot be found. Set "
+                "data.chat_template to a copy with {% generation %} ... {% endgeneration %} around the assistant's "
+                "part, or to chatml or plain"
+            )
         spans.append((len(before), len(through)))
     return text, spans
 
@@ -309,14 +313,6 @@ def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tup
     return whole, [(len(before), len(whole))]
 
 
-def _not_a_prefix(template: ChatTemplate, turn: int) -> str:
-    return (
-        f"the chat template writes earlier turns differently when later ones follow: in {template.name} the text"
-        f" before message {turn} changes, so the tokens to learn cannot be found. Set data.chat_template to a copy"
-        " with {% generation %} ... {% endgeneration %} around the assistant's part, or to chatml or plain"
-    )
-
-
 def _render(
     template: ChatTemplate,
     messages: Sequence[dict[str, Any]],
@@ -326,22 +322,5 @@ def _render(
     served: bool = False,
 ) -> tuple[str, list[Span]]:
     """prompt: with a generation prompt, as at inference. served: as at inference, without a generation prompt."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        texts, marked = render_jinja_template(
-            conversations=[list(messages)],
-            tools=tools,
-            chat_template=template.asking if prompt or served else template.text,
-            return_assistant_tokens_mask=marks,
-            add_generation_prompt=prompt,
-            **template.special_tokens,
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise RowError(f"the chat template rejects it: {error}") from None
-    return texts[0], marked[0] if marks else []
-
-
-def _trimmed(text: str, span: Span) -> Span:
-    start, end = span
-    return start, start + len(text[start:end].rstrip())
+    source = template.asking if prompt or served else template.text
+    return rendered(source, messages, tools, prompt, marks, template.special_tokens)

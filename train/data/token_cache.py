@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ import tokenizers
 import transformers
 
 from train.config import DataConfig
-from train.data.rank_sync import share, together
+from train.data.rank_sync import from_first, together
 from train.data.rows import bad_rows_error, check_columns, sampled, skipped_line
 from train.data.setup import Spec
 from train.data.sources import NumberedRow, Source, find, options_of
@@ -46,21 +47,20 @@ def load_parts(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Rank
     """
     if not specs:
         return [], []
-    is_first = ranks.index == 0
-    text = together(ranks, (lambda: _dump(_ensure(specs, config, seed))) if is_first else None)
-    entries = [Entry(**entry) for entry in json.loads(share(ranks, text or ""))]
+    entries = [Entry(**e) for e in from_first(ranks, lambda: [vars(e) for e in _ensure(specs, config, seed)])]
     root = cache_root(config)
 
     def open_tables() -> list[TokenTable]:
         folders = [folder_of(root, entry.key) for entry in entries]
         are_here = all(is_whole(folder, thorough=False) for folder in folders)
-        if not are_here and _keys(_ensure(specs, config, seed)) != _keys(entries):  # a node with its own cache
+        # A node with its own cache has to tokenise.
+        if not are_here and [e.key for e in _ensure(specs, config, seed)] != [e.key for e in entries]:
             raise UserError(
                 "data.train: the files on this node differ from the first node's; put the same files on every node"
             )
         return [TokenTable(folder) for folder in folders]
 
-    tables = together(ranks, open_tables) or []
+    tables = together(ranks, open_tables)
     parts = [Part(t, spec.number, entry.names) for t, spec, entry in zip(tables, specs, entries, strict=True)]
     lines = [
         line for part, spec, entry in zip(parts, specs, entries, strict=True) for line in _lines(part, spec, entry)
@@ -68,18 +68,10 @@ def load_parts(specs: Sequence[Spec], config: DataConfig, seed: int, ranks: Rank
     return parts, lines
 
 
-def _keys(entries: Sequence[Entry]) -> list[str]:
-    return [entry.key for entry in entries]
-
-
-def _dump(entries: Sequence[Entry]) -> str:
-    return json.dumps([vars(entry) for entry in entries])
-
-
 def _ensure(specs: Sequence[Spec], config: DataConfig, seed: int) -> list[Entry]:
     strict = config.on_bad_row == "error"
     entries, found = [], []
-    with Workers([spec.settings for spec in specs], config.workers) as workers:
+    with contextlib.closing(Workers([spec.settings for spec in specs], config.workers)) as workers:
         for number, spec in enumerate(specs):
             source = find(spec.config, spec.key)
             key = entry_key(source.identity(), spec, seed)
@@ -150,7 +142,8 @@ def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
     facts, counts = Facts.from_json(part.table.manifest), part.table.manifest
     used = facts.problems.rows - facts.problems.count
     sampled_text = "" if spec.config.fraction == 1 else f" ({spec.config.fraction:.0%} drawn with the seed)"
-    meant = " and ".join(f"{column} is {_either(values)}" for column, values in spec.config.filter.items())
+    chosen = {name: value if isinstance(value, list) else [value] for name, value in spec.config.filter.items()}
+    meant = " and ".join(f"{column} is {' or '.join(map(str, values))}" for column, values in chosen.items())
     where = f" where {meant}" if meant else ""
     head = (
         f"{spec.key} {spec.config.path} ({spec.config.format}): {counted(used, 'row')}{where}{sampled_text},"
@@ -158,10 +151,6 @@ def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
         f" ({'tokenised' if entry.is_new else 'from the cache'})"
     )
     return [head, *(f"{spec.key}: {note}" for note in notes(facts, spec, entry.names))]
-
-
-def _either(values: object) -> str:
-    return " or ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:

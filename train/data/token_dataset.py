@@ -17,7 +17,7 @@ from train.data.document import IGNORED, Document
 from train.data.label_encoder import LabelSpec
 from train.data.token_table import TokenTable
 from zerotune.common.errors import UserError
-from zerotune.data.readers import place_of
+from zerotune.data.raw_row import place_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Part:
         return row if self.chosen is None else int(self.chosen[row])
 
     def place(self, number: int) -> str:
-        """`file:line` of a row; see `zerotune.data.readers.Row`. number: of the row in the table."""
+        """`file:line` of a row; see `zerotune.data.raw_row.Row`. number: of the row in the table."""
         file, line, sharing = self.table.place(number)
         return place_of(self.names[file], line, sharing)
 

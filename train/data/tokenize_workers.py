@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ from train.data.token_table import TableWriter
 from train.data.tokenize import Chunk, Encoder, Settings
 from train.failure.heartbeat import HEARTBEAT
 from zerotune.common.errors import UserError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 1_000_000
 ROWS_ALONE = 2048  # fewer rows are done before other processes have started
@@ -80,7 +81,7 @@ class Task:
 class Workers:
     """Encoders by index of their settings: in this process for few rows, in `processes` for many (0: one per core).
 
-    Processes are spawned, not forked: this process may have threads, locks and a GPU. A context manager.
+    Processes are spawned, not forked: this process may have threads, locks and a GPU.
     """
 
     def __init__(self, settings: Sequence[Settings], processes: int) -> None:
@@ -89,12 +90,6 @@ class Workers:
         self.alone = Encoders(self.settings)
         self.rows = 0
         self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes; `run` starts new ones if needed."""
@@ -112,7 +107,8 @@ class Workers:
                 yield task, self.alone.encode(task)
                 continue
             if self.pool is None:
-                self.pool = _start(self.settings, self.processes)
+                spawn = multiprocessing.get_context("spawn")
+                self.pool = ProcessPoolExecutor(self.processes, spawn, initializer=_begin, initargs=(self.settings,))
             running.append((task, self.pool.submit(_encode, task)))
             if len(running) > 2 * self.processes:
                 yield _result(*running.popleft())
@@ -140,11 +136,6 @@ def _result(task: Task, future: Future[Chunk]) -> tuple[Task, Chunk]:
         raise UserError(
             "a process that tokenises was killed, probably for lack of memory: lower data.workers"
         ) from error
-
-
-def _start(settings: Sequence[Settings], processes: int) -> ProcessPoolExecutor:
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(settings,))
 
 
 _encoders: Encoders  # of a worker process
@@ -205,7 +196,7 @@ def write_table(
     source: for a progress bar, if these are all its rows.
     """
     facts = Facts()
-    with _Bar(source) as bar:
+    with contextlib.closing(_Bar(source)) as bar:
         for task, chunk in workers.run(tasks(rows, settings, lambda: strict and facts.unreadable > 0)):
             facts.add(chunk)
             writer.append(chunk)
@@ -220,10 +211,7 @@ class _Bar:
         self.source = source
         self.progress: Progress | None = None
 
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self.progress:
             self.progress.stop()
 

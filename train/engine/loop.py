@@ -157,8 +157,10 @@ class Loop:
             return f"no better {self.config.validation.metric} in {patience} validations"
         if self._has_share(progress.step):
             return SHARE_REACHED
-        if self.objective.next_batch_is_slow(progress.step) and self._stop_requested():
-            return STOP_REQUESTED
+        if self.objective.next_batch_is_slow(progress.step):  # a separate exchange before work that a stop would waste
+            HEARTBEAT.enter("agreeing")
+            if self.runtime.sum([float(self.stop_requested())])[0]:
+                return STOP_REQUESTED
         return None
 
     def _has_share(self, step: int) -> bool:
@@ -167,11 +169,6 @@ class Loop:
         if not share or step == 0 or step < share * self.objective.plan.total_steps - 1e-9:
             return False
         return self._due(self.config.validation.every_steps, step) and self.objective.can_checkpoint(step)
-
-    def _stop_requested(self) -> bool:
-        """Whether any rank was asked to stop: a separate exchange before slow work that a stop would waste."""
-        HEARTBEAT.enter("agreeing")
-        return bool(self.runtime.sum([float(self.stop_requested())])[0])
 
     def _step(self, batches: Sequence[Batch], counts: Mapping[str, float], progress: Progress, began: float) -> None:
         """One update, and its metrics."""

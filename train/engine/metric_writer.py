@@ -77,7 +77,7 @@ class Board:
             return
         samples = mask_all(samples)
         lines = "".join(json.dumps(_fields(sample), ensure_ascii=False) + "\n" for sample in samples)
-        self._try("samples", lambda: _write_new(self._folder / "samples" / f"step-{step:06d}.jsonl", lines))
+        self._try("samples", lambda: write_atomically(self._folder / "samples" / f"step-{step:06d}.jsonl", lines))
         is_rewarded = any(sample.reward is not None for sample in samples)
         self.text(step, "samples", _tables(samples) if is_rewarded else "\n\n---\n\n".join(map(_markdown, samples)))
 
@@ -144,11 +144,6 @@ def _remove_beyond(folder: Path, kept_step: int) -> None:
     for path in folder.glob("step-*.jsonl"):
         if int(path.stem.removeprefix("step-")) > kept_step:
             path.unlink()
-
-
-def _write_new(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
 
 
 def _fields(sample: Sample) -> dict[str, Any]:

@@ -41,7 +41,6 @@ def write(run_folder: Path, **facts: Any) -> None:
     known = json_object(path)
     if "started" in known:
         facts.pop("started", None)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(mask_all({**known, **facts}), indent=2, ensure_ascii=False, default=str) + "\n")
 
 

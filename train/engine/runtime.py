@@ -77,10 +77,6 @@ def _clip_exactly(parameters: Iterable[nn.Parameter], limit: float) -> float:
     return norm
 
 
-def _beat(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    HEARTBEAT.beat()
-
-
 class Runtime:
     """The ranks of a run, and their collective operations. Satisfies `train.protocols.Ranks`."""
 
@@ -174,7 +170,7 @@ class Runtime:
         """Model and optimizer, sharded over the ranks."""
         for module in model.modules():  # the inner model, so that generation and validation beat as well
             if isinstance(module, PreTrainedModel):
-                module.register_forward_pre_hook(_beat)
+                module.register_forward_pre_hook(lambda *_: HEARTBEAT.beat())
         prepared = self.accelerator.prepare(model, optimizer)
         if self.device.type == "cpu" and self.count > 2:
             average_each_parameter(prepared[0])

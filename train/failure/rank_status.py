@@ -75,16 +75,12 @@ class RankStatusFolder:
         self.folder = run_folder / STARTING
         self._rank = rank
 
-    @property
-    def _first(self) -> Path:
-        return self.folder / FIRST
+    def _of(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}.json"
 
     @property
     def _mine(self) -> Path:
         return self._of(self._rank)
-
-    def _of(self, rank: int) -> Path:
-        return self.folder / f"rank-{rank:05d}.json"
 
     def begin(self) -> None:
         """The run has begun: rank 0 renames the folder, then the other ranks call this too."""
@@ -96,23 +92,18 @@ class RankStatusFolder:
         self.folder = final
 
     @cached_property
-    def _own_stacks(self) -> TextIO | None:
-        """Kept open for a thread that cannot open one."""
+    def stacks(self) -> TextIO:
+        """The file for stack traces of this rank; kept open for a thread that cannot open one."""
         try:
             return self._mine.with_suffix(".stacks").open("a", encoding="utf-8")
         except OSError:
-            return None
-
-    @property
-    def stacks(self) -> TextIO:
-        """The file for stack traces of this rank."""
-        return self._own_stacks or sys.__stderr__ or sys.stderr
+            return sys.__stderr__ or sys.stderr
 
     def show_stacks(self) -> None:
         """Write the stacks of all threads of this process."""
         with contextlib.suppress(OSError, ValueError):  # also where the error output is no file
-            if self._own_stacks:
-                self._own_stacks.truncate(0)
+            if self.stacks not in (sys.__stderr__, sys.stderr):
+                self.stacks.truncate(0)
             faulthandler.dump_traceback(self.stacks, all_threads=True)
 
     def clear(self) -> None:
@@ -169,7 +160,7 @@ class RankStatusFolder:
         draft = self._mine.with_suffix(f".draft-{threading.get_ident()}")
         try:
             draft.write_text(json.dumps(asdict(mine)) + "\n", encoding="utf-8")
-            if _link_unless_taken(draft, self._first):
+            if _link_unless_taken(draft, self.folder / FIRST):
                 return mine
         except OSError:  # without the file two ranks may report; better than none
             return mine
@@ -184,7 +175,7 @@ class RankStatusFolder:
     def first(self) -> Failure | None:
         """The failure that came first, if there is one."""
         try:
-            return Failure(**json.loads(self._first.read_text(encoding="utf-8")))
+            return Failure(**json.loads((self.folder / FIRST).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

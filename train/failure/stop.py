@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal
 
 from zerotune.common.errors import CannotWriteError
@@ -58,7 +58,7 @@ class Stop:
         self._saves = False
         self._sentinel = Sentinel(lambda: self._saves, self._launcher_died)
 
-    def install(self) -> Stop:
+    def __enter__(self) -> Stop:
         """Install the signal handlers, in the main thread. Forked processes restore the former ones."""
         ignored = [number for number in FROM_TERMINAL if signal.getsignal(number) == signal.SIG_IGN]  # nohup, `&`
         for number in (*SIGNALS, *FROM_TERMINAL):
@@ -75,28 +75,17 @@ class Stop:
         return 0 if self.interrupt is None else 128 + self.interrupt
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """While the block runs there is something to save: Ctrl-C and a closed terminal only set the flag."""
-        if self.interrupt is not None:  # a library may have swallowed the exception
-            raise Interrupted(self.interrupt.name)
-        self._saves = True
-        try:
-            yield
-        finally:
-            self._saves = False
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Inside `saving`, a block that may be interrupted: Ctrl-C and a closed terminal raise Interrupted, at
-        once if they came before.
+    def saving(self, saves: bool = True) -> Iterator[None]:
+        """While the block runs there is something to save: Ctrl-C and a closed terminal only set the flag. With False,
+        for a block inside, they raise Interrupted again. If they came before, either raises it at once.
         """
-        self._saves = False
+        before, self._saves = self._saves, saves
         try:
-            if self.interrupt is not None:
+            if self.interrupt is not None:  # a library may have swallowed the exception
                 raise Interrupted(self.interrupt.name)
             yield
         finally:
-            self._saves = True
+            self._saves = before
 
     def leave(self) -> int:
         """Report that the process ends before the run has begun. Returns the exit code."""
@@ -122,11 +111,9 @@ class Stop:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
-    def restore(self) -> None:
-        """Restore the former signal handlers."""
-        if self._before:
-            self._sentinel.__exit__()
-            sys.unraisablehook = sys.__unraisablehook__
+    def __exit__(self, *_: object) -> None:
+        self._sentinel.__exit__()
+        sys.unraisablehook = sys.__unraisablehook__
         self._give_back()
 
     def _give_back(self) -> None:
@@ -165,14 +152,6 @@ class Stop:
         else:
             self.reason = self.reason or why
 
-    def __enter__(self) -> Stop:
-        return self.install()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.restore()
-
 
 def _ignore_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
     """Ignore an Interrupted that was raised in a destructor: the flag is set."""
@@ -184,18 +163,14 @@ def _detach_from_terminal() -> None:
     """Redirect output from a closed terminal: writing to it fails, and would end the run before it has saved."""
     void = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.__stdout__, sys.__stderr__):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if _is_closed_terminal(stream.fileno()):  # type: ignore[union-attr]
+        try:
+            os.tcgetpgrp(stream.fileno())  # type: ignore[union-attr]
+        except OSError as error:
+            if error.errno == errno.EIO:  # ENOTTY: a file, a pipe
                 os.dup2(void, stream.fileno())  # type: ignore[union-attr]
+        except (ValueError, AttributeError):  # closed, or none
+            continue
     os.close(void)
-
-
-def _is_closed_terminal(descriptor: int) -> bool:
-    try:
-        os.tcgetpgrp(descriptor)
-    except OSError as error:
-        return error.errno == errno.EIO  # ENOTTY: a file, a pipe
-    return False
 
 
 def slurm_start() -> str | None:
@@ -213,7 +188,7 @@ class Status:
     def __init__(self, run_folder: Path) -> None:
         self.path = run_folder / STATUS_FILE
         self.begun = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step: int | None = None  # the step in the file while its state is running
 
     @property
@@ -227,46 +202,41 @@ class Status:
         self.write("running", step)
 
     def write(
-        self, state: State, step: int, reason: str | None = None, exit_code: int | None = None, **extra: Any
+        self,
+        state: State,
+        step: int,
+        reason: str | None = None,
+        exit_code: int | None = None,
+        durable: bool = True,
+        **extra: Any,
     ) -> None:
-        """Replace the file atomically. extra: further JSON values. Raises CannotWriteError."""
+        """Replace the file atomically. extra: further JSON values. Raises CannotWriteError, also if the run folder was
+        removed.
+        """
         with self._lock:
-            if self.begun:
-                self._step = step if state == "running" else None
-                write_status(self.path.parent, state, step, reason, exit_code, **extra)
+            if not self.begun:
+                return
+            self._step = step if state == "running" else None
+            if not self.path.parent.is_dir():
+                raise CannotWriteError(f"{self.path}: cannot be written: the folder was removed")
+            content = {
+                "state": state,
+                "step": step,
+                "reason": None if reason is None else mask(reason),
+                "exit_code": exit_code,
+                "job": slurm_start(),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                **extra,
+            }
+            write_atomically(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable)
 
     def move(self, step: int) -> None:
         """Update the step of a running run. Called often, so not synced to disk; write errors are ignored."""
         with self._lock, contextlib.suppress(OSError, CannotWriteError):
             if self._step not in (None, step):
-                write_status(self.path.parent, "running", step, durable=False)
-                self._step = step
+                self.write("running", step, durable=False)
 
 
 def read_status(run_folder: Path) -> dict[str, Any]:
     """The content of RUN/status.json; empty if there is none."""
     return json_object(run_folder / STATUS_FILE)
-
-
-def write_status(
-    run_folder: Path,
-    state: State,
-    step: int,
-    reason: str | None = None,
-    exit_code: int | None = None,
-    durable: bool = True,
-    **extra: Any,
-) -> None:
-    """Write status.json; see `Status`. Raises CannotWriteError, also if the run folder was removed."""
-    if not run_folder.is_dir():
-        raise CannotWriteError(f"{run_folder / STATUS_FILE}: cannot be written: the folder was removed")
-    content = {
-        "state": state,
-        "step": step,
-        "reason": None if reason is None else mask(reason),
-        "exit_code": exit_code,
-        "job": slurm_start(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **extra,
-    }
-    write_atomically(run_folder / STATUS_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable)

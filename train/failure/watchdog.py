@@ -10,13 +10,11 @@ import contextlib
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from train.errors import EndedWithError
 from train.failure.hang import StallDetector, find_hanging, main_thread_location
@@ -26,6 +24,7 @@ from train.failure.rank_status import Failure, RankStatus, RankStatusFolder, cur
 from train.failure.stop import STATUS_FILE, Interrupted, Status
 from train.protocols import Ranks
 from zerotune.common.errors import CannotWriteError, UserError
+from zerotune.common.launcher_watch import tell
 from zerotune.common.mask_secrets import mask, printable
 
 HANG = 70  # exit code
@@ -69,9 +68,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -111,7 +108,9 @@ class Watchdog:
             if first.hang:
                 self._thread.join()  # the watchdog thread ends the process
             if first is not mine:
-                self._wait_until_gone(first.rank)
+                end = time.monotonic() + PATIENCE_SECONDS
+                while self._is_alive(first.rank) and (HEARTBEAT.writing or time.monotonic() < end):
+                    time.sleep(0.05)
                 raise self._ended_with(first) from None
             self._record(mine)
             raise
@@ -167,12 +166,13 @@ class Watchdog:
             with _ending(HANG):
                 self._publish_stacks()
                 time.sleep(GRACE_SECONDS)
-        writes = HEARTBEAT.writing and not self._is_gone(first.rank)
+        alive = self._is_alive(first.rank)
+        writes = HEARTBEAT.writing and alive is not False
         if writes:
             self._writing_seconds += elapsed
         else:
             self._ending_seconds += elapsed
-        most = PATIENCE_SECONDS if self._is_seen(first.rank) else GRACE_SECONDS
+        most = PATIENCE_SECONDS if alive else GRACE_SECONDS
         expired = self._writing_seconds > WRITING_SECONDS or self._ending_seconds > most
         if expired and (writes or first.rank != self._rank):
             with _ending(first.exit_code):
@@ -180,20 +180,10 @@ class Watchdog:
                 if not self._status.begun:
                     self._statuses.leave_all()
 
-    def _wait_until_gone(self, rank: int) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while self._is_seen(rank) and (HEARTBEAT.writing or time.monotonic() < end):
-            time.sleep(0.05)
-
-    def _is_seen(self, rank: int) -> bool:
-        """Whether the process of a rank is on this host and alive."""
+    def _is_alive(self, rank: int) -> bool | None:
+        """Whether the process of a rank lives; None if it is not visible on this host."""
         peer = self._peers.get(rank)
-        return peer is not None and not _ended(peer)
-
-    def _is_gone(self, rank: int) -> bool:
-        """Whether the process of a rank was on this host and has ended."""
-        peer = self._peers.get(rank)
-        return peer is not None and _ended(peer)
+        return None if peer is None else not _ended(peer)
 
     def _lost(self) -> RankStatus | None:
         """A rank of this host that was killed: it ended without removing its status."""
@@ -261,9 +251,7 @@ class Watchdog:
                 self._statuses.leave_all()
 
     def _print(self, text: str) -> None:
-        prefix = f"[rank {self._rank}] " if self._rank else ""
-        sys.stderr.write(printable(f"{prefix}{text.rstrip()}\n"))
-        sys.stderr.flush()
+        tell(printable(f"[rank {self._rank}] " * (self._rank > 0) + text.rstrip()))
 
 
 @contextlib.contextmanager

@@ -22,32 +22,24 @@ def draft_of(out: Path, expected_bytes: int) -> Iterator[Path]:
     """
     draft, former = out.with_name(out.name + DRAFT), out.with_name(out.name + FORMER)
     try:
-        _recover(out, draft, former)
+        if former.exists() and not out.exists():  # killed between the two renames
+            former.rename(out)
+        for left in (draft, former):
+            if left.exists():
+                shutil.rmtree(left)
         draft.parent.mkdir(parents=True, exist_ok=True)
         if lack := lack_of_space(draft.parent, expected_bytes):
             raise CannotWriteError(f"{out}: {lack}")
         draft.mkdir()
         yield draft
         sync_tree(draft)
-        _replace(draft, out, former)
+        if out.exists():
+            out.rename(former)
+        draft.rename(out)
+        sync(out.parent)
+        shutil.rmtree(former, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError) or "os error" in str(error).lower():  # safetensors wraps system errors
             raise CannotWriteError(f"{out}: cannot be written ({error}); {free_bytes(out):,} bytes are free") from error
         raise
-
-
-def _recover(out: Path, draft: Path, former: Path) -> None:
-    if former.exists() and not out.exists():  # killed between the two renames
-        former.rename(out)
-    for left in (draft, former):
-        if left.exists():
-            shutil.rmtree(left)
-
-
-def _replace(draft: Path, out: Path, former: Path) -> None:
-    if out.exists():
-        out.rename(former)
-    draft.rename(out)
-    sync(out.parent)
-    shutil.rmtree(former, ignore_errors=True)

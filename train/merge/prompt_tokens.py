@@ -48,11 +48,10 @@ class Extended:
         self.rows = text_rows(skeleton.config)
 
     def is_tied(self, target: str, origin: str) -> bool:
-        """Whether the two are one matrix; input and output embeddings are not."""
+        """Input and output embeddings are not."""
         return self.entry not in (target, origin)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the merged model, in float32."""
         module, _, leaf = name.rpartition(".")
         part, dot, inside = module.partition(".")
         saved = f"base_model.{part}.modules_to_save.default.{inside}{dot}{leaf}"  # a head, fully trained

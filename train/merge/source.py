@@ -108,7 +108,7 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     model = config.model.within(run)
     model = dataclasses.replace(model, path=base or model.path, trust_remote_code=code)
     config = dataclasses.replace(config, model=model)
-    facts = _facts(run)
+    facts = read_json(run / "run.json") if (run / "run.json").exists() else {}
     rows = _check_base(config, facts)
     tuning = folder / "tuning"
     if not (tuning / "config.json").is_file():
@@ -149,11 +149,6 @@ def _choose(run: Path, which: str) -> Path:
     newest = commit.folder_of(parent, steps[-1])
     best = commit.read_state(newest).get("best_step") if which == "best" else None
     return commit.folder_of(parent, best) if best in steps else newest
-
-
-def _facts(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    return read_json(path) if path.exists() else {}
 
 
 def _check_base(config: Config, facts: dict[str, Any]) -> int | None:

@@ -22,13 +22,13 @@ from transformers import AutoTokenizer
 from train.config import MergeConfig
 from train.merge import verify
 from train.merge.atomic_folder import draft_of
-from train.merge.base_weights import BaseWeights, FileWeights, ModelWeights, converts, from_files, storage, unties
+from train.merge.base_weights import BaseWeights, ModelWeights, converts, from_files, storage, unties
 from train.merge.check_paths import refuse_foreign
 from train.merge.prompt_tokens import add_tokens, check_tokenizer, save_tokenizer
 from train.merge.report import MergeReport
 from train.merge.source import Source, new_parts, open_source, text_rows
 from train.merge.trained_model import take_over_quantized, trained_model
-from train.merge.weights import keeps_ties, merged, merger_for, skeleton_of
+from train.merge.weights import merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.load import load_model, load_tokenizer, unsharded
 from train.models.recorded_answers import POSITIONS, batch, logits, read_answers
@@ -155,21 +155,15 @@ class _Merge:
             described = copy.deepcopy(source.described)
             described.get_text_config().vocab_size = source.base_rows
             model = load_model(source.model_class, source.model, self.weights, None, {"config": described}, new=new)
-            self._follow_ties_of(model)
+            entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
+            if entry is not None and exit_ is not None and entry.weight is not exit_.weight:
+                source.described.tie_word_embeddings = False
             # Otherwise the names in the files are those of the model.
             needs_model = converts(skeleton) or not quantization_method(source.base)
             return ModelWeights(model if quantized is None else quantized), model if needs_model else None
-        self._follow_ties(files, skeleton)
-        return (ModelWeights(quantized) if quantized is not None else files), None
-
-    def _follow_ties(self, files: FileWeights, skeleton: Any) -> None:
         if unties(files, skeleton):
-            self.source.described.tie_word_embeddings = False
-
-    def _follow_ties_of(self, model: Any) -> None:
-        entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
-        if entry is not None and exit_ is not None and entry.weight is not exit_.weight:
-            self.source.described.tie_word_embeddings = False
+            source.described.tie_word_embeddings = False
+        return (ModelWeights(quantized) if quantized is not None else files), None
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
         """Add the prompt's tokens to tokenizer and config, and separate the output layer from the embeddings."""
@@ -183,7 +177,7 @@ class _Merge:
         source, described = self.source, self.source.described
         skeleton = skeleton_of(source)
         merger = merger_for(source, skeleton, base)
-        if described.tie_word_embeddings and not keeps_ties(merger, skeleton):
+        if not all(merger.is_tied(target, origin) for target, origin in skeleton.all_tied_weights_keys.items()):
             described.tie_word_embeddings = False
         writer: Writer = ShardWriter(draft) if model is None else ModelWriter(model, described, draft)
         for name, tensor in merged(source, skeleton, merger):

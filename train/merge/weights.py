@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from train.merge.base_weights import BaseWeights
 from train.merge.source import Source
-from train.registry import imported
 from train.tuning import make_tuning
 from train.tuning.lora import ADAPTER
 from zerotune.common.errors import UserError
@@ -44,13 +44,8 @@ def skeleton_of(source: Source) -> Any:
 
 def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:
     """The merger of the source's tuning. base: None only if all weights were trained."""
-    made: Merger = imported(source.tuning.spec.merger)(source, skeleton, base)
+    made: Merger = resolve_name(source.tuning.spec.merger)(source, skeleton, base)
     return made
-
-
-def keeps_ties(merger: Merger, skeleton: Any) -> bool:
-    """Whether all matrices that the base ties stay tied."""
-    return all(merger.is_tied(target, origin) for target, origin in skeleton.all_tied_weights_keys.items())
 
 
 def merged(source: Source, skeleton: Any, merger: Merger) -> Iterator[tuple[str, Tensor]]:
@@ -75,11 +70,9 @@ class Full:
         self.source, self.used = source, set[str]()
 
     def is_tied(self, target: str, origin: str) -> bool:
-        """Whether the two are one matrix, written once."""
         return target not in self.source.trained
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the merged model, in float32."""
         if name not in self.source.trained:
             raise UserError(f"{self.source.checkpoint}: {name} is missing")
         self.used.add(name)
@@ -108,11 +101,10 @@ class Adapter:
                 self.trained_as[f"{owner}.bias"] = f"{PREFIX}{path}.base_layer.bias"
 
     def is_tied(self, target: str, origin: str) -> bool:
-        """Whether the two are one matrix: neither has its own adapter."""
+        """Whether neither has its own adapter."""
         return target not in self.layers and origin not in self.layers
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the merged model, in float32."""
         if name in self.layers:
             return self._merge(name, *self.layers[name])
         trained = self.trained_as.get(name, f"{PREFIX}{name}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
+
 from train.protocols import Objective
-from train.registry import OBJECTIVES, imported
+from train.registry import OBJECTIVES
 
 
 def objective_class(name: str) -> type[Objective]:
     """The class of an objective in the registry."""
-    found: type[Objective] = imported(OBJECTIVES[name].place)
+    found: type[Objective] = resolve_name(OBJECTIVES[name].place)
     return found

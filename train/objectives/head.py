@@ -44,13 +44,13 @@ class Readout:
     can_pack: Callable[[nn.Module], bool]
 
 
-def _can_pack_sequences(model: nn.Module) -> bool:
-    """Only if the head can predict at several positions of a row."""
-    return attention.can_pack(model) and class_head.predicts_at_positions(model)
-
-
 TOKENS = Readout(AutoModelForTokenClassification, class_head.token_outputs, attention.can_pack)
-SEQUENCES = Readout(AutoModelForSequenceClassification, class_head.sequence_outputs, _can_pack_sequences)
+SEQUENCES = Readout(
+    AutoModelForSequenceClassification,
+    class_head.sequence_outputs,
+    # Only where the head can predict more than once a row.
+    lambda model: attention.can_pack(model) and class_head.predicts_at_positions(model),
+)
 
 
 @dataclass(frozen=True)

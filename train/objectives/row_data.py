@@ -10,8 +10,8 @@ import numpy as np
 from train.config import Config
 from train.data.micro_batches import Rows, Shape, collate, micro_batches
 from train.data.prepare import Corpus, Encoded, LabelSpec, StreamingCorpus, prepare, stream
-from train.data.run_date import run_day
 from train.data.schedule import FixedSteps, Steps
+from train.data.setup import run_day
 from train.data.stream_schedule import StreamedSteps
 from train.objectives.base_model import BaseModel
 from train.protocols import Batch, Ranks

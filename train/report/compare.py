@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.names import shortest
 from train.fingerprint import DEFAULTS, FREE_KEYS, unused
 from train.report import words
 from train.report.run import Run, read_run
@@ -78,21 +79,11 @@ def print_comparison(runs: Sequence[Run], console: Console | None = None) -> Non
 
 def columns(runs: Sequence[Run]) -> list[Column]:
     """Name, settings that differ, step, state, metrics and time of each run."""
-    found = [Column("run", names([run.folder for run in runs]), is_number=False), *_settings(runs)]
+    found = [Column("run", shortest([str(run.folder.resolve()) for run in runs]), is_number=False), *_settings(runs)]
     found.append(Column("step", [f"{run.last_step:,}" for run in runs]))
     if any(run.state != "finished" for run in runs):
         found.append(Column("state", [run.state or "-" for run in runs], is_number=False))
     return [*found, *_metrics(runs), Column("time", [duration(run.seconds) for run in runs])]
-
-
-def names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
-    parts = [folder.resolve().parts for folder in folders]
-    for count in range(1, max(map(len, parts)) + 1):
-        short = ["/".join(part[-count:]) for part in parts]
-        if len(set(short)) == len(set(parts)):
-            break
-    return short
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[Column]:

@@ -18,7 +18,7 @@ from train.report.run import Curve, Run
 from train.report.words import title
 from zerotune.common.metric_format import SHARE
 
-_BLUE, _ORANGE, _GREY = "#2b6cb0", "#d9480f", "#8a8f98"
+BLUE, ORANGE, GREY = "#2b6cb0", "#d9480f", "#8a8f98"
 _MANY_POINTS = 120  # a longer curve is drawn faintly, with its moving average over it
 _OF_ANSWERS = {
     "kl": "KL from the reference model, nats per answer",
@@ -27,14 +27,14 @@ _OF_ANSWERS = {
     "finished": "Answers that end with an end token",
     "repetition": "Repeated word triples",
 }
-_STYLE: Any = {  # matplotlib types its keys one by one
+STYLE: Any = {  # matplotlib types its keys one by one
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e3e6ea",
@@ -44,6 +44,7 @@ _STYLE: Any = {  # matplotlib types its keys one by one
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a label may hold a dollar
 }
 
 
@@ -58,7 +59,7 @@ def draw(run: Run, folder: Path) -> list[tuple[str, Path]]:
         ("learning", "Learning rate and gradient norm", _learning),
         ("speed", "Speed", _speed),
     ):
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             result = figure(run)
             if result is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +75,13 @@ def _loss(run: Run) -> Figure | None:
         return None
     figure, (axes,) = _panels(1, height=4.0)
     axes.set_title("Loss, nats per trained token" if run.setting("objective") in (None, "causal_lm") else "Loss")
-    _line(axes, train, _BLUE, "training")
+    _line(axes, train, BLUE, "training")
     if held_out:
         _validations(axes, held_out, "held-out")
         if run.best_step is not None and run.chosen_by == "loss":
             best = held_out[run.best_step]
             label = f"best: {best:.4g} at step {run.best_step}"
-            axes.plot([run.best_step], [best], "o", markersize=11, fillstyle="none", color=_ORANGE, label=label)
+            axes.plot([run.best_step], [best], "o", markersize=11, fillstyle="none", color=ORANGE, label=label)
     axes.legend()
     return figure
 
@@ -95,7 +96,7 @@ def _reward(run: Run) -> Figure | None:
     steps, values = _points(reward)
     deviations = [deviation.get(step, 0.0) for step in steps]
     low, high = ([value + sign * width for value, width in zip(values, deviations, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="standard deviation")
+    axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0, label="standard deviation")
     _rollouts(run, axes, "reward")
     axes.legend()
     for panel, name in zip(below, parts, strict=True):
@@ -125,7 +126,7 @@ def _parts(run: Run) -> list[str]:
 
 
 def _rollouts(run: Run, axes: Axes, name: str) -> None:
-    _line(axes, run.curve(f"rollout/{name}"), _BLUE, "training")
+    _line(axes, run.curve(f"rollout/{name}"), BLUE, "training")
     held_out = run.curve(f"validation/{name}")
     if held_out:
         _validations(axes, held_out, "held-out prompts, greedy")
@@ -152,17 +153,17 @@ def _learning(run: Run) -> Figure | None:
         return None
     figure, (upper, lower) = _panels(2, height=4.6)
     upper.set_title("Learning rate")
-    upper.plot(*_points(rate), color=_BLUE)
+    upper.plot(*_points(rate), color=BLUE)
     upper.set_ylim(bottom=0)
     upper.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
     )
     lower.set_title("Gradient norm before clipping")
-    _line(lower, norm, _BLUE, None)
+    _line(lower, norm, BLUE, None)
     lower.set_ylim(bottom=0)
     clip = run.setting("optim.clip_norm")
     if clip and clip < max(norm.values()):
-        lower.axhline(clip, color=_GREY, linestyle="--", linewidth=1.2)
+        lower.axhline(clip, color=GREY, linestyle="--", linewidth=1.2)
         lower.annotate(
             f"clipped at {clip:g}", (0.995, clip), xycoords=("axes fraction", "data"), xytext=(0, 4),
             textcoords="offset points", ha="right", color="#4a4f57", fontsize=9,
@@ -176,7 +177,7 @@ def _speed(run: Run) -> Figure | None:
         return None
     figure, (axes,) = _panels(1, height=2.8)
     axes.set_title("Tokens per second, without padding, all ranks")
-    _line(axes, speed, _BLUE, None)
+    _line(axes, speed, BLUE, None)
     axes.set_ylim(0, 1.1 * max(speed.values()))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return figure
@@ -208,7 +209,7 @@ def _line(axes: Axes, curve: Curve, color: str, label: str | None) -> None:
 
 def _validations(axes: Axes, curve: Curve, label: str | None) -> None:
     style = "o-" if len(curve) > 2 else "o"  # a line between two points suggests values that nobody measured
-    axes.plot(*_points(curve), style, color=_ORANGE, markersize=6, label=label, clip_on=False)
+    axes.plot(*_points(curve), style, color=ORANGE, markersize=6, label=label, clip_on=False)
 
 
 def _as_shares(axes: Axes, *curves: Curve) -> None:

@@ -116,14 +116,15 @@ def trained_share(run: Run) -> str:
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """Costs and outcome of the run, as (name, text)."""
+    memory, padding = max(run.curve("train/memory_gb").values(), default=None), run.median("train/padding_share")
     found = [
         ("Trained", _parameters(run)),
         ("Seen", _seen(run)),
         ("Time", _time(run)),
         ("Ended", str(run.facts.get("ended") or "")),
         ("Speed", _speed(run)),
-        ("Memory", _with_unit(max(run.curve("train/memory_gb").values(), default=None), "GB at the peak")),
-        ("Padding", _percent(run.median("train/padding_share"), "of the computed positions")),
+        ("Memory", "" if memory is None else f"{memory:.2f} GB at the peak"),
+        ("Padding", "" if padding is None else f"{percent(padding)} of the computed positions"),
         ("Skipped", _skipped(run)),
         ("Device", _where(run)),
         ("Merged", str(run.folder / "merged") if run.is_merged else ""),
@@ -234,14 +235,6 @@ def _checked(run: Run) -> str:
         f"the merged model answers as the {chosen} base with the adapter ({kl}); "
         f"KL from the trained quantised model, to which all metrics above belong, by base: {shown}"
     )
-
-
-def _percent(share: float | None, of: str) -> str:
-    return "" if share is None else f"{percent(share)} {of}"
-
-
-def _with_unit(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.2f} {unit}"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

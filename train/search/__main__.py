@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from train.command_words import OPTIONS, recipe_file, split, with_recipes
 from train.config import Config
-from train.recipe import load, parse, to_yaml
+from train.recipe import load, parse
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
@@ -143,9 +143,9 @@ def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -
         validation=dataclasses.replace(base.validation, metric=metric),
     )
     if lower_is_better is None:
-        prepare(folder, space, to_yaml(base))
+        prepare(folder, space, base)
     study = Study(folder, space, lower_is_better)
-    prepare(folder, space, to_yaml(base))
+    prepare(folder, space, base)
     code = ("--model.trust_remote_code", "true") if base.model.trust_remote_code else ()
     starter = starter or Starter(launch=(*chosen.launch, *code))
     job = os.environ.get("SLURM_JOB_ID")
@@ -164,14 +164,15 @@ def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -
 
 def _finish(study: Study) -> None:
     """Report a study whose trials have all ended. Raises UserError if all have failed."""
-    from train.search.study import best
-
     records = study.records()
     if all(record.state == "failed" for record in records):
         raise UserError(f"all {counted(len(records), 'trial')} failed; trial 0: {records[0].reason}")
-    found = best(records, study.sign)
-    assert found is not None
-    say(f"best: trial {found.number}")
+    say("writing the report")
+    from train.search.report import BEST, write_study_report
+
+    with study.locked():
+        path = write_study_report(study)
+    say(f"{path}, {path.with_name('report.html')}; the best recipe: {path.with_name(BEST)}")
 
 
 def _metric(base: Config, space: Space, folder: Path) -> tuple[str, bool | None]:

@@ -10,6 +10,7 @@ claims/0007    locked by the process that runs the trial
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import socket
@@ -19,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from train.config import Config
+from train.recipe import load
 from train.search.space import Label, Space
 from zerotune.common.errors import UserError
 from zerotune.common.files import cannot_write, write_atomically
+from zerotune.common.yaml_lines import dump_yaml, read_yaml
 
 STALE_SECONDS = 180.0  # without a heartbeat from another host; the locks of this host are reliable
 NAME = "search"
@@ -241,15 +245,16 @@ class _NoLock:
         return
 
 
-def prepare(folder: Path, space: Space, recipe: str) -> None:
+def prepare(folder: Path, space: Space, base: Config) -> None:
     """Make the study folder, or check that it is that of the same search. Raises UserError naming what differs."""
-    from zerotune.common.yaml_lines import dump_yaml
-
-    for name, text in (("space.yaml", dump_yaml(space.located.value)), ("recipe.yaml", recipe)):
+    for name, given, read in (
+        ("space.yaml", space.located.value, lambda path: read_yaml(path).value),
+        ("recipe.yaml", dataclasses.asdict(base), lambda path: dataclasses.asdict(load(path))),
+    ):
         path = folder / name
         if not path.exists():
-            write_atomically(path, text)
-        elif path.read_text(encoding="utf-8") != text:
+            write_atomically(path, dump_yaml(given))
+        elif read(path) != given:
             raise UserError(
                 f"{folder} holds another search: its {name} differs from what was given. Give the same recipe, space "
                 "and options to continue it, or another folder: --study FOLDER"

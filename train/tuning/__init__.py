@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
+
 from torch import nn
 
 from train.config import ModelConfig, TuningConfig
 from train.protocols import Tuning
-from train.registry import imported
 
 
 def make_tuning(
@@ -20,7 +21,7 @@ def make_tuning(
         model: The recipe's `model`, for a prompt that starts from a text.
         task: peft's name for what the model is used for: CAUSAL_LM, TOKEN_CLS, SEQ_CLS, or FEATURE_EXTRACTION.
     """
-    made: Tuning = imported(config.spec.place)(config, seed, model=model, task=task)
+    made: Tuning = resolve_name(config.spec.place)(config, seed, model=model, task=task)
     return made
 
 

@@ -9,19 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.config import ModelConfig, TuningConfig
 from train.tuning.describe import write_description
-from zerotune.common.errors import UserError
 
 
 class Full:
-    def __init__(
-        self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
-    ) -> None:
-        if config.quantization != "none":
-            raise UserError(
-                f"tuning.quantization: {config.quantization} weights cannot be trained themselves; use tuning.kind lora"
-            )
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """It has no settings."""
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
         return {}

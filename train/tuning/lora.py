@@ -7,7 +7,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,6 @@ class Lora:
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:
-        if config.lora.rank < 1:
-            raise UserError(f"tuning.lora.rank: must be at least 1, not {config.lora.rank}")
         if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"tuning.quantization: {config.quantization} needs bitsandbytes: pip install bitsandbytes")
         if config.quantization != "none" and model is not None and model.path:
@@ -119,8 +117,9 @@ class Lora:
         if getattr(model, "resized_from_tokens", None) is not None:
             embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
             saved += [name for name in map(_last_name(model), embeddings) if name and name not in saved]
-        targets = lora.targets if lora.targets == "all-linear" else _as_list(lora.targets)
-        if isinstance(targets, list):
+        targets = lora.targets
+        if targets != "all-linear":
+            targets = [targets] if isinstance(targets, str) else list(targets)
             _require_modules(model, "tuning.lora.targets", targets, only=(nn.Linear, nn.Embedding, nn.Conv1d))
         _require_modules(model, "tuning.lora.modules_to_save", saved)
         return LoraConfig(
@@ -151,10 +150,6 @@ class Lora:
                 "its weights directly; name other layers (in_proj, ...), or use all-linear"
             )
         return []
-
-
-def _as_list(targets: str | Sequence[str]) -> list[str]:
-    return [targets] if isinstance(targets, str) else list(targets)
 
 
 def _last_name(model: nn.Module) -> Any:

@@ -23,12 +23,6 @@ class Prompt:
     def __init__(
         self, config: TuningConfig, seed: int = 0, *, model: ModelConfig | None = None, task: str = "CAUSAL_LM"
     ) -> None:
-        if config.quantization != "none":
-            raise UserError("tuning.quantization: prompt tuning cannot quantise the weights; remove it, or use lora")
-        if config.prompt.virtual_tokens < 1:
-            raise UserError("tuning.prompt.virtual_tokens: must be at least 1")
-        if config.prompt.init_text is not None and not (model and model.path):
-            raise UserError("tuning.prompt.init_text: needs the model's tokenizer; set model.path")
         self.config, self.seed, self.model, self.task = config.prompt, seed, model, task
 
     def load_options(self, dtype: torch.dtype) -> Mapping[str, Any]:
@@ -45,12 +39,8 @@ class Prompt:
                 "their embeddings. Use the model's own tokenizer, or tuning.kind lora or full"
             )
         options: dict[str, Any] = {"prompt_tuning_init": "SAMPLE_VOCAB"}
-        if self.config.init_text is not None:
-            options = {
-                "prompt_tuning_init": "TEXT",
-                "prompt_tuning_init_text": self.config.init_text,
-                **self._tokenizer(),
-            }
+        if (text := self.config.init_text) is not None:
+            options = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, **self._tokenizer()}
         description = PromptTuningConfig(
             task_type=self.task, num_virtual_tokens=self.config.virtual_tokens, inference_mode=False, **options
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -9,10 +10,11 @@ from zerotune.common.mask_secrets import printable
 
 
 def say(text: str) -> None:
-    """One line on the first process's terminal or log."""
+    """One line on the first process's terminal or log; nothing if the terminal is closed."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"{printable(text)}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{printable(text)}\n")
+            sys.stderr.flush()
 
 
 def shortened(names: list[str], most: int = 3) -> str:

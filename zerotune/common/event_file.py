@@ -51,9 +51,17 @@ class EventFile:
         self._write(Event(step=step, summary=text(tag, markdown)))
         self._file.flush()
 
-    def hyperparameters(self, values: Mapping[str, float | str], first: Collection[str] = ()) -> None:
-        """A row in the tab HPARAMS, in the same run as the curves; the columns `first` come before all others."""
-        for summary in hparams(dict(values), {"validation/loss": 0.0}):
+    def hyperparameters(
+        self,
+        values: Mapping[str, float | str],
+        first: Collection[str] = (),
+        metrics: Collection[str] = ("validation/loss",),
+    ) -> None:
+        """A row in the tab HPARAMS, in the same run as the curves; the columns `first` come before all others.
+
+        metrics: scalars whose last values it shows.
+        """
+        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
             for value in summary.value:
                 _put_first(value.metadata.plugin_data, first)
             self._write(Event(summary=summary))

@@ -17,7 +17,7 @@ from typing import Any
 
 from zerotune.data.conversations import Message
 from zerotune.data.fields import RowError
-from zerotune.data.fit_messages import Span, probed, with_thought, without_thought
+from zerotune.data.fit_messages import Span, rendered, with_thought, without_thought
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHAPES_KEPT = 10_000
@@ -101,7 +101,7 @@ def _shape(source: str, messages: Sequence[Message], tools: list[Any] | None, le
     has_marks = learns and is_answered and bool(GENERATION_MARK.search(source))
     stand_in = [_marked_tool(tool) for tool in tools[:1]] if tools else None
     try:
-        text, spans = probed(source, marked, stand_in, prompt=not is_answered, marks=has_marks)
+        text, spans = rendered(source, marked, stand_in, prompt=not is_answered, marks=has_marks)
     except RowError:
         return None
     found: dict[str, list[int]] = {}

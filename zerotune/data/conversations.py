@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerotune.data.fields import Fields, RowError, checked_text, says_something
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 from zerotune.data.tool_calls import Call, as_text, parsed, read_calls, read_tools
 
 ROLES = {  # what messages call the speaker, and what chat templates call them

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 
 
 class RowError(Exception):

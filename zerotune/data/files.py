@@ -8,7 +8,8 @@ from pathlib import Path
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
 from zerotune.data import saved_datasets
-from zerotune.data.readers import READERS, BadRow, Row, read, reader_of
+from zerotune.data.raw_row import BadRow, Row
+from zerotune.data.readers import READERS, read, reader_of
 
 __all__ = ["BadRow", "Row", "expand", "read"]
 
@@ -38,7 +39,8 @@ def _expand(path: str, split: str | None) -> list[Path]:
             place = saved_datasets.chosen(place, split)
         if saved_datasets.is_saved(place):
             return saved_datasets.files(place)
-        candidates = [file for file in place.rglob("*") if not _is_hidden(file.relative_to(place))]
+        found = [(file, file.relative_to(place).parts) for file in place.rglob("*")]
+        candidates = [file for file, parts in found if not any(part.startswith(".") for part in parts)]
         candidates = _without_saved(candidates)
     else:
         candidates = [Path(name) for name in glob.glob(str(place), recursive=True)]  # noqa: PTH207 (absolute globs)
@@ -60,7 +62,3 @@ def _without_saved(candidates: list[Path]) -> list[Path]:
     saved = {folder for folder in saved if saved_datasets.is_saved(folder)}
     kept = [f for f in candidates if f.parent not in saved and f.suffix != ".arrow" and f.name != saved_datasets.SPLITS]
     return kept + [file for folder in saved for file in saved_datasets.files(folder)]
-
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)

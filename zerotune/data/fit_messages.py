@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -32,16 +32,12 @@ TOOL = {
 }
 
 
-def _nine_letters(number: int, given: str) -> str:
-    return hashlib.sha256(f"{number} {given}".encode()).hexdigest()[:9]
-
-
 # What the id of a call may look like, by its number in the conversation, the tool's name and the row's own id.
 Style = Callable[[int, str, str], str]
 ID_STYLES: tuple[Style, ...] = (
     lambda number, name, given: given or f"call_{number}",  # OpenAI
     lambda number, name, given: (
-        given if len(given) == 9 and given.isalnum() else _nine_letters(number, given)
+        given if len(given) == 9 and given.isalnum() else hashlib.sha256(f"{number} {given}".encode()).hexdigest()[:9]
     ),  # Mistral
     lambda number, name, given: f"functions.{name}:{number}",  # Kimi
 )
@@ -64,10 +60,15 @@ class Abilities:
     marks_results: bool
 
 
-def probed(
-    source: str, messages: Sequence[Message], tools: list[Any] | None, prompt: bool = False, marks: bool = False
+def rendered(
+    source: str,
+    messages: Sequence[Message],
+    tools: list[Any] | None,
+    prompt: bool = False,
+    marks: bool = False,
+    special_tokens: Mapping[str, str] = SPECIAL_TOKENS,
 ) -> tuple[str, list[Span]]:
-    """What a template makes of messages that stand in for others, and the stretches that it marks as learned.
+    """What a template makes of messages, and with `marks` the stretches that it marks as learned.
 
     Raises:
         RowError: It refuses them.
@@ -81,10 +82,10 @@ def probed(
             chat_template=source,
             return_assistant_tokens_mask=marks,
             add_generation_prompt=prompt,
-            **SPECIAL_TOKENS,
+            **special_tokens,
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise RowError(str(error)) from None
+        raise RowError(f"the chat template rejects it: {error}") from None
     return texts[0], spans[0] if marks else []
 
 
@@ -161,7 +162,7 @@ def _first_right(
 ) -> str | None:
     for messages, tools in tries:
         try:
-            text, _ = probed(source, messages, tools)
+            text, _ = rendered(source, messages, tools)
         except RowError:
             continue
         if is_right(text):

@@ -9,7 +9,8 @@ from typing import Any
 
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
-from zerotune.data.readers import BadRow, Row, without_nulls
+from zerotune.data.raw_row import BadRow, Row
+from zerotune.data.read_arrow import without_nulls
 
 
 @dataclass(frozen=True)

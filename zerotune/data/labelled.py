@@ -1,15 +1,17 @@
-"""Rows that are a sentence, or two, with one label."""
+"""Rows that are a sentence, or two, with one label: how a language model is asked for it, and which class it means."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zerotune.data.fields import Fields, RowError, checked_text
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 
 PAIR = ("sentence1", "sentence2")
 SINGLE = ("sentence", "text")
+LONGEST = 9  # digits of a class's number
 Label = str | int | float  # a class's name, its number, or a value
 
 
@@ -51,3 +53,35 @@ def value_of(label: Label) -> float:
     if not math.isfinite(value):
         raise RowError(f"label is not a number: {value}")
     return value
+
+
+def label_prompt(sentences: Sequence[str]) -> str:
+    """The text after which a language model writes the label, for one sentence or two; in training and evaluation.
+
+    It ends in a space. Tokenizers join that space to the word behind it, so encode prompt and label as one text.
+    """
+    names = ["sentence"] if len(sentences) == 1 else [f"sentence{k}" for k in range(1, len(sentences) + 1)]
+    parts = [f"{name}: {sentence}" for name, sentence in zip(names, sentences, strict=True)]
+    return " ".join([*parts, "Label: "])
+
+
+class AmbiguousLabelError(ValueError):
+    """A label that is the name of one class and the number of another."""
+
+
+def class_number(label: str | int, names: Sequence[str]) -> int | None:
+    """The number of the class that a label names; None where there is none.
+
+    Raises AmbiguousLabelError where classes are called by other numbers than their own: 1 of the classes 1 to 5.
+    """
+    said = str(label)
+    number = int(said) if said.isdecimal() and len(said) <= LONGEST and int(said) < len(names) else None
+    if said not in names:
+        return number
+    place = names.index(said)
+    if number is not None and number != place:
+        raise AmbiguousLabelError(
+            f"label {said!r} is the name of class {place} (from 0) and the number of class {names[number]!r}; give the "
+            "classes names that are no numbers, and the rows these names"
+        )
+    return place

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from zerotune.data.conversations import Conversation, messages_in, tools_in
 from zerotune.data.fields import Fields, RowError, checked_text
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 
 Side = str | Conversation
 

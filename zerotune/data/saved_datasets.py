@@ -79,13 +79,9 @@ def named(value: Any, feature: Any) -> Any:
 
 
 def _listed(path: Path, key: str) -> list[Any]:
-    found = _json(path)
-    listed = found.get(key) if isinstance(found, dict) else None
-    return listed if isinstance(listed, list) else []
-
-
-def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    listed = found.get(key) if isinstance(found, dict) else None
+    return listed if isinstance(listed, list) else []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerotune.data.fields import Fields, RowError, checked_text
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 
 TAG = re.compile(r"O|[BIES]-\S+")
 KNOWN_TAGS = "O, and B-, I-, E- or S- before a type (IOB1, IOB2, IOBES)"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zerotune.data.fields import RowError, says_something
-from zerotune.data.readers import type_name
+from zerotune.data.raw_row import type_name
 
 Call = dict[str, Any]
 HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from zerotune.inference.shared_prefixes import Pack, Tokens, chain, next_pack, sorted_lines
+from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_lines
 from zerotune.models import cpu_attention
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
@@ -217,9 +217,7 @@ class Prefix:
 
     def common(self, ids: Tokens) -> int:
         """How many of the first `ids` are cached."""
-        size = min(len(ids), len(self._ids))
-        differs = ids[:size] != self._ids[:size]
-        return int(differs.argmax()) if differs.any() else size
+        return common(ids, self._ids)
 
     def of(self, ids: Tokens, limit: int) -> KeyValues:
         """Keys and values of `ids`; tokens that are not cached run in chunks of at most `limit`."""

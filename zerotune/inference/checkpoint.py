@@ -34,7 +34,6 @@ from zerotune.inference.requests import Head
 from zerotune.inference.runner import Model
 from zerotune.inference.vision import VisionModel
 from zerotune.models import cpu_attention
-from zerotune.models.checkpoint_folder import require_checkpoint
 from zerotune.models.dequantize import (
     load_dequantized,
     quantization_method,
@@ -42,6 +41,7 @@ from zerotune.models.dequantize import (
     require_no_packed,
     require_plain_numbers,
 )
+from zerotune.models.find_folder import require_checkpoint
 from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options

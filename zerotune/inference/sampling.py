@@ -52,7 +52,8 @@ class GenerationState:
             self.end, self._finished = token, True
             return True
         self.ids.append(token)
-        if self.request.stop_texts and self._has_stop_text(self._decode(self.ids[-self._tail :])):
+        tail = self._decode(self.ids[-self._tail :]) if self.request.stop_texts else ""
+        if any(stop in tail for stop in self.request.stop_texts):
             closing = closing_mark(self._tokenizer, self.request.prefix_ids)
             self._text = cut_at_stop(self._decode(self.ids), self.request.stop_texts, closing)
             if self._text is not None:
@@ -69,9 +70,6 @@ class GenerationState:
         """The answer to the request."""
         text = self._decode(self.ids) if self._text is None else self._text
         return Generated(text if self._finished else without_partial_character(text), len(self.ids), self._finished)
-
-    def _has_stop_text(self, text: str) -> bool:
-        return any(stop in text for stop in self.request.stop_texts)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return decode(self._tokenizer, ids)

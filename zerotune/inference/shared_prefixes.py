@@ -61,16 +61,16 @@ def sorted_lines(rows: Sequence[tuple[Sequence[int], int]], join: bool = True) -
     """
     order = sorted(range(len(rows)), key=lambda k: tuple(rows[k][0]))
     arrays = [np.asarray(rows[k][0], dtype=np.int64) for k in order]
-    shared = [0, *(_common(one, other) for one, other in pairwise(arrays)), 0]
+    shared = [0, *(common(one, other) for one, other in pairwise(arrays)), 0]
     lines: list[Line] = []
     members: list[int] = []
-    common = 0
+    least = 0
     for place, index in enumerate(order):
-        common = shared[place] if not members else min(common, shared[place])
+        least = min(least, shared[place]) if members else shared[place]
         members.append(index)
         if join and place + 1 < len(order) and shared[place + 1] == len(arrays[place]):
             continue  # the next row extends this one
-        lines.append(Line(arrays[place], min(rows[k][1] for k in members), common, tuple(members)))
+        lines.append(Line(arrays[place], min(rows[k][1] for k in members), least, tuple(members)))
         members = []
     return lines
 
@@ -104,7 +104,8 @@ def next_pack(lines: Sequence[Line], cached: int, limit: int, most: int | None =
     return _packed(lines[:taken], shared)
 
 
-def _common(one: Tokens, other: Tokens) -> int:
+def common(one: Tokens, other: Tokens) -> int:
+    """How many tokens both begin with."""
     size = min(len(one), len(other))
     differs = one[:size] != other[:size]
     return int(differs.argmax()) if differs.any() else size

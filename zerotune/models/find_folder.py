@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
-from zerotune.models.checkpoint_folder import without_config
+from zerotune.models.dequantize import quantization_method
 from zerotune.models.weight_files import read_json, weight_files
 
 # Files of a tokenizer.
@@ -35,7 +35,8 @@ def refuse_adapter(folder: Path) -> None:
     """Raises UserError for a folder that holds an adapter in place of a model."""
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{folder}: adapter_config.json makes it an adapter; merge it into its base model and start from that"
+            f"{folder}: adapter_config.json makes it an adapter; merge it into its base model first (that of a run: "
+            "python -m train.merge RUN OUT)"
         )
 
 
@@ -53,3 +54,29 @@ def require_tokenizer(folder: Path) -> None:
     """Raises UserError where a folder holds no tokenizer."""
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         raise UserError(f"{folder}: holds no tokenizer (tokenizer.json); name a folder with one as model.tokenizer")
+
+
+def require_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint to evaluate. Raises UserError naming what is missing, or an unknown quantisation."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(
+            f"{name}: there is no such folder (for a hub model, first run `hf download NAME --local-dir {name}`)"
+        )
+    require_model(folder, with_weights=True)
+    quantization_method(folder)
+    return folder
+
+
+def without_config(folder: Path) -> str:
+    """The message for a folder without config.json: which subfolder to use, or how to merge a run."""
+    inside = [entry for entry in sorted(folder.iterdir()) if (entry / "config.json").is_file()]
+    if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
+        merged = folder / "merged"
+        how = (
+            f"its model is {merged}" if merged in inside else f"make a model of it: python -m train.merge {folder} OUT"
+        )
+        return f"this is the folder of a run; {how}"
+    if inside:
+        return f"there is no config.json, but there is one in {', '.join(map(str, inside[:3]))}"
+    return "there is no config.json; a checkpoint folder in Hugging Face layout is needed"

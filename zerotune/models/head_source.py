@@ -32,14 +32,14 @@ def gives_logits_unchanged(model: nn.Module, head: nn.Module) -> bool:
 
 
 def _proven(model: nn.Module, head: nn.Module) -> bool:
-    names = [name for name, child in model.named_children() if child is head or _is_copy(child, head)]
+    heads = {f"self.{name}" for name, child in model.named_children() if child is head or _is_copy(child, head)}
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(type(model).forward)))
     except (OSError, TypeError):
         return False
     function = ast.parse(source).body[0]
     parents = {child: parent for parent in ast.walk(function) for child in ast.iter_child_nodes(parent)}
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and _is_head(node.func, names)]
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) in heads]
     if len(calls) != 1:
         return False
     assignment = parents[_cast(calls[0], parents)]
@@ -60,10 +60,6 @@ def _unset(config: Any) -> set[str]:
     """Conditions that are false because the configuration value is None."""
     values = config.to_dict() if config is not None else {}
     return {f"self.config.{key} is not None" for key, value in values.items() if value is None}
-
-
-def _is_head(node: ast.expr, names: list[str]) -> bool:
-    return ast.unparse(node) in {f"self.{name}" for name in names}
 
 
 def _cast(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:

@@ -10,7 +10,7 @@ from train.data.templates import ChatTemplate, render
 from zerotune.data.completeness import checked
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.fit_messages import probed
+from zerotune.data.fit_messages import rendered
 
 # A template that writes everything; each fault below leaves one thing out of it, or puts it in another place.
 WHOLE = """{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
@@ -76,7 +76,7 @@ def test_a_template_that_leaves_something_out_is_caught(fault, source):
     right, wrong, reason = FAULTS[fault]
     assert right in source
     broken = source.replace(right, wrong)
-    text, _ = probed(broken, FULL.messages, FULL.tools)
+    text, _ = rendered(broken, FULL.messages, FULL.tools)
     with pytest.raises(RowError, match="the chat template") as caught:
         checked(broken, text, (), FULL.messages, FULL.tools)
     assert reason in str(caught.value)

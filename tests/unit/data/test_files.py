@@ -237,7 +237,7 @@ def test_lines_that_end_in_a_label_are_rows_in_both_encodings(tmp_path, encoding
 def test_a_later_line_without_a_label_is_named(tmp_path):
     lines = [f"Sentence {number} .@neutral" for number in range(30)]
     found = rows_of(written(tmp_path, "a.txt", "\n".join([*lines, "and so on", "last one@neutral"])))
-    assert found[30] == (31, "not sentence@label, which the lines at the beginning of this file are")
+    assert found[30] == (31, "not sentence@label, unlike the first lines of this file")
     assert found[31] == (32, {"text": "last one", "label": "neutral"})
 
 

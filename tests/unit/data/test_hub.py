@@ -21,7 +21,7 @@ from eval.task_rows import read_items
 from eval.tasks import TASKS
 from zerotune.common.errors import UserError
 from zerotune.data.hub import Hub, from_hub
-from zerotune.data.readers import BadRow, Row
+from zerotune.data.raw_row import BadRow, Row
 from zerotune.data.rows import load
 from zerotune.inference.requests import Generated
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerotune.data.json_table import json_table
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
+from zerotune.data.read_json import json_table
 from zerotune.data.rows import local
 
 

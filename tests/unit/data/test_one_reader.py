@@ -27,7 +27,7 @@ from zerotune.data.files import read
 from zerotune.data.formats import FORMATS
 from zerotune.data.labelled import Labelled
 from zerotune.data.preference import Preference
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.data.rows import Example, load
 from zerotune.data.tagged import Tagged
 
@@ -405,7 +405,7 @@ from train.config import SourceConfig
 from train.data.sources import find
 from train.data.tokenize import read_row
 from train.registry import OBJECTIVES
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 assert "note" in OBJECTIVES["causal_lm"].formats and "note" in OBJECTIVES["ppo"].formats
 source = find(SourceConfig(path="{tmp_path}/rows.jsonl", format="note"), "data.train[0]")
 (row,) = (row.item for row in source.rows())

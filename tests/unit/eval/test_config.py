@@ -19,7 +19,7 @@ from tests.support.commands import seconds_of
 from zerotune.common.errors import UserError
 from zerotune.common.schema import fields_of
 from zerotune.common.yaml_lines import dump_yaml
-from zerotune.data import readers
+from zerotune.data import raw_row
 from zerotune.data.fields import RowError
 from zerotune.inference.requests import Generated
 
@@ -265,10 +265,10 @@ def test_the_documented_task_works() -> None:
     exec(code, names)
     task = names["TASK"]
     assert isinstance(task, protocols.Task)
-    item = task.load(readers.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
+    item = task.load(raw_row.Row("rows.jsonl", 1, {"question": "?", "answer": "four"}))
     assert task.score(item, [Generated("five")]).values == {"same_length": 1.0}
     with pytest.raises(RowError):
-        task.load(readers.Row("rows.jsonl", 2, {"text": "alone"}))
+        task.load(raw_row.Row("rows.jsonl", 2, {"text": "alone"}))
 
 
 USUAL = ["--model", "m", "--tasks", "qa", "--data", "rows.jsonl"]

@@ -17,7 +17,7 @@ from eval.result import TaskResult
 from zerotune.common.errors import UserError
 from zerotune.data.file_options import DEFAULT, FileOptions
 from zerotune.data.files import read
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 
 LONG = "The quick brown fox jumps over the lazy dog while nine other foxes sleep under an old oak tree"
 CHINESE = "敏捷的棕色狐狸跳过了懒狗，而九只狐狸在老橡树下睡着了。"

@@ -20,7 +20,7 @@ from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.eval_checkpoints import ENCODER_CONTEXT, ENCODER_WORDS
 from zerotune.common.errors import UserError
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Generated
 

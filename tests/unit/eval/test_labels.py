@@ -39,8 +39,8 @@ from eval.tasks import TASKS
 from eval.tasks.token_classification import Sentence
 from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError
-from zerotune.data.label_prompt import label_prompt
-from zerotune.data.readers import Row
+from zerotune.data.labelled import label_prompt
+from zerotune.data.raw_row import Row
 from zerotune.data.rows import load
 from zerotune.data.tagged import KNOWN_TAGS
 from zerotune.data.word_windows import Words, as_written

@@ -22,7 +22,7 @@ from tests.support import eval_checkpoints
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
 from zerotune.data.hub import Hub
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.data.rows import load, local
 from zerotune.inference.prompt import find_prefix_pair
 from zerotune.inference.requests import Generate, Generated, Score, Scored
@@ -302,7 +302,7 @@ def test_two_tasks_of_one_name_and_built_in_names_are_refused(tmp_path: Path) ->
     for name, text in {"a": GENERATE, "b": GENERATE, "c": GENERATE.replace("capitals", "qa")}.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     start = ["--model", "m", "--data", "x"]
-    with pytest.raises(UserError, match="two tasks are called capitals"):
+    with pytest.raises(UserError, match="two tasks have the name capitals"):
         parse([*start, "--tasks", f"{tmp_path}/a.yaml,{tmp_path}/b.yaml"])
     with pytest.raises(UserError, match="qa is a built-in task"):
         parse([*start, "--tasks", f"{tmp_path}/c.yaml"])

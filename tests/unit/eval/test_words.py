@@ -25,7 +25,7 @@ from eval.metrics.writing_system import Writing, writing
 from eval.task_rows import read_items
 from eval.tasks import TASKS, dialogue
 from tests.unit.data.test_rows import prompter
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.requests import Generate, Generated, Request, Scored
 
 ENGLISH = [

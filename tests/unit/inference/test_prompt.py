@@ -17,7 +17,7 @@ from zerotune.common.errors import UserError
 from zerotune.data.completeness import NO_EARLIER_REASONING, NO_TOOLS
 from zerotune.data.conversations import Conversation, Message
 from zerotune.data.fields import RowError
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Generate, Generated, Score, Scored
 

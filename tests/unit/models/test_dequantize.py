@@ -16,7 +16,7 @@ from tests.support import quantized_bases
 from tests.support.quantized_bases import set_config
 from tests.support.tuned_runs import finished_run, tiny_model
 from train.config import LoraConfig, MergeConfig, ModelConfig, PromptConfig, TuningConfig
-from train.merge import merge
+from train.merge.steps import merge
 from train.models.load import load_model, skeleton
 from train.tuning import make_tuning
 from zerotune.common.errors import UserError

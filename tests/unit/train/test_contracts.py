@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from train.config import Config
 from train.objectives import objective_class
-from train.registry import OBJECTIVES, TUNINGS, imported, own_keys
+from train.registry import OBJECTIVES, TUNINGS, own_keys
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT / room).rglob("*.py"))
@@ -62,8 +63,8 @@ def test_an_objective_is_where_its_spec_says(name: str) -> None:
 @pytest.mark.parametrize("name", TUNINGS)
 def test_a_tuning_is_where_its_spec_says(name: str) -> None:
     spec = TUNINGS[name]
-    assert all(hasattr(imported(spec.place), method) for method in ("load_options", "apply", "save"))
-    assert all(hasattr(imported(spec.merger), method) for method in ("is_tied", "tensor"))
+    assert all(hasattr(resolve_name(spec.place), method) for method in ("load_options", "apply", "save"))
+    assert all(hasattr(resolve_name(spec.merger), method) for method in ("is_tied", "tensor"))
 
 
 def test_the_keys_of_objectives_are_keys_of_the_recipe() -> None:

@@ -15,7 +15,7 @@ from tests.support.ranks import Solo
 from train.config import SourceConfig
 from train.data.prepare import Corpus, LabelSpec, prepare
 from zerotune.common.errors import UserError
-from zerotune.data import readers
+from zerotune.data import raw_row
 from zerotune.inference.prompt import Prompter
 
 Row = dict[str, Any]
@@ -169,7 +169,7 @@ def test_evaluation_reads_a_pair_as_training_does(tmp_path: Path, kind: str, pad
         words.pad_token = words.eos_token
     documents = made(tmp_path, [SIDES[kind]], PAIRS, words).train.documents(0)
     prompter = Prompter(words, words.chat_template, False, None, 1, 0, (), "reward", {0: "LABEL_0"})
-    pair = reward_model.load(readers.Row("rows.jsonl", 1, SIDES[kind]))
+    pair = reward_model.load(raw_row.Row("rows.jsonl", 1, SIDES[kind]))
     asked = [request.prefix_ids for request in reward_model.ask(pair, prompter)]
     assert asked == [tuple(document.ids_t.tolist()) for document in documents]
     assert (asked[0][-1] == words.eos_token_id) == (not pads_with_the_end)
@@ -227,12 +227,6 @@ def test_a_label_that_is_a_name_and_another_number_is_refused(tmp_path: Path, la
     assert [gold for _, gold in marked(corpus, 0)] == ["1"]
 
 
-def test_a_format_that_the_objective_cannot_learn_from_is_refused(tmp_path: Path) -> None:
-    config = recipe(tmp_path / "cache", SourceConfig("x.jsonl", "qa"))
-    with pytest.raises(UserError, match=r"data\.train\[0\]\.format: this objective learns from tagged, not from `qa`"):
-        prepare(config, tokenizer(), 0, Solo(), TAGS)
-
-
 def test_entities_that_begin_with_i_are_told(tmp_path: Path) -> None:
     row = {"tokens": list("abcd"), "tags": ["I-x", "I-x", "O", "I-y"]}
     corpus = made(tmp_path, [row], TAGS)
@@ -242,7 +236,7 @@ def test_entities_that_begin_with_i_are_told(tmp_path: Path) -> None:
 
 def test_label_words_are_learned_as_evaluation_asks_for_them(tmp_path: Path) -> None:
     """The same tokens as `Prompter.choices`, and the end of the answer."""
-    from zerotune.data.label_prompt import label_prompt
+    from zerotune.data.labelled import label_prompt
     from zerotune.inference.prompt import Prompter
 
     using = tokenizer(bos=True)

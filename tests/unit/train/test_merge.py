@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from tests.support.tuned_runs import SIZES, add_checkpoint, disturb, finished_run, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, MergeConfig, PromptConfig, TuningConfig
-from train.merge import merge, steps
+from train.merge import steps
 from train.merge.__main__ import main
+from train.merge.steps import merge
 from train.merge.writer import ShardWriter
 from train.recipe import load
 from zerotune.common.errors import CannotWriteError, UserError

@@ -18,8 +18,9 @@ from tests.support import quantized_bases
 from tests.support.tuned_runs import finished_run, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, MergeConfig, PromptConfig, TuningConfig
 from train.merge import base_weights as merge_base
-from train.merge import merge, source, steps, weights
+from train.merge import source, steps, weights
 from train.merge.prompt_tokens import VECTORS
+from train.merge.steps import merge
 from zerotune.common.errors import UserError
 
 FLOAT32 = MergeConfig(weights="float32")

@@ -33,7 +33,7 @@ from train.objectives.ppo.reward_scorer import RewardScorer
 from train.objectives.ppo.trajectories import Trajectory
 from train.recipe import parse
 from zerotune.common.errors import UserError
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.batch_size import Budget
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.requests import Classified

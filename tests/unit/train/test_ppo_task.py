@@ -21,7 +21,7 @@ from train.objectives.ppo.task import TaskRows
 from train.objectives.ppo.trajectories import Trajectory
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
-from zerotune.data.readers import Row
+from zerotune.data.raw_row import Row
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.requests import Generate
 

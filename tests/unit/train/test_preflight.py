@@ -148,7 +148,7 @@ def test_other_paths(model: Path, rows: Path, options: list[str], message: str) 
             "format: qa",
             "in every row (first 2 rows). Its columns are: frage, antwort. Map",
         ),
-        ("a.csv", "q;a\n1;2\n", "format: qa", "a.csv:1: not valid CSV: the columns seem to be parted by ';'"),
+        ("a.csv", "q;a\n1;2\n", "format: qa", "a.csv:1: not valid CSV: the columns seem to be separated by ';'"),
         ("a.csv", "题目,答案\n北京是哪里,中国\n".encode("gb18030"), "format: qa", "set encoding: gb18030)"),
         ("a.csv", "question,answer,split\nx,y,test\n", "format: qa, filter: {splt: test}", "no column `splt`; the"),
         ("a.jsonl", "not json\n", "format: qa", "not valid JSON"),

@@ -18,7 +18,7 @@ from rich.console import Console
 from train.config import Config, LoraConfig, OptimConfig, TuningConfig, ValidationConfig, WatchConfig
 from train.engine import run_info
 from train.engine.metric_writer import Board
-from train.failure.stop import write_status
+from train.failure.stop import Status
 from train.protocols import Sample
 from train.report import print_table, write_report
 from train.report.__main__ import main
@@ -336,7 +336,9 @@ def other_run(run: Path, objective: str, rate: float, values: dict[str, float], 
     """A run of another objective, broken off before its end."""
     config = Config(objective=objective, optim=OptimConfig(learning_rate=rate), tuning=TuningConfig(kind="full"))
     run_info.write(run, config=dataclasses.asdict(config), lower_is_better=lower)
-    write_status(run, "preempted", 20)
+    status = Status(run)
+    status.begin(20)
+    status.write("preempted", 20)
     board = Board(run, WatchConfig(tensorboard=False), main_process=True)
     board.start(0, 30)
     board.metrics(20, {f"validation/{name}": value for name, value in values.items()} | {"train/loss": 1.0})

@@ -19,7 +19,7 @@ from train.data.prepare import prepare
 from train.data.rows import Problems, bad_rows_error, check_columns, draw, sampled, skipped_line
 from train.data.sources import FileSource, Place, find
 from zerotune.common.errors import UserError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 
 def source(path, form="qa", **options):
@@ -100,12 +100,6 @@ def test_columns_must_be_fields_of_the_format(tmp_path):
         UserError, match=r"data\.train\[0\]\.columns: format `qa` has no field prompt; it has question, answer"
     ):
         source(path, columns={"prompt": "q"})
-
-
-@pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5])
-def test_a_fraction_must_be_one(tmp_path, fraction):
-    with pytest.raises(UserError, match=r"data\.train\[0\]\.fraction"):
-        source(write_jsonl(tmp_path / "a.jsonl", [{}]), fraction=fraction)
 
 
 def test_a_missing_file_is_never_looked_up_on_the_hub(tmp_path):

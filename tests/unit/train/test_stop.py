@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from train.failure.stop import SIGNALS, Stop, write_status
+from train.failure.stop import SIGNALS, Status, Stop
 from zerotune.common.errors import CannotWriteError
 
 
@@ -94,8 +94,9 @@ def test_importing_it_is_quick() -> None:
 
 def test_status_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    write_status(tmp_path, "running", 3)
-    write_status(tmp_path, "preempted", 7, reason="SIGTERM", exit_code=0, rows=["a.jsonl:3"])
+    status_file = Status(tmp_path)
+    status_file.begin(3)
+    status_file.write("preempted", 7, reason="SIGTERM", exit_code=0, rows=["a.jsonl:3"])
     status = json.loads((tmp_path / "status.json").read_text())
     moment = status.pop("time")
     assert moment.endswith("+00:00")
@@ -108,10 +109,11 @@ def test_status_names_the_job_and_its_start(tmp_path: Path, monkeypatch: pytest.
     """In a line of its own, as the batch script looks for it."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    write_status(tmp_path, "running", 0)
+    status = Status(tmp_path)
+    status.begin(0)
     assert ' "job": "4711.0",' in (tmp_path / "status.json").read_text().splitlines()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    write_status(tmp_path, "preempted", 3, "STOP file", 0)
+    status.write("preempted", 3, "STOP file", 0)
     lines = (tmp_path / "status.json").read_text().splitlines()
     assert {' "state": "preempted",', ' "reason": "STOP file",', ' "job": "4711.2",'} <= set(lines)
 
@@ -119,5 +121,5 @@ def test_status_names_the_job_and_its_start(tmp_path: Path, monkeypatch: pytest.
 def test_a_status_that_cannot_be_written_is_exit_73(tmp_path: Path) -> None:
     (tmp_path / "status.json").mkdir()
     with pytest.raises(CannotWriteError, match=r"status\.json") as failure:
-        write_status(tmp_path, "running", 0)
+        Status(tmp_path).begin(0)
     assert failure.value.exit_code == 73

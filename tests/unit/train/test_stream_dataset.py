@@ -178,8 +178,6 @@ def test_validation_data_are_at_rest_and_overlap_is_found_in_each_window(tmp_pat
     windows = list(corpus.windows(0))
     assert [len(window) for window in windows] == [10, 9, 10]
     assert f"{path}:16 = {held}:1" in windows[1].notes[0]
-    with pytest.raises(UserError, match=r"set data\.validation instead"):
-        streamed(tmp_path, SourceConfig(str(path), "text"), validation_fraction=0.1)
 
 
 def test_all_ranks_see_the_same_windows_and_the_same_error(tmp_path):

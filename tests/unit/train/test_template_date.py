@@ -20,7 +20,7 @@ from tests.support.template_table import families, source
 from tests.unit.eval.test_evaluation import ALONE
 from train.config import SourceConfig
 from train.data.prepare import Corpus, prepare, stream
-from train.data.run_date import run_day
+from train.data.setup import run_day
 from train.data.token_table import TABLE
 from zerotune.common.errors import UserError
 from zerotune.data.template_date import dated, reads_clock
@@ -113,7 +113,7 @@ def test_the_day_of_a_run_is_that_of_its_first_start(
         def today(cls) -> Any:
             return cls(2026, 12, 1)
 
-    monkeypatch.setattr("train.data.run_date.date", Today)
+    monkeypatch.setattr("train.data.setup.date", Today)
     if facts is not None:
         (tmp_path / "run.json").write_text(json.dumps(facts))
     assert run_day(str(tmp_path), Solo()) == expected

@@ -248,21 +248,6 @@ def test_refused_where_the_model_shows_it(qwen2, name):
         tuned(qwen2, config)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (TuningConfig(kind="full", quantization="nf4"), "cannot be trained themselves"),
-        (TuningConfig(kind="prompt", quantization="nf4"), "prompt tuning cannot quantise the weights"),
-        (TuningConfig(kind="lora", lora=LoraConfig(rank=0)), "at least 1, not 0"),
-        (TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=0)), "at least 1"),
-        (TuningConfig(kind="prompt", prompt=PromptConfig(init_text="x")), "needs the model's tokenizer"),
-    ],
-)
-def test_refused_before_anything_is_loaded(config, message):
-    with pytest.raises(UserError, match=message):
-        make_tuning(config, 0)
-
-
 def test_another_head_is_trained_with_the_adapter(qwen2):
     """No objective is named here: a classification head is a module to save, and peft's task comes from outside."""
     described = ModelConfig(path=str(qwen2))

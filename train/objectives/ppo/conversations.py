@@ -9,7 +9,7 @@ from train.data.tokenize import read_row
 from train.objectives.ppo.trajectories import Messages
 from zerotune.data.conversations import Conversation
 from zerotune.data.fields import RowError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 
 MessagesByRow = Mapping[tuple[int, str], Messages]  # (index of the source, `file:line`) -> messages
 

@@ -15,7 +15,7 @@ from train.objectives.ppo.trajectories import Trajectory
 from zerotune.common.errors import UserError
 from zerotune.common.files import sha256_file
 from zerotune.data.fields import RowError
-from zerotune.data.readers import BadRow
+from zerotune.data.raw_row import BadRow
 from zerotune.inference.prompt import Prompter
 from zerotune.inference.reasoning import closing_mark, cut_at_stop, decode, strip_reasoning
 from zerotune.inference.requests import Generate, Generated
