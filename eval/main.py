@@ -24,7 +24,7 @@ from eval.config import Config, parse
 from eval.preflight import check_inputs
 from zerotune.common.console import say, shortened
 from zerotune.common.errors import UserError
-from zerotune.common.launcher_watch import Sentinel, tell
+from zerotune.common.launcher_watch import Sentinel, write_stderr
 from zerotune.common.mask_secrets import hide_secrets, printable
 
 
@@ -85,7 +85,7 @@ def _interrupted(out: Path | None) -> int:
     if os.environ.get("RANK", "0") == "0":
         journal = out / "journal" if out else None
         kept = f" {journal} keeps the answers so far; the same command computes only the rest." if journal else ""
-        tell(printable(f"\nStopped by Ctrl-C.{kept if journal and journal.is_dir() else ''}"))
+        write_stderr(printable(f"\nStopped by Ctrl-C.{kept if journal and journal.is_dir() else ''}"))
     return CTRL_C
 
 

@@ -51,8 +51,8 @@ def _write(config: Config) -> list[str]:
         tokenizer.save_pretrained(draft)
     tokens = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in TOKENS}}
     assert model.spec is not None
-    described = resolve_name(model.spec.place)(model, config.data.max_length_tokens, tokens)
-    described.save_pretrained(draft)
+    model_config = resolve_name(model.spec.place)(model, config.data.max_length_tokens, tokens)
+    model_config.save_pretrained(draft)
     GenerationConfig(**{name: tokens[name] for name in TOKENS}).save_pretrained(draft)
     shutil.rmtree(base, ignore_errors=True)
     draft.rename(base)

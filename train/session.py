@@ -138,7 +138,7 @@ def describe(
     resumed: Progress,
     extended: Sequence[str] = (),
 ) -> None:
-    """Write the run's recipe and facts into its folder, and print a summary.
+    """Write config.yaml and run.json into the run folder, and print a summary.
 
     extended: changes of the recipe with which the run was extended.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from eval.ngram_overlap import PASSAGE
 from eval.report import words
@@ -26,48 +27,34 @@ SPEED = (
 
 def warnings(result: Result) -> list[str]:
     """Sentences on what limits the results; one for several tasks or models if it holds for all of them."""
-    seed = result.settings.get("sample_seed")
-    found = [(task.name, _asked(task.fewer, seed)) for task in result.tasks if task.fewer]
-    found += [(t.name, _contaminated(t)) for t in result.tasks if t.contamination and t.contamination.found]
-    skipped = [(task.name, len(task.skipped)) for task in result.tasks if task.skipped]
-    found += [(name, f"{counted(count, 'row')} left out of these numbers") for name, count in skipped]
-    found += [
-        (
-            f"{task.name}, {model}",
-            f"{counted(len(ids), 'row')} of {task.samples:,} ended within the reasoning and "
-            "count as no answer; raise --max_new_tokens",
-        )
-        for task in result.tasks
-        for model, ids in task.only_reasoning.items()
-    ]
-    found += [
-        (
-            f"{task.name}, {model}",
-            f"in {len(ids):,} of {counted(task.samples, 'row')} {problem}; the first is {ids[0]}",
-        )
-        for task in result.tasks
-        for model, own in task.template_problems.items()
-        for problem, ids in own.items()
-    ]
-    found += [
-        (
-            f"{task.name}, {model}",
-            "the context was too short for the rest of the answer, or the next turn, try or tool "
-            f"call, of {counted(len(ids), 'row')}",
-        )
-        for task in result.tasks
-        for model, ids in task.cut_short.items()
-    ]
-    found += [
-        (words.about(task, metric), reason)
-        for task in result.tasks
-        for metric in task.metrics
-        for reason in _reasons(metric)
-    ]
-    named: dict[str, list[str]] = {}
-    for name, text in found:
-        named.setdefault(text, []).append(name)
-    return [f"{'; '.join(names)}: {text}" for text, names in named.items()]
+    names: dict[str, list[str]] = {}
+    for task in result.tasks:
+        for name, text in _warnings(task, result.settings.get("sample_seed")):
+            names.setdefault(text, []).append(name)
+    return [f"{'; '.join(own)}: {text}" for text, own in names.items()]
+
+
+def _warnings(task: TaskResult, seed: int | None) -> Iterator[tuple[str, str]]:
+    """(task, or task and model, or task and metric; what limits its results)."""
+    rows = counted(task.samples, "row")
+    if task.fewer:
+        yield task.name, _subsample(task.fewer, seed)
+    if task.contamination and task.contamination.found:
+        yield task.name, _contaminated(task)
+    if task.skipped:
+        yield task.name, f"{counted(len(task.skipped), 'row')} left out of these numbers"
+    for model, problems in task.template_problems.items():
+        for problem, ids in problems.items():
+            yield f"{task.name}, {model}", f"in {len(ids):,} of {rows} {problem}; the first is {ids[0]}"
+    for model, ids in task.only_reasoning.items():
+        ended = f"{len(ids):,} of {rows} ended within the reasoning and count as no answer"
+        yield f"{task.name}, {model}", f"{ended}; raise --max_new_tokens"
+    for model, ids in task.cut_short.items():
+        rest = "the rest of the answer, or the next turn, try or tool call"
+        yield f"{task.name}, {model}", f"the context was too short for {rest}, of {counted(len(ids), 'row')}"
+    for metric in task.metrics:
+        for reason in _reasons(metric):
+            yield words.about(task, metric), reason
 
 
 def _reasons(metric: MetricResult) -> list[str]:
@@ -76,17 +63,15 @@ def _reasons(metric: MetricResult) -> list[str]:
     return [reason for reason in dict.fromkeys(found) if reason]
 
 
-def _asked(fewer: Subsample, seed: int | None) -> str:
-    lead = f"{fewer.rows:,} of {counted(fewer.of_rows, 'row')} asked (--max_rows), "
+def _subsample(fewer: Subsample, seed: int | None) -> str:
+    lead = f"{fewer.rows:,} of {counted(fewer.of_rows, 'row')} used (--max_rows), "
     if seed is not None:
         return lead + f"drawn with seed {seed}"
     if fewer.of_files == 1:
         return lead + "the first ones"
     if fewer.files == fewer.of_files:
-        return lead + f"the first ones of each of {fewer.of_files:,} files by turns"
-    return (
-        lead + f"the first ones of {fewer.files:,} files; of the other {fewer.of_files - fewer.files:,} none was asked"
-    )
+        return lead + f"the first ones of each of {fewer.of_files:,} files in turn"
+    return lead + f"the first ones of {fewer.files:,} files; none of the other {fewer.of_files - fewer.files:,}"
 
 
 def _contaminated(task: TaskResult) -> str:
@@ -171,5 +156,5 @@ def _time(task: TaskResult, model: str) -> str:
     speed = []
     if seconds and tokens:
         speed = [f"{plain(task.samples / seconds)} rows/s", f"{tokens / seconds:,.0f} tokens/s"]
-    known = [f"{counted(reused, 'answer')} known before"] if reused else []
-    return f"{seconds:.1f} s" + (f" ({', '.join(speed + known)})" if speed + known else "")
+    cached = [f"{counted(reused, 'answer')} cached"] if reused else []
+    return f"{seconds:.1f} s" + (f" ({', '.join(speed + cached)})" if speed + cached else "")

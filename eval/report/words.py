@@ -130,7 +130,7 @@ def _compared(task: TaskResult, metric: MetricResult, found: Difference, several
     if found.detectable is None or not (found.won or found.lost or found.value):
         return Sentence(before, found.verdict, f": the same on {counted(task.samples, 'row')}")
     what = "a change by less than" if scale_of(metric).is_ratio else "a difference below"
-    power = f"with {counted(task.samples, 'row')} {what} {detectable(metric, found)} would go unnoticed"
+    power = f"with {counted(task.samples, 'row')} {what} {detectable(metric, found)} would not be detected"
     return Sentence(before, found.verdict, f" ({test}); {power}")
 
 

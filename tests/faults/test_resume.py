@@ -22,6 +22,7 @@ ENTITIES = {
 KILLS = (6, 5, 4)
 UPDATE = "train.engine.loop:Loop._update"
 
+NEW = {"model.path": "", "model.width": 32, "model.dropout": 0.1, "tokenizer.vocabulary_size": 300}
 LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
 
 PPO = {
@@ -39,6 +40,9 @@ CASES = {
     "single lora": ("single", LORA),
     "single prompt": ("single", {"tuning.kind": "prompt"}),
     "single entities": ("single", ENTITIES | LORA),
+    "single new rnn": ("single", NEW | {"model.family": "rnn", "model.bptt_tokens": 20}),
+    "single new transformer": ("single", NEW | {"model.family": "transformer"}),
+    "zero3 new lstm": ("zero3", NEW | {"model.family": "lstm"}),
     "single ppo lora": ("single", PPO | {"tuning.kind": "lora"}),
     "ddp full": ("ddp", {}),
     "ddp lora": ("ddp", LORA),

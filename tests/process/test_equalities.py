@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.compare import assert_equal
 from tests.support.fault_runs import Zygote
-from tests.support.training_runs import arguments, write_rows
+from tests.support.training_runs import arguments, new_model, write_rows
 
 NAMES = ("train/loss", "train/gradient_norm", "validation/loss")
 # Steps that move weights by as much as they are. Adam divides by the gradient's size: with the usual epsilon it makes
@@ -38,28 +38,50 @@ def train(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return Trainer(tmp_path_factory.mktemp("equalities"), zygote)
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
-def tuning(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+CASES: dict[str, dict[str, object]] = {
+    "full": {},
+    "lora": {"tuning__kind": "lora"},
+    "rnn": new_model("rnn"),
+    "rnn-lora": new_model("rnn") | {"tuning__kind": "lora"},
+    "lstm": new_model("lstm"),
+    "transformer": new_model("transformer"),
+}
+
+
+KINDS = {  # a new model's layers are what differs there
+    "rnn": ("ddp", "zero2", "zero3"),
+    "rnn-lora": ("zero3",),
+    "lstm": ("ddp", "zero2", "zero3"),
+    "transformer": ("zero3",),
+}
+PAIRS = [(case, kind) for case in CASES for kind in KINDS.get(case, ("ddp", "zero1", "zero2", "zero3"))]
 
 
 @pytest.fixture(scope="module")
-def reference(train: Trainer, tuning: str) -> Path:
-    return train(f"{tuning}-reference", tuning__kind=tuning)
+def reference(train: Trainer, request: pytest.FixtureRequest) -> Path:
+    return train(f"{request.param}-reference", **CASES[request.param])
 
 
-@pytest.mark.parametrize("micro_batch", [256, 128])
-def test_accumulation_and_micro_batch_size(train: Trainer, tuning: str, reference: Path, micro_batch: int) -> None:
-    options = {"tuning__kind": tuning, "batch__tokens_per_micro_batch": micro_batch}
-    assert_equal(reference, train(f"{tuning}-micro{micro_batch}", **options), NAMES, absolute=0.0)
+@pytest.mark.parametrize(
+    ("reference", "case", "micro_batch"),
+    [(case, case, size) for case in CASES for size in ((256,) if case in KINDS else (256, 128))],
+    indirect=["reference"],
+)
+def test_accumulation_and_micro_batch_size(train: Trainer, case: str, reference: Path, micro_batch: int) -> None:
+    options = CASES[case] | {"batch__tokens_per_micro_batch": micro_batch}
+    assert_equal(reference, train(f"{case}-micro{micro_batch}", **options), NAMES, absolute=0.0)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero1", "zero2", "zero3"])
-def test_two_ranks(train: Trainer, tuning: str, reference: Path, kind: str) -> None:
-    assert_equal(reference, train(f"{tuning}-{kind}", kind, tuning__kind=tuning, **SPREAD), NAMES, absolute=0.0)
+@pytest.mark.parametrize(
+    ("reference", "case", "kind"), [(case, case, kind) for case, kind in PAIRS], indirect=["reference"]
+)
+def test_two_ranks(train: Trainer, case: str, reference: Path, kind: str) -> None:
+    assert_equal(reference, train(f"{case}-{kind}", kind, **CASES[case] | SPREAD), NAMES, absolute=0.0)
 
 
-def test_packed_and_padded(train: Trainer) -> None:
+@pytest.mark.parametrize("case", ["full", "rnn", "lstm"])
+def test_packed_and_padded(train: Trainer, case: str) -> None:
     whole = {"batch__tokens_per_step": 100_000, "duration__max_epochs": 3}  # one step an epoch: the same rows in both
-    packed = train("packed", batch__layout="packed", **whole)
-    assert_equal(packed, train("padded", batch__layout="padded", **whole), NAMES, absolute=0.0)
+    packed = train(f"{case}-packed", batch__layout="packed", **CASES[case] | whole)
+    padded = train(f"{case}-padded", batch__layout="padded", **CASES[case] | whole)
+    assert_equal(packed, padded, NAMES, absolute=0.0)

@@ -23,7 +23,9 @@ from transformers import (
 from tests.support import eval_checkpoints
 from zerotune.inference.batch_size import Budget
 from zerotune.inference.requests import Generate, Score
+from zerotune.models.recurrent import LstmConfig, RnnConfig, register
 
+register()
 VOCABULARY = 300
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -44,6 +46,8 @@ SHARING: Mapping[str, Callable[[], Any]] = {
     "mistral, all layers sliding": lambda: MistralConfig(**SIZES, sliding_window=8),
 }
 WHOLE: Mapping[str, Callable[[], Any]] = {
+    "rnn, a state": lambda: RnnConfig(**OTHER | {"initializer_range": 2.0}),
+    "lstm, two states": lambda: LstmConfig(**OTHER | {"initializer_range": 2.0}),
     "mamba, a state": lambda: MambaConfig(**OTHER, num_hidden_layers=2),
     "recurrent gemma, a state and windows": lambda: RecurrentGemmaConfig(
         **OTHER, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, head_dim=8, lru_width=32

@@ -57,6 +57,13 @@ def arguments(folder: Path, rows: Path, **options: object) -> list[str]:
     return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
 
 
+def new_model(family: str) -> dict[str, object]:
+    """Options of `arguments` for a small model from scratch."""
+    bounded = {"model__bptt_tokens": 20} if family in ("rnn", "lstm") else {}
+    sizes = {"model__width": 32, "model__layers": 2, "tokenizer__vocabulary_size": 300}
+    return {"model__path": "", "model__family": family, **sizes, **bounded}
+
+
 def environment(**extra: str) -> dict[str, str]:
     """Two workers on two cores: one thread each, and no hub."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **extra}

@@ -166,10 +166,10 @@ class _Reader:
         for number, (spec, source, rows) in enumerate(zip(self.specs, self.sources, taken, strict=True)):
             if rows:
                 table_key = entry_key([key, spec.key], spec, self.seed)
-                _, facts = encode_table(source, rows, table_key, number, self.config, self.workers)
+                _, stats = encode_table(source, rows, table_key, number, self.config, self.workers)
                 tables.append([number, table_key])
-                found.append((source, facts.problems))
-                lines += [f"{spec.key}: {note}" for note in notes(facts, spec, source.names)]
+                found.append((source, stats.problems))
+                lines += [f"{spec.key}: {note}" for note in notes(stats, spec, source.names)]
         bad = sum(problems.count for _, problems in found)
         if bad and self.config.on_bad_row == "error":
             raise bad_rows_error(found)

@@ -19,7 +19,7 @@ from train.data.setup import Spec
 from train.data.sources import NumberedRow, Source, find, options_of
 from train.data.token_dataset import Part
 from train.data.token_table import TableWriter, TokenTable, cache_root, folder_of, is_whole, manifest, obtain
-from train.data.tokenize_workers import Facts, Workers, write_table
+from train.data.tokenize_workers import TableStats, Workers, write_table
 from train.protocols import Ranks
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
@@ -76,11 +76,11 @@ def _ensure(specs: Sequence[Spec], config: DataConfig, seed: int) -> list[Entry]
             source = find(spec.config, spec.key)
             key = entry_key(source.identity(), spec, seed)
             rows = sampled(source.rows(), spec.config.fraction, seed, "fraction")
-            is_new, facts = encode_table(source, rows, key, number, config, workers, with_bar=True)
-            if not strict or not facts.problems.rows:
-                _check_filled(source, facts)
+            is_new, stats = encode_table(source, rows, key, number, config, workers, with_bar=True)
+            if not strict or not stats.problems.rows:
+                _check_filled(source, stats)
             entries.append(Entry(key, source.names, is_new))
-            found.append((source, facts.problems))
+            found.append((source, stats.problems))
     if strict and any(problems.count for _, problems in found):
         raise bad_rows_error(found)
     return entries
@@ -94,28 +94,28 @@ def encode_table(
     config: DataConfig,
     workers: Workers,
     with_bar: bool = False,
-) -> tuple[bool, Facts]:
-    """Make sure that the cache has the table of these rows. Returns (whether it was built, facts about the rows).
+) -> tuple[bool, TableStats]:
+    """Make sure that the cache has the table of these rows. Returns (whether it was built, statistics of the rows).
 
     rows are read only to build it. With on_bad_row: error, a table with bad rows is not kept.
     """
     strict = config.on_bad_row == "error"
-    found: list[Facts] = []
+    found: list[TableStats] = []
 
     def fill(writer: TableWriter) -> dict[str, Any] | None:
-        facts = write_table(rows, settings, workers, writer, strict, source if with_bar else None)
-        check_columns(source, facts.problems)
-        found.append(facts)
-        return None if strict and facts.problems.count else facts.to_json()
+        stats = write_table(rows, settings, workers, writer, strict, source if with_bar else None)
+        check_columns(source, stats.problems)
+        found.append(stats)
+        return None if strict and stats.problems.count else stats.to_json()
 
     root = cache_root(config)
     is_new = obtain(root, key, fill)
-    return is_new, found[0] if found else Facts.from_json(manifest(folder_of(root, key)))
+    return is_new, found[0] if found else TableStats.from_json(manifest(folder_of(root, key)))
 
 
-def _check_filled(source: Source, facts: Facts) -> None:
-    if facts.problems.count == facts.problems.rows:
-        left = f"; {skipped_line(facts.problems, source.names)}" if facts.problems.count else ""
+def _check_filled(source: Source, stats: TableStats) -> None:
+    if stats.problems.count == stats.problems.rows:
+        left = f"; {skipped_line(stats.problems, source.names)}" if stats.problems.count else ""
         if source.config.fraction < 1:
             left += f"; {source.key}.fraction ({source.config.fraction:g}) may be too small for so few rows"
         raise UserError(f"{source.key} ({source.config.path}): there is no row to learn from{left}")
@@ -139,8 +139,8 @@ def entry_key(content: Sequence[str], spec: Spec, seed: int, **more: Any) -> str
 
 
 def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
-    facts, counts = Facts.from_json(part.table.manifest), part.table.manifest
-    used = facts.problems.rows - facts.problems.count
+    stats, counts = TableStats.from_json(part.table.manifest), part.table.manifest
+    used = stats.problems.rows - stats.problems.count
     sampled_text = "" if spec.config.fraction == 1 else f" ({spec.config.fraction:.0%} drawn with the seed)"
     chosen = {name: value if isinstance(value, list) else [value] for name, value in spec.config.filter.items()}
     meant = " and ".join(f"{column} is {' or '.join(map(str, values))}" for column, values in chosen.items())
@@ -150,28 +150,28 @@ def _lines(part: Part, spec: Spec, entry: Entry) -> list[str]:
         f" {counts['tokens']:,} tokens, {counts['learned'] / max(counts['tokens'], 1):.0%} of them learned"
         f" ({'tokenised' if entry.is_new else 'from the cache'})"
     )
-    return [head, *(f"{spec.key}: {note}" for note in notes(facts, spec, entry.names))]
+    return [head, *(f"{spec.key}: {note}" for note in notes(stats, spec, entry.names))]
 
 
-def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
+def notes(stats: TableStats, spec: Spec, names: Sequence[str]) -> list[str]:
     """Further lines for the user about a source's rows."""
     lines = []
-    if facts.problems.count:
-        lines.append(skipped_line(facts.problems, names))
-    if facts.cut:
-        one = facts.cut == 1
+    if stats.problems.count:
+        lines.append(skipped_line(stats.problems, names))
+    if stats.cut:
+        one = stats.cut == 1
         continues = "continues in further rows" if one else "continue in further rows"
         is_cut = "row is truncated" if one else "rows are truncated"
         long = {"text": f"text{'s' * (not one)} {continues}", "tagged": f"sentence{'s' * (not one)} {continues}"}
         what = long.get(known_as(spec.config.format), is_cut)
-        lines.append(f"{facts.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
-    if facts.loose:
+        lines.append(f"{stats.cut:,} {what} at data.max_length_tokens ({spec.settings.max_length})")
+    if stats.loose:
         lines.append(
-            f"{facts.loose:,} entities begin with I- or E- (IOB1, or invalid IOB2): the tags are learned unchanged, and"
+            f"{stats.loose:,} entities begin with I- or E- (IOB1, or invalid IOB2): the tags are learned unchanged, and"
             " each of these begins an entity, as in conlleval and seqeval"
         )
     chosen_by = {f"column {name}" for name in spec.config.filter}
-    left_out = [(name, count) for name, count in facts.left_out.most_common() if name not in chosen_by]
+    left_out = [(name, count) for name, count in stats.left_out.most_common() if name not in chosen_by]
     if left_out:
         shown = [f"{name} ({count:,})" for name, count in left_out[:SHOWN_LEFT_OUT]]
         more = len(left_out) - len(shown)
@@ -179,14 +179,14 @@ def notes(facts: Facts, spec: Spec, names: Sequence[str]) -> list[str]:
             f"parts of rows that are not used (in how many rows): {', '.join(shown)}"
             f"{f', and {more} more kinds' if more else ''}"
         )
-    if facts.endless:
+    if stats.endless:
         lines.append(
-            f"WARNING: {facts.endless:,} answers do not end with a special token, so the model does not learn to stop:"
+            f"WARNING: {stats.endless:,} answers do not end with a special token, so the model does not learn to stop:"
             " the chat template ends the assistant's turn without one; use chatml or plain"
         )
-    if facts.asked_otherwise:
+    if stats.asked_otherwise:
         lines.append(
-            f"WARNING: {facts.asked_otherwise:,} last answers follow another prompt than the tokenizer's template"
+            f"WARNING: {stats.asked_otherwise:,} last answers follow another prompt than the tokenizer's template"
             " writes, probably because only one of the two has reasoning (<think>): docs/chat-templates.md"
         )
     return lines

@@ -94,7 +94,7 @@ class TableWriter:
         self.learned += int(learned_n.sum(dtype=np.int64))
 
     def close(self) -> dict[str, Any]:
-        """Finish the file. Returns facts for its manifest. digest: sha256 of tokens, learned masks and labels."""
+        """Finish the file. Returns the entries of its manifest. digest: sha256 of tokens, learned masks and labels."""
         self._write()
         self.writer.close()
         self.sink.close()
@@ -182,17 +182,17 @@ def folder_of(root: Path, key: str) -> Path:
 
 
 def manifest(folder: Path) -> Mapping[str, Any]:
-    """The facts about a committed entry."""
-    facts: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return facts
+    """The manifest of a committed entry."""
+    content: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return content
 
 
 def is_whole(folder: Path, thorough: bool) -> bool:
     """Whether an entry is committed and its table has the recorded size; thorough: and checksum."""
     try:
-        facts = manifest(folder)
+        recorded = manifest(folder)
         path = folder / TABLE
-        return path.stat().st_size == facts["size"] and (not thorough or _crc32(path) == facts["crc32"])
+        return path.stat().st_size == recorded["size"] and (not thorough or _crc32(path) == recorded["crc32"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -200,7 +200,7 @@ def is_whole(folder: Path, thorough: bool) -> bool:
 def obtain(root: Path, key: str, build: Callable[[TableWriter], dict[str, Any] | None]) -> bool:
     """Make sure that the cache has entry `key`. Returns whether it was built.
 
-    build: appends the rows and returns more facts for the manifest, or None to keep no entry.
+    build: appends the rows and returns more entries for the manifest, or None to keep no entry.
     A second process that needs the same entry waits for the first. A damaged entry is built again.
 
     Raises:
@@ -250,10 +250,10 @@ def _locked(path: Path, home: Path) -> Iterator[None]:
 
 def _write(draft: Path, build: Callable[[TableWriter], dict[str, Any] | None]) -> None:
     writer = TableWriter(draft)
-    facts = build(writer)
-    described = writer.close()
-    if facts is not None:
-        write_atomically(draft / MANIFEST, json.dumps({**described, **facts}, ensure_ascii=False, indent=1))
+    more = build(writer)
+    table = writer.close()
+    if more is not None:
+        write_atomically(draft / MANIFEST, json.dumps({**table, **more}, ensure_ascii=False, indent=1))
 
 
 def _crc32(path: Path) -> int:

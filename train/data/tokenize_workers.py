@@ -30,8 +30,8 @@ ROWS_ALONE = 2048  # fewer rows are done before other processes have started
 
 
 @dataclass
-class Facts:
-    """Facts about the rows of a table; see `Chunk`."""
+class TableStats:
+    """Statistics of the rows of a table; see `Chunk`."""
 
     problems: Problems = field(default_factory=Problems)
     cut: int = 0
@@ -62,7 +62,7 @@ class Facts:
         return {"problems": problems, **counts, "ends": ends, "asked_otherwise": self.asked_otherwise}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Facts:
+    def from_json(cls, value: Mapping[str, Any]) -> TableStats:
         problems, left_out = Problems.from_json(value["problems"]), Counter(value["left_out"])
         ends, asked_otherwise = set(value["ends"]), value["asked_otherwise"]
         counts = value["cut"], value["endless"], value["loose"]
@@ -189,19 +189,19 @@ def write_table(
     writer: TableWriter,
     strict: bool,
     source: Source | None = None,
-) -> Facts:
+) -> TableStats:
     """Encode rows and write them with `writer`.
 
     strict: after a row that cannot be read, the others are only checked, since the table will not be used.
     source: for a progress bar, if these are all its rows.
     """
-    facts = Facts()
+    stats = TableStats()
     with contextlib.closing(_Bar(source)) as bar:
-        for task, chunk in workers.run(tasks(rows, settings, lambda: strict and facts.unreadable > 0)):
-            facts.add(chunk)
+        for task, chunk in workers.run(tasks(rows, settings, lambda: strict and stats.unreadable > 0)):
+            stats.add(chunk)
             writer.append(chunk)
-            bar.show(facts.problems.rows, task.rows[-1])
-    return facts
+            bar.show(stats.problems.rows, task.rows[-1])
+    return stats
 
 
 class _Bar:

@@ -1,4 +1,4 @@
-"""run.json: the facts needed to repeat a run, without environment variables."""
+"""run.json: what is needed to repeat a run, without environment variables."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _PACKAGES = (
 AS_TYPED = {"accelerate.commands.launch": ["accelerate", "launch"], "torch.distributed.run": ["torchrun"]}
 
 
-def write(run_folder: Path, **facts: Any) -> None:
-    """Add `facts` to RUN/run.json atomically, replacing earlier values; a resumed run keeps its first `started`.
+def write(run_folder: Path, **values: Any) -> None:
+    """Add `values` to RUN/run.json atomically, replacing earlier values; a resumed run keeps its first `started`.
 
     docs/watching.md lists the keys. Raises CannotWriteError on a full disk.
     """
     path = run_folder / "run.json"
     known = json_object(path)
     if "started" in known:
-        facts.pop("started", None)
-    write_atomically(path, json.dumps(mask_all({**known, **facts}), indent=2, ensure_ascii=False, default=str) + "\n")
+        values.pop("started", None)
+    write_atomically(path, json.dumps(mask_all({**known, **values}), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Facts of any run: time, command line, versions, state of the code, device."""
+    """Time, command line, versions, state of the code, device."""
     threads = torch.get_num_threads()
     cpu = f"CPU, {counted(threads, 'thread')}"
     return {

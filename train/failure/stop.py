@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from zerotune.common.errors import CannotWriteError
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.launcher_watch import Sentinel, end_alone, tell
+from zerotune.common.launcher_watch import Sentinel, exit_without_launcher, write_stderr
 from zerotune.common.mask_secrets import mask
 from zerotune.common.process_exit import FROM_TERMINAL
 
@@ -49,7 +49,7 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.interrupt: signal.Signals | None = None  # the first signal that came from a terminal
-        self.on_launcher_death: Callable[[str], None] = end_alone
+        self.on_launcher_death: Callable[[str], None] = exit_without_launcher
         self._started = time.monotonic()
         self._deadline: float | None = None
         self._file: Path | None = None
@@ -90,7 +90,7 @@ class Stop:
     def leave(self) -> int:
         """Report that the process ends before the run has begun. Returns the exit code."""
         if os.environ.get("RANK", "0") == "0" and self.interrupt is not None:
-            tell(f"Stopped by {self.interrupt.name} before the run had begun; nothing was changed.")
+            write_stderr(f"Stopped by {self.interrupt.name} before the run had begun; nothing was changed.")
         return self.exit_code
 
     def watch(self, run_folder: Path | None, after_minutes: float | None = None) -> None:
@@ -138,7 +138,9 @@ class Stop:
             self.leaves = True
             raise Interrupted(self.interrupt.name)
         if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
-            tell("Ctrl-C: the run saves after this step and stops. Press Ctrl-C again to end it now, without saving")
+            write_stderr(
+                "Ctrl-C: the run saves after this step and stops. Press Ctrl-C again to end it now, without saving"
+            )
 
     def _launcher_died(self, why: str) -> None:
         """Ends this process if the launcher was killed; else stops the run: `accelerate launch` of one process does not

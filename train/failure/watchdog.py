@@ -24,7 +24,7 @@ from train.failure.rank_status import Failure, RankStatus, RankStatusFolder, cur
 from train.failure.stop import STATUS_FILE, Interrupted, Status
 from train.protocols import Ranks
 from zerotune.common.errors import CannotWriteError, UserError
-from zerotune.common.launcher_watch import tell
+from zerotune.common.launcher_watch import write_stderr
 from zerotune.common.mask_secrets import mask, printable
 
 HANG = 70  # exit code
@@ -251,7 +251,7 @@ class Watchdog:
                 self._statuses.leave_all()
 
     def _print(self, text: str) -> None:
-        tell(printable(f"[rank {self._rank}] " * (self._rank > 0) + text.rstrip()))
+        write_stderr(printable(f"[rank {self._rank}] " * (self._rank > 0) + text.rstrip()))
 
 
 @contextlib.contextmanager

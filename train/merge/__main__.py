@@ -51,7 +51,7 @@ def parser(prog: str = PROG) -> Parser:
     add("out", type=Path, metavar="OUT", help="the folder to write; an earlier merge there is replaced")
     for name, text in {
         "checkpoint": "which checkpoint of a run (default: best)",
-        "weights": "storage of the weights (default: that of the base model)",
+        "weights": "data type of the weights (default: that of the base model)",
         "quantized_base": "QLoRA: merge into the original or the dequantized base (default: original)",
     }.items():
         add(f"--{name}", choices=get_args(fields_of(MergeConfig)[name]), default=getattr(MergeConfig, name), help=text)

@@ -51,7 +51,7 @@ class ModelWeights:
         return dequantized(module, getattr(module, leaf)).detach().cpu()
 
 
-def storage(folder: Path) -> torch.dtype:
+def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of most of a model's stored weights; float32 if it is none of SAFETENSORS_DTYPES.
 
     For a quantised model, the dtype in its config, or bfloat16 if there is none.

@@ -101,13 +101,13 @@ def _with_start(old: Any, names: list[str], ids: list[int]) -> Any:
     """The post-processor `old`, extended to put `names` first."""
     from tokenizers import processors
 
-    described: dict[str, Any] = {"type": "Sequence", "processors": []}
+    model_config: dict[str, Any] = {"type": "Sequence", "processors": []}
     if old is not None:
-        described = json.loads(old.__getstate__())
-    steps: list[dict[str, Any]] = described["processors"] if described["type"] == "Sequence" else [described]
+        model_config = json.loads(old.__getstate__())
+    steps: list[dict[str, Any]] = model_config["processors"] if model_config["type"] == "Sequence" else [model_config]
     steps[:] = [template_of(step) if step["type"] == "BertProcessing" else step for step in steps]
     if any(step["type"] not in ("ByteLevel", "TemplateProcessing") for step in steps):
-        raise UserError(f"merge: a prompt cannot be merged into a tokenizer with post-processor {described['type']}")
+        raise UserError(f"merge: a prompt cannot be merged into a tokenizer with post-processor {model_config['type']}")
     template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
     if template is None:
         template = json.loads(processors.TemplateProcessing(single="$A", pair="$A:0 $B:1").__getstate__())
@@ -131,8 +131,8 @@ def template_of(step: dict[str, Any]) -> dict[str, Any]:
         pair=f"{start} $A {sep} $B:1 {sep}:1",
         special_tokens=[(start, start_id), (sep, sep_id)],
     )
-    described: dict[str, Any] = json.loads(made.__getstate__())
-    return described
+    model_config: dict[str, Any] = json.loads(made.__getstate__())
+    return model_config
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -143,9 +143,12 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    described = {k: v for k, v in read_json(path).items() if k not in ("add_bos_token", "add_eos_token")}
-    described |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": list(tokenizer.model_input_names)}
-    write_json(path, described)
+    model_config = {k: v for k, v in read_json(path).items() if k not in ("add_bos_token", "add_eos_token")}
+    model_config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": list(tokenizer.model_input_names),
+    }
+    write_json(path, model_config)
 
 
 def check_tokenizer(folder: Path, before: Any, ids: list[int]) -> None:

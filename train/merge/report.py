@@ -15,8 +15,8 @@ from train.merge.verify import Comparison, Recorded
 class MergeReport:
     """One merge.
 
-    checkpoint, step: the merged checkpoint. kind: the tuning. weights: storage of the merged weights. tied: whether
-    input and output embeddings are one matrix. compared_in: arithmetic of the comparison. comparison: with the trained
+    checkpoint, step: the merged checkpoint. kind: the tuning. weights: dtype of the merged weights. tied: whether
+    input and output embeddings are one matrix. compared_in: dtype of the comparison. comparison: with the trained
     model, rebuilt from the checkpoint. recorded: comparison with the answers recorded in training, if there are any.
     divergence: for a quantised base, mean KL in nats from the trained model to the one merged into the original and
     into the dequantized weights. dequantized_from: quantisation of the base's own files. prompt_tokens: ids of the
@@ -41,11 +41,11 @@ class MergeReport:
     prompt_leak: float = 0.0
     seconds: float = 0.0
 
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For run.json: plain values, without the paths of this machine."""
-        facts = dataclasses.asdict(self)
-        del facts["out"]
-        return facts | {"checkpoint": self.checkpoint.name}
+        content = dataclasses.asdict(self)
+        del content["out"]
+        return content | {"checkpoint": self.checkpoint.name}
 
     def lines(self) -> list[str]:
         compared = self.comparison

@@ -33,18 +33,18 @@ TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SE
 class Source:
     """A run at one of its checkpoints.
 
-    described: the trained model's config. base_rows: rows of the base model's embeddings. trained: the trained weights
-    by their names in the tuned model. facts: the run's run.json. prompt_ids: the new tokens of a tuned prompt.
+    model_config: the trained model's config.json. base_rows: rows of the base model's embeddings. trained: the trained
+    weights by their names in the tuned model. run_info: the run's run.json. prompt_ids: new tokens of a tuned prompt.
     """
 
     run: Path
     checkpoint: Path
     step: int
     config: Config
-    described: Any
+    model_config: Any
     base_rows: int
     trained: dict[str, Tensor]
-    facts: dict[str, Any]
+    run_info: dict[str, Any]
     prompt_ids: tuple[int, ...] = ()
 
     @property
@@ -61,26 +61,26 @@ class Source:
         return resolve(self.model.path, self.model.revision, code=self.model.trust_remote_code)
 
     @property
-    def arithmetic(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
         """The dtype of training's matrix products, and of weights that were neither trained nor quantised."""
-        return DTYPES.get(str(self.facts.get("precision", self.config.run.precision)), torch.float32)
+        return DTYPES.get(str(self.run_info.get("precision", self.config.run.precision)), torch.float32)
 
     @property
     def task(self) -> str:
         """PEFT's task type of the model."""
-        name = self.described.architectures[0]
+        name = self.model_config.architectures[0]
         return next((task for ending, task in TASKS.items() if name.endswith(ending)), "CAUSAL_LM")
 
     @property
     def head_options(self) -> dict[str, Any]:
         """Options of a new model's config for the head that training added."""
         names = ("id2label", "label2id") if self.task != "CAUSAL_LM" else ()
-        return {name: getattr(self.described, name) for name in names}
+        return {name: getattr(self.model_config, name) for name in names}
 
     @property
     def model_class(self) -> Any:
         """The class of the model that was trained."""
-        name = self.described.architectures[0]
+        name = self.model_config.architectures[0]
         known = MODELS.get(name) or getattr(transformers, name, None)
         if known is None and not self.model.trust_remote_code:
             raise UserError(
@@ -108,13 +108,13 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     model = config.model.within(run)
     model = dataclasses.replace(model, path=base or model.path, trust_remote_code=code)
     config = dataclasses.replace(config, model=model)
-    facts = read_json(run / "run.json") if (run / "run.json").exists() else {}
-    rows = _check_base(config, facts)
+    run_info = read_json(run / "run.json") if (run / "run.json").exists() else {}
+    rows = _check_base(config, run_info)
     tuning = folder / "tuning"
     if not (tuning / "config.json").is_file():
         raise UserError(f"{folder}: tuning/config.json is missing, so the model of the checkpoint is unknown")
     register()
-    described = AutoConfig.from_pretrained(tuning, trust_remote_code=code, local_files_only=True)
+    model_config = AutoConfig.from_pretrained(tuning, trust_remote_code=code, local_files_only=True)
     weights = trained_weights(folder)
     # PPO's value head is used only in training.
     trained = {name: tensor for name, tensor in weights.items() if f".{VALUE_HEAD}." not in f".{name}"}
@@ -122,9 +122,9 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")
     if config.tuning.spec.replaces_base:  # the config may tie embeddings of which the files have two
-        described.tie_word_embeddings = described.tie_word_embeddings and "lm_head.weight" not in trained
+        model_config.tie_word_embeddings = model_config.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
-    return Source(run, folder, step, config, described, rows or text_rows(described), trained, facts)
+    return Source(run, folder, step, config, model_config, rows or text_rows(model_config), trained, run_info)
 
 
 def new_parts(source: Source) -> list[str]:
@@ -132,7 +132,7 @@ def new_parts(source: Source) -> list[str]:
     if source.task == "CAUSAL_LM":
         return source.tuning.lora.modules_to_save
     with torch.device("meta"):
-        empty = source.model_class._from_config(source.described, dtype=torch.float32)
+        empty = source.model_class._from_config(source.model_config, dtype=torch.float32)
     return [*source.tuning.lora.modules_to_save, *head_parts(empty)]
 
 
@@ -151,7 +151,7 @@ def _choose(run: Path, which: str) -> Path:
     return commit.folder_of(parent, best) if best in steps else newest
 
 
-def _check_base(config: Config, facts: dict[str, Any]) -> int | None:
+def _check_base(config: Config, run_info: dict[str, Any]) -> int | None:
     """Check that the base model is unchanged since training. Returns the number of rows of its embeddings.
 
     After full tuning no base weight is in the result, so the base model is not needed: None.
@@ -163,7 +163,7 @@ def _check_base(config: Config, facts: dict[str, Any]) -> int | None:
         folder = resolve(model.path, model.revision, code=model.trust_remote_code)
     except UserError as error:
         raise UserError(f"{error}; if the base model has moved, give its folder with --base") from error
-    recorded = facts.get("model", {}).get("digest")
+    recorded = run_info.get("model", {}).get("digest")
     if recorded and recorded != model_digest(folder):
         raise UserError(
             f"{folder}: these are not the weights that training started from (their digest differs from that in "

@@ -22,12 +22,12 @@ from transformers import AutoTokenizer
 from train.config import MergeConfig
 from train.merge import verify
 from train.merge.atomic_folder import draft_of
-from train.merge.base_weights import BaseWeights, ModelWeights, converts, from_files, storage, unties
+from train.merge.base_weights import BaseWeights, ModelWeights, converts, from_files, stored_dtype, unties
 from train.merge.check_paths import refuse_foreign
 from train.merge.prompt_tokens import add_tokens, check_tokenizer, save_tokenizer
 from train.merge.report import MergeReport
 from train.merge.source import Source, new_parts, open_source, text_rows
-from train.merge.trained_model import take_over_quantized, trained_model
+from train.merge.trained_model import copy_dequantized, trained_model
 from train.merge.weights import merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.load import load_model, load_tokenizer, unsharded
@@ -77,10 +77,10 @@ class _Merge:
 
     def __init__(self, source: Source, out: Path, settings: MergeConfig) -> None:
         self.source, self.out, self.settings = source, out, settings
-        self.weights = DTYPES[settings.weights] if settings.weights != "auto" else _storage(source)
+        self.weights = DTYPES[settings.weights] if settings.weights != "auto" else _weights_dtype(source)
         self.parameters = sum(tensor.numel() for tensor in skeleton_of(source).parameters())
         fits = psutil.virtual_memory().available > SPARE * 4 * self.parameters
-        self.arithmetic = torch.float32 if fits else torch.bfloat16
+        self.compute_dtype = torch.float32 if fits else torch.bfloat16
         self.quantized_rtv: Tensor | None = None
         self.divergence: dict[str, float] = {}
         self.recorded = read_answers(source.checkpoint)
@@ -100,19 +100,21 @@ class _Merge:
             del base, model, quantized  # from here on, only the merged model is in memory
             report = self._check(draft, digests, before, ids_rt, expected_rtv)
             report = dataclasses.replace(report, seconds=round(time.monotonic() - began, 1))
-            write_json(draft / "run.json", {**self.source.facts, **self._template(tokenizer), "merge": report.facts()})
+            write_json(
+                draft / "run.json", {**self.source.run_info, **self._template(tokenizer), "merge": report.to_json()}
+            )
         return report
 
     def _template(self, tokenizer: Any) -> dict[str, str]:
         """The digest of the chat template with the prompt's tokens: evaluation compares it with the tokenizer's."""
         template = default_template(tokenizer.chat_template)
-        if not self.source.prompt_ids or not template or not self.source.facts.get("template_hash"):
+        if not self.source.prompt_ids or not template or not self.source.run_info.get("template_hash"):
             return {}
         return {"template_hash": hashlib.sha256(template.encode()).hexdigest()}
 
     def _positions(self) -> int:
         """Positions of the comparison: POSITIONS, or fewer if the model has fewer."""
-        longest = getattr(self.source.described.get_text_config(), "max_position_embeddings", None) or POSITIONS
+        longest = getattr(self.source.model_config.get_text_config(), "max_position_embeddings", None) or POSITIONS
         return max(min(POSITIONS, longest - self.source.tuning.extra_positions), 1)
 
     def _tokenizer(self) -> Any:
@@ -125,15 +127,15 @@ class _Merge:
     def _expected(self, ids_rt: Tensor) -> tuple[Tensor, Any]:
         """The trained model's answers on the base that is merged into; the quantised model, if it is that base."""
         if self.source.tuning.quantization == "none":
-            return logits(trained_model(self.source, self.arithmetic), ids_rt), None
-        quantized = trained_model(self.source, self.source.arithmetic, quantized=True)
+            return logits(trained_model(self.source, self.compute_dtype), ids_rt), None
+        quantized = trained_model(self.source, self.source.compute_dtype, quantized=True)
         self.quantized_rtv = logits(quantized, ids_rt)
         if self.recorded is not None:
             found_rtv = logits(quantized, self.recorded.ids_rt)
             verify.check_recorded(self.recorded, found_rtv, "the rebuilt quantised model", torch.bfloat16)
-        plain = trained_model(self.source, self.arithmetic)
+        plain = trained_model(self.source, self.compute_dtype)
         by_base = {"original": logits(plain, ids_rt)}
-        take_over_quantized(plain, quantized)
+        copy_dequantized(plain, quantized)
         by_base["dequantized"] = logits(plain, ids_rt)
         self.divergence = {name: verify.compare(self.quantized_rtv, found).mean_kl for name, found in by_base.items()}
         chosen = self.settings.quantized_base
@@ -152,34 +154,34 @@ class _Merge:
         new = new_parts(source)
         files = None if converts(skeleton) else from_files(source.base, skeleton, new)
         if files is None:
-            described = copy.deepcopy(source.described)
-            described.get_text_config().vocab_size = source.base_rows
-            model = load_model(source.model_class, source.model, self.weights, None, {"config": described}, new=new)
+            model_config = copy.deepcopy(source.model_config)
+            model_config.get_text_config().vocab_size = source.base_rows
+            model = load_model(source.model_class, source.model, self.weights, None, {"config": model_config}, new=new)
             entry, exit_ = model.get_input_embeddings(), model.get_output_embeddings()
             if entry is not None and exit_ is not None and entry.weight is not exit_.weight:
-                source.described.tie_word_embeddings = False
+                source.model_config.tie_word_embeddings = False
             # Otherwise the names in the files are those of the model.
             needs_model = converts(skeleton) or not quantization_method(source.base)
             return ModelWeights(model if quantized is None else quantized), model if needs_model else None
         if unties(files, skeleton):
-            source.described.tie_word_embeddings = False
+            source.model_config.tie_word_embeddings = False
         return (ModelWeights(quantized) if quantized is not None else files), None
 
     def _extend_vocabulary(self, tokenizer: Any) -> None:
         """Add the prompt's tokens to tokenizer and config, and separate the output layer from the embeddings."""
         ids = tuple(add_tokens(tokenizer, self.source.tuning.extra_positions))
-        described = self.source.described
-        described.get_text_config().vocab_size = max(text_rows(described), max(ids) + 1)
-        described.tie_word_embeddings = False
+        model_config = self.source.model_config
+        model_config.get_text_config().vocab_size = max(text_rows(model_config), max(ids) + 1)
+        model_config.tie_word_embeddings = False
         self.source = dataclasses.replace(self.source, prompt_ids=ids)
 
     def _write_weights(self, draft: Path, base: BaseWeights | None, model: Any) -> dict[str, str]:
-        source, described = self.source, self.source.described
+        source, model_config = self.source, self.source.model_config
         skeleton = skeleton_of(source)
         merger = merger_for(source, skeleton, base)
         if not all(merger.is_tied(target, origin) for target, origin in skeleton.all_tied_weights_keys.items()):
-            described.tie_word_embeddings = False
-        writer: Writer = ShardWriter(draft) if model is None else ModelWriter(model, described, draft)
+            model_config.tie_word_embeddings = False
+        writer: Writer = ShardWriter(draft) if model is None else ModelWriter(model, model_config, draft)
         for name, tensor in merged(source, skeleton, merger):
             writer.add(name, tensor.to(self.weights) if tensor.is_floating_point() else tensor)
         writer.close()
@@ -187,10 +189,10 @@ class _Merge:
 
     def _write_rest(self, draft: Path, tokenizer: Any) -> None:
         """Config, generation settings, tokenizer with its chat template, and the model's code if it may run."""
-        source, described = self.source, self.source.described
-        described.dtype = self.weights
-        described.use_cache = True  # training may have disabled it
-        described.save_pretrained(draft)
+        source, model_config = self.source, self.source.model_config
+        model_config.dtype = self.weights
+        model_config.use_cache = True  # training may have disabled it
+        model_config.save_pretrained(draft)
         settings = source.checkpoint / "tuning" / "generation_config.json"
         generation = read_json(settings) if settings.is_file() else {}
         if source.prompt_ids:  # likelihoods must mask these tokens as well (docs/merge.md)
@@ -214,9 +216,9 @@ class _Merge:
             check_tokenizer(draft, before, list(source.prompt_ids))
         if self.recorded is not None:
             verify.check_tokenizer_of(draft, self.recorded, self._code)
-        model = verify.reload(draft, source.model_class, self.arithmetic, self._code)
+        model = verify.reload(draft, source.model_class, self.compute_dtype, self._code)
         found_rtv = logits(model, ids_rt, source.prompt_ids)
-        comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.arithmetic)
+        comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.compute_dtype)
         recorded = self._check_recorded(model) if self.recorded is not None else None
         if self.quantized_rtv is not None:  # measured on the written weights, including rounding
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
@@ -227,10 +229,10 @@ class _Merge:
             step=source.step,
             kind=source.tuning.kind,
             weights=_name(self.weights),
-            tied=bool(source.described.tie_word_embeddings),
+            tied=bool(source.model_config.tie_word_embeddings),
             tensors=tensors,
             parameters=parameters,
-            compared_in=_name(self.arithmetic),
+            compared_in=_name(self.compute_dtype),
             comparison=comparison,
             recorded=recorded,
             divergence=self.divergence,
@@ -246,7 +248,7 @@ class _Merge:
         found_rtv = logits(model, self.recorded.ids_rt, self.source.prompt_ids)
         other_base = self.quantized_rtv is not None and self.settings.quantized_base == "original"
         # A quantised model computes as coarsely as bfloat16, in any precision of the run.
-        kinds = (self.weights, self.arithmetic, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
+        kinds = (self.weights, self.compute_dtype, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
         return verify.check_recorded(self.recorded, found_rtv, "the merged model", *kinds, other_base=other_base)
 
     def _warn_of_divergence(self) -> None:
@@ -264,14 +266,14 @@ class _Merge:
         return self.source.model.trust_remote_code
 
 
-def _storage(source: Source) -> torch.dtype:
+def _weights_dtype(source: Source) -> torch.dtype:
     """The dtype of the base model's files; for a new model, that of its config."""
     try:
         if source.model.init == "random":
             return read_config(source.base, source.model.trust_remote_code).dtype or torch.float32
-        return storage(source.base)
+        return stored_dtype(source.base)
     except UserError:  # after full tuning the base model is not needed
-        return source.described.dtype or torch.float32
+        return source.model_config.dtype or torch.float32
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -23,7 +23,7 @@ def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -
     """The tuned model with the trained weights, in evaluation mode; base in `dtype`, or quantised as in training."""
     if source.tuning.spec.replaces_base:
         with no_init_weights():  # every weight is replaced
-            model = source.model_class._from_config(copy.deepcopy(source.described), dtype=dtype)
+            model = source.model_class._from_config(copy.deepcopy(source.model_config), dtype=dtype)
         model.tie_weights()
         _fill(model, source.trained, source)
         return model.eval()
@@ -33,11 +33,11 @@ def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -
 
 def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
     tuning = make_tuning(config, source.config.run.seed, model=source.model, task=source.task)
-    described = copy.deepcopy(source.described)
-    rows = described.get_text_config().vocab_size
-    described.get_text_config().vocab_size = source.base_rows
+    model_config = copy.deepcopy(source.model_config)
+    rows = model_config.get_text_config().vocab_size
+    model_config.get_text_config().vocab_size = source.base_rows
     head = [] if source.task == "CAUSAL_LM" else new_parts(source)
-    pretrained_options = {**unquantized(tuning.load_options(dtype), head), "config": described}
+    pretrained_options = {**unquantized(tuning.load_options(dtype), head), "config": model_config}
     options = pretrained_options if source.model.init == "pretrained" else source.head_options
     model: Any = load_model(
         source.model_class, source.model, dtype, None, options, source.config.run.seed, new_parts(source)
@@ -71,7 +71,7 @@ def _fill(model: Any, trained: Mapping[str, Tensor], source: Source) -> None:
 
 
 @torch.no_grad()
-def take_over_quantized(plain: Any, quantized: Any) -> None:
+def copy_dequantized(plain: Any, quantized: Any) -> None:
     """Copy the dequantised weights of `quantized` into `plain`, also those that are not quantised but rounded."""
     twins = dict(quantized.named_modules())
     for name, module in plain.named_modules():

@@ -130,7 +130,7 @@ def reload(folder: Path, model_class: Any, dtype: torch.dtype, code: bool) -> An
 def check_answers(expected_rtv: Tensor, found_rtv: Tensor, *kinds: torch.dtype) -> Comparison:
     """Compare the merged model's answers with the expected ones; outputs of a prompt's new tokens are ignored.
 
-    kinds: dtypes of the weights and of the arithmetic, which set the limit.
+    kinds: dtypes of the weights and of the computation, which set the limit.
     Raises UserError if the answers are not finite, or differ by more than rounding explains.
     """
     found_rtv = found_rtv[..., : expected_rtv.shape[-1]]
@@ -157,7 +157,7 @@ def check_recorded(
         recorded: The trained model's answers.
         found_rtv: All logits of the model to check, for the recorded batch.
         what: The model's name in messages.
-        kinds: Dtypes of its weights and arithmetic; that of the training is added.
+        kinds: Dtypes of its weights and of the computation; that of the training is added.
         other_base: Whether its base is the original, and training used the quantised base.
 
     Raises:

@@ -39,7 +39,7 @@ class Merger(Protocol):
 def skeleton_of(source: Source) -> Any:
     """The merged model on the meta device, without weights."""
     with torch.device("meta"):
-        return source.model_class._from_config(source.described, dtype=torch.float32)
+        return source.model_class._from_config(source.model_config, dtype=torch.float32)
 
 
 def merger_for(source: Source, skeleton: Any, base: BaseWeights | None) -> Merger:

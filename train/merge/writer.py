@@ -84,11 +84,11 @@ class ModelWriter:
     For models whose files name or divide tensors differently from the model (fused experts).
     """
 
-    def __init__(self, model: Any, described: Any, folder: Path) -> None:
+    def __init__(self, model: Any, model_config: Any, folder: Path) -> None:
         self.model, self.folder = model, folder
         self.digests: dict[str, str] = {}
-        model.config = described
-        if not described.tie_word_embeddings:
+        model.config = model_config
+        if not model_config.tie_word_embeddings:
             model.all_tied_weights_keys = {}
 
     def add(self, name: str, tensor: Tensor) -> None:

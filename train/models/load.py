@@ -96,16 +96,16 @@ def load_model(
     """
     folder = resolve(config.path, config.revision, code=config.trust_remote_code)
     keywords = {**(options or {}), **({"attn_implementation": attention} if attention else {})}
-    described = read_config(folder, config.trust_remote_code)
+    model_config = read_config(folder, config.trust_remote_code)
     if config.init == "random":
-        return _initialised(kind, folder, described, config, dtype, keywords, seed)
+        return _initialised(kind, folder, model_config, config, dtype, keywords, seed)
     if keywords.get("quantization_config") is not None:
         refuse_twice(folder, "tuning.quantization", "another quantisation")
     values = {key: keywords.pop(key) for key in list(keywords) if key not in LOADING}
     if values:  # as arguments, values that the config does not have yet would go to the model's constructor
         for key, value in values.items():
-            setattr(described, key, value)
-        keywords["config"] = described
+            setattr(model_config, key, value)
+        keywords["config"] = model_config
     keywords |= {
         "dtype": dtype,
         "use_safetensors": True,
@@ -115,7 +115,7 @@ def load_model(
     }
     with seeded(seed), _no_load_report():
         model, found, empty = (_dequantized if quantization_method(folder) else _plain)(
-            kind, folder, config, keywords.pop("config", described), keywords, new
+            kind, folder, config, keywords.pop("config", model_config), keywords, new
         )
     lacking = sorted(name for name in found["missing_keys"] if not any(f".{part}." in f".{name}" for part in new))
     if lacking:
@@ -133,28 +133,28 @@ def load_model(
 
 
 def _dequantized(
-    kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
+    kind: Any, folder: Path, config: ModelConfig, model_config: Any, keywords: dict[str, Any], new: Sequence[str]
 ) -> tuple[Any, dict[str, Any], list[str]]:
     """(model, transformers' loading info, weights that are not in the files), for quantised weights."""
     weight_files(folder)
     dtype = str(keywords["dtype"]).removeprefix("torch.")
     log_once(logging.INFO, folder, f"its weights are quantised ({quantization_method(folder)}); dequantised to {dtype}")
     with unsharded():
-        model, found = load_dequantized(kind, folder, described, new=new, **keywords)
+        model, found = load_dequantized(kind, folder, model_config, new=new, **keywords)
     report_unread(folder, sorted(found["unexpected_keys"]))
     return model, found, []
 
 
 def _plain(
-    kind: Any, folder: Path, config: ModelConfig, described: Any, keywords: dict[str, Any], new: Sequence[str]
+    kind: Any, folder: Path, config: ModelConfig, model_config: Any, keywords: dict[str, Any], new: Sequence[str]
 ) -> tuple[Any, dict[str, Any], list[str]]:
     """The same for weights that are not quantised."""
     names = names_in_files(folder)
     require_plain_numbers(folder)
-    lost, empty = unread(_empty(kind, described, config), names)
+    lost, empty = unread(_empty(kind, model_config, config), names)
     report_unread(folder, lost)
     try:
-        model, found = kind.from_pretrained(folder, config=described, **keywords)
+        model, found = kind.from_pretrained(folder, config=model_config, **keywords)
     except RuntimeError as error:
         if "size" not in str(error):
             raise
@@ -181,11 +181,11 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
     return _empty(kind, read_config(folder, config.trust_remote_code), config)
 
 
-def _empty(kind: Any, described: Any, config: ModelConfig) -> PreTrainedModel:
+def _empty(kind: Any, model_config: Any, config: ModelConfig) -> PreTrainedModel:
     build = getattr(kind, "from_config", None) or kind._from_config
     code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
     with torch.device("meta"), unsharded():
-        model: PreTrainedModel = build(copy.deepcopy(described), **code)
+        model: PreTrainedModel = build(copy.deepcopy(model_config), **code)
     return model
 
 
@@ -214,17 +214,25 @@ def head_parts(model: PreTrainedModel) -> list[str]:
 
 
 def _initialised(
-    kind: Any, folder: Path, described: Any, config: ModelConfig, dtype: torch.dtype, options: dict[str, Any], seed: int
+    kind: Any,
+    folder: Path,
+    model_config: Any,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    seed: int,
 ) -> PreTrainedModel:
     if "quantization_config" in options:
         raise UserError("tuning.quantization: model.init is random, so there are no pretrained weights to quantise")
     attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
     for key, value in options.items():
-        setattr(described, key, value)
+        setattr(model_config, key, value)
+    if config.family:
+        model_config.name_or_path = ""  # the run's own folder, which may move
     code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
     build = getattr(kind, "from_config", None) or kind._from_config
     with seeded(seed), unsharded():
-        model: PreTrainedModel = build(described, dtype=dtype, **attention, **code)
+        model: PreTrainedModel = build(model_config, dtype=dtype, **attention, **code)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model

@@ -94,8 +94,8 @@ class Recorder:
         device: torch.device,
         in_front: int = 0,
     ) -> None:
-        described: Any = causal_lm(model).config
-        longest = getattr(described.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        model_config: Any = causal_lm(model).config
+        longest = getattr(model_config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         positions = max(min(longest - in_front - SPARE_POSITIONS, POSITIONS), 1)
         self.ids_rt = batch(tokenizer, rows, len(tokenizer), positions)
         self.precision, self.device = precision, device

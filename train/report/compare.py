@@ -88,7 +88,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
 
 def _settings(runs: Sequence[Run]) -> Iterator[Column]:
     """The recipe keys that differ, among those that at least one run uses."""
-    recipes = [_in_use(run.facts.get("config")) for run in runs]
+    recipes = [_in_use(run.run_info.get("config")) for run in runs]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
         # A run that does not use a key equals one that has its default.
         if len({_shown(recipe.get(key, DEFAULTS.get(key))) for recipe in recipes}) > 1:

@@ -27,7 +27,7 @@ def write_report(run_folder: Path) -> Path:
         _before_and_after(run),
         _over_epochs(run),
         "\n\n".join(f"![{caption}](report/{path.name})" for caption, path in drawn),
-        _table("The run", words.facts(run)),
+        _table("The run", words.overview(run)),
         _samples(run),
         _table("Reproduction", words.provenance(run)),
     ]

@@ -1,4 +1,4 @@
-"""Reads a run folder: curves, metrics before and after training, samples, facts."""
+"""Reads a run folder: curves, metrics before and after training, samples, run.json."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class SamplePair:
 class Run:
     """The content of a run folder.
 
-    facts: run.json. merge: facts of the merge, from the run.json of the merged folder.
+    run_info: run.json. merge: the part `merge` of the merged folder's run.json.
     curves: by metric name, finite values only.
     seconds: time from the first to the last metric, without gaps between processes.
     processes: 1 + number of times it was resumed.
     """
 
     folder: Path
-    facts: Mapping[str, Any]
+    run_info: Mapping[str, Any]
     merge: Mapping[str, Any]
     state: str | None
     curves: Mapping[str, Curve]
@@ -96,7 +96,7 @@ class Run:
 
     def setting(self, key: str) -> Any:
         """A value of the recipe by dotted key; None if it is not in run.json."""
-        value: Any = self.facts.get("config")
+        value: Any = self.run_info.get("config")
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
@@ -132,7 +132,7 @@ class Run:
 
     def lower_is_better(self, name: str) -> bool | None:
         """Whether lower values are better, by the objective; None if neither direction is."""
-        recorded = self.facts.get("lower_is_better")
+        recorded = self.run_info.get("lower_is_better")
         value = (recorded if isinstance(recorded, dict) else _LOWER_IS_BETTER).get(name)
         return None if value is None else bool(value)
 
@@ -220,9 +220,9 @@ def read_run(folder: Path) -> Run:
                 by_step.setdefault(name, {})[step] = float(value)
     curves = {name: dict(sorted(curve.items())) for name, curve in by_step.items()}
     steps = sorted(int(found.stem.removeprefix("step-")) for found in (folder / "samples").glob("step-*.jsonl"))
-    facts, status = _shown(folder / "run.json"), _shown(folder / "status.json")
+    run_info, status = _shown(folder / "run.json"), _shown(folder / "status.json")
     merge = _shown(folder / "merged" / "run.json").get("merge", {})
-    return Run(folder, facts, merge, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
+    return Run(folder, run_info, merge, status.get("state"), curves, seconds, max(processes, 1), tuple(steps))
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def print_table(run_folder: Path, console: Console | None = None) -> None:
     console.print()
     console.print(Text(printable(f"{run_folder}{state}"), style="bold"), width=width)
     console.print(Text(words.headline(run)), width=width)
-    for table in (_before_and_after(run), _over_epochs(run), _facts(run), _samples(run)):
+    for table in (_before_and_after(run), _over_epochs(run), _overview(run), _samples(run)):
         if table.row_count:
             console.print()
             console.print(table, width=width)
@@ -67,7 +67,7 @@ def _over_epochs(run: Run) -> Table:
     return table
 
 
-def _facts(run: Run) -> Table:
+def _overview(run: Run) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -76,7 +76,7 @@ def _facts(run: Run) -> Table:
         more.append(("Report", str(run.folder / "report.md")))
     if any(run.folder.glob("events.out.tfevents.*")) or (run.folder / "tensorboard").is_dir():
         more.append(("Curves", f"tensorboard --logdir {run.folder.parent}"))
-    for name, text in words.facts(run) + more:
+    for name, text in words.overview(run) + more:
         table.add_row(name, Text(printable(text)))
     return table
 

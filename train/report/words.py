@@ -110,18 +110,18 @@ def samples(run: Run) -> tuple[list[str], list[list[str]]]:
 
 def trained_share(run: Run) -> str:
     """The share of trained parameters; empty if unknown."""
-    counts = _mapping(run.facts.get("parameters"))
+    counts = _mapping(run.run_info.get("parameters"))
     return f"{percent(counts['trained'] / counts['total'])} of the parameters trained" if counts.get("total") else ""
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def overview(run: Run) -> list[tuple[str, str]]:
     """Costs and outcome of the run, as (name, text)."""
     memory, padding = max(run.curve("train/memory_gb").values(), default=None), run.median("train/padding_share")
     found = [
         ("Trained", _parameters(run)),
         ("Seen", _seen(run)),
         ("Time", _time(run)),
-        ("Ended", str(run.facts.get("ended") or "")),
+        ("Ended", str(run.run_info.get("ended") or "")),
         ("Speed", _speed(run)),
         ("Memory", "" if memory is None else f"{memory:.2f} GB at the peak"),
         ("Padding", "" if padding is None else f"{percent(padding)} of the computed positions"),
@@ -134,17 +134,27 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
-    """Facts needed to reproduce the run, as (name, text)."""
-    code, versions = _mapping(run.facts.get("code")), _mapping(run.facts.get("versions"))
-    model, command = _mapping(run.facts.get("model")), run.facts.get("command")
+    """What is needed to reproduce the run, as (name, text)."""
+    code, versions = _mapping(run.run_info.get("code")), _mapping(run.run_info.get("versions"))
+    model, command = _mapping(run.run_info.get("model")), run.run_info.get("command")
     found = [
         ("Command", shlex.join(map(str, command)) if isinstance(command, list) else str(command or "")),
         ("Code", f"{code['commit']}{' with local changes' if code.get('dirty') else ''}" if code.get("commit") else ""),
-        ("Model", " ".join(str(word) for word in (run.setting("model.path"), model.get("digest")) if word)),
+        (
+            "Model",
+            " ".join(
+                str(word)
+                for word in (run.setting("model.path") or run.setting("model.family"), model.get("digest"))
+                if word
+            ),
+        ),
         ("Base", f"stored as {model['quantized']}, dequantised for training" if model.get("quantized") else ""),
-        ("Data", str(run.facts.get("data_digest") or "")),
-        ("Chat template", str(run.facts.get("template_hash") or "")),
-        ("Recipe", f"config.yaml, fingerprint {run.facts['fingerprint']}" if run.facts.get("fingerprint") else ""),
+        ("Data", str(run.run_info.get("data_digest") or "")),
+        ("Chat template", str(run.run_info.get("template_hash") or "")),
+        (
+            "Recipe",
+            f"config.yaml, fingerprint {run.run_info['fingerprint']}" if run.run_info.get("fingerprint") else "",
+        ),
         ("Versions", ", ".join(f"{name} {release}" for name, release in versions.items() if release)),
     ]
     return [(name, text) for name, text in found if text]
@@ -178,7 +188,7 @@ def shortened(text: str, characters: int) -> str:
 
 
 def _parameters(run: Run) -> str:
-    counts = _mapping(run.facts.get("parameters"))
+    counts = _mapping(run.run_info.get("parameters"))
     if not counts.get("total"):
         return ""
     kind, quantization = run.setting("tuning.kind"), run.setting("tuning.quantization")
@@ -205,7 +215,7 @@ def _speed(run: Run) -> str:
     speed, mfu = run.median("train/tokens_per_second"), run.median("train/mfu")
     if speed is None:
         return ""
-    source = _mapping(run.facts.get("peak")).get("source")
+    source = _mapping(run.run_info.get("peak")).get("source")
     used = f", model FLOPs utilisation {percent(mfu)}" if mfu is not None else ""
     return f"{speed:,.0f} tokens/s{used}" + (f" (peak: {source})" if used and source else "")
 
@@ -216,9 +226,12 @@ def _skipped(run: Run) -> str:
 
 
 def _where(run: Run) -> str:
-    ranks = run.facts.get("world_size")
-    words = [run.facts.get("device"), counted(ranks, "rank") if ranks else None]
-    words += [None if run.facts.get("sharding") == "single" else run.facts.get("sharding"), run.facts.get("precision")]
+    ranks = run.run_info.get("world_size")
+    words = [run.run_info.get("device"), counted(ranks, "rank") if ranks else None]
+    words += [
+        None if run.run_info.get("sharding") == "single" else run.run_info.get("sharding"),
+        run.run_info.get("precision"),
+    ]
     return ", ".join(str(word) for word in words if word)
 
 

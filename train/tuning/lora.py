@@ -101,11 +101,11 @@ class Lora:
         adapters: Any = model
         adapters.peft_config[ADAPTER].save_pretrained(folder)
         path = folder / "adapter_config.json"
-        described = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         for key in ("target_modules", "exclude_modules"):  # sets, whose order differs between processes
-            if isinstance(described.get(key), list):
-                described[key].sort()
-        write_json(path, described)
+            if isinstance(content.get(key), list):
+                content[key].sort()
+        write_json(path, content)
 
     def _description(self, model: Any) -> PeftConfig:
         from peft import LoraConfig

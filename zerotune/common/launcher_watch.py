@@ -42,7 +42,7 @@ class Sentinel:
     def __init__(
         self, saves: Callable[[], bool] = lambda: False, on_launcher_death: Callable[[str], None] | None = None
     ) -> None:
-        self._saves, self._on_launcher_death = saves, on_launcher_death or end_alone
+        self._saves, self._on_launcher_death = saves, on_launcher_death or exit_without_launcher
         self._received: dict[int, int] = {}  # terminal signal -> how often
         self._launcher = _launcher()
         self._deadline: float | None = None
@@ -99,14 +99,14 @@ def _stop_watching() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def end_alone(reason: str) -> None:
+def exit_without_launcher(reason: str) -> None:
     """Exit: without its launcher this process might wait forever, or continue without anyone able to stop it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        tell(f"{reason}: this process exits too")
+        write_stderr(f"{reason}: this process exits too")
     os._exit(1)
 
 
-def tell(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write a line to stderr without Python's buffers, from any thread; ignored if the terminal is closed."""
     try:
         os.write(2, f"{text}\n".encode())

@@ -1,4 +1,4 @@
-"""Finds a model's folder and checks its files, without slow imports."""
+"""Finds and checks the folder of a model, without slow imports."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "*.t
 
 
 def local_folder(name: str, key: str) -> Path | None:
-    """The folder of a model on this machine; None for a name that can only be one of the hub.
+    """The local folder of a model; None for a name of the hub.
 
-    Raises UserError, naming the config key, if it can be neither.
+    key: the name of the setting in messages. Raises UserError if the name can be neither.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -24,7 +24,7 @@ def local_folder(name: str, key: str) -> Path | None:
     if not name:
         raise UserError(f"{key} is empty: give a folder in Hugging Face layout or a hub name")
     if folder.is_file():
-        raise UserError(f"{key}: {name} is a file; name the folder that it lies in")
+        raise UserError(f"{key}: {name} is a file; name its folder")
     meant = nearest(folder) if folder.parent.is_dir() else ""  # of ORG/NAME there is no folder ORG
     if meant or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise UserError(f"{key}: there is no folder {name}{meant}")
@@ -32,16 +32,16 @@ def local_folder(name: str, key: str) -> Path | None:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises UserError for a folder that holds an adapter in place of a model."""
+    """Raises UserError if the folder contains an adapter."""
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{folder}: adapter_config.json makes it an adapter; merge it into its base model first (that of a run: "
-            "python -m train.merge RUN OUT)"
+            f"{folder}: contains an adapter (adapter_config.json); merge it into its base model first (if it is from a "
+            "run: python -m train.merge RUN OUT)"
         )
 
 
 def require_model(folder: Path, with_weights: bool) -> None:
-    """Raises UserError where a folder lacks its config, or weights that are whole."""
+    """Raises UserError if the folder has no configuration, or no complete weights."""
     refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: {without_config(folder)}")
@@ -51,9 +51,9 @@ def require_model(folder: Path, with_weights: bool) -> None:
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raises UserError where a folder holds no tokenizer."""
+    """Raises UserError if the folder has no tokenizer."""
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
-        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json); name a folder with one as model.tokenizer")
+        raise UserError(f"{folder}: has no tokenizer (tokenizer.json); name a folder with one as model.tokenizer")
 
 
 def require_checkpoint(name: str) -> Path:

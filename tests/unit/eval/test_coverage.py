@@ -16,7 +16,7 @@ import pytest
 from numpy.random import Generator
 from scipy import stats
 
-from eval import compare as comparing
+from eval import differences, estimates
 from eval.metrics import entities
 from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
@@ -203,7 +203,7 @@ def test_intervals_and_tests_hold_what_they_say(name: str) -> None:
     metrics, made = POPULATIONS[name]
     seed = list(POPULATIONS).index(name)
     many, _ = made(np.random.default_rng([seed, 1]), 400_000)
-    true = {metric.name: comparing.value(metric, many) for metric in metrics}
+    true = {metric.name: estimates.value(metric, many) for metric in metrics}
     wrong = []
     for n in SIZES:
         for metric in metrics:
@@ -211,12 +211,12 @@ def test_intervals_and_tests_hold_what_they_say(name: str) -> None:
             inside, rejected = [], []
             for _ in range(ROUNDS):
                 one, other = made(draw, n)
-                found = comparing._estimate(metric, "m", one)
+                found = estimates.estimate(metric, "m", one)
                 if found.low is not None:
                     inside.append(found.low <= true[metric.name] <= found.high)
-                change = comparing._difference(metric, "m", one, other)
-                if change.p_value is not None and not comparing._too_few(metric, one):  # few rows may all be the same
-                    rejected.append(change.verdict != comparing.NO_DIFFERENCE)
+                change = differences.difference(metric, "m", one, other)
+                if change.p_value is not None and not estimates.too_few(metric, one):  # few rows may all be the same
+                    rejected.append(change.verdict != differences.NO_DIFFERENCE)
             line = f"{name}, {metric.name}, {n} rows:"
             for what, seen, (least, most) in (("holds", inside, (0.92, 0.97)), ("rejects", rejected, (0.03, 0.07))):
                 if len(seen) < ROUNDS / 4:  # else the report says mostly that there are too few rows

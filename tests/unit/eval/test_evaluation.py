@@ -157,9 +157,7 @@ def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> N
     assert (qa.reused["before"], rouge.tokens["before"], rouge.reused["before"]) == (0, 0, len(QUESTIONS))
     lines = circumstances(found)
     assert any(line.startswith("qa version") and re.search(r"rows/s, [\d,]+ tokens/s\)$", line) for line in lines)
-    assert any(
-        line.startswith("rouge") and line.endswith(f"s ({len(QUESTIONS)} answers known before)") for line in lines
-    )
+    assert any(line.startswith("rouge") and line.endswith(f"s ({len(QUESTIONS)} answers cached)") for line in lines)
     assert any("cached answers (from the journal or another task) do not count" in line for line in lines)
 
 
@@ -259,7 +257,7 @@ def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
     (task,) = found.result.tasks
     assert {group.name for group in task.metrics[0].groups} == {"texts", "other"}
     assert "By corpus" in report
-    note = "perplexity: 3 of 7 rows asked (--max_rows), the first ones of each of 2 files by turns"
+    note = "perplexity: 3 of 7 rows used (--max_rows), the first ones of each of 2 files in turn"
     assert note in report
     assert task.fewer == Subsample(rows=3, of_rows=7, files=2, of_files=2)
     assert run(*words).result.tasks[0].fewer is None

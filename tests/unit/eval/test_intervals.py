@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval.compare import _left_out as left_out
 from eval.compare import compare
+from eval.estimates import left_out
 from eval.metrics.intervals import FEWEST, jackknife, jackknife_change, typical_values
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
 from eval.names import file_names, model_names, shortest

@@ -24,9 +24,10 @@ from sklearn import metrics as sklearn
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
-from eval.compare import compare, value
+from eval.compare import compare
 from eval.config import parse
 from eval.distributed import Ranks
+from eval.estimates import value
 from eval.evaluation import evaluate
 from eval.metrics.entities import Counts, count_by_type, entities
 from eval.metrics.first_label import first_label

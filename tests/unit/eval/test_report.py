@@ -335,8 +335,8 @@ def test_the_evaluator_is_named_by_version_and_commit(compared: Evaluation) -> N
     [
         (Subsample(50, 1319, 1, 1), None, "the first ones"),
         (Subsample(50, 1319, 1, 1), 42, "drawn with seed 42"),
-        (Subsample(6, 1000, 2, 2), None, "the first ones of each of 2 files by turns"),
-        (Subsample(50, 11582, 50, 67), None, "the first ones of 50 files; of the other 17 none was asked"),
+        (Subsample(6, 1000, 2, 2), None, "the first ones of each of 2 files in turn"),
+        (Subsample(50, 11582, 50, 67), None, "the first ones of 50 files; none of the other 17"),
     ],
 )
 def test_fewer_rows_than_there_are_is_a_note(
@@ -345,7 +345,7 @@ def test_fewer_rows_than_there_are_is_a_note(
     result = compared.result
     tasks = [dataclasses.replace(result.tasks[0], fewer=fewer), *result.tasks[1:]]
     told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
-    assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows asked (--max_rows), {said}"
+    assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows used (--max_rows), {said}"
     assert "asked" not in warnings(result)[0]
 
 
@@ -378,7 +378,7 @@ def test_no_difference_is_said_in_plain_words_with_what_would_have_been_seen(com
     said = sentence(compared, results(pairs), 100)
     assert said == (
         "quiz, accuracy: 90.0 % -> 90.0 %, no significant difference (0.0 [-9.1, +9.1] points, p = 1); "
-        "with 100 rows a difference below 12.6 points would go unnoticed"
+        "with 100 rows a difference below 12.6 points would not be detected"
     )
 
 

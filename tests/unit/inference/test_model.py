@@ -69,11 +69,11 @@ class TestBatchSizes:
     def passes(self, family: tuple[str, LanguageModel]) -> Iterator[list[tuple[int, int]]]:
         """(rows, tokens) of each pass through the model that begins with prompts: a step of generation is a token."""
         seen: list[tuple[int, int]] = []
-        hook = (
-            family[1]
-            .network.model.get_input_embeddings()
-            .register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0].shape[0], inputs[0].shape[1])))
-        )
+
+        def note(module: Any, given: Any, named: Any) -> None:
+            seen.append(tuple(named["input_ids"].shape if "input_ids" in named else given[0].shape))
+
+        hook = family[1].network.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
         yield seen
         hook.remove()
 

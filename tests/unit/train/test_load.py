@@ -124,7 +124,7 @@ def test_missing_weights_do_not_start_at_random(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("adapter_config.json", {}, "makes it an adapter"),
+        ("adapter_config.json", {}, "contains an adapter"),
         ("config.json", {"model_type": "nonsense"}, "knows no model_type 'nonsense'"),
         (
             "config.json",

@@ -95,8 +95,8 @@ def test_everything_is_told_at_once(model: Path, rows: Path) -> None:
         ),
         (lambda f: (f / "model.safetensors").write_bytes(b"x"), "/base/model.safetensors: not a complete safetensors"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin"),
-        (lambda f: (f / "tokenizer.json").unlink(), "model.path: /base: holds no tokenizer (tokenizer.json)"),
-        (lambda f: (f / "adapter_config.json").write_text("{}"), "adapter_config.json makes it an adapter"),
+        (lambda f: (f / "tokenizer.json").unlink(), "model.path: /base: has no tokenizer (tokenizer.json)"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "contains an adapter (adapter_config.json)"),
         (
             lambda f: set_config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
             "model.path: /base/config.json: its weights are quantised by gptq (quantization_config), which is not read",
@@ -120,7 +120,7 @@ def test_nothing_is_quantised_twice(model: Path, rows: Path) -> None:
     ("options", "message"),
     [
         (["model.tokenizer={0}/none"], "model.tokenizer: there is no folder /none"),
-        (["model.path={0}/rows.jsonl"], "model.path: /rows.jsonl is a file; name the folder that it lies in"),
+        (["model.path={0}/rows.jsonl"], "model.path: /rows.jsonl is a file; name its folder"),
         (
             ["objective=ppo", "ppo.reward=[{{kind: model, path: {0}/judge}}]"],
             "ppo.reward[0].path: there is no folder /judge",

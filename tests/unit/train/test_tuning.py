@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from tests.support.tuned_runs import disturb, tiny_model, tiny_tokenizer
 from train.config import LoraConfig, ModelConfig, PromptConfig, TuningConfig
 from train.merge.base_weights import dequantized
-from train.merge.trained_model import take_over_quantized
+from train.merge.trained_model import copy_dequantized
 from train.models.load import fit_vocabulary, load_model, load_tokenizer, seeded
 from train.registry import TUNINGS
 from train.tuning import make_tuning, share_trained
@@ -199,7 +199,7 @@ def test_a_forward_pass_without_gradients_leaves_the_quantised_base_as_it_is(tmp
     found = gradients(model)
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
-    take_over_quantized(plain := tuned(folder, lora()), model)
+    copy_dequantized(plain := tuned(folder, lora()), model)
     torch.testing.assert_close(plain.eval()(IDS).logits, answers, rtol=1e-4, atol=1e-4)
 
 
