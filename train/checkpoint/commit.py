@@ -187,7 +187,7 @@ def _stage(ranks: Group, final: Path, temporary: Path) -> Iterator[None]:
             f"Cannot write the checkpoint {final}: {reason}. {free:,} bytes are free there. Earlier checkpoints are "
             f"untouched; free some space and run the same command again to resume from the newest."
         ) from failure
-    raise failure or RuntimeError(f"rank {first} failed while writing the checkpoint {final}; its message says why")
+    raise failure or RuntimeError(f"rank {first} failed while writing the checkpoint {final}; see its message")
 
 
 def _cannot_write(error: BaseException | None) -> bool:

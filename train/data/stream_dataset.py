@@ -83,8 +83,8 @@ class StreamingCorpus:
                 for name, share in (("weight", spec.config.weight), ("fraction", spec.config.fraction))
                 if share < 1
             ]
-            cure = f"; {' and '.join(few)} may be too small for so few rows: raise it" if few else ""
-            raise UserError(f"data.train: there is no row to learn from in any source{cure}")
+            fix = f"; {' and '.join(few)} may be too small for so few rows: raise it" if few else ""
+            raise UserError(f"data.train: there is no row to learn from in any source{fix}")
 
     def _ensure(self, epoch: int, number: int) -> dict[str, Any]:
         if self._reader is None:

@@ -101,13 +101,13 @@ def _with_start(old: Any, names: list[str], ids: list[int]) -> Any:
     """The post-processor `old`, extended to put `names` first."""
     from tokenizers import processors
 
-    model_config: dict[str, Any] = {"type": "Sequence", "processors": []}
+    processor: dict[str, Any] = {"type": "Sequence", "processors": []}
     if old is not None:
-        model_config = json.loads(old.__getstate__())
-    steps: list[dict[str, Any]] = model_config["processors"] if model_config["type"] == "Sequence" else [model_config]
+        processor = json.loads(old.__getstate__())
+    steps: list[dict[str, Any]] = processor["processors"] if processor["type"] == "Sequence" else [processor]
     steps[:] = [template_of(step) if step["type"] == "BertProcessing" else step for step in steps]
     if any(step["type"] not in ("ByteLevel", "TemplateProcessing") for step in steps):
-        raise UserError(f"merge: a prompt cannot be merged into a tokenizer with post-processor {model_config['type']}")
+        raise UserError(f"merge: a prompt cannot be merged into a tokenizer with post-processor {processor['type']}")
     template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
     if template is None:
         template = json.loads(processors.TemplateProcessing(single="$A", pair="$A:0 $B:1").__getstate__())
@@ -131,8 +131,8 @@ def template_of(step: dict[str, Any]) -> dict[str, Any]:
         pair=f"{start} $A {sep} $B:1 {sep}:1",
         special_tokens=[(start, start_id), (sep, sep_id)],
     )
-    model_config: dict[str, Any] = json.loads(made.__getstate__())
-    return model_config
+    template: dict[str, Any] = json.loads(made.__getstate__())
+    return template
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -143,12 +143,12 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    model_config = {k: v for k, v in read_json(path).items() if k not in ("add_bos_token", "add_eos_token")}
-    model_config |= {
+    settings = {k: v for k, v in read_json(path).items() if k not in ("add_bos_token", "add_eos_token")}
+    settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": list(tokenizer.model_input_names),
     }
-    write_json(path, model_config)
+    write_json(path, settings)
 
 
 def check_tokenizer(folder: Path, before: Any, ids: list[int]) -> None:

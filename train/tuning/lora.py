@@ -174,8 +174,8 @@ def _require_modules(model: nn.Module, key: str, wanted: list[str], only: tuple[
         unfit = [m for m in found.values() if kinds and not isinstance(m, kinds)]
         if unfit:
             inner = sorted({n.rpartition(".")[2] for n, m in next(iter(unfit)).named_modules() if isinstance(m, kinds)})
-            cure = f"; name the linear layers inside: {', '.join(inner)}" if inner else ""
-            raise UserError(f"{key}: {name} is a {type(unfit[0]).__name__}, which LoRA cannot adapt{cure}")
+            inside = f"; name the linear layers inside: {', '.join(inner)}" if inner else ""
+            raise UserError(f"{key}: {name} is a {type(unfit[0]).__name__}, which LoRA cannot adapt{inside}")
 
 
 def _ties(model: Any, saved: list[str], targets: str | list[str]) -> bool:

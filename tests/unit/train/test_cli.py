@@ -81,11 +81,11 @@ class TestHelp:
 
 class TestCommands:
     @pytest.mark.parametrize(("word", "meant"), [("trian", "train"), ("evaluate", "eval"), ("recipe", "recipes")])
-    def test_an_unknown_one_is_one_message(self, word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unknown_command_gives_one_message(self, word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert run([word]) == 64
         assert capsys.readouterr().err == f"error: unknown command {word!r}; did you mean {meant}?\n"
 
-    def test_a_word_like_none_lists_all(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unsimilar_command_lists_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["\x1b]0;训练"]) == 64
         listed = f"the commands are {', '.join(COMMANDS)}"
         assert capsys.readouterr().err == f"error: unknown command '\\x1b]0;训练'; {listed}\n"
@@ -109,7 +109,7 @@ class TestCommands:
             assert f"; `zerotune {command} --help` shows the usage\n" in capsys.readouterr().err
         assert merge.parser().prog == "python -m train.merge"
 
-    def test_a_closed_pipe_is_no_traceback(self) -> None:
+    def test_closed_pipe_gives_no_traceback(self) -> None:
         done = subprocess.run(
             ["bash", "-c", f"'{sys.executable}' -m train.cli recipes | true"],
             cwd=ROOT,
@@ -272,7 +272,7 @@ class TestInit:
 
 
 class TestLauncher:
-    def test_its_options_stand_anywhere(self) -> None:
+    def test_launcher_options_at_any_position(self) -> None:
         words = ["--accelerate", "zero3", "demo", "--num_processes=8", "--optim.learning_rate", "1e-4"]
         assert split(words) == (
             {"accelerate": "zero3", "num_processes": "8"},
@@ -295,7 +295,9 @@ class TestLauncher:
     @pytest.mark.parametrize(
         ("word", "meant"), [("--acelerate", "--accelerate"), ("--num_proceses=2", "--num_processes")]
     )
-    def test_a_slip_is_answered(self, word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_misspelled_launcher_options_are_answered(
+        self, word: str, meant: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for command in ("train", "eval"):
             assert run([command, word, "zero3"]) == 64
             name = word.partition("=")[0]
@@ -376,7 +378,7 @@ class TestLauncher:
             launcher({"accelerate": name})
         assert str(refused.value).startswith(message)
 
-    def test_a_file_that_is_none(self, tmp_path: Path) -> None:
+    def test_file_that_is_no_accelerate_config(self, tmp_path: Path) -> None:
         (tmp_path / "list.yaml").write_text("- a\n", encoding="utf-8")
         with pytest.raises(UserError, match="not an accelerate config"):
             launcher({"accelerate": str(tmp_path / "list.yaml")})
@@ -410,7 +412,7 @@ class TestTrain:
         assert run(["train"]) == 64
         assert capsys.readouterr().err.startswith("error: no recipe: ")
 
-    def test_a_mistake_starts_no_launcher(
+    def test_invalid_options_start_no_launcher(
         self, executed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -452,7 +454,7 @@ class TestTrain:
             run(["train", *self.WORDS])
         assert executed[executed.index("--config_file") + 1] == str(file)
 
-    def test_a_rank_starts_no_other(
+    def test_launched_process_starts_no_launcher(
         self, executed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ def state_changes(source: str) -> Iterator[str]:
                 yield f"{inner.lineno}: {node.name}"
 
 
-def test_nothing_asks_for_a_tuning_or_an_objective_by_name() -> None:
+def test_nothing_compares_names_of_tunings_or_objectives() -> None:
     found = {path: list(comparisons(path.read_text(encoding="utf-8"))) for path in FILES}
     assert not {path: lines for path, lines in found.items() if lines and path.parent.name != "tuning"}
 
@@ -49,19 +49,19 @@ def test_nothing_asks_for_a_tuning_or_an_objective_by_name() -> None:
 @pytest.mark.parametrize(
     "line", ['config.tuning.kind == "full"', 'tuning.kind in ("lora", "prompt")', 'config.objective != "ppo"']
 )
-def test_asking_by_name_is_found(line: str) -> None:
+def test_comparisons_by_name_are_detected(line: str) -> None:
     assert list(comparisons(f"if {line}:\n    pass\n"))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_is_where_its_spec_says(name: str) -> None:
+def test_spec_of_an_objective_names_its_class(name: str) -> None:
     kind = objective_class(name)
     assert kind.best_metric in kind.lower_is_better
     assert kind.peft_task_type in ("CAUSAL_LM", "TOKEN_CLS", "SEQ_CLS", "FEATURE_EXTRACTION")
 
 
 @pytest.mark.parametrize("name", TUNINGS)
-def test_a_tuning_is_where_its_spec_says(name: str) -> None:
+def test_spec_of_a_tuning_names_its_classes(name: str) -> None:
     spec = TUNINGS[name]
     assert all(hasattr(resolve_name(spec.place), method) for method in ("load_options", "apply", "save"))
     assert all(hasattr(resolve_name(spec.merger), method) for method in ("is_tied", "tensor"))
@@ -79,5 +79,5 @@ def test_no_getter_changes_state() -> None:
 
 
 @pytest.mark.parametrize("line", ["found, self._found = self._found, {}", "self.count += 1", "self.count: int = 1"])
-def test_a_getter_that_changes_state_is_found(line: str) -> None:
+def test_state_changes_in_getters_are_detected(line: str) -> None:
     assert list(state_changes(f"class A:\n    def extra_metrics(self):\n        {line}\n        return {{}}\n"))

@@ -57,7 +57,7 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
+def test_lock_refuses_a_second_run(tmp_path: Path) -> None:
     first = start(HOLDER, tmp_path)
     try:
         assert first.stdout is not None
@@ -72,7 +72,7 @@ def test_a_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
         first.wait()
 
 
-def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path: Path) -> None:
+def test_lock_waits_for_the_holders_name(tmp_path: Path) -> None:
     nameless = HOLDER.replace("with hold(", "os.pwrite = lambda *a, w=os.pwrite: time.sleep(1) or w(*a)\nwith hold(")
     first = start(nameless.replace("import sys", "import os, sys"), tmp_path)
     try:
@@ -86,7 +86,7 @@ def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path: Path
         first.wait()
 
 
-def test_a_killed_run_leaves_a_lock_that_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = start(HOLDER, tmp_path)
     assert first.stdout is not None
     first.stdout.readline()
@@ -103,7 +103,7 @@ def test_a_killed_run_leaves_a_lock_that_is_taken_over(tmp_path: Path, caplog: p
     assert not caplog.records
 
 
-def test_workers_that_outlive_the_run_do_not_keep_its_lock(tmp_path: Path) -> None:
+def test_child_processes_do_not_keep_the_lock(tmp_path: Path) -> None:
     fork = "    import os\n    if child := os.fork():\n        print(child, flush=True)\n    time.sleep(60)"
     first = start(HOLDER.replace("    time.sleep(60)", fork), tmp_path)
     assert first.stdout is not None
@@ -118,26 +118,26 @@ def test_workers_that_outlive_the_run_do_not_keep_its_lock(tmp_path: Path) -> No
         os.kill(worker, signal.SIGKILL)
 
 
-def test_of_starters_in_the_same_instant_one_wins(tmp_path: Path) -> None:
+def test_simultaneous_starts_have_one_winner(tmp_path: Path) -> None:
     at = time.time() + 1.5
     outcomes = sorted(racer.communicate()[0] for racer in [start(RACER, tmp_path / "run", at) for _ in range(4)])
     assert outcomes[-1] == "won\n"
     assert [outcome.split()[0] for outcome in outcomes] == ["refused"] * 3 + ["won"]
 
 
-def test_a_number_that_was_given_to_another_process_is_no_holder(tmp_path: Path) -> None:
+def test_lock_ignores_a_reused_process_id(tmp_path: Path) -> None:
     leave(tmp_path, pid=os.getpid(), started=1)
     with hold(tmp_path):
         pass
 
 
-def test_a_living_holder_counts_even_where_the_kernel_knows_of_no_lock(tmp_path: Path) -> None:
+def test_lock_respects_a_holder_without_kernel_lock(tmp_path: Path) -> None:
     leave(tmp_path, pid=os.getppid(), started=None)
     with pytest.raises(UserError, match=str(os.getppid())), hold(tmp_path):
         pass
 
 
-def test_another_host_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_lock_of_another_host_names_the_fix(tmp_path: Path) -> None:
     leave(tmp_path, host="node-17", pid=dead_pid())
     with pytest.raises(UserError, match="node-17") as refusal, hold(tmp_path):
         pass
@@ -145,7 +145,7 @@ def test_another_host_is_refused_with_the_way_out(tmp_path: Path) -> None:
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node-17"
 
 
-def test_a_requeued_job_takes_over_from_its_lost_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requeued_job_takes_over_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     leave(tmp_path, host="node-17", job="77", restarts=0)
     with pytest.raises(UserError), hold(tmp_path):
@@ -155,7 +155,7 @@ def test_a_requeued_job_takes_over_from_its_lost_node(tmp_path: Path, monkeypatc
         pass
 
 
-def test_a_requeued_job_waits_for_the_lock_of_its_lost_node(
+def test_requeued_job_waits_for_its_lock_to_expire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file server keeps the lock of a host that is gone for a while."""
@@ -179,7 +179,7 @@ def test_a_requeued_job_waits_for_the_lock_of_its_lost_node(
         first.wait()
 
 
-def test_all_ranks_enter_or_none(tmp_path: Path) -> None:
+def test_hold_enters_or_raises_on_all_ranks(tmp_path: Path) -> None:
     def enter(ranks: object) -> str:
         with hold(tmp_path, ranks):  # type: ignore[arg-type]
             return "in"
@@ -190,14 +190,14 @@ def test_all_ranks_enter_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"pid": 3}', "[]"])
-def test_a_damaged_lock_file_locks_nobody_out(content: str, tmp_path: Path) -> None:
+def test_damaged_lock_file_is_ignored(content: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(content)
     with hold(tmp_path):
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     assert (tmp_path / FILE).read_text() == ""
 
 
-def test_a_folder_that_cannot_be_made_is_exit_73(tmp_path: Path) -> None:
+def test_uncreatable_folder_gives_exit_code_73(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotWriteError), hold(tmp_path / "file" / "run"):
         pass

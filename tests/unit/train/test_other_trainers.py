@@ -64,7 +64,7 @@ def refusal(*words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("text", [LLAMA_FACTORY, AXOLOTL], ids=["LLaMA-Factory", "axolotl"])
-def test_every_key_of_a_foreign_recipe_is_answered_at_once(tmp_path: Path, text: str) -> None:
+def test_every_key_of_another_trainers_recipe_is_answered(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
     lines = refusal("--config", str(file))
@@ -73,7 +73,7 @@ def test_every_key_of_a_foreign_recipe_is_answered_at_once(tmp_path: Path, text:
     assert not [line for line in lines if "--help lists all keys" in line]
 
 
-def test_options_of_another_trainer_are_answered_at_once() -> None:
+def test_options_of_another_trainer_are_answered() -> None:
     lines = refusal(*SWIFT.split())
     assert [line.split()[4].strip(";:") for line in lines[:6]] == [w for w in SWIFT.split() if w.startswith("--")]
     assert lines[1].endswith("; did you mean --tuning.kind lora?")
@@ -108,7 +108,7 @@ def test_suggestions(key: str, value: Any, said: str) -> None:
     assert about_key(parse_key(key), value, dotted).startswith(said)
 
 
-def test_tables_name_keys_and_values_that_there_are() -> None:
+def test_tables_contain_only_existing_keys_and_values() -> None:
     keys = {dotted(key) for key in leaf_keys(Config)} | {f"data.train[0].{name}" for name in SOURCE_KEYS.values()}
     for theirs, ours in COUNTERPARTS.items():
         key, _, value = ours.partition(": ")
@@ -126,7 +126,7 @@ def test_tables_name_keys_and_values_that_there_are() -> None:
             assert any(ours.startswith(name) for name in get_args(kind)) or "not of the file" in ours, theirs
 
 
-def test_no_key_of_trl_leads_astray() -> None:
+def test_no_trl_key_gets_a_misleading_suggestion() -> None:
     """A key that the table lacks gets no suggestion, unless it is one of ours in another section."""
     from dataclasses import fields
 
@@ -136,7 +136,7 @@ def test_no_key_of_trl_leads_astray() -> None:
         assert name in COUNTERPARTS or not meant_key((name,)) or name in lasts, (name, meant_key((name,)))
 
 
-def test_ranges_contradictions_and_unknown_keys_stand_in_one_message(tmp_path: Path) -> None:
+def test_all_kinds_of_errors_are_in_one_message(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(
         "data: {train: [{path: a, format: alpaca}]}\noptim: {beta1: 2, learning_rte: 1, name: adam}\nlr: 1\n"
@@ -154,14 +154,14 @@ def test_ranges_contradictions_and_unknown_keys_stand_in_one_message(tmp_path: P
     ]
 
 
-def test_a_section_given_a_value_names_the_key() -> None:
+def test_value_for_a_section_names_the_key() -> None:
     assert refusal("--model", "some/base")[0].endswith("; did you mean model.path?")
 
 
 @pytest.mark.parametrize(
     "key", ["data.validation", "head.labels", "tuning.lora.modules_to_save", "data.train.0.columns"]
 )
-def test_null_empties_a_list_or_mapping(tmp_path: Path, key: str) -> None:
+def test_null_clears_a_list_or_mapping(tmp_path: Path, key: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(
         "model: {path: m}\ndata:\n  train: [{path: a, format: qa, columns: {answer: b}}]\n"

@@ -61,13 +61,13 @@ def refusal(model: Path, rows: Path, *options: str) -> list[str]:
     return str(caught.value).replace(str(model.parent), "").splitlines()
 
 
-def test_what_is_right_passes(model: Path, rows: Path) -> None:
+def test_valid_inputs_pass(model: Path, rows: Path) -> None:
     check_inputs(config(model, rows))
     check_inputs(config(model, rows, "data.validation=[{path: org/name, format: qa}]"))  # of the hub: not looked at
     check_inputs(config(model, rows, "model.path=org/name"))
 
 
-def test_everything_is_told_at_once(model: Path, rows: Path) -> None:
+def test_all_input_problems_are_reported_at_once(model: Path, rows: Path) -> None:
     missing = model.parent / "row.jsonl"
     lines = refusal(
         model,
@@ -103,13 +103,13 @@ def test_everything_is_told_at_once(model: Path, rows: Path) -> None:
         ),
     ],
 )
-def test_a_model_folder_that_lacks_something(model: Path, rows: Path, broken: Any, message: str) -> None:
+def test_incomplete_model_folders_are_reported(model: Path, rows: Path, broken: Any, message: str) -> None:
     broken(model)
     [line] = refusal(model, rows)
     assert message in line
 
 
-def test_nothing_is_quantised_twice(model: Path, rows: Path) -> None:
+def test_quantised_base_is_not_quantised_again(model: Path, rows: Path) -> None:
     set_config(model, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
     check_inputs(config(model, rows))
     [line] = refusal(model, rows, "tuning.kind=lora", "tuning.quantization=nf4")
@@ -168,12 +168,12 @@ def test_first_rows(model: Path, rows: Path, name: str, content: str | bytes, so
     assert message in "\n".join(refusal(model, rows, f"data.train=[{{path: {path}, {source}}}]"))
 
 
-def test_bad_rows_that_may_be_skipped_do_not_stop_a_run_here(model: Path, rows: Path) -> None:
+def test_skippable_bad_rows_pass_preflight(model: Path, rows: Path) -> None:
     rows.write_text("not json\n" * 200 + '{"question": "q", "answer": "a"}\n')
     check_inputs(config(model, rows, "data.on_bad_row=skip"))
 
 
-def test_rows_that_a_filter_leaves_out_are_not_looked_at(model: Path, rows: Path) -> None:
+def test_preflight_ignores_filtered_rows(model: Path, rows: Path) -> None:
     rows.write_text('{"other": 1, "kind": "x"}\n{"question": "q", "answer": "a", "kind": "y"}\n')
     check_inputs(config(model, rows, f"data.train=[{{path: {rows}, format: qa, filter: {{kind: y}}}}]"))
 
@@ -195,7 +195,7 @@ def words_for(module: str, model: Path, rows: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("module", ["train.main", "eval.main"])
-def test_a_wrong_path_is_told_without_torch_and_leaves_nothing(tmp_path: Path, module: str) -> None:
+def test_wrong_path_is_reported_without_importing_torch(tmp_path: Path, module: str) -> None:
     words = words_for(module, tmp_path / "no", tmp_path / "no.jsonl", tmp_path / "run")
     done = subprocess.run(
         [sys.executable, "-c", CHECK.format(module=module), *words],
@@ -216,7 +216,7 @@ def test_a_wrong_path_is_told_without_torch_and_leaves_nothing(tmp_path: Path, m
         (["run", "full"], "full: exists already and is not an earlier merge; choose another folder, or remove it"),
     ],
 )
-def test_a_merge_looks_at_its_folders_before_torch_is_imported(tmp_path: Path, words: list[str], said: str) -> None:
+def test_merge_checks_folders_before_importing_torch(tmp_path: Path, words: list[str], said: str) -> None:
     for name in ("run/config.yaml", "full/mine.txt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -229,7 +229,7 @@ def test_a_merge_looks_at_its_folders_before_torch_is_imported(tmp_path: Path, w
 
 
 @pytest.mark.parametrize("module", ["train.main", "eval.main"])
-def test_the_first_line_comes_before_torch(tmp_path: Path, model: Path, rows: Path, module: str) -> None:
+def test_first_output_comes_before_importing_torch(tmp_path: Path, model: Path, rows: Path, module: str) -> None:
     command = [sys.executable, "-m", module, *words_for(module, model, rows, tmp_path / "run")]
     start = time.monotonic()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -251,7 +251,7 @@ def test_the_first_line_comes_before_torch(tmp_path: Path, model: Path, rows: Pa
         (["checkpoint-5/config.json"], "there is no config.json, but there is one in /run/checkpoint-5"),
     ],
 )
-def test_a_folder_around_a_model_points_into_it(model: Path, rows: Path, inside: list[str], said: str) -> None:
+def test_run_folder_suggests_its_merged_model(model: Path, rows: Path, inside: list[str], said: str) -> None:
     run = model.parent / "run"
     for name in inside:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def test_a_folder_around_a_model_points_into_it(model: Path, rows: Path, inside:
     assert str(caught.value).replace(str(model.parent), "") == f"/run: {said}"
 
 
-def test_an_evaluation_tells_everything_at_once(tmp_path: Path, model: Path, rows: Path) -> None:
+def test_evaluation_reports_all_problems_at_once(tmp_path: Path, model: Path, rows: Path) -> None:
     rows.write_bytes("问题".encode("gb18030") * 20)
     words = f"--model {model}x --model {model} --tasks qa --data {rows} --training_data {tmp_path}/no.txt"
     with pytest.raises(UserError) as caught:
@@ -279,7 +279,7 @@ def evaluation_refusal(words: str) -> str:
     return str(caught.value)
 
 
-def test_an_evaluation_refuses_an_output_that_cannot_be_a_folder(tmp_path: Path, model: Path, rows: Path) -> None:
+def test_evaluation_refuses_an_unusable_output_folder(tmp_path: Path, model: Path, rows: Path) -> None:
     usual = f"--model {model} --tasks qa --data {rows}"
     said = evaluation_refusal(f"{usual} --out {rows} --tensorboard {rows}/curves")
     assert said.splitlines() == [
@@ -289,12 +289,12 @@ def test_an_evaluation_refuses_an_output_that_cannot_be_a_folder(tmp_path: Path,
     check_evaluation(parse_eval(f"{usual} --out {tmp_path}/new/folder".split()))
 
 
-def test_an_evaluation_refuses_an_encoder_that_is_not_there(model: Path, rows: Path) -> None:
+def test_evaluation_refuses_a_missing_encoder(model: Path, rows: Path) -> None:
     said = evaluation_refusal(f"--model {model} --tasks qa --data {rows} --encoder /nope")
     assert said.startswith("--encoder: /nope: there is no such folder")
 
 
-def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Path, model: Path) -> None:
+def test_evaluation_refuses_unknown_columns(tmp_path: Path, model: Path) -> None:
     table = tmp_path / "rows.csv"
     table.write_text("问题,答案,lang\n甲,乙,zh\nquestion,answer,en\n")
     usual = f"--model {model} --tasks qa --data {table}"
@@ -309,7 +309,7 @@ def test_an_evaluation_refuses_columns_that_no_row_of_the_task_has(tmp_path: Pat
     check_evaluation(parse_eval(f"{usual} --filter lang=ja".split()))  # such a row may come later
 
 
-def test_an_evaluation_looks_at_the_file_that_a_task_names(tmp_path: Path, model: Path) -> None:
+def test_evaluation_checks_the_file_of_a_task(tmp_path: Path, model: Path) -> None:
     task = tmp_path / "own.yaml"
     task.write_text(
         f"name: own\nkind: generate\nprompt: '{{{{ question }}}}'\nreference: answer\ndata: {tmp_path}/no.jsonl\n"

@@ -75,7 +75,7 @@ class TestComposition:
             data=dataclasses.replace(base.data, train=[source]),
         )
 
-    def test_later_files_win_and_mappings_merge(self, recipe: Path, tmp_path: Path) -> None:
+    def test_later_files_override_and_mappings_merge(self, recipe: Path, tmp_path: Path) -> None:
         later = tmp_path / "later.yaml"
         later.write_text("tuning: {kind: lora, lora: {rank: 4}}\nmodel: {revision: abc}\n")
         last = tmp_path / "last.yaml"
@@ -90,7 +90,7 @@ class TestComposition:
         later.write_text("data: {train: [{path: b.txt, format: text}]}\n")
         assert parsed(recipe, "--config", str(later)).data.train == [SourceConfig("b.txt", "text")]
 
-    def test_options_win_wherever_they_stand(self, recipe: Path) -> None:
+    def test_options_override_files_at_any_position(self, recipe: Path) -> None:
         first = parse(["--optim.learning_rate", "1e-3", "--config", str(recipe)])
         assert first.optim.learning_rate == 1e-3
         assert parsed(recipe, "--optim.learning_rate=1", "--optim.learning_rate=2").optim.learning_rate == 2.0
@@ -123,7 +123,7 @@ class TestComposition:
         words = ["--data.train.1", "{path: c.txt, format: text}", "--data.train.1.weight", "2"]
         assert parsed(recipe, *words).data.train[1] == SourceConfig("c.txt", "text", weight=2.0)
 
-    def test_print_config_shows_the_whole_and_stops(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_print_config_prints_all_keys_and_exits(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             parsed(recipe, "--print_config", "--optim.beta2", "0.95")
         assert stop.value.code == 0
@@ -249,7 +249,7 @@ class TestRefusals:
         recipe.write_text("model:\n  path: somewhere\n\n\n\n\n" + text)
         assert message in refusal(recipe, *(["--data.train", "[{path: a, format: qa}]"] * ("data:" not in text)))
 
-    def test_a_wrong_value_that_is_replaced_is_none(self, recipe: Path) -> None:
+    def test_replaced_invalid_values_are_no_error(self, recipe: Path) -> None:
         wrong = added(recipe, "optim: {learning_rate: abc}\nbatch: 3\n")
         config = parsed(wrong, "--optim.learning_rate", "1", "--batch.shuffle", "false")
         assert (config.optim.learning_rate, config.batch.shuffle) == (1.0, False)
@@ -257,7 +257,7 @@ class TestRefusals:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.dictionaries(st.sampled_from("optim data run model tuning ppo x".split()), PLAIN, max_size=4), PLAIN)
     @example({"optim": 3}, [None, {}])
-    def test_whatever_stands_there_is_one_message(self, tmp_path: Path, first: Any, second: Any) -> None:
+    def test_any_yaml_content_gives_one_message(self, tmp_path: Path, first: Any, second: Any) -> None:
         files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
         for file, value in zip(files, (first, {"data": {"train": second}}), strict=True):
             file.write_text(dump_yaml(value))
@@ -265,7 +265,7 @@ class TestRefusals:
         with contextlib.suppress(UserError):
             parse([*options, "--data.train.0.path", "x", "--optim.name", "adafactor"])
 
-    def test_foreign_code_only_from_the_command_line(self, recipe: Path) -> None:
+    def test_trust_remote_code_only_on_the_command_line(self, recipe: Path) -> None:
         assert parsed(recipe, "--model.trust_remote_code", "true").model.trust_remote_code
         recipe.write_text(MINIMAL.replace("  path: somewhere", "  path: somewhere\n  trust_remote_code: true"))
         assert refusal(recipe).startswith("x.yaml:3: model.trust_remote_code runs code that comes with")
@@ -322,28 +322,28 @@ class TestContradictions:
         assert text.startswith(("command line: ", "x.yaml"))
 
     @pytest.mark.parametrize("streaming", ["false", "true"])
-    def test_a_run_without_an_end_is_one_message(self, recipe: Path, streaming: str) -> None:
+    def test_missing_duration_gives_one_message(self, recipe: Path, streaming: str) -> None:
         words = ["--duration.max_epochs", "null", "--checkpoint.every_steps", "5"]
         text = refusal(recipe, *words, "--data.streaming", streaming)
         assert len(text.splitlines()) == 1
         assert "duration.max_steps or duration.max_tokens" in text
 
-    def test_a_stream_needs_no_more_than_its_end_and_its_saves(self, recipe: Path) -> None:
+    def test_streaming_needs_only_duration_and_checkpoint_steps(self, recipe: Path) -> None:
         words = ["--data.streaming", "true", "--duration.max_steps", "3", "--checkpoint.every_steps", "1"]
         assert parsed(recipe, *words).data.streaming
 
-    def test_a_negative_number_is_refused_everywhere(self, recipe: Path) -> None:
+    def test_negative_numbers_are_refused_everywhere(self, recipe: Path) -> None:
         """Every number of the configuration has a range."""
         numbers = [w for w in leaf_keys(Config) if {int, float} & set(_options(_kind(w)))]
         assert len(numbers) > 30
         for key in numbers:
             assert "must be greater than" in refusal(recipe, f"--{dotted(key)}", "-1"), dotted(key)
 
-    def test_all_problems_are_told_at_once(self, recipe: Path) -> None:
+    def test_all_problems_are_reported_at_once(self, recipe: Path) -> None:
         text = refusal(added(recipe, "optim:\n  beta1: 2\n  beta2: 2\n"))
         assert [line.split(": ")[0] for line in text.splitlines()] == ["x.yaml:8", "x.yaml:9"]
 
-    def test_the_place_of_what_is_missing_is_the_recipe(self, recipe: Path) -> None:
+    def test_missing_keys_are_reported_for_the_recipe_file(self, recipe: Path) -> None:
         recipe.write_text("run: {seed: 1}\n")
         assert all(line.startswith("x.yaml: ") for line in refusal(recipe).splitlines())
 
@@ -360,7 +360,7 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 class TestKeeping:
-    def test_what_is_written_reads_back(self, recipe: Path, tmp_path: Path) -> None:
+    def test_to_yaml_and_load_round_trip(self, recipe: Path, tmp_path: Path) -> None:
         words = ["--model.revision", "1e10", "--data.system_prompt", "yes", "--optim.learning_rate", "3e-5"]
         words += ["--model.trust_remote_code", "true", "--run.folder", "2024-01-01", "--data.chat_template", "a: b # c"]
         config = parsed(recipe, *words)
@@ -376,7 +376,7 @@ class TestKeeping:
     def test_any_plain_value_survives_yaml(self, value: Any) -> None:
         assert parse_yaml(dump_yaml(value), "x").value == value
 
-    def test_bound_keys_are_leaves_and_leave_out_what_alters_no_number(self, recipe: Path) -> None:
+    def test_bound_keys_are_leaves_without_free_keys(self, recipe: Path) -> None:
         a = parsed(recipe)
         b = parsed(recipe, "--tuning.lora.rank=4", "--optim.beta1=0.5", "--run.folder=x", "--watch.every_steps=9")
         assert changed_keys(a, b) == ["tuning.lora.rank", "optim.beta1"]
@@ -384,7 +384,7 @@ class TestKeeping:
         assert changed_keys(a, parsed(recipe, "--checkpoint.keep_last=9", "--merge.at_end=false")) == []
 
     @pytest.mark.parametrize("key", [dotted(key) for key in leaf_keys(Config)])
-    def test_every_key_but_the_free_ones_is_in_the_fingerprint(self, recipe: Path, key: str) -> None:
+    def test_fingerprint_covers_every_bound_key(self, recipe: Path, key: str) -> None:
         base = parsed(recipe)
         for user, chosen in USERS.items():
             if key.startswith(user):
@@ -394,7 +394,7 @@ class TestKeeping:
         assert (fingerprint(base) == fingerprint(changed)) == free
 
     @pytest.mark.parametrize("key", ["ppo.clip", "head.dropout", "tuning.lora.rank", "tuning.prompt.virtual_tokens"])
-    def test_a_key_that_the_run_does_not_use_is_not(self, recipe: Path, key: str) -> None:
+    def test_fingerprint_ignores_unused_keys(self, recipe: Path, key: str) -> None:
         base = dataclasses.replace(parsed(recipe), tuning=TuningConfig())
         changed = dataclasses.replace(base, **{key.split(".")[0]: _replaced(base, key)})
         assert fingerprint(base) == fingerprint(changed)
@@ -445,7 +445,7 @@ class TestHelp:
         assert "--config FILE" in text
         assert "--print_config" in text
 
-    def test_every_option_says_what_it_means(self, run: tuple[str, float]) -> None:
+    def test_every_option_has_a_help_text(self, run: tuple[str, float]) -> None:
         text, _ = run
         options = text.split("\n  --")[1:]
         assert len(options) > 60

@@ -24,7 +24,7 @@ from zerotune.inference.reasoning import without_partial_character
         ({}, 6, None),
     ],
 )
-def test_a_warmup_that_the_run_ends_in(options: dict[str, float], steps: int, key: str | None) -> None:
+def test_about_schedule_warns_of_a_too_long_warmup(options: dict[str, float], steps: int, key: str | None) -> None:
     told = list(about_schedule(OptimConfig(**options), steps))  # type: ignore[arg-type]
     assert [line.startswith(f"WARNING {key}: ") for line in told] == [True] * (key is not None)
 
@@ -44,23 +44,23 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         (SimpleNamespace(max_position_embeddings=None, rope_parameters=None), None),
     ],
 )
-def test_the_positions_that_a_model_was_made_for(config: object, limit: int | None) -> None:
+def test_positions_of_includes_rope_scaling(config: object, limit: int | None) -> None:
     assert positions_of(config) == limit
 
 
-def test_rows_longer_than_the_positions() -> None:
+def test_about_positions_warns_of_too_long_rows() -> None:
     assert list(about_positions(2048, PLAIN)) == []
     [line] = about_positions(2049, PLAIN)
     assert "the longest row has 2,049 tokens, the model was trained for 2,048" in line
 
 
-def test_one_is_not_several() -> None:
+def test_counted_uses_singular_and_plural() -> None:
     assert [counted(1, "pass", "passes"), counted(2000, "pass", "passes")] == ["1 pass", "2,000 passes"]
     assert [counted(0, "row"), counted(1, "row")] == ["0 rows", "1 row"]
 
 
 @pytest.mark.parametrize("text", ["北京", "เมือง", "😀", "Привет", "plain"])
-def test_a_text_that_is_cut_ends_in_a_whole_letter(text: str) -> None:
+def test_without_partial_character_ends_in_a_whole_one(text: str) -> None:
     raw = text.encode()
     for end in range(len(raw) + 1):
         cut = without_partial_character(raw[:end].decode("utf-8", "replace"))

@@ -15,7 +15,7 @@ from zerotune.common.errors import CannotWriteError
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_only_raises_the_flag_and_the_first_counts(number: signal.Signals) -> None:
+def test_signals_set_the_first_reason(number: signal.Signals) -> None:
     before = [signal.getsignal(n) for n in SIGNALS]
     with Stop() as stop:
         assert not stop.requested()
@@ -26,7 +26,7 @@ def test_a_signal_only_raises_the_flag_and_the_first_counts(number: signal.Signa
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
-def test_the_stop_file_is_seen_and_removed_once_obeyed(tmp_path: Path) -> None:
+def test_stop_file_is_seen_and_cleared(tmp_path: Path) -> None:
     stop = Stop()
     stop.watch(tmp_path)
     assert not stop.requested()
@@ -39,7 +39,7 @@ def test_the_stop_file_is_seen_and_removed_once_obeyed(tmp_path: Path) -> None:
     assert stop.requested()  # a request is never taken back
 
 
-def test_other_ranks_leave_the_file_alone(tmp_path: Path) -> None:
+def test_other_ranks_ignore_the_stop_file(tmp_path: Path) -> None:
     (tmp_path / "STOP").touch()
     stop = Stop()
     stop.watch(None)
@@ -48,7 +48,7 @@ def test_other_ranks_leave_the_file_alone(tmp_path: Path) -> None:
     assert (tmp_path / "STOP").exists()
 
 
-def test_the_deadline_counts_from_the_start_of_the_program() -> None:
+def test_deadline_counts_from_program_start() -> None:
     stop = Stop()
     time.sleep(0.02)
     stop.watch(None, after_minutes=0.02 / 60)
@@ -59,7 +59,7 @@ def test_the_deadline_counts_from_the_start_of_the_program() -> None:
     assert not later.requested()
 
 
-def test_a_stop_file_is_the_stronger_wish_than_the_deadline(tmp_path: Path) -> None:
+def test_stop_file_precedes_the_deadline(tmp_path: Path) -> None:
     """A batch script starts a run again that met its deadline, not one that somebody has stopped."""
     (tmp_path / "STOP").touch()
     stop = Stop()
@@ -69,7 +69,7 @@ def test_a_stop_file_is_the_stronger_wish_than_the_deadline(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
-def test_forked_children_die_of_signals_as_ever(before: signal.Handlers) -> None:
+def test_forked_children_keep_default_signal_handlers(before: signal.Handlers) -> None:
     """A pool of workers is ended by SIGTERM; had they inherited our handler, the pool would wait for ever."""
     former = signal.signal(signal.SIGTERM, before)
     read, write = os.pipe()
@@ -87,12 +87,12 @@ def test_forked_children_die_of_signals_as_ever(before: signal.Handlers) -> None
     assert signal.signal(signal.SIGTERM, former) == before
 
 
-def test_importing_it_is_quick() -> None:
+def test_stop_module_imports_fast() -> None:
     code = "import sys, train.failure.stop; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_status_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     status_file = Status(tmp_path)
     status_file.begin(3)
@@ -105,7 +105,7 @@ def test_status_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
-def test_status_names_the_job_and_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_contains_job_and_restart_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a line of its own, as the batch script looks for it."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
@@ -118,7 +118,7 @@ def test_status_names_the_job_and_its_start(tmp_path: Path, monkeypatch: pytest.
     assert {' "state": "preempted",', ' "reason": "STOP file",', ' "job": "4711.2",'} <= set(lines)
 
 
-def test_a_status_that_cannot_be_written_is_exit_73(tmp_path: Path) -> None:
+def test_unwritable_status_gives_exit_code_73(tmp_path: Path) -> None:
     (tmp_path / "status.json").mkdir()
     with pytest.raises(CannotWriteError, match=r"status\.json") as failure:
         Status(tmp_path).begin(0)

@@ -33,7 +33,7 @@ from train.failure.stop import Status, read_status
 from train.failure.watchdog import HANG, Watchdog
 from zerotune.common.errors import CannotWriteError, UserError
 
-SIGN = RankStatus(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=False, at="train/x.py:1 (f)")
+STATUS = RankStatus(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, slow=False, at="train/x.py:1 (f)")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ SIGN = RankStatus(0, "host", 1, 1, step=7, phase="data", place=70, beats=700, sl
         ([{}], [0]),
     ],
 )
-def test_who_is_to_blame(changes: list[dict[str, object]], stuck: list[int]) -> None:
-    statuses = {rank: replace(SIGN, rank=rank, **change) for rank, change in enumerate(changes)}
+def test_find_hanging_names_the_cause(changes: list[dict[str, object]], stuck: list[int]) -> None:
+    statuses = {rank: replace(STATUS, rank=rank, **change) for rank, change in enumerate(changes)}
     ranks, text = find_hanging(statuses, 30.0)
     assert ranks == stuck
     assert text.startswith("After step 7 no rank made progress for 30 s: ")
@@ -69,8 +69,8 @@ def heartbeat() -> Heartbeat:
     return HEARTBEAT
 
 
-def test_a_hang_is_a_time_in_which_no_rank_gets_on(heartbeat: Heartbeat) -> None:
-    mine, other = SIGN, replace(SIGN, rank=1)
+def test_stall_detector_needs_all_ranks_without_progress(heartbeat: Heartbeat) -> None:
+    mine, other = STATUS, replace(STATUS, rank=1)
     stillness = StallDetector(0, 10)
     statuses = {0: mine, 1: other}
     assert not stillness.is_stalled(1.0, lambda: statuses)  # sees the last beat
@@ -90,7 +90,7 @@ def test_a_hang_is_a_time_in_which_no_rank_gets_on(heartbeat: Heartbeat) -> None
     assert still_for(stillness, statuses, 99) == 99
 
 
-def test_the_first_step_may_take_longer() -> None:
+def test_stall_limit_is_longer_before_the_first_step() -> None:
     heartbeat = Heartbeat()
     heartbeat.enter("forward")
     assert heartbeat.slow
@@ -101,7 +101,7 @@ def test_the_first_step_may_take_longer() -> None:
     assert heartbeat.place == heartbeat.beats == 2
 
 
-def test_only_one_failure_is_the_first(tmp_path: Path) -> None:
+def test_one_failure_is_claimed_as_first(tmp_path: Path) -> None:
     ranks = [RankStatusFolder(tmp_path, rank) for rank in range(3)]
     ranks[0].clear()
     failures = [Failure(rank, 65, f"of rank {rank}") for rank in range(3)]
@@ -112,7 +112,7 @@ def test_only_one_failure_is_the_first(tmp_path: Path) -> None:
     assert ranks[1].claim(failures[1]) is failures[1]
 
 
-def test_signs_are_read_by_others_and_withdrawn(tmp_path: Path) -> None:
+def test_rank_status_is_read_and_withdrawn(tmp_path: Path) -> None:
     first, second = RankStatusFolder(tmp_path, 0), RankStatusFolder(tmp_path, 1)
     first.clear()
     said = current_status(1)
@@ -125,7 +125,7 @@ def test_signs_are_read_by_others_and_withdrawn(tmp_path: Path) -> None:
     assert first.has_left(1)
 
 
-def test_a_process_that_ended_is_told_from_one_with_its_number() -> None:
+def test_ended_distinguishes_reused_process_ids() -> None:
     process = subprocess.Popen(["sleep", "60"])
     start = started(process.pid)
     assert start is not None
@@ -157,7 +157,7 @@ def fail(folder: Path, own: Exception, others: Exception, begun: bool = True) ->
 
 
 @pytest.mark.parametrize("broken", [RuntimeError("Connection closed by peer"), CannotWriteError("rank 1 failed")])
-def test_the_first_error_counts_and_the_others_end_with_it(
+def test_watchdog_records_the_first_error_and_ends_others(
     broken: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_SECONDS", 60.0)  # this process is not to be ended
@@ -173,9 +173,7 @@ def test_the_first_error_counts_and_the_others_end_with_it(
     assert (said["state"], said["rank"], said["exit_code"], said["reason"]) == ("failed", 1, 73, "the disk is full")
 
 
-def test_a_failure_before_the_run_has_begun_leaves_the_folder_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_failure_leaves_the_run_folder_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "TICK_SECONDS", 60.0)
     monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.2)
     for name in ("status.json", "ranks/rank-00000.stacks", "ranks/first-failure.json"):
@@ -192,7 +190,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_step_in_the_status_moves_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watchdog_updates_the_step_in_status_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "TICK_SECONDS", 0.02)
     synced: list[int] = []
     status = Status(tmp_path)
@@ -213,20 +211,20 @@ def test_the_step_in_the_status_moves_while_the_run_goes_on(tmp_path: Path, monk
     assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("finished", 7)
 
 
-def test_where_this_thread_is() -> None:
+def test_main_thread_location() -> None:
     at, waits = main_thread_location()
     assert re.fullmatch(r"train/failure/hang\.py:[0-9]+ \(main_thread_location\)", at)
     assert not waits
 
 
-def test_exit_codes_are_those_of_the_guide(project: Path) -> None:
+def test_exit_codes_match_the_documentation(project: Path) -> None:
     table = re.findall(r"^\| ([0-9]+) \|", (project / "docs/resume.md").read_text(encoding="utf-8"), re.MULTILINE)
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
     own = {kind.exit_code for kind in kinds}
     assert {int(code) for code in table} == own | {os.EX_OK, 1, HANG, 128 + signal.SIGHUP, 128 + signal.SIGINT}
 
 
-def test_a_sign_can_be_read_while_it_is_replaced(tmp_path: Path) -> None:
+def test_rank_status_is_readable_while_replaced(tmp_path: Path) -> None:
     """Else a rank that is well would be missing where the one to blame is told from the others."""
     statuses = RankStatusFolder(tmp_path, 0)
     statuses.clear()
@@ -254,7 +252,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return codes
 
 
-def test_a_hang_ends_the_run_without_the_folder_of_signs(
+def test_hang_ends_the_run_without_the_status_folder(
     ends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody removed it. The stacks then go where errors go, which is not emptied for them."""
@@ -275,7 +273,7 @@ def test_a_hang_ends_the_run_without_the_folder_of_signs(
     assert "most recent call first" in text
 
 
-def test_a_hang_ends_the_run_whatever_else_fails(
+def test_hang_ends_the_run_despite_other_errors(
     ends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
@@ -289,7 +287,7 @@ def test_a_hang_ends_the_run_whatever_else_fails(
     assert ends == [HANG, HANG]
 
 
-def test_the_watch_goes_on_after_an_error_of_its_own(
+def test_watchdog_survives_its_own_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watchdog, "TICK_SECONDS", 0.01)
@@ -309,14 +307,14 @@ def test_the_watch_goes_on_after_an_error_of_its_own(
     assert [record.message for record in caplog.records] == ["watchdog: OSError: stale file handle"]
 
 
-def test_two_threads_may_see_at_once_that_a_rank_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_ranks_are_found_from_two_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dog = Watchdog(tmp_path, Solo(), 60)
-    dog._peers[1] = replace(SIGN, rank=1, started=None)
+    dog._peers[1] = replace(STATUS, rank=1, started=None)
     monkeypatch.setattr(dog._statuses, "has_left", lambda rank: dog._peers.pop(rank))
     assert dog._lost() is None
 
 
-def test_a_full_disk_leaves_the_place_of_the_first_failure_free(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_empty_failure_file(tmp_path: Path) -> None:
     """An empty file there would let nobody be the first, nor know who was."""
     ranks = [RankStatusFolder(tmp_path, rank) for rank in range(2)]
     ranks[0].clear()
@@ -342,7 +340,7 @@ def deny(draft: Path, name: Path, link: Callable[[Path, Path], None] = os.link) 
 
 
 @pytest.mark.parametrize("link", [refuse, deny])
-def test_one_failure_is_the_first_where_links_are_odd(
+def test_first_failure_without_reliable_hard_links(
     link: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", link)
@@ -353,7 +351,7 @@ def test_one_failure_is_the_first_where_links_are_odd(
     assert ranks[0].claim(failures[0]) == failures[1]
 
 
-def test_who_waits_for_a_checkpoint_is_where_that_is_written() -> None:
+def test_location_of_a_rank_waiting_for_a_checkpoint() -> None:
     background, seen, over = Background(), [], threading.Event()
 
     class Values(list[float]):
