@@ -127,6 +127,8 @@ class Config:
         out: The folder for report.html, report.md, result.json and the samples.
         tensorboard: The folder for TensorBoard curves. Default: tensorboard/ in --out.
         template: The chat template: tokenizer (the checkpoint's own), raw (none), or a .jinja file.
+        system_prompt: The system message of conversations that have none. Default: data.system_prompt of the run that
+            trained the checkpoint.
         max_rows: The maximum number of rows of each task: the first ones of its files (for CMMLU: subjects) in turn; 0
             uses all.
         encoder: The folder of a sentence encoder (safetensors), to score qa and dialogue by semantic similarity too.
@@ -156,6 +158,7 @@ class Config:
     out: Location = "runs/evaluation"
     tensorboard: Location | None = None
     template: Text = "tokenizer"
+    system_prompt: Text | None = None
     max_rows: NonNegativeInt = 0
     encoder: Location | None = None
     temperatures: Temperatures = samples.TEMPERATURES

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from eval.task_rows import digests_of, read_items, rows_of
 from zerotune.common.errors import UserError
 from zerotune.common.host_memory import keep_freed_memory
 from zerotune.common.version import code_state, own_version, versions
+from zerotune.data.formats import describe_left_out
 from zerotune.inference.answer_cache import AnswerCache
 from zerotune.inference.checkpoint import Checkpoint, open_checkpoint
 from zerotune.inference.prompt import Prompter
@@ -109,9 +111,10 @@ def _prepare_jobs(
 ) -> dict[str, list[Job]]:
     """Name of each checkpoint -> its jobs."""
     jobs = {}
-    for checkpoint, day in zip(checkpoints, _template_dates(checkpoints, config, start_date), strict=True):
+    days, systems = _template_dates(checkpoints, config, start_date), _system_prompts(checkpoints, config)
+    for checkpoint, day, system in zip(checkpoints, days, systems, strict=True):
         jobs[checkpoint.name] = own = [
-            prepare(task, items[task.name], _prompter(checkpoint, task, config, day)) for task in tasks
+            prepare(task, items[task.name], _prompter(checkpoint, task, config, day, system)) for task in tasks
         ]
         used = [job.prompter for job in own if job.prompter.used_chat_template]
         if used and not config.allow_other_template:
@@ -119,9 +122,21 @@ def _prepare_jobs(
     return jobs
 
 
-def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date) -> Prompter:
+def _prompter(checkpoint: Checkpoint, task: Task[Any], config: Config, day: date, system: str) -> Prompter:
     limit = config.max_new_tokens or task.max_new_tokens
-    return checkpoint.prompter(config.template, limit, config.window_tokens, day)
+    return checkpoint.prompter(config.template, limit, config.window_tokens, day, system)
+
+
+def _system_prompts(checkpoints: Sequence[Checkpoint], config: Config) -> list[str]:
+    """The system message of conversations without one: --system_prompt, else that of the checkpoint's training run.
+
+    A checkpoint without a run gets that of the first one that has a run, so that their prompts agree.
+    """
+    if config.system_prompt is not None:
+        return [config.system_prompt] * len(checkpoints)
+    own = [checkpoint.system_prompt for checkpoint in checkpoints]
+    default = next((text for text in own if text is not None), "")
+    return [default if text is None else text for text in own]
 
 
 def _template_dates(checkpoints: Sequence[Checkpoint], config: Config, start_date: date) -> list[date]:
@@ -164,6 +179,7 @@ def _task_result(
     subsample: Subsample | None,
 ) -> TaskResult:
     samples = {name: result.samples for name, result in runs.items()}
+    left_out = Counter(part for item in items for part in getattr(item, "left_out", ()))
     return TaskResult(
         name=task.name,
         version=task.version,
@@ -178,6 +194,7 @@ def _task_result(
         cut_short={name: result.cut_short for name, result in runs.items() if result.cut_short},
         only_reasoning={name: result.only_reasoning for name, result in runs.items() if result.only_reasoning},
         template_problems={name: result.template_problems for name, result in runs.items() if result.template_problems},
+        left_out=describe_left_out(left_out, config.file_options.filter),
         fewer=subsample,
     )
 
@@ -200,6 +217,9 @@ def _describe_models(
             digests=digests[c.name],
             origin=read_run_facts(c.folder),
             template_date=day.isoformat() if (day := days[c.name]) else None,
+            system_prompt=next(
+                (job.prompter.system_prompt for job in jobs[c.name] if job.prompter.used_chat_template), ""
+            ),
         )
         for c in checkpoints
     ]

@@ -44,6 +44,7 @@ COUNTERPARTS: Mapping[str, str] = {
     "use_cache": "resume auto, which is the default: answers are kept in OUT/journal",
     "reuse": "resume auto, which is the default: answers are kept in OUT/journal",
     "temperature": "temperatures",
+    "system_instruction": "system_prompt",
     "decontamination_ngrams_path": "training_data",
 }
 
@@ -51,7 +52,6 @@ COUNTERPARTS: Mapping[str, str] = {
 NO_COUNTERPART: Mapping[str, str] = {
     "num_fewshot": "each task sets its number of examples; for another, write a task file (docs/evaluation.md)",
     "fewshot_as_multiturn": "each task sets the format of its examples",
-    "system_instruction": "put the system message into each row",
     "gen_kwargs": GREEDY,
     "do_sample": GREEDY,
     "top_p": GREEDY,

@@ -14,7 +14,7 @@ from zerotune.common.mask_secrets import mask_all
 from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class ModelInfo:
     """A checkpoint. digests: sha256 of weights, tokenizer and chat template. origin: None if no run trained it.
 
     template_date: the date passed to its chat template; None if the template reads no clock or was not used.
+    system_prompt: the system message of conversations without one; empty if there is none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelInfo:
     digests: Mapping[str, str]
     origin: RunFacts | None = None
     template_date: str | None = None
+    system_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ class TaskResult:
     contamination: None without training data to compare with. cut_short: model -> ids of rows whose answer, next turn,
     try or tool call exceeded the context. only_reasoning: model -> ids of rows with an answer that ended within its
     reasoning, which counts as no answer. template_problems: model -> what its chat template leaves out or writes
-    wrongly -> ids of these rows. fewer: None if all rows were evaluated.
+    wrongly -> ids of these rows. left_out: what rows have that the task does not use. fewer: None if all rows were
+    evaluated.
     """
 
     name: str
@@ -172,6 +175,7 @@ class TaskResult:
     cut_short: Mapping[str, Sequence[str]] = field(default_factory=dict)
     only_reasoning: Mapping[str, Sequence[str]] = field(default_factory=dict)
     template_problems: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
     fewer: Subsample | None = None
 
 

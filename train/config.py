@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, with_config
 
-from train.config_ppo import PpoConfig
 from train.registry import FAMILIES, OBJECTIVES, TUNINGS, FamilySpec, ObjectiveSpec, TuningSpec
 from zerotune.common.schema import STRICT, Share, ShareBelowOne
 from zerotune.data.formats import FORMATS
@@ -451,8 +451,22 @@ class MergeConfig:
     quantized_base: Literal["original", "dequantized"] = "original"
 
 
+_Kind = TypeVar("_Kind")
+
+
+def _with_sections(kind: type[_Kind]) -> type[_Kind]:
+    """Adds the sections of the objectives that have one: fields with the objectives' names."""
+    for name, spec in OBJECTIVES.items():
+        if spec.section:
+            section = resolve_name(spec.section)
+            kind.__annotations__[name] = section
+            setattr(kind, name, field(default_factory=section))
+    return kind
+
+
 @with_config(STRICT)
 @dataclass(frozen=True)
+@_with_sections
 class Config:
     """A whole training run.
 
@@ -468,7 +482,6 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    ppo: PpoConfig = field(default_factory=PpoConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -482,3 +495,8 @@ class Config:
     def spec(self) -> ObjectiveSpec:
         """The registry's entry of the objective."""
         return OBJECTIVES[self.objective]
+
+    @property
+    def settings(self) -> Any:
+        """The section of the objective, of the type that its entry names; None if it has none."""
+        return getattr(self, self.objective, None)

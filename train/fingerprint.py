@@ -8,10 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from train.config import Config, SourceConfig, TuningConfig
-from train.config_ppo import RewardConfig
-from train.registry import own_keys
-from zerotune.common.schema import leaf_keys, value_at
+from train.config import Config, TuningConfig
+from train.registry import OBJECTIVES, own_keys
+from zerotune.common.schema import is_section, kind_at, leaf_keys, value_at
 from zerotune.common.yaml_lines import dotted
 
 # Keys that may change when a run resumes: they do not affect training's numbers.
@@ -30,13 +29,16 @@ FREE_KEYS = (
     "data.cache_folder",
     "data.workers",
 )
-# Locations that may change: digests check the content (train/checkpoint/manager.py).
-PLACES = ("model.path", "model.revision", "model.tokenizer", "ppo.value_model")
-PLACES_INSIDE = ("path", "revision", "split")  # of a source, and of a reward component
-PLACES_IF_FILES = {"data.chat_template": ".jinja", "ppo.task": ".yaml"}  # otherwise a name, which must not change
-ENTRIES: Mapping[str, Any] = {
-    "data.train": SourceConfig, "data.validation": SourceConfig, "ppo.reward": RewardConfig,
+# Locations that may change: digests check the content (train/checkpoint/manager.py). A value without the ending is a
+# name, which must not change.
+PLACES: Mapping[str, str] = {
+    "model.path": "", "model.revision": "", "model.tokenizer": "", "data.chat_template": ".jinja",
+    **{key: ending for spec in OBJECTIVES.values() for key, ending in spec.places.items()},
 }  # fmt: skip
+PLACES_INSIDE = ("path", "revision", "split")  # of the entries of lists: sources, reward components
+ENTRIES: Mapping[str, Any] = {  # key of a list of sections -> their type
+    dotted(key): kind_at(Config, (*key, 0)) for key in leaf_keys(Config) if is_section(kind_at(Config, (*key, 0)))
+}
 # Keys that `run.extend` may change: the end, and the learning rate until then.
 EXTENDABLE = (
     "duration.max_epochs",
@@ -85,17 +87,17 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     ignored = unused(values)
     kept = {**DEFAULTS, **values}
-    for key, ending in PLACES_IF_FILES.items():
-        if str(kept.get(key)).endswith(ending):
+    for key, ending in PLACES.items():
+        if ending and str(kept.get(key)).endswith(ending):
             kept[key] = f"a {ending} file"
     for key, kind in ENTRIES.items():
         if isinstance(kept.get(key), list):
             kept[key] = [_entry(kind, entry) for entry in kept[key]]
-    return {key: value for key, value in kept.items() if key not in PLACES and not f"{key}.".startswith(ignored)}
+    return {k: value for k, value in kept.items() if PLACES.get(k) != "" and not f"{k}.".startswith(ignored)}
 
 
 def _entry(kind: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """One source or reward component with all its fields, without its location."""
+    """One entry of a list (a source, a reward component) with all its fields, without its location."""
     missing = {
         field.name: field.default_factory() if callable(field.default_factory) else field.default
         for field in dataclasses.fields(kind)

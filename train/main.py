@@ -61,15 +61,11 @@ def run(config: Config, stop: Stop) -> None:
     from train.tuning import make_tuning, share_trained
 
     kind = objective_class(config.objective)
-    metric = kind.best_metric if config.validation.metric == "auto" else config.validation.metric
-    if metric not in kind.lower_is_better:
-        known = ", ".join(kind.lower_is_better)
-        raise UserError(f"validation.metric: {config.objective} has no {metric}; it has {known}")
     runtime = Runtime(config.run.precision, config.optim.clip_norm)
     config = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, precision=runtime.precision),
-        validation=dataclasses.replace(config.validation, metric=metric),
+        validation=dataclasses.replace(config.validation, metric=config.spec.metric(config.validation.metric)),
     )
     with session(config, runtime, stop) as held:
         folder = held.folder

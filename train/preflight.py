@@ -45,9 +45,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
         yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
-    for section in config.spec.keys:
-        for key, name in getattr(getattr(config, section, None), "models", {}).items():
-            yield key, partial(_check_other, name, key)
+    for key, name in getattr(config.settings, "models", {}).items():
+        yield key, partial(_check_other, name, key)
     yield "data.chat_template", partial(require_template, config.data.chat_template)
     for key, source in sources(config):
         yield key, partial(_check_source, source, key, config)
@@ -100,7 +99,7 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or file type
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
         raise bad_rows_error([(source, problems)], "the first ")
-    if not (whole.spec.asks and whole.ppo.task):  # the task reads the rows itself
+    if whole.spec.has_columns(whole):
         check_columns(source, problems, "first ")
 
 

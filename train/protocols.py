@@ -159,15 +159,11 @@ class Objective(Rollouts, Protocol):
     """What a run trains. An objective has this class as its base, and so its defaults.
 
     terms: the names of the loss's terms. The loss is the sum over terms of (global sum) / (global count).
-    lower_is_better: for each validation metric that can choose the best checkpoint.
-    best_metric: the metric that chooses it by default.
     peft_task_type: CAUSAL_LM, TOKEN_CLS, SEQ_CLS or FEATURE_EXTRACTION.
     tokenizer: with the chat template in use.
     """
 
     terms: tuple[str, ...] = ("loss",)
-    lower_is_better: Mapping[str, bool]
-    best_metric: str
     peft_task_type: str
     tokenizer: Any
 

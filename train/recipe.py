@@ -16,6 +16,7 @@ from typing import Any
 
 from train.config import Config, SourceConfig
 from train.recipe_checks import problems
+from train.registry import OBJECTIVES
 from train.suggest import about_key, about_value, meant_key, parse_key
 from zerotune.common import command_line
 from zerotune.common.errors import UserError
@@ -115,8 +116,15 @@ def load(path: str | Path) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration; `load` reads it back to an equal one."""
-    return dump_yaml(dataclasses.asdict(config))
+    """The whole configuration; `load` reads it back to an equal one.
+
+    A section of another objective is left out where it has its defaults: the program that reads may not know it.
+    """
+    values, default = dataclasses.asdict(config), Config()
+    for name in OBJECTIVES:
+        if name in values and name != config.objective and getattr(config, name) == getattr(default, name):
+            del values[name]
+    return dump_yaml(values)
 
 
 def _print_help() -> None:

@@ -107,6 +107,9 @@ def _optim_problems(optim: OptimConfig) -> Problems:
 
 def _validation_problems(config: Config) -> Problems:
     validation = config.validation
+    if config.spec.metric(validation.metric) not in config.spec.metrics:
+        known = ", ".join(config.spec.metrics)
+        yield "validation.metric", f"{config.objective} has no {validation.metric}; it has {known}"
     if validation.metric == "exact_match" and not validation.exact_match_rows:
         yield "validation.metric", "exact_match needs validation.exact_match_rows; set it above 0"
     if config.data.validation or config.data.validation_fraction:

@@ -45,7 +45,7 @@ def _rollout_problems(ppo: PpoConfig) -> Problems:
 
 def problems(config: Config) -> Problems:
     """(key, message) of all errors in `ppo`, and of other keys that PPO does not support."""
-    ppo = config.ppo
+    ppo: PpoConfig = config.settings
     yield from _reward_problems(ppo)
     yield from _rollout_problems(ppo)
     if ppo.advantage != "gae" and ppo.samples_per_prompt < 2:

@@ -5,8 +5,8 @@ To add one, write its class and add a line here: docs/architecture.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
@@ -21,7 +21,15 @@ class ObjectiveSpec:
 
     place: `module:class` of a `train.protocols.Objective`.
     formats: the row formats that it supports.
-    keys: keys or sections of the recipe that only some objectives use, this one among them.
+    metrics: for each validation metric that can choose the best checkpoint, whether lower is better. The first one
+        chooses by default (validation.metric auto).
+    section: `module:dataclass` of its section of the recipe, which has the objective's name; "" without settings. The
+        module must not import `train.config`, which is made of it. A property `models` of the dataclass (key -> folder
+        or hub name) names further models to check.
+    keys: further keys of the recipe that only some objectives use, this one among them.
+    places: keys of its section that are locations, so that they may change when a run resumes -> ending of the values
+        that are locations, "" for all.
+    has_columns: `train.config.Config` -> whether the rows must have the columns of their format.
     asks: whether it samples answers to the rows' prompts, so that rows need no answer.
     from_scratch: whether a new model can be trained for it (model.family).
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
@@ -29,7 +37,11 @@ class ObjectiveSpec:
 
     place: str
     formats: tuple[str, ...]
+    metrics: Mapping[str, bool]
+    section: str = ""
     keys: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+    has_columns: Callable[[Any], bool] = lambda config: True
     asks: bool = False
     from_scratch: bool = False
     checks: str = ""
@@ -37,6 +49,10 @@ class ObjectiveSpec:
     def problems(self, config: Any) -> Problems:
         """(key, message) of all errors in its keys of a `train.config.Config`."""
         return iter(resolve_name(self.checks)(config) if self.checks else ())
+
+    def metric(self, wanted: str) -> str:
+        """The metric that chooses the best checkpoint, for a value of validation.metric."""
+        return next(iter(self.metrics)) if wanted == "auto" else wanted
 
 
 @dataclass(frozen=True)
@@ -82,29 +98,41 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
         formats=(*text_formats(), "labelled"),
+        metrics={"loss": True, "perplexity": True, "exact_match": False},
         keys=("head.labels",),
         from_scratch=True,
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
         formats=("tagged",),
+        metrics={"f1": False, "loss": True, "precision": False, "recall": False, "token_accuracy": False},
         keys=("head.labels", "head.class_weights", "head.sub_words", "head.dropout"),
     ),
     "sequence_classification": ObjectiveSpec(
         "train.objectives.sequence_classification:SequenceClassification",
         formats=("labelled",),
+        metrics={"accuracy": False, "loss": True, "macro_f1": False, "mcc": False},
         keys=("head.labels", "head.class_weights", "head.dropout"),
     ),
     "regression": ObjectiveSpec(
-        "train.objectives.sequence_classification:Regression", formats=("labelled",), keys=("head.dropout",)
+        "train.objectives.sequence_classification:Regression",
+        formats=("labelled",),
+        metrics={"pearson": False, "loss": True, "rmse": True},
+        keys=("head.dropout",),
     ),
     "reward_model": ObjectiveSpec(
-        "train.objectives.reward_model:RewardModel", formats=("preference",), keys=("head.dropout",)
+        "train.objectives.reward_model:RewardModel",
+        formats=("preference",),
+        metrics={"accuracy": False, "loss": True, "margin": False},
+        keys=("head.dropout",),
     ),
     "ppo": ObjectiveSpec(
         "train.objectives.ppo.objective:PPO",
         formats=(*text_formats(), "labelled", "preference"),
-        keys=("ppo",),
+        metrics={"reward": False, "finished": False, "repetition": True},
+        section="train.config_ppo:PpoConfig",
+        places={"ppo.value_model": "", "ppo.task": ".yaml"},
+        has_columns=lambda config: not config.ppo.task,  # the task reads the rows itself
         asks=True,
         checks="train.recipe_checks_ppo:problems",
     ),
@@ -140,5 +168,8 @@ FAMILIES: dict[str, FamilySpec] = {
 
 def own_keys() -> dict[str, list[str]]:
     """Key or section of the recipe that only some objectives use -> these objectives."""
-    keys = dict.fromkeys(key for spec in OBJECTIVES.values() for key in spec.keys)
-    return {key: [name for name, spec in OBJECTIVES.items() if key in spec.keys] for key in keys}
+    users: dict[str, list[str]] = {}
+    for name, spec in OBJECTIVES.items():
+        for key in (*spec.keys, *([name] if spec.section else [])):
+            users.setdefault(key, []).append(name)
+    return users

@@ -158,7 +158,7 @@ def describe(
         precision=runtime.precision,
         parameters={"trained": trained, "total": total},
         peak=dataclasses.asdict(peak),
-        lower_is_better=dict(objective.lower_is_better),
+        lower_is_better=dict(config.spec.metrics),
         total_steps=objective.plan.total_steps,
     )
     if extended:

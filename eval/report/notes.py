@@ -41,6 +41,8 @@ def _warnings(task: TaskResult, seed: int | None) -> Iterator[tuple[str, str]]:
         yield task.name, _subsample(task.fewer, seed)
     if task.contamination and task.contamination.found:
         yield task.name, _contaminated(task)
+    for line in task.left_out:
+        yield task.name, line
     if task.skipped:
         yield task.name, f"{counted(len(task.skipped), 'row')} left out of these numbers"
     for model, problems in task.template_problems.items():
@@ -118,6 +120,7 @@ def circumstances(result: Result) -> list[str]:
     lines = [
         f"{model.name}: {model.path}, {model.precision}, weights {model.digests['weights'][:12]}"
         + (f"; its chat template reads the clock and was given {model.template_date}" if model.template_date else "")
+        + (f"; conversations without a system message have {model.system_prompt!r}" if model.system_prompt else "")
         for model in [*result.models, *([result.encoder] if result.encoder else [])]
     ]
     for task in result.tasks:

@@ -26,7 +26,7 @@ SHOWN_WORDS = 20
 def check(example: Example) -> Example:
     """Accept texts, and conversations with an assistant turn."""
     if example.text is None and not example.turns:
-        raise RowError("the conversation has no assistant message to score")
+        raise RowError("the conversation has no assistant message after another one to score")
     return example
 
 

@@ -14,7 +14,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.metric_format import CORRELATION, POSITIVE
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.hub import Hub
-from zerotune.data.labelled import AmbiguousLabelError, class_number, read_labelled, value_of
+from zerotune.data.labelled import class_number, read_labelled, value_of
 from zerotune.inference.requests import Answer, Classified, Classify, Request
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def bind(item: ClassItem, prompter: Prompter) -> ClassItem:
     names = prompter.labels
     if len(names) < 2:
         raise UserError(f"{prompter.name}: its head has one output, not classes; use the task regression")
-    try:
-        index = class_number(item.label, names)
-    except AmbiguousLabelError as error:
-        raise UserError(f"{item.id}: {error} ({prompter.name}: id2label in its config.json)") from error
+    index = class_number(item.label, names)
     if index is not None:
         return dataclasses.replace(item, labels=names, label_index=index)
     raise UserError(

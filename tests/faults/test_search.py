@@ -61,13 +61,19 @@ def test_two_workers_never_run_one_trial_twice(tmp_path: Path) -> None:
     assert [record.state for record in records(tmp_path)] == ["complete"] * 8
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path) -> None:
-    line = words(tmp_path, write_space(tmp_path, method="random", trials=2))
+@pytest.mark.parametrize("by", ["SIGINT", "stop file"])
+def test_a_stopped_search_saves_and_the_same_command_continues(tmp_path: Path, by: str) -> None:
+    file = tmp_path / "stop"
+    line = words(tmp_path, write_space(tmp_path, method="random", trials=2), "--stop_file", str(file))
     process = start(line, seconds=0.3)
     until_trained(tmp_path, 4)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert "Stopped (SIGINT); the same command continues the search." in said(tmp_path)
+    if by == "SIGINT":
+        process.send_signal(signal.SIGINT)
+    else:
+        file.touch()
+    assert process.wait(30) == (130 if by == "SIGINT" else 0)
+    assert f"Stopped ({by}); the same command continues the search." in said(tmp_path)
+    assert not file.exists()
     assert start(line).wait(60) == 0
     assert set(Counter(trained(tmp_path)).values()) == {1}
 

@@ -23,12 +23,12 @@ metrics: [same_length, exact_match]
 """
 
 
-def run(*words: str) -> str:
+def run(*words: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "tests.support.toy", *words]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
 
@@ -41,7 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in RIDDLES), encoding="utf-8")
     options = arguments(
         folder / "run", rows,
-        objective="focal", tuning__kind="biases", model__path=folder / "model", model__init="pretrained",
+        objective="focal", focal__gamma=1.5, tuning__kind="biases",
+        model__path=folder / "model", model__init="pretrained",
         data__train=json.dumps([{"path": str(rows), "format": "riddle"}]), data__workers=2, duration__max_epochs=2,
         optim__learning_rate=1e-2, merge__at_end="true",
     )  # fmt: skip
@@ -54,6 +55,7 @@ def test_the_objective_learns_with_the_tuning_from_the_format(place: Path) -> No
     assert losses[max(losses)] < losses[0]
     facts = json.loads((place / "run" / "run.json").read_text(encoding="utf-8"))
     assert facts["config"]["objective"] == "focal"
+    assert facts["config"]["focal"] == {"gamma": 1.5}
     assert 0 < facts["parameters"]["trained"] < facts["parameters"]["total"]
 
 
@@ -62,6 +64,18 @@ def test_the_merge_has_the_trained_vectors_and_the_matrices_of_the_base(place: P
     changed = {name for name, tensor in merged.items() if not tensor.equal(base[name])}
     assert changed
     assert all(base[name].ndim == 1 for name in changed)
+
+
+def test_the_objective_has_a_section_of_the_recipe(place: Path) -> None:
+    assert "--focal.gamma NUMBER" in run("train", "--help")
+    recipe = place / "focal.yaml"
+    recipe.write_text("objective: focal\nfocal:\n  gamma: -1\n", encoding="utf-8")
+    words = ["train", "--config", str(recipe), "--model.path", "m", "--data.train", "[{path: x, format: riddle}]"]
+    said = run(*words, "--focal.beta", "1", code=64)
+    assert "focal.yaml:3: focal.gamma: must be greater than or equal to 0, not -1" in said
+    assert "unknown option --focal.beta" in said
+    assert "gamma: 3.0" in run(*words, "--focal.gamma", "3", "--print_config")
+    assert "gamma" not in run(*words, "--focal.gamma", "2", "--objective", "causal_lm", "--print_config")
 
 
 def test_the_task_and_the_metric_are_measured(place: Path) -> None:

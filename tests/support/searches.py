@@ -68,18 +68,10 @@ def trained(folder: Path) -> list[str]:
     return (folder / "study" / "trained.log").read_text(encoding="utf-8").splitlines()
 
 
-class _Objective:
-    """Facts of causal_lm, without its imports."""
-
-    best_metric = "loss"
-    lower_is_better = {"loss": True, "perplexity": True}  # noqa: RUF012
-
-
 if __name__ == "__main__":
     from train.search.__main__ import main
     from train.search.trial import Starter
 
-    sys.modules["train.objectives"] = types.SimpleNamespace(objective_class=lambda name: _Objective)  # type: ignore
     if os.environ["FAKE_REPORT"] != "True":
         without = types.SimpleNamespace(BEST="best.yaml", write_study_report=lambda study: study.folder / "report.md")
         sys.modules["train.search.report"] = without  # type: ignore

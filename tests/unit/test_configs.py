@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import yaml
 
 from eval.config import parse as evaluation
 from train.config import Config
+from train.preflight import check_inputs
 from train.recipe import parse
+from train.search.space import check_values, read_space
 from zerotune.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "eval")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("eval", "spaces"))
+SPACES = sorted((ROOT / "recipes" / "spaces").rglob("*.yaml"))
 EVALUATIONS = sorted((ROOT / "recipes" / "eval").rglob("*.yaml"))
 ACCELERATE = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
 DEEPSPEED = sorted((ROOT / "ds_configs").rglob("*.json"))
@@ -84,6 +88,21 @@ class TestRecipes:
         plain = next(path for path in WHOLE if path.stem == "demo")
         formats = {recipe(plain, part).data.train[0].format for part in PARTS if part != CPU}
         assert formats == {"text", "qa", "pr", "io", "chat"}
+
+
+class TestSpaces:
+    @pytest.mark.parametrize("path", SPACES, ids=name)
+    def test_fits_the_recipe_that_it_names(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(ROOT)
+        named = re.findall(r"^# python -m train\.search (\S+) --space (\S+)$", path.read_text(encoding="utf-8"), re.M)
+        assert [space for _, space in named] == [name(path)]
+        check_values(read_space(path), ["--config", named[0][0]], check_inputs)
+
+    def test_the_grid_of_tinystories_is_the_published_one(self) -> None:
+        space = read_space(ROOT / "recipes" / "spaces" / "tinystories-grid.yaml")
+        points = [space.settings(space.grid_point(number)) for number in range(space.trials)]
+        keys = ("duration.max_epochs", "data.train.0.fraction")
+        assert [tuple(point[key] for key in keys) for point in points] == [(2, 0.9), (2, 0.6), (1, 0.9)]
 
 
 class TestEvaluations:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.fault_runs import until
 from tests.support.slurm_stubs import Stubs
 from tests.support.training_runs import ROOT
 
@@ -61,3 +63,24 @@ def test_a_task_of_a_sweep(stubs: Stubs, place: Path) -> None:
     task = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "4711", "FOLDER": f"{place / 'run'}-2"}
     assert stubs.run("slurm/sweep.sh", place / "recipe.yaml", lines, **task) == 0, stubs.said
     assert trained_with(stubs) == ["--config", str(place / "recipe.yaml"), *words, "--run.folder", task["FOLDER"]]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_of_a_search(stubs: Stubs, place: Path, stopped: bool) -> None:
+    """All words go to the search; a warned task makes the file that it stops for, and is requeued."""
+    python = stubs.folder / "python"
+    waits = 'until [ -e "${!#}" ]; do sleep 0.02; done\n' if stopped else ""
+    python.write_text(f'#!/bin/bash\nprintf \'%s\\0\' "$@" >"$STUBS/searched"\n{waits}', encoding="utf-8")
+    python.chmod(0o755)
+    words = [str(place / "recipe.yaml"), "--space", SPECIAL, "--data.system_prompt", TWO_LINES]
+    task = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "4711"}
+    script = stubs.start("slurm/sweep.sh", *words, **task)
+    until((stubs.folder / "searched").exists)
+    if stopped:
+        script.send_signal(signal.SIGUSR1)
+    assert script.wait(60) == 0, stubs.said
+    searched = (stubs.folder / "searched").read_bytes().decode().split("\0")[:-1]
+    stop = str(ROOT / "slurm-4711_2.stop")
+    assert searched == ["-m", "train.search", *words, "--stop_file", stop]
+    assert not Path(stop).exists()
+    assert stubs.requeued == stopped

@@ -20,7 +20,7 @@ from train.data.templates import ChatTemplate, whole
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
-from zerotune.data.labelled import AmbiguousLabelError, Label, Labelled, class_number, label_prompt, value_of
+from zerotune.data.labelled import Label, Labelled, class_name, class_number, label_prompt, value_of
 from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words
@@ -216,16 +216,11 @@ class LabelEncoder:
         names = self.label_spec.labels
         if isinstance(label, float):
             raise RowError(f"unknown label: {label!r} is not the name or the number of a class")
-        if isinstance(label, str) and not names:
-            return label
-        if is_tag and not names:
+        if is_tag and not names and not isinstance(label, str):
             raise UserError("tags are numbers; give their names in their order: head.labels: [O, B-..., I-...]")
         if not names:
-            return str(label)
-        try:
-            number = class_number(label, names)
-        except AmbiguousLabelError as error:
-            raise RowError(f"{error} (head.labels)") from error
+            return class_name(label)
+        number = class_number(label, names)
         if number is not None:
             return names[number]
         known = ", ".join(names[:SHOWN_LABELS]) + (", ..." if len(names) > SHOWN_LABELS else "")

@@ -23,11 +23,9 @@ from train.data.tokenize_workers import TableStats, Workers, write_table
 from train.protocols import Ranks
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
-from zerotune.data.formats import known_as
+from zerotune.data.formats import describe_left_out, known_as
 
 ENCODER_VERSION = 4  # raise it when the same rows and settings give another table
-
-SHOWN_LEFT_OUT = 20
 
 
 @dataclass(frozen=True)
@@ -170,15 +168,7 @@ def notes(stats: TableStats, spec: Spec, names: Sequence[str]) -> list[str]:
             f"{stats.loose:,} entities begin with I- or E- (IOB1, or invalid IOB2): the tags are learned unchanged, and"
             " each of these begins an entity, as in conlleval and seqeval"
         )
-    chosen_by = {f"column {name}" for name in spec.config.filter}
-    left_out = [(name, count) for name, count in stats.left_out.most_common() if name not in chosen_by]
-    if left_out:
-        shown = [f"{name} ({count:,})" for name, count in left_out[:SHOWN_LEFT_OUT]]
-        more = len(left_out) - len(shown)
-        lines.append(
-            f"parts of rows that are not used (in how many rows): {', '.join(shown)}"
-            f"{f', and {more} more kinds' if more else ''}"
-        )
+    lines += describe_left_out(stats.left_out, spec.config.filter)
     if stats.endless:
         lines.append(
             f"WARNING: {stats.endless:,} answers do not end with a special token, so the model does not learn to stop:"

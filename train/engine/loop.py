@@ -290,7 +290,7 @@ class Loop:
         value = values.get(metric)
         if value is None or progress.step == 0:  # before training, there is no checkpoint to keep
             return False
-        sign = 1.0 if self.objective.lower_is_better[metric] else -1.0
+        sign = 1.0 if self.config.spec.metrics[metric] else -1.0
         best = math.inf if progress.best_value is None else sign * progress.best_value
         loss = values.get("loss", 0.0)
         tied = sign * value == best and progress.best_loss is not None and loss <= progress.best_loss

@@ -28,8 +28,6 @@ class CausalLM(Objective):
     """Supervised fine-tuning and continued pre-training of a causal language model."""
 
     peft_task_type = "CAUSAL_LM"
-    best_metric = "loss"
-    lower_is_better: Mapping[str, bool] = {"loss": True, "perplexity": True, "exact_match": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks

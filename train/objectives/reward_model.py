@@ -21,8 +21,6 @@ class RewardModel(Head):
     """A head with one output, the reward."""
 
     peft_task_type = "SEQ_CLS"
-    best_metric = "accuracy"
-    lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "margin": False}
     output_names = ("reward",)
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:

@@ -19,9 +19,7 @@ class SequenceClassification(Head):
     """A head that predicts the class of a sequence."""
 
     peft_task_type = "SEQ_CLS"
-    best_metric = "accuracy"
     problem = "single_label_classification"
-    lower_is_better: Mapping[str, bool] = {"loss": True, "accuracy": False, "macro_f1": False, "mcc": False}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "classes", tuple(config.head.labels)))
@@ -38,9 +36,7 @@ class Regression(Head):
     """A head with one output."""
 
     peft_task_type = "SEQ_CLS"
-    best_metric = "pearson"
     problem = "regression"
-    lower_is_better: Mapping[str, bool] = {"loss": True, "pearson": False, "rmse": True}
     output_names = ("value",)
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:

@@ -24,10 +24,6 @@ class TokenClassification(Head):
 
     readout = TOKENS
     peft_task_type = "TOKEN_CLS"
-    best_metric = "f1"
-    lower_is_better: Mapping[str, bool] = {
-        "loss": True, "f1": False, "precision": False, "recall": False, "token_accuracy": False,
-    }  # fmt: skip
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         head = config.head

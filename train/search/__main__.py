@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from train.command_words import OPTIONS, recipe_file, split, with_recipes
 from train.config import Config
-from train.recipe import load, parse
+from train.recipe import parse
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
@@ -29,6 +29,7 @@ OWN = {
     "--space": "the space file: which keys, how to choose, how many trials",
     "--study": "the folder of the search (default: run.folder + -search)",
     "--workers": "trials that run at once on this machine (default: 1)",
+    "--stop_file": "stop, as after Ctrl-C, once this file exists; it is removed",
     "--dry_run": "print the trials, start nothing",
 }
 
@@ -40,6 +41,7 @@ class Options:
     space: str
     study: str
     workers: int
+    stop_file: str
     dry_run: bool
     recipe: tuple[str, ...]
     launch: tuple[str, ...]
@@ -64,7 +66,7 @@ def options(words: Sequence[str]) -> Options:
     launch, rest = split(words)
     if "num_machines" in launch or "machine_rank" in launch:
         raise UserError("--num_machines: a trial runs on one machine; start the same command on each (docs/search.md)")
-    own = {"--space": "", "--study": "", "--workers": "1"}
+    own = {"--space": "", "--study": "", "--workers": "1", "--stop_file": ""}
     others: list[str] = []
     while rest:
         name, equals, value = rest[0].partition("=")
@@ -82,9 +84,18 @@ def options(words: Sequence[str]) -> Options:
     recipe = with_recipes([word for word in others if word != "--dry_run"])
     if "--config" not in {word.partition("=")[0] for word in recipe}:
         raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
+    if launch:
+        launch.setdefault("main_process_port", "0")  # trials on one machine must not share one
     flags = tuple(word for name, value in launch.items() for word in (f"--{name}", value))
-    space = recipe_file(own["--space"], "spaces/")
-    return Options(space, own["--study"], int(own["--workers"]), "--dry_run" in others, tuple(recipe), flags)
+    return Options(
+        space=recipe_file(own["--space"], "spaces/"),
+        study=own["--study"],
+        workers=int(own["--workers"]),
+        stop_file=own["--stop_file"],
+        dry_run="--dry_run" in others,
+        recipe=tuple(recipe),
+        launch=flags,
+    )
 
 
 def usage(prog: str = PROG) -> str:
@@ -136,20 +147,17 @@ def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -
 
     folder = Path(chosen.study or f"{base.run.folder.rstrip('/')}-search")
     minutes = base.run.stop_after_minutes
-    metric, lower_is_better = _metric(base, space, folder)
+    metric = _metric(base, space)
     base = dataclasses.replace(
         base,
         run=dataclasses.replace(base.run, stop_after_minutes=None),
         validation=dataclasses.replace(base.validation, metric=metric),
     )
-    if lower_is_better is None:
-        prepare(folder, space, base)
-    study = Study(folder, space, lower_is_better)
     prepare(folder, space, base)
+    study = Study(folder, space, base.spec.metrics[metric])
     code = ("--model.trust_remote_code", "true") if base.model.trust_remote_code else ()
     starter = starter or Starter(launch=(*chosen.launch, *code))
-    job = os.environ.get("SLURM_JOB_ID")
-    stop = StopRequest(minutes, folder / f"STOP-{job}" if job else None)
+    stop = StopRequest(minutes, Path(chosen.stop_file) if chosen.stop_file else None)
     say(f"{folder}: {counted(space.trials, 'trial')}, {space.config.method}, by validation {metric}")
     with stop.installed():
         ended = Search(study, base, chosen.recipe, starter, chosen.workers, stop).run()
@@ -175,22 +183,15 @@ def _finish(study: Study) -> None:
     say(f"{path}, {path.with_name('report.html')}; the best recipe: {path.with_name(BEST)}")
 
 
-def _metric(base: Config, space: Space, folder: Path) -> tuple[str, bool | None]:
-    """The metric and whether lower is better, which is None where the study knows it already."""
-    wanted = base.validation.metric if space.config.metric == "auto" else space.config.metric
-    if (folder / "recipe.yaml").exists():
-        return load(folder / "recipe.yaml").validation.metric if wanted == "auto" else wanted, None
-    say("importing libraries")
-    from train.objectives import objective_class
-
-    kind = objective_class(base.objective)
-    metric = kind.best_metric if wanted == "auto" else wanted
-    if metric not in kind.lower_is_better:
-        place = space.located.places.get(("metric",), "validation.metric")
-        raise UserError(f"{place}: {base.objective} has no metric {metric}; it has {', '.join(kind.lower_is_better)}")
+def _metric(base: Config, space: Space) -> str:
+    """The metric that decides. Raises UserError if the objective does not have it."""
+    metric = base.spec.metric(base.validation.metric if space.config.metric == "auto" else space.config.metric)
+    if metric not in base.spec.metrics:
+        place = space.located.places[("metric",)]
+        raise UserError(f"{place}: {base.objective} has no metric {metric}; it has {', '.join(base.spec.metrics)}")
     if metric == "exact_match" and not base.validation.exact_match_rows:
         raise UserError("metric: exact_match is only measured with validation.exact_match_rows above 0")
-    return metric, kind.lower_is_better[metric]
+    return metric
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,18 @@ def said_in(message: Message) -> str:
     """All that a message says, as text: its reasoning, its content and its calls."""
     thought, calls = message.get("reasoning_content", ""), message.get("tool_calls")
     return "\n".join(filter(None, (thought, message["content"], as_text(calls) if calls else "")))
+
+
+def answered_turns(messages: Sequence[Message]) -> list[int]:
+    """Places of the assistant's messages that answer something, without those that are marked as only to be read."""
+    places = [place for place, message in enumerate(messages) if place and message["role"] == "assistant"]
+    return [place for place in places if messages[place].get("learned", True)]
+
+
+def with_system(messages: Sequence[Message], text: str | None) -> list[Message]:
+    """The messages, behind the system message `text` if they have none of their own."""
+    lacks = bool(text) and (not messages or messages[0]["role"] != "system")
+    return [{"role": "system", "content": text}, *messages] if lacks else list(messages)
 
 
 def read_chat(fields: Fields) -> Conversation:

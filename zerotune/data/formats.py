@@ -5,6 +5,7 @@ To add a format, add a value to FORMATS.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from zerotune.data.preference import Continuation, Preference, different, read_a
 from zerotune.data.questions import read_instruction, read_question
 from zerotune.data.tagged import Tagged, read_tagged
 
+SHOWN_LEFT_OUT = 20
 Example = str | Conversation | Continuation | Labelled | Tagged | Preference
 
 
@@ -107,3 +109,27 @@ def read_recognised(fields: Fields) -> str | Conversation:
                 return example
     known = "; ".join(form.needed for form in forms)
     raise RowError(f"fits no known format ({known})", missing=True)
+
+
+def parts_left_out(fields: Fields, example: Example) -> tuple[str, ...]:
+    """The parts of a row that are not used, once it is read: columns, and parts of messages."""
+    return (*(f"column {name}" for name in fields.unread()), *_left_out(example))
+
+
+def _left_out(example: Example) -> tuple[str, ...]:
+    if isinstance(example, Conversation):
+        return example.left_out
+    if isinstance(example, Preference):
+        return tuple({*_left_out(example.chosen), *_left_out(example.rejected)})
+    return ()
+
+
+def describe_left_out(counts: Counter[str], filtered: Collection[str]) -> list[str]:
+    """One line on parts of rows that are not used, if there are any. filtered: columns that chose the rows."""
+    chosen_by = {f"column {name}" for name in filtered}
+    left = [(name, count) for name, count in counts.most_common() if name not in chosen_by]
+    if not left:
+        return []
+    shown = ", ".join(f"{name} ({count:,})" for name, count in left[:SHOWN_LEFT_OUT])
+    more = f", and {len(left) - SHOWN_LEFT_OUT} more kinds" if len(left) > SHOWN_LEFT_OUT else ""
+    return [f"parts of rows that are not used (in how many rows): {shown}{more}"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from zerotune.data.fields import Fields, RowError, checked_text
 from zerotune.data.raw_row import type_name
 
 PAIR = ("sentence1", "sentence2")
 SINGLE = ("sentence", "text")
-LONGEST = 9  # digits of a class's number
+LARGEST = 1e15  # of a value: sums of squares stay within float32
 Label = str | int | float  # a class's name, its number, or a value
 
 
@@ -31,6 +32,8 @@ def read_labelled(fields: Fields) -> Labelled:
     label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (str, int, float)):
         raise RowError(f"label is {type_name(label)}: it must be a class or a number")
+    if isinstance(label, float) and label.is_integer():  # pandas writes whole numbers so where some are missing
+        label = int(label)
     return Labelled(sentences, checked_text(label, "label").strip() if isinstance(label, str) else label)
 
 
@@ -52,6 +55,8 @@ def value_of(label: Label) -> float:
         raise RowError(f"label is not a number: {str(label)[:40]!r}") from None
     if not math.isfinite(value):
         raise RowError(f"label is not a number: {value}")
+    if abs(value) > LARGEST:
+        raise RowError(f"label is too large: {value:g}, the limit is {LARGEST:g}")
     return value
 
 
@@ -65,23 +70,23 @@ def label_prompt(sentences: Sequence[str]) -> str:
     return " ".join([*parts, "Label: "])
 
 
-class AmbiguousLabelError(ValueError):
-    """A label that is the name of one class and the number of another."""
-
-
-def class_number(label: str | int, names: Sequence[str]) -> int | None:
-    """The number of the class that a label names; None where there is none.
-
-    Raises AmbiguousLabelError where classes are called by other numbers than their own: 1 of the classes 1 to 5.
-    """
+def class_name(label: str | int) -> str:
+    """The name of a class without a list of names: the label, of 1.0 in a CSV file the whole number, as in JSON."""
     said = str(label)
-    number = int(said) if said.isdecimal() and len(said) <= LONGEST and int(said) < len(names) else None
-    if said not in names:
-        return number
-    place = names.index(said)
-    if number is not None and number != place:
-        raise AmbiguousLabelError(
-            f"label {said!r} is the name of class {place} (from 0) and the number of class {names[number]!r}; give the "
-            "classes names that are no numbers, and the rows these names"
-        )
-    return place
+    whole = said.removesuffix(".0")
+    return whole if whole.removeprefix("-").isdecimal() else said
+
+
+def class_number(label: str | int, names: tuple[str, ...]) -> int | None:
+    """The number of the class that a label names; None where there is none."""
+    numbers = _class_numbers(names)
+    return numbers.get(str(label), numbers.get(class_name(label)))
+
+
+@lru_cache(maxsize=16)
+def _class_numbers(names: tuple[str, ...]) -> Mapping[str, int]:
+    """Label -> class. Where classes are called by other numbers than their own (1 to 5), labels are names alone."""
+    named = {name: number for number, name in enumerate(names)}
+    if any(name.isdecimal() and name != str(number) for name, number in named.items()):
+        return named
+    return {str(number): number for number in range(len(names))} | named

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
-from zerotune.data.conversations import Conversation, Message
+from zerotune.data.conversations import Message, answered_turns
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import BadRow, Row, expand, read
-from zerotune.data.formats import read_recognised
+from zerotune.data.formats import parts_left_out, read_recognised
 
 SHOWN_BAD_ROWS = 10
+UNASKED = "first turns of the assistant, which answer nothing"
 
 Item = TypeVar("Item")
 
@@ -27,7 +28,7 @@ class Example:
     """One row. id: file:line. Either `text` or `messages` is set; an answer, if any, is the last message.
 
     tools: JSON schemas of functions. subset: the part of the data it belongs to (factual, reasoning). also_right:
-    further answers as good as the last message.
+    further answers as good as the last message. left_out: parts of the row that are not used.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Example:
     tools: list[Any] | None = None
     subset: str = ""
     also_right: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def answered(self) -> bool:
@@ -44,9 +46,8 @@ class Example:
 
     @cached_property
     def turns(self) -> list[int]:
-        """Places of the assistant's messages, without those that the row marks as only to be read."""
-        assistant = [k for k, message in enumerate(self.messages) if message["role"] == "assistant"]
-        return [k for k in assistant if self.messages[k].get("learned", True)]
+        """See `answered_turns`."""
+        return answered_turns(self.messages)
 
 
 def refused(row: Row, error: RowError) -> BadRow:
@@ -100,6 +101,8 @@ def example(row: Row, asks: bool = False) -> Example:
     fields = Fields(row.value, asks=asks)
     found = read_recognised(fields)
     subset = fields.text("subset") if fields.has("subset") else ""
-    if isinstance(found, Conversation):
-        return Example(row.place, None, tuple(found.messages), found.tools, subset, found.also_right)
-    return Example(row.place, text=found, subset=subset)
+    left = parts_left_out(fields, found)
+    if isinstance(found, str):
+        return Example(row.place, text=found, subset=subset, left_out=left)
+    left += (UNASKED,) if found.messages[0]["role"] == "assistant" else ()
+    return Example(row.place, None, tuple(found.messages), found.tools, subset, found.also_right, left)

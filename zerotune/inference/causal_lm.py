@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_lines
+from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
 from zerotune.models import cpu_attention
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
@@ -174,19 +174,19 @@ class Network:
     def _prefixes_can_be_shared(self) -> bool:
         if not self._cache_is_plain():
             return False
-        lines = sorted_lines([(ids, PROBE_PREFIX) for ids in PROBE])
-        pack = next_pack(lines, PROBE_PREFIX, limit=64)
+        sequences = sorted_sequences([(ids, PROBE_PREFIX) for ids in PROBE])
+        pack = next_pack(sequences, PROBE_PREFIX, limit=64)
         try:
-            prefix = self.pack(chain(lines[0].ids[:PROBE_PREFIX], 0), [])[1]
+            prefix = self.pack(chain(sequences[0].ids[:PROBE_PREFIX], 0), [])[1]
             states_td, _ = self.pack(pack, prefix)
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError):
             return False  # families reject masks with many types of error
-        whole_btd, _ = self.rows([line.ids for line in lines])
+        whole_btd, _ = self.rows([sequence.ids for sequence in sequences])
         tolerance = CLOSE.get(self.dtype, CLOSE_IN_HALF)
         return all(
             bool((states_td[path] - own_td).norm() <= tolerance * own_td.norm())
-            for path, line, row_td in zip(pack.paths, lines, whole_btd, strict=True)
-            for own_td in [row_td[pack.shared : len(line.ids)]]
+            for path, sequence, row_td in zip(pack.token_indices, sequences, whole_btd, strict=True)
+            for own_td in [row_td[pack.shared : len(sequence.ids)]]
         )
 
     def _cache_is_plain(self) -> bool:

@@ -46,7 +46,7 @@ from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
 from zerotune.models.recurrent import register
-from zerotune.models.run_facts import read_run_json, template_date_of
+from zerotune.models.run_facts import read_run_json, system_prompt_of, template_date_of
 from zerotune.models.weight_files import weight_files
 
 CLASS_SUFFIXES: Mapping[Head, tuple[str, ...]] = {  # of transformers class names
@@ -107,8 +107,20 @@ class Checkpoint:
         """The date that its training run passed to the chat template; None if no run trained it."""
         return template_date_of(read_run_json(self.folder))
 
-    def prompter(self, template: str, max_new_tokens: int, window_tokens: int, day: date | None = None) -> Prompter:
-        """Its prompt encoder. template: tokenizer (its own), raw, or a .jinja file. day: see `Prompter`."""
+    @cached_property
+    def system_prompt(self) -> str | None:
+        """The system message of its training; None if no run trained it."""
+        return system_prompt_of(read_run_json(self.folder))
+
+    def prompter(
+        self,
+        template: str,
+        max_new_tokens: int,
+        window_tokens: int,
+        day: date | None = None,
+        system_prompt: str = "",
+    ) -> Prompter:
+        """Its prompt encoder. template: tokenizer (its own), raw, or a .jinja file. For the rest see `Prompter`."""
         return Prompter(
             self.tokenizer,
             template=self.chat_template if template in ("tokenizer", "raw") else read_template(template),
@@ -122,6 +134,7 @@ class Checkpoint:
             images=lambda: self.images,
             day=day,
             tool_template=tool_template(self._own_template) if template == "tokenizer" else None,
+            system_prompt=system_prompt,
         )
 
     @cached_property

@@ -17,7 +17,7 @@ from zerotune.inference.causal_lm import KeyValues, Network, Prefix
 from zerotune.inference.kv_cache import KVCache, buffer_length
 from zerotune.inference.requests import Generate
 from zerotune.inference.sampling import GenerationState, sample
-from zerotune.inference.shared_prefixes import Line, groups, next_pack, sorted_lines
+from zerotune.inference.shared_prefixes import TokenSequence, groups, next_pack, sorted_sequences
 
 Finished = list[GenerationState]
 REFILL_SHARE = 4  # refill when a quarter of the rows is free: single prefills would slow the others down
@@ -55,9 +55,9 @@ class _Session:
         self._running: list[tuple[GenerationState, int]] = []
         self._prefix = Prefix(network)
         prompts = [(row.request.prefix_ids, len(row.request.prefix_ids) - 1) for row in rows]
-        self._groups = list(groups(sorted_lines(prompts, join=False)))
+        self._groups = list(groups(sorted_sequences(prompts, join=False)))
         self._unshared = [group[0] for group in self._groups if len(group) == 1]
-        self._unshared.sort(key=lambda line: len(line.ids))  # popped from the end
+        self._unshared.sort(key=lambda sequence: len(sequence.ids))  # popped from the end
         self._groups = [group for group in self._groups if len(group) > 1]
 
     @torch.inference_mode()
@@ -70,40 +70,42 @@ class _Session:
             if self._running:
                 yield self._step()
 
-    def _prefill_pack(self, group: list[Line]) -> Finished:
+    def _prefill_pack(self, group: list[TokenSequence]) -> Finished:
         """Prefill prompts that share a prefix, as many as the cache has free rows."""
         cached = self._prefix.common(group[0].ids)
         pack = next_pack(group, cached, self._budget.packed, most=self._cache.free)
-        lines = group[: pack.lines]
-        del group[: pack.lines]
+        sequences = group[: pack.count]
+        del group[: pack.count]
         if not group:
             self._groups.pop(0)
-        prefix = self._prefix.of(lines[0].ids[: pack.shared], self._budget.tokens)
+        prefix = self._prefix.of(sequences[0].ids[: pack.shared], self._budget.tokens)
         states_td, cached_kv = self._network.pack(pack, prefix)
         prefix_k = torch.arange(pack.shared)
-        paths = [torch.from_numpy(path) for path in pack.paths]
+        paths = [torch.from_numpy(path) for path in pack.token_indices]
         last_bd = states_td[torch.stack([path[-1] for path in paths]).to(states_td.device)]
         keys = [(0, torch.cat([prefix_k, pack.shared + path])) for path in paths]
-        return self._start(lines, last_bd, cached_kv, keys)
+        return self._start(sequences, last_bd, cached_kv, keys)
 
     def _prefill_batch(self) -> Finished:
         """Prefill prompts that share no prefix."""
         longest = len(self._unshared[-1].ids)
-        lines = self._unshared[-min(self._budget.rows(longest), self._cache.free) :][::-1]
-        del self._unshared[-len(lines) :]
-        states_btd, cached_kv = self._network.rows([line.ids for line in lines], keep=True)
-        last_bd = torch.stack([row_td[len(line.ids) - 1] for row_td, line in zip(states_btd, lines, strict=True)])
-        keys = [(b, torch.arange(len(line.ids))) for b, line in enumerate(lines)]
-        return self._start(lines, last_bd, cached_kv, keys)
+        sequences = self._unshared[-min(self._budget.rows(longest), self._cache.free) :][::-1]
+        del self._unshared[-len(sequences) :]
+        states_btd, cached_kv = self._network.rows([sequence.ids for sequence in sequences], keep=True)
+        last_bd = torch.stack(
+            [row_td[len(sequence.ids) - 1] for row_td, sequence in zip(states_btd, sequences, strict=True)]
+        )
+        keys = [(b, torch.arange(len(sequence.ids))) for b, sequence in enumerate(sequences)]
+        return self._start(sequences, last_bd, cached_kv, keys)
 
     def _start(
-        self, lines: Sequence[Line], last_bd: Tensor, cached: KeyValues, keys: Sequence[tuple[int, Tensor]]
+        self, sequences: Sequence[TokenSequence], last_bd: Tensor, cached: KeyValues, keys: Sequence[tuple[int, Tensor]]
     ) -> Finished:
         """Sample each prompt's first token and add unfinished prompts to the cache.
 
         keys: for each prompt its row in `cached` and the indices of its keys there.
         """
-        rows = [self._rows[line.members[0]] for line in lines]
+        rows = [self._rows[sequence.row_indices[0]] for sequence in sequences]
         finished: Finished = []
         for row, token, (source, index_k) in zip(rows, self._sample(rows, last_bd), keys, strict=True):
             if row.append(token):

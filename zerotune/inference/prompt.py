@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
 from zerotune.data.completeness import REASONING, TemplateProblem, left_out, problems
-from zerotune.data.conversations import Message, said_in
+from zerotune.data.conversations import Message, answered_turns, said_in, with_system
 from zerotune.data.fit_messages import fitted, without_thought
 from zerotune.data.template_date import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
@@ -60,6 +60,7 @@ class Prompter:
         labels: Class names of its head, by index.
         day: The date for a template that reads the clock; default: today.
         tool_template: The template of conversations with tools, if the checkpoint has a separate one.
+        system_prompt: The system message of conversations that have none.
         images: Returns the image processor; raises UserError for a checkpoint that takes no images.
 
     used_chat_template: whether any prompt depended on the chat template, or on its absence.
@@ -80,10 +81,12 @@ class Prompter:
         images: Callable[[], Images] | None = None,
         day: date | None = None,
         tool_template: str | None = None,
+        system_prompt: str = "",
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
+        self.system_prompt = system_prompt
         self._tool_template = tool_template or self.template
         self._day = day or date.today()
         self.max_new_tokens = max_new_tokens
@@ -99,6 +102,7 @@ class Prompter:
 
     def chat_prompt(self, messages: Sequence[Message], tools: Tools = None) -> Ids:
         """Encode a conversation, up to where the assistant's response begins. tools: JSON schemas of functions."""
+        messages = with_system(messages, self.system_prompt)
         self.last_messages = tuple(messages)
         return self._chat_bos + self._encode(self._conversation_text(messages, tools, add_generation_prompt=True))
 
@@ -113,12 +117,11 @@ class Prompter:
         return self._encode(text if self._image_prompt_text(0, "?")[-1:].isspace() else f" {text}")
 
     def assistant_turns(self, messages: Sequence[Message], tools: Tools = None) -> list[Passage]:
-        """Encode each assistant turn that training would learn, after everything before it.
+        """Encode each assistant turn that answers something and is not marked, after everything before it.
 
         Its end-of-turn token is scored too.
         """
-        turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-        return [self._turn(messages[: k + 1], tools) for k in turns if messages[k].get("learned", True)]
+        return [self._turn(with_system(messages[: k + 1], self.system_prompt), tools) for k in answered_turns(messages)]
 
     def take_template_problems(self) -> set[str]:
         """What the chat template left out of the conversations since the last call, or wrote wrongly."""

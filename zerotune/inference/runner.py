@@ -8,7 +8,7 @@ from typing import Protocol
 
 from zerotune.inference.batch_size import Budget
 from zerotune.inference.requests import Answer, Generate, Request, Score
-from zerotune.inference.shared_prefixes import sorted_lines
+from zerotune.inference.shared_prefixes import sorted_sequences
 
 
 class Model(Protocol):
@@ -76,12 +76,15 @@ def shares(requests: Sequence[Request], count: int) -> list[list[int]]:
     parts: list[list[int]] = [[] for _ in range(count)]
     for kind in dict.fromkeys(map(type, requests)):
         own = [k for k, request in enumerate(requests) if type(request) is kind]
-        lines = sorted_lines([(_computed(requests[k]), 0) for k in own])
-        costs = [len(line.ids) - line.common + sum(_steps(requests[own[k]]) for k in line.members) for line in lines]
+        sequences = sorted_sequences([(_computed(requests[k]), 0) for k in own])
+        costs = [
+            len(sequence.ids) - sequence.common + sum(_steps(requests[own[k]]) for k in sequence.row_indices)
+            for sequence in sequences
+        ]
         total = sum(costs)
-        for line, end, cost in zip(lines, accumulate(costs), costs, strict=True):
-            middle = end - cost / 2  # the middle of a line decides its rank
-            parts[min(int(middle * count / max(total, 1)), count - 1)] += [own[k] for k in line.members]
+        for sequence, end, cost in zip(sequences, accumulate(costs), costs, strict=True):
+            middle = end - cost / 2  # the middle of a sequence decides its rank
+            parts[min(int(middle * count / max(total, 1)), count - 1)] += [own[k] for k in sequence.row_indices]
     return parts
 
 

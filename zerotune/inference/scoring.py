@@ -16,7 +16,7 @@ from zerotune.inference.batch_size import Budget, in_batches
 from zerotune.inference.causal_lm import Network, Prefix
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.requests import Score, Scored
-from zerotune.inference.shared_prefixes import Line, Positions, groups, next_pack, sorted_lines
+from zerotune.inference.shared_prefixes import Positions, TokenSequence, groups, next_pack, sorted_sequences
 
 Scores = list[tuple[int, Scored]]
 
@@ -24,15 +24,15 @@ Scores = list[tuple[int, Scored]]
 def score(network: Network, requests: Sequence[Score], budget: Budget) -> Iterator[Scores]:
     """Yield batches of (index of the request, answer), each request once, in any order."""
     rows = [(request.prefix_ids + request.continuation_ids[:-1], len(request.prefix_ids) - 1) for request in requests]
-    lines = sorted_lines(rows)
-    unshared: list[Line] = []
+    sequences = sorted_sequences(rows)
+    unshared: list[TokenSequence] = []
     scorer = _Scorer(network, requests)
-    for group in groups(lines) if network.shares_prefixes else ([line] for line in lines):
+    for group in groups(sequences) if network.shares_prefixes else ([sequence] for sequence in sequences):
         if len(group) == 1:
             unshared += group
         else:
             yield from scorer.packs(group, budget)
-    yield from in_batches(unshared, lambda line: len(line.ids), budget, scorer.batch)
+    yield from in_batches(unshared, lambda sequence: len(sequence.ids), budget, scorer.batch)
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,37 @@ class _Scorer:
         self._network, self._requests = network, requests
         self._prefix = Prefix(network)
 
-    def packs(self, group: list[Line], budget: Budget) -> Iterator[Scores]:
-        """Score a group of lines as packs after cached prefixes."""
+    def packs(self, group: list[TokenSequence], budget: Budget) -> Iterator[Scores]:
+        """Score a group of sequences as packs after cached prefixes."""
         while group:
             pack = next_pack(group, self._prefix.common(group[0].ids), budget.packed)
-            lines = group[: pack.lines]
+            sequences = group[: pack.count]
             try:
                 with torch.inference_mode():
                     prefix = self._prefix.of(group[0].ids[: pack.shared], budget.tokens)
                     states_td, _ = self._network.pack(pack, prefix)
                     targets = [
                         _Targets(k, path[self._first(k) - pack.shared :])
-                        for line, path in zip(lines, pack.paths, strict=True)
-                        for k in line.members
+                        for sequence, path in zip(sequences, pack.token_indices, strict=True)
+                        for k in sequence.row_indices
                     ]
                     found = self._answers(states_td, targets)
             except (RuntimeError, MemoryError) as error:
                 self._prefix.forget()
-                budget.shrink(error, len(pack.ids) + pack.shared, pack.lines)
+                budget.shrink(error, len(pack.ids) + pack.shared, pack.count)
                 continue
-            del group[: pack.lines]
+            del group[: pack.count]
             yield found
 
     @torch.inference_mode()
-    def batch(self, lines: Sequence[Line]) -> Scores:
-        """Score lines that share no prefix."""
-        states_btd, _ = self._network.rows([line.ids for line in lines])
+    def batch(self, sequences: Sequence[TokenSequence]) -> Scores:
+        """Score sequences that share no prefix."""
+        states_btd, _ = self._network.rows([sequence.ids for sequence in sequences])
         width = states_btd.shape[1]
         targets = [
-            _Targets(k, np.arange(self._first(k), len(line.ids)) + row * width)
-            for row, line in enumerate(lines)
-            for k in line.members
+            _Targets(k, np.arange(self._first(k), len(sequence.ids)) + row * width)
+            for row, sequence in enumerate(sequences)
+            for k in sequence.row_indices
         ]
         return self._answers(states_btd.flatten(0, 1), targets)
 

@@ -43,6 +43,12 @@ def template_date_of(facts: Mapping[str, Any]) -> date | None:
     return None
 
 
+def system_prompt_of(facts: Mapping[str, Any]) -> str | None:
+    """The run's `data.system_prompt`, empty where it had none; None if run.json has no data."""
+    data = _at(facts, "config", "data")
+    return str(data.get("system_prompt") or "") if isinstance(data, Mapping) else None
+
+
 def read_run_facts(folder: Path) -> RunFacts | None:
     """Read a checkpoint's run.json; None if it names no run and step."""
     facts = read_run_json(folder)

@@ -1,4 +1,4 @@
-"""An addition from outside: an objective, a tuning, a row format, a task and a metric, through the public registries.
+"""Additions from outside, through the public registries: an objective with settings, a tuning, a row format, ...
 
 `python -m tests.support.toy train|eval|merge ...` runs the programs with them. Like any package that adds something,
 it registers before the programs' own modules are imported; worker processes import it again by themselves.
@@ -22,7 +22,12 @@ def read_riddle(fields: Fields) -> Conversation:
 
 
 FORMATS["riddle"] = Format(("riddle", "solution"), read_riddle, like="qa")
-OBJECTIVES["focal"] = ObjectiveSpec("tests.support.toy.objective:FocalLM", OBJECTIVES["causal_lm"].formats)
+OBJECTIVES["focal"] = ObjectiveSpec(
+    "tests.support.toy.objective:FocalLM",
+    formats=OBJECTIVES["causal_lm"].formats,
+    metrics={"loss": True},
+    section="tests.support.toy.section:FocalConfig",
+)
 TUNINGS["biases"] = TuningSpec(
     "tests.support.toy.tuning:Biases", merger="tests.support.toy.tuning:Replaced", trains_base=True
 )

@@ -22,13 +22,12 @@ from zerotune.models import attention
 
 
 class FocalLM(Objective):
-    """Sum of -(1 - p)^2 log p over the learned tokens."""
+    """Sum of -(1 - p)^gamma log p over the learned tokens."""
 
     peft_task_type = "CAUSAL_LM"
-    best_metric = "loss"
-    lower_is_better: Mapping[str, bool] = {"loss": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
+        self.gamma = config.settings.gamma
         self.ranks, self.base = ranks, BaseModel(AutoModelForCausalLM, config, tuning, ranks)
         self.tokenizer, can_pack = self.base.tokenizer, attention.can_pack(self.base.empty)
         self.data = RowData(config, self.base, ranks, LabelSpec(config.spec.formats), can_pack)
@@ -58,7 +57,7 @@ class FocalLM(Objective):
         is_learned = batch.targets != -100
         logits_nv = model(**batch.inputs).logits[is_learned].float()
         log_p_n = -F.cross_entropy(logits_nv, batch.targets[is_learned], reduction="none")
-        return {"loss": -((1 - log_p_n.exp()).square() * log_p_n).sum()}
+        return {"loss": -((1 - log_p_n.exp()) ** self.gamma * log_p_n).sum()}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:

@@ -166,12 +166,12 @@ SHAPE: dict[str, Any] = {
     "code": dict | None,
     "models": [{
         "name": str, "path": str, "precision": str, "context_tokens": int, "digests": dict, "origin": dict | None,
-        "template_date": str | None,
+        "template_date": str | None, "system_prompt": str,
     }],
     "tasks": [{
         "name": str, "version": int, "data": dict, "samples": int, "seconds": dict, "tokens": dict, "reused": dict,
         "skipped": [{"id": str, "reason": str}], "tables": dict, "cut_short": dict, "only_reasoning": dict,
-        "template_problems": dict,
+        "template_problems": dict, "left_out": list,
         "fewer": {"rows": int, "of_rows": int, "files": int, "of_files": int},
         "contamination": {
             "training": dict, "missing": [str], "found": [{"id": str, "how": str, "place": str}],

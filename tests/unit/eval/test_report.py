@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from eval.report.sheets import LONGEST, groups, of_task
 from eval.report.terminal import column_groups, column_widths, folded
 from eval.result import Evaluation, MetricResult, Result, Subsample
 from tests.support.eval_results import ACCURACY, CHINESE, HOSTILE, evaluation
+from zerotune.data.formats import describe_left_out
 from zerotune.models.run_facts import read_run_facts
 
 
@@ -347,6 +349,13 @@ def test_fewer_rows_than_there_are_is_a_note(
     told = warnings(dataclasses.replace(result, tasks=tasks, settings={**result.settings, "sample_seed": seed}))
     assert told[0] == f"quiz: {fewer.rows} of {fewer.of_rows:,} rows used (--max_rows), {said}"
     assert "asked" not in warnings(result)[0]
+
+
+def test_parts_of_rows_that_are_not_used_are_a_note(compared: Evaluation) -> None:
+    left_out = describe_left_out(Counter({"column text": 2, "column split": 3}), {"split": "test"})
+    tasks = [dataclasses.replace(compared.result.tasks[0], left_out=left_out)]
+    line = "quiz: parts of rows that are not used (in how many rows): column text (2)"
+    assert line in warnings(dataclasses.replace(compared.result, tasks=tasks))
 
 
 def test_a_passage_in_the_training_data_is_not_told_as_the_row(compared: Evaluation) -> None:

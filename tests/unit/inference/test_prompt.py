@@ -13,6 +13,7 @@ from tests.support import eval_checkpoints
 from tests.support.data_tools import tokenizer
 from tests.support.template_table import CASES, DAY, families, source, template_of, turns
 from train.data.templates import asked, render, resolve
+from train.data.tokenize import read_row
 from zerotune.common.errors import UserError
 from zerotune.data.completeness import NO_EARLIER_REASONING, NO_TOOLS
 from zerotune.data.conversations import Conversation, Message
@@ -158,6 +159,17 @@ def test_conversations_with_tools_have_the_template_that_the_checkpoint_keeps_fo
     assert text(own.chat_prompt([U], [TOOL])) == "1 tools: Q?"
 
 
+def test_a_conversation_without_a_system_message_gets_that_of_training() -> None:
+    system: Message = {"role": "system", "content": "Be kind."}
+    own, plain = chatml(system_prompt="Be kind."), chatml()
+    assert (
+        own.chat_prompt([U]) == plain.chat_prompt([system, U]) == own.chat_prompt([system, U]) != plain.chat_prompt([U])
+    )
+    assert own.assistant_turns([U, A]) == plain.assistant_turns([system, U, A])
+    row = read_row(Row("f", 1, {"messages": [U, A]}), "chat", {}, "Be kind.")
+    assert row.messages == [system, U, A]
+
+
 def test_raw_writes_what_the_named_template_writes() -> None:
     using = Prompter(Texts(), None, True, None, 8, 0, (), "tiny")
     template = resolve("raw", tokenizer(eos_token="<EOS>"))
@@ -173,6 +185,20 @@ def test_only_turns_that_training_learns_are_scored() -> None:
     assert "no" in text(request.prefix_ids)
     sample = TASKS["perplexity"].score(item("perplexity", row), [Scored(-2.0, 4, request.bytes)])
     assert (sample.values["words"], sample.values["bytes"]) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "phi3"])
+def test_a_first_turn_of_the_assistant_is_only_read(name: str) -> None:
+    """Many templates render no prompt for it, as they refuse an empty conversation."""
+    row = {"messages": [{**A, "content": "Hello!"}, U, A, U, A], "id": 1}
+    using = prompter(source(name))
+    assert len(TASKS["perplexity"].ask(item("perplexity", row), using)) == 2
+    (request,) = TASKS["dialogue"].ask(item("dialogue", row), using)
+    assert isinstance(request, Generate)
+    assert "Hello!" in text(request.prefix_ids)
+    assert item("qa", row).left_out == ("column id", "first turns of the assistant, which answer nothing")
+    with pytest.raises(RowError, match="no assistant message after another one to score"):
+        item("perplexity", {"messages": [A]})
 
 
 def test_calls_and_reasoning_are_scored_with_their_bytes() -> None:

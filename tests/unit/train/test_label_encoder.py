@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.tasks import reward_model
+from eval.tasks import reward_model, sequence_classification
 from tests.support.data_tools import recipe, tokenizer, write_jsonl
 from tests.support.ranks import Solo
 from train.config import SourceConfig
@@ -183,6 +183,7 @@ REFUSED: dict[str, tuple[Row, LabelSpec, str]] = {
     "label of a strange type": ({"sentence": "a", "label": [1]}, CLASSES, "label is a list"),
     "no number": ({"sentence": "a", "label": "much"}, VALUES, "label is not a number: 'much'"),
     "not finite": ({"sentence": "a", "label": "nan"}, VALUES, "label is not a number: nan"),
+    "too large": ({"sentence": "a", "label": 1e300}, VALUES, "label is too large: 1e+300, the limit is 1e+15"),
     "empty text": ({"sentence": " ", "label": "a"}, CLASSES, "is empty"),
     "lengths": ({"tokens": ["a", "b"], "tags": ["O"]}, TAGS, "length mismatch: 2 tokens and 1 tags"),
     "empty sentence": ({"tokens": [], "tags": []}, TAGS, "empty sentence"),
@@ -217,14 +218,19 @@ def test_a_label_of_the_validation_data_alone_is_refused(tmp_path: Path) -> None
         prepare(config, tokenizer(), 0, Solo(), CLASSES)
 
 
-@pytest.mark.parametrize("label", [1, "1"])
-def test_a_label_that_is_a_name_and_another_number_is_refused(tmp_path: Path, label: int | str) -> None:
-    """A file that knows numbers (JSONL) and one that does not (CSV) would learn different classes."""
-    rows = [{"sentence": "a", "label": label}]
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: label '1' is the name of class 0 .*number of class '2'"):
-        made(tmp_path, rows, LabelSpec(("labelled",), "classes", ("1", "2")))
-    corpus = made(tmp_path, rows, LabelSpec(("labelled",), "classes", ("0", "1")))
-    assert [gold for _, gold in marked(corpus, 0)] == ["1"]
+@pytest.mark.parametrize("label", [1, "1", 1.0, "1.0"])
+def test_a_label_is_the_same_class_in_every_file_type_and_in_evaluation(tmp_path: Path, label: Any) -> None:
+    """CSV has text alone, and pandas writes whole numbers as 1.0. Stars are names, other numbers are places."""
+    rows = [{"sentence": "a", "label": label}, {"sentence": "b", "label": 5}]
+    expected = {(): "1", ("1", "5"): "1", ("0", "1", "5"): "1", ("no", "yes", *"abcd"): "yes"}
+    for number, (names, name) in enumerate(expected.items()):
+        corpus = made(tmp_path / str(number), rows, LabelSpec(("labelled",), "classes", names))
+        assert marked(corpus, 0)[-1][1] == name
+        classes = Prompter(tokenizer(), None, False, None, 1, 0, (), "m", dict(enumerate(corpus.train.labels)))
+        item = sequence_classification.load(raw_row.Row("f", 1, rows[0]))
+        assert sequence_classification.bind(item, classes).label_index == corpus.train.labels.index(name)
+    with pytest.raises(UserError, match=r"unknown label: 0; head\.labels has 1, 2"):
+        made(tmp_path, [{"sentence": "a", "label": 0}], LabelSpec(("labelled",), "classes", ("1", "2")))
 
 
 def test_entities_that_begin_with_i_are_told(tmp_path: Path) -> None:

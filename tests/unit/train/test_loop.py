@@ -49,7 +49,6 @@ class ToyObjective(Objective):
     """Two micro-batches a step, of 3 tokens each, with the given loss; validation losses in order."""
 
     terms = ("loss",)
-    lower_is_better = {"loss": True, "f1": False}  # noqa: RUF012
     metadata = load_model = None
 
     def __init__(self, losses, validations, told):
@@ -100,6 +99,7 @@ def run(
 ):  # fmt: skip
     """What was written, the progress at the end, and the steps that were saved."""
     config = Config(
+        objective="token_classification",  # which has the metrics loss and f1
         validation=ValidationConfig(metric=metric, at_start=False, every_steps=1 if validations else 10**6),
         checkpoint=CheckpointConfig(every_steps=10**6),
         watch=WatchConfig(every_steps=watch_every),

@@ -352,7 +352,7 @@ def test_empty_rollout_is_reported_once(key: str) -> None:
 def test_minibatches_may_equal_the_responses() -> None:
     words = "--ppo.rollout_prompts 4 --ppo.minibatches 4 --ppo.kl_target 6 --ppo.kl_horizon 4"
     config = parse([*LEAST, *words.split()])
-    assert config.ppo.minibatches == config.ppo.kl_horizon == 4
+    assert config.settings.minibatches == config.settings.kl_horizon == 4
 
 
 @pytest.mark.parametrize("words", ["--ppo.supervised_weight 0.5", "--ppo.supervised_every 2 --ppo.supervised_steps 1"])

@@ -93,7 +93,8 @@ def test_supervised_loss_gives_values_zero_gradients(own: bool) -> None:
 
 def config_for(folder: Path) -> Config:
     model = ModelConfig(path=str(TINY), init="random")
-    return Config(objective="ppo", run=RunConfig(precision="fp32"), model=model, ppo=PpoConfig(value_model=str(folder)))
+    settings: dict[str, Any] = {"ppo": PpoConfig(value_model=str(folder))}
+    return Config(objective="ppo", run=RunConfig(precision="fp32"), model=model, **settings)
 
 
 def with_tokenizer(folder: Path) -> Path:

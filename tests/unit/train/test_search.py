@@ -149,7 +149,7 @@ def test_the_command_line_is_divided() -> None:
     )  # fmt: skip
     assert (found.workers, found.dry_run) == (2, True)
     assert found.recipe == ("--config", "recipes/cpu.yaml", "--optim.learning_rate", "1")
-    assert found.launch == ("--accelerate", "ddp", "--num_processes", "2")
+    assert found.launch == ("--accelerate", "ddp", "--num_processes", "2", "--main_process_port", "0")
 
 
 def test_help_is_quick_and_needs_no_optuna() -> None:

@@ -186,6 +186,19 @@ def test_evaluation_asks_with_the_day_of_the_run_or_the_given_one(tmp_path: Path
     assert given.result.tasks[0].reused["base"] == 0
 
 
+def test_evaluation_asks_with_the_system_prompt_of_the_run_or_the_given_one(tmp_path: Path) -> None:
+    base, tuned = (eval_checkpoints.save(tmp_path / name) for name in ("base", "tuned"))
+    (tuned / "run.json").write_text(json.dumps({"config": {"data": {"system_prompt": "Be kind."}}}))
+    both = ["--baseline", base, "--model", tuned]
+    found = evaluated(tmp_path, *both)
+    assert [model.system_prompt for model in found.result.models] == ["Be kind."] * 2
+    assert any("without a system message have 'Be kind.'" in line for line in circumstances(found.result))
+    for text in "", "Be brief.":
+        again = evaluated(tmp_path, *both, "--system_prompt", text)
+        assert [model.system_prompt for model in again.result.models] == [text] * 2
+        assert again.result.tasks[0].reused["base"] == 0
+
+
 def test_an_evaluation_goes_on_with_the_day_on_which_it_began(tmp_path: Path) -> None:
     base = eval_checkpoints.save(tmp_path / "base", template=CLOCK)
     today = told(evaluated(tmp_path, "--model", base))

@@ -39,12 +39,10 @@ class PPO(Objective):
     """Samples responses to prompts, scores them, and updates the policy."""
 
     peft_task_type = "CAUSAL_LM"
-    best_metric = "reward"
     terms: tuple[str, ...] = (*TERMS, "supervised")
-    lower_is_better: Mapping[str, bool] = {"reward": False, "finished": False, "repetition": True}
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        self.config, self.ppo, self.ranks = config, config.ppo, ranks
+        self.config, self.ppo, self.ranks = config, config.settings, ranks
         self.base = BaseModel(AutoModelForCausalLM, config, tuning, ranks)
         self.tokenizer, label_spec = self.base.tokenizer, LabelSpec(config.spec.formats, asks=True)
         self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))

@@ -31,7 +31,7 @@ class PromptReader:
         self.context = context - config.tuning.extra_positions
         folder = resolve(model.path, model.revision, code=model.trust_remote_code)
         self.stop_ids = tuple(sorted({*end_ids(folder, base.empty.config), *data.corpus.stop_ids}))
-        self.task = self._task() if config.ppo.task else None
+        self.task = self._task() if config.settings.task else None
 
     def prompts(self, with_messages: bool) -> tuple[list[Prompt], list[Prompt]]:
         """(prompts to train on, held-out prompts). with_messages: whether a reward model reads messages.
@@ -48,7 +48,7 @@ class PromptReader:
         return train, self._read(held_out, data.validation or data.train, messages, "the validation data")
 
     def _read(self, rows: Encoded, sources: Sequence[SourceConfig], messages: MessagesByRow, name: str) -> list[Prompt]:
-        own, row_tokens = self.config.ppo, self.config.data.max_length_tokens
+        own, row_tokens = self.config.settings, self.config.data.max_length_tokens
         if self.task:
             prompts = self.task.prompts(rows)
         else:
@@ -72,7 +72,7 @@ class PromptReader:
             default_template(template),
             False,
             self.context,
-            self.config.ppo.response_tokens,
+            self.config.settings.response_tokens,
             0,
             self.stop_ids,
             self.config.model.path,
@@ -80,4 +80,4 @@ class PromptReader:
             tool_template=tool_template(template),
         )
         sources = [*self._sources("train"), *self._sources("validation")]
-        return TaskRows(self.config.ppo.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
+        return TaskRows(self.config.settings.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")

@@ -31,8 +31,8 @@ class SftBatches:
         self.rows, self.shape, self.seed, self.ranks = with_answers(rows), shape, config.run.seed, ranks
         self.weights = [source.weight for source in config.data.train]
         self.lines: list[str] = []
-        key = "supervised_weight" if config.ppo.supervised_weight else "supervised_every"
-        if not getattr(config.ppo, key):
+        key = "supervised_weight" if config.settings.supervised_weight else "supervised_every"
+        if not getattr(config.settings, key):
             return
         if not self._per_epoch:
             raise UserError(

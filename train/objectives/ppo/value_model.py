@@ -25,7 +25,7 @@ def load_value_model(config: Config, tokenizer: Any, longest: int, packed: bool,
     longest: tokens of a prompt with its response. packed: whether several share a row. Raises UserError if the model
     has another tokenizer than the policy, too few positions, or is not causal.
     """
-    chosen = replace(config.model, path=config.ppo.value_model, revision=None, init="pretrained", tokenizer=None)
+    chosen = replace(config.model, path=config.settings.value_model, revision=None, init="pretrained", tokenizer=None)
     try:
         _require_tokens(chosen, tokenizer)
         _require_body(chosen, len(tokenizer), longest, packed)
