@@ -25,6 +25,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.schema import STRICT, ConfigProblem, checked, fields_of, shown
 from zerotune.common.suggest import SLIP, did_you_mean
 from zerotune.data.file_options import FileOptions
+from zerotune.data.formats import FORMATS
 
 # Options that may be given several times -> their values in --help.
 REPEATABLE = {
@@ -287,6 +288,10 @@ def _check(config: Config) -> None:
     for entry in config.columns:
         if not all(entry.partition("=")):
             raise UserError(f"--columns {entry}: must be FIELD=COLUMN")
+    known = {"subset", *(name for form in FORMATS.values() for name in form.fields)}
+    for name, column in config.file_options.columns.items():
+        if name not in known and not any(task.own_columns for task in config.chosen_tasks):
+            raise UserError(f"--columns {name}={column}: no row format has a field {name}{did_you_mean(name, known)}")
     if config.window_tokens == 1:
         raise UserError("--window_tokens 1: must be 0 or at least 2, since a token is scored given another one")
     if config.template not in ("tokenizer", "raw") and not Path(config.template).is_file():

@@ -136,7 +136,8 @@ class Task(Generic[Item]):
     follow: further requests, given the answers so far (a tool's result, the next turn); empty when the item is done.
     tables: tables for the report, from one model's samples.
     head: the kind of checkpoint that the task needs. source: default data: a hub data set, a file, or rows.
-    max_new_tokens: default length limit of generated answers.
+    max_new_tokens: default length limit of generated answers. own_columns: whether rows have columns that are no fields
+    of a row format.
     """
 
     name: str
@@ -153,3 +154,4 @@ class Task(Generic[Item]):
     head: Head = "language"
     source: Hub | str | tuple[Row, ...] | None = None
     max_new_tokens: int = 64
+    own_columns: bool = False

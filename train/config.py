@@ -188,8 +188,7 @@ class DataConfig:
             data.validation.
         max_length_tokens: Longest row. Longer instruction rows are truncated, longer corpus texts are continued in a
             new row.
-        on_bad_row: error lists the first ten bad rows and stops before training; skip leaves bad rows out and reports
-            their number.
+        on_bad_row: error lists the first ten bad rows and ends the run before training; skip skips and counts them.
         on_overlap: What to do with training rows that are also in the validation data.
         chat_template: tokenizer (the tokenizer's own; plain if it has none), plain, chatml, raw, or a .jinja file.
         system_prompt: System message for conversations without one.
@@ -363,7 +362,7 @@ class DurationConfig:
     Args:
         max_epochs: Passes over the training data; a whole number for streamed data.
         max_steps: Optimizer steps.
-        max_tokens: Trained tokens.
+        max_tokens: Tokens of the rows that are trained on.
     """
 
     max_epochs: PositiveFloat | None = 1.0

@@ -14,7 +14,7 @@ from train.data.templates import require_template
 from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
 from zerotune.data.fields import Fields, RowError
-from zerotune.data.file_options import RowFilter
+from zerotune.data.file_options import RowFilter, unmapped
 from zerotune.data.formats import FORMATS
 from zerotune.data.raw_row import BadRow
 from zerotune.data.readers import read
@@ -105,17 +105,20 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
 
 def _look(source: FileSource, asks: bool) -> Problems:
     """Problems of the first rows of the first files. asks: whether rows are prompts without answers."""
-    problems = Problems()
+    problems, seen, is_all = Problems(), dict[str, None](), len(source.files) <= FIRST_FILES
     form, columns = FORMATS[source.config.format], source.config.columns
     for number, file in enumerate(source.files[:FIRST_FILES]):
         if begins_slowly(file):
+            is_all = False
             continue
         chosen = RowFilter(source.config.filter)
         for row in itertools.islice(read(file, 0, options_of(source.config)), FIRST_ROWS):
             if isinstance(row, BadRow):
                 problems.rows += 1
                 problems.add(number, row)
-            elif chosen.takes(row.value):
+                continue
+            seen |= dict.fromkeys(map(str, row.value))
+            if chosen.takes(row.value):
                 problems.rows += 1
                 try:
                     form.read(Fields(row.value, columns, asks))
@@ -126,4 +129,6 @@ def _look(source: FileSource, asks: bool) -> Problems:
                 chosen.require_columns()
             except UserError as error:
                 raise UserError(f"{source.key}.filter: {error}") from error
+    for name, problem in unmapped(columns, seen if is_all else ()):
+        raise UserError(f"{source.key}.columns.{name}: {problem}")
     return problems

@@ -160,6 +160,7 @@ def _task(
         metrics=metrics,
         tables=tables,
         source=SOURCE,
+        own_columns=True,
     )
 
 

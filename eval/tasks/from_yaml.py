@@ -167,6 +167,7 @@ def _task(
         metrics=metrics,
         source=file.source,
         max_new_tokens=file.max_new_tokens,
+        own_columns=True,
     )
 
 

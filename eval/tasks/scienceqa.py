@@ -189,6 +189,7 @@ TASK = Task(
     metrics=(ACCURACY,),
     head="vision",
     source=SOURCE,
+    own_columns=True,
 )
 GENERATION = Task(
     name="scienceqa_generation",
@@ -205,5 +206,6 @@ GENERATION = Task(
     ),
     head="vision",
     source=SOURCE,
+    own_columns=True,
     max_new_tokens=256,
 )

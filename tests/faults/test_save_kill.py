@@ -18,7 +18,8 @@ def test_killed_at_every_point_of_a_save(zygote: Zygote, workplace: Workplace, r
         assert processes.codes == [-9], (point, processes.output)
         assert finished(run)[-1] == newest, point
         resumed = SINGLE[life - 1][1] if life else 0
-        assert (status(run)["state"], status(run)["step"]) == ("running", resumed)
+        assert status(run)["state"] == "running"
+        assert resumed <= status(run)["step"] <= newest + 4  # written once a second
         if life:
             assert f"resumed from {run / 'checkpoints' / 'step-'}" in processes.output
     assert leftovers(run) == [

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from train.data.templates import ChatTemplate, asked, render, resolve
+from train.data.templates import ChatTemplate, prompt_text, render, resolve
 from train.data.training_templates import ENDING, folder
 from zerotune.data.completeness import GENERATION_MARK
 from zerotune.data.conversations import Conversation
@@ -112,7 +112,7 @@ def turns(family: str, case: str) -> tuple[Turn, ...] | str:
 
 def _asked(template: ChatTemplate, talk: Conversation) -> str | None:
     try:
-        return asked(template, talk)
+        return prompt_text(template, talk)
     except RowError:
         return None
 

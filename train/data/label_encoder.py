@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from train.data.templates import ChatTemplate, whole
+from train.data.templates import ChatTemplate, full_text
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
@@ -114,7 +114,7 @@ class LabelEncoder:
             return self._tagged(example)
         if isinstance(example, Preference):
             return self._pair(example)
-        return self._written(example) if self.label_spec.labels_as == "words" else self._classified(example)
+        return self._as_words(example) if self.label_spec.labels_as == "words" else self._classified(example)
 
     def texts(self, row: Labelled) -> tuple[str, str]:
         """(prompt, the label's words), as in evaluation."""
@@ -122,7 +122,7 @@ class LabelEncoder:
             raise RowError("label is a number: a language model needs the label's words; give them with head.labels")
         return label_prompt(row.sentences), self._class(row.label)
 
-    def _written(self, row: Labelled) -> LabelledExample:
+    def _as_words(self, row: Labelled) -> LabelledExample:
         """The sentence and the label's words; only the label and the end are learned."""
         prompt, label = self.texts(row)
         start = [] if self.settings.bos is None else [self.settings.bos]
@@ -197,7 +197,7 @@ class LabelEncoder:
             return self._unpadded(ids if end is None or ids[-1:] == [end] else [*ids, end])
         if self.settings.template is None:
             raise RowError("messages need a chat template: set data.chat_template")
-        return self._unpadded(self._plain(whole(self.settings.template, side, left)))
+        return self._unpadded(self._plain(full_text(self.settings.template, side, left)))
 
     def _unpadded(self, ids: list[int]) -> list[int]:
         """Remove padding tokens at the end. Many models pad with their end token, and transformers' heads read the

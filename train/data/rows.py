@@ -19,7 +19,7 @@ from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
 from zerotune.data.formats import FORMATS
-from zerotune.data.raw_row import BadRow
+from zerotune.data.raw_row import BadRow, column_names
 
 SHOWN_BAD_ROWS, SHOWN_COLUMNS = 10, 50
 DRAWN_AT_ONCE = 4096
@@ -115,7 +115,7 @@ def check_columns(source: Source, problems: Problems, which: str = "") -> None:
     raise UserError(
         f"{source.key} ({source.config.path}): format `{source.config.format}` needs {needed};"
         f" {' or '.join(problems.kinds)} in every row ({which}{counted(problems.rows, 'row')})."
-        f" Its columns are: {', '.join(problems.columns) or '(none)'}."
+        f" Its columns are: {column_names(problems.columns) or '(none)'}."
         f" Map them with {source.key}.columns, or choose another format"
     )
 

@@ -32,32 +32,32 @@ OTHER_PROMPT = "another prompt"  # the prompt before a row's last answer differs
 class ChatTemplate:
     """A template in use.
 
-    name: for messages. text: Jinja source that renders rows, with the run's day. special_tokens: its variables, such
-    as eos_token. served: the source in checkpoints. asking: the same, with the run's day. with_tools: the template of
-    rows with tools, for tokenizers that have a separate one.
+    name: for messages. text: Jinja source that renders training rows, with the run's day. special_tokens: its
+    variables, such as eos_token. saved_text: the source in checkpoints. inference_text: the same, with the run's day.
+    with_tools: the template of rows with tools, for tokenizers that have a separate one.
     """
 
     name: str
     text: str
     special_tokens: Mapping[str, str]
-    served: str
-    asking: str
+    saved_text: str
+    inference_text: str
     with_tools: ChatTemplate | None = None
 
     @property
     def trains_apart(self) -> bool:
         """Whether rows are rendered with another template than prompts at inference."""
-        return self.text != self.asking
+        return self.text != self.inference_text
 
     @property
     def reads_clock(self) -> bool:
         """Whether its texts depend on the day."""
-        return reads_clock(self.served) or (self.with_tools is not None and self.with_tools.reads_clock)
+        return reads_clock(self.saved_text) or (self.with_tools is not None and self.with_tools.reads_clock)
 
     @property
     def hash(self) -> str:
         """sha256 of the source in checkpoints: a model works only with the template of its training."""
-        return hashlib.sha256(self.served.encode()).hexdigest()
+        return hashlib.sha256(self.saved_text.encode()).hexdigest()
 
     @property
     def identity(self) -> str:
@@ -105,10 +105,10 @@ def _own(text: str, special_tokens: Mapping[str, str], day: date | None) -> Chat
     return _made(f"trl's {family}_training.jinja", training, text, special_tokens, day)
 
 
-def _made(name: str, text: str, served: str, special_tokens: Mapping[str, str], day: date | None) -> ChatTemplate:
+def _made(name: str, text: str, saved: str, special_tokens: Mapping[str, str], day: date | None) -> ChatTemplate:
     day = day or date.today()
     try:
-        return ChatTemplate(name, dated(text, day), special_tokens, served, dated(served, day))
+        return ChatTemplate(name, dated(text, day), special_tokens, saved, dated(saved, day))
     except UserError as error:
         raise UserError(f"data.chat_template: {name}: {error}") from error
 
@@ -178,41 +178,41 @@ def render(template: ChatTemplate, conversation: Conversation, left: set[str] | 
         RowError: The template refuses this conversation, omits a part of it, or does not give its spans.
     """
     template = template.of(conversation)
-    messages = fitted(template.text if conversation.is_answered else template.asking, conversation.messages)
-    text, spans = _written(template, messages, conversation.tools, conversation.is_answered)
+    messages = fitted(template.text if conversation.is_answered else template.inference_text, conversation.messages)
+    text, spans = _text_and_spans(template, messages, conversation.tools, conversation.is_answered)
     if template.trains_apart and spans:
-        asked = fitted(template.asking, conversation.messages)
-        spans, is_asked_so = _behind_prompts(template, asked, conversation.tools, text, spans)
-        if not is_asked_so and left is not None:
+        shown = fitted(template.inference_text, conversation.messages)
+        spans, is_same_prompt = _after_prompts(template, shown, conversation.tools, text, spans)
+        if not is_same_prompt and left is not None:
             left.add(OTHER_PROMPT)
-    source = template.text if conversation.is_answered else template.asking
+    source = template.text if conversation.is_answered else template.inference_text
     text = checked(source, text, spans, messages, conversation.tools, left)
     return text, learned_turns(conversation, text, [(a, a + len(text[a:b].rstrip())) for a, b in spans])
 
 
-def asked(template: ChatTemplate, conversation: Conversation) -> str:
+def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     """The prompt for the answer to a conversation, as at inference. Raises RowError."""
     template = template.of(conversation)
-    return _asking(template, fitted(template.asking, conversation.messages), conversation.tools)
+    return _prompt(template, fitted(template.inference_text, conversation.messages), conversation.tools)
 
 
-def whole(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
+def full_text(template: ChatTemplate, conversation: Conversation, left: set[str] | None = None) -> str:
     """The complete conversation without a generation prompt, for a reward model. Raises RowError.
 
     left: collects the parts that the template omits.
     """
     template = template.of(conversation)
-    messages = fitted(template.asking, conversation.messages)
-    text = _render(template, messages, conversation.tools, served=True)[0]
-    return checked(template.asking, text, (), messages, conversation.tools, left)
+    messages = fitted(template.inference_text, conversation.messages)
+    text = _render(template, messages, conversation.tools, inference=True)[0]
+    return checked(template.inference_text, text, (), messages, conversation.tools, left)
 
 
-def _written(
+def _text_and_spans(
     template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None, is_answered: bool
 ) -> tuple[str, list[Span]]:
     """See `render`; messages: in the form that the template expects."""
     if not is_answered:
-        return _asking(template, messages, tools), []
+        return _prompt(template, messages, tools), []
     if GENERATION_MARK.search(template.text):
         text, marked = _render(template, messages, tools, marks=True)
         return text, _joined(marked)
@@ -235,9 +235,9 @@ def _written(
     return text, spans
 
 
-def _asking(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> str:
+def _prompt(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> str:
     """The prompt before an answer. A template with marks may not have generation prompts: it renders an answer."""
-    if not GENERATION_MARK.search(template.asking):
+    if not GENERATION_MARK.search(template.inference_text):
         return _render(template, messages, tools, prompt=True)[0]
     text, marked = _render(template, [*messages, {"role": "assistant", "content": "?"}], tools, marks=True)
     if not marked:
@@ -256,7 +256,7 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
     return joined
 
 
-def _behind_prompts(
+def _after_prompts(
     template: ChatTemplate,
     messages: Sequence[dict[str, Any]],
     tools: list[Any] | None,
@@ -271,12 +271,12 @@ def _behind_prompts(
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) != len(spans):
         return spans, True
-    found, is_asked_so = list[Span](), True
+    found, is_same_prompt = list[Span](), True
     for index, (start, end) in zip(turns, spans, strict=True):
-        begins, is_asked_so = _end_of_prompt(template, messages[:index], tools, text, start)
+        begins, is_same_prompt = _end_of_prompt(template, messages[:index], tools, text, start)
         free = found[-1][1] if found else 1
         found.append((begins if free <= begins < end else start, end))
-    return found, is_asked_so
+    return found, is_same_prompt
 
 
 def _end_of_prompt(
@@ -289,7 +289,7 @@ def _end_of_prompt(
         prompt = _render(template, before, tools, prompt=True)[0]
         if text.startswith(prompt):
             return len(prompt), True
-        history = _render(template, before, tools, served=True)[0]
+        history = _render(template, before, tools, inference=True)[0]
     except RowError:  # not possible at inference, but TRL's template can render it
         return 0, True
     # Earlier turns are rendered differently; the generation prompt is the part after them.
@@ -306,7 +306,7 @@ def _end_of(opening: str, text: str, start: int) -> int:
     return 0
 
 
-def continued(template: ChatTemplate, text: Continuation, with_bos: bool) -> tuple[str, list[Span]]:
+def continuation_text(template: ChatTemplate, text: Continuation, with_bos: bool) -> tuple[str, list[Span]]:
     """(prompt and answer between bos and eos tokens, span of the answer with eos)."""
     before = (template.special_tokens["bos_token"] if with_bos else "") + text.prompt
     whole = before + text.answer + template.special_tokens.get("eos_token", "")
@@ -319,8 +319,8 @@ def _render(
     tools: list[Any] | None,
     prompt: bool = False,
     marks: bool = False,
-    served: bool = False,
+    inference: bool = False,
 ) -> tuple[str, list[Span]]:
-    """prompt: with a generation prompt, as at inference. served: as at inference, without a generation prompt."""
-    source = template.asking if prompt or served else template.text
+    """prompt: with a generation prompt, as at inference. inference: as at inference, without a generation prompt."""
+    source = template.inference_text if prompt or inference else template.text
     return rendered(source, messages, tools, prompt, marks, template.special_tokens)

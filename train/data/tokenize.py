@@ -22,7 +22,7 @@ from train.data.end_tokens import ending_spans, last_tokens
 from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
 from train.data.rows import joined
 from train.data.sources import NumberedRow
-from train.data.templates import OTHER_PROMPT, ChatTemplate, continued, render
+from train.data.templates import OTHER_PROMPT, ChatTemplate, continuation_text, render
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import OPENED_THOUGHTS
 from zerotune.data.conversations import Conversation, with_system
@@ -218,7 +218,7 @@ class Encoder:
         if isinstance(example, Labelled):
             return "".join(self._label_encoder.texts(example))
         assert isinstance(example, (str, Conversation, Continuation))
-        return example if isinstance(example, str) else self._written(example, set())[0]
+        return example if isinstance(example, str) else self._rendered(example, set())[0]
 
     def _read(self, row: Row, left: Counter[str]) -> Example:
         settings = self.settings
@@ -257,7 +257,7 @@ class Encoder:
             assert isinstance(example, (Conversation, Continuation))
             try:
                 left: set[str] = set()
-                rendered.append((position, *self._written(example, left)))
+                rendered.append((position, *self._rendered(example, left)))
                 out.left_out.update(left - {OTHER_PROMPT})
                 out.asked_otherwise += OTHER_PROMPT in left
             except RowError as error:
@@ -265,13 +265,13 @@ class Encoder:
         encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
         for (position, text, spans), encoding in zip(rendered, encodings, strict=True):
             row, read, example = usable[position]
-            ids, offsets = self._as_asked(text, spans, encoding)
+            ids, offsets = self._split_at_prompts(text, spans, encoding)
             ids_t = np.array(ids, np.int32)
             bounds = _bounds(offsets)
             learned_t = _overlapping(bounds, spans)
             learned_t[:1] = 0  # the first token cannot be predicted
             assert isinstance(example, (Conversation, Continuation))
-            reason = _unusable(learned_t, limit) if example.is_answered else _unaskable(ids_t, limit)
+            reason = _why_unusable(learned_t, limit) if example.is_answered else _why_no_prompt(ids_t, limit)
             if reason:
                 _refuse(out, row, read, RowError(reason))
                 continue
@@ -280,9 +280,9 @@ class Encoder:
             out.ends |= self._ends(example, ids_t[:limit], bounds[0], spans)
             yield _Piece(position, ids_t[:limit], learned_t[:limit])
         if rendered and not out.ends:
-            out.ends |= self._ends_if_answered(usable[rendered[0][0]][2])
+            out.ends |= self._ends_of_an_answer(usable[rendered[0][0]][2])
 
-    def _as_asked(self, text: str, spans: Sequence[Span], encoding: Encoding) -> tuple[list[int], list[Span]]:
+    def _split_at_prompts(self, text: str, spans: Sequence[Span], encoding: Encoding) -> tuple[list[int], list[Span]]:
         """Tokens and their offsets. If a prompt opens reasoning (`<think>` and a line feed), no token crosses its end:
         at inference the prompt is tokenised alone.
         """
@@ -304,13 +304,13 @@ class Encoder:
             offsets += [(begin + a, begin + b) for a, b in piece.offsets]
         return ids, offsets
 
-    def _ends_if_answered(self, example: Example) -> set[int]:
+    def _ends_of_an_answer(self, example: Example) -> set[int]:
         """The tokens that would end an answer to a row without one."""
         if not isinstance(example, Conversation) or example.is_answered:
             return set()
         answer = {"role": "assistant", "content": "?"}
         try:
-            text, spans = self._written(replace(example, messages=[*example.messages, answer]), set())
+            text, spans = self._rendered(replace(example, messages=[*example.messages, answer]), set())
         except RowError:
             return set()
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
@@ -325,12 +325,12 @@ class Encoder:
     ) -> set[int]:
         return last_tokens(ids_t, starts_t, [end for _, end in ending_spans(example, spans)]) & self.settings.marks
 
-    def _written(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
+    def _rendered(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
         """(text, learned spans). left: collects the parts that the template omits."""
         template = self.settings.template
         assert template is not None
         if isinstance(example, Continuation):
-            return continued(template, example, self.settings.bos is not None)
+            return continuation_text(template, example, self.settings.bos is not None)
         return render(template, example, left)
 
     def _labelled_rows(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
@@ -352,7 +352,7 @@ class Encoder:
                 yield _Piece(position, ids_t, label_mask_t, values, labelled.second)
 
 
-def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
+def _why_unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
     """Why nothing can be learned from a row; empty if something can."""
     if not learned_t.any():
         return "nothing to learn: the answers are empty once rendered"
@@ -365,7 +365,7 @@ def _unusable(learned_t: NDArray[np.uint8], limit: int) -> str:
     )
 
 
-def _unaskable(ids_t: NDArray[np.int32], limit: int) -> str:
+def _why_no_prompt(ids_t: NDArray[np.int32], limit: int) -> str:
     """Why a row without an answer cannot be used; empty if it can. A truncated prompt has another meaning."""
     if len(ids_t) <= limit:
         return ""

@@ -12,6 +12,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from zerotune.common.console import duration
+
 _LINE_SECONDS = 10.0  # between two lines of a log
 _WINDOW_STEPS = 50  # number of last steps that estimate the time left
 
@@ -70,13 +72,6 @@ class ProgressBar:
         """Remove the bar and restore the terminal."""
         self._close.close()
         self._bar = None
-
-
-def duration(seconds: float) -> str:
-    """Format as hours, minutes and seconds: 1:02:03, 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _send_logs_above_the_bar() -> Callable[[], None]:

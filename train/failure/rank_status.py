@@ -120,19 +120,14 @@ class RankStatusFolder:
             fresh.replace(self._mine)
 
     def leave(self) -> None:
-        """This rank ends without an error."""
+        """This rank ends and needs no record. The last one removes the folder, and a run folder that is still empty."""
         with contextlib.suppress(OSError):
-            self._mine.unlink()
-            self._mine.with_suffix(".stacks").unlink(missing_ok=True)
-            self.folder.rmdir()  # by the last one
-
-    def leave_all(self) -> None:
-        """This rank ends before the run has begun; the last one also removes an empty run folder."""
-        self.leave()
-        with contextlib.suppress(OSError):
-            if not self.read():
+            for suffix in (".json", ".stacks"):
+                self._mine.with_suffix(suffix).unlink(missing_ok=True)
+            if not any(self.folder.glob("rank-*.json")):
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.parent.rmdir()
+                if self.folder.name == STARTING:
+                    self.folder.parent.rmdir()
 
     def read(self) -> Mapping[int, RankStatus]:
         """The statuses of all ranks that have not left."""

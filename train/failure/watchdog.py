@@ -72,9 +72,7 @@ class Watchdog:
         self._over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if not self._status.begun:
-            self._statuses.leave_all()
-        elif kind is None or issubclass(kind, Interrupted):
+        if not self._status.begun or kind is None or issubclass(kind, Interrupted):
             self._statuses.leave()
 
     def begin(self, step: int) -> None:
@@ -178,7 +176,7 @@ class Watchdog:
             with _ending(first.exit_code):
                 self._print(str(self._ended_with(first)))
                 if not self._status.begun:
-                    self._statuses.leave_all()
+                    self._statuses.leave()
 
     def _is_alive(self, rank: int) -> bool | None:
         """Whether the process of a rank lives; None if it is not visible on this host."""
@@ -206,11 +204,13 @@ class Watchdog:
             self._record(mine)
             self._print(text)
 
-    def _publish_stacks(self) -> None:
-        """Write the stack traces of this rank and the location of its main thread."""
+    def _publish_stacks(self) -> RankStatus:
+        """Write the stack traces of this rank and the location of its main thread. Returns its status."""
         faulthandler.cancel_dump_traceback_later()
         self._statuses.show_stacks()
-        self._publish(current_status(self._rank, *main_thread_location()))
+        now = current_status(self._rank, *main_thread_location())
+        self._publish(now)
+        return now
 
     def _declare_hang(self, still_seconds: float) -> None:
         """Announce a hang to all ranks, collect their locations, report the cause, and end the process."""
@@ -218,14 +218,11 @@ class Watchdog:
         if self._statuses.claim(mine) is not mine:
             return
         with _ending(HANG):
-            self._publish_stacks()
+            me = self._publish_stacks()
             end = time.monotonic() + GRACE_SECONDS
             while time.monotonic() < end and not all(one.at for one in self._statuses.read().values()):
                 time.sleep(0.1)
-            statuses = {
-                self._rank: current_status(self._rank, *main_thread_location()),
-                **self._statuses.read(),
-            }  # never empty
+            statuses = {self._rank: me, **self._statuses.read()}  # never empty
             stuck, verdict = find_hanging(statuses, still_seconds)
             self._record(Failure(stuck[0], HANG, verdict))
             for rank in statuses:
@@ -248,7 +245,7 @@ class Watchdog:
                 self._record(mine)
                 self._print(mine.message)
             if not self._status.begun:
-                self._statuses.leave_all()
+                self._statuses.leave()
 
     def _print(self, text: str) -> None:
         write_stderr(printable(f"[rank {self._rank}] " * (self._rank > 0) + text.rstrip()))

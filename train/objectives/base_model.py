@@ -48,11 +48,12 @@ class BaseModel:
         }
 
     @cached_property
-    def digests(self) -> Mapping[str, str]:
-        """Of what a new model was given: a run resumes with the same tokenizer only."""
+    def digests(self) -> Mapping[str, Mapping[str, str]]:
+        """Of a new model, `digests` for the metadata: a run resumes with the same tokenizer only."""
         if self.config.model.family is None:
             return {}
-        return {"tokenizer": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()}
+        text = str(self.tokenizer.backend_tokenizer.to_str())
+        return {"digests": {"tokenizer": hashlib.sha256(text.encode()).hexdigest()}}
 
     def load(self, packed: bool, options: Mapping[str, Any] | None = None, new: Sequence[str] = ()) -> Any:
         """The pretrained or new model, with an embedding for every token; see `train.models.load.load_model`.

@@ -42,7 +42,7 @@ class CausalLM(Objective):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        return {**self.data.metadata, "model": self.base.metadata, "digests": self.base.digests}
+        return {**self.data.metadata, "model": self.base.metadata, **self.base.digests}
 
     def load_model(self) -> nn.Module:
         """The pretrained or new model, whose output layer computes the loss."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zerotune.common.suggest import did_you_mean
 from zerotune.data.fields import Fields, RowError, checked_text, says_something
 from zerotune.data.raw_row import type_name
 from zerotune.data.tool_calls import Call, as_text, parsed, read_calls, read_tools
@@ -19,10 +20,7 @@ ROLES = {  # what messages call the speaker, and what chat templates call them
     "assistant": "assistant",
     "tool": "tool",
     "function": "tool",
-}
-SHAREGPT_ROLES = {
-    **ROLES,
-    "human": "user",
+    "human": "user",  # from here on as in ShareGPT
     "gpt": "assistant",
     "model": "assistant",
     "function_call": "assistant",
@@ -80,7 +78,23 @@ def read_chat(fields: Fields) -> Conversation:
     """A dialogue up to its last answer, or all of it where it asks for one."""
     name = "messages" if fields.has("messages") or not fields.has("conversations") else "conversations"
     left: set[str] = set()
-    messages = messages_in(fields.get(name), name, left)
+    return answered(fields, messages_in(fields.get(name), name, left), left)
+
+
+def read_turns(fields: Fields, question: str, answer: str) -> Conversation:
+    """TRL's prompt and completion as lists of messages. As there, only the answer is learned."""
+    left: set[str] = set()
+    messages = messages_in(fields.get(question), question, left)
+    for message in messages if fields.has(answer) else ():
+        if message["role"] == "assistant":
+            message["learned"] = False
+    if fields.has(answer) or not fields.asks:
+        messages += messages_in(fields.get(answer), answer, left)
+    return answered(fields, messages, left)
+
+
+def answered(fields: Fields, messages: list[Message], left: set[str]) -> Conversation:
+    """The conversation up to its last answer, or all of it where it asks for one. left: what is left out."""
     if fields.has("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": fields.text("system")})
     tools = tools_in(fields)
@@ -122,12 +136,12 @@ def message_in(entry: Any, name: str, left: set[str]) -> Message:
         raise RowError(f"{name} is not an object: it is {type_name(entry)}")
     sharegpt = "from" in entry and "role" not in entry
     role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
-    known = SHAREGPT_ROLES if sharegpt else ROLES
     said = entry.get(role_key)
-    if not isinstance(said, str) or said not in known:
+    if not isinstance(said, str) or said not in ROLES:
         _require_key(entry, role_key, name)
-        raise RowError(f"{name} has an unknown {role_key}: {said!r}, known are {', '.join(known)}")
-    role, value = known[said], entry.get(content_key)
+        meant = did_you_mean(str(said).lower(), ROLES)
+        raise RowError(f"{name} has an unknown {role_key}: {said!r}, known are {', '.join(ROLES)}{meant}")
+    role, value = ROLES[said], entry.get(content_key)
     if len(entry) == 2 and isinstance(value, str) and said != "function_call" and (value or role != "tool"):
         return {"role": role, "content": checked_text(value, f"{name}.{content_key}")}
     if role != "tool" and not ({"tool_calls", "function_call"} & entry.keys()):

@@ -4,14 +4,17 @@ are meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
+from zerotune.common.suggest import nearest
+from zerotune.data.raw_row import column_names
 
 TAB = ("\t", "tab", "\\t")
+SHOWN_COLUMNS = 50
 SHOWN_VALUES, KEPT_VALUES = 10, 1000  # values of a column, in a message
 
 
@@ -98,7 +101,7 @@ class RowFilter:
         """Raises UserError where rows of a table were read, none was meant, and they have not all the columns."""
         missing = [column for column, seen in self.seen.items() if not seen]
         if self.rows and not self.kept and missing:
-            raise UserError(f"there is no column `{missing[0]}`; the columns are {', '.join(self.columns)}")
+            raise UserError(f"there is no column `{missing[0]}`; the columns are {column_names(self.columns)}")
 
     def require_rows(self) -> None:
         """Raises UserError where rows were read and none was meant."""
@@ -107,12 +110,24 @@ class RowFilter:
         said = []
         for column, seen in self.seen.items():
             if not seen:
-                said.append(f"there is no column `{column}`; the columns are {', '.join(self.columns)}")
+                said.append(f"there is no column `{column}`; the columns are {column_names(self.columns)}")
             else:
                 more = ", ..." if len(seen) > SHOWN_VALUES else ""
                 said.append(f"`{column}` holds {', '.join(list(seen)[:SHOWN_VALUES])}{more}")
         wanted = ", ".join(f"{column}: {' or '.join(texts)}" for column, texts in self.wanted.items())
-        raise UserError(f"filter: none of {counted(self.rows, 'row')} has {wanted}: {'; '.join(said)}")
+        raise UserError(f"filter: no row has {wanted} ({counted(self.rows, 'row')} read): {'; '.join(said)}")
+
+
+def unmapped(columns: Mapping[str, str], seen: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(our field, what is wrong) where `columns` (our field -> column) names a column that no row has.
+
+    seen: the columns of the rows.
+    """
+    for field_name, column in columns.items():
+        if seen and column not in seen:
+            shown = column_names(list(seen)[:SHOWN_COLUMNS])
+            meant = f"; did you mean `{near}`?" if (near := nearest(column, seen)) else "."
+            yield field_name, f"there is no column `{column}`{meant} The columns are {shown}"
 
 
 def _texts(values: Any) -> Sequence[str]:

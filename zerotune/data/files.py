@@ -32,7 +32,8 @@ def _expand(path: str, split: str | None) -> list[Path]:
     place = Path(path).expanduser()
     if place.is_file():
         if not reader_of(place):
-            raise UserError(f"{path}: files of kind `{place.suffix}` cannot be read; known are {KNOWN}")
+            kind = f"files of kind `{place.suffix}` cannot be read" if place.suffix else "its name has no ending"
+            raise UserError(f"{path}: {kind}; known are {KNOWN}")
         return [place]
     if place.is_dir():
         if saved_datasets.splits(place):

@@ -15,6 +15,7 @@ from zerotune.data.fields import Fields, RowError
 from zerotune.data.labelled import Labelled, read_labelled
 from zerotune.data.preference import Continuation, Preference, different, read_asked, read_preference
 from zerotune.data.questions import read_instruction, read_question
+from zerotune.data.raw_row import column_name
 from zerotune.data.tagged import Tagged, read_tagged
 
 SHOWN_LEFT_OUT = 20
@@ -113,7 +114,7 @@ def read_recognised(fields: Fields) -> str | Conversation:
 
 def parts_left_out(fields: Fields, example: Example) -> tuple[str, ...]:
     """The parts of a row that are not used, once it is read: columns, and parts of messages."""
-    return (*(f"column {name}" for name in fields.unread()), *_left_out(example))
+    return (*(f"column {column_name(name)}" for name in fields.unread()), *_left_out(example))
 
 
 def _left_out(example: Example) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def _left_out(example: Example) -> tuple[str, ...]:
 
 def describe_left_out(counts: Counter[str], filtered: Collection[str]) -> list[str]:
     """One line on parts of rows that are not used, if there are any. filtered: columns that chose the rows."""
-    chosen_by = {f"column {name}" for name in filtered}
+    chosen_by = {f"column {column_name(name)}" for name in filtered}
     left = [(name, count) for name, count in counts.most_common() if name not in chosen_by]
     if not left:
         return []

@@ -1,7 +1,8 @@
 """Pairs of answers of which one was preferred, as TRL and LLaMA-Factory write them.
 
 chosen, rejected      texts behind `prompt` (a text), or behind nothing
-                      lists of messages behind `prompt` (a list of messages), or whole conversations
+                      lists of messages behind `prompt` (a list of messages), or whole conversations; a `prompt` of
+                      text may repeat their first question (UltraFeedback)
                       one message each behind `conversations`
 """
 
@@ -66,14 +67,19 @@ def _side(fields: Fields, name: str) -> Side:
     if isinstance(value, str):
         prompt = fields.text("prompt") if fields.has("prompt") else ""
         return prompt + checked_text(value, f"field `{name}`")
-    if fields.has("prompt") and isinstance(fields.get("prompt"), str):
-        raise RowError(f"prompt is text, but `{name}` is not: both must be texts, or both messages")
     if not isinstance(value, (Mapping, list, tuple)):
         raise RowError(f"field `{name}` is neither text nor messages: it is {type_name(value)}")
     before = "conversations" if fields.has("conversations") else "prompt"
     left: set[str] = set()
-    messages = messages_in(fields.get(before), before, left) if fields.has(before) else []
-    messages += messages_in([value] if isinstance(value, Mapping) else value, name, left)
+    said = messages_in([value] if isinstance(value, Mapping) else value, name, left)
+    prompt = fields.get(before) if fields.has(before) else []
+    if isinstance(prompt, str) and before == "prompt":
+        first = next((message["content"] for message in said if message["role"] == "user"), None)
+        if first != prompt:
+            raise RowError(f"prompt is text, and not the first turn of the user in `{name}`: write it as messages too")
+        messages = said
+    else:
+        messages = [*(messages_in(prompt, before, left) if prompt else []), *said]
     if messages[-1]["role"] != "assistant":
         raise RowError(f"field `{name}` does not end with a turn of the assistant")
     if fields.has("system") and messages[0]["role"] != "system":

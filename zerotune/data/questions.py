@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from zerotune.data.conversations import Conversation, Message
+from zerotune.data.conversations import Conversation, Message, read_turns
 from zerotune.data.fields import Fields, RowError, checked_text
 from zerotune.data.tool_calls import parsed
 
 
 def read_question(fields: Fields, question: str, answer: str) -> Conversation:
-    """The fields of these names as a conversation of one question and its answer, if there is one."""
+    """The fields of these names as a conversation of one question and its answer, if there is one; both may be lists of
+    messages.
+    """
+    if isinstance(fields.get(question), (list, tuple)):
+        return read_turns(fields, question, answer)
     return _conversation(fields, fields.text(question), answer)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,3 +59,13 @@ def type_name(value: Any) -> str:
         return "null" if value is None else "true or false"
     names = {str: "text", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
+
+
+def column_names(columns: Iterable[object]) -> str:
+    """The names of columns for a message; blanks around a name are made visible, and columns without one."""
+    return ", ".join(column_name(str(name)) for name in columns)
+
+
+def column_name(name: str) -> str:
+    """See `column_names`."""
+    return "(unnamed)" if not name else name if name == name.strip() else f"`{name}`"

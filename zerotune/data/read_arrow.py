@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ def read_parquet(path: Path, skip: int, options: FileOptions) -> Iterator[Row | 
         table = parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         yield BadRow(str(path), 1, f"not a Parquet file: {error}")
+        return
+    if reason := _repeated(table.schema_arrow.names):
+        yield BadRow(str(path), 1, f"not a valid Parquet file: {reason}")
         return
     with table:
         line = 0
@@ -40,6 +43,9 @@ def read_arrow(path: Path, skip: int, options: FileOptions) -> Iterator[Row | Ba
     try:
         with pyarrow.memory_map(str(path)) as source:
             table = pyarrow.ipc.open_stream(source)
+            if reason := _repeated(table.schema.names):
+                yield BadRow(str(path), 1, f"not a valid Arrow file: {reason}")
+                return
             features = classes(table.schema)
             line = 0
             for batch in table:
@@ -51,6 +57,11 @@ def read_arrow(path: Path, skip: int, options: FileOptions) -> Iterator[Row | Ba
                 line += len(batch)
     except pyarrow.ArrowInvalid as error:
         yield BadRow(str(path), 1, f"not an Arrow file: {error}")
+
+
+def _repeated(names: Sequence[str]) -> str:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return f"it repeats the columns {', '.join(repeated)}" if repeated else ""
 
 
 def _row(file: str, line: int, batch: Any, offset: int) -> Row | BadRow:

@@ -4,6 +4,7 @@ a row belongs to.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +17,10 @@ from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import DEFAULT, FileOptions, RowFilter
 from zerotune.data.files import BadRow, Row, expand, read
 from zerotune.data.formats import parts_left_out, read_recognised
+from zerotune.data.raw_row import column_names
 
 SHOWN_BAD_ROWS = 10
+CURE = re.compile(r"set (delimiter|encoding): ")
 UNASKED = "first turns of the assistant, which answer nothing"
 
 Item = TypeVar("Item")
@@ -52,8 +55,13 @@ class Example:
 
 def refused(row: Row, error: RowError) -> BadRow:
     """The row as a bad one; where it lacks a column, with those that it has."""
-    columns = f"; its columns: {', '.join(map(str, row.value))}" if error.missing else ""
+    columns = f"; its columns: {column_names(row.value)}" if error.missing else ""
     return row.refused(f"{error}{columns}")
+
+
+def with_options(bad: BadRow) -> BadRow:
+    """The row with the cures of its reason as options of the command line; readers write them as keys of a recipe."""
+    return replace(bad, reason=CURE.sub(r"set --\1 ", bad.reason))
 
 
 def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item]:
@@ -65,7 +73,7 @@ def load(rows: Iterable[Row | BadRow], make: Callable[[Row], Item]) -> list[Item
     bad: list[BadRow] = []
     for row in rows:
         if isinstance(row, BadRow):
-            bad.append(row)
+            bad.append(with_options(row))
             continue
         try:
             items.append(make(row))
@@ -100,9 +108,17 @@ def example(row: Row, asks: bool = False) -> Example:
     """The row as a text or a conversation. Raises RowError."""
     fields = Fields(row.value, asks=asks)
     found = read_recognised(fields)
-    subset = fields.text("subset") if fields.has("subset") else ""
+    subset = _subset(fields)
     left = parts_left_out(fields, found)
     if isinstance(found, str):
         return Example(row.place, text=found, subset=subset, left_out=left)
     left += (UNASKED,) if found.messages[0]["role"] == "assistant" else ()
     return Example(row.place, None, tuple(found.messages), found.tools, subset, found.also_right, left)
+
+
+def _subset(fields: Fields) -> str:
+    if not fields.has("subset"):
+        return ""
+    value = fields.get("subset")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if is_number else fields.text("subset")

@@ -32,18 +32,10 @@ class Group(Protocol):
     """The part of `eval.distributed.Ranks` that the runner uses."""
 
     @property
-    def index(self) -> int:
-        """Rank of this process."""
-        ...
-
+    def index(self) -> int: ...
     @property
-    def count(self) -> int:
-        """Number of ranks."""
-        ...
-
-    def gather(self, mine: list[tuple[int, Answer]]) -> list[tuple[int, Answer]]:
-        """Concatenate the items of all ranks."""
-        ...
+    def count(self) -> int: ...
+    def gather(self, mine: list[tuple[int, Answer]]) -> list[tuple[int, Answer]]: ...
 
 
 def answer(

@@ -20,7 +20,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from zerotune.models.precision import product_dtype
 
 State = tuple[Tensor, ...]  # of one layer: [b, d] each
-PADDED_SHARE = 1.1  # torch's LSTM is faster on a rectangle: taken where padding adds at most a tenth
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Settings:
         ({"size": "x", "limit": 2}, ["parts[0].size: expected a whole number, got 'x'"]),
     ],
 )
-def test_a_required_number_is_told_with_the_rest(part: dict[str, object], wrong: list[str]) -> None:
+def test_a_missing_number_is_reported_with_other_problems(part: dict[str, object], wrong: list[str]) -> None:
     config, faults = checked(Settings, {"parts": [part], "rows": "2"})
     assert sorted(fault.message for fault in faults) == [*wrong, "rows: expected a whole number, got '2'"]
     assert config == Settings()
@@ -47,6 +47,6 @@ class Needy:
 
 
 @pytest.mark.timeout(10)
-def test_a_required_number_of_the_outermost_section_is_asked_for() -> None:
+def test_a_missing_number_of_the_outermost_section_is_an_error() -> None:
     with pytest.raises(UserError, match="rows is missing: a whole number"):
         checked(Needy, {})

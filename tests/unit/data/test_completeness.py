@@ -1,4 +1,4 @@
-"""Everything that is said is in the text, once and in order: templates that are broken on purpose are caught."""
+"""Templates that leave out, repeat or reorder parts of a conversation are found."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def said(source, conversation, left=None):
 
 
 @pytest.mark.parametrize("source", [WHOLE, PLAIN], ids=["marked", "plain"])
-def test_a_whole_template_is_taken(source):
+def test_a_complete_template_has_no_problems(source):
     left: set[str] = set()
     text, spans = said(source, FULL, left)
     assert not left
@@ -72,7 +72,7 @@ def test_a_whole_template_is_taken(source):
 
 @pytest.mark.parametrize("source", [WHOLE, PLAIN], ids=["marked", "plain"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_template_that_leaves_something_out_is_caught(fault, source):
+def test_an_incomplete_template_is_refused(fault, source):
     right, wrong, reason = FAULTS[fault]
     assert right in source
     broken = source.replace(right, wrong)
@@ -88,7 +88,7 @@ def test_calls_that_a_template_does_not_write_are_learned_as_json(fault):
     assert json.dumps([CALL["function"]] * 2, ensure_ascii=False) in text[slice(*spans[0])]
 
 
-def test_tools_and_earlier_thoughts_that_are_left_out_are_named():
+def test_omitted_tools_and_earlier_reasoning_are_named():
     left: set[str] = set()
     source = WHOLE.replace("tools or []", "[]").replace("{%- if m.r", "{%- if loop.last and m.r")
     said(source, FULL, left)
@@ -106,12 +106,12 @@ def test_tools_and_earlier_thoughts_that_are_left_out_are_named():
         ("{{- m.content }}", "{% endgeneration %}{{- m.content }}{% generation %}", "does not mark what the assistant"),
     ],
 )
-def test_what_is_said_twice_or_out_of_order_or_not_learned_is_caught(right, wrong, reason):
+def test_repeated_unordered_and_unmarked_parts_are_refused(right, wrong, reason):
     with pytest.raises(RowError, match=reason):
         said(WHOLE.replace(right, wrong), FULL)
 
 
-def test_what_depends_on_the_content_is_caught_in_the_row():
+def test_omissions_that_depend_on_content_are_refused():
     source = WHOLE.replace("{{- m.content }}", "{{- m.content.split('|')[0] }}")
     rows = [[{"role": "user", "content": "x"}, {"role": "assistant", "content": text}] for text in ("whole", "ha|lf")]
     said(source, Conversation(rows[0]))
@@ -121,7 +121,7 @@ def test_what_depends_on_the_content_is_caught_in_the_row():
 
 @pytest.mark.parametrize("answer", ['{"rain": true, "mm": 3}', 'line\n"two"\\', "雨\t☔\u2028", "नमस्ते\nสวัสดี"])
 @pytest.mark.parametrize("way", ["m.content", "m.content | tojson", "m.content | tojson(ensure_ascii=True)"])
-def test_what_a_tool_answers_may_stand_in_the_text_escaped(answer, way):
+def test_tool_results_may_be_escaped(answer, way):
     source = WHOLE.replace("{% else %}", "{% elif m.role == 'tool' %}{{ " + way + " }}{% else %}")
     messages = [*FULL.messages[:3], {"role": "tool", "content": answer}, *FULL.messages[4:]]
     said(source, Conversation(messages))
@@ -130,7 +130,7 @@ def test_what_a_tool_answers_may_stand_in_the_text_escaped(answer, way):
 
 
 @pytest.mark.parametrize("source", [WHOLE, PLAIN], ids=["marked", "plain"])
-def test_what_is_said_elsewhere_too_is_looked_for_in_its_own_turn(source):
+def test_each_part_is_searched_in_its_own_turn(source):
     talk = [("user", "2+2"), ("assistant", "4"), ("user", "还有吗? 4 4"), ("assistant", "好")]
     conversation = Conversation([{"role": role, "content": content} for role, content in talk])
     said(source, conversation)
@@ -140,7 +140,7 @@ def test_what_is_said_elsewhere_too_is_looked_for_in_its_own_turn(source):
 
 
 @pytest.mark.parametrize("value", [False, None, 0, 0.0, "", [], {}])
-def test_a_template_that_passes_over_empty_values_is_caught(value):
+def test_a_template_that_omits_empty_values_is_refused(value):
     source = WHOLE.replace(
         "{{ call.function.arguments | tojson }}",
         "{% for k, v in call.function.arguments | items %}{{ k }}={{ v | tojson if v }}{% endfor %}",

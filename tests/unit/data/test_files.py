@@ -198,6 +198,11 @@ def test_parquet_counts_rows_and_keeps_types(tmp_path):
     assert (line, reason.split(":")[0]) == (1, "not a Parquet file")
 
 
+def test_a_table_that_repeats_a_column_is_refused(tmp_path):
+    parquet.write_table(pa.table([["x"], ["y"]], names=["a", "a"]), tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == [(1, "not a valid Parquet file: it repeats the columns a")]
+
+
 def test_bad_bytes_inside_parquet_text(tmp_path):
     text = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
@@ -308,6 +313,8 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path):
         expand(str(tmp_path / "trian.jsonl"))
     with pytest.raises(UserError, match=r"`\.md` cannot be read; known are \.json, \.jsonl, \.csv, \.tsv, \.parquet"):
         expand(str(written(tmp_path, "a.md", "x")))
+    with pytest.raises(UserError, match=r"/a: its name has no ending; known are \.json, "):
+        expand(str(written(tmp_path, "a", "x")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no data file"):
         expand(str(tmp_path / "empty"))

@@ -76,7 +76,15 @@ CONVERSATIONS: dict[str, Shape] = {
         [U, A],
     ),  # counted as left out
     "a prompt": ("pr", {"prompt": "Q?", "response": "A."}, [U, A]),
-    "a prompt of messages": ("pr", {"prompt": [U], "response": [A]}, RowError("field `prompt` is not text")),
+    "a prompt of messages": (
+        "pr",
+        {"prompt": [*EARLIER, U], "response": [A]},
+        [EARLIER[0], {**EARLIER[1], "learned": False}, U, A],
+    ),
+    "a prompt of messages without an answer": ("pr", {"prompt": [U]}, RowError("field `response` is missing")),
+    "roles of ShareGPT": ("chat", {"messages": [{**U, "role": "human"}, {**A, "role": "model"}]}, [U, A]),
+    "a role in capitals": ("chat", {"messages": [{**U, "role": "User"}, A]}, RowError("; did you mean user?")),
+    "a role of nobody": ("chat", {"conversations": [HUMAN, {**GPT, "from": "chatgpt"}]}, RowError("mean gpt?")),
     "trl's completion": ("pr", {"prompt": "Q?", "completion": "A."}, RowError("field `response` is missing")),
     "an instruction": ("io", {"instruction": "Q?", "output": "A."}, [U, A]),
     "an input": (
@@ -244,7 +252,17 @@ PAIRS: dict[str, Shape] = {
     "a text as prompt of messages": (
         "preference",
         {"prompt": "Q?", "chosen": [A], "rejected": [B]},
-        RowError("prompt is text, but `chosen` is not"),
+        RowError("prompt is text, and not the first turn of the user in `chosen`"),
+    ),
+    "UltraFeedback": (
+        "preference",
+        {"prompt": "Q?", "chosen": [U, A], "rejected": [U, B]},
+        ([U, A], [U, B]),
+    ),
+    "a number beside a prompt": (
+        "preference",
+        {"prompt": "Q?", "chosen": 1, "rejected": "B."},
+        RowError("field `chosen` is neither text nor messages: it is a number"),
     ),
     "two kinds": ("preference", {"chosen": [U, A], "rejected": "B."}, RowError("chosen and rejected differ in kind")),
     "an end without an answer": (

@@ -69,6 +69,7 @@ def test_every_form_of_a_conversation(row: Any, messages: Any, tmp_path: Path) -
         ("qa", {"text": "alone"}, "no question with a reference answer"),
         ("qa", {"question": "Q?"}, "field `answer` is missing"),
         ("qa", {"question": "Q?", "anwser": "A."}, "its columns: question, anwser"),
+        ("qa", {"": "Q?", "answer ": "A."}, "its columns: (unnamed), `answer `"),
         ("qa", {"question": "Q?", "answer": None}, "field `answer` is null"),
         ("qa", {"question": "Q?", "answer": 42}, "field `answer` is not text: it is a number"),
         ("qa", {"question": "  ", "answer": "A."}, "field `question` is empty"),

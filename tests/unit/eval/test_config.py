@@ -69,6 +69,10 @@ def test_a_file_name_may_hold_an_equals_sign() -> None:
             "--model a --tasks qa,bleu --data blue=x",
             "--data blue=x: there is no such file, and no task blue; did you mean bleu?",
         ),
+        (
+            "--model a --tasks qa --data x --columns prompts=question",
+            "--columns prompts=question: no row format has a field prompts; did you mean prompt?",
+        ),
         ("--model a --tasks qa --data x --temperatures 0.5", "--temperatures applies only to the task samples"),
         (
             "--model a --tasks qa --data x --sample_seed 3",

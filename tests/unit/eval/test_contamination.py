@@ -125,7 +125,7 @@ def test_training_rows_that_are_not_compared_are_told(tmp_path: Path) -> None:
     assert gone == "gone"
     assert broken.startswith(f"2 rows of {path} cannot be read: {path}:2: not valid JSON")
     _, _, none = find_overlaps(TrainingData({path: options}, ("gone",)), {"quiz": rows}).missing
-    assert none.startswith(f"{path}: filter: none of 1 row has lang: zh")
+    assert none.startswith(f"{path}: filter: no row has lang: zh (1 row read)")
 
 
 def test_the_record_of_a_merged_checkpoint_names_its_training_data(tmp_path: Path) -> None:

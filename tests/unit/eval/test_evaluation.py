@@ -92,9 +92,7 @@ def test_perplexity_of_answers_equals_the_plain_loop(folders: dict[str, Path], r
     assert found.result.tasks[0].metrics[0].estimates[0].value == pytest.approx(expected, rel=1e-6)
 
 
-def test_perplexity_of_texts_scores_every_token_once_with_half_a_context_before_it(
-    folders: dict[str, Path], texts: str
-) -> None:
+def test_perplexity_of_long_texts_scores_every_token_once(folders: dict[str, Path], texts: str) -> None:
     found = run("--model", folders["before"], "--tasks", "perplexity", "--data", texts)
     (task,) = found.result.tasks
     assert [row.id.rpartition("/")[2] for row in task.skipped] == ["texts.jsonl:3"]
@@ -110,7 +108,9 @@ def test_perplexity_of_texts_scores_every_token_once_with_half_a_context_before_
     assert task.metrics[0].estimates[0].value == pytest.approx(math.exp(nll / count), rel=1e-6)
 
 
-def test_before_and_after(folders: dict[str, Path], rows: str, tmp_path: Path) -> None:
+def test_two_checkpoints_are_compared_and_all_files_written(
+    folders: dict[str, Path], rows: str, tmp_path: Path
+) -> None:
     words = [
         "--baseline",
         folders["before"],
@@ -150,7 +150,7 @@ def test_a_checkpoint_against_itself_is_a_tie(folders: dict[str, Path], rows: st
             assert change.verdict == "no significant difference"
 
 
-def test_speed_is_of_what_was_computed(folders: dict[str, Path], rows: str) -> None:
+def test_speed_excludes_cached_answers(folders: dict[str, Path], rows: str) -> None:
     found = run("--model", folders["before"], "--tasks", "qa,rouge", "--data", rows).result
     qa, rouge = found.tasks
     assert qa.tokens["before"] > 10 * len(QUESTIONS)
@@ -224,7 +224,7 @@ def test_the_documentation_names_every_field_of_result_json() -> None:
     assert not [field for field in fields if f"`{field}`" not in text]
 
 
-def test_versions_of_what_the_numbers_depend_on(
+def test_result_has_the_versions_of_libraries(
     folders: dict[str, Path], rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BLEU moves with sacrebleu, Chinese words with jieba; what is not installed is left out."""
@@ -246,9 +246,7 @@ def test_a_single_row_has_no_interval(folders: dict[str, Path], rows: str) -> No
     assert "not tested" in markdown(found)
 
 
-def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
-    folders: dict[str, Path], texts: str, tmp_path: Path
-) -> None:
+def test_max_rows_takes_rows_of_every_corpus(folders: dict[str, Path], texts: str, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": f"{k} {TEXT[0]}"}) + "\n" for k in range(4)))
     words = ["--model", folders["before"], "--tasks", "perplexity", "--data", texts, "--data", other]
@@ -263,14 +261,14 @@ def test_fewer_rows_are_of_every_corpus_and_the_report_says_how_many(
     assert run(*words).result.tasks[0].fewer is None
 
 
-def test_rows_without_anything_to_score_are_told_in_a_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_rows_without_scored_tokens_are_one_message(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": TEXT[0][:1]}))
     with pytest.raises(UserError, match=r"all rows were skipped, the first because it has nothing to score$"):
         run("--model", folders["before"], "--tasks", "perplexity", "--data", path)
 
 
-def test_a_prompt_longer_than_the_context_is_reported_and_not_cut(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_skipped(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     long = {"question": " ".join(TEXT * 4), "answer": "yes"}
     path.write_text("".join(json.dumps(row) + "\n" for row in [*QUESTIONS[:2], long]))
@@ -334,7 +332,7 @@ def test_a_later_turn_without_room_is_reported(folders: dict[str, Path], tmp_pat
     assert [row[-1] for row in turns.rows] == [0, 1]
 
 
-def test_known_answers_are_told_once_a_task(
+def test_cached_answers_are_reported_once_per_task(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each turn of a dialogue is a round of its own."""
@@ -350,7 +348,7 @@ def test_known_answers_are_told_once_a_task(
     assert capsys.readouterr().err == "before: dialogue: 1 of 1 answers from the journal\n"
 
 
-def test_answers_of_this_evaluation_are_not_said_to_be_from_the_journal(
+def test_answers_of_this_evaluation_are_not_reported_as_cached(
     folders: dict[str, Path], rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same checkpoint twice: the second asks nothing anew."""
@@ -396,7 +394,7 @@ def test_user_errors_come_before_weights_are_loaded(folders: dict[str, Path], ro
         run("--model", folder, "--tasks", "qa", "--data", rows)
 
 
-def test_missing_weights_are_not_made_up(folders: dict[str, Path], rows: str, tmp_path: Path) -> None:
+def test_missing_weights_are_refused(folders: dict[str, Path], rows: str, tmp_path: Path) -> None:
     folder = damaged(folders, tmp_path)
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -462,7 +460,7 @@ def trained_with(folder: Path, template: str) -> None:
     (folder / "run.json").write_text(json.dumps(facts))
 
 
-def test_another_template_than_the_one_trained_with_is_refused_unless_allowed(rows: str, tmp_path: Path) -> None:
+def test_another_template_than_in_training_is_refused(rows: str, tmp_path: Path) -> None:
     folder = eval_checkpoints.save(tmp_path / "merged")
     words = ["--model", folder, "--tasks", "qa", "--data", rows]
     trained_with(folder, eval_checkpoints.CHATML)

@@ -12,7 +12,7 @@ from eval.tasks import TASKS
 from tests.support import eval_checkpoints
 from tests.support.data_tools import tokenizer
 from tests.support.template_table import CASES, DAY, families, source, template_of, turns
-from train.data.templates import asked, render, resolve
+from train.data.templates import prompt_text, render, resolve
 from train.data.tokenize import read_row
 from zerotune.common.errors import UserError
 from zerotune.data.completeness import NO_EARLIER_REASONING, NO_TOOLS
@@ -63,7 +63,7 @@ def test_prompt_and_answer_are_those_of_training(name: str) -> None:
     for case, talk in CASES.items():
         *before, last = talk.messages
         try:
-            expected = asked(template_of(name), Conversation(before, talk.tools))
+            expected = prompt_text(template_of(name), Conversation(before, talk.tools))
         except RowError:
             with pytest.raises(UserError, match="rejects this conversation"):
                 using.chat_prompt(before, talk.tools)
@@ -138,7 +138,7 @@ def test_parts_that_a_template_does_not_write_are_found(
     assert not using.take_template_problems()
 
 
-def test_reasoning_that_is_put_back_is_no_problem() -> None:
+def test_restored_reasoning_is_no_problem() -> None:
     using = prompter(source("deepseek_r1_distill"))
     (passage,) = using.assistant_turns([U, {**A, "reasoning_content": "T"}])
     assert "T\n</think>" in text(passage.ids[passage.first :])
@@ -153,7 +153,7 @@ def item(task: str, row: dict[str, Any]) -> Any:
     return TASKS[task].load(Row("rows.jsonl", 3, row))
 
 
-def test_conversations_with_tools_have_the_template_that_the_checkpoint_keeps_for_them() -> None:
+def test_conversations_with_tools_use_the_tool_template() -> None:
     own = prompter("{{ messages[0].content }}", tool_template="{{ tools | length }} tools: {{ messages[0].content }}")
     assert text(own.chat_prompt([U])) == "Q?"
     assert text(own.chat_prompt([U], [TOOL])) == "1 tools: Q?"
@@ -174,7 +174,7 @@ def test_raw_writes_what_the_named_template_writes() -> None:
     using = Prompter(Texts(), None, True, None, 8, 0, (), "tiny")
     template = resolve("raw", tokenizer(eos_token="<EOS>"))
     messages: list[Message] = [U, {**CALL, "content": ""}, RESULT, {**A, "reasoning_content": "T"}, U]
-    assert text(using.chat_prompt(messages, [TOOL])) == asked(template, Conversation(messages, [TOOL]))
+    assert text(using.chat_prompt(messages, [TOOL])) == prompt_text(template, Conversation(messages, [TOOL]))
 
 
 def test_only_turns_that_training_learns_are_scored() -> None:
@@ -238,7 +238,7 @@ def test_tools_are_in_the_prompt_of_a_question() -> None:
         assert text(request.prefix_ids).count('"weather"') == 2  # its schema, and the call before the answer
 
 
-def test_a_dialogue_gives_calls_and_unmarked_turns_and_asks_for_the_others() -> None:
+def test_a_dialogue_generates_only_learned_text_turns() -> None:
     unmarked = {**A, "content": "as it stands", "weight": 0}
     task, found = (
         TASKS["dialogue"],
@@ -265,7 +265,7 @@ def test_a_pair_is_read_with_its_tools() -> None:
     assert all('"weather"' in text(request.prefix_ids) for request in requests)
 
 
-def test_a_template_that_takes_parts_gets_parts() -> None:
+def test_a_template_of_content_parts_gets_parts() -> None:
     parts = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     assert text(prompter(parts).chat_prompt([U])) == "Q?"
 

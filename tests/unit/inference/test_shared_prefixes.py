@@ -36,7 +36,7 @@ def packs(sequences: list[TokenSequence], limit: int) -> list[tuple[list[TokenSe
 
 
 @given(ROWS, st.integers(0, 12), st.integers(1, 40))
-def test_each_token_sees_its_own_line_and_nothing_else(tokens: list[tuple[int, ...]], needed: int, limit: int) -> None:
+def test_each_token_sees_only_its_own_sequence(tokens: list[tuple[int, ...]], needed: int, limit: int) -> None:
     for sequences, pack in packs(sorted_sequences(rows_of(tokens, needed)), limit):
         for sequence, path in zip(sequences, pack.token_indices, strict=True):
             assert pack.shared <= sequence.first, "hidden states of cached tokens are not there"
@@ -48,7 +48,9 @@ def test_each_token_sees_its_own_line_and_nothing_else(tokens: list[tuple[int, .
 
 
 @given(ROWS, st.integers(0, 12), st.integers(1, 40))
-def test_packs_keep_the_limit_and_hold_every_line_once(tokens: list[tuple[int, ...]], needed: int, limit: int) -> None:
+def test_packs_hold_every_sequence_once_within_the_limit(
+    tokens: list[tuple[int, ...]], needed: int, limit: int
+) -> None:
     made = packs(sorted_sequences(rows_of(tokens, needed)), limit)
     assert all(pack.count == 1 or len(pack.ids) <= limit for _, pack in made)
     members = [member for sequences, _ in made for sequence in sequences for member in sequence.row_indices]
@@ -56,7 +58,7 @@ def test_packs_keep_the_limit_and_hold_every_line_once(tokens: list[tuple[int, .
 
 
 @given(ROWS)
-def test_a_beginning_is_a_member_of_the_line_that_it_begins(tokens: list[tuple[int, ...]]) -> None:
+def test_a_prefix_is_joined_to_its_sequence(tokens: list[tuple[int, ...]]) -> None:
     sequences = sorted_sequences(rows_of(tokens, 0))
     for sequence in sequences:
         assert all(tuple(sequence.ids[: len(tokens[k])]) == tokens[k] for k in sequence.row_indices)
@@ -67,7 +69,7 @@ def test_a_beginning_is_a_member_of_the_line_that_it_begins(tokens: list[tuple[i
         assert before.ids[sequence.common] != sequence.ids[sequence.common]
 
 
-def test_without_joining_each_row_stays_itself() -> None:
+def test_without_joining_each_row_is_a_sequence() -> None:
     sequences = sorted_sequences(rows_of([(1, 2, 3), (1, 2), (1, 2)], 1), join=False)
     assert [sequence.row_indices for sequence in sequences] == [(1,), (2,), (0,)]
     pack = next_pack(sequences, 0, 100)
@@ -96,6 +98,6 @@ def test_a_group_that_fits_needs_no_run_for_its_prefix() -> None:
     assert (len(sequences), pack.shared, len(pack.ids)) == (4, 0, 1010 + 100 + 20)
 
 
-def test_lines_with_little_in_common_stay_alone() -> None:
+def test_sequences_with_little_in_common_are_not_grouped() -> None:
     sequences = sorted_sequences([((1, *range(100, 120)), 0), ((1, *range(200, 220)), 0)])
     assert [len(group) for group in groups(sequences)] == [1, 1]

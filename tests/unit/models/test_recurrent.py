@@ -127,6 +127,18 @@ def test_carried_state_equals_one_long_pass(model):
     assert state.get_seq_length() == ids.shape[1]
 
 
+def test_each_row_carries_its_own_state(model):
+    alone = [model(input_ids=row[None]).logits[0] for row in rows()]
+    first = [row[: len(row) // 2] for row in rows()]  # one of them is empty
+    second = [row[len(row) // 2 :] for row in rows()]
+    state = model(**padded(first)).past_key_values
+    inputs = padded(second)
+    found = model(**inputs, past_key_values=state).logits
+    for b, (one, other) in enumerate(zip(found, alone, strict=True)):
+        is_token = inputs["attention_mask"][b].bool()
+        torch.testing.assert_close(one[is_token], other[-int(is_token.sum()) :], rtol=1e-6, atol=1e-6)
+
+
 def test_packed_and_padded_rows_are_what_each_is_alone(model):
     each = [model(input_ids=row[None]) for row in rows()]
     alone = [output.logits[0] for output in each]

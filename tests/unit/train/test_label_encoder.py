@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[Row, LabelSpec, str]] = {
     "unknown tag": ({"tokens": ["a"], "tags": ["X-a"]}, TAGS, "unknown tag: tag 0 (from 0) is 'X-a'"),
     "tag that the recipe lacks": ({"tokens": ["a"], "tags": ["B-a"]}, ONE_TAG, "unknown tag: 'B-a'"),
     "numbers without names": ({"tokens": ["a"], "tags": [0]}, TAGS, "tags are numbers; give their names"),
-    "text and messages": ({"prompt": "a", "chosen": SAID, "rejected": []}, PAIRS, "prompt is text, but"),
+    "text and messages": ({"prompt": "a", "chosen": SAID, "rejected": []}, PAIRS, "prompt is text, and not"),
     "same sides": ({"chosen": "a", "rejected": "a"}, PAIRS, "are the same"),
     "mixed sides": ({"chosen": "a", "rejected": SAID}, PAIRS, "differ in kind"),
     "long side": ({"chosen": "a" * 99, "rejected": "b"}, PAIRS, "longer than data.max_length_tokens"),

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from train.config import Config, WatchConfig
 from train.engine.metric_writer import Board
-from train.engine.progress import ProgressBar, duration
+from train.engine.progress import ProgressBar
 from train.fingerprint import flat
 from train.protocols import Sample
 
@@ -207,7 +207,7 @@ def test_a_log_gets_a_line_every_ten_seconds_and_at_the_end() -> None:
     shown = out.getvalue().splitlines()
     assert [line.split()[1] for line in shown] == ["1/40", "8/40", "15/40", "22/40", "29/40", "36/40", "40/40"]
     assert shown[0] == "step 1/40  loss 1.9750  1,234 tokens/s"  # one step tells nothing about the next
-    assert shown[1] == "step 8/40  loss 1.8000  1,234 tokens/s  0:48 left"
+    assert shown[1] == "step 8/40  loss 1.8000  1,234 tokens/s  48 s left"
     assert "\r" not in out.getvalue()
     assert "\x1b" not in out.getvalue()
 
@@ -243,8 +243,3 @@ def test_on_a_terminal_log_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyP
     assert "look here\n" in screen.getvalue()
     assert "4/4" in screen.getvalue()
     assert "loss 1.2500" in screen.getvalue()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3723, "1:02:03"), (360000, "100:00:00")])
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

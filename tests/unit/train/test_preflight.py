@@ -151,6 +151,18 @@ def test_other_paths(model: Path, rows: Path, options: list[str], message: str) 
         ("a.csv", "q;a\n1;2\n", "format: qa", "a.csv:1: not valid CSV: the columns seem to be separated by ';'"),
         ("a.csv", "题目,答案\n北京是哪里,中国\n".encode("gb18030"), "format: qa", "set encoding: gb18030)"),
         ("a.csv", "question,answer,split\nx,y,test\n", "format: qa, filter: {splt: test}", "no column `splt`; the"),
+        (
+            "a.jsonl",
+            '{"question": "x", "answer": "y", "sys ": "z"}\n',
+            "format: qa, columns: {system: syss}",
+            "data.train[0].columns.system: there is no column `syss`; did you mean `sys `? The columns are",
+        ),
+        (
+            "a.csv",
+            "frage,answer\nx,y\n",
+            "format: qa, columns: {question: Frage}",
+            "data.train[0].columns.question: there is no column `Frage`; did you mean `frage`? The columns are",
+        ),
         ("a.jsonl", "not json\n", "format: qa", "not valid JSON"),
         ("a.parquet", "x", "format: qa", "not a Parquet file"),
         (
@@ -269,7 +281,7 @@ def test_evaluation_reports_all_problems_at_once(tmp_path: Path, model: Path, ro
         check_evaluation(parse_eval(words.split()))
     first, second, third = str(caught.value).splitlines()
     assert "there is no such folder" in first
-    assert "set encoding: gb18030" in second
+    assert "set --encoding gb18030" in second
     assert "no.txt: no such file" in third
 
 
@@ -306,6 +318,9 @@ def test_evaluation_refuses_unknown_columns(tmp_path: Path, model: Path) -> None
     )
     assert evaluation_refusal(f"{usual} --filter lang=en").startswith(f"{table}:3: ")
     check_evaluation(parse_eval(f"{usual} --columns question=问题 --columns answer=答案".split()))
+    assert evaluation_refusal(f"{usual} --columns question=问题 --columns answer=答案 --columns system=langs") == (
+        "--columns system=langs: there is no column `langs`; did you mean `lang`? The columns are 问题, 答案, lang"
+    )
     check_evaluation(parse_eval(f"{usual} --filter lang=ja".split()))  # such a row may come later
 
 

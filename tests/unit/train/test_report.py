@@ -305,7 +305,13 @@ def test_numbers(value: float | None, scale: Scale, text: str) -> None:
 
 
 def test_durations_and_samples_are_readable() -> None:
-    assert [duration(s) for s in (9.4, 252, 11100)] == ["9 s", "4 min 12 s", "3 h 05 min"]
+    assert [duration(s) for s in (0.4, 9.4, 59.6, 252, 11100)] == [
+        "0 s",
+        "9 s",
+        "1 min 00 s",
+        "4 min 12 s",
+        "3 h 05 min",
+    ]
     assert readable("a<|im_end|>\n\n\n<s>a | b</s>") == "a\na | b"
     assert [answer(text) for text in ("Yes.</s>", "\n\n", None)] == ["Yes.", "(blank)", "-"]
     assert shortened("abcdef", 4) == "abc…"

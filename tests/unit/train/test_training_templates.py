@@ -16,7 +16,7 @@ from tests.support.data_tools import corpus_of, tokenizer
 from tests.support.template_table import CASES, PAGE, SPECIAL, families, page, source, template_of, turns, unequal
 from train.config import ModelConfig
 from train.data import training_templates
-from train.data.templates import ChatTemplate, asked, render, resolve
+from train.data.templates import ChatTemplate, prompt_text, render, resolve
 from train.data.training_templates import ENDING, TRL, folder, training_template
 from train.models.load import load_tokenizer
 from zerotune.common.errors import UserError
@@ -71,7 +71,7 @@ def test_only_the_very_template_is_replaced(change: str) -> None:
     is_own = change.strip("\n") == "{}"
     for text in (change.format(own), change.format(own).replace("\n", "\r\n")):
         assert resolved(text).trains_apart == is_own
-        assert resolved(text).served == text
+        assert resolved(text).saved_text == text
 
 
 def test_checkpoints_carry_the_own_template(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_tools_have_the_template_that_transformers_takes() -> None:
     template = resolved(both)
     assert (template.text, template.trains_apart) == (both["default"], False)
     assert template.of(CASES["one"]) is template
-    assert template.of(CASES["tools"]).served == both["tool_use"]
+    assert template.of(CASES["tools"]).saved_text == both["tool_use"]
     using = tokenizer()
     using.chat_template = {"tool_use": both["tool_use"]}
     assert resolve("tokenizer", using).name == "plain"
@@ -134,7 +134,7 @@ def test_one_turn_is_learned_behind_the_prompt_of_inference(name: str) -> None:
 def test_where_the_own_template_can_be_learned_from_the_training_one_says_the_same(name: str) -> None:
     """So that runs begun with it go on: the same text, and the same of it learned."""
     template = template_of(name)
-    own = ChatTemplate("own", template.asking, SPECIAL, template.served, template.asking)
+    own = ChatTemplate("own", template.inference_text, SPECIAL, template.saved_text, template.inference_text)
     for case, talk in CASES.items():
         try:
             expected = render(own, talk)
@@ -185,7 +185,7 @@ def test_a_prompt_without_an_answer_is_that_of_inference() -> None:
     for name in ("qwen3", "gptoss", "qwen3_5_think"):
         text, spans = render(template_of(name), talk)
         assert spans == []
-        assert text == asked(template_of(name), talk)
+        assert text == prompt_text(template_of(name), talk)
     assert render(template_of("qwen3_5_think"), talk)[0].endswith("<think>\n")
 
 
@@ -227,7 +227,7 @@ def test_tokens_before_an_answer_are_those_of_the_prompt(name: str, tmp_path: Pa
         )
         ids, labels = corpus.train.tokens(0)
         template = resolve("tokenizer", using)
-        prompt = using(asked(template, Conversation(talk.messages[:-1], talk.tools)), add_special_tokens=False)
+        prompt = using(prompt_text(template, Conversation(talk.messages[:-1], talk.tools)), add_special_tokens=False)
         first = len(prompt["input_ids"])
         assert ids[:first].tolist() == prompt["input_ids"]
         assert labels[first] == ids[first]
