@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
+.PHONY: help venv demo experiment-language-models test quick lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -17,7 +17,7 @@ FAULTS := tests/faults tests/slurm tests/process/test_merge_kill.py tests/proces
   tests/unit/inference/test_model.py tests/unit/test_slurm_words.py
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-27s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(READY) ## .venv with the pinned packages of requirements.lock
 
@@ -35,6 +35,9 @@ $(READY): requirements.lock
 
 demo: $(READY) ## fine-tune SmolLM2-135M with LoRA, merge, compare before and after (5 minutes on 2 cores)
 	@VENV=$(VENV) bash examples/demo.sh
+
+experiment-language-models: $(READY) ## RNN, LSTM and Transformer from scratch, compared on one page (some minutes on 2 cores)
+	@$(RUN)/python examples/language_models.py
 
 test: lint types docs unit ## lint, types, the documentation's links and all tests (under 20 minutes on 2 cores)
 

@@ -379,6 +379,7 @@ def files() -> dict[str, str]:
         "io.json": json.dumps(instructions(rng), ensure_ascii=False, indent=1) + "\n",
         "chat.jsonl": jsonl(conversations(rng)),
         "entities.iob2": iob2(tagged(rng, "en", 90) + tagged(rng, "zh", 30)),
+        "news.jsonl": jsonl({"text": row["sentence"]} for row in sentiments()),
         "sentiment.csv": table(shuffled(rng, sentiments())),
         "paraphrase.jsonl": jsonl(shuffled(rng, paraphrases(rng))),
         "preferences.jsonl": jsonl(preferences()),

@@ -30,8 +30,9 @@ def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         name = name.removeprefix("--")
         if not value:
             raise UserError(f"--{name} needs a value")
-        if name in NUMBERS and not value.isdecimal():
-            raise UserError(f"--{name} {value}: must be a whole number")
+        least = 0 if name == "machine_rank" else 1
+        if name in NUMBERS and (not value.isdecimal() or int(value) < least):
+            raise UserError(f"--{name} {value}: must be a whole number from {least} on")
         options[name] = value
     return options, others
 
@@ -55,8 +56,8 @@ def with_recipes(words: Sequence[str], within: str = "") -> list[str]:
 
 
 def recipe_file(word: str, within: str = "") -> str:
-    """The file of a recipe's name or path."""
-    if Path(word).exists():
+    """The file of a recipe's name or path. A folder of the same name does not hide the recipe."""
+    if Path(word).exists() and not Path(word).is_dir():
         return word
     if found := shipped.find(f"{within}{word}", shipped.RECIPES) or shipped.find(word, shipped.RECIPES):
         return str(found)

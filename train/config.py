@@ -13,17 +13,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, with_config
 
-from train.registry import FAMILIES, OBJECTIVES, TUNINGS, FamilySpec, ObjectiveSpec, TuningSpec
+from train.registry import (
+    FAMILIES,
+    OBJECTIVES,
+    OPTIMIZERS,
+    TUNINGS,
+    FamilySpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    TuningSpec,
+)  # fmt: skip
 from zerotune.common.schema import STRICT, Share, ShareBelowOne
 from zerotune.data.formats import FORMATS
 
 if TYPE_CHECKING:
     ObjectiveName = str
     TuningName = str
+    OptimizerName = str
     FamilyName = str
     FormatName = str
 else:
     ObjectiveName, TuningName = Literal[tuple(OBJECTIVES)], Literal[tuple(TUNINGS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
     FamilyName = Literal[tuple(FAMILIES)]
     FormatName = Literal[tuple(FORMATS)]
 
@@ -341,7 +352,7 @@ class OptimConfig:
         final_fraction: Final learning rate as a share of the peak.
     """
 
-    name: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    name: OptimizerName = "adamw"
     learning_rate: NonNegativeFloat = 2e-5
     weight_decay: NonNegativeFloat = 0.0
     beta1: ShareBelowOne = 0.9
@@ -353,6 +364,11 @@ class OptimConfig:
     warmup_steps: NonNegativeInt | None = None
     warmup_fraction: Share = 0.03
     final_fraction: Share = 0.0
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        """The registry's entry of the optimizer."""
+        return OPTIMIZERS[self.name]
 
 
 @dataclass(frozen=True)

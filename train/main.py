@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def checked(arguments: list[str]) -> Config:
     """Parse the recipe and check its files, without heavy imports; then print what will happen."""
     try:
-        config = parse(arguments)
+        config = parse(arguments, warns=True)
         from train.preflight import check_inputs, sources
 
         check_inputs(config)
@@ -79,7 +79,8 @@ def run(config: Config, stop: Stop) -> None:
         model = objective.add_modules(tuning.apply(objective.load_model()))
         parameters = share_trained(model)
         flops = model_flops_per_token(model, objective.plan.attention_length, objective.plan.head_share)
-        model, optimizer = runtime.prepare(model, build_optimizer(model, config.optim, runtime.kind))
+        undecayed = config.tuning.spec.undecayed
+        model, optimizer = runtime.prepare(model, build_optimizer(model, config.optim, runtime.kind, undecayed))
         rows, extra = objective.real_rows(), config.tuning.extra_positions
         recorder = Recorder(model, objective.tokenizer, rows, runtime.precision, runtime.device, extra)
         checkpoints = held.afterwards.enter_context(

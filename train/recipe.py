@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config, SourceConfig
+from train.fingerprint import flat, unused
 from train.recipe_checks import problems
 from train.registry import OBJECTIVES
 from train.suggest import about_key, about_value, meant_key, parse_key
 from zerotune.common import command_line
+from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.schema import ConfigProblem, checked, kind_at
 from zerotune.common.yaml_lines import KeyPath, dotted, dump_yaml
@@ -28,6 +30,10 @@ accelerate launch train/main.py --config recipes/NAME.yaml
        [--config recipes/OTHER.yaml ...] [--optim.learning_rate 1e-4 ...]"""
 DESCRIPTION = "Later recipes override earlier ones, options override recipes. `null` unsets a key."
 COMMAND_LINE = "command line"
+FROM_OUTSIDE = (
+    "If a package of your own has registered what is unknown here, import that package, then call the main function of "
+    'this command (docs/architecture.md, "From outside").'
+)
 
 
 @dataclasses.dataclass
@@ -45,21 +51,22 @@ class _Draft:
             for name, inner in value.items():
                 self.put((*key, name), inner, places)
             return
-        self.places = {k: place for k, place in self.places.items() if k[: len(key)] != key}
-        self.places |= {k: place for k, place in places.items() if k[: len(key)] == key}
         spot: Any = self.tree
-        for step, following in pairwise(key):
+        replaced = key
+        for depth, (step, following) in enumerate(pairwise(key), 1):
             room: Any = [] if isinstance(following, int) else {}
             if isinstance(step, int):
                 _make_room(spot, step)
             else:
                 spot.setdefault(step, room)
             if not isinstance(spot[step], type(room)):
-                spot[step] = room
+                spot[step], replaced = room, key[:depth]
             spot = spot[step]
         if isinstance(key[-1], int):
             _make_room(spot, key[-1])
         spot[key[-1]] = value
+        self.places = {k: place for k, place in self.places.items() if k[: len(replaced)] != replaced}
+        self.places |= {k: place for k, place in places.items() if k[: len(key)] == key}
 
 
 def _place(places: Mapping[KeyPath, str], key: KeyPath) -> str:
@@ -77,8 +84,8 @@ def _make_room(items: list[Any], index: int) -> None:
         items.append({})
 
 
-def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -> Config:
-    """Parse command-line arguments. over: (key, value, place) that win over all of them.
+def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = (), warns: bool = False) -> Config:
+    """Parse command-line arguments. over: (key, value, place) that win over all of them. warns: of unused options.
 
     `--help` and `--print_config` print and raise SystemExit(0). Raises UserError with all problems: place, key, fix.
     """
@@ -103,16 +110,30 @@ def parse(arguments: Sequence[str], over: Sequence[tuple[str, Any, str]] = ()) -
             f"{place}: model.trust_remote_code runs code that comes with the model, so it is accepted on the command "
             "line only; remove it here and add --model.trust_remote_code true"
         )
+    for line in _without_effect(config, draft.places) if warns else ():
+        say(line)
     if "--print_config" in arguments:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
     return config
 
 
+def _without_effect(config: Config, places: Mapping[KeyPath, str]) -> Iterator[str]:
+    """A warning for each option of the command line that the run does not use; in a file it may be for other runs."""
+    prefixes = unused(flat(config))
+    for key, place in places.items():
+        if place == COMMAND_LINE and f"{dotted(key)}.".startswith(prefixes):
+            why = f"objective {config.objective}, tuning.kind {config.tuning.kind}"
+            yield f"WARNING {_option(key)} has no effect: this run does not use it ({why})"
+
+
 def load(path: str | Path) -> Config:
     """The configuration in a run folder's `config.yaml`, checked as strictly as a recipe."""
     located = command_line.read_file(str(path), "recipe")
-    return _finish(_Draft(located.value, located.places, str(path)))
+    try:
+        return _finish(_Draft(located.value, located.places, str(path)))
+    except UserError as error:
+        raise UserError(f"{error}\n{path} is of a run. {FROM_OUTSIDE}") from None
 
 
 def to_yaml(config: Config) -> str:

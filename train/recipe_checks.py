@@ -100,9 +100,9 @@ def _batch_problems(config: Config) -> Problems:
 
 
 def _optim_problems(optim: OptimConfig) -> Problems:
-    for name in ("beta1", "beta2", "epsilon") if optim.name == "adafactor" else ():
+    for name in optim.spec.unused:
         if getattr(optim, name) != getattr(OptimConfig, name):
-            yield f"optim.{name}", "adafactor does not use it; remove it, or set optim.name: adamw"
+            yield f"optim.{name}", f"{optim.name} does not use it; remove it, or set optim.name: adamw"
 
 
 def _validation_problems(config: Config) -> Problems:

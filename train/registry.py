@@ -1,6 +1,8 @@
-"""The objectives, tunings and families by name, with what a recipe's checks need to know. Nothing heavy is imported.
+"""The objectives, tunings, optimizers and families by name, with what a recipe's checks need to know.
 
-To add one, write its class and add a line here: docs/architecture.md.
+Nothing heavy is imported.
+
+To add one, write its class or function and add a line here: docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class TuningSpec:
     can_quantize: whether the base model may be quantised.
     can_pack: whether several rows may share one sequence.
     extra_positions: `TuningConfig` -> number of positions in front of every row; a merge turns them into tokens.
+    undecayed: names of modules whose matrices have no weight decay.
     """
 
     place: str
@@ -76,6 +79,21 @@ class TuningSpec:
     can_quantize: bool = False
     can_pack: bool = True
     extra_positions: Callable[[Any], int] = lambda config: 0
+    undecayed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """Properties of an optimizer that are needed before it is imported.
+
+    place: `module:function` of parameter groups and `train.config.OptimConfig` that makes a `torch.optim.Optimizer`.
+    unused: keys of the recipe's `optim` that it does not use.
+    unfit: kind of sharding (zero, fsdp) -> why the optimizer cannot be used with it.
+    """
+
+    place: str
+    unused: tuple[str, ...] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,21 @@ TUNINGS: dict[str, TuningSpec] = {
         merger="train.merge.prompt_tokens:Extended",
         can_pack=False,
         extra_positions=lambda config: config.prompt.virtual_tokens,
+        undecayed=("prompt_encoder",),  # PEFT's name
+    ),
+}
+
+# ZeRO gives an optimizer flat slices of the parameters: AdamW is unaffected, and 8-bit AdamW differs only in where its
+# blocks of 256 begin.
+FAILS_ON_SHARDS = {"fsdp": "it fails on the shards of FSDP2"}
+FLATTENED = "ZeRO flattens the matrices that it factors, so its updates would depend on the ranks"
+OPTIMIZERS: dict[str, OptimizerSpec] = {
+    "adamw": OptimizerSpec("train.engine.optimizer:adamw"),
+    "adamw_8bit": OptimizerSpec("train.engine.optimizer:adamw_8bit", unfit=FAILS_ON_SHARDS),
+    "adafactor": OptimizerSpec(
+        "train.engine.optimizer:adafactor",
+        unused=("beta1", "beta2", "epsilon"),
+        unfit={"zero": FLATTENED, **FAILS_ON_SHARDS},
     ),
 }
 

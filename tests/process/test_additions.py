@@ -23,8 +23,8 @@ metrics: [same_length, exact_match]
 """
 
 
-def run(*words: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "tests.support.toy", *words]
+def run(*words: str, code: int = 0, program: str = "tests.support.toy") -> str:
+    command = [sys.executable, "-m", program, *words]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
@@ -40,11 +40,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = folder / "riddles.jsonl"
     rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in RIDDLES), encoding="utf-8")
     options = arguments(
-        folder / "run", rows,
+        folder / "run", rows, optim__name="sgd",
         objective="focal", focal__gamma=1.5, tuning__kind="biases",
         model__path=folder / "model", model__init="pretrained",
         data__train=json.dumps([{"path": str(rows), "format": "riddle"}]), data__workers=2, duration__max_epochs=2,
-        optim__learning_rate=1e-2, merge__at_end="true",
+        optim__learning_rate=1e-1, merge__at_end="true",
     )  # fmt: skip
     run("train", *options)
     return folder
@@ -74,8 +74,9 @@ def test_the_objective_has_a_section_of_the_recipe(place: Path) -> None:
     said = run(*words, "--focal.beta", "1", code=64)
     assert "focal.yaml:3: focal.gamma: must be greater than or equal to 0, not -1" in said
     assert "unknown option --focal.beta" in said
+    assert "optim.beta1: sgd does not use it" in run(*words, "--optim.name", "sgd", "--optim.beta1", "0.5", code=64)
     assert "gamma: 3.0" in run(*words, "--focal.gamma", "3", "--print_config")
-    assert "gamma" not in run(*words, "--focal.gamma", "2", "--objective", "causal_lm", "--print_config")
+    assert "gamma: 2" not in run(*words, "--focal.gamma", "2", "--objective", "causal_lm", "--print_config")
 
 
 def test_the_task_and_the_metric_are_measured(place: Path) -> None:
@@ -92,9 +93,16 @@ def test_the_task_and_the_metric_are_measured(place: Path) -> None:
 def test_without_the_package_they_are_unknown(place: Path) -> None:
     words = ["--objective", "focal", "--tuning.kind", "biases", "--model.path", "m"]
     words += ["--data.train", "[{path: x, format: riddle}]"]
-    done = subprocess.run(
-        [sys.executable, "train/main.py", *words],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 64, done.stderr
-    assert all(word in done.stderr for word in ("objective: expected one of", "tuning.kind: expected one of", "riddle"))
+    said = run(*words, code=64, program="train.main")
+    assert all(word in said for word in ("objective: expected one of", "tuning.kind: expected one of", "riddle"))
+
+
+def test_a_merge_without_the_package_says_what_to_do(place: Path) -> None:
+    said = run(str(place / "run"), str(place / "out"), code=64, program="train.merge")
+    assert "objective: expected one of" in said
+    assert (
+        'import that package, then call the main function of this command (docs/architecture.md, "From outside")'
+        in said
+    )
+    run("merge", str(place / "run"), str(place / "out"))
+    run("report", str(place / "run"))

@@ -66,6 +66,8 @@ def run(words: list[str]) -> int:
     hide_secrets()
     command, *rest = words or ["--help"]
     try:
+        if command == "help" and rest and rest[0] in COMMANDS:
+            return run([*rest, "--help"])
         if command in ("-h", "--help", "help"):
             sys.stdout.write(_help())
         elif command in ("-V", "--version", "version"):
@@ -76,7 +78,7 @@ def run(words: list[str]) -> int:
             return code
         else:
             near = did_you_mean(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
-            raise UserError(f"unknown command {command}{near}")
+            raise UserError(f"unknown command {command!r}{near}")
     except UserError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code

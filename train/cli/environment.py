@@ -4,7 +4,6 @@ and secrets are masked.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -16,8 +15,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from zerotune.common.arguments import Parser
 from zerotune.common.console import say
-from zerotune.common.mask_secrets import mask, printable
+from zerotune.common.mask_secrets import SECRET_NAME, mask, printable
 from zerotune.common.version import ROOT, code_state, installed_version, own_version
 
 IMPORTED = {  # distribution -> module, tried by importing it
@@ -63,13 +63,20 @@ print()
 print(json.dumps(found))
 """
 SECONDS = 120  # for a library to be imported, from the slowest of file systems
-CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")  # user:password@ in an address
+CREDENTIALS = re.compile(
+    r"(?<=//)\S+@|^(?!\w+://)[^\s@/:]+:\S*@"
+)  # user:password@, also before a proxy without http://
+QUERY = re.compile(r"(?<=\?)\S+(?=$|\s)")  # of an address: a signature or a token
+TOKENS = re.compile(
+    r"\b(hf_|gh[opsu]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|eyJ)[\w.~+/=-]{8,}"
+)  # of tokens, by prefix
+ENTRY = re.compile(r"^(\s*[\w-]+\s*:[ ]*)(\S.*)$", re.MULTILINE)  # of a YAML file
 
 
 def main(words: Sequence[str]) -> int:
     """Print the report. Returns the exit code."""
     about = "Print versions, devices and settings for a bug report, as Markdown. Secrets are masked; check it anyway."
-    argparse.ArgumentParser(prog="zerotune env", description=about).parse_args(words)
+    Parser(prog="zerotune env", description=about).parse_args(words)
     say("importing libraries")
     sys.stdout.write(report())
     return 0
@@ -82,7 +89,11 @@ def report() -> str:
         "devices": _devices(),
         "packages": _packages(),
         "tools": ((name, _tool(name)) for name in TOOLS),
-        "environment": sorted((name, value) for name, value in os.environ.items() if VARIABLES.match(name)),
+        "environment": sorted(
+            (name, "***" if SECRET_NAME.search(name) else value)
+            for name, value in os.environ.items()
+            if VARIABLES.match(name)
+        ),
         "accelerate config": _facts(iter([(str(default_config()), _default_config)])),
     }
     return "\n".join(f"**{title}**\n\n````text\n{_aligned(lines)}````\n" for title, lines in parts.items())
@@ -200,7 +211,13 @@ def _tool(name: str) -> str:
 
 def _default_config() -> str:
     file = default_config()
-    return f"\n{file.read_text(encoding='utf-8').strip()}" if file.exists() else "none"
+    if not file.exists():
+        return "none"
+    hidden = ENTRY.sub(
+        lambda found: found[0] if not SECRET_NAME.search(found[1]) else f"{found[1]}***",
+        file.read_text(encoding="utf-8").strip(),
+    )
+    return f"\n{hidden}"
 
 
 def default_config() -> Path:
@@ -210,7 +227,7 @@ def default_config() -> Path:
 
 
 def _hidden(text: str) -> str:
-    """Without secrets, passwords in addresses, and the path of the home folder."""
+    """Without secrets, passwords and queries in addresses, and the path of the home folder."""
     home = str(Path.home())
-    text = CREDENTIALS.sub("***@", mask(text))
+    text = QUERY.sub("***", CREDENTIALS.sub("***@", TOKENS.sub("***", mask(text))))
     return printable(text if home == "/" else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text))

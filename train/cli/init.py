@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from zerotune import shipped
+from zerotune.common.arguments import Parser
 from zerotune.common.errors import UserError
 from zerotune.common.files import cannot_write
 
@@ -19,9 +19,9 @@ def main(words: Sequence[str]) -> int:
     """Copy the files. Returns the exit code. Raises UserError, before anything is written, if one of them exists."""
     about = (
         "Make a folder with copies of the recipes, configurations of Accelerate and DeepSpeed, SLURM batch scripts "
-        "and example data. The commands of the guides work there: sbatch slurm/job.sh recipes/NAME.yaml."
+        "and example data. The guides' sbatch commands work there: sbatch slurm/job.sh recipes/NAME.yaml."
     )
-    parser = argparse.ArgumentParser(prog="zerotune init", description=about)
+    parser = Parser(prog="zerotune init", description=about)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder, or one without such files")
     folder = parser.parse_args(words).folder
     if existing := [str(folder / name) for name in COPIED if (folder / name).exists()]:

@@ -120,6 +120,8 @@ def launcher(options: Mapping[str, str]) -> list[str]:
         if missing:
             raise UserError(f"--num_machines {machines}: {', '.join(missing)} missing; add them")
         given.setdefault("main_process_port", str(settings.get("main_process_port") or PORT))
+    elif stray := next((name for name in ("machine_rank", "main_process_ip") if name in options), None):
+        raise UserError(f"--{stray}: only for several machines; add --num_machines")
     elif not processes:
         given["num_processes"] = str(max(1, _gpus()))
     # -P: a file torch.py in the current folder must not be imported as the library.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
 
 from zerotune import shipped
+from zerotune.common.arguments import Parser
 from zerotune.common.errors import UserError
 from zerotune.common.suggest import did_you_mean
 
@@ -23,12 +23,13 @@ GROUPS = {
 def main(words: Sequence[str]) -> int:
     """Print the list or a recipe. Returns the exit code."""
     about = "List the recipes of ZeroTune, or print one as a start for your own: zerotune recipes demo > my.yaml"
-    parser = argparse.ArgumentParser(prog="zerotune recipes", description=about)
+    parser = Parser(prog="zerotune recipes", description=about)
     parser.add_argument("name", nargs="?", metavar="NAME")
     name = parser.parse_args(words).name
     known = shipped.names(shipped.RECIPES)
     if name and (name := name.removesuffix(".yaml")) not in known:
-        near = did_you_mean(name, known) or "; `zerotune recipes` lists them"
+        same = [one for one in known if one.endswith(f"/{name}")]
+        near = did_you_mean(name, same, 0) or did_you_mean(name, known) or "; `zerotune recipes` lists them"
         raise UserError(f"{name}: there is no such recipe{near}")
     sys.stdout.write(known[name].read_text(encoding="utf-8") if name else listing())
     return 0

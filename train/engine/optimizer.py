@@ -1,10 +1,11 @@
-"""Optimizers by name, and the learning rate of each step."""
+"""The optimizers of `train.registry.OPTIMIZERS`, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from zerotune.common.errors import UserError
 Groups = list[dict[str, Any]]
 
 
-def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
     )
 
 
-def _adamw_8bit(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def adamw_8bit(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("optim.name: adamw_8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw")
     from bitsandbytes.optim import AdamW8bit
@@ -33,33 +34,18 @@ def _adamw_8bit(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _adafactor(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def adafactor(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.Adafactor(groups, lr=config.learning_rate)
 
 
-OPTIMIZERS: Mapping[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adamw_8bit": _adamw_8bit,
-    "adafactor": _adafactor,
-}
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, sharding: str, undecayed: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters: weight decay for matrices, none for biases and norms.
 
-PROMPT = "prompt_encoder"  # PEFT's module of a tuned prompt
-
-# Kinds of sharding with which an optimizer fails or computes something else. ZeRO gives it flat slices of the
-# parameters: AdamW is unaffected, and 8-bit AdamW differs only in where its blocks of 256 begin.
-UNFIT = {
-    ("adafactor", "zero"): "ZeRO flattens the matrices that it factors, so its updates would depend on the ranks",
-    ("adafactor", "fsdp"): "it fails on the shards of FSDP2",
-    ("adamw_8bit", "fsdp"): "it fails on the shards of FSDP2",
-}
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig, sharding: str) -> torch.optim.Optimizer:
-    """The optimizer of the trained parameters: weight decay for matrices, none for biases, norms and a tuned prompt.
-
-    sharding: `Runtime.kind`.
+    sharding: `Runtime.kind`. undecayed: modules without weight decay (`TuningSpec.undecayed`).
     """
-    reason = UNFIT.get((config.name, sharding.partition("-")[0]))
+    reason = config.spec.unfit.get(sharding.partition("-")[0])
     if reason:
         raise UserError(f"optim.name: {config.name} cannot be used with {sharding}: {reason}. Use adamw, or ddp")
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -67,17 +53,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig, sharding: str) -> tor
         raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
     if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for p in trained):  # others keep float32 copies
         raise UserError("model.weights: float16 weights would lose small updates in training; use auto")
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Under ZeRO-3, `parameter.shape` is that of the shard.
             is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
             # Without decay the group does not matter; a prompt stays in the group of earlier checkpoints.
-            is_prompt = config.weight_decay > 0 and PROMPT in name.split(".")
-            (decayed if is_matrix and not is_prompt else undecayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return OPTIMIZERS[config.name]([g for g in groups if g["params"]], config)
+            is_exempt = config.weight_decay > 0 and not {*undecayed}.isdisjoint(name.split("."))
+            (matrices if is_matrix and not is_exempt else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    made: torch.optim.Optimizer = resolve_name(config.spec.place)([g for g in groups if g["params"]], config)
+    return made
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:

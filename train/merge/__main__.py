@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import get_args
 
 from train.config import MergeConfig
 from train.merge.check_paths import find_run, refuse_foreign
+from zerotune.common.arguments import Parser
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.mask_secrets import hide_secrets, printable
@@ -21,12 +21,12 @@ PROG = "python -m train.merge"
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Merge, print the report, and return the exit code."""
-    options = parser(prog).parse_args(arguments)
     hide_secrets()
-    settings = MergeConfig(
-        checkpoint=options.checkpoint, weights=options.weights, quantized_base=options.quantized_base
-    )
     try:
+        options = parser(prog).parse_args(arguments)
+        settings = MergeConfig(
+            checkpoint=options.checkpoint, weights=options.weights, quantized_base=options.quantized_base
+        )
         find_run(options.source)
         refuse_foreign(options.out)
         say(f"merging {options.source} into {options.out}")
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     return 0
 
 
-def parser(prog: str = PROG) -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> Parser:
     about = "Merge a run's checkpoint with its base model into one Hugging Face folder, and check its answers."
-    result = argparse.ArgumentParser(prog=prog, description=about)
+    result = Parser(prog=prog, description=about)
     add = result.add_argument
     add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
     add("out", type=Path, metavar="OUT", help="the folder to write; an earlier merge there is replaced")

@@ -54,10 +54,13 @@ def headline(run: Run) -> str:
     """The result in one sentence."""
     changes = [change for change in run.changes() if change.before is not None and change.chosen is not None]
     if not changes:
-        loss = list(run.curve("train/loss").values())
-        if not loss:
+        if not run.last_step:
             return "No step has been written yet."
-        return f"Training loss {number(loss[0])} → {number(loss[-1])}; no validation before and after."
+        loss = list(run.curve("train/loss").values())
+        trained = f"Training loss {number(loss[0])} → {number(loss[-1])}" if loss else f"Trained {_seen(run)}"
+        steps = [step for _, step, _ in run.validations()]
+        when = " before training" if any(steps) else " after training" if steps else ""
+        return f"{trained}; no validation{when}."
     parts = []
     for change in changes:
         if change.lower_is_better is None:  # neither direction is better

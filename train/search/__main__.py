@@ -127,7 +127,7 @@ def _search(chosen: Options, starter: Starter | None) -> int:
         raise UserError("a launcher has started this command (RANK is set): start a search without one")
     from train.preflight import check_inputs
 
-    base = parse(chosen.recipe)
+    base = parse(chosen.recipe, warns=True)
     if not (base.data.validation or base.data.validation_fraction):
         raise UserError("data.validation: a search compares trials on held-out data: set it, or validation_fraction")
     space = read_space(Path(chosen.space))

@@ -122,6 +122,6 @@ def _existing(path: Path) -> Path:
 
 
 def cannot_write(path: Path, error: OSError) -> CannotWriteError:
-    """The error for `path`, with the space that is left there."""
-    reason = error.strerror or error
-    return CannotWriteError(f"{path}: cannot be written: {reason} ({free_bytes(path):,} bytes are free there)")
+    """The error for `path`; where space or quota lack, with what is free."""
+    space = f" ({free_bytes(path):,} bytes are free there)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return CannotWriteError(f"{path}: cannot be written: {error.strerror or error}{space}")

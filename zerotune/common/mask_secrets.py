@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
-# Shorter values (TOKENIZERS_PARALLELISM=false) are not secrets, and masking them would damage ordinary words.
+SECRET_NAME = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|_(PWD|AUTH|PAT)$", re.IGNORECASE)
+# Shorter values are rarely secrets, and masking them would damage ordinary words.
 _MIN_CHARACTERS = 6
 _MASK = "***"
 # C0 without tab and line feed, delete, and C1 (0x9b alone begins a sequence on some terminals).
@@ -29,7 +29,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def _secrets() -> dict[str, str]:
     """value -> name of every environment variable named like a secret."""
-    return {v: name for name, v in os.environ.items() if len(v) >= _MIN_CHARACTERS and _SECRET_NAME.search(name)}
+    return {v: name for name, v in os.environ.items() if len(v) >= _MIN_CHARACTERS and SECRET_NAME.search(name)}
 
 
 def mask(text: str) -> str:

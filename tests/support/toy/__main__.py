@@ -10,6 +10,8 @@ if __name__ == "__main__":
         from train.main import main
     elif program == "merge":
         from train.merge.__main__ import main
+    elif program == "report":
+        from train.report.__main__ import main
     else:
         from eval.main import main
     sys.exit(main(words))

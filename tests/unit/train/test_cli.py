@@ -83,12 +83,21 @@ class TestCommands:
     @pytest.mark.parametrize(("word", "meant"), [("trian", "train"), ("evaluate", "eval"), ("recipe", "recipes")])
     def test_unknown_command_gives_one_message(self, word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert run([word]) == 64
-        assert capsys.readouterr().err == f"error: unknown command {word}; did you mean {meant}?\n"
+        assert capsys.readouterr().err == f"error: unknown command {word!r}; did you mean {meant}?\n"
 
     def test_unsimilar_command_lists_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["\x1b]0;训练"]) == 64
         listed = f"the commands are {', '.join(COMMANDS)}"
-        assert capsys.readouterr().err == f"error: unknown command \\x1b]0;训练; {listed}\n"
+        assert capsys.readouterr().err == f"error: unknown command '\\x1b]0;训练'; {listed}\n"
+
+    def test_a_mistyped_option_is_answered(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["merge", "runs/demo", "out", "--chekpoint", "best"]) == 64
+        assert "did you mean --checkpoint?" in capsys.readouterr().err
+
+    def test_help_of_a_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            run(["help", "report"])
+        assert capsys.readouterr().out.startswith("usage: zerotune report")
 
     def test_version_and_commit(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["--version"]) == 0
@@ -96,9 +105,8 @@ class TestCommands:
 
     def test_merge_and_report_are_called_by_their_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         for command in ("merge", "report"):
-            with pytest.raises(SystemExit):
-                run([command])
-            assert f"zerotune {command}: error: " in capsys.readouterr().err
+            assert run([command]) == 64
+            assert f"; `zerotune {command} --help` shows the usage\n" in capsys.readouterr().err
         assert merge.parser().prog == "python -m train.merge"
 
     def test_closed_pipe_gives_no_traceback(self) -> None:
@@ -133,6 +141,10 @@ class TestRecipes:
         assert run(["recipes", "qloar"]) == 64
         assert capsys.readouterr().err == "error: qloar: there is no such recipe; did you mean qlora?\n"
 
+    def test_the_name_of_an_evaluation_is_answered(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["recipes", "gsm8k"]) == 64
+        assert "did you mean eval/gsm8k?" in capsys.readouterr().err
+
 
 class TestRecipeNames:
     @pytest.mark.parametrize(
@@ -155,6 +167,11 @@ class TestRecipeNames:
     def test_evaluations_need_no_folder(self) -> None:
         assert with_recipes(["gsm8k"], "eval/") == ["--config", str(ROOT / "recipes/eval/gsm8k.yaml")]
         assert with_recipes(["eval/gsm8k"], "eval/") == with_recipes(["gsm8k"], "eval/")
+
+    def test_a_folder_does_not_hide_a_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("demo").mkdir()
+        assert with_recipes(["demo"])[1].endswith("recipes/demo.yaml")
 
     @pytest.mark.parametrize("name", ["demo", "我的配置.yaml", "run one.yaml"])
     def test_a_file_of_the_user_s_comes_first(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +283,8 @@ class TestLauncher:
         ("words", "message"),
         [
             (["--accelerate"], "--accelerate needs a value"),
-            (["--num_processes", "two"], "--num_processes two: must be a whole number"),
+            (["--num_processes", "two"], "--num_processes two: must be a whole number from 1 on"),
+            (["--num_processes", "0"], "--num_processes 0: must be a whole number from 1 on"),
         ],
         ids=str,
     )
@@ -518,6 +536,33 @@ class TestEnvironment:
         assert "failed: exit code 1: ModuleNotFoundError: No module named 'no_such_module'" in text
         assert "unknown (ZeroDivisionError: division by zero)" in text
         assert "not found" in text
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("HF_PAT", "canary"), ("HF_TOKEN", "can"), ("NCCL_AUTH", "canary"), ("CUDA_PASSPHRASE", "canary"),
+            ("HTTPS_PROXY", "bob:canary@proxy:8080"), ("HTTPS_PROXY", "http://bob:can/ary@proxy"),
+            ("HF_ENDPOINT", "https://hub.example/x?token=canary"), ("TORCH_HOME", "hf_canary00000000"),
+            ("TORCH_HOME", "glpat-canary000000"),
+        ],
+    )  # fmt: skip
+    def test_no_secret_of_the_environment_is_shown(
+        self, name: str, value: str, quick: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        text = environment.report()
+        assert name in text
+        assert not re.search("canary|can/ary|can$", text, re.MULTILINE)
+
+    def test_no_secret_of_the_accelerate_config_is_shown(
+        self, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        launch.default_config().parent.mkdir(parents=True)
+        launch.default_config().write_text("hub:\n  hub_token: canary\n  aws_secret: 'canary'\nmixed_precision: bf16\n")
+        text = environment.report()
+        assert "canary" not in text
+        assert "mixed_precision: bf16" in text
 
     def test_no_library_is_needed(self) -> None:
         code = "import sys; sys.path.insert(0, '.'); from train.cli import run; sys.exit(run(['env']))"

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from train.config import OptimConfig
-from train.engine.optimizer import OPTIMIZERS, build_optimizer, learning_rate
+from train.engine.optimizer import build_optimizer, learning_rate
+from train.registry import OPTIMIZERS, TUNINGS
 from zerotune.common.errors import UserError
 
 
@@ -66,7 +67,8 @@ def test_decay_spares_the_vectors_of_a_tuned_prompt():
     base = LlamaForSequenceClassification(LlamaConfig(vocab_size=64, **tiny))
     tuned = Prompt(TuningConfig(kind="prompt", prompt=PromptConfig(virtual_tokens=3)), task="SEQ_CLS").apply(base)
     names = {id(p): name for name, p in tuned.named_parameters()}
-    groups = build_optimizer(tuned, OptimConfig(weight_decay=0.1), "single").param_groups
+    undecayed = TUNINGS["prompt"].undecayed
+    groups = build_optimizer(tuned, OptimConfig(weight_decay=0.1), "single", undecayed).param_groups
     decayed = [names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]]
     spared = [names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]]
     assert any("score" in name for name in decayed)

@@ -142,8 +142,6 @@ def test_pairs_without_a_prompt_are_refused(tmp_path: Path) -> None:
     for row in ({"chosen": "How are you?", "rejected": "What?"}, {"chosen": [REPLY], "rejected": [USER, REPLY]}):
         with pytest.raises(UserError, match=r"rows\.jsonl:1: nothing is asked"):
             corpus_of(tmp_path, [row], "preference", label_spec=ASKED)
-    with pytest.raises(UserError, match="not from `preference`"):
-        corpus_of(tmp_path, [pair("How are you?", " Fine.", " What?")], "preference")
 
 
 BAD = [

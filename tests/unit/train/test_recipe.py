@@ -351,6 +351,25 @@ class TestContradictions:
         recipe.write_text("run: {seed: 1}\n")
         assert all(line.startswith("x.yaml: ") for line in refusal(recipe).splitlines())
 
+    def test_the_place_of_what_replaces_a_list_is_its_own(self, recipe: Path) -> None:
+        assert refusal(recipe, "--data.train", "{path: x}").startswith("command line: data.train: expected a list")
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ("--ppo.clip 0.1 --tuning.kind full --tuning.lora.rank 8", ["--ppo.clip", "--tuning.lora.rank"]),
+        ("--tuning.kind lora --tuning.lora.rank 8 --optim.beta1 0.8", []),
+    ],
+)
+def test_an_option_that_the_run_does_not_use_is_warned_about(
+    recipe: Path, capsys: pytest.CaptureFixture[str], words: str, warned: list[str]
+) -> None:
+    file = added(recipe, "ppo: {clip: 0.3}\n")  # in a file it may be for other runs
+    parse(["--config", str(file), *words.split()], warns=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" has no effect")[0] for line in lines] == [f"WARNING {option}" for option in warned]
+
 
 def _kind(key: tuple[str | int, ...]) -> Any:
     kind: Any = Config

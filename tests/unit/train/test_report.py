@@ -252,6 +252,17 @@ def test_time_leaves_out_the_gap_before_a_resumption(tmp_path: Path) -> None:
     assert "17 s, resumed 1 time" in terminal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("validations", "missing"),
+    [("", "no validation."), ('{"step": 4, "time": 3, "validation/reward": 1}\n', "no validation before training.")],
+)
+def test_the_headline_without_a_loss_counts_the_steps(tmp_path: Path, validations: str, missing: str) -> None:
+    """PPO has terms of its own in place of train/loss."""
+    steps = '{"step": 1, "time": 2, "train/policy": 2}\n{"step": 8, "time": 9, "train/policy": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text(steps + validations)
+    assert f"Trained 8 steps; {missing}" in " ".join(terminal(tmp_path).split())
+
+
 def test_little_is_enough(tmp_path: Path) -> None:
     """A run that was killed before its first validation, with nothing but metrics.jsonl."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "time": 1, "start": true}\n')

@@ -78,6 +78,7 @@ class PromptReader:
             self.config.model.path,
             day=self.data.day,
             tool_template=tool_template(template),
+            system_prompt=self.config.data.system_prompt or "",
         )
         sources = [*self._sources("train"), *self._sources("validation")]
         return TaskRows(self.config.settings.task, sources, prompter, skip=self.config.data.on_bad_row == "skip")
