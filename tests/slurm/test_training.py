@@ -16,6 +16,8 @@ from tests.support.fault_runs import STEPS, Workplace, finished, status
 from tests.support.slurm_cluster import Cluster
 from tests.support.slurm_jobs import assert_equal, job_script, plugged, slow, steps
 from tests.support.training_runs import ROOT
+from train.search.space import read_space
+from train.search.study import Study
 
 pytestmark = pytest.mark.timeout(1200)  # one takes half a minute on an idle machine
 
@@ -193,3 +195,20 @@ def test_a_sweep(cluster: Cluster, workplace: Workplace, run: Path, tmp_path: Pa
     assert [configs[number]["optim"]["learning_rate"] for number in (1, 2)] == [1e-3, 2e-3]
     assert configs[2]["data"]["system_prompt"] == '$(touch X) "*"'
     assert count.read_text() == "read\n" * 2  # the site file, once for each task
+
+
+def test_a_search(cluster: Cluster, workplace: Workplace, run: Path, tmp_path: Path) -> None:
+    """Two tasks share one study; one that is warned makes its trial save, and is requeued to the end."""
+    space = tmp_path / "space.yaml"
+    space.write_text("method: grid\nparameters:\n  optim.learning_rate: [1e-3, 2e-3, 3e-3]\n", encoding="utf-8")
+    recipe = workplace.folder / "search.yaml"
+    recipe.write_text(as_recipe(workplace.arguments(run, validation__every_steps=2)), encoding="utf-8")
+    study = run.with_name(f"{run.name}-search")
+    sweep = ("--array=1-2", "--gpus-per-node=1", "slurm/sweep.sh", "--accelerate", "cpu", recipe, "--space", space)
+    job = cluster.submit(*sweep, **slow(1))
+    cluster.until(lambda: steps(study / "trials" / "0000") >= 1, [job])
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "", [job])
+    found = Study(study, read_space(space)).records()
+    assert [(record.state, record.steps) for record in found] == [("complete", STEPS)] * 3
+    assert (study / "report.md").is_file()

@@ -41,7 +41,8 @@ def main() -> int:
         print("step 1: 11 updates in a row had no finite gradient", file=sys.stderr)
         return 65
     asked: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     saved = folder / "saved"
     step = int(saved.read_text()) if saved.exists() else 0
     metrics = folder / "metrics.jsonl"

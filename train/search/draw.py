@@ -50,10 +50,11 @@ def distributions(space: Space) -> dict[str, Any]:
 
 
 def _short(parameter: Parameter, value: Any) -> Label:
-    """Four digits of a number are enough for a recipe."""
-    if isinstance(value, float) and not parameter.choices and parameter.step is None:
-        return min(max(float(f"{value:.4g}"), parameter.low), parameter.high)
-    return value  # type: ignore[no-any-return]
+    """Four digits of a number are enough for a recipe; of a range with steps all that the steps need."""
+    if not isinstance(value, float) or parameter.choices:
+        return value  # type: ignore[no-any-return]
+    digits = 4 if parameter.step is None else 12
+    return min(max(float(f"{value:.{digits}g}"), parameter.low), parameter.high)
 
 
 def _frozen(record: Record, made: Mapping[str, Any]) -> Any:

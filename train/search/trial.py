@@ -108,11 +108,11 @@ class Trial:
     def interrupt(self) -> None:
         """Stop the run as Ctrl-C does: it saves, or ends at once where there is nothing to save."""
         self.stopping = True
-        if self._process is None:
-            if self._is_left_running():
-                write_atomically(self.folder / STOP_FILE, "by the search\n")
-        else:
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a shell's `&`, which the run inherits
+        if self._process is not None and not ignored:
             self._signal(signal.SIGINT)
+        elif self._process is not None or self._is_left_running():
+            write_atomically(self.folder / STOP_FILE, "by the search\n")
 
     def kill(self) -> None:
         """End the run without saving."""

@@ -164,6 +164,7 @@ def test_help_is_quick_and_needs_no_optuna() -> None:
 def test_a_draw_depends_on_seed_number_and_earlier_trials(tmp_path: Path, method: str) -> None:
     text = f"method: {method}\ntrials: 9\nparameters:\n  {RATE}: {{low: 1e-4, high: 1, log: true}}\n"
     text += "  tuning.lora.rank: {low: 4, high: 64, step: 4}\n  optim.schedule: [cosine, linear]\n"
+    text += "  optim.beta1: {low: 0.5, high: 0.95, step: 0.05}\n"
     space = space_of(tmp_path, text)
     earlier: list[Record] = []
     for number in range(8):
@@ -171,6 +172,7 @@ def test_a_draw_depends_on_seed_number_and_earlier_trials(tmp_path: Path, method
         assert values == draw(space, number, list(earlier), 1)
         assert 1e-4 <= values[RATE] <= 1  # type: ignore[operator]
         assert values["tuning.lora.rank"] % 4 == 0  # type: ignore[operator]
+        assert len(str(values["optim.beta1"])) <= 4  # 0.85, not 0.8500000000000001
         earlier.append(record(number, state="complete", value=float(number), values=values))
     assert len({json.dumps(one.values) for one in earlier}) == 8
     other = Space(SpaceConfig(method="random", seed=1), space.parameters, space.located)
