@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,14 +58,21 @@ def learn_tokenizer(
             "without spaces (Chinese, Japanese, Thai): whole lines become single words, most of them unknown. Set "
             "tokenizer.kind: bpe, or put spaces between the words"
         )
-    return wrapped(fast), lines
+    return wrapped(_with_words(fast)), lines
+
+
+def _with_words(fast: Tokenizer) -> Tokenizer:
+    """With <unk> as a word, which a trainer of the library makes special."""
+    state = json.loads(fast.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] != UNKNOWN
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def wrapped(fast: Tokenizer) -> Any:
-    """As a tokenizer of transformers, with its special tokens."""
+    """As a tokenizer of transformers. <unk> is none of its special tokens, which are left out of generated text."""
     return PreTrainedTokenizerFast(
         tokenizer_object=fast,
-        unk_token=UNKNOWN,
         eos_token=END,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],

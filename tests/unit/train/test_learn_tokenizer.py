@@ -71,7 +71,7 @@ def test_held_out_rows_are_not_learned_from(tmp_path, fraction):
     config.train[0] = SourceConfig(config.train[0].path, "text", fraction=fraction)
     tokenizer = learn(TokenizerConfig("word"), config, seed=5)
     corpus = prepare(config, tokenizer, 5, Solo())
-    unknown = tokenizer.unk_token_id
+    unknown = tokenizer.convert_tokens_to_ids("<unk>")
     assert len(corpus.train) + len(corpus.validation) == len(tokenizer) - 3 + len(corpus.validation) > 20
     assert all(unknown not in corpus.train.tokens(row)[0] for row in range(len(corpus.train)))
     assert all(unknown in corpus.validation.tokens(row)[0] for row in range(len(corpus.validation)))
@@ -90,7 +90,7 @@ def test_any_row_as_it_is_written(tmp_path, form, row, words):
     tokenizer = learn(TokenizerConfig("word"), config)
     assert words <= tokenizer.get_vocab().keys()
     ids = prepare(config, tokenizer, 0, Solo()).train.tokens(0)[0]
-    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.convert_tokens_to_ids("<unk>") not in ids
     assert tokenizer.eos_token_id == ids[-1]
 
 
@@ -110,7 +110,9 @@ def test_equal_data_give_an_equal_tokenizer(tmp_path):
         made[0].save_pretrained(tmp_path / kind)
         read = AutoTokenizer.from_pretrained(tmp_path / kind)
         assert read.backend_tokenizer.to_str() == made[0].backend_tokenizer.to_str()
-        assert (read.eos_token, read.unk_token) == ("<eos>", "<unk>")
+        assert read.eos_token == "<eos>"
+        ids = read("a <unk>")["input_ids"]
+        assert read.decode([*ids, read.eos_token_id], skip_special_tokens=True).endswith(" <unk>"), "as it was written"
         assert json.loads((tmp_path / kind / "tokenizer.json").read_text())["model"]["type"].lower().startswith(kind[0])
 
 
