@@ -18,6 +18,7 @@ def draw(space: Space, number: int, earlier: Sequence[Record], sign: int) -> dic
 
     if space.config.method == "grid":
         return space.grid_point(number)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = int.from_bytes(hashlib.sha256(f"{space.config.seed}:{number}".encode()).digest()[:4])
     startup = space.config.startup_trials
     if space.config.method == "random" or number < startup:

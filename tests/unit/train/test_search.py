@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,12 @@ def test_a_dry_run_prints_the_trials_and_starts_nothing(tmp_path: Path, capsys: 
     assert "| 2 | 0.1 | 9 |" in said
     assert "Total: 27 steps if every trial trains to its end; the first rungs need 3," in said
     assert not (tmp_path / "study").exists()
+
+
+def test_a_dry_run_of_tpe_prints_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"trials: 7\nparameters:\n  {RATE}: {{low: 1e-4, high: 1, log: true}}\n")
+    command = [sys.executable, "-m", "train.search", "recipes/sft-full.yaml", "--space", str(path), "--dry_run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "The other 2 trials depend on the results of these." in done.stdout
+    assert done.stderr == ""
