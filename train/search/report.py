@@ -45,11 +45,12 @@ def write_study_report(study: Study) -> Path:
     importances = importances_of(study, records)
     metric, folder = base.validation.metric, study.folder / "report"
     drawn = figures.draw(records, leader, study.space.parameters, metric, study.sign, importances, folder)
-    sections = [
+    sections: list[Section] = [
         ("", [_headline(study, leader, metric), _summary(study, records)], [], []),
         ("Trials", [RULE], *_trials(study, records, leader, metric)),
-        ("Importance of the parameters", [_importance_note(study)], *_importances(importances)),
     ]
+    if importances:
+        sections.append(("Importance of the parameters", [_importance_note(study)], *_importances(importances)))
     heading = f"Search: {study.folder.resolve().name}"
     command = f"accelerate launch train/main.py --config {study.folder / BEST}"
     write_atomically(study.folder / "report.md", mask(_markdown(heading, sections, drawn, command, study.folder)))
