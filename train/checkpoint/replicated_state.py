@@ -152,8 +152,8 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: A
     require_same_names((n for group in rest["groups"] for n in group["params"]), (n for g in present for n in g), path)
     if present != [group["params"] for group in rest["groups"]]:
         raise UserError(
-            f"{path}: the optimizer's groups hold other parameters, or in another order. Resume with the version of the "
-            "program that wrote this checkpoint (run.json, code)"
+            f"{path}: the optimizer's groups hold other parameters, or in another order. Resume with the version of "
+            "the program that wrote this checkpoint (`code` in run.json)"
         )
     state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in rest["numbers"].items()}
     placed: dict[str, Tensor] = {}

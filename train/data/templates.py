@@ -241,7 +241,9 @@ def _prompt(template: ChatTemplate, messages: Sequence[dict[str, Any]], tools: l
         return _render(template, messages, tools, prompt=True)[0]
     text, marked = _render(template, [*messages, {"role": "assistant", "content": "?"}], tools, marks=True)
     if not marked:
-        raise RowError("the chat template marks no answer ({% generation %}) after this prompt; use another data.chat_template")
+        raise RowError(
+            "the chat template marks no answer ({% generation %}) after this prompt; use another data.chat_template"
+        )
     return text[: marked[-1][0]]
 
 

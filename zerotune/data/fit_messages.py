@@ -262,8 +262,8 @@ def learned_turns(conversation: Conversation, text: str, spans: list[Span]) -> l
     owners = list(range(len(turns))) if len(turns) == len(spans) else _owners(turns, [text[a:b] for a, b in spans])
     if set(owners) != set(range(len(turns))):
         raise RowError(
-            f"the chat template marks {len(spans)} answers where the row has {len(turns)} turns of the assistant, so it "
-            "is unknown which belong to turns with weight 0. Use another data.chat_template, or remove the weights"
+            f"the chat template marks {len(spans)} answers where the row has {len(turns)} turns of the assistant, so "
+            "it is unknown which belong to turns with weight 0. Use another data.chat_template, or remove the weights"
         )
     return [span for span, owner in zip(spans, owners, strict=True) if turns[owner].get("learned", True)]
 
