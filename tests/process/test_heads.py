@@ -169,7 +169,7 @@ def test_an_encoder_packs_as_it_pads(place: Place, objective: str) -> None:
             place.words("bert-refused", objective, batch__layout="packed", **whole), place.folder / "bert-refused"
         )
         assert set(processes.codes) != {0}
-        assert "batch.layout: rows packed into one sequence would see each other" in processes.output
+        assert "batch.layout: this model cannot separate rows that are packed into one sequence" in processes.output
         return
     assert_equal(padded, place.run("bert-packed", objective, batch__layout="packed", **whole), WATCHED[objective])
 
