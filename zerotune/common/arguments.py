@@ -16,5 +16,5 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `message` as UserError."""
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
+        near = did_you_mean(unknown[1], re.findall(r"--\w+", self.format_help())) if unknown else ""
         raise UserError(f"{message}{near or f'; `{self.prog} --help` shows the usage'}")
