@@ -39,7 +39,7 @@ demo: $(READY) ## fine-tune SmolLM2-135M with LoRA, merge, compare before and af
 experiment-language-models: $(READY) ## RNN, LSTM and Transformer from scratch, compared on one page (some minutes on 2 cores)
 	@$(RUN)/python examples/language_models.py
 
-test: lint types docs unit ## lint, types, the documentation's links and all tests (under 20 minutes on 2 cores)
+test: lint types docs unit ## lint, types, the documentation's links and all tests (half an hour on 2 cores)
 
 quick: $(READY) lint ## lint, and the unit tests that start no process (under 2 minutes on 2 cores)
 	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" --no-processes tests/unit
