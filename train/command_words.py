@@ -30,7 +30,7 @@ def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         name = name.removeprefix("--")
         if not value:
             raise UserError(f"--{name} needs a value")
-        least = 0 if name == "machine_rank" else 1
+        least = 1 if name.startswith("num_") else 0  # port 0: any that is free
         if name in NUMBERS and (not value.isdecimal() or int(value) < least):
             raise UserError(f"--{name} {value}: must be a whole number from {least} on")
         options[name] = value

@@ -168,6 +168,9 @@ class TestRecipeNames:
         assert with_recipes(["gsm8k"], "eval/") == ["--config", str(ROOT / "recipes/eval/gsm8k.yaml")]
         assert with_recipes(["eval/gsm8k"], "eval/") == with_recipes(["gsm8k"], "eval/")
 
+    def test_port_0_is_any_free_port(self) -> None:
+        assert split(["--main_process_port", "0"]) == ({"main_process_port": "0"}, [])
+
     def test_a_folder_does_not_hide_a_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         Path("demo").mkdir()
