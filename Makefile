@@ -41,7 +41,7 @@ experiment-language-models: $(READY) ## RNN, LSTM and Transformer from scratch, 
 
 test: lint types docs unit ## lint, types, the documentation's links and all tests (half an hour on 2 cores)
 
-quick: $(READY) lint ## lint, and the unit tests that start no process (under 2 minutes on 2 cores)
+quick: $(READY) lint ## lint, and the unit tests that start no process (2 minutes on 2 cores)
 	@$(RUN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" --no-processes tests/unit
 
 lint: $(READY) ## ruff: rules and formatting

@@ -361,6 +361,7 @@ def lost(source):
     return [*(word for word in LEARNED if word not in learned), *(word for word in READ if word not in text), *thoughts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_whatever_is_taken_out_of_a_template_nothing_is_lost_in_silence(name):
     source = TEMPLATES[name]

@@ -58,6 +58,7 @@ def test_scores_equal_the_plain_way_within_any_budget(family: tuple[str, Languag
         assert [(one.tokens, one.bytes) for one in scored] == [(len(r.continuation_ids), r.bytes) for r in SCORES]
 
 
+@pytest.mark.slow
 class TestBatchSizes:
     """F20: batches of really 1, 7 and 16 requests, counted where rows enter the model, of two lengths each."""
 
@@ -159,6 +160,7 @@ def shown(model: LanguageModel, ids: Sequence[int], answer: Any) -> str:
     return text if answer.finished else text.rstrip("\ufffd")
 
 
+@pytest.mark.slow
 def test_continuations_equal_greedy_search_by_hand_within_any_budget(family: tuple[str, LanguageModel]) -> None:
     _, model = family
     plain = [eval_families.plain_continuation(model.network.model, request) for request in GENERATES]

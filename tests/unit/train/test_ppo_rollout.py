@@ -69,6 +69,7 @@ def played(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("engine", ["shared beginnings", "padded on the left"])
 @pytest.mark.parametrize("packed", [True, False])
