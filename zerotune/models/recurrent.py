@@ -148,18 +148,18 @@ class RnnModel(RecurrentModel):
             raise ValueError("past_key_values: a recurrent model continues from its own state alone")
         tokens = given.flatten(0, 1).index_select(0, steps.order_n)
         x_nd: Tensor = self.dropout(self.embed_tokens(tokens) if inputs_embeds is None else tokens)
+        keep = self.config.use_cache if use_cache is None else use_cache
         layers: list[State] = []
         for number, layer in enumerate(self.layers):
             before = self._first_state(layer, x_nd, steps) if state is None else state.layers[number]
             before = tuple(part.index_select(0, steps.row_b) for part in before)
-            x_nd, after = layer(x_nd, steps, before, self.config.bptt_tokens or EVERYTHING)
+            x_nd, after = layer(x_nd, steps, before, self.config.bptt_tokens or EVERYTHING, keep)
             x_nd = self.dropout(x_nd)
             layers.append(tuple(torch.empty_like(part).index_copy(0, steps.row_b, part) for part in after))
         shape = given.shape[:2]
         hidden_btd = (
             x_nd.new_zeros(shape.numel(), x_nd.shape[-1]).index_copy(0, steps.order_n, x_nd).unflatten(0, shape)
         )
-        keep = self.config.use_cache if use_cache is None else use_cache
         after_all = RecurrentState(layers, shape[1] + (state.tokens if state else 0)) if keep else None
         return BaseModelOutputWithPast(last_hidden_state=hidden_btd, past_key_values=cast(Any, after_all))
 

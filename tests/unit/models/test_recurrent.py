@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from zerotune.models import attention
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import token_loss
-from zerotune.models.recurrence import LstmLayer, RnnLayer, Steps
+from zerotune.models.recurrence import RECTANGLE, LstmLayer, RnnLayer, Steps
 from zerotune.models.recurrent import LstmConfig, LstmForCausalLM, RnnConfig, RnnForCausalLM, register
 
 WIDTH, WORDS = 12, 50
@@ -94,6 +94,24 @@ def test_equals_torch_in_values_and_gradients(family, lengths):
     torch.testing.assert_close(gradient, x.grad, rtol=1e-6, atol=1e-9)
     for name, weight in parts.items():
         torch.testing.assert_close(weight.grad, getattr(library, name).grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("bptt_tokens", [1000, 50])
+def test_without_the_state_at_the_end_nothing_else_changes(family, bptt_tokens):
+    lengths = [1, RECTANGLE + 1, 3, 2 * RECTANGLE + 2, RECTANGLE]
+    torch.manual_seed(0)
+    layer = LAYERS[family][0](WIDTH).double()
+    steps = Steps.of(torch.arange(sum(lengths)), lengths)
+    before = tuple(torch.randn(len(lengths), WIDTH, dtype=torch.float64) for _ in range(layer.states))
+    x = torch.randn(sum(lengths), WIDTH, dtype=torch.float64)
+    found = []
+    for keep_state in (True, False):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out, _ = layer(leaf, steps, before, bptt_tokens, keep_state)
+        (out * x.sin()).sum().backward()
+        found.append([out, leaf.grad, *(weight.grad for weight in layer.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("bptt_tokens", [1, 3, 4])

@@ -1,0 +1,184 @@
+"""Numbers in text: each rule of docs/numbers.md, the exact round trip, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import time
+
+import pytest
+
+from zerotune.data.fields import RowError
+from zerotune.data.numbers_in_text import NUM, find_numbers, numbered
+
+NUMBERS: dict[str, dict[str, float]] = {  # rule -> text with its number in brackets -> value
+    "integers": {"[5] apples": 5, "costs [0]": 0, "[12345678901234567890]!": 12345678901234567890.0},
+    "decimals": {"[3.25] km": 3.25, "at [.5]": 0.5, "it is [5].": 5, "[0.001],": 0.001, "[1.50]": 1.5},
+    "signs": {
+        "[-5] degrees": -5,
+        "[\u22125] degrees": -5,
+        "[+5]": 5,
+        "x=[-5]": -5,
+        "([-5])": -5,
+        "气温[-5]度": -5,
+        "$[-5]": -5,
+        "-$[5]": 5,
+        "x - [5]": 5,
+        "[-.5]": -0.5,
+        "[－５]度": -5,
+    },
+    "thousands": {
+        "[1,234.5]": 1234.5,
+        "[12,345,678]": 12345678,
+        "[1,00,000] rupees": 100000,
+        "[1'234.50] CHF": 1234.5,
+        "[1\u202f234\u202f567] €": 1234567,
+        "[1.234,56] €": 1234.56,
+        "[1.234.567,8] €": 1234567.8,
+    },
+    "scientific": {
+        "[1e5]": 1e5,
+        "[6.02E+23]": 6.02e23,
+        "[1.6e-19] C": 1.6e-19,
+        "[1.5 × 10^3] m": 1500,
+        "[3×10⁸] m/s": 3e8,
+        "[1e300]": 1e300,
+    },
+    "units": {
+        "[5]kg": 5,
+        "[5] km/h": 5,
+        "[5]km/h": 5,
+        "[50]%": 50,
+        "[20]°C": 20,
+        "$[5]": 5,
+        "EUR[1.5] mn": 1.5,
+        "¥[5.5]": 5.5,
+        "[5]-year-old": 5,
+        "[3]万元": 3,
+        "[1]st": 1,
+        "~[5]": 5,
+        "[2.5]x": 2.5,
+        "[7]B": 7,
+    },
+    "digits of other scripts": {"[１２３]元": 123, "[１．５]米": 1.5, "[١٢٣]": 123, "[१२] रुपये": 12, "共[5]个": 5},
+}
+SEVERAL: dict[str, list[float]] = {
+    "from 3-5 km": [3, 5],
+    "1990-1995": [1990, 1995],
+    "1.5-2.5kg": [1.5, 2.5],
+    "3–5": [3, 5],
+    "100–1000": [100, 1000],
+    "3−5": [3, 5],
+    "3+5=8": [3, 5, 8],
+    "3*5": [3, 5],
+    "3 -5": [3, -5],
+    "[-5, -3]": [-5, -3],
+    "5, 6 and 7": [5, 6, 7],
+    "5，6": [5, 6],
+    "2x, 3y": [2, 3],
+    "<5 >6": [5, 6],
+}
+TEXTS = {
+    "dates": [
+        "2024-01-05", "5/1/2024", "5.1.2024", "January 5, 2024", "Jan 5", "5 January 2024", "5th of May", "May 2024",
+        "2024年1月5日", "１月５日", "2024년 1월 5일", "12月",
+    ],
+    "times": ["12:30", "12:30:45", "5pm", "5 p.m.", "5:30 PM", "3点30分"],
+    "versions and addresses": ["1.2.3", "v1.2", "192.168.0.1", "https://x.org/5?id=7", "10.0.0.1:8080", "::1:2"],
+    "phone numbers": ["555-1234", "+49 30 123456", "(555) 123-4567", "555-123-4567", "138 1234 5678", "13812345678"],
+    "names": [
+        "x2", "H2O", "COVID-19", "T-1000", "No.5", "#5", "№5", "第5章", "0xFF", "0b101", "007", "file_2", "A4",
+        "GPT-4.1", "3f2a", "m2",
+        "U+2212", "1a2b", "978-3-16-148410-0", "&#39;", "a%20b", "\\u2019", "page/5", "Кб5", "xEUR5",
+    ],
+    "ratios, fractions and powers": ["1/2", "3:1", "10^3", "10²", "5½", "2^-3", "1️⃣"],
+    "ambiguous": ["1,5", "1,2,3", "12,34", "1234,567", "1.234.567", "01.5"],
+    "Chinese numerals": ["三百", "十五万", "第三", "二〇二四"],
+    "no number": ["", "abc", "-", ".", "e5", "½", "—", "NaN", "inf"],
+}  # fmt: skip
+
+
+def marked(text: str) -> tuple[str, str]:
+    """(the text without brackets, what is in brackets)"""
+    inside = re.search(r"\[([^]]+)\]", text)
+    assert inside
+    return text.replace(inside[0], inside[1]), inside[1]
+
+
+@pytest.mark.parametrize(
+    ("case", "value"), [pair for rule in NUMBERS.values() for pair in rule.items()], ids=lambda case: str(case)
+)
+def test_a_number_and_its_value(case: str, value: float) -> None:
+    text, spelling = marked(case)
+    found = find_numbers(text)
+    assert [(number.value, text[number.start : number.end]) for number in found] == [(value, spelling)]
+
+
+@pytest.mark.parametrize("text", SEVERAL)
+def test_several_numbers(text: str) -> None:
+    assert [number.value for number in find_numbers(text)] == SEVERAL[text]
+
+
+@pytest.mark.parametrize("text", [text for texts in TEXTS.values() for text in texts])
+def test_text_stays_text(text: str) -> None:
+    for around in ("{}", "see {} now", "见{}。", "({})", "{}, and"):
+        assert find_numbers(around.format(text)) == [], around
+
+
+def test_round_trip_keeps_every_character() -> None:
+    draw = random.Random(0)
+    texts = [marked(case)[0] for rule in NUMBERS.values() for case in rule]
+    texts += [*SEVERAL, *(text for group in TEXTS.values() for text in group)]
+    for _ in range(300):
+        text = draw.choice([" ", ", ", "。"]).join(draw.sample(texts, 6))
+        result, spans = numbered(text)
+        assert result.original == text
+        assert result.text.count(NUM) == len(result.values) == len(result.spellings)
+        assert spans == []
+
+
+def test_random_characters_never_fail_and_come_back() -> None:
+    draw = random.Random(1)
+    for _ in range(3000):
+        text = "".join(draw.choices("0123456789.,-+eExX/:'^ kg5年月%$()−–１．٣²①⁵é", k=draw.randint(1, 24)))
+        with contextlib.suppress(RowError):  # 6E413 is too large
+            assert numbered(text)[0].original == text
+
+
+def test_spans_move_with_the_text_and_cut_numbers() -> None:
+    text = "Q: 12 and 3?A: 45,678 kg"
+    start = text.index("A:")
+    result, spans = numbered(text, [(start, len(text)), (start + 4, start + 8)])
+    assert result.text == "Q: <NUM> and <NUM>?A: <NUM>5,67<NUM> kg"
+    assert [result.text[a:b] for a, b in spans] == ["A: <NUM>5,67<NUM> kg", "5,67"]
+    joined, (span,) = numbered("12", [(1, 2)])
+    assert (joined.text, joined.values, joined.text[slice(*span)]) == ("<NUM><NUM>", (1.0, 2.0), "<NUM>")
+
+
+def test_special_tokens_stay_whole() -> None:
+    fixed = re.compile(re.escape("<|reserved_5|>") + "|" + re.escape("<extra_id_0>") + "|" + re.escape("[5]"))
+    result, _ = numbered("<|reserved_5|> 7 [5]8", fixed=fixed)
+    assert result.text == "<|reserved_5|> <NUM> [5]<NUM>"
+
+
+@pytest.mark.parametrize("text", ["1e301", "-1e400 kg", "9" * 400, "1e999999999", "2 × 10^999"])
+def test_a_number_that_does_not_fit_is_refused(text: str) -> None:
+    with pytest.raises(RowError, match=r"number too large: .*; the largest is 1e\+300"):
+        find_numbers(text)
+
+
+def test_the_token_itself_is_refused() -> None:
+    with pytest.raises(RowError, match="stands for a number"):
+        numbered("it costs <NUM> dollars")
+
+
+def test_long_text_takes_linear_time() -> None:
+    for piece in ("1,", "a-", "5-", "1.", "+1 ", "(12) ", "x", "9"):
+        times = []
+        for size in (20_000, 80_000):
+            began = time.perf_counter()
+            with contextlib.suppress(RowError):
+                find_numbers(piece * size)
+            times.append(time.perf_counter() - began)
+        assert times[1] < 16 * times[0] + 0.5, piece
