@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.differences import difference, won_or_lost
+from eval.differences import difference, incomparable, won_or_lost
 from eval.estimates import estimate, is_share, take
 from eval.metrics.significance import holm
 from eval.protocols import Columns, Metric, Sample, SampleMetric
@@ -44,12 +44,20 @@ def compare(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) 
 
 
 def outcomes(metrics: Sequence[Metric], samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[int]]:
-    """model -> for each sample +1 (won), -1 (lost) or 0 (tied) against the baseline, by the first metric."""
+    """model -> for each sample +1 (won), -1 (lost) or 0 (tied) against the baseline, by the first metric
+    that can be compared.
+    """
     if not metrics:
         return {}
     tables = tables_of(samples)
     baseline, *others = tables
-    return {model: won_or_lost(metrics[0], tables[baseline], tables[model]).tolist() for model in others}
+    return {model: _outcomes(metrics, tables[baseline], tables[model]) for model in others}
+
+
+def _outcomes(metrics: Sequence[Metric], base: Columns, other: Columns) -> list[int]:
+    chosen = next((metric for metric in metrics if not incomparable(metric, base, other)), metrics[0])
+    found: list[int] = won_or_lost(chosen, base, other).tolist()
+    return found
 
 
 def with_holm_correction(tasks: Sequence[TaskResult]) -> list[TaskResult]:

@@ -18,6 +18,7 @@ from eval.estimates import (
     is_share,
     left_out,
     per_sample,
+    row_count,
     too_few,
     transform_interval,
     value,
@@ -26,7 +27,7 @@ from eval.metrics.intervals import Change, Floats, Interval, jackknife_change, t
 from eval.metrics.perplexity import perplexity_of
 from eval.metrics.proportion import mcnemar, newcombe, paired_error
 from eval.metrics.significance import detectable
-from eval.protocols import Columns, Metric, RatioMetric, SampleMetric
+from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, SampleMetric
 from eval.result import Difference
 from zerotune.common.metric_format import CORRELATION
 
@@ -44,6 +45,8 @@ def difference(metric: Metric, model: str, base: Columns, other: Columns) -> Dif
     if is_share(metric):
         return _share_difference(metric, model, change, counts, per_sample(metric, base), per_sample(metric, other))
     no_interval = partial(Difference, model, change, None, None, None, *counts)
+    if why_not := incomparable(metric, base, other):
+        return no_interval("not tested", reason=why_not)
     if _is_same(metric, base, other):
         return no_interval(NO_DIFFERENCE, _test(metric), 1.0, 1.0)
     reason = too_few(metric, base) or too_few(metric, other) or _too_few_differ(metric, base, other)
@@ -61,8 +64,15 @@ def difference(metric: Metric, model: str, base: Columns, other: Columns) -> Dif
     )  # fmt: skip
 
 
+def incomparable(metric: Metric, base: Columns, other: Columns) -> str:
+    """Why the metric says nothing about which model is better, else ""."""
+    return "" if isinstance(metric, CorpusMetric) else metric.incomparable(base, other)
+
+
 def won_or_lost(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
     """For each sample +1 (won), -1 (lost) or 0 (tied)."""
+    if incomparable(metric, base, other):
+        return np.zeros(row_count(base), dtype=np.int64)
     before, after = per_sample(metric, base), per_sample(metric, other)
     with np.errstate(invalid="ignore"):  # infinity on both sides is a tie
         gains = (after - before) * (1 if metric.higher_is_better else -1)

@@ -48,6 +48,14 @@ class Sample:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
+Incomparable = Callable[[Columns, Columns], str]  # why a metric of two models cannot be compared, else ""
+
+
+def comparable(base: Columns, other: Columns) -> str:
+    """The default of `incomparable`."""
+    return ""
+
+
 @dataclass(frozen=True)
 class SampleMetric:
     """The mean of `Sample.values[name]`. is_share: each value is 1.0 (correct) or 0.0 (wrong)."""
@@ -56,6 +64,7 @@ class SampleMetric:
     higher_is_better: bool
     is_share: bool = False
     scale: Scale = SHARE
+    incomparable: Incomparable = comparable
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class RatioMetric:
     bottom: tuple[str, ...]
     scale: Scale = SHARE
     of_ratio: Callable[[float], float] = float
+    incomparable: Incomparable = comparable
 
     def of(self, columns: Columns) -> float:
         """The metric over all samples; 0 if the denominator is 0."""
@@ -106,7 +116,8 @@ class Table:
 
     rows: texts or numbers under the names in `head`; the first column names the row. pairs: draw columns 1 and 2, which
     are shares, as bars. of_data: the table does not depend on the model and is shown once. shared: number of leading
-    columns that do not depend on the model. shares: columns of shares (0 to 1), shown in percent.
+    columns that do not depend on the model. shares: columns of shares (0 to 1), shown in percent. in_summary: shown
+    with the metrics, in the terminal too.
     """
 
     title: str
@@ -116,6 +127,7 @@ class Table:
     of_data: bool = False
     shared: int = 1
     shares: tuple[int, ...] = ()
+    in_summary: bool = False
 
 
 def unchanged(items: list[Any]) -> list[Any]:

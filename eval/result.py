@@ -14,7 +14,7 @@ from zerotune.common.mask_secrets import mask_all
 from zerotune.models.run_facts import RunFacts
 
 SCHEMA = "zerotune.evaluation"
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,8 @@ class Result:
 class Evaluation:
     """samples: task -> model -> its samples, for every model the same rows in the same order.
 
-    outcomes: task -> model (not the baseline) -> for each sample +1 won, -1 lost, 0 tied, by the task's first metric.
+    outcomes: task -> model (not the baseline) -> for each sample +1 won, -1 lost, 0 tied, by the task's first metric
+    that can be compared.
     """
 
     result: Result

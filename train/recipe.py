@@ -178,6 +178,7 @@ def _finish(draft: _Draft) -> Config:
     """Build and check the configuration. Raises UserError with all problems of all files and options."""
     config, invalid = checked(Config, draft.tree)
     places = {**draft.places, (): draft.source}
+    config = _without_stand_in(config, places)
     lines = [*_messages(invalid, places, dotted), *_messages(draft.unknown, {(): COMMAND_LINE}, _option)]
     uncertain = [problem.key for problem in (*invalid, *draft.unknown)]
     uncertain += [parse_key(meant) for problem in (*invalid, *draft.unknown) if (meant := _meant(problem))]
@@ -189,6 +190,14 @@ def _finish(draft: _Draft) -> Config:
         lines.sort(key=lambda line: order.index(line[0]))
         raise UserError("\n".join(dict.fromkeys(f"{place}: {message}" for place, message in lines)))
     return config
+
+
+def _without_stand_in(config: Config, places: Mapping[KeyPath, str]) -> Config:
+    """Without the path of a recipe with random weights (cpu.yaml), if another recipe starts a new model."""
+    model = config.model
+    if not model.family or model.init != "random" or places.get(("model", "path")) == COMMAND_LINE:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(model, path=""))
 
 
 def _messages(

@@ -21,7 +21,8 @@ def problems(config: Config) -> Problems:
         yield from _unused(config)
         return
     if model.path:
-        yield "model.family", f"starts a new model, and model.path names {model.path}; remove one of the two"
+        one = 'remove one of the two (--model.family null, or --model.path "")'
+        yield "model.family", f"starts a new model, and model.path names {model.path}; {one}"
     if not config.spec.from_scratch:
         able = " or ".join(name for name, spec in OBJECTIVES.items() if spec.from_scratch)
         yield "model.family", f"a new model learns {able}, not {config.objective}; give model.path"

@@ -28,7 +28,7 @@ from zerotune.common.metric_format import plain
 HERE = Path(__file__).parent
 MOST_SAMPLES = 1000  # of a task; the files in samples/ have all
 MOST_CHARACTERS = 4000  # of one text
-COUNTER = re.compile(r"_[0-9]+$")  # bleu_7: a count that has no meaning for a single row
+COUNTER = re.compile(r"_[0-9]+$|^unknown")  # bleu_7: a count that has no meaning for a single row
 MOST_FOUND = 200  # rows in the training data, and rows left out
 
 

@@ -53,8 +53,9 @@ class Sheet:
 
 
 def summary(result: Result) -> list[Sheet]:
-    """The summary tables: training (if known), metrics and comparisons."""
-    return [sheet for sheet in (training(result), metrics(result), comparisons(result)) if sheet.rows]
+    """The summary tables: training (if known), metrics, comparisons, and those that tasks put there."""
+    own = [sheet for task in result.tasks for sheet in of_task(task, in_summary=True)]
+    return [sheet for sheet in (training(result), metrics(result), comparisons(result), *own) if sheet.rows]
 
 
 def training(result: Result) -> Sheet:
@@ -164,12 +165,15 @@ def _group_columns(metric: MetricResult, kind: str) -> Iterator[tuple[str, Calla
         yield "change", gap
 
 
-def of_task(task: TaskResult) -> list[Sheet]:
-    """The task's own tables: first those of the data, then those of the models, side by side."""
-    first = next(iter(task.tables.values()), ())
-    found = [_sheet(table) for table in first if table.of_data]
-    own = {model: [table for table in tables if not table.of_data] for model, tables in task.tables.items()}
-    return found + [_side_by_side(dict(zip(own, tables, strict=True))) for tables in zip(*own.values(), strict=True)]
+def of_task(task: TaskResult, in_summary: bool = False) -> list[Sheet]:
+    """The task's own tables: first those of the data, then those of the models, side by side; a model may lack one."""
+    own = {model: [t for t in tables if t.in_summary == in_summary] for model, tables in task.tables.items()}
+    found = [_sheet(table) for table in next(iter(own.values()), ()) if table.of_data]
+    titles = dict.fromkeys(table.title for tables in own.values() for table in tables if not table.of_data)
+    for title in titles:
+        same = {model: table for model, tables in own.items() for table in tables if table.title == title}
+        found.append(_side_by_side(same) if len(own) > 1 else _sheet(same[next(iter(own))]))
+    return found
 
 
 def _sheet(table: Table) -> Sheet:
@@ -180,8 +184,6 @@ def _sheet(table: Table) -> Sheet:
 def _side_by_side(tables: Mapping[str, Table]) -> Sheet:
     """Join the models' tables: numbers side by side, texts below each other; shared columns once."""
     first = next(iter(tables.values()))
-    if len(tables) == 1:
-        return _sheet(first)
     if all(isinstance(value, str) for table in tables.values() for row in table.rows for value in row):
         return _under_each_other(tables)
     found = {model: {row[0]: row for row in table.rows} for model, table in tables.items()}

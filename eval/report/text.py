@@ -45,7 +45,7 @@ def summary(result: Result) -> str:
     found = [f"- {escaped(s.before)}**{escaped(s.verdict)}**{escaped(s.after)}" for s in words.sentences(result)]
     parts = ["\n".join(found), escaped(words.multiplicity(result))]
     parts.append("\n".join(f"**Note:** {escaped(warning)}\n" for warning in notes.warnings(result)).rstrip())
-    parts += [table(sheet) for sheet in sheets.summary(result)]
+    parts += [f"**{escaped(sheet.title)}**\n\n{table(sheet)}" for sheet in sheets.summary(result)]
     return "\n\n".join(part for part in parts if part)
 
 

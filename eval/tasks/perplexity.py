@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from eval.metrics.perplexity import BITS_PER_BYTE, LARGEST_EXPONENT, PERPLEXITY, PERPLEXITY_PER_WORD, windows
+from eval.metrics.perplexity import (
+    BITS_PER_BYTE,
+    LARGEST_EXPONENT,
+    PERPLEXITY,
+    PERPLEXITY_PER_WORD,
+    other_tokens,
+    perplexity_of,
+    windows,
+)
 from eval.metrics.word_frequencies import divergence, frequencies, shifts
 from eval.metrics.writing_system import words
 from eval.protocols import Sample, SampleMetric, Table, Task
@@ -42,7 +50,9 @@ def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
         size = prompter.window_tokens or len(passage.ids)
         count = passage.bytes  # the first window of the passage carries all its bytes
         for start, scored_from, end in windows(len(passage.ids), passage.first, size, max(size // 2, 1)):
-            requests.append(Score(passage.ids[start:scored_from], passage.ids[scored_from:end], count))
+            scored = passage.ids[scored_from:end]
+            unknown_id = prompter.unknown_id if prompter.unknown_id in scored else None
+            requests.append(Score(passage.ids[start:scored_from], scored, count, unknown_id=unknown_id))
             count = 0
     return requests
 
@@ -58,6 +68,8 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         "tokens": float(tokens),
         "words": float(max(sum(len(words(text)) for text in texts), 1)),  # at least one, so that the ratio is defined
         "bytes": float(sum(a.bytes for a in scored)),
+        "unknown": float(sum(a.unknown for a in scored)),
+        "unknown_nll": -math.fsum(a.unknown_log_prob for a in scored),
         "sentence_perplexity": math.exp(min(nll / max(tokens, 1), LARGEST_EXPONENT)),
     }
     return Sample(
@@ -73,12 +85,32 @@ def _question(example: Example) -> dict[str, str]:
 
 
 def tables(samples: Sequence[Sample]) -> Sequence[Table]:
-    """Differences in word frequency between the first corpus and each other one."""
-    texts: dict[str, list[str]] = {}
+    """Differences in word frequency between the first corpus and each other one, and unknown words."""
+    corpora: dict[str, list[Sample]] = {}
     for sample in samples:
-        texts.setdefault(sample.groups["corpus"], []).append(str(sample.shown["text"]))
+        corpora.setdefault(sample.groups["corpus"], []).append(sample)
+    texts = {name: [str(sample.shown["text"]) for sample in own] for name, own in corpora.items()}
     first, *others = texts
-    return [_shift(first, other, texts) for other in others]
+    has_unknown = any(sample.values["unknown"] for sample in samples)
+    return [_shift(first, other, texts) for other in others] + ([_unknown(corpora)] if has_unknown else [])
+
+
+def _unknown(corpora: Mapping[str, Sequence[Sample]]) -> Table:
+    """How many of the scored tokens are unknown, and the perplexity of the others."""
+    rows: list[tuple[str | float, ...]] = []
+    for name, samples in corpora.items():
+        nll, tokens, unknown_nll, unknown = (
+            math.fsum(sample.values[key] for sample in samples) for key in ("nll", "tokens", "unknown_nll", "unknown")
+        )
+        known = perplexity_of((nll - unknown_nll) / (tokens - unknown)) if tokens > unknown else ""
+        rows.append((name, unknown / tokens, perplexity_of(nll / tokens), known))
+    return Table(
+        "Unknown words: <unk> is easier to predict than the word that it stands for, so perplexity looks too good",
+        ("corpus", "share of <unk>", "perplexity", "perplexity without <unk>"),
+        rows,
+        shares=(1,),
+        in_summary=True,
+    )
 
 
 def _shift(first: str, other: str, texts: dict[str, list[str]]) -> Table:
@@ -105,7 +137,7 @@ TASK = Task(
         PERPLEXITY,
         BITS_PER_BYTE,
         PERPLEXITY_PER_WORD,
-        SampleMetric("sentence_perplexity", higher_is_better=False, scale=metric_format.PERPLEXITY),
+        SampleMetric("sentence_perplexity", False, scale=metric_format.PERPLEXITY, incomparable=other_tokens),
     ),
     tables=tables,
     source=Hub(

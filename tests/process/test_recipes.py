@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.fault_runs import Zygote, finished, losses, status
 from tests.support.training_runs import ROOT, metrics, pretrained_stand_in
-from train.recipe import load, parse
+from train.recipe import load
 from zerotune.models.run_facts import read_run_facts
 
 CPU = ROOT / "recipes" / "cpu.yaml"
@@ -24,8 +24,6 @@ STEPS = 6  # of recipes/cpu.yaml
 def run_recipe(recipe: Path, folder: Path, zygote: Zygote, kind: str = "single", **options: object) -> Path:
     """The run folder of a run that ended well."""
     chosen = {"run.folder": folder / "run", "data.cache_folder": folder / "cache", **options}
-    if parse(["--config", str(recipe)]).model.family:
-        chosen["model.path"] = ""  # a new model takes none
     words = ["--config", str(recipe), "--config", str(CPU)]
     words += [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
     processes = zygote.run(words, folder / "log", kind)

@@ -119,6 +119,8 @@ def _key(model: str, request: Request) -> str:
     digest = hashlib.sha256(f"{model}\n{type(request).__name__}\n".encode())
     for entry in dataclasses.fields(request):
         value = getattr(request, entry.name)
+        if value is None:  # a field that older caches do not know
+            continue
         if entry.name == "images":
             value = [_image_digest(path) for path in value]
         if value and isinstance(value, tuple) and isinstance(value[0], int):

@@ -289,6 +289,14 @@ class Prompter:
         except UserError as error:
             raise UserError(f"{self.name}: {error}, and pass the file with --template") from error
 
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for what the tokenizer does not know; None if it has none."""
+        fast = self.tokenizer.backend_tokenizer.model if self.tokenizer.is_fast else self.tokenizer
+        name = getattr(fast, "unk_token", self.tokenizer.unk_token) or "<unk>"  # the last: in a corpus with <unk>
+        found = self.tokenizer.get_vocab().get(name)
+        return None if found in self.stop_ids else found  # GPT-2 and others name their end token
+
     @property
     def template_date(self) -> date | None:
         """The date that prompts depended on; None if the template does not read the clock."""

@@ -12,12 +12,14 @@ class Score:
 
     bytes: length of the continuation in UTF-8, returned with the answer.
     images: files of the images in the prefix, in their order.
+    unknown_id: the unknown token (<unk>), if the continuation has any; its log-probabilities are also summed apart.
     """
 
     prefix_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     bytes: int = 0
     images: tuple[str, ...] = ()
+    unknown_id: int | None = None
 
     @property
     def length(self) -> int:
@@ -86,12 +88,15 @@ class Scored:
 
     log_prob: natural logarithm, summed over the `tokens` of the continuation. bytes: as in the request.
     greedy: whether each token of the continuation is the most probable one at its position.
+    unknown, unknown_log_prob: how many of the tokens are `Score.unknown_id`, and the sum over these.
     """
 
     log_prob: float
     tokens: int
     bytes: int = 0
     greedy: bool = False
+    unknown: int = 0
+    unknown_log_prob: float = 0.0
 
 
 @dataclass(frozen=True)

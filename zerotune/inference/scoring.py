@@ -98,10 +98,18 @@ class _Scorer:
             torch.from_numpy(position_n).to(device),
             torch.from_numpy(targets_n).to(device),
         )
-        sums = [float(part.sum()) for part in log_prob_n.double().cpu().split(counts)]
+        parts = log_prob_n.double().cpu().split(counts)
         greedy = [bool(part.all()) for part in greedy_n.cpu().split(counts)]
-        require_finite(bool(np.isfinite(sums).all()))
+        require_finite(bool(torch.isfinite(log_prob_n).all()))
         return [
-            (one.index, Scored(log_prob, len(request.continuation_ids), request.bytes, best))
-            for one, request, log_prob, best in zip(targets, requests, sums, greedy, strict=True)
+            (one.index, _scored(request, log_probs, best))
+            for one, request, log_probs, best in zip(targets, requests, parts, greedy, strict=True)
         ]
+
+
+def _scored(request: Score, log_prob_n: Tensor, greedy: bool) -> Scored:
+    is_unknown_n = torch.tensor([token == request.unknown_id for token in request.continuation_ids])
+    return Scored(
+        float(log_prob_n.sum()), len(log_prob_n), request.bytes, greedy,
+        int(is_unknown_n.sum()), float(log_prob_n[is_unknown_n].sum()),
+    )  # fmt: skip

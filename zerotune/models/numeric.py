@@ -19,6 +19,7 @@ import functools
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -36,7 +37,8 @@ LARGEST = 1e300
 START_SCALE = 1.0  # of the cause, at every position
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """How a model reads and predicts numbers; a part of its config.json.
 
     token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
@@ -164,7 +166,7 @@ def add(model: nn.Module, settings: Settings) -> None:
         setattr(base, KEY, module.to(base.device))
         base.__class__ = numeric_class(cast(Any, type(base)))
     base.numeric.float().requires_grad_(True)
-    setattr(base.config, KEY, settings._asdict())
+    setattr(base.config, KEY, asdict(settings))
 
 
 def require_plain_logits(model: Any) -> None:

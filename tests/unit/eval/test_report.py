@@ -134,7 +134,7 @@ def test_a_note_that_holds_for_several_tasks_stands_once(compared: Evaluation) -
 
 
 def test_an_interval_of_ratios_is_text_in_markdown_too(compared: Evaluation) -> None:
-    assert re.search(r"x0\.\d+ \[x0\.\d+, x0\.\d+\], p < 0\.001", summary(compared.result))
+    assert re.search(r"x0\.\d+ \[x0\.\d+, x0\.\d+\], p [<=] 0\.001", summary(compared.result))
 
 
 def test_the_page_says_how_many_samples_it_leaves_out(monkeypatch: pytest.MonkeyPatch, compared: Evaluation) -> None:

@@ -35,7 +35,7 @@ TOOL_TALK = {"messages": [U, CALL, RESULT, A], "tools": [TOOL]}
 class Texts:
     """A tokenizer whose tokens are characters, so that ids show the text."""
 
-    is_fast, eos_token_id, bos_token_id, pad_token_id, eos_token = False, None, None, None, "<EOS>"
+    is_fast, eos_token_id, bos_token_id, pad_token_id, eos_token, unk_token = False, None, None, None, "<EOS>", None
 
     def __init__(self) -> None:
         self.rendering: Any = tokenizer(bos_token="<BOS>", eos_token="<EOS>")
@@ -43,6 +43,9 @@ class Texts:
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
         return {"input_ids": list(map(ord, text))}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
     def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
         return self.rendering.apply_chat_template(*arguments, **options)

@@ -552,6 +552,18 @@ class TestModelsFromScratch:
     def test_an_existing_model_has_its_own(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
         assert words in refusal(recipe, *options)
 
+    def test_the_stand_in_of_another_recipe_leaves_a_new_model_as_it_is(self, tmp_path) -> None:
+        """recipes/cpu.yaml has a path; one on the command line, or one with weights, is a contradiction."""
+        new, other = tmp_path / "new.yaml", tmp_path / "other.yaml"
+        new.write_text("model: {family: rnn}\ndata: {train: [{path: x.jsonl, format: text}]}\n", encoding="utf-8")
+        other.write_text("model: {path: somewhere, init: random}\n", encoding="utf-8")
+        for both in ([new, other], [other, new]):
+            model = parse([word for file in both for word in ("--config", str(file))]).model
+            assert (model.family, model.path) == ("rnn", "")
+        assert "remove one of the two" in refusal(new, "--config", str(other), "--model.path", "elsewhere")
+        other.write_text("model: {path: somewhere}\n", encoding="utf-8")
+        assert "new.yaml:1: model.family: starts a new model" in refusal(new, "--config", str(other))
+
     @pytest.mark.parametrize(
         ("family", "options", "sizes"),
         [
