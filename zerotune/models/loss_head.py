@@ -30,13 +30,15 @@ IGNORED = -100
 CHUNK_ELEMENTS = 2**25  # logits of one chunk on a CPU: 128 MiB in float32, yet products large enough for full speed
 GPU_CHUNKS = 4  # times larger: there each chunk's pass over the weight's gradient in memory costs more than its product
 LARGE_VOCABULARY = 2**18  # assumed of a layer that does not tell its size
-Answer = Callable[["LossHead", Tensor, Tensor], Tensor]  # (layer, hidden_nd, targets_n) -> in place of logits
+Answer = Callable[["LossHead", Tensor, Any], Tensor]  # (layer, hidden_nd, targets_n) -> in place of logits
 
 
 class HeadRequest(NamedTuple):
-    """The output that installed output layers compute instead of logits, at the positions that have a target."""
+    """The output that installed output layers compute instead of logits, at the positions that have a target; without
+    targets, at all.
+    """
 
-    targets_bt: Tensor
+    targets_bt: Tensor | None
     answer: Answer
 
 
@@ -46,13 +48,19 @@ _REQUEST: ContextVar[HeadRequest | None] = ContextVar("request", default=None)
 @contextmanager
 def predicting(targets_bt: Tensor | None, answer: Answer | None = None) -> Iterator[None]:
     """Inside, installed output layers give the summed loss over `targets_bt` (already shifted, -100 ignored), or
-    another `answer`; logits without targets.
+    another `answer`; with neither, logits. Without targets, an answer gets all hidden states, and None.
     """
-    token = _REQUEST.set(None if targets_bt is None else HeadRequest(targets_bt, answer or LossHead.summed_loss))
+    is_asked = targets_bt is not None or answer is not None
+    token = _REQUEST.set(HeadRequest(targets_bt, answer or LossHead.summed_loss) if is_asked else None)
     try:
         yield
     finally:
         _REQUEST.reset(token)
+
+
+def is_predicting() -> bool:
+    """Whether `predicting` is active with targets or an answer."""
+    return _REQUEST.get() is not None
 
 
 def install(model: nn.Module) -> None:
@@ -128,6 +136,8 @@ class LossHead(nn.Module):
         request = _REQUEST.get()
         if request is None:
             return cast(Tensor, super().forward(hidden_btd, *args, **kwargs))
+        if request.targets_bt is None:
+            return request.answer(self, hidden_btd, None)
         return request.answer(self, *at_targets(hidden_btd, request.targets_bt))
 
     def logits(self, hidden_nd: Tensor) -> Tensor:

@@ -1,0 +1,348 @@
+"""Models with numbers: Cauchy algebra, probabilities and likelihoods at extremes, gradients, and untouched text.
+
+Shape suffixes: see zerotune.models.numeric.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import mpmath
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from zerotune.common.errors import UserError
+from zerotune.models import cauchy, loss_head, numeric
+from zerotune.models.recurrent import LstmConfig, LstmForCausalLM, register
+
+WORDS, NUMBER = 61, 60
+SMALL: dict[str, Any] = {
+    "vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "qwen2 tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=2, n_head=2, n_positions=64)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8)),
+    "lstm": lambda: LstmForCausalLM(LstmConfig(vocab_size=WORDS, hidden_size=16)),
+}
+EXTREMES = (0.0, 1e-300, -1e-30, 0.001, -5.0, 1e5, -1e30, 1e300, -1e300)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks and a ragged last one even for these sizes."""
+    monkeypatch.setattr(loss_head, "CHUNK_ELEMENTS", WORDS * 8)
+    torch.manual_seed(0)
+
+
+def build(family: str = "llama", **settings: Any) -> Any:
+    torch.manual_seed(1)
+    model = FAMILIES[family]().eval()
+    numeric.add(model, numeric.Settings(NUMBER, **settings))
+    return model
+
+
+def trained(model: Any) -> Any:
+    """The same with all parts of `numeric` away from their start values."""
+    for parameter in model.numeric.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def batch(rows: int = 2, positions: int = 9) -> tuple[dict[str, Any], Tensor]:
+    """Inputs with values, and next tokens; some positions have none."""
+    ids_bt = torch.randint(3, NUMBER, (rows, positions))
+    ids_bt[torch.rand(rows, positions) < 0.4] = NUMBER
+    ids_bt[0, 1] = ids_bt[0, 3] = NUMBER
+    values_bt = torch.where(ids_bt == NUMBER, 100 * torch.randn(rows, positions).double(), 0.0)
+    targets_bt = F.pad(ids_bt[:, 1:], (0, 1), value=-100)
+    targets_bt[1, 2] = -100
+    return {"input_ids": ids_bt, "values": values_bt, "use_cache": False}, targets_bt
+
+
+def test_linear_maps_of_cauchy_variables_are_cauchy() -> None:
+    torch.manual_seed(3)
+    location_d, scale_d, weight_d = torch.randn(3, 5).double().unbind()
+    scale_d = scale_d.exp()
+    u_nd = location_d + scale_d * (math.pi * (torch.rand(400_000, 5).double() - 0.5)).tan()
+    drawn_n = (u_nd @ weight_d).sort().values
+    location, scale = float(weight_d @ location_d), float(weight_d.abs() @ scale_d)
+    values = numeric.Values(torch.tensor([location]).double(), torch.tensor([scale]).double(), "linear")
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        below = (drawn_n < values.quantile(share)).double().mean()
+        assert float(below) == pytest.approx(share, abs=0.003)
+    for threshold in (-3.0, 0.0, 10.0):
+        expected = cauchy.log_probability(torch.tensor(location), torch.tensor(scale), threshold).exp()
+        assert float((drawn_n > threshold).double().mean()) == pytest.approx(float(expected), abs=0.003)
+    inside = (drawn_n - location).abs() < cauchy.half_width(0.9) * scale
+    assert float(inside.double().mean()) == pytest.approx(0.9, abs=0.003)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("location", [0.0, 1e-4, -1.0, 7.5, -300.0, 1e12, -1e12])
+def test_log_probabilities_at_extremes(location: float, scale: float, dtype: torch.dtype) -> None:
+    mpmath.mp.dps = 60
+    found = cauchy.log_probability(torch.tensor(location, dtype=dtype), torch.tensor(scale, dtype=dtype), 0.0)
+    place, s = (mpmath.mpf(torch.tensor(x, dtype=dtype).item()) for x in (location, scale))
+    expected = mpmath.log(mpmath.mpf(1) / 2 + mpmath.atan(place / s) / mpmath.pi)
+    assert float(found) == pytest.approx(float(expected), rel=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+@pytest.mark.parametrize("space", ["linear", "asinh"])
+@pytest.mark.parametrize(("location", "scale"), [(0.0, 1e-6), (3.0, 1.0), (-600.0, 20.0), (0.5, 1e6)])
+def test_value_likelihoods_at_extremes(value: float, space: str, location: float, scale: float) -> None:
+    mpmath.mp.dps = 700
+    place = torch.tensor([location, scale], dtype=torch.float64, requires_grad=True)
+    found = numeric.Values(place[:1], place[1:], space).negative_log_density(torch.tensor([value], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(found.sum(), place)
+    v, at, s = map(mpmath.mpf, (value, location, scale))
+    y = mpmath.asinh(v) if space == "asinh" else v
+    expected = mpmath.log(mpmath.pi * s) + mpmath.log1p(((y - at) / s) ** 2)
+    expected += mpmath.log(mpmath.sqrt(1 + v * v)) if space == "asinh" else 0
+    assert found.item() == pytest.approx(float(expected), rel=1e-12, abs=1e-12)
+    by_location = -2 * (y - at) / (s**2 + (y - at) ** 2)
+    by_scale = 1 / s - 2 * (y - at) ** 2 / (s * (s**2 + (y - at) ** 2))
+    assert slope.tolist() == [
+        pytest.approx(float(by_location), rel=1e-9, abs=1e-300),
+        pytest.approx(float(by_scale), rel=1e-6, abs=1e-9 / scale),
+    ]
+
+
+@pytest.mark.parametrize("space", ["linear", "asinh"])
+def test_quantiles_of_values_stay_in_range(space: str) -> None:
+    location_m = torch.tensor([5.0, 1e6, -1e6], dtype=torch.float64)
+    values = numeric.Values(location_m, torch.tensor([1.0, 1e305, 1.0], dtype=torch.float64), space)
+    for share in (0.01, 0.5, 0.99):
+        assert bool((values.quantile(share).abs() <= numeric.LARGEST).all())
+    expected = 5.0 if space == "linear" else math.sinh(5.0)
+    assert float(values.quantile(0.5)[0]) == pytest.approx(expected)
+
+
+def naive(location_nd: Tensor, scale_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None, targets_n: Tensor) -> Tensor:
+    location_nv = F.linear(location_nd, weight_vd, bias_v)
+    scale_nv = scale_nd @ weight_vd.abs().T + cauchy.SCALE_FLOOR
+    p_nv = 0.5 + ((location_nv - 0.7) / scale_nv).atan() / math.pi
+    return F.binary_cross_entropy(p_nv, F.one_hot(targets_n, len(weight_vd)).to(p_nv), reduction="sum")
+
+
+def one_vs_rest_inputs(bias: bool = True) -> list[Any]:
+    drawn = [torch.randn(7, 5), torch.rand(7, 5) + 0.1, torch.randn(WORDS, 5), torch.randn(WORDS) if bias else None]
+    return [None if x is None else x.double().requires_grad_(True) for x in drawn]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_vs_rest_loss_and_gradients(bias: bool) -> None:
+    inputs, targets_n = one_vs_rest_inputs(bias), torch.randint(0, WORDS, (7,))
+    given = [x for x in inputs if x is not None]
+    found = cauchy.one_vs_rest_loss(*inputs, targets_n, 0.7)
+    expected = naive(*inputs, targets_n)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(torch.autograd.grad(3 * found, given), torch.autograd.grad(3 * expected, given), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_vs_rest_loss_of_half_precision_and_nothing() -> None:
+    inputs, targets_n = one_vs_rest_inputs(), torch.randint(0, WORDS, (7,))
+    exact = cauchy.one_vs_rest_loss(*inputs, targets_n, 0.7)
+    half = cauchy.one_vs_rest_loss(*(x.bfloat16() for x in inputs), targets_n, 0.7)
+    assert half.item() == pytest.approx(exact.item(), rel=0.02)
+    empty = [x[:0] if n < 2 else x for n, x in enumerate(inputs)]
+    loss = cauchy.one_vs_rest_loss(*empty, targets_n[:0], 0.7)
+    assert loss.item() == 0
+    assert all(not slope.any() for slope in torch.autograd.grad(loss, inputs[2:]))
+
+
+def test_one_vs_rest_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, sizes = one_vs_rest_inputs(), []
+    real = cauchy._binary
+    monkeypatch.setattr(cauchy, "_binary", lambda *args: sizes.append(len(args[0])) or real(*args))
+    cauchy.one_vs_rest_loss(*inputs, torch.randint(0, WORDS, (7,)), 0.7)
+    assert sizes == [4, 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
+def test_text_is_untouched_before_training(family: str, token_loss: str) -> None:
+    model = build(family, token_loss="softmax")
+    torch.manual_seed(1)
+    plain = FAMILIES[family]().eval()
+    ids_bt = torch.randint(3, NUMBER, (2, 9))
+    expected_btv = plain(ids_bt).logits
+    for values_bt in (None, torch.zeros(2, 9, dtype=torch.float64)):
+        assert torch.equal(model(input_ids=ids_bt, values=values_bt).logits, expected_btv)
+    values_bt = torch.full((2, 9), 1e300, dtype=torch.float64)  # the direction is 0
+    assert torch.equal(model(input_ids=ids_bt, values=values_bt).logits, expected_btv)
+    if token_loss == "one_vs_rest":
+        numeric.add(model, numeric.Settings(NUMBER, token_loss="one_vs_rest", threshold=0.5))
+        scale_v = plain.get_output_embeddings().weight.double().abs().sum(1) + cauchy.SCALE_FLOOR
+        p_btv = 0.5 + ((expected_btv.double() - 0.5) / scale_v).atan() / math.pi
+        torch.testing.assert_close(model(ids_bt).logits.double(), p_btv.log(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_trained_direction_leaves_text_before_a_number_untouched() -> None:
+    model = build()
+    model.numeric.direction.weight.data.normal_()
+    (inputs, _), rows = batch(), slice(None)
+    inputs["values"][:, :4] = 0
+    found_btv = model(**inputs).logits
+    without_btv = model(**{**inputs, "values": None}).logits
+    assert torch.equal(found_btv[rows, :4], without_btv[rows, :4])
+    assert not torch.equal(found_btv, without_btv)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
+@pytest.mark.parametrize("gate", [1.0, 0.25])
+def test_losses(family: str, token_loss: str, gate: float) -> None:
+    model = trained(build(family, token_loss=token_loss, threshold=0.5))
+    inputs, targets_bt = batch()
+    tokens, values = numeric.losses(model, inputs, targets_bt, gate)
+    mask_bt = targets_bt != -100
+    body = getattr(model, model.base_model_prefix)
+    embeddings = model.numeric.direction(model.get_input_embeddings()(inputs["input_ids"]), inputs["values"])
+    hidden_nd = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state[mask_bt]
+    targets_n = targets_bt[mask_bt]
+    location_nd, scale_nd = model.numeric.location(hidden_nd), model.numeric.scale(hidden_nd)
+    location_nv = model.get_output_embeddings()(location_nd)
+    if token_loss == "softmax":
+        log_p_nv = location_nv.log_softmax(-1)
+        expected = F.nll_loss(log_p_nv, targets_n, reduction="sum")
+    else:
+        scale_nv = scale_nd @ model.get_output_embeddings().weight.abs().T + cauchy.SCALE_FLOOR
+        p_nv = 0.5 + ((location_nv - 0.5) / scale_nv).atan() / math.pi
+        log_p_nv = p_nv.log()
+        expected = F.binary_cross_entropy(p_nv, F.one_hot(targets_n, WORDS).float(), reduction="sum")
+    assert tokens.item() == pytest.approx(expected.item(), rel=1e-5)
+    is_number_n = targets_n == NUMBER
+    value_n = F.pad(inputs["values"][:, 1:], (0, 1))[mask_bt].asinh()
+    y_n = (location_nd @ model.numeric.value.weight).double()
+    s_n = (scale_nd @ model.numeric.value.weight.abs()).double() + cauchy.SCALE_FLOOR
+    density_n = -(math.pi * s_n * (1 + ((value_n - y_n) / s_n) ** 2)).log() - value_n.cosh().log()
+    weight_n = gate + (1 - gate) * log_p_nv[:, NUMBER].double().exp()
+    assert values.item() == pytest.approx(-(weight_n * density_n)[is_number_n].sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
+@pytest.mark.parametrize("space", ["linear", "asinh"])
+def test_gradients_against_finite_differences(token_loss: str, space: str) -> None:
+    model = trained(build("gpt2", token_loss=token_loss, value_space=space)).double()  # others compute norms in float32
+    inputs, targets_bt = batch()
+    inputs["values"] /= 30
+    tokens, values = numeric.losses(model, inputs, targets_bt, gate=1.0)
+    parameters = dict(model.named_parameters())
+    width, close = (1e-3, 1e-2) if token_loss == "softmax" else (1e-6, 1e-4)  # loss_head sums in float32
+    slopes = dict(zip(parameters, torch.autograd.grad(tokens + 0.5 * values, list(parameters.values())), strict=True))
+    for name, parameter in parameters.items():
+        direction = torch.randn_like(parameter)
+        found = []
+        for step in (width, -width):
+            parameter.data += step * direction
+            one, other = numeric.losses(model, inputs, targets_bt, gate=1.0)
+            found.append(float(one + 0.5 * other))
+            parameter.data -= step * direction
+        expected = (found[0] - found[1]) / (2 * width)
+        assert float((slopes[name] * direction).sum()) == pytest.approx(expected, rel=close, abs=close), name
+
+
+def test_the_gate_is_a_weight_without_gradient() -> None:
+    model = trained(build())
+    inputs, targets_bt = batch()
+    inputs["values"] = torch.where(inputs["input_ids"] == NUMBER, 5.0, 0.0).double()
+    head = model.get_output_embeddings().weight
+    (slope,) = torch.autograd.grad(numeric.losses(model, inputs, targets_bt, gate=0.0)[1], head, allow_unused=True)
+    assert slope is None or not slope.any()
+
+
+@pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
+def test_batches_without_numbers_give_every_parameter_a_gradient(token_loss: str) -> None:
+    model = build(token_loss=token_loss)
+    ids_bt = torch.randint(3, NUMBER, (1, 6))
+    inputs = {"input_ids": ids_bt, "values": torch.zeros(1, 6, dtype=torch.float64), "use_cache": False}
+    for targets_bt in (torch.full((1, 6), -100), F.pad(ids_bt[:, 1:], (0, 1), value=-100)):
+        model.zero_grad()
+        tokens, values = numeric.losses(model, inputs, targets_bt, gate=0.5)
+        assert float(values) == 0
+        (tokens + values).backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+def test_extreme_values_at_the_input_are_finite(value: float) -> None:
+    model = trained(build())
+    inputs, targets_bt = batch()
+    inputs["values"][inputs["input_ids"] == NUMBER] = value
+    tokens, values = numeric.losses(model, inputs, targets_bt, gate=0.5)
+    (tokens + values).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_an_adapter_and_a_copied_output_layer() -> None:
+    model = FAMILIES["llama"]()
+    description = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", modules_to_save=["lm_head"], r=2)
+    tuned = get_peft_model(model, description)
+    numeric.add(tuned, numeric.Settings(NUMBER, token_loss="one_vs_rest"))
+    inputs, targets_bt = batch()
+    tokens, values = numeric.losses(tuned, inputs, targets_bt, gate=0.5)
+    (tokens + values).backward()
+    names = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert sum(".numeric." in name for name in names) == 5
+    assert all(parameter.grad is not None for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def test_an_adapted_output_layer_needs_softmax() -> None:
+    tuned = get_peft_model(FAMILIES["llama"](), LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], r=2))
+    inputs, targets_bt = batch()
+    numeric.add(tuned, numeric.Settings(NUMBER, token_loss="one_vs_rest"))
+    with pytest.raises(UserError, match=r"one_vs_rest reads the matrix of the output layer.*tuning\.lora\.targets"):
+        numeric.losses(tuned, inputs, targets_bt, gate=1.0)
+    numeric.add(tuned, numeric.Settings(NUMBER))
+    assert float(numeric.losses(tuned, inputs, targets_bt, gate=0.5)[0]) > 0
+
+
+def test_models_that_change_their_logits_are_refused() -> None:
+    model = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.3))
+    with pytest.raises(UserError, match="Gemma2ForCausalLM changes its logits"):
+        numeric.add(model, numeric.Settings(NUMBER))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_opens_with_its_numbers(family: str, tmp_path: Any) -> None:
+    model = trained(build(family, token_loss="one_vs_rest", value_space="linear", threshold=0.5))
+    register()
+    model.save_pretrained(tmp_path)
+    inputs, targets_bt = batch()
+    opened = numeric.AutoNumericLM.from_pretrained(tmp_path).eval()
+    assert type(opened).__name__ == type(FAMILIES[family]()).__name__
+    assert numeric.settings_of(opened.config) == numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5)
+    assert torch.equal(opened(**inputs).logits, model(**inputs).logits)
+    again = copy.deepcopy(opened)
+    numeric.add(again, numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5))  # keeps the weights
+    assert numeric.losses(again, inputs, targets_bt, 0.5) == numeric.losses(model, inputs, targets_bt, 0.5)
+
+
+def test_a_model_without_numbers_opens_as_ever(tmp_path: Any) -> None:
+    plain = FAMILIES["llama"]()
+    plain.save_pretrained(tmp_path)
+    assert type(numeric.AutoNumericLM.from_pretrained(tmp_path)) is LlamaForCausalLM
+    assert type(numeric.AutoNumericLM.from_config(plain.config)) is LlamaForCausalLM

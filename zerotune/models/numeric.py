@@ -1,0 +1,318 @@
+"""Numbers as values in any causal language model: a `<NUM>` token whose value is read at the input and predicted beside
+the token (docs/decisions/0026).
+
+`add` gives a model of transformers one more module, `numeric`, with all new parameters; its own keep their names:
+
+- the value of a number is added to its embedding, as sign(v) ln(1 + |v|) along a learned direction;
+- abduction maps each hidden state to independent Cauchy variables, the latent cause: a location and a scale;
+- action maps the cause to a score for each token, by the output layer, and to a value.
+
+Parameters are in float32. A path that predicts tokens by softmax uses the location alone.
+
+Shape suffixes: b rows, t positions, n positions with a target, m positions whose target is a number, d width, v
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from zerotune.common.errors import UserError
+from zerotune.models import cauchy, loss_head
+from zerotune.models.head_source import gives_logits_unchanged
+from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
+
+KEY = "numeric"  # of the parameters, and of the settings in config.json
+LARGEST = 1e300
+START_SCALE = 1.0  # of the cause, at every position
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model reads and predicts numbers; a part of its config.json.
+
+    token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
+    of tokens mean. threshold: for one_vs_rest, the score above which a token comes next.
+    """
+
+    token_id: int
+    value_space: Literal["linear", "asinh"] = "asinh"
+    token_loss: Literal["softmax", "one_vs_rest"] = "softmax"
+    threshold: float = 0.0
+
+
+def settings_of(config: Any) -> Settings | None:
+    """The settings in a model's configuration; None for a model without numbers."""
+    found = getattr(config, KEY, None)
+    return Settings(**found) if found else None
+
+
+class Values(NamedTuple):
+    """Cauchy distributions of values, in float64 and in the units of a value space."""
+
+    location_m: Tensor
+    scale_m: Tensor
+    space: str
+
+    def negative_log_density(self, value_m: Tensor) -> Tensor:
+        """-log of the density of a value itself, whatever the space: comparable between both."""
+        if self.space == "linear":
+            return cauchy.negative_log_density(value_m, self.location_m, self.scale_m)
+        stretch_m = torch.hypot(torch.ones_like(value_m), value_m).log()  # asinh'(v) = 1 / sqrt(1 + v^2)
+        return cauchy.negative_log_density(value_m.asinh(), self.location_m, self.scale_m) + stretch_m
+
+    def quantile(self, share: float) -> Tensor:
+        """The value below which this share of the probability lies; 0.5: the median. At most +-LARGEST."""
+        point_m = self.location_m + self.scale_m * math.tan(math.pi * (share - 0.5))
+        if self.space == "asinh":
+            most = math.asinh(LARGEST)
+            return point_m.clamp(-most, most).sinh().clamp(-LARGEST, LARGEST)
+        return point_m.clamp(-LARGEST, LARGEST)
+
+
+class Direction(nn.Module):
+    """Adds values to embeddings. Where the value is 0, and before training, nothing changes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, embeddings_btd: Tensor, values_bt: Tensor) -> Tensor:
+        """values_bt: in float64; 0 at text."""
+        size_bt1 = (values_bt.sign() * values_bt.abs().log1p())[..., None].to(self.weight.dtype)
+        return embeddings_btd + (size_bt1 * self.weight).to(embeddings_btd.dtype)
+
+
+class Location(nn.Module):
+    """The location of the cause: the hidden state and a linear map of it, which starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width))
+
+    def forward(self, hidden_nd: Tensor) -> Tensor:
+        """In the dtype of the hidden states."""
+        with torch.autocast(hidden_nd.device.type, enabled=False):
+            exact_nd = hidden_nd.to(self.weight.dtype)
+            return (exact_nd + F.linear(exact_nd, self.weight)).to(hidden_nd.dtype)
+
+
+class Scale(nn.Module):
+    """The scale of the cause: softplus of a linear map, the same everywhere before training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width))
+        self.start = nn.Parameter(torch.full((width,), math.log(math.expm1(START_SCALE))))
+
+    def forward(self, hidden_nd: Tensor) -> Tensor:
+        """In the dtype of the weights."""
+        with torch.autocast(hidden_nd.device.type, enabled=False):
+            return F.softplus(F.linear(hidden_nd.to(self.weight.dtype), self.weight, self.start))
+
+
+class Value(nn.Module):
+    """The action for values: a linear map of the cause to one number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width) / math.sqrt(width))
+
+    def forward(self, location_md: Tensor, scale_md: Tensor) -> tuple[Tensor, Tensor]:
+        """(location, scale) in float64; sums in the dtype of the weights."""
+        location_m = (location_md.to(self.weight.dtype) * self.weight).sum(-1)
+        scale_m = (scale_md.to(self.weight.dtype) * self.weight.abs()).sum(-1)
+        return location_m.double(), scale_m.double() + cauchy.SCALE_FLOOR
+
+
+class Numeric(nn.Module):
+    """All new parameters. Each part has its own forward, where ZeRO-3 gathers its weights. No part is an `nn.Linear`,
+    which adapters would take for a layer of the model's.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.direction, self.location = Direction(width), Location(width)
+        self.scale, self.value = Scale(width), Value(width)
+
+    def values(self, hidden_md: Tensor, location_md: Tensor, space: str) -> Values:
+        """The distributions of the values at some positions. location_md: of the cause there."""
+        location_m, scale_m = self.value(location_md, self.scale(hidden_md))
+        return Values(location_m, scale_m, space)
+
+
+def add(model: nn.Module, settings: Settings) -> None:
+    """Give a (tuned) language model numbers, all new parameters trained; a model that has them keeps their weights.
+
+    New weights are drawn from torch's generator.
+
+    Raises:
+        UserError: The model changes its logits after the output layer.
+    """
+    base: Any = causal_lm(model)
+    if not hasattr(base, KEY):
+        require_plain_logits(base)
+        module = Numeric(int(base.config.get_text_config().hidden_size))
+        setattr(base, KEY, module.to(base.device))
+        base.__class__ = numeric_class(cast(Any, type(base)))
+    base.numeric.float().requires_grad_(True)
+    setattr(base.config, KEY, asdict(settings))
+
+
+def require_plain_logits(model: Any) -> None:
+    """Raise UserError for a model that changes its logits after the output layer."""
+    if not gives_logits_unchanged(model, output_layer(model)):
+        raise UserError(
+            f"objective: numeric computes probabilities in the output layer, and {type(model).__name__} changes its "
+            "logits after it; choose another model"
+        )
+
+
+@functools.cache
+def numeric_class(kind: Any) -> Any:
+    """A class of transformers with numbers. It keeps its name, so that other programs open its folders."""
+
+    @functools.wraps(kind.forward)
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        *args: Any,
+        values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if values is not None:
+            embeddings_btd = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            input_ids, inputs_embeds = None, self.numeric.direction(embeddings_btd, values)
+        loss_head.install(self)
+        answer = functools.partial(_scores, self)
+        with nullcontext() if loss_head.is_predicting() else predicting(None, answer):
+            return kind.forward(self, input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+
+    def start(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, config, *args, **kwargs)
+        self.numeric = Numeric(int(config.get_text_config().hidden_size))
+
+    return type(kind.__name__, (kind,), {"__init__": start, "forward": forward, "__module__": kind.__module__})
+
+
+def _scores(model: Any, layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
+    """[b, t, v] in place of logits: logits of the location, or log P of each token (softmax of which is P / sum P)."""
+    location_btd: Tensor = model.numeric.location(hidden_btd)
+    logits_btv = layer.logits(location_btd)
+    settings = settings_of(model.config)
+    assert settings is not None
+    if settings.token_loss == "softmax":
+        return logits_btv
+    scale_btv = cauchy.scales(model.numeric.scale(hidden_btd), _plain(layer).weight)
+    return cauchy.log_probability(logits_btv.float(), scale_btv.float(), settings.threshold)
+
+
+class AutoNumericLM:
+    """transformers' AutoModelForCausalLM, for models with and without numbers."""
+
+    _model_mapping = AutoModelForCausalLM._model_mapping
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As of AutoModelForCausalLM."""
+        local = {key: kwargs[key] for key in ("local_files_only", "trust_remote_code") if key in kwargs}
+        config = config or AutoConfig.from_pretrained(folder, **local)
+        kind = cls.kind(config)
+        if kind is AutoModelForCausalLM:
+            return kind.from_pretrained(folder, *args, config=config, **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        return kind.from_pretrained(folder, *args, config=config, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """As of AutoModelForCausalLM."""
+        kind = cls.kind(config)
+        if kind is AutoModelForCausalLM:
+            return kind.from_config(config, **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        return kind._from_config(config, **kwargs)
+
+    @classmethod
+    def kind(cls, config: Any) -> Any:
+        """The class for a configuration: numeric if it has numbers, else the Auto class."""
+        if settings_of(config) is None:
+            return AutoModelForCausalLM
+        return numeric_class(cls._model_mapping[type(config)])
+
+
+def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate: float) -> tuple[Tensor, Tensor]:
+    """(sum of the token loss, sum of the gated -log densities of values) over the targets that are not -100.
+
+    Args:
+        model: A model with numbers, possibly adapted and wrapped.
+        inputs: Keyword arguments of its forward, with `values`.
+        targets_bt: For each position the token that follows it; where it is `<NUM>`, its value is that of the next
+            position.
+        gate: alpha of the weight alpha + (1 - alpha) P(<NUM>) of a value; the weight has no gradient.
+    """
+    base: Any = causal_lm(model)
+    settings = settings_of(base.config)
+    assert settings is not None
+    next_bt = F.pad(inputs["values"][:, 1:], (0, 1))
+    value_n = next_bt[targets_bt != IGNORED]
+
+    def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
+        location_nd: Tensor = base.numeric.location(hidden_nd)
+        is_number_m = (targets_n == settings.token_id).nonzero()[:, 0]
+        if settings.token_loss == "softmax":
+            token_loss = layer.summed_loss(location_nd, targets_n)
+        else:
+            head: Any = _plain(layer)
+            scale_nd = base.numeric.scale(hidden_nd)
+            token_loss = cauchy.one_vs_rest_loss(
+                location_nd, scale_nd, head.weight, head.bias, targets_n, settings.threshold
+            )
+        hidden_md, location_md = hidden_nd[is_number_m], location_nd[is_number_m]
+        values = base.numeric.values(hidden_md, location_md, settings.value_space)
+        weight_m: Tensor | float = 1.0
+        if gate < 1:
+            weight_m = gate + (1 - gate) * _number_probability(base.numeric, layer, hidden_md, location_md, settings)
+        value_loss = (weight_m * values.negative_log_density(value_n[is_number_m])).sum()
+        return torch.stack([token_loss.double(), value_loss])
+
+    with predicting(targets_bt, answer):
+        found_2: Tensor = model(**inputs).logits
+    return found_2[0], found_2[1]
+
+
+@torch.no_grad()
+def _number_probability(
+    numeric: Numeric, layer: LossHead, hidden_md: Tensor, location_md: Tensor, settings: Settings
+) -> Tensor:
+    """[m] in float64: the probability of `<NUM>`."""
+    if settings.token_loss == "one_vs_rest":
+        head: Any = _plain(layer)
+        row = slice(settings.token_id, settings.token_id + 1)
+        bias = None if head.bias is None else head.bias[row]
+        location_m1 = F.linear(location_md.to(head.weight.dtype), head.weight[row], bias)
+        scale_m1 = cauchy.scales(numeric.scale(hidden_md), head.weight[row])
+        return cauchy.log_probability(location_m1.double(), scale_m1.double(), settings.threshold).exp()[:, 0]
+    chunks = location_md.split(chunk_rows(layer.vocabulary, location_md.device))
+    found = [layer.logits(part_md).float().log_softmax(-1)[:, settings.token_id] for part_md in chunks]
+    return torch.cat(found).double().exp()
+
+
+def _plain(layer: LossHead) -> Any:
+    """The output layer, whose matrix one_vs_rest reads. Raises UserError if it is adapted or quantised."""
+    if not (isinstance(layer, nn.Linear) and type(layer).linear_forward):  # type: ignore[attr-defined]
+        raise UserError(
+            f"numeric.token_loss: one_vs_rest reads the matrix of the output layer, which is a {type(layer).__name__}; "
+            "leave that layer out of tuning.lora.targets, or set numeric.token_loss: softmax"
+        )
+    return layer
