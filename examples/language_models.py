@@ -121,6 +121,7 @@ def evaluate(out: Path, texts: Sequence[Path], temperatures: Sequence[float]) ->
         "tasks": ["perplexity", "samples"],
         "data": {"perplexity": [str(path) for path in texts], "samples": str(prompts)},
         "temperatures": list(temperatures),
+        "precision": "fp32",  # small models: exact numbers cost little
         "out": str(out / "eval"),
     }
     (out / "eval.yaml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
