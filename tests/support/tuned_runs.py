@@ -91,7 +91,8 @@ def finished_run(
 ) -> torch.nn.Module:
     """Makes a run folder with one checkpoint, whole and committed. Returns the tuned model as training left it.
 
-    precision: of the run, if not that of dtype. head: class to load, its options, and peft's task, where it is not a causal language model.
+    precision: of the run, if not that of dtype. head: class to load, its options, and peft's task, where it is not a
+    causal language model.
     """
     config = Config(
         run=RunConfig(folder=str(folder), seed=3, precision=precision or ("bf16" if dtype == "bfloat16" else "fp32")),
