@@ -13,6 +13,7 @@ Runs alternate; the best of each side counts. The last line is `ratio=... target
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -88,7 +89,8 @@ class Plain(nn.Module):
         self.layers = {"rnn": nn.RNN, "lstm": nn.LSTM}[name](width, width, num_layers=2, batch_first=True)
 
     def forward(self, ids_bt: Tensor) -> Tensor:
-        return F.linear(self.layers(self.embed(ids_bt))[0], self.embed.weight)
+        x_btd = self.embed(ids_bt) * math.sqrt(self.embed.embedding_dim)
+        return F.linear(self.layers(x_btd)[0], self.embed.weight)
 
     def take(self, model: Any) -> None:
         """The weights of our model."""

@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from zerotune.models.attention import document_lengths, row_starts
-from zerotune.models.recurrence import LstmLayer, RnnLayer, State, Steps, Transition
+from zerotune.models.recurrence import LstmLayer, RnnLayer, State, Steps
 
 EVERYTHING = 2**62  # steps: gradients go back to the start of the row
 
@@ -98,18 +98,33 @@ class RecurrentModel(PreTrainedModel):
     keeps_rows_apart = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """torch's range for recurrent layers; the forget gates start open (Jozefowicz et al., 2015)."""
+        """Inputs by Glorot and Bengio (2010) for tanh, recurrent matrices orthogonal (Saxe et al., 2014), forget gates
+        open (Jozefowicz et al., 2015). With torch's smaller inputs the signal fades from layer to layer, and for
+        hundreds of steps nothing is learned but the frequencies of words (docs/decisions/0025).
+        """
         width, outside = self.config.hidden_size, self.config.initializer_range
-        if isinstance(module, LstmLayer):
-            init.copy_(module.bias, F.pad(torch.ones(width), (width, 2 * width)))
-        elif isinstance(module, nn.Embedding):
+        if isinstance(module, (RnnLayer, LstmLayer)):
+            limit = nn.init.calculate_gain("tanh") * math.sqrt(3 / width)
+            init.uniform_(module.input.weight, -limit, limit)
+            gates = [
+                nn.init.orthogonal_(torch.empty(width, width)) for _ in range(len(module.recurrent.weight) // width)
+            ]
+            init.copy_(module.recurrent.weight, torch.cat(gates))
+            if isinstance(module, LstmLayer):
+                init.copy_(module.bias, F.pad(torch.ones(width), (width, 2 * width)))
+            else:
+                init.zeros_(module.input.bias)
+        elif isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None):
             init.uniform_(module.weight, -outside, outside)
-        elif isinstance(module, nn.Linear):
-            has_bias = cast(Tensor | None, module.bias) is not None  # the input of an RNN; the output layer has none
-            limit = 1 / math.sqrt(width) if has_bias or isinstance(module, Transition) else outside
-            init.uniform_(module.weight, -limit, limit)
-            if has_bias:
-                init.zeros_(module.bias)
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Embeddings of unit size, from weights small enough for the output layer that may share them
+    (Vaswani et al., 2017).
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * math.sqrt(self.embedding_dim)
 
 
 class RnnModel(RecurrentModel):
@@ -119,7 +134,7 @@ class RnnModel(RecurrentModel):
 
     def __init__(self, config: RnnConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(self.layer_class(config.hidden_size) for _ in range(config.num_hidden_layers))
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
