@@ -22,11 +22,12 @@ from train.data.sources import find
 from train.data.tokenize import Encoder
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
+from zerotune.data.numbers_in_text import NUM
 from zerotune.data.raw_row import BadRow
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPECIAL = (UNKNOWN, END)
-MARKS = re.compile("|".join(SPECIAL))  # in a corpus that is tokenised already
+MARKS = re.compile("|".join((*SPECIAL, NUM)))  # in a corpus that is tokenised already, or of numbers as tokens
 LINE_END = Regex(r"\s*\n\s*")
 SAMPLE_TEXTS = 1000  # looked at for text without spaces
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]{12,}")  # more than a word has
