@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from zerotune.data.raw_row import BadRow
 UNKNOWN, END = "<unk>", "<eos>"
 SPECIAL = (UNKNOWN, END)
 MARKS = re.compile("|".join((*SPECIAL, NUM)))  # in a corpus that is tokenised already, or of numbers as tokens
-LINE_END = Regex(r"\s*\n\s*")
+LINE_END = Regex(rf"\s*({END}\s*)?\n\s*")
+LONGEST_WORD = 256  # bytes of a word that byte pairs are learned from: the time grows with the square of its length
 SAMPLE_TEXTS = 1000  # looked at for text without spaces
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]{12,}")  # more than a word has
 UNSPACED_SHARE = 0.2  # of all characters
@@ -46,11 +47,11 @@ def learn_tokenizer(
     specs = set_up(data, wrapped(fast), label_spec).train
     texts = _texts(specs, data, seed)
     first = list(itertools.islice(texts, SAMPLE_TEXTS))
-    fast.train_from_iterator((MARKS.sub(" ", text) for text in itertools.chain(first, texts)), _trainer(config))
+    _train(fast, config, itertools.chain(first, texts))
     if config.kind == "word" and is_corpus:  # as in the Penn Treebank; only now, for it is no word to count
         ends = normalizers.Sequence([normalizers.Strip(right=False), normalizers.Replace(LINE_END, f" {END} ")])
         fast.normalizer = normalizers.Sequence([fast.normalizer, ends]) if config.lowercase else ends
-    if fast.get_vocab_size() <= len(SPECIAL):
+    if first and fast.get_vocab_size() <= len(SPECIAL):
         raise UserError("tokenizer.kind: there is no word in the training rows")
     lines = [f"tokenizer: {fast.get_vocab_size():,} {_units(config)} learned from {_rows_named(data)}"]
     if config.kind == "word" and _unspaced_share(first) > UNSPACED_SHARE:
@@ -101,16 +102,20 @@ def _special(token: str, config: TokenizerConfig) -> AddedToken:
     return AddedToken(token, special=True, normalized=config.kind == "word")
 
 
-def _trainer(config: TokenizerConfig) -> Any:
-    special = [_special(token, config) for token in SPECIAL]
-    if config.kind == "word":
-        return trainers.WordLevelTrainer(vocab_size=config.vocabulary_size, special_tokens=special, show_progress=False)
-    return trainers.BpeTrainer(
-        vocab_size=config.vocabulary_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+def _train(fast: Tokenizer, config: TokenizerConfig, texts: Iterable[str]) -> None:
+    options: dict[str, Any] = {
+        "vocab_size": config.vocabulary_size,
+        "special_tokens": [_special(token, config) for token in SPECIAL],
+        "show_progress": False,
+    }
+    trainer: Any = trainers.WordLevelTrainer(**options)
+    words = fast.pre_tokenizer
+    if config.kind == "bpe":
+        trainer = trainers.BpeTrainer(**options, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        fast.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD)])
+    marks = re.compile("|".join(SPECIAL), re.IGNORECASE if config.lowercase else 0)  # of a corpus tokenised already
+    fast.train_from_iterator((marks.sub(" ", text) for text in texts), trainer)
+    fast.pre_tokenizer = words
 
 
 def _texts(specs: Sequence[Spec], data: DataConfig, seed: int) -> Iterator[str]:

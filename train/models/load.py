@@ -184,8 +184,16 @@ def skeleton(kind: Any, config: ModelConfig) -> PreTrainedModel:
 def _empty(kind: Any, model_config: Any, config: ModelConfig) -> PreTrainedModel:
     build = getattr(kind, "from_config", None) or kind._from_config
     code = {"trust_remote_code": config.trust_remote_code} if hasattr(kind, "_model_mapping") else {}
-    with torch.device("meta"), unsharded():
-        model: PreTrainedModel = build(copy.deepcopy(model_config), **code)
+    try:
+        with torch.device("meta"), unsharded():
+            model: PreTrainedModel = build(copy.deepcopy(model_config), **code)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UserError(
+            f"{config.path}: transformers has no {kind.__name__} for {model_config.model_type}; choose another model, "
+            "or another objective"
+        ) from error
     return model
 
 

@@ -72,6 +72,7 @@ class RecurrentState:
 
     layers: list[State]
     tokens: int
+    is_compileable: ClassVar[bool] = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """As of transformers' caches."""
@@ -197,12 +198,13 @@ class RnnForCausalLM(RecurrentModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As of `RnnModel`; logits of the last `logits_to_keep` positions, 0: of all."""
+        """As of `RnnModel`; logits of the last `logits_to_keep` positions (0: of all), or of the positions in it."""
         output = self.model(input_ids, attention_mask, **kwargs)
-        logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)

@@ -259,6 +259,22 @@ def test_generation_keeps_the_state(model):
     assert torch.equal(beams, model.generate(**inputs, **settings, num_beams=3, use_cache=False))
 
 
+def test_generation_continues_from_a_state(model):
+    model.generation_config.eos_token_id = None
+    ids, settings = rows()[1][None], {"do_sample": False, "pad_token_id": 0}
+    whole = model.generate(ids, max_new_tokens=6, **settings)
+    first = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True, **settings)
+    state = first.past_key_values
+    assert torch.equal(model.generate(first.sequences, past_key_values=state, max_new_tokens=4, **settings), whole)
+
+
+def test_logits_of_some_positions(model):
+    ids = rows()[1][None]
+    whole = model(input_ids=ids).logits
+    for kept, part in ((0, whole), (2, whole[:, -2:]), (torch.tensor([1, 3]), whole[:, [1, 3]])):
+        assert torch.equal(model(input_ids=ids, logits_to_keep=kept).logits, part)
+
+
 def test_a_saved_model_is_read_by_the_auto_classes(model, tmp_path: Path):
     register()
     model.save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.support.data_tools import write_jsonl
 from tests.support.ranks import Solo
 from train.config import DataConfig, SourceConfig, TokenizerConfig
-from train.data.learn_tokenizer import learn_tokenizer
+from train.data.learn_tokenizer import LONGEST_WORD, learn_tokenizer
 from train.data.prepare import prepare
 from zerotune.common.errors import UserError
 
@@ -127,3 +127,32 @@ def test_words_without_spaces_are_said_aloud(tmp_path):
 def test_no_word_at_all(tmp_path):
     with pytest.raises(UserError, match="no word in the training rows"):
         learn(TokenizerConfig("word"), data(tmp_path, [{"text": "<eos>"}]))
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_rows_that_cannot_be_read_are_reported_when_they_are_tokenised(tmp_path, kind):
+    config = data(tmp_path, [{"text": " "}, {"text": 5}])
+    tokenizer = learn(TokenizerConfig(kind), config)
+    with pytest.raises(UserError, match="2 of 2 rows cannot be used"):
+        prepare(config, tokenizer, 0, Solo())
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_upper_case_marks_in_a_lower_case_corpus(tmp_path, kind):
+    tokenizer = learn(TokenizerConfig(kind, lowercase=True), data(tmp_path, [{"text": "the <UNK> and <EOS> the"}]))
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<eos>"]) == [0, 1]
+    assert tokenizer.decode(tokenizer("the <UNK>")["input_ids"]) == "the <unk>"
+
+
+def test_an_end_that_is_in_the_text_is_not_doubled(tmp_path):
+    marked = "it was <eos>\nblack <eos> \n\n monday <eos>\n"
+    tokenizer = learn(TokenizerConfig("word"), data(tmp_path, [{"text": marked}]))
+    assert tokenizer.decode(tokenizer(marked)["input_ids"]) == " ".join(marked.split())
+
+
+def test_very_long_words_do_not_become_tokens(tmp_path):
+    text = "".join("ACGT"[(i * i * 7 + i // 3 * 11 + i % 5) % 4] for i in range(100_000))
+    tokenizer = learn(TokenizerConfig("bpe"), data(tmp_path, [{"text": text}]))
+    assert max(map(len, tokenizer.get_vocab())) <= LONGEST_WORD
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -14,21 +14,26 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     GPT2Config,
     GPTNeoConfig,
+    MambaConfig,
     OPTConfig,
     Qwen2Config,
     Qwen3_5ForCausalLM,
     Qwen3_5TextConfig,
     RobertaConfig,
+    T5Config,
 )
 
 from tests.support.tuned_runs import tiny_model
 from train.config import ModelConfig
-from train.models.load import learned_positions, load_model, load_tokenizer
+from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
 from zerotune.common.errors import UserError
 from zerotune.models.folder import resolve
+from zerotune.models.recurrent import RnnConfig
 from zerotune.models.weights_digest import config_digest, model_digest
 
 
@@ -75,6 +80,20 @@ def test_a_tokenizer_with_an_empty_vocabulary_is_refused(tiny_qwen2, tmp_path):
     shutil.copytree(tiny_qwen2, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.json"))
     with pytest.raises(UserError, match=r"model\.path: .*has an empty vocabulary; is its tokenizer\.json missing"):
         load_tokenizer(ModelConfig(path=str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (RnnConfig(), AutoModelForSequenceClassification),
+        (MambaConfig(), AutoModelForTokenClassification),
+        (T5Config(), AutoModelForCausalLM),
+    ],
+)
+def test_a_model_without_the_class_of_the_objective_is_refused(tmp_path, config, kind):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}: .*no {kind.__name__} for {config.model_type};.*another model"):
+        skeleton(kind, ModelConfig(str(tmp_path), init="random"))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors", "/etc/passwd"])
