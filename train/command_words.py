@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from zerotune import shipped
 from zerotune.common.errors import UserError
 from zerotune.common.files import nearest
 from zerotune.common.suggest import did_you_mean
+from zerotune.common.suggest import nearest as nearest_word
 
 NUMBERS = ("num_processes", "num_machines", "machine_rank", "main_process_port")
 # Options of `accelerate launch`, each with a value. `accelerate` is its config_file, by a name as in slurm/job.sh.
@@ -35,6 +37,17 @@ def split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise UserError(f"--{name} {value}: must be a whole number from {least} on")
         options[name] = value
     return options, others
+
+
+def refuse_slips(words: Sequence[str], settings: type, options: Sequence[str] = OPTIONS) -> None:
+    """Raise UserError for an option in a wrong spelling: the programs know none of these and could not say what was
+    meant. settings: the dataclass of the recipe, whose keys are options too.
+    """
+    keys = {field.name for field in dataclasses.fields(settings)}
+    for name in (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")):
+        meant = nearest_word(name, [*options, *keys], cutoff=0.75)
+        if meant in options and name not in (meant, *keys):
+            raise UserError(f"unknown option --{name}; did you mean --{meant}?")
 
 
 def with_recipes(words: Sequence[str], within: str = "") -> list[str]:

@@ -150,7 +150,7 @@ class TokenizerConfig:
     """
 
     kind: Literal["word", "bpe"] = "bpe"
-    vocabulary_size: Annotated[int, Field(ge=3)] = 10_000
+    vocabulary_size: Annotated[int, Field(ge=3, le=10_000_000)] = 10_000  # memory for all of them is reserved
     lowercase: bool = False
     split_punctuation: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+import train.search.__main__
 from tests.support.fault_runs import Workplace, Zygote, status, weights
-from tests.support.searches import STEPS, outcomes, records, start, trained, words, write_space
+from tests.support.searches import STEPS, WarmStarter, outcomes, records, start, trained, words, write_space
 from tests.support.training_runs import environment, in_session, metrics
 from train.report.run import Run, read_run
+from train.search.__main__ import main
 from train.search.fit import fit_of
-from train.search.study import best
+from train.search.study import STALE_SECONDS, best
+from zerotune.common.metric_format import plain
 
 
 def finished(folder: Path, *more: str, report: bool = False, **keys: object) -> str:
@@ -89,6 +93,27 @@ def until_trained(folder: Path, count: int) -> None:
         time.sleep(0.05)
 
 
+def test_a_trial_of_a_lost_host_is_taken_over(tmp_path: Path) -> None:
+    """A worker and its training process are gone with their host; the next worker waits until that is sure."""
+    line = words(tmp_path, write_space(tmp_path, method="random", trials=2))
+    process = start(line, seconds=0.3)
+    until_trained(tmp_path, 4)
+    claim, run = tmp_path / "study" / "claims" / "0000", tmp_path / "study" / "trials" / "0000"
+    holder = json.loads((run / ".lock").read_text())
+    for pid in (process.pid, holder["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    (run / ".lock").write_text(json.dumps({**holder, "host": "lost-node"}))
+    claim.write_text("lost-node")
+    before = time.time() - STALE_SECONDS + 4
+    for path in (claim, *run.iterdir()):
+        os.utime(path, (before, before))
+    assert start(line).wait(60) == 0
+    assert "trial 0: lost-node has given no sign of life" in said(tmp_path)
+    assert [record.state for record in records(tmp_path)] == ["complete"] * 2
+    assert sum(Counter(trained(tmp_path)).values()) <= 2 * 9 + 1  # it goes on from its last checkpoint
+
+
 def test_failed_trials_are_recorded_and_end_nothing(tmp_path: Path) -> None:
     """A loss that diverges, and a recipe that is refused; one of three is best."""
     sizes = {"batch.tokens_per_step": [512, 2048], "batch.tokens_per_micro_batch": [512, 2048]}
@@ -131,9 +156,35 @@ def test_a_promoted_trial_has_the_numbers_of_an_undisturbed_run(
         assert metrics(run, name) == metrics(reference, name)
 
 
+def test_a_promoted_trial_goes_on_without_a_restart(
+    zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One curve in one run folder, no step twice, and the numbers of a run that was never stopped."""
+    rates = {"optim.learning_rate": [1e-4, 1e-2, 1e-3]}
+    space = write_space(tmp_path, method="grid", pruner="halving", reduction=3, rungs=2, parameters=rates)
+    line = words(tmp_path, space, "--validation.every_steps", "3", "--validation.samples", "0")
+    monkeypatch.setattr(train.search.__main__, "_finish", lambda study: None)
+    assert main(line, starter=WarmStarter(zygote=zygote)) == 0
+    leader = best(records(tmp_path), 1)
+    assert leader is not None
+    assert [record.steps for record in records(tmp_path)] == [3, 9, 3]
+    run, alone = tmp_path / "study" / "trials" / "0001", tmp_path / "alone"
+    recipe = ["--config", str(run / "recipe.yaml"), "--run.folder", str(alone)]
+    assert set(zygote.run(recipe, tmp_path / "log").codes) == {0}
+    assert weights(run, STEPS) == weights(alone, STEPS)
+    for name in ("train/loss", "validation/loss"):
+        assert metrics(run, name) == metrics(alone, name)
+        assert [line["step"] for line in lines_of(run) if name in line] == list(metrics(alone, name))
+    assert leader.value == min(list(metrics(alone, "validation/loss").values())[1:])
+
+
+def lines_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def test_the_report_of_a_search(tmp_path: Path) -> None:
     """Trials with values, states and reasons, figures, importances; TensorBoard's table of what was chosen."""
-    finished(tmp_path, report=True, pruner="halving", trials=6)
+    finished(tmp_path, report=True, pruner="halving", reduction=3, rungs=3, trials=6)
     study, found = tmp_path / "study", records(tmp_path)
     text = (study / "report.md").read_text(encoding="utf-8")
     leader = best(found, 1)
@@ -155,6 +206,25 @@ def test_the_report_of_a_search(tmp_path: Path) -> None:
     assert all(word in written for word in (b"_hparams_/session_start_info", b"optim.learning_rate", b"best/loss"))
 
 
+def test_the_grid_of_tinystories_is_one_search(zygote: Zygote, tmp_path: Path) -> None:
+    """On a stand-in: epochs and share of the data, by perplexity, with the row of the untrained model."""
+    line = ["recipes/qwen2-0.5b-tinystories.yaml", "recipes/cpu.yaml", "--space", "tinystories-grid"]
+    line += ["--study", str(tmp_path / "study"), "--duration.max_steps", "null", "--validation.samples", "0"]
+    assert main(line, starter=WarmStarter(zygote=zygote)) == 0
+    text = (tmp_path / "study" / "report.md").read_text(encoding="utf-8")
+    heads, _, *rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert heads[:4] == ["trial", "perplexity", "steps", "published"]
+    assert [row[2:4] for row in rows] == [
+        ["10", "2 epochs 90 %"],
+        ["8", "2 epochs 60 %"],
+        ["5", "1 epoch 90 %"],
+        ["0", "-"],
+    ]
+    before = metrics(tmp_path / "study" / "trials" / "0000", "validation/perplexity")[0]
+    assert rows[-1][1] == plain(before)
+    assert rows[-1][4:] == ["untrained", "-", "the model before training"]
+
+
 def test_over_and_underfitting_are_named(tmp_path: Path) -> None:
     def run(held_out: list[float], train: list[float]) -> Run:
         lines = [
@@ -171,18 +241,21 @@ def test_over_and_underfitting_are_named(tmp_path: Path) -> None:
     assert fit_of(run([5, 2, 1.999, 1.998], [5, 2, 1.999, 1.998]), to_its_end=True) == ""
 
 
-def test_a_search_with_the_real_trainer(zygote: Zygote, tmp_path: Path) -> None:
-    """best.yaml trains again to the same numbers."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_search_with_the_real_trainer(ranks: int, zygote: Zygote, tmp_path: Path) -> None:
+    """As one process or several; best.yaml trains again to the same numbers."""
     space = write_space(tmp_path, method="grid", trials=1, parameters={"optim.learning_rate": [1e-2]})
-    command = ["python", "-m", "train.search", *words(tmp_path, space, "--validation.samples", "0")]
+    launch = ["--accelerate", "cpu_ddp", "--num_processes", "2"] if ranks == 2 else []
+    command = ["python", "-m", "train.search", *words(tmp_path, space, "--validation.samples", "0", *launch)]
     code, output = in_session(command, environment(), 200)
     assert code == 0, output
     (found,) = records(tmp_path)
     trial = tmp_path / "study" / "trials" / "0000"
+    assert json.loads((trial / "run.json").read_text())["world_size"] == ranks
     assert found.value == min(list(metrics(trial, "validation/loss").values())[1:])
     assert found.steps == STEPS
     again, alone = tmp_path / "study" / "best.yaml", tmp_path / "alone"
     words_again = ["--config", str(again), "--run.folder", str(alone), "--merge.at_end", "false"]
-    assert set(zygote.run(words_again, tmp_path / "log").codes) == {0}
+    assert set(zygote.run(words_again, tmp_path / "log", "single" if ranks == 1 else "ddp").codes) == {0}
     for name in ("train/loss", "validation/loss"):
         assert metrics(alone, name) == metrics(trial, name)

@@ -6,7 +6,6 @@ time of a step. Every step is written down in trained.log beside the trials.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,9 @@ from pathlib import Path
 
 import yaml
 
+from train.failure.lock import hold
+from zerotune.common.errors import UserError
+
 
 def loss_of(learning_rate: float, beta1: float, step: int) -> float:
     """The validation loss after a step; a learning rate above 1 diverges."""
@@ -25,18 +27,21 @@ def loss_of(learning_rate: float, beta1: float, step: int) -> float:
 
 def main() -> int:
     words = sys.argv[1:]
-    recipe = Path(words[words.index("--config") + 1])
-    share = float(words[words.index("--run.stop_at_share") + 1]) if "--run.stop_at_share" in words else 1.0
-    config = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    folder, steps = Path(config["run"]["folder"]), config["duration"]["max_steps"]
-    every = config["validation"]["every_steps"]
-    rate, beta1 = float(config["optim"]["learning_rate"]), float(config["optim"]["beta1"])
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    folder = Path(words[words.index("--config") + 1]).parent
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print("in use by another process", file=sys.stderr)
+        with hold(folder) as held:
+            held.begun = True
+            return train(folder, words)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 64
+
+
+def train(folder: Path, words: list[str]) -> int:
+    share = float(words[words.index("--run.stop_at_share") + 1]) if "--run.stop_at_share" in words else 1.0
+    config = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    steps, every = config["duration"]["max_steps"], config["validation"]["every_steps"]
+    rate, beta1 = float(config["optim"]["learning_rate"]), float(config["optim"]["beta1"])
     if rate > 1:
         print("step 1: 11 updates in a row had no finite gradient", file=sys.stderr)
         return 65

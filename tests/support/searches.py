@@ -8,14 +8,18 @@ import subprocess
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.search.space import read_space
 from train.search.study import Record, Study
+from train.search.trial import Starter, arguments
+
+if TYPE_CHECKING:
+    from tests.support.fault_runs import Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ROOT / "tests" / "support" / "fake_trainer.py"
 STEPS = 9
 
 
@@ -68,11 +72,33 @@ def trained(folder: Path) -> list[str]:
     return (folder / "study" / "trained.log").read_text(encoding="utf-8").splitlines()
 
 
+@dataclass(frozen=True)
+class Forked:
+    """A training process that the zygote has forked, with the part of Popen that a search uses."""
+
+    zygote: Zygote
+    pid: int
+
+    def poll(self) -> int | None:
+        code: int | None = self.zygote.ask(do="wait", pid=self.pid, seconds=0)["code"]
+        return code
+
+
+@dataclass(frozen=True)
+class WarmStarter(Starter):
+    """Starts the real trainer in processes that have imported all libraries."""
+
+    zygote: Zygote = field(kw_only=True)
+
+    def start(self, folder: Path, share: float) -> subprocess.Popen[bytes]:
+        began = self.zygote.start(arguments(folder, share), folder / "output")
+        return Forked(self.zygote, began.pids[0])  # type: ignore[return-value]
+
+
 if __name__ == "__main__":
     from train.search.__main__ import main
-    from train.search.trial import Starter
 
     if os.environ["FAKE_REPORT"] != "True":
         without = types.SimpleNamespace(BEST="best.yaml", write_study_report=lambda study: study.folder / "report.md")
         sys.modules["train.search.report"] = without  # type: ignore
-    sys.exit(main(sys.argv[1:], starter=Starter(words=(sys.executable, str(FAKE)))))
+    sys.exit(main(sys.argv[1:], starter=Starter(words=(sys.executable, "-m", "tests.support.fake_trainer"))))

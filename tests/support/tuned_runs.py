@@ -85,15 +85,17 @@ def finished_run(
     tuning: TuningConfig,
     dtype: str = "float32",
     tokenizer: Path | None = None,
+    precision: str | None = None,
     head: tuple[Any, dict[str, Any], str] | None = None,
     **model: str,
 ) -> torch.nn.Module:
     """Makes a run folder with one checkpoint, whole and committed. Returns the tuned model as training left it.
 
-    head: class to load, its options, and peft's task, where it is not a causal language model.
+    precision: of the run, if not that of dtype. head: class to load, its options, and peft's task, where it is not a
+    causal language model.
     """
     config = Config(
-        run=RunConfig(folder=str(folder), seed=3, precision="bf16" if dtype == "bfloat16" else "fp32"),
+        run=RunConfig(folder=str(folder), seed=3, precision=precision or ("bf16" if dtype == "bfloat16" else "fp32")),
         model=ModelConfig(path=str(base), tokenizer=str(tokenizer) if tokenizer else None, **model),
         tuning=tuning,
         data=DataConfig(train=[SourceConfig(path="rows.jsonl", format="qa")]),

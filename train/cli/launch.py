@@ -5,7 +5,6 @@ Options are checked before a launcher starts, so that a mistake gives one messag
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import textwrap
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from train.cli.environment import default_config
-from train.command_words import OPTIONS, split, with_recipes
+from train.command_words import refuse_slips, split, with_recipes
 from zerotune import shipped
-from zerotune.common import suggest
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.suggest import did_you_mean
@@ -37,7 +35,7 @@ def train(words: Sequence[str]) -> int:
     words = with_recipes(words)
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_usage("train RECIPE [RECIPE ...]", "one process, or one per GPU if there are several"))
-    _refuse_slips(words, Config)
+    refuse_slips(words, Config)
     if not _is_launched(options):
         from train.preflight import check_inputs
         from train.recipe import parse
@@ -58,7 +56,7 @@ def evaluate(words: Sequence[str]) -> int:
     words = with_recipes(words, "eval/")
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_usage("eval [RECIPE ...]", "one process"))
-    _refuse_slips(words, Config)
+    refuse_slips(words, Config)
     if not _is_launched(options) and options:
         from eval.config import parse
         from eval.preflight import check_inputs
@@ -68,15 +66,6 @@ def evaluate(words: Sequence[str]) -> int:
     from eval.main import main
 
     return main(words)
-
-
-def _refuse_slips(words: Sequence[str], settings: type) -> None:
-    """A launcher's option in a wrong spelling: the programs know none of these and could not say what was meant."""
-    own = {field.name for field in dataclasses.fields(settings)}
-    for name in (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")):
-        meant = suggest.nearest(name, [*OPTIONS, *own], cutoff=0.75)
-        if meant in OPTIONS and name not in own:
-            raise UserError(f"unknown option --{name}; did you mean --{meant}?")
 
 
 def _is_launched(options: Mapping[str, str]) -> bool:

@@ -31,6 +31,7 @@ from zerotune.common.process_exit import FROM_TERMINAL
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"
 STATUS_FILE = "status.json"
+TOUCH_SECONDS = 30.0
 
 State = Literal["running", "preempted", "finished", "failed"]
 
@@ -233,10 +234,14 @@ class Status:
             write_atomically(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable)
 
     def move(self, step: int) -> None:
-        """Update the step of a running run. Called often, so not synced to disk; write errors are ignored."""
+        """Update the step of a running run. Called often, so not synced to disk; write errors are ignored. In a long
+        step the file is touched, which tells other hosts that the run is alive.
+        """
         with self._lock, contextlib.suppress(OSError, CannotWriteError):
             if self._step not in (None, step):
                 self.write("running", step, durable=False)
+            elif self._step is not None and time.time() - self.path.stat().st_mtime > TOUCH_SECONDS:
+                os.utime(self.path)
 
 
 def read_status(run_folder: Path) -> dict[str, Any]:

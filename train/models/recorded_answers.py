@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zerotune.models.loss_head import causal_lm
+from zerotune.models.precision import HALF
 
 # English, Chinese, digits and code: enough to detect a wrong model, short enough for a CPU.
 TEXT = (
@@ -80,7 +81,7 @@ class Recorder:
         model: Gives the number of positions.
         tokenizer: For the text of the batch.
         rows: Tokens of data rows, which join the batch.
-        precision: Of the forward pass.
+        precision: Of the run. Weights that are kept in half precision are multiplied in it, in any run.
         device: For the batch.
         in_front: Positions that a tuned prompt takes.
     """
@@ -94,11 +95,13 @@ class Recorder:
         device: torch.device,
         in_front: int = 0,
     ) -> None:
-        model_config: Any = causal_lm(model).config
-        longest = getattr(model_config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        inner: Any = causal_lm(model)
+        longest = getattr(inner.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         positions = max(min(longest - in_front - SPARE_POSITIONS, POSITIONS), 1)
         self.ids_rt = batch(tokenizer, rows, len(tokenizer), positions)
-        self.precision, self.device = precision, device
+        stored = inner.dtype
+        coarse = precision == "fp32" and stored in HALF  # model.weights: bfloat16
+        self.precision, self.device = str(stored).removeprefix("torch.") if coarse else precision, device
         self.start_rtk: Tensor | None = None
 
     def begin(self, model: nn.Module) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.command_words import OPTIONS, recipe_file, split, with_recipes
+from train.command_words import OPTIONS as LAUNCHER_OPTIONS
+from train.command_words import recipe_file, refuse_slips, split, with_recipes
 from train.config import Config
 from train.recipe import parse
 from train.search.space import Space, check_values, read_space
@@ -77,6 +78,7 @@ def options(words: Sequence[str]) -> Options:
         own[name] = value if equals else rest.pop(0) if rest else ""
         if not own[name]:
             raise UserError(f"{name} needs a value: {OWN[name]}")
+    refuse_slips(others, Config, [*LAUNCHER_OPTIONS, *(name.removeprefix("--") for name in OWN)])
     if not own["--space"]:
         raise UserError("--space is missing: give a file that says which keys to search, see docs/search.md")
     if not own["--workers"].isdecimal() or own["--workers"] == "0":
@@ -116,7 +118,10 @@ def usage(prog: str = PROG) -> str:
             "",
             *(line(name, text) for name, text in OWN.items()),
             line("--KEY VALUE", "any key of the recipe, as in training (zerotune train --help)"),
-            line(f"--{OPTIONS[0]} NAME", "and other options of the launcher: as in zerotune train, for each trial"),
+            line(
+                f"--{LAUNCHER_OPTIONS[0]} NAME",
+                "and other options of the launcher: as in zerotune train, for each trial",
+            ),
             "",
         ]
     )

@@ -11,8 +11,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from eval.report.figure import drawable, fonts
 from train.report.figures import BLUE, GREY, ORANGE, STYLE
 from train.search.space import Parameter
 from train.search.study import Record
@@ -31,10 +32,10 @@ def draw(
     """Write the figures. Returns (caption, file) of each."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "font.family": fonts()}):
         for name, caption, figure in (
             ("curves", CURVES, _curves(records, best, metric)),
-            ("importances", "Importance of the parameters", _importances(importances)),
+            ("importances", "Importance of the parameters", _importances(importances, parameters)),
             ("parallel", PARALLEL, _parallel(records, best, parameters, metric, sign)),
         ):
             if figure is not None:
@@ -49,11 +50,13 @@ def _curves(records: Sequence[Record], best: Record, metric: str) -> Figure:
     axes = figure.subplots()
     axes.set_title(f"validation {metric}")
     axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     values = [value for record in records for value in record.validations.values()]
-    if values and min(values) > 0 and max(values) > 20 * min(values):
+    if _is_wide(values):
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(FuncFormatter(lambda value, _: plain(value)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        axes.yaxis.set_minor_locator(NullLocator())
     for record in records:
         if not record.validations:
             continue
@@ -68,16 +71,27 @@ def _curves(records: Sequence[Record], best: Record, metric: str) -> Figure:
     return figure
 
 
-def _importances(importances: Mapping[str, float]) -> Figure | None:
+def _is_wide(values: Sequence[float]) -> bool:
+    """Whether values need a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
+
+
+def _importances(importances: Mapping[str, float], parameters: Sequence[Parameter]) -> Figure | None:
     if not importances:
         return None
     figure = plt.figure(figsize=(8, 0.9 + 0.45 * len(importances)), layout="constrained")
     axes = figure.subplots()
     names = sorted(importances, key=lambda name: importances[name])
-    axes.barh(names, [importances[name] for name in names], color=BLUE)
+    shown = {parameter.name: _shown(parameter.name, k) for k, parameter in enumerate(parameters)}
+    axes.barh([shown[name] for name in names], [importances[name] for name in names], color=BLUE)
     axes.set_xlabel("share of the importance")
     axes.grid(visible=False, axis="y")
     return figure
+
+
+def _shown(name: str, place: int) -> str:
+    """The name of a parameter; its number in the order of the table if no font can draw it."""
+    return drawable(name, f"parameter {place + 1}")
 
 
 def _parallel(
@@ -86,13 +100,15 @@ def _parallel(
     shown = [record for record in records if record.value is not None]
     if len(shown) < 2:
         return None
-    figure = plt.figure(figsize=(max(6.0, 2.2 * (len(parameters) + 1)), 4.5), layout="constrained")
+    width = max(8.0, 1.7 * (len(parameters) + 1))  # shown in one width: the text of a wide figure is larger
+    figure = plt.figure(figsize=(width, width / 1.8), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
     order = sorted(shown, key=lambda record: sign * (record.value or 0.0))
     shade = mpl.colormaps["viridis"]
-    columns = [([record.values[p.name] for record in shown], p.log, p.points if p.choices else ()) for p in parameters]
-    columns.append(([record.value for record in shown], False, ()))
+    columns = [([record.values[p.name] for record in shown], p.log, _choices(p)) for p in parameters]
+    results = [record.value or 0.0 for record in shown]
+    columns.append(([*results], _is_wide(results), ()))
     heights = [_heights(*column) for column in columns]
     for record in shown:
         index, rank = shown.index(record), order.index(record) / max(len(order) - 1, 1)
@@ -101,13 +117,20 @@ def _parallel(
             range(len(heights)), [height[index] for height in heights], LINES.get(record.state, "-"),
             color=ORANGE if is_best else shade(rank), linewidth=2.6 if is_best else 1.2, zorder=3 - rank,
         )  # fmt: skip
-    axes.set_xticks(range(len(heights)), [*(p.name.rpartition(".")[2] for p in parameters), metric])
+    names = [*(_shown(p.name.rpartition(".")[2], k) for k, p in enumerate(parameters)), metric]
+    axes.set_xticks(range(len(heights)), names, fontsize=width / 0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     for place, (values, _, choices) in enumerate(columns):
         axes.axvline(place, color=GREY, linewidth=0.8)
-        _labels(axes, place, values, choices)
+        _labels(axes, place, values, choices, fontsize=width)
     return figure
+
+
+def _choices(parameter: Parameter) -> Sequence[Any]:
+    """The choices of a parameter from below, numbers by their size; empty for a range."""
+    choices: list[Any] = list(parameter.choices)
+    return sorted(choices) if all(type(choice) in (int, float) for choice in choices) else choices
 
 
 def _heights(values: Sequence[Any], log: bool, choices: Sequence[Any]) -> list[float]:
@@ -119,12 +142,16 @@ def _heights(values: Sequence[Any], log: bool, choices: Sequence[Any]) -> list[f
     return [(number - low) / (high - low) if high > low else 0.5 for number in numbers]
 
 
-def _labels(axes: Axes, place: int, values: Sequence[Any], choices: Sequence[Any]) -> None:
-    """The ends of an axis, or its choices."""
+def _labels(axes: Axes, place: int, values: Sequence[Any], choices: Sequence[Any], fontsize: float) -> None:
+    """The ends of an axis, or its choices: by number where no font can draw one."""
     if choices:
-        ends = [(k / max(len(choices) - 1, 1), str(choice)) for k, choice in enumerate(choices)]
+        texts = [drawable(str(choice), f"choice {k + 1}") for k, choice in enumerate(choices)]
+        ends = [(k / max(len(choices) - 1, 1), text) for k, text in enumerate(texts)]
     else:
         ends = [(0.0, plain(min(values))), (1.0, plain(max(values)))]
     for height, text in ends:
         short = text if len(text) <= SHORTEST else text[: SHORTEST - 1] + "…"
-        axes.annotate(short, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=9, va="center")
+        axes.annotate(
+            short, (place, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=fontsize, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+        )  # fmt: skip

@@ -8,8 +8,8 @@ from train.report.run import Run
 
 MARGIN = 0.01  # relative change of a loss that counts
 RULE = (
-    "overfitting: the validation loss ends more than 1 % above its lowest value, while the training loss fell further. "
-    "underfitting: over the last third of the validations both losses fell by more than 1 %, and the validation loss "
+    "Overfitting: the validation loss ends more than 1 % above its lowest value, while the training loss fell further. "
+    "Underfitting: over the last third of the validations both losses fell by more than 1 %, and the validation loss "
     "is lowest at the end (only of trials that trained to their ends). At least three validations are needed; the "
     "training loss is the mean since the one before."
 )

@@ -8,13 +8,13 @@ import dataclasses
 import html
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from train.config import Config
 from train.recipe import load, to_yaml
-from train.report.run import read_run
+from train.report.run import Run, read_run
 from train.search import figures
 from train.search.draw import distributions
 from train.search.fit import RULE, fit_of
@@ -24,7 +24,7 @@ from zerotune.common.console import counted, duration
 from zerotune.common.errors import UserError
 from zerotune.common.event_file import EventFile
 from zerotune.common.files import json_object, write_atomically
-from zerotune.common.markdown import bold, table
+from zerotune.common.markdown import Markup, bold, table
 from zerotune.common.mask_secrets import mask, mask_all, printable
 from zerotune.common.metric_format import plain
 
@@ -53,8 +53,9 @@ def write_study_report(study: Study) -> Path:
         sections.append(("Importance of the parameters", [_importance_note(study)], *_importances(importances)))
     heading = f"Search: {study.folder.resolve().name}"
     command = f"accelerate launch train/main.py --config {study.folder / BEST}"
+    recipe = (study.folder / BEST).read_text(encoding="utf-8")
     write_atomically(study.folder / "report.md", mask(_markdown(heading, sections, drawn, command, study.folder)))
-    write_atomically(study.folder / "report.html", mask(_page(heading, sections, drawn, command)))
+    write_atomically(study.folder / "report.html", mask(_page(heading, sections, drawn, command, recipe)))
     _write_hyperparameters(study, records, metric)
     return study.folder / "report.md"
 
@@ -89,21 +90,25 @@ def _total_steps(study: Study, record: Record) -> int:
 def _trials(study: Study, records: Sequence[Record], leader: Record, metric: str) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table of trials, the best first."""
     names = [parameter.name for parameter in study.space.parameters]
-    heads = ["trial", *names, metric, "steps", "state", "fit", "reason"]
+    heads = ["trial", metric, "steps", *names, "state", "fit", "reason"]
     order = {"complete": 0, "pruned": 1}
 
     def place(record: Record) -> tuple[int, float, int]:
         value = study.sign * record.value if record.value is not None else 0.0
         return order.get(record.state, 2), value, record.number
 
-    rows = []
+    rows, runs = [], _runs(study, records)
     for record in sorted(records, key=place):
         value = "-" if record.value is None else plain(record.value)
+        run = runs.get(record.number)
+        fit = fit_of(run, to_its_end=record.state == "complete") if run else ""
         rows.append(
-            [str(record.number), *(_shown(record.values[name]) for name in names),
-             bold(value) if record.number == leader.number else value,
-             f"{record.steps:,}", record.state, _fit(study, record), record.reason]
+            [str(record.number), bold(value) if record.number == leader.number else value, f"{record.steps:,}",
+             *(_shown(record.values[name]) for name in names), record.state, fit or "-", record.reason]
         )  # fmt: skip
+    before = _before_training(runs.values(), metric)
+    if before is not None:
+        rows.append(["-", plain(before), "0", *("-" for _ in names), "untrained", "-", "the model before training"])
     return heads, rows
 
 
@@ -111,10 +116,19 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
-def _fit(study: Study, record: Record) -> str:
-    with contextlib.suppress(UserError):  # it never began
-        return fit_of(read_run(study.trial_folder(record.number)), to_its_end=record.state == "complete") or "-"
-    return "-"
+def _runs(study: Study, records: Sequence[Record]) -> Mapping[int, Run]:
+    """The run of each trial that began."""
+    found = {}
+    for record in records:
+        with contextlib.suppress(UserError):
+            found[record.number] = read_run(study.trial_folder(record.number))
+    return found
+
+
+def _before_training(runs: Collection[Run], metric: str) -> float | None:
+    """The value before the first step, where it is the same for all trials."""
+    values = {run.curve(f"validation/{metric}").get(0) for run in runs}
+    return values.pop() if len(values) == 1 else None
 
 
 def importances_of(study: Study, records: Sequence[Record]) -> Mapping[str, float]:
@@ -181,12 +195,14 @@ def _markdown(
         parts += [table(heads, rows)] if rows else []
         if not place:
             parts += [f"![{caption}]({path.relative_to(folder)})" for caption, path in drawn]
-    parts += ["## Reproduction", f"    {command}"]
+    parts += ["## Reproduction", f"    {command}", f"[{BEST}]({BEST}) is the complete recipe."]
     parts.append(f"In TensorBoard, the tab HPARAMS shows the trials: `tensorboard --logdir {folder / CURVES}`")
     return "\n\n".join(parts) + "\n"
 
 
-def _page(heading: str, sections: Sequence[Section], drawn: Sequence[tuple[str, Path]], command: str) -> str:
+def _page(
+    heading: str, sections: Sequence[Section], drawn: Sequence[tuple[str, Path]], command: str, recipe: str
+) -> str:
     """One file that needs nothing else, and runs no code."""
     css = resources.files("eval.report").joinpath("page.css").read_text(encoding="utf-8")
     parts = [f"<h1>{html.escape(heading)}</h1>"]
@@ -195,7 +211,7 @@ def _page(heading: str, sections: Sequence[Section], drawn: Sequence[tuple[str, 
         parts += [f"<p>{html.escape(text)}</p>" for text in paragraphs]
         if rows:
             parts.append(f'<div class="wide"><table><tr>{_cells("th", heads)}</tr>')
-            parts += [f"<tr>{_cells('td', [text.strip('*') for text in row])}</tr>" for row in rows]
+            parts += [f"<tr>{_cells('td', row)}</tr>" for row in rows]
             parts.append("</table></div>")
         if not place:
             for caption, path in drawn:
@@ -203,14 +219,17 @@ def _page(heading: str, sections: Sequence[Section], drawn: Sequence[tuple[str, 
                 parts.append(f'<p><img alt="{html.escape(caption)}" src="data:image/png;base64,{image}"></p>')
                 parts.append(f'<p class="small">{html.escape(caption)}</p>')
     parts.append(f"<h2>Reproduction</h2><p><code>{html.escape(command)}</code></p>")
+    parts.append(f"<details><summary>{BEST}</summary><pre>{html.escape(recipe)}</pre></details>")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     body = "\n".join(parts)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<style>{css} img {{ max-width: 100%; }}</style></head><body><main>\n{body}\n</main></body></html>\n"
+        f"<style>{css} img {{ max-width: 100%; }} td:last-child {{ min-width: 14rem; }}</style>"
+        f"</head><body><main>\n{body}\n</main></body></html>\n"
     )
 
 
 def _cells(tag: str, texts: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+    shown = (f"<strong>{text.strip('*')}</strong>" if isinstance(text, Markup) else html.escape(text) for text in texts)
+    return "".join(f"<{tag}>{text}</{tag}>" for text in shown)

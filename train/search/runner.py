@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import time
@@ -18,14 +19,15 @@ from train.failure.stop import STOP_FILE
 from train.recipe import parse
 from train.search.draw import distributions, draw
 from train.search.schedule import Rungs, below_median
-from train.search.study import Claim, Record, Study, best
+from train.search.study import STALE_SECONDS, Claim, Record, Study, best
 from train.search.trial import Ended, Starter, Trial, write_recipe
 from zerotune.common.console import counted, duration, say
 from zerotune.common.errors import UserError
 from zerotune.common.files import write_atomically
 from zerotune.common.metric_format import plain
 
-POLL_SECONDS = 0.2
+LOOK_SECONDS = 1.0
+POLL_SECONDS = 0.05  # a trial that the median stops trains on for so long
 SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -94,19 +96,38 @@ class Search:
         self.space, self.rungs = study.space, Rungs.of(study.space.config)
         self.environments = environments(workers)
         self.running: list[Running] = []
+        self._looked = -math.inf  # when nothing was found to start; others promote trials too
+        self._awaited: int | None = None
 
     def run(self) -> bool:
         """Whether all trials of the study have ended. Stops early when asked to."""
         while True:
-            while len(self.running) < self.workers and not self.stop.requested():
-                begun = self._next()
-                if begun is None:
-                    break
-                self.running.append(begun)
-            if not self.running:
+            if time.monotonic() > self._looked + LOOK_SECONDS:
+                self._start_all()
+            if not self.running and (self.stop.requested() or not self._awaits_lost_host()):
                 return not self.stop.requested() and self._close()
             self._poll()
             time.sleep(POLL_SECONDS)
+
+    def _start_all(self) -> None:
+        """Start trials until all workers have one, or there is none to start."""
+        while len(self.running) < self.workers and not self.stop.requested():
+            begun = self._next()
+            if begun is None:
+                self._looked = time.monotonic()
+                break
+            self.running.append(begun)
+
+    def _awaits_lost_host(self) -> bool:
+        """Whether a trial may soon be taken over from a worker of another host that has died."""
+        found = self.study.lost()
+        if found and found[0] != self._awaited:
+            self._awaited, (name, silent) = found
+            left = duration(max(STALE_SECONDS - silent, 0))
+            say(
+                f"trial {self._awaited}: {name} has given no sign of life for {duration(silent)}; waiting {left} for it"
+            )
+        return found is not None
 
     def _poll(self) -> None:
         stopping = self.stop.requested()
@@ -121,6 +142,7 @@ class Search:
             ended = running.trial.poll()
             if ended is not None:
                 self.running.remove(running)
+                self._looked = -math.inf
                 self._record(running, ended)
                 running.claim.release()
 
@@ -188,10 +210,12 @@ class Search:
         found = running.trial.upto_share()
         if len(found) <= running.seen or running.trial.pruned:
             return
-        self.study.validated(running.number, found[running.seen :])
         for count in range(running.seen + 1, len(found) + 1):
-            if reason := self._stopped_by_median(running.number, found[:count]):
-                running.trial.prune(reason, found[:count])
+            step, value = found[count - 1]
+            self.study.validated(running.number, step, value)
+            reason = self._stopped_by_median(running.number, found[:count])
+            if reason and step != running.trial.total_steps:
+                running.trial.prune(reason, found[:count])  # what it trains until it has stopped does not count
                 break
         running.seen = len(found)
 

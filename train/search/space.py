@@ -57,8 +57,8 @@ class SpaceConfig:
     trials: PositiveInt | None = None
     seed: NonNegativeInt = 0
     startup_trials: PositiveInt = 5
-    reduction: Annotated[int, Field(ge=2)] = 3
-    rungs: Annotated[int, Field(ge=2, le=8)] = 3
+    reduction: Annotated[int, Field(ge=2)] = 2
+    rungs: Annotated[int, Field(ge=2, le=8)] = 4
 
 
 @dataclass(frozen=True)

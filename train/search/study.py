@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from train.config import Config
 from train.recipe import load
@@ -27,6 +27,7 @@ from zerotune.common.errors import UserError
 from zerotune.common.files import cannot_write, write_atomically
 from zerotune.common.yaml_lines import dump_yaml, read_yaml
 
+BEAT_SECONDS = 10.0
 STALE_SECONDS = 180.0  # without a heartbeat from another host; the locks of this host are reliable
 NAME = "search"
 
@@ -115,13 +116,11 @@ class Study:
             for key, value in facts.items():
                 self._storage.set_trial_user_attr(trial, key, value)
 
-    def validated(self, number: int, validations: Sequence[tuple[int, float]]) -> None:
-        """Record validations of a running trial."""
+    def validated(self, number: int, step: int, value: float) -> None:
+        """Record a validation of a running trial, unless it is known."""
         with self.locked():
-            known = self.optuna.get_trials(deepcopy=False)[number].intermediate_values
-            for step, value in validations:
-                if step not in known:
-                    self._storage.set_trial_intermediate_value(self._trial(number), step, value)
+            if step not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:
+                self._storage.set_trial_intermediate_value(self._trial(number), step, value)
 
     def end(self, number: int, state: str, value: float | None, reason: str, **facts: Any) -> None:
         """Record the end of a trial."""
@@ -141,7 +140,18 @@ class Study:
 
     def claim(self, number: int) -> Claim | None:
         """The right to run a trial, or None while another process has it."""
-        return Claim.take(self.folder / "claims" / f"{number:04d}")
+        return Claim.take(self._claim_file(number))
+
+    def lost(self) -> tuple[int, OtherHost] | None:
+        """A running trial whose worker on another host is silent, but not yet long enough to take it over."""
+        for record in self.records():
+            other = other_host(self._claim_file(record.number)) if record.state == "running" else None
+            if other and 3 * BEAT_SECONDS < other.silent < STALE_SECONDS + 3 * BEAT_SECONDS:
+                return record.number, other
+        return None
+
+    def _claim_file(self, number: int) -> Path:
+        return self.folder / "claims" / f"{number:04d}"
 
 
 def best(records: Sequence[Record], sign: int) -> Record | None:
@@ -162,11 +172,27 @@ def _record(trial: Any) -> Record:
     )  # fmt: skip
 
 
+class OtherHost(NamedTuple):
+    """The host of a worker that has a claim. silent: seconds since its last heartbeat."""
+
+    name: str
+    silent: float
+
+
+def other_host(claim: Path) -> OtherHost | None:
+    """Who has a claim, if that is a worker on another host."""
+    try:
+        name, beat = claim.read_text(encoding="utf-8", errors="replace"), claim.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return OtherHost(name, time.time() - beat) if name not in ("", socket.gethostname()) else None
+
+
 class Claim:
     """The right to run one trial: a locked file. The kernel drops the lock when the process ends, however it ends."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._beaten = descriptor, time.monotonic()
 
     @classmethod
     def take(cls, path: Path) -> Claim | None:
@@ -180,9 +206,7 @@ class Claim:
             if isinstance(error, BlockingIOError):
                 return None
             raise _no_locks(path, error) from error
-        host = os.pread(descriptor, 4096, 0).decode(errors="replace")
-        age = time.time() - os.fstat(descriptor).st_mtime
-        if host not in ("", socket.gethostname()) and age < STALE_SECONDS:
+        if (other := other_host(path)) and other.silent < STALE_SECONDS:
             os.close(descriptor)  # not every file system shows locks to other hosts
             return None
         os.ftruncate(descriptor, 0)
@@ -190,8 +214,10 @@ class Claim:
         return cls(descriptor)
 
     def beat(self) -> None:
-        """The heartbeat: this process is alive."""
-        os.utime(self._descriptor)
+        """The heartbeat: this process is alive. Called often, so most calls do nothing."""
+        if time.monotonic() > self._beaten + BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            os.utime(self._descriptor)
 
     def release(self) -> None:
         os.ftruncate(self._descriptor, 0)

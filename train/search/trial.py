@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ from typing import Any
 
 from train.config import Config
 from train.failure.lock import FILE as LOCK_FILE
-from train.failure.stop import STOP_FILE, read_status
+from train.failure.stop import STATUS_FILE, STOP_FILE, read_status
 from train.recipe import to_yaml
+from train.search.study import STALE_SECONDS
 from zerotune.common.files import json_object, write_atomically
 from zerotune.common.mask_secrets import printable
 
@@ -41,14 +43,18 @@ class Starter:
 
     def start(self, folder: Path, share: float) -> subprocess.Popen[bytes]:
         """The process that trains the recipe of a trial, up to a share of its steps."""
-        upto = [] if share >= 1 else ["--run.stop_at_share", repr(share)]
-        command = [*self.words, "--config", str(folder / "recipe.yaml"), *upto, *self.launch]
+        command = [*self.words, *arguments(folder, share), *self.launch]
         with (folder / LOG).open("ab") as log:
             # In a group of its own: Ctrl-C reaches it through the search, once.
             return subprocess.Popen(
                 command, env={**os.environ, **self.environment}, process_group=0,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+
+
+def arguments(folder: Path, share: float) -> list[str]:
+    """What a training process is given: the recipe of the trial, and a share of its steps to stop at."""
+    return ["--config", str(folder / "recipe.yaml"), *(["--run.stop_at_share", repr(share)] if share < 1 else [])]
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,14 @@ class Trial:
         """(step, value) of every finite validation so far, without the one before training."""
         return [(step, value) for step, value in self._curve.read() if step > 0]
 
+    @property
+    def total_steps(self) -> int | None:
+        """Of the whole run; None until it has read its data."""
+        return json_object(self.folder / "run.json").get("total_steps")
+
     def upto_share(self) -> Validations:
         """The validations up to the one that the share ends with: a resumed run may have gone beyond it."""
-        total = json_object(self.folder / "run.json").get("total_steps") or 0
+        total = self.total_steps or 0
         found: Validations = []
         for step, value in self.validations():
             found.append((step, value))
@@ -167,14 +178,14 @@ class Trial:
         status = read_status(self.folder)
         if status.get("state") == "finished":
             return True
-        total = json_object(self.folder / "run.json").get("total_steps")
-        found = self.validations()
+        total, found = self.total_steps, self.validations()
         return bool(total and found and self.share < 1 and found[-1][0] >= self.share * total - 1e-9)
 
     def _is_left_running(self) -> bool:
-        """Whether a process has the lock of the run folder."""
+        """Whether a process has the lock of the run folder. The lock of a lost host is removed."""
+        lock = self.folder / LOCK_FILE
         try:
-            descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR)
+            descriptor = os.open(lock, os.O_RDWR)
         except OSError:
             return False
         try:
@@ -183,6 +194,12 @@ class Trial:
             return True
         finally:
             os.close(descriptor)
+        if json_object(lock).get("host") in (None, socket.gethostname()):
+            return False
+        signs = [self.folder / name for name in (LOCK_FILE, LOG, STATUS_FILE)]
+        if time.time() - max(path.stat().st_mtime for path in signs if path.exists()) < STALE_SECONDS:
+            return True  # not every file system shows locks to other hosts
+        lock.unlink()
         return False
 
     def _message(self, code: int, status: Mapping[str, Any]) -> str:

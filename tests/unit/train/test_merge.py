@@ -175,6 +175,13 @@ def test_prompt_becomes_tokens(bases, tmp_path, base):
     assert not set(out[0, len(tokenizer("Hello")["input_ids"]) :].tolist()) & set(ids)
 
 
+def test_weights_in_half_precision_in_a_run_in_float32(bases, tmp_path):
+    finished_run(tmp_path / "run", bases["qwen2"], TuningConfig(kind="full"), dtype="bfloat16", precision="fp32")
+    recorded = merge(tmp_path / "run", tmp_path / "out", MergeConfig()).recorded
+    assert recorded is not None
+    assert (recorded.precision, recorded.allowed) == ("bfloat16", 2e-1)
+
+
 @pytest.mark.parametrize(
     ("weights", "kind"), [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)]
 )

@@ -535,6 +535,7 @@ class TestModelsFromScratch:
             ),
             (("rnn", "--tokenizer.split_punctuation", "true"), "applies only to tokenizer.kind: word; remove it"),
             (("rnn", "--tokenizer.vocabulary_size", "100"), "100 is too few for bpe, which has 256 bytes"),
+            (("rnn", "--tokenizer.vocabulary_size", "1000000000000"), "must be less than or equal to 10000000"),
             (("rnn", "--objective", "regression"), "model.family: a new model learns causal_lm or numeric, not"),
         ],
     )

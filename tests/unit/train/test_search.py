@@ -134,6 +134,8 @@ def test_a_grid_of_keys_that_are_set_together(tmp_path: Path) -> None:
         (["recipes/cpu.yaml", "--space"], "--space needs a value"),
         (["recipes/cpu.yaml", "--space", "nowhere.yaml"], "nowhere.yaml: there is no such recipe"),
         (["--space", "recipes/cpu.yaml"], "no recipe"),
+        (["recipes/cpu.yaml", "--sapce", "recipes/cpu.yaml"], "unknown option --sapce; did you mean --space?"),
+        (["recipes/cpu.yaml", "--space=recipes/cpu.yaml", "--worker=2"], "--worker; did you mean --workers?"),
         (["recipes/cpu.yaml", "--space", "recipes/cpu.yaml", "--workers", "0"], "must be a whole number from 1 on"),
         (["recipes/cpu.yaml", "--space", "recipes/cpu.yaml", "--num_machines", "2"], "a trial runs on one machine"),
     ],
@@ -189,7 +191,7 @@ def test_tpe_draws_near_what_was_good(tmp_path: Path) -> None:
 
 
 def test_halving_promotes_one_of_three_and_the_best_in_the_end() -> None:
-    rungs = Rungs.of(SpaceConfig(pruner="halving"))
+    rungs = Rungs.of(SpaceConfig(pruner="halving", reduction=3, rungs=3))
     assert rungs.shares == pytest.approx((1 / 9, 1 / 3, 1))
     first = [record(0, 3.0), record(1, 1.0)]
     assert rungs.promotable(first, 1, all_drawn=False) is None
@@ -204,15 +206,21 @@ def test_halving_promotes_one_of_three_and_the_best_in_the_end() -> None:
 
 
 def test_the_last_rung_waits_for_trials_that_are_still_to_be_promoted() -> None:
-    rungs = Rungs.of(SpaceConfig(pruner="halving"))
+    rungs = Rungs.of(SpaceConfig(pruner="halving", reduction=3, rungs=3))
     six = [record(0, 1.0, 0.9), *(record(k, 2.0 + k) for k in range(1, 6))]
     assert rungs.promotable(six, 1, all_drawn=True) == 1  # 2 of 6 go on before the best of them does
     six[1] = record(1, 3.0, 0.8)
     assert rungs.promotable(six, 1, all_drawn=True) == 1
 
 
+def test_halving_begins_with_an_eighth_and_promotes_half() -> None:
+    rungs = Rungs.of(SpaceConfig(pruner="halving"))
+    assert rungs.shares == (1 / 8, 1 / 4, 1 / 2, 1)
+    assert rungs.promotable([record(0, 3.0), record(1, 1.0)], 1, all_drawn=False) == 1
+
+
 def test_hyperband_has_brackets_that_start_later() -> None:
-    rungs = Rungs.of(SpaceConfig(pruner="hyperband"))
+    rungs = Rungs.of(SpaceConfig(pruner="hyperband", reduction=3, rungs=3))
     firsts = [rungs.first(number) for number in range(100)]
     assert firsts[:4] == [0, 0, 1, 0]
     assert firsts.count(0) > firsts.count(1) > firsts.count(2) > 0
