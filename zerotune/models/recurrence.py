@@ -82,6 +82,10 @@ class Transition(nn.Linear):
         return self.weight.T
 
 
+class Recurrent(Transition):
+    """The matrix that multiplies the state; it starts otherwise than that of the input."""
+
+
 def matrix(transition: nn.Module, size: int, like: Tensor) -> Tensor:
     """The matrix [d, g] of a `Transition`, or of the adapter around it, in the dtype of `like`."""
     found: Tensor = transition(torch.eye(size, device=like.device))
@@ -96,7 +100,7 @@ class RnnLayer(GradientCheckpointingLayer):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.input = nn.Linear(width, width)
-        self.recurrent = Transition(width, width)
+        self.recurrent = Recurrent(width, width)
 
     def forward(
         self, x_nd: Tensor, steps: Steps, state: State, bptt_tokens: int, keep_state: bool = True
@@ -168,7 +172,7 @@ class LstmLayer(GradientCheckpointingLayer):
         super().__init__()
         self.width = width
         self.input = Transition(width, 4 * width)
-        self.recurrent = Transition(width, 4 * width)
+        self.recurrent = Recurrent(width, 4 * width)
         self.bias = nn.Parameter(torch.zeros(4 * width))
 
     def forward(

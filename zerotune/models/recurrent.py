@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from zerotune.models.attention import document_lengths, row_starts
-from zerotune.models.recurrence import LstmLayer, RnnLayer, State, Steps
+from zerotune.models.recurrence import LstmLayer, Recurrent, RnnLayer, State, Steps, Transition
 
 EVERYTHING = 2**62  # steps: gradients go back to the start of the row
 
@@ -103,19 +103,18 @@ class RecurrentModel(PreTrainedModel):
         hundreds of steps nothing is learned but the frequencies of words (docs/decisions/0025).
         """
         width, outside = self.config.hidden_size, self.config.initializer_range
-        if isinstance(module, (RnnLayer, LstmLayer)):
-            limit = nn.init.calculate_gain("tanh") * math.sqrt(3 / width)
-            init.uniform_(module.input.weight, -limit, limit)
-            gates = [
-                nn.init.orthogonal_(torch.empty(width, width)) for _ in range(len(module.recurrent.weight) // width)
-            ]
-            init.copy_(module.recurrent.weight, torch.cat(gates))
-            if isinstance(module, LstmLayer):
-                init.copy_(module.bias, F.pad(torch.ones(width), (width, 2 * width)))
-            else:
-                init.zeros_(module.input.bias)
-        elif isinstance(module, nn.Embedding) or module is getattr(self, "lm_head", None):
-            init.uniform_(module.weight, -outside, outside)
+        if isinstance(module, LstmLayer):
+            init.copy_(module.bias, F.pad(torch.ones(width), (width, 2 * width)))
+        elif isinstance(module, Recurrent):
+            gates = len(module.weight) // width
+            init.copy_(module.weight, torch.cat([nn.init.orthogonal_(torch.empty(width, width)) for _ in range(gates)]))
+        elif isinstance(module, (nn.Embedding, nn.Linear)):
+            has_bias = getattr(module, "bias", None) is not None  # the input of an RNN; the output layer has none
+            is_input = has_bias or isinstance(module, Transition)
+            limit = nn.init.calculate_gain("tanh") * math.sqrt(3 / width) if is_input else outside
+            init.uniform_(module.weight, -limit, limit)
+            if has_bias:
+                init.zeros_(cast(Tensor, module.bias))
 
 
 class ScaledEmbedding(nn.Embedding):
