@@ -1,20 +1,18 @@
 """An RNN, an LSTM and a Transformer from scratch on the same text, compared on one page (docs/from-scratch.md).
 
     make experiment-language-models                                    # small stand-ins: some minutes on 2 cores
-    python examples/language_models.py --data.train.0.path ptb.train.txt --inside ptb.test.txt --outside news.txt \\
-        --out runs/penn-treebank --trials 12 --duration.max_epochs 10
+    python examples/language_models.py --data.train.0.path ptb.train.txt --data.validation.0.path ptb.valid.txt \\
+        --inside ptb.test.txt --outside news.txt --tokenizer.kind word --out runs/penn-treebank --trials 12
 
 For each family: a search over learning rate and dropout (recipes/spaces/language-model.yaml), a run of the best recipe,
-then for all three the perplexity of each row inside and outside the domain, the words that distinguish both texts, and
-continuations of "the meaning of life is". Further options belong to recipes/language-model.yaml. The same command
+then for all three the perplexity of each sentence inside and outside the domain, the words that distinguish both texts,
+and continuations of "the meaning of life is". Further options belong to recipes/language-model.yaml. The same command
 continues what was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 import subprocess
 import sys
@@ -22,53 +20,73 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the project can be imported without installation
 
-from train.report.compare import columns
-from train.report.run import Run, read_run
+from examples.language_models_page import FAMILIES, page
+from zerotune.data.labelled_lines import is_labelled
+from zerotune.data.read_text import DOCUMENT_END
+from zerotune.data.text_files import whole
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("rnn", "lstm", "transformer")
 PROMPT = "the meaning of life is"
 RECIPE, SPACE = "recipes/language-model.yaml", "recipes/spaces/language-model.yaml"
+BAD_INPUT = 64  # exit code, as of the project's commands
 
 
 def main() -> int:
     given, options = arguments()
     out = Path(given.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    texts = [sentences(Path(given.inside), out / "inside.jsonl"), sentences(Path(given.outside), out / "outside.jsonl")]
     for family in FAMILIES:
         best = search(family, out, given.trials, options)
         train(best, out / family)
-    texts = [rows(Path(given.inside), out / "inside.jsonl"), rows(Path(given.outside), out / "outside.jsonl")]
     evaluate(out, texts, given.temperatures)
     path = out / "index.html"
-    path.write_text(page(out), encoding="utf-8")
+    path.write_text(page(out, texts), encoding="utf-8")
     print(f"Report: {path}")
     return 0
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inside", default="examples/data/corpus_heldout.jsonl", help="a test text of the domain")
-    parser.add_argument("--outside", default="examples/data/news.jsonl", help="a text of another domain")
+    parser.add_argument("--inside", help="a test text of the domain: .txt with a sentence on each line, or rows")
+    parser.add_argument("--outside", help="a text of another domain")
     parser.add_argument("--out", default="runs/language-models")
     parser.add_argument("--trials", type=int, default=4, help="of the search of each family")
     parser.add_argument("--temperatures", nargs=2, type=float, default=[0.5, 1.2], metavar=("LOW", "HIGH"))
-    return parser.parse_known_args()
+    given, options = parser.parse_known_args()
+    own = {word.partition("=")[0] for word in options}
+    lacks = [word for word in ("--inside", "--outside") if not getattr(given, word[2:])]
+    lacks += [word for word in ("--data.validation.0.path",) if word not in own]
+    if "--data.train.0.path" in own and lacks:
+        parser.error(f"--data.train.0.path: a text of your own needs {' and '.join(lacks)} as well")
+    given.inside = given.inside or str(ROOT / "examples/data/corpus_heldout.jsonl")
+    given.outside = given.outside or str(ROOT / "examples/data/news.jsonl")
+    return given, options
 
 
-def rows(text: Path, out: Path) -> Path:
-    """A file with a row for each sentence: of a plain text, each line that is not blank."""
-    if text.suffix != ".txt":
+def sentences(text: Path, out: Path) -> Path:
+    """A file with a row for each sentence: of a plain text, each line that is not blank. Rows and sentence@label lines
+    (UTF-8 or ISO-8859-1) are read by the evaluation itself.
+    """
+    if not text.is_file():
+        fail(f"{text}: no such file")
+    if text.suffix != ".txt" or is_labelled(text):
         return text.resolve()
-    lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
-    out.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines if line), encoding="utf-8")
+    content, problem = whole(text)
+    if problem:
+        fail(f"{text}: {problem}. Convert it: iconv -f ISO-8859-1 -t UTF-8 {text} > {text.stem}-utf8.txt")
+    lines = [line.strip() for line in content.splitlines()]
+    rows = [json.dumps({"text": line}) + "\n" for line in lines if line and line != DOCUMENT_END]
+    out.write_text("".join(rows), encoding="utf-8")
     return out
+
+
+def fail(message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 def run(*words: str | Path) -> None:
@@ -91,8 +109,7 @@ def search(family: str, out: Path, trials: int, options: Sequence[str]) -> Path:
 
 def train(recipe: Path, folder: Path) -> None:
     """Train and merge the best recipe in a run of its own."""
-    run("accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml", "train/main.py",
-        "--config", recipe, "--run.folder", folder, "--merge.at_end", "true")  # fmt: skip
+    run("train.cli", "train", "--config", recipe, "--run.folder", folder, "--merge.at_end", "true")
 
 
 def evaluate(out: Path, texts: Sequence[Path], temperatures: Sequence[float]) -> None:
@@ -104,42 +121,11 @@ def evaluate(out: Path, texts: Sequence[Path], temperatures: Sequence[float]) ->
         "tasks": ["perplexity", "samples"],
         "data": {"perplexity": [str(path) for path in texts], "samples": str(prompts)},
         "temperatures": list(temperatures),
+        "precision": "fp32",  # small models: exact numbers cost little
         "out": str(out / "eval"),
     }
     (out / "eval.yaml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
     run("eval", "--config", out / "eval.yaml")
-
-
-def page(out: Path) -> str:
-    """The page: the runs and their curves, the searches, and the whole report of the evaluation inside."""
-    runs = [read_run(out / family) for family in FAMILIES]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("language_models.html.jinja").render(
-        columns=columns(runs),
-        rows=range(len(runs)),
-        curves=base64.b64encode(curves(runs)).decode(),
-        searches=[(family, f"search-{family}/report.html") for family in FAMILIES],
-        evaluation=(out / "eval/report.html").read_text(encoding="utf-8"),
-    )
-
-
-def curves(runs: Sequence[Run]) -> bytes:
-    """The loss of all runs in one figure (SVG): faint in training, with dots on held-out rows."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, one in enumerate(runs):
-        training, held_out = one.curve("train/loss"), one.curve("validation/loss")
-        axes.plot(list(training), list(training.values()), color=f"C{number}", alpha=0.3)
-        axes.plot(list(held_out), list(held_out.values()), "o-", color=f"C{number}", label=one.folder.name)
-    axes.set(xlabel="optimizer step", ylabel="loss, nats per token")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
 
 
 if __name__ == "__main__":
