@@ -39,10 +39,9 @@ class Steps:
     @classmethod
     def of(cls, index_n: Tensor, lengths: Sequence[int]) -> Steps:
         """Steps of rows that follow each other in `index_n`, the indices of their tokens."""
-        longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        row_b = torch.tensor(longest_first)
-        length_b = torch.tensor(lengths)[row_b]
-        start_b = (torch.cumsum(torch.tensor(lengths), 0) - torch.tensor(lengths))[row_b]
+        given_b = torch.tensor(lengths)
+        length_b, row_b = given_b.sort(descending=True, stable=True)
+        start_b = (given_b.cumsum(0) - given_b)[row_b]
         position_t1 = torch.arange(int(length_b[0]))[:, None]
         is_token_tb = position_t1 < length_b
         size_t = is_token_tb.sum(1)
