@@ -393,8 +393,8 @@ class ValidationConfig:
     Args:
         every_steps: Validate every this many steps; by default after each epoch.
         at_start: Also validate before the first step; the report compares with it.
-        metric: The metric that chooses the best checkpoint. auto is loss for causal_lm, reward for ppo, else f1,
-            accuracy or pearson.
+        metric: The metric that chooses the best checkpoint. auto is loss for causal_lm and numeric, reward for
+            ppo, else f1, accuracy or pearson.
         patience: Stop after this many validations without improvement; 0 disables early stopping.
         max_rows: Use at most this many held-out rows; 0: all.
         samples: Held-out prompts whose answers are shown in TensorBoard and the report.
@@ -486,9 +486,9 @@ class Config:
     """A whole training run.
 
     Args:
-        objective: What is trained: causal_lm (pre-training and SFT), token_classification (a class for each word),
-            sequence_classification (a class for a text), regression (a value for a text), reward_model (from preference
-            pairs), ppo (reinforcement learning with rewards).
+        objective: What is trained: causal_lm (pre-training and SFT), numeric (the same with numbers as values),
+            token_classification (a class for each word), sequence_classification (a class for a text), regression (a
+            value for a text), reward_model (from preference pairs), ppo (reinforcement learning with rewards).
     """
 
     objective: ObjectiveName = "causal_lm"

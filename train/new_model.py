@@ -19,6 +19,7 @@ from train.data.learn_tokenizer import learn_tokenizer
 from train.data.rank_sync import together
 from train.models.load import load_tokenizer
 from train.protocols import Ranks
+from zerotune.models.numeric import add_token
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -46,8 +47,10 @@ def _write(config: Config) -> list[str]:
     if model.tokenizer:
         tokenizer: Any = load_tokenizer(model)
     else:
-        spec = LabelSpec(labels=tuple(config.head.labels))
+        spec = LabelSpec(labels=tuple(config.head.labels), numbers=config.spec.numbers)
         tokenizer, lines = learn_tokenizer(config.tokenizer, config.data, config.run.seed, spec)
+        if config.spec.numbers:
+            add_token(tokenizer)
         tokenizer.save_pretrained(draft)
     tokens = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in TOKENS}}
     assert model.spec is not None

@@ -34,6 +34,7 @@ class ObjectiveSpec:
     has_columns: `train.config.Config` -> whether the rows must have the columns of their format.
     asks: whether it samples answers to the rows' prompts, so that rows need no answer.
     from_scratch: whether a new model can be trained for it (model.family).
+    numbers: whether each number of a text is a token with a value.
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     """
 
@@ -46,6 +47,7 @@ class ObjectiveSpec:
     has_columns: Callable[[Any], bool] = lambda config: True
     asks: bool = False
     from_scratch: bool = False
+    numbers: bool = False
     checks: str = ""
 
     def problems(self, config: Any) -> Problems:
@@ -119,6 +121,22 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         metrics={"loss": True, "perplexity": True, "exact_match": False},
         keys=("head.labels",),
         from_scratch=True,
+    ),
+    "numeric": ObjectiveSpec(
+        "train.objectives.numeric:NumericLM",
+        formats=(*text_formats(), "labelled"),
+        metrics={
+            "loss": True,
+            "perplexity": True,
+            "value_loss": True,
+            "number_recall": False,
+            "number_precision": False,
+        },
+        section="train.config_numeric:NumericConfig",
+        keys=("head.labels",),
+        from_scratch=True,
+        numbers=True,
+        checks="train.recipe_checks_numeric:problems",
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from train.data.number_tokens import NumberTokens
 from train.data.templates import ChatTemplate, full_text
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
@@ -37,6 +38,7 @@ class LabelSpec:
     labels: the names of the classes by their numbers; without any, labels are used as they are.
     sub_words: the tokens of a word at which its class is learned.
     asks: whether rows are prompts that the model answers in training; their own answer may be missing.
+    numbers: whether each number of a text is a token with a value.
     """
 
     formats: tuple[str, ...] = OBJECTIVES["causal_lm"].formats
@@ -44,6 +46,7 @@ class LabelSpec:
     labels: tuple[str, ...] = ()
     sub_words: Literal["first", "all"] = "first"
     asks: bool = False
+    numbers: bool = False
 
     @property
     def has_labels(self) -> bool:
@@ -102,6 +105,7 @@ class LabelEncoder:
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self.tokenizer, self.settings, self.label_spec = tokenizer, settings, settings.label_spec
+        self.number_tokens = NumberTokens(tokenizer)
 
     def __call__(self, example: Labelled | Tagged | Preference) -> LabelledExample:
         """The row as tokens.
@@ -125,6 +129,10 @@ class LabelEncoder:
     def _as_words(self, row: Labelled) -> LabelledExample:
         """The sentence and the label's words; only the label and the end are learned."""
         prompt, label = self.texts(row)
+        values: tuple[float, ...] = ()
+        if self.label_spec.numbers:
+            shown, ((border, _),) = self.number_tokens(prompt + label, [(len(prompt), len(prompt + label))])
+            prompt, label, values = shown.text[:border], shown.text[border:], shown.values
         start = [] if self.settings.bos is None else [self.settings.bos]
         end = [] if self.settings.eos is None else [self.settings.eos]
         before = len(start) + len(self._plain(prompt.rstrip()))
@@ -136,7 +144,7 @@ class LabelEncoder:
             )
         label_mask_t = np.zeros(len(ids), np.uint8)
         label_mask_t[max(before, 1) :] = FIRST
-        return LabelledExample([LabelledWindow(np.array(ids, np.int32), label_mask_t, ())])
+        return LabelledExample([LabelledWindow(np.array(ids, np.int32), label_mask_t, values)])
 
     def _classified(self, row: Labelled) -> LabelledExample:
         """A sentence, or two, with the tokenizer's special tokens; the last token is the label position."""

@@ -22,10 +22,12 @@ from train.data.sources import find
 from train.data.tokenize import Encoder
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
+from zerotune.data.numbers_in_text import NUM
 from zerotune.data.raw_row import BadRow
 
 UNKNOWN, END = "<unk>", "<eos>"
 SPECIAL = (UNKNOWN, END)
+MARKS = re.compile("|".join((*SPECIAL, NUM)))  # in a corpus that is tokenised already, or of numbers as tokens
 LINE_END = Regex(rf"\s*({END}\s*)?\n\s*")
 LONGEST_WORD = 256  # bytes of a word that byte pairs are learned from: the time grows with the square of its length
 SAMPLE_TEXTS = 1000  # looked at for text without spaces

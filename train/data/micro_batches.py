@@ -205,6 +205,8 @@ def _packed(documents: Sequence[Document]) -> tuple[dict[str, object], torch.Ten
     }
     if any(document.second for document in documents):
         inputs["token_type_ids"] = _row([_sentence_numbers(document) for document in documents])
+    if values := _number_values(documents):
+        inputs["values"] = _row(values)
     return inputs, _row([document.targets_t for document in documents])
 
 
@@ -231,7 +233,13 @@ def _padded(documents: Sequence[Document], pad: int) -> tuple[dict[str, object],
     }
     if any(document.second for document in documents):
         inputs["token_type_ids"] = table([_sentence_numbers(document) for document in documents], 0)
+    if values := _number_values(documents):
+        inputs["values"] = table(values, 0.0)
     return inputs, table(targets, nothing(targets[0]))
+
+
+def _number_values(documents: Sequence[Document]) -> list[NDArray[np.float64]]:
+    return [document.values_t for document in documents if document.values_t is not None]
 
 
 def _sentence_numbers(document: Document) -> NDArray[np.int32]:

@@ -77,7 +77,7 @@ def prepare(
     form = (
         partial(LabelledDataset, label_spec=label_spec, labels=_labels(train, label_spec))
         if label_spec.has_labels
-        else Encoded
+        else partial(Encoded, number_token=setup.number_token)
     )
     train_rows, held_rows = form(train), form(held) if held else None
     parts = [train_rows.digest, held_rows.digest if held_rows else "", weights, setup.template_hash]

@@ -15,6 +15,7 @@ from train.data.tokenize import Settings
 from train.protocols import Ranks
 from zerotune.common.errors import UserError
 from zerotune.data.formats import known_as
+from zerotune.data.numbers_in_text import NUM
 from zerotune.data.word_windows import untruncated
 from zerotune.models.run_facts import read_run_json, template_date_of
 
@@ -42,6 +43,11 @@ class Setup:
     validation: list[Spec]
     template: ChatTemplate | None
     day: date
+
+    @property
+    def number_token(self) -> int | None:
+        """See `Settings`."""
+        return self.train[0].settings.number_token if self.train else None
 
     @property
     def template_hash(self) -> str:
@@ -86,6 +92,7 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
     day = day or date.today()
     template = resolve(config.chat_template, tokenizer, day) if uses_template else None
     text = str(untruncated(tokenizer.backend_tokenizer).to_str())
+    number_token = tokenizer.convert_tokens_to_ids(NUM) if label_spec.numbers else None
     marks = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None
 
@@ -97,7 +104,7 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
                 number,
                 Settings(
                     tokenizer=text,
-                    marks=marks,
+                    marks=marks - {number_token},
                     bos=bos,
                     eos=tokenizer.eos_token_id,
                     template=template,
@@ -108,6 +115,7 @@ def set_up(config: DataConfig, tokenizer: Any, label_spec: LabelSpec = TO_PREDIC
                     label_spec=label_spec,
                     pad=tokenizer.pad_token_id,
                     numbers_pairs="token_type_ids" in tokenizer.model_input_names,
+                    number_token=number_token,
                 ),
             )
             for number, source in enumerate(listed)

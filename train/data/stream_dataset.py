@@ -14,6 +14,7 @@ from typing import Any
 
 from train.config import DataConfig
 from train.data.held_out import NO_OVERLAP, without_overlap
+from train.data.label_encoder import TO_PREDICT, LabelSpec
 from train.data.mixture import Mark, Mixture, marks_from_json, marks_to_json
 from train.data.rank_sync import from_first, together
 from train.data.rows import bad_rows_error
@@ -107,7 +108,7 @@ class StreamingCorpus:
         if self.validation is not None and any(map(len, parts)):
             parts, overlap = without_overlap(parts, self.validation.parts, self.config.on_overlap)
             notes += [line for line in overlap if line != NO_OVERLAP]
-        return Encoded(parts, [f"window {number}: {line}" for line in notes])
+        return Encoded(parts, [f"window {number}: {line}" for line in notes], self.setup.number_token)
 
 
 class _Reader:
@@ -176,7 +177,14 @@ class _Reader:
         return {"tables": tables, "notes": lines, "bad": bad}
 
 
-def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: date | None = None) -> StreamingCorpus:
+def stream(
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    ranks: Ranks,
+    day: date | None = None,
+    label_spec: LabelSpec = TO_PREDICT,
+) -> StreamingCorpus:
     """A corpus whose training rows are read window by window. A collective.
 
     Validation data are prepared completely.
@@ -184,7 +192,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
     Raises:
         UserError: As `prepare`; bad rows of the training data only when their window is reached.
     """
-    setup = set_up(config, tokenizer, day=day)
+    setup = set_up(config, tokenizer, label_spec, day)
 
     def describe() -> list[Any]:
         sources = [find(spec.config, spec.key, streaming=True) for spec in setup.train]
@@ -197,7 +205,7 @@ def stream(config: DataConfig, tokenizer: Any, seed: int, ranks: Ranks, day: dat
 
     content, bound, names, ends = from_first(ranks, describe)
     held, lines = load_parts(setup.validation, config, seed, ranks)
-    validation = Encoded(held) if held else None
+    validation = Encoded(held, number_token=setup.number_token) if held else None
     digest = hashlib.sha256(f"{bound} {validation.digest if validation else ''} {setup.template_hash}".encode())
     streamed = [
         f"{spec.key} {spec.config.path} ({spec.config.format}): streamed by {config.streaming_window_rows:,} rows"

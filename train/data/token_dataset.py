@@ -58,10 +58,11 @@ class Encoded:
     lengths_n: tokens of each row. learned_n: how many of them are learned. sources_n: number of the row's source in
     the recipe. digest: sha256 of this content in this order.
     notes: lines for the user about these rows, if they are a window of a stream.
+    number_token: see `train.data.tokenize.Settings`.
     """
 
-    def __init__(self, parts: Sequence[Part], notes: Sequence[str] = ()) -> None:
-        self.parts, self.notes = tuple(parts), tuple(notes)
+    def __init__(self, parts: Sequence[Part], notes: Sequence[str] = (), number_token: int | None = None) -> None:
+        self.parts, self.notes, self.number_token = tuple(parts), tuple(notes), number_token
         self.starts = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)
         self.lengths_n: NDArray[np.int32] = self._joined("lengths_n", np.int32)
         self.learned_n: NDArray[np.int32] = self._joined("learned_n", np.int32)
@@ -95,8 +96,17 @@ class Encoded:
 
     def documents(self, row: int) -> list[Document]:
         """The row as a document whose targets are the next tokens."""
-        ids_t, labels_t = self.tokens(row)
-        return [Document.to_predict(ids_t, labels_t)]
+        return [Document.to_predict(*self.tokens(row), self.number_values(row))]
+
+    def number_values(self, row: int) -> NDArray[np.float64] | None:
+        """[t]: the value of each token that stands for a number, 0.0 for others; None if numbers are ordinary text."""
+        if self.number_token is None:
+            return None
+        part, place = self._find(row)
+        ids_t = part.table.tokens(place)[0]
+        values_t = np.zeros(len(ids_t))
+        values_t[ids_t == self.number_token] = part.table.label_values(place)
+        return values_t
 
     def row_id(self, row: int) -> str:
         """`file:line` of a row, with its number if several rows are on that line."""

@@ -142,7 +142,7 @@ class TokenTable:
         return ids_k[start:end], learned_k[start:end]
 
     def label_values(self, index: int) -> NDArray[np.float64]:
-        """The labels at the label positions of row `index`; empty for a language model."""
+        """The labels at the label positions of row `index`, or the values of its numbers; empty if it has none."""
         batch, row = self._find(index)
         offsets, values_g = self.label_lists[batch]
         return values_g[int(offsets[row]) : int(offsets[row + 1])]

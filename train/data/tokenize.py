@@ -20,6 +20,7 @@ from tokenizers import Encoding, Tokenizer
 
 from train.data.end_tokens import ending_spans, last_tokens
 from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
+from train.data.number_tokens import NumberTokens
 from train.data.rows import joined
 from train.data.sources import NumberedRow
 from train.data.templates import OTHER_PROMPT, ChatTemplate, continuation_text, render
@@ -30,6 +31,7 @@ from zerotune.data.fields import Fields, RowError
 from zerotune.data.fit_messages import Span
 from zerotune.data.formats import FORMATS, Example, known_as, parts_left_out
 from zerotune.data.labelled import Labelled
+from zerotune.data.numbers_in_text import RULES_VERSION
 from zerotune.data.preference import Continuation, Preference
 from zerotune.data.raw_row import BadRow, Row
 from zerotune.data.tagged import Tagged
@@ -42,6 +44,7 @@ class Settings:
     tokenizer: its JSON, without truncation and padding. marks: ids of added (special) tokens.
     bos, eos: tokens at the start and end of a corpus text; None for none.
     numbers_pairs: whether the tokenizer distinguishes two sentences (token_type_ids).
+    number_token: that stands for each number; None if numbers are ordinary text.
     """
 
     tokenizer: str
@@ -56,14 +59,14 @@ class Settings:
     label_spec: LabelSpec = TO_PREDICT
     numbers_pairs: bool = False
     pad: int | None = None
+    number_token: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """The settings as short JSON; equal settings give equal tokens."""
         corpus = self.is_corpus
+        spec = {key: value for key, value in vars(self.label_spec).items() if key != "numbers"}
         labelled = (
-            {**vars(self.label_spec), "numbers_pairs": self.numbers_pairs, "pad": self.pad}
-            if FORMATS[self.format].has_labels
-            else None
+            {**spec, "numbers_pairs": self.numbers_pairs, "pad": self.pad} if FORMATS[self.format].has_labels else None
         )
         return {
             "tokenizer": hashlib.sha256(self.tokenizer.encode()).hexdigest(),
@@ -79,6 +82,7 @@ class Settings:
             **(
                 {"asks": True} if self.label_spec.asks and not corpus else {}
             ),  # absent if false: older tables stay valid
+            **({"numbers": RULES_VERSION} if self.label_spec.numbers else {}),
         }
 
     @property
@@ -102,8 +106,8 @@ class Chunk:
     rows: number of rows that were read. bad: rows that cannot be used, with the number of their file; `unreadable` of
     them failed before tokenisation, `missing` of these lack a field, and the first of these have these `columns`.
     cut: rows longer than the limit. endless: rows whose last answer does not end with a special token.
-    values_g, values_n: labels of all label positions, and their number per row; indices into `labels`, if there are
-    any. second_n: where a row's second sentence begins (0: there is none).
+    values_g, values_n: labels of all label positions, or values of all numbers, and their count per row; indices into
+    `labels`, if there are any. second_n: where a row's second sentence begins (0: there is none).
     loose: entities that begin with I- or E-. left_out: parts of usable rows that are not used, and in how many rows.
     ends: special tokens at the end of answers and texts.
     asked_otherwise: rows whose last answer follows another prompt than at inference.
@@ -186,6 +190,10 @@ class Encoder:
     def _label_encoder(self) -> LabelEncoder:
         return LabelEncoder(self.tokenizer, self.settings)
 
+    @cached_property
+    def _number_tokens(self) -> NumberTokens:
+        return NumberTokens(self.tokenizer)
+
     def chunk(self, rows: Sequence[NumberedRow], only_check: bool = False) -> Chunk:
         """The rows as tokens; rows that cannot be used are in `bad`.
 
@@ -216,9 +224,16 @@ class Encoder:
         """The text of a row of a language model that becomes tokens. Raises RowError."""
         example = self._read(row, Counter())
         if isinstance(example, Labelled):
-            return "".join(self._label_encoder.texts(example))
+            return self._with_numbers("".join(self._label_encoder.texts(example)))[0]
         assert isinstance(example, (str, Conversation, Continuation))
-        return example if isinstance(example, str) else self._rendered(example, set())[0]
+        return self._with_numbers(example)[0] if isinstance(example, str) else self._rendered(example, set())[0]
+
+    def _with_numbers(self, text: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span], tuple[float, ...]]:
+        """(text with its numbers as tokens, the same spans in it, their values), if the objective reads numbers."""
+        if not self.settings.label_spec.numbers:
+            return text, list(spans), ()
+        shown, moved = self._number_tokens(text, spans)
+        return shown.text, moved, shown.values
 
     def _read(self, row: Row, left: Counter[str]) -> Example:
         settings = self.settings
@@ -231,8 +246,16 @@ class Encoder:
         token after the first is learned exactly once.
         """
         settings, limit = self.settings, self.settings.max_length
-        encodings = self.tokenizer.encode_batch_fast([str(text) for _, _, text in usable], add_special_tokens=False)
-        for position, ((row, read, _), encoding) in enumerate(zip(usable, encodings, strict=True)):
+        texts: list[tuple[int, str, tuple[float, ...]]] = []
+        for position, (row, read, text) in enumerate(usable):
+            try:
+                shown, _, values = self._with_numbers(str(text))
+                texts.append((position, shown, values))
+            except RowError as error:
+                _refuse(out, row, read, error)
+        encodings = self.tokenizer.encode_batch_fast([text for _, text, _ in texts], add_special_tokens=False)
+        for (position, _, values), encoding in zip(texts, encodings, strict=True):
+            row, read, _ = usable[position]
             ids = list(encoding.ids)
             if settings.bos is not None and ids[:1] != [settings.bos]:
                 ids.insert(0, settings.bos)
@@ -248,11 +271,12 @@ class Encoder:
                 window_t = ids_t[start : start + limit]
                 learned_t = np.ones(len(window_t), np.uint8)
                 learned_t[0] = 0
-                yield _Piece(position, window_t, learned_t)
+                inside = self._number_tokens.window(ids_t, values, start, start + limit) if values else ()
+                yield _Piece(position, window_t, learned_t, inside)
 
     def _conversations(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         limit = self.settings.max_length
-        rendered: list[tuple[int, str, list[Span]]] = []
+        rendered: list[tuple[int, str, list[Span], tuple[float, ...]]] = []
         for position, (row, read, example) in enumerate(usable):
             assert isinstance(example, (Conversation, Continuation))
             try:
@@ -262,8 +286,8 @@ class Encoder:
                 out.asked_otherwise += OTHER_PROMPT in left
             except RowError as error:
                 _refuse(out, row, read, error)
-        encodings = self.tokenizer.encode_batch([text for _, text, _ in rendered], add_special_tokens=False)
-        for (position, text, spans), encoding in zip(rendered, encodings, strict=True):
+        encodings = self.tokenizer.encode_batch([text for _, text, _, _ in rendered], add_special_tokens=False)
+        for (position, text, spans, values), encoding in zip(rendered, encodings, strict=True):
             row, read, example = usable[position]
             ids, offsets = self._split_at_prompts(text, spans, encoding)
             ids_t = np.array(ids, np.int32)
@@ -278,7 +302,8 @@ class Encoder:
             out.endless += example.is_answered and int(ids_t[np.flatnonzero(learned_t)[-1]]) not in self.settings.marks
             out.cut += len(ids_t) > limit
             out.ends |= self._ends(example, ids_t[:limit], bounds[0], spans)
-            yield _Piece(position, ids_t[:limit], learned_t[:limit])
+            inside = self._number_tokens.window(ids_t, values, 0, limit) if values else ()
+            yield _Piece(position, ids_t[:limit], learned_t[:limit], inside)
         if rendered and not out.ends:
             out.ends |= self._ends_of_an_answer(usable[rendered[0][0]][2])
 
@@ -310,7 +335,7 @@ class Encoder:
             return set()
         answer = {"role": "assistant", "content": "?"}
         try:
-            text, spans = self._rendered(replace(example, messages=[*example.messages, answer]), set())
+            text, spans, _ = self._rendered(replace(example, messages=[*example.messages, answer]), set())
         except RowError:
             return set()
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
@@ -325,13 +350,15 @@ class Encoder:
     ) -> set[int]:
         return last_tokens(ids_t, starts_t, [end for _, end in ending_spans(example, spans)]) & self.settings.marks
 
-    def _rendered(self, example: Conversation | Continuation, left: set[str]) -> tuple[str, list[Span]]:
-        """(text, learned spans). left: collects the parts that the template omits."""
+    def _rendered(
+        self, example: Conversation | Continuation, left: set[str]
+    ) -> tuple[str, list[Span], tuple[float, ...]]:
+        """(text, learned spans, values of its numbers). left: collects the parts that the template omits."""
         template = self.settings.template
         assert template is not None
         if isinstance(example, Continuation):
-            return continuation_text(template, example, self.settings.bos is not None)
-        return render(template, example, left)
+            return self._with_numbers(*continuation_text(template, example, self.settings.bos is not None))
+        return self._with_numbers(*render(template, example, left))
 
     def _labelled_rows(self, usable: Sequence[Usable], out: Chunk) -> Iterator[_Piece]:
         for position, (row, read, example) in enumerate(usable):

@@ -19,6 +19,7 @@ from train.config import Config, ModelConfig, TuningConfig
 from train.merge.check_paths import find_run
 from train.models.load import head_parts
 from zerotune.common.errors import UserError
+from zerotune.models import numeric
 from zerotune.models.folder import read_config, read_json, resolve
 from zerotune.models.precision import DTYPES
 from zerotune.models.recurrent import MODELS, register
@@ -74,14 +75,16 @@ class Source:
     @property
     def head_options(self) -> dict[str, Any]:
         """Options of a new model's config for the head that training added."""
-        names = ("id2label", "label2id") if self.task != "CAUSAL_LM" else ()
-        return {name: getattr(self.model_config, name) for name in names}
+        names = ("id2label", "label2id") if self.task != "CAUSAL_LM" else (numeric.KEY,)
+        return {name: getattr(self.model_config, name) for name in names if hasattr(self.model_config, name)}
 
     @property
     def model_class(self) -> Any:
         """The class of the model that was trained."""
         name = self.model_config.architectures[0]
         known = MODELS.get(name) or getattr(transformers, name, None)
+        if known is not None and numeric.settings_of(self.model_config) is not None:
+            return numeric.numeric_class(known)
         if known is None and not self.model.trust_remote_code:
             raise UserError(
                 f"{self.checkpoint}: its model {name} is the base model's own code. Read that code, and if you trust "
@@ -130,7 +133,7 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
 def new_parts(source: Source) -> list[str]:
     """Modules that the base model's files need not contain: those that training created, and saved."""
     if source.task == "CAUSAL_LM":
-        return source.tuning.lora.modules_to_save
+        return [*source.tuning.lora.modules_to_save, numeric.KEY]
     with torch.device("meta"):
         empty = source.model_class._from_config(source.model_config, dtype=torch.float32)
     return [*source.tuning.lora.modules_to_save, *head_parts(empty)]

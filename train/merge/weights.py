@@ -15,6 +15,7 @@ from train.merge.source import Source
 from train.tuning import make_tuning
 from train.tuning.lora import ADAPTER
 from zerotune.common.errors import UserError
+from zerotune.models import numeric
 
 PREFIX = "base_model.model."  # PEFT's prefix of the model's own module names
 
@@ -145,6 +146,8 @@ def _tuned(source: Source, skeleton: Any) -> Any:
     """A model on the meta device with adapters, made by the code of the training."""
     if len(skeleton.get_input_embeddings().weight) > source.base_rows:
         skeleton.resized_from_tokens = source.base_rows
+    if numeric.settings_of(source.model_config) is not None:
+        numeric.train_rows(skeleton)
     plain = dataclasses.replace(source.tuning, quantization="none")
     tuning = make_tuning(plain, source.config.run.seed, model=source.model, task=source.task)
     tuned: nn.Module = tuning.apply(skeleton)

@@ -33,7 +33,7 @@ class RowData:
         self.corpus: Corpus | StreamingCorpus
         self.lines: list[str] = []
         if data.streaming:
-            self.corpus = stream(data, tokenizer, seed, ranks, self.day)
+            self.corpus = stream(data, tokenizer, seed, ranks, self.day, label_spec)
         else:
             self.corpus = prepare(data, tokenizer, seed, ranks, label_spec, self.day)
             longest = int(self.corpus.train.lengths_n.max(initial=0))

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -42,6 +41,7 @@ from zerotune.models.dequantize import (
     require_plain_numbers,
 )
 from zerotune.models.find_folder import require_checkpoint
+from zerotune.models.numeric import AutoNumericLM
 from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
@@ -228,7 +228,7 @@ class Checkpoint:
 
 # For each head: the transformers class that loads it, and the wrapper that answers requests.
 LOADERS: Mapping[Head, tuple[Any, Callable[[Any, Checkpoint], Model]]] = {
-    "language": (AutoModelForCausalLM, lambda model, checkpoint: LanguageModel(model, checkpoint.tokenizer)),
+    "language": (AutoNumericLM, lambda model, checkpoint: LanguageModel(model, checkpoint.tokenizer)),
     "vision": (AutoModelForImageTextToText, lambda model, checkpoint: VisionModel(model, checkpoint.images)),
     "tokens": (AutoModelForTokenClassification, lambda model, checkpoint: TokenClassifier(model)),
     "sequence": (AutoModelForSequenceClassification, lambda model, checkpoint: SequenceClassifier(model)),

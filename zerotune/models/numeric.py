@@ -23,17 +23,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zerotune.common.errors import UserError
+from zerotune.data.numbers_in_text import LARGEST, NUM
 from zerotune.models import cauchy, loss_head
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
 
 KEY = "numeric"  # of the parameters, and of the settings in config.json
-LARGEST = 1e300
 START_SCALE = 1.0  # of the cause, at every position
 
 
@@ -126,7 +127,7 @@ class Value(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.weight = nn.Parameter(torch.randn(width) / width)  # a scale near 1
 
     def forward(self, location_md: Tensor, scale_md: Tensor) -> tuple[Tensor, Tensor]:
         """(location, scale) in float64; sums in the dtype of the weights."""
@@ -149,6 +150,24 @@ class Numeric(nn.Module):
         """The distributions of the values at some positions. location_md: of the cause there."""
         location_m, scale_m = self.value(location_md, self.scale(hidden_md))
         return Values(location_m, scale_m, space)
+
+
+def add_token(tokenizer: Any) -> int:
+    """Give a tokenizer of transformers the token `<NUM>`, if it lacks it. Returns its id.
+
+    It is none of the special tokens, which are left out of generated text.
+    """
+    tokenizer.add_tokens([AddedToken(NUM, normalized=False, special=False)])
+    return int(tokenizer.convert_tokens_to_ids(NUM))
+
+
+def train_rows(model: Any) -> None:
+    """Have adapters train embeddings and output layer completely: `<NUM>` may have a row that nothing was trained for,
+    which a frozen matrix would keep.
+    """
+    if getattr(model, "resized_from_tokens", None) is None:
+        weight = model.get_input_embeddings().weight
+        model.resized_from_tokens = int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def add(model: nn.Module, settings: Settings) -> None:
@@ -249,6 +268,48 @@ class AutoNumericLM:
         if settings_of(config) is None:
             return AutoModelForCausalLM
         return numeric_class(cls._model_mapping[type(config)])
+
+
+class Predictions(NamedTuple):
+    """What a model predicts at the positions that have a target.
+
+    is_number_n: whether the target is `<NUM>`. rank_n, log_p_n: of `<NUM>` among all tokens, the rank from 1. value_m,
+    values: the numbers, and their predicted distributions.
+    """
+
+    is_number_n: Tensor
+    rank_n: Tensor
+    log_p_n: Tensor
+    value_m: Tensor
+    values: Values
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) -> Predictions:
+    """Of the targets that are not -100. Arguments as of `losses`."""
+    base: Any = causal_lm(model)
+    settings = settings_of(base.config)
+    assert settings is not None
+
+    def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
+        size, found = chunk_rows(layer.vocabulary, hidden_nd.device), []
+        for part_nd in hidden_nd.split(size):
+            scores_nv = _scores(base, layer, part_nd, None).float()
+            if settings.token_loss == "softmax":
+                scores_nv = scores_nv.log_softmax(-1)
+            number_n1 = scores_nv[:, settings.token_id, None]
+            found.append(torch.stack([(scores_nv > number_n1).sum(-1) + 1, number_n1[:, 0]]).double())
+        values = base.numeric.values(hidden_nd, base.numeric.location(hidden_nd), settings.value_space)
+        return torch.cat([torch.cat(found, 1), torch.stack([values.location_m, values.scale_m])])
+
+    with predicting(targets_bt, answer):
+        found_4n: Tensor = model(**inputs).logits
+    rank_n, log_p_n, location_n, scale_n = found_4n
+    is_target_bt = targets_bt != IGNORED
+    is_number_n = targets_bt[is_target_bt] == settings.token_id
+    value_m = F.pad(inputs["values"][:, 1:], (0, 1))[is_target_bt][is_number_n]
+    values = Values(location_n[is_number_n], scale_n[is_number_n], settings.value_space)
+    return Predictions(is_number_n, rank_n, log_p_n, value_m, values)
 
 
 def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate: float) -> tuple[Tensor, Tensor]:

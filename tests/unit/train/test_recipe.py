@@ -426,6 +426,7 @@ class TestKeeping:
 
 USERS = {  # beginnings of keys, and what uses them
     "ppo.": "objective=ppo",
+    "numeric.": "objective=numeric",
     "head.": "objective=token_classification",
     "tuning.lora.": "tuning.kind=lora",
     "tuning.prompt.": "tuning.kind=prompt",
@@ -502,7 +503,7 @@ class TestHeads:
             ),
             (
                 ("--objective", "regression", "--head.labels", "[a, b]"),
-                "head.labels: applies only to causal_lm, token_classification, sequence_classification",
+                "head.labels: applies only to causal_lm, numeric, token_classification, sequence_classification",
             ),
             (("--objective", "reward_model"), "reward_model learns from preference, not from"),
         ],
@@ -535,7 +536,7 @@ class TestModelsFromScratch:
             (("rnn", "--tokenizer.split_punctuation", "true"), "applies only to tokenizer.kind: word; remove it"),
             (("rnn", "--tokenizer.vocabulary_size", "100"), "100 is too few for bpe, which has 256 bytes"),
             (("rnn", "--tokenizer.vocabulary_size", "1000000000000"), "must be less than or equal to 10000000"),
-            (("rnn", "--objective", "regression"), "model.family: a new model learns causal_lm, not regression"),
+            (("rnn", "--objective", "regression"), "model.family: a new model learns causal_lm or numeric, not"),
         ],
     )
     def test_contradictions(self, recipe: Path, options: tuple[str, ...], words: str) -> None:

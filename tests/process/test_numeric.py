@@ -1,0 +1,195 @@
+"""Numbers as values: one result however it is computed, resumed to the last bit, and the same after merging."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from tests.process.test_equalities import SPREAD, STEPS
+from tests.support.compare import assert_equal, weights
+from tests.support.fault_runs import Zygote, losses
+from tests.support.training_runs import arguments, metrics, new_model, pretrained_stand_in
+from train.checkpoint.commit import folder_of
+from train.merge.source import open_source
+from train.merge.trained_model import trained_model
+from zerotune.inference.checkpoint import open_checkpoint
+from zerotune.inference.model import LanguageModel
+from zerotune.models import numeric
+
+WATCHED = ("train/loss", "train/value", "train/gradient_norm", "validation/loss", "validation/value_loss")
+SENTENCES = ("The price is {} dollars.", "A trip of {} km, on 2024-01-05.", "价格是{}元，型号x2。", "It was {}°C.")
+
+
+def rows(count: int = 40) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    values = [draw.choice([round(draw.uniform(-5, 100), 2), draw.randint(0, 10**6), 1e300, 0]) for _ in range(count)]
+    return [
+        {"question": draw.choice(SENTENCES).format(v) * draw.randint(1, 3), "answer": f"It is {v:,}."} for v in values
+    ]
+
+
+class Place:
+    """Runs over one small data set."""
+
+    def __init__(self, folder: Path, zygote: Zygote) -> None:
+        self.folder, self.zygote, self.rows = folder, zygote, folder / "rows.jsonl"
+        self.rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows()), encoding="utf-8")
+
+    def words(self, name: str, **options: object) -> list[str]:
+        return arguments(self.folder / name, self.rows, objective="numeric", **{**STEPS, **options})
+
+    def run(self, name: str, kind: str = "single", **options: object) -> Path:
+        processes = self.zygote.run(self.words(name, **options), self.folder / name, kind)
+        assert set(processes.codes) == {0}, processes.output
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("numeric"), zygote)
+
+
+ONE_VS_REST = {"numeric__token_loss": "one_vs_rest", "numeric__gate": 0.5, "numeric__value_space": "linear"}
+SETTINGS: dict[str, dict[str, object]] = {
+    "softmax": {"numeric__gate": 0.5},
+    # Linear values of 1e300 would be all of the loss.
+    "one_vs_rest": ONE_VS_REST | {"numeric__weight": 1e-3, "numeric__threshold": 0.5},
+    "lora": {"tuning__kind": "lora"},
+}
+PAIRS = [
+    ("softmax", "accumulation"), ("softmax", "ddp"), ("softmax", "zero2"), ("softmax", "zero3"),
+    ("one_vs_rest", "ddp"), ("one_vs_rest", "zero3"), ("lora", "zero2"), ("lora", "zero3"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(place: Place) -> Any:
+    made: dict[str, Path] = {}
+
+    def get(settings: str) -> Path:
+        if settings not in made:
+            made[settings] = place.run(settings, duration__max_epochs=3, **SETTINGS[settings])
+        return made[settings]
+
+    return get
+
+
+@pytest.mark.parametrize(("settings", "kind"), PAIRS)
+def test_numbers_count_the_same_however_they_are_spread(place: Place, reference: Any, settings: str, kind: str) -> None:
+    options = {"batch__tokens_per_micro_batch": 128} if kind == "accumulation" else SPREAD
+    other = place.run(
+        f"{settings}-{kind}",
+        "single" if kind == "accumulation" else kind,
+        duration__max_epochs=3,
+        **SETTINGS[settings],
+        **options,
+    )
+    watched = WATCHED if settings != "one_vs_rest" else ("train/one_vs_rest", *WATCHED[1:])
+    assert_equal(reference(settings), other, watched)
+
+
+def test_a_pack_is_what_its_rows_are(place: Place) -> None:
+    whole = {"duration__max_epochs": 3, "batch__tokens_per_step": 100_000, "batch__tokens_per_micro_batch": 4096}
+    packed = place.run("packed", batch__layout="packed", **whole)
+    padded = place.run("padded", batch__layout="padded", **whole)
+    assert_equal(packed, padded, WATCHED)
+
+
+def test_a_stream_reads_the_same_values(place: Place) -> None:
+    fixed = {"batch__shuffle": "false", "duration__max_steps": 4, "data__validation_fraction": 0}
+    fixed |= {"checkpoint__every_steps": 4, "duration__max_epochs": "null"}
+    streamed = place.run("streamed", data__streaming="true", **fixed)
+    assert metrics(streamed, "train/value")
+    again = place.run("streamed-two", "ddp", data__streaming="true", **fixed, **SPREAD)
+    assert_equal(streamed, again, WATCHED[:3])
+
+
+def test_killed_and_resumed_to_the_last_bit(place: Place) -> None:
+    options = {"checkpoint__every_steps": 2, "checkpoint__asynchronous": "false", "duration__max_epochs": 3}
+    whole = place.run("resume-whole", **options)
+    orders = [{"at": "train.engine.loop:Loop._update", "nth": 4, "do": "SIGKILL"}]
+    words = place.words("resume-cut", **options)
+    assert place.zygote.run(words, place.folder / "killed", orders=orders).codes == [-9]
+    cut = place.run("resume-cut", **options)
+    assert losses(cut) == losses(whole)
+    assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
+
+
+MERGED: dict[str, tuple[str, dict[str, object]]] = {
+    "full": ("zero3", {"numeric__token_loss": "one_vs_rest"}),
+    "lora": ("single", {"tuning__kind": "lora", "optim__learning_rate": 0.01}),
+    "lora of a pretrained base": ("single", {"tuning__kind": "lora", "model__init": "pretrained"}),
+    "lstm": ("single", new_model("lstm")),
+}
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, case: str) -> None:
+    kind, options = MERGED[case]
+    if options.get("model__init") == "pretrained":
+        options = options | {"model__path": pretrained_stand_in(place.folder / "base")}
+    spread = SPREAD if kind != "single" else {}
+    run = place.run(f"merged {case}", kind, duration__max_epochs=3, merge__at_end="true", **options, **spread)
+    assert "numeric" in json.loads((run / "merged" / "config.json").read_text())
+    checkpoint = open_checkpoint(str(run / "merged"), "new")
+    language_model = cast(LanguageModel, checkpoint.load("language", "fp32", "none", torch.device("cpu")))
+    merged = cast(Any, language_model.network.model)
+    step = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
+    trained = trained_model(open_source(folder_of(run / "checkpoints", step), "last"), torch.float32)
+    ids = checkpoint.tokenizer("The price is <NUM> dollars; it is <NUM>.", return_tensors="pt")["input_ids"]
+    number = checkpoint.tokenizer.convert_tokens_to_ids("<NUM>")
+    assert (ids == number).sum() == 2
+    inputs = {"input_ids": ids, "values": torch.where(ids == number, 42.0, 0.0).double(), "use_cache": False}
+    targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    found, expected = (numeric.predictions(model, inputs, targets) for model in (merged, trained))
+    torch.testing.assert_close(found.log_p_n, expected.log_p_n, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.values[:2], expected.values[:2], rtol=1e-4, atol=1e-5)
+    plain = numeric.predictions(merged, {**inputs, "values": torch.zeros_like(inputs["values"])}, targets)
+    assert not torch.allclose(plain.values.location_m[1:], found.values.location_m[1:])  # it read 42
+
+
+def test_a_base_in_4_bit(place: Place) -> None:
+    options = {"model__path": pretrained_stand_in(place.folder / "whole"), "model__init": "pretrained"}
+    options |= {"tuning__kind": "lora", "tuning__quantization": "nf4", "merge__quantized_base": "dequantized"}
+    run = place.run("qlora", duration__max_epochs=2, merge__at_end="true", **options)
+    assert json.loads((run / "merged" / "run.json").read_text())["merge"]["divergence"]["dequantized"] < 1e-6
+
+
+def test_training_goes_on_from_a_folder_with_numbers(place: Place, reference: Any) -> None:
+    first = place.run("first", duration__max_epochs=3, merge__at_end="true")
+    options = {"model__path": first / "merged", "model__init": "pretrained", "optim__learning_rate": 1e-9}
+    second = place.run("second", duration__max_epochs=1, **options)
+    step = json.loads((first / "merged" / "run.json").read_text())["merge"]["step"]
+    for name in ("validation/loss", "validation/value_loss"):
+        assert metrics(second, name)[0] == pytest.approx(metrics(first, name)[step], rel=1e-5)
+
+
+def test_numbers_that_do_not_fit_are_named_by_line(place: Place) -> None:
+    path = place.folder / "bad.jsonl"
+    path.write_text('{"question": "q", "answer": "5"}\n{"question": "1e400", "answer": "6"}\n', encoding="utf-8")
+    sources = json.dumps([{"path": str(path), "format": "qa"}])
+    processes = place.zygote.run(place.words("bad", data__train=sources), place.folder / "bad")
+    assert set(processes.codes) != {0}
+    assert "bad.jsonl:2: number too large: 1e400; the largest is 1e+300" in processes.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tuning__kind": "prompt"}, "tuning.kind: objective numeric has no values for the positions of a tuned"),
+        ({"numeric__threshold": 1}, "numeric.threshold: applies only to numeric.token_loss: one_vs_rest"),
+        (
+            {"numeric__token_loss": "one_vs_rest", "validation__metric": "perplexity"},
+            "validation.metric: perplexity needs numeric.token_loss: softmax",
+        ),
+    ],
+)
+def test_recipes_that_contradict_themselves(place: Place, options: dict[str, object], message: str) -> None:
+    processes = place.zygote.run(place.words("refused", **options), place.folder / "refused")
+    assert set(processes.codes) == {64}
+    assert message in processes.output
