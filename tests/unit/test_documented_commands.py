@@ -110,7 +110,8 @@ def check_search(words: list[str]) -> None:
 
 def check_zerotune(words: list[str]) -> None:
     from train.cli import COMMANDS
-    from train.cli.launch import launcher, split, with_recipes
+    from train.command_words import split, with_recipes
+    from train.launcher import launch_command
 
     command, *rest = words
     assert command in COMMANDS
@@ -119,7 +120,7 @@ def check_zerotune(words: list[str]) -> None:
     if command in ("train", "eval"):
         options, rest = split(rest)
         if options:
-            launcher({"num_processes": "1"} | options)
+            launch_command({"num_processes": "1"} | options)
         {"train": check_train, "eval": check_eval}[command](with_recipes(rest, "eval/" if command == "eval" else ""))
 
 

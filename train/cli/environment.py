@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from train.launcher import default_config
 from zerotune.common.arguments import Parser
 from zerotune.common.console import say
 from zerotune.common.mask_secrets import SECRET_NAME, mask, printable
@@ -218,12 +219,6 @@ def _default_config() -> str:
         file.read_text(encoding="utf-8").strip(),
     )
     return f"\n{hidden}"
-
-
-def default_config() -> Path:
-    """The file that `accelerate config` writes and `accelerate launch` reads."""
-    cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(cache, "accelerate", "default_config.yaml").expanduser()
 
 
 def _hidden(text: str) -> str:

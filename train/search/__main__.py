@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from train.command_words import OPTIONS as LAUNCHER_OPTIONS
 from train.command_words import recipe_file, refuse_slips, split, with_recipes
 from train.config import Config
+from train.launcher import launch_command
 from train.recipe import parse
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
@@ -45,7 +46,7 @@ class Options:
     stop_file: str
     dry_run: bool
     recipe: tuple[str, ...]
-    launch: tuple[str, ...]
+    launch: Mapping[str, str]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG, starter: Starter | None = None) -> int:
@@ -88,7 +89,6 @@ def options(words: Sequence[str]) -> Options:
         raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
     if launch:
         launch.setdefault("main_process_port", "0")  # trials on one machine must not share one
-    flags = tuple(word for name, value in launch.items() for word in (f"--{name}", value))
     return Options(
         space=recipe_file(own["--space"], "spaces/"),
         study=own["--study"],
@@ -96,7 +96,7 @@ def options(words: Sequence[str]) -> Options:
         stop_file=own["--stop_file"],
         dry_run="--dry_run" in others,
         recipe=tuple(recipe),
-        launch=flags,
+        launch=launch,
     )
 
 
@@ -137,6 +137,8 @@ def _search(chosen: Options, starter: Starter | None) -> int:
         raise UserError("data.validation: a search compares trials on held-out data: set it, or validation_fraction")
     space = read_space(Path(chosen.space))
     check_values(space, chosen.recipe, check_inputs)
+    if chosen.launch:
+        launch_command(chosen.launch)
     if chosen.dry_run:
         from train.search.preview import preview
 
@@ -161,7 +163,8 @@ def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -
     prepare(folder, space, base)
     study = Study(folder, space, base.spec.metrics[metric])
     code = ("--model.trust_remote_code", "true") if base.model.trust_remote_code else ()
-    starter = starter or Starter(launch=(*chosen.launch, *code))
+    launch = [word for name, value in chosen.launch.items() for word in (f"--{name}", value)]
+    starter = starter or Starter(launch=(*launch, *code))
     stop = StopRequest(minutes, Path(chosen.stop_file) if chosen.stop_file else None)
     say(f"{folder}: {counted(space.trials, 'trial')}, {space.config.method}, by validation {metric}")
     with stop.installed():

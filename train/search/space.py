@@ -139,6 +139,8 @@ def read_space(path: Path) -> Space:
     located = read_yaml(path)
     if not isinstance(located.value, dict):
         raise UserError(f"{path}: is no mapping of keys to values; it needs `parameters:`, see docs/search.md")
+    if not set(located.value) & set(SpaceConfig.__dataclass_fields__):
+        raise UserError(f"{path}: is no space: it has no `parameters:`, see docs/search.md")
     config, problems = checked(SpaceConfig, located.value)
     wrong = [
         f"{_place(located, problem.key)}: {problem.message}"

@@ -13,10 +13,11 @@ import pytest
 
 from tests.support.commands import seconds_of
 from tests.support.slurm_stubs import Stubs
-from train.cli import COMMANDS, environment, launch, run
+from train.cli import COMMANDS, environment, run
 from train.cli.init import COPIED
-from train.cli.launch import launcher, split, with_recipes
 from train.cli.recipes import listing
+from train.command_words import split, with_recipes
+from train.launcher import FOR_SEVERAL, default_config, launch_command
 from train.merge import __main__ as merge
 from zerotune import shipped
 from zerotune.common.errors import UserError
@@ -31,7 +32,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No launcher has started us, Accelerate has no configuration of its own, and there is no GPU."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(launch, "_gpus", lambda: 0)
+    monkeypatch.setattr("train.launcher.gpus", lambda: 0)
 
 
 @pytest.fixture
@@ -308,7 +309,7 @@ class TestLauncher:
 
     def test_a_deepspeed_file_is_found_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        command = launcher({"accelerate": "zero2_offload"})
+        command = launch_command({"accelerate": "zero2_offload"})
         assert command[command.index("--deepspeed_config_file") + 1] == str(ROOT / "ds_configs/zero2_offload.json")
         assert command[command.index("--config_file") + 1] == str(ROOT / "accelerate_configs/zero2_offload.yaml")
 
@@ -318,7 +319,7 @@ class TestLauncher:
         (tmp_path / "ds_configs/zero3.json").write_text("{}", encoding="utf-8")
         text = (ROOT / "accelerate_configs/zero3.yaml").read_text(encoding="utf-8")
         (tmp_path / "我的.yaml").write_text(text, encoding="utf-8")
-        command = launcher({"accelerate": "我的.yaml", "num_processes": "4"})
+        command = launch_command({"accelerate": "我的.yaml", "num_processes": "4"})
         assert command[-6:] == [
             "--config_file", "我的.yaml", "--num_processes", "4", "--deepspeed_config_file", "ds_configs/zero3.json",
         ]  # fmt: skip
@@ -339,8 +340,8 @@ class TestLauncher:
     def test_the_config_and_the_processes(
         self, gpus: int, options: dict[str, str], name: str, processes: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(launch, "_gpus", lambda: gpus)
-        command = launcher(options)
+        monkeypatch.setattr("train.launcher.gpus", lambda: gpus)
+        command = launch_command(options)
         assert command[command.index("--config_file") + 1] == str(ROOT / "accelerate_configs" / f"{name}.yaml")
         said = command[command.index("--num_processes") + 1] if "--num_processes" in command else None
         assert said == processes
@@ -348,9 +349,9 @@ class TestLauncher:
     def test_several_machines(self) -> None:
         options = {"accelerate": "zero3", "num_machines": "2", "num_processes": "16"}
         with pytest.raises(UserError, match=r"^--num_machines 2: --machine_rank, --main_process_ip missing; add them$"):
-            launcher(options)
-        command = launcher(options | {"machine_rank": "0", "main_process_ip": "node1"})
-        for words in ("--main_process_port 29500", "--machine_rank 0", " ".join(launch.FOR_SEVERAL)):
+            launch_command(options)
+        command = launch_command(options | {"machine_rank": "0", "main_process_ip": "node1"})
+        for words in ("--main_process_port 29500", "--machine_rank 0", " ".join(FOR_SEVERAL)):
             assert words in " ".join(command)
 
     def test_accelerate_understands_it(self) -> None:
@@ -359,7 +360,7 @@ class TestLauncher:
         machines = {"num_machines": "2", "num_processes": "4", "machine_rank": "1", "main_process_ip": "node1"}
         for name in shipped.names(shipped.ACCELERATE):
             options = {"accelerate": name, **(machines if name not in ("cpu", "one_gpu") else {})}
-            command = launcher(options)
+            command = launch_command(options)
             words = command[command.index("accelerate.commands.launch") + 1 :]
             given = launch_command_parser().parse_args([*words, "main.py", "--config", "x", "--num_processes", "7"])
             assert given.training_script == "main.py"
@@ -367,7 +368,7 @@ class TestLauncher:
 
     def test_one_process_is_not_several(self) -> None:
         with pytest.raises(UserError, match="starts one process, not 4; use ddp"):
-            launcher({"accelerate": "one_gpu", "num_processes": "4"})
+            launch_command({"accelerate": "one_gpu", "num_processes": "4"})
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -378,13 +379,13 @@ class TestLauncher:
     )
     def test_an_unknown_config(self, name: str, message: str) -> None:
         with pytest.raises(UserError) as refused:
-            launcher({"accelerate": name})
+            launch_command({"accelerate": name})
         assert str(refused.value).startswith(message)
 
     def test_file_that_is_no_accelerate_config(self, tmp_path: Path) -> None:
         (tmp_path / "list.yaml").write_text("- a\n", encoding="utf-8")
         with pytest.raises(UserError, match="not an accelerate config"):
-            launcher({"accelerate": str(tmp_path / "list.yaml")})
+            launch_command({"accelerate": str(tmp_path / "list.yaml")})
 
     def test_the_default_config_is_accelerate_s(self, monkeypatch: pytest.MonkeyPatch) -> None:
         code = "from accelerate.commands.config.config_args import default_config_file as f; print(f)"
@@ -394,7 +395,7 @@ class TestLauncher:
             for name, value in variables.items():
                 monkeypatch.setenv(name, value)
             said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-            assert str(launch.default_config()) == said.strip()
+            assert str(default_config()) == said.strip()
 
 
 class TestTrain:
@@ -437,7 +438,7 @@ class TestTrain:
         self, gpus: int, launched: bool, executed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(launch, "_gpus", lambda: gpus)
+        monkeypatch.setattr("train.launcher.gpus", lambda: gpus)
         monkeypatch.setattr("train.main.main", lambda words: 7)
         if not launched:
             assert run(["train", *self.WORDS]) == 7
@@ -450,7 +451,7 @@ class TestTrain:
         self, executed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        file = launch.default_config()
+        file = default_config()
         file.parent.mkdir(parents=True)
         file.write_text((ROOT / "accelerate_configs/cpu.yaml").read_text(encoding="utf-8"), encoding="utf-8")
         with pytest.raises(SystemExit):
@@ -462,7 +463,7 @@ class TestTrain:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("RANK", "0")
-        monkeypatch.setattr(launch, "_gpus", lambda: 2)
+        monkeypatch.setattr("train.launcher.gpus", lambda: 2)
         monkeypatch.setattr("train.main.main", lambda words: 7)
         assert run(["train", *self.WORDS]) == 7
         assert run(["train", *self.WORDS, "--accelerate", "ddp"]) == 64
@@ -475,7 +476,7 @@ class TestEval:
         self, executed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(launch, "_gpus", lambda: 2)
+        monkeypatch.setattr("train.launcher.gpus", lambda: 2)
         monkeypatch.setattr("eval.main.main", lambda words: words)
         monkeypatch.setattr("eval.preflight.check_inputs", lambda config: None)
         words = ["--model", "M", "--tasks", "qa", "--data", "examples/data/qa_heldout.jsonl"]
@@ -502,8 +503,8 @@ class TestEnvironment:
         monkeypatch.setenv("HF_ENDPOINT", "https://secret_four@mirror/\x1b]0;x\x07````")
         monkeypatch.setenv("CUDA_HOME", f"{tmp_path}/cuda")
         monkeypatch.setenv("HF_HOME", f"{tmp_path}/hf")
-        launch.default_config().parent.mkdir(parents=True)
-        launch.default_config().write_text("a: hf_secret_one\nb: 2\n", encoding="utf-8")
+        default_config().parent.mkdir(parents=True)
+        default_config().write_text("a: hf_secret_one\nb: 2\n", encoding="utf-8")
         assert run(["env"]) == 0
         text = capsys.readouterr().out
         assert "secret" not in text
@@ -561,8 +562,8 @@ class TestEnvironment:
         self, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_HOME", str(tmp_path))
-        launch.default_config().parent.mkdir(parents=True)
-        launch.default_config().write_text("hub:\n  hub_token: canary\n  aws_secret: 'canary'\nmixed_precision: bf16\n")
+        default_config().parent.mkdir(parents=True)
+        default_config().write_text("hub:\n  hub_token: canary\n  aws_secret: 'canary'\nmixed_precision: bf16\n")
         text = environment.report()
         assert "canary" not in text
         assert "mixed_precision: bf16" in text

@@ -77,6 +77,7 @@ def record(number: int, *values: float, state: str = "paused", target: int | Non
         (f"parameters:\n  {RATE}: {{low: 1, high: 2}}\nmethod: grid\n", "a grid needs a list of values, or"),
         ("trials: 2\n", "parameters is empty: name at least one recipe key"),
         ("[1]\n", "is no mapping of keys to values"),
+        ("data: {}\noptim: {}\n", "space.yaml: is no space: it has no `parameters:`"),
         (f"trials: 1\nparameters:\n  {RATE}: [-1]\n", f"space.yaml:3: {RATE}: must be greater than or equal to 0"),
         (f"trials: 1\nparameters:\n  {RATE}: {{low: -1, high: 1}}\n", "must be greater than or equal to 0, not -1"),
         ("trials: 1\nparameters:\n  tuning.kind: [full, lroa]\n", "expected one of full, lora, prompt, got 'lroa'"),
@@ -152,7 +153,24 @@ def test_the_command_line_is_divided() -> None:
     )  # fmt: skip
     assert (found.workers, found.dry_run) == (2, True)
     assert found.recipe == ("--config", "recipes/cpu.yaml", "--optim.learning_rate", "1")
-    assert found.launch == ("--accelerate", "ddp", "--num_processes", "2", "--main_process_port", "0")
+    assert found.launch == {"accelerate": "ddp", "num_processes": "2", "main_process_port": "0"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--accelerate", "nowhere"], "--accelerate nowhere: there is no such accelerate config"),
+        (["--accelerate", "cpu", "--num_processes", "2"], "starts one process, not 2"),
+        (["--data.validation_fraction", "0"], "data.validation: a search compares trials on held-out data"),
+    ],
+)
+def test_nothing_starts_where_no_trial_could(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    line = ["recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", "learning-rate", "--study", str(tmp_path / "study")]
+    assert main([*line, *words]) == 64
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
 
 
 def test_help_is_quick_and_needs_no_optuna() -> None:
