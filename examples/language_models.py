@@ -4,7 +4,7 @@
     python examples/language_models.py --data.train.0.path ptb.train.txt --data.validation.0.path ptb.valid.txt \\
         --inside ptb.test.txt --outside news.txt --tokenizer.kind word --out runs/penn-treebank --trials 12
 
-For each family: a search over learning rate and dropout (recipes/spaces/language-model.yaml), a run of the best recipe,
+For each family: a search over learning rate and dropout (recipes/spaces/language-model.yaml), whose best run is merged;
 then for all three the perplexity of each sentence inside and outside the domain, the words that distinguish both texts,
 and continuations of "the meaning of life is". Further options belong to recipes/language-model.yaml. The same command
 continues what was interrupted.
@@ -23,7 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the project can be imported without installation
 
-from examples.language_models_page import FAMILIES, page
+from examples.language_models_page import FAMILIES, best_trial, page
 from zerotune.data.labelled_lines import is_labelled
 from zerotune.data.read_text import DOCUMENT_END
 from zerotune.data.text_files import whole
@@ -40,8 +40,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     texts = [sentences(Path(given.inside), out / "inside.jsonl"), sentences(Path(given.outside), out / "outside.jsonl")]
     for family in FAMILIES:
-        best = search(family, out, given.trials, options)
-        train(best, out / family)
+        run("train.merge", search(family, out, given.trials, options), out / family / "merged")
     evaluate(out, texts, given.temperatures)
     path = out / "index.html"
     path.write_text(page(out, texts), encoding="utf-8")
@@ -97,19 +96,14 @@ def run(*words: str | Path) -> None:
 
 
 def search(family: str, out: Path, trials: int, options: Sequence[str]) -> Path:
-    """Search for the family's best recipe. Returns its file."""
+    """Search for the family's best recipe. Returns the run of the best trial."""
     space = out / f"space-{family}.yaml"
     content = yaml.safe_load((ROOT / SPACE).read_text(encoding="utf-8"))
     space.write_text(yaml.safe_dump({**content, "trials": trials}), encoding="utf-8")
     study = out / f"search-{family}"
     run("train.search", RECIPE, "--space", space, "--study", study, "--model.family", family,
         "--run.folder", out / family, *options)  # fmt: skip
-    return study / "best.yaml"
-
-
-def train(recipe: Path, folder: Path) -> None:
-    """Train and merge the best recipe in a run of its own."""
-    run("train.cli", "train", "--config", recipe, "--run.folder", folder, "--merge.at_end", "true")
+    return best_trial(study)
 
 
 def evaluate(out: Path, texts: Sequence[Path], temperatures: Sequence[float]) -> None:

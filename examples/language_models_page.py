@@ -67,7 +67,7 @@ class Text:
 
 def page(out: Path, paths: Sequence[Path]) -> str:
     """The content of index.html. paths: the text inside the domain, and that outside."""
-    runs = [read_run(out / family) for family in FAMILIES]
+    runs = [read_run(best_trial(out / f"search-{family}")) for family in FAMILIES]
     result = json.loads((out / "eval/result.json").read_text(encoding="utf-8"))
     rows = {
         task: {f: _lines(out / f"eval/samples/{task}.{_file_name(model['name'])}.jsonl") for f, model in
@@ -92,6 +92,13 @@ def page(out: Path, paths: Sequence[Path]) -> str:
         searches=[(family, f"search-{family}/report.html") for family in FAMILIES],
         evaluation=(out / "eval/report.html").read_text(encoding="utf-8"),
     )
+
+
+def best_trial(study: Path) -> Path:
+    """The run of the best trial that trained to its end."""
+    ends = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in study.glob("trials/*/trial.json")}
+    complete = {run: end["value"] for run, end in sorted(ends.items()) if end["state"] == "complete"}
+    return min(complete, key=complete.__getitem__)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -155,7 +162,7 @@ def curves(runs: Sequence[Run]) -> Figure:
     for number, one in enumerate(runs):
         training, held_out = one.curve("train/loss"), one.curve("validation/loss")
         axes.plot(list(training), list(training.values()), color=f"C{number}", alpha=0.3)
-        axes.plot(list(held_out), list(held_out.values()), "o-", color=f"C{number}", label=one.folder.name)
+        axes.plot(list(held_out), list(held_out.values()), "o-", color=f"C{number}", label=FAMILIES[number])
     axes.set(xlabel="optimizer step", ylabel="loss, nats per token")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
