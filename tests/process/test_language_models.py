@@ -18,8 +18,8 @@ from eval.main import main as evaluate
 from examples import language_models
 from tests.support.data_tools import write_jsonl
 from tests.support.eval_checkpoints import log_probs
-from tests.support.fault_runs import Zygote
 from tests.support.training_runs import ROOT
+from train.merge.__main__ import main as merge
 from train.search.__main__ import main as search
 from zerotune.models.recurrent import register
 
@@ -35,24 +35,16 @@ SMALL = {
 }  # fmt: skip
 
 
-class Commands:
-    """The experiment's commands, in processes that need not import everything again."""
+COMMANDS = {"train.search": search, "train.merge": merge, "eval": evaluate}
 
-    def __init__(self, zygote: Zygote, log: Path) -> None:
-        self.zygote, self.log = zygote, log
 
-    def __call__(self, module: str, *words: str | Path) -> None:
-        arguments = [str(word) for word in words]
-        if module == "train.cli":
-            assert arguments.pop(0) == "train"
-            processes = self.zygote.run(arguments, self.log)
-            assert set(processes.codes) == {0}, processes.output
-        else:
-            assert {"train.search": search, "eval": evaluate}[module](arguments) == 0
+def run_here(module: str, *words: str | Path) -> None:
+    """A command of the experiment, in this process, which has imported everything; trials are processes."""
+    assert COMMANDS[module]([str(word) for word in words]) == 0
 
 
 @pytest.fixture(scope="module")
-def out(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experiment")
     for name, rows in (("train", STORIES[::2]), ("valid", STORIES[1::8])):
         write_jsonl(folder / f"{name}.jsonl", [{"text": row} for row in rows])
@@ -65,7 +57,7 @@ def out(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(language_models, "run", Commands(zygote, folder / "log"))
+        patch.setattr(language_models, "run", run_here)
         patch.setattr(
             sys, "argv", ["x", *(str(word) for pair in options.items() for word in (f"--{pair[0]}", pair[1]))]
         )
