@@ -2,7 +2,7 @@
 
     python benchmarks/search.py [workers | steps] [SEED ...]
 
-workers (4 minutes on an idle machine): trains the grid's 16 trials with one worker and with two.
+workers (7 minutes on an idle machine): trains the grid's 16 trials with one worker and with two.
 
 steps (3 minutes): 16 trials of TPE with halving for each seed (0, 1 and 2) over the ranges that the grid spans; counts
 the steps until one is as good as the grid's best. Losses and steps depend neither on the load of the machine nor on how
