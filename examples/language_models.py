@@ -99,7 +99,7 @@ def search(family: str, out: Path, trials: int, options: Sequence[str]) -> Path:
     """Search for the family's best recipe. Returns the run of the best trial."""
     space = out / f"space-{family}.yaml"
     content = yaml.safe_load((ROOT / SPACE).read_text(encoding="utf-8"))
-    space.write_text(yaml.safe_dump({**content, "trials": trials}), encoding="utf-8")
+    space.write_text(yaml.safe_dump({**content, "trials": trials}, sort_keys=False), encoding="utf-8")
     study = out / f"search-{family}"
     run("train.search", RECIPE, "--space", space, "--study", study, "--model.family", family,
         "--run.folder", out / family, *options)  # fmt: skip

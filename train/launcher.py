@@ -12,7 +12,6 @@ from zerotune import shipped
 from zerotune.common.console import say
 from zerotune.common.errors import UserError
 from zerotune.common.suggest import did_you_mean
-from zerotune.common.yaml_lines import read_yaml
 
 FOR_SEVERAL = ("--rdzv_backend", "static", "--same_network", "--deepspeed_multinode_launcher", "standard")
 PORT = "29500"
@@ -20,6 +19,8 @@ PORT = "29500"
 
 def launch_command(options: Mapping[str, str]) -> list[str]:
     """The command line of `accelerate launch`. Raises UserError for options that contradict each other."""
+    from zerotune.common.yaml_lines import read_yaml  # `zerotune env` needs no library
+
     file = _config(options)
     settings = read_yaml(file).value
     if not isinstance(settings, dict):

@@ -15,7 +15,7 @@ from zerotune.common.files import json_object
 class RunFacts:
     """How a checkpoint was trained.
 
-    run: the run's folder by name. trained, total: parameters. epochs: passes over the data up to `step`, None where the
+    run: the run's folder by name; a trial of a search by study and number. trained, total: parameters. epochs: passes over the data up to `step`, None where the
     run was planned by steps or tokens. data_share: the part of each source's rows that was used, None where it differs.
     """
 
@@ -58,13 +58,17 @@ def read_run_facts(folder: Path) -> RunFacts | None:
     trained, total = (_at(facts, "parameters", name) for name in ("trained", "total"))
     counted = isinstance(trained, int) and isinstance(total, int) and total > 0
     return RunFacts(
-        run=Path(run).name or folder.name,
+        run=_name(Path(run)) or folder.name,
         step=step,
         trained=trained if counted else None,
         total=total if counted else None,
         epochs=_epochs(facts, step),
         data_share=_data_share(facts),
     )
+
+
+def _name(run: Path) -> str:
+    return f"{run.parent.parent.name}/{run.name}" if run.parent.name == "trials" else run.name
 
 
 def _at(facts: Any, *keys: str) -> Any:

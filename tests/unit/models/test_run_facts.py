@@ -81,3 +81,9 @@ def test_the_report_has_a_table_of_it() -> None:
     show(found.result, Console(file=screen, width=80))
     assert "0.52 %" in screen.getvalue()
     assert json.loads(found.result.to_json())["models"][1]["origin"] == dataclasses.asdict(KNOWN)
+
+
+def test_a_trial_is_called_by_its_study_and_number(tmp_path: Path) -> None:
+    found = read(tmp_path, config(run={"folder": "runs/search-lstm/trials/0003"}))
+    assert found is not None
+    assert found.run == "search-lstm/0003"
