@@ -15,8 +15,9 @@ from zerotune.common.files import json_object
 class RunFacts:
     """How a checkpoint was trained.
 
-    run: the run's folder by name; a trial of a search by study and number. trained, total: parameters. epochs: passes over the data up to `step`, None where the
-    run was planned by steps or tokens. data_share: the part of each source's rows that was used, None where it differs.
+    run: the run's folder by name; a trial of a search by study and number. trained, total: parameters. epochs: passes
+    over the data up to `step`, None where the run was planned by steps or tokens. data_share: the part of each source's
+    rows that was used, None where it differs.
     """
 
     run: str
