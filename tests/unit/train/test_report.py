@@ -267,7 +267,10 @@ def test_the_training_loss_of_numbers_is_that_of_both_terms(tmp_path: Path) -> N
     """As validation/loss is, which stands beside it in the figure."""
     (tmp_path / "run.json").write_text('{"config": {"objective": "numeric"}}')
     for term in ("loss", "one_vs_rest"):
-        lines = f'{{"step": 1, "train/{term}": 2, "train/value": 3}}\n{{"step": 2, "train/{term}": 1}}\n'
+        lines = (
+            f'{{"step": 1, "time": 1, "train/{term}": 2, "train/value": 3}}\n'
+            f'{{"step": 2, "time": 2, "train/{term}": 1}}\n'
+        )
         (tmp_path / "metrics.jsonl").write_text(lines)
         assert dict(read_run(tmp_path).training_loss) == {1: 5, 2: 1}
     assert "Training loss 5 → 1" in " ".join(terminal(tmp_path).split())
