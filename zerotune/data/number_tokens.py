@@ -1,9 +1,14 @@
-"""Numbers of a rendered text as tokens with values. Runs in worker processes: this file must not import torch."""
+"""Numbers of a text as tokens with values, for training and evaluation alike. This file must not import torch.
+
+In a prompt a number is one id, like each other token: the bits of its value, which no id of a vocabulary equals
+(`number_id`). So values are sliced, compared, shared as prefixes and cached with the ids; the model separates them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +17,7 @@ from tokenizers import Tokenizer
 from zerotune.data.numbers_in_text import NUM, NumberedText, Span, numbered
 
 HAS_DIGIT = re.compile("[0-9]")
+FIRST_NUMBER = 2**32  # of ids that are numbers; beyond every vocabulary. Those of negative numbers are negative.
 
 
 class NumberTokens:
@@ -31,3 +37,19 @@ class NumberTokens:
         """The values of the numbers among the tokens [start, end) of a text."""
         before, inside = (int((ids_t[part] == self.id).sum()) for part in (slice(start), slice(start, end)))
         return tuple(values[before : before + inside])
+
+    def with_values(self, ids: Iterable[int], values: Iterable[float]) -> tuple[int, ...]:
+        """The tokens of a text with the id of each number in place of NUM."""
+        left = iter(values)
+        return tuple(number_id(next(left)) if token == self.id else token for token in ids)
+
+
+def number_id(value: float) -> int:
+    """The id of a number in a prompt; fits into 64 bits for values up to LARGEST."""
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return bits if bits < 0 else bits + FIRST_NUMBER
+
+
+def is_number(token: int) -> bool:
+    """Whether an id of a prompt is a number."""
+    return not 0 <= token < FIRST_NUMBER
