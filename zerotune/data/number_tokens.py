@@ -1,4 +1,4 @@
-"""Numbers of a text as tokens with values, for training and evaluation alike. This file must not import torch.
+"""Numbers of a text as tokens with values, for training and evaluation alike. This file imports nothing heavy.
 
 In a prompt a number is one id, like each other token: the bits of its value, which no id of a vocabulary equals
 (`number_id`). So values are sliced, compared, shared as prefixes and cached with the ids; the model separates them.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from zerotune.data.numbers_in_text import NUM, NumberedText, Span, numbered
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 HAS_DIGIT = re.compile("[0-9]")
 FIRST_NUMBER = 2**32  # of ids that are numbers; beyond every vocabulary. Those of negative numbers are negative.
