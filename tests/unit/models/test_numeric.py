@@ -285,7 +285,7 @@ def test_a_number_is_copied_exactly_whatever_its_size() -> None:
     model.numeric.pointer.own.data.fill_(-100)  # nothing but copies
     for value in (5.0, -1e300, 123456.789):
         inputs, targets_bt = batch()
-        inputs["values"] = torch.where(inputs["input_ids"] == NUMBER, value, 0.0).double()
+        inputs["values"] = (inputs["input_ids"] == NUMBER).double() * value
         offered = torch.tensor(
             [[NUMBER in row[: t + 1] for t in range(len(row))] for row in inputs["input_ids"].tolist()]
         )
@@ -305,7 +305,7 @@ def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
     assert offered.value_s.tolist() == [1, 1, 2, 2, 3]
     hidden_nd, at_m, own_m = torch.randn(6, 16), torch.tensor([1, 2, 4]), torch.tensor([7.0, 8, 9]).double()
     found = model.numeric.pointer(hidden_nd, at_m, own_m, offered)
-    assert float(found[1]) == 8
+    assert found.tolist()[1] == 8
     other = model.numeric.pointer(
         hidden_nd, at_m, own_m, offered._replace(value_s=offered.value_s.where(offered.at_s > 1, 50))
     )
