@@ -13,7 +13,6 @@ Runs alternate; the best of each side counts. The last line is `ratio=... target
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plain_loop import SAME_LOSS, Plain, padded, plain_loss, updates
+
 from zerotune.models import attention
 from zerotune.models.loss_head import token_loss
 from zerotune.models.recurrence import LstmLayer, RnnLayer, Steps
@@ -33,7 +33,7 @@ from zerotune.models.recurrent import LstmConfig, LstmForCausalLM, RnnConfig, Rn
 
 WORDS, ROWS, STEPS = 10_000, 32, 3
 SHORTEST, LONGEST = 16, 128
-TARGET, SAME_LOSS = 1.0, 1e-4
+TARGET = 1.0
 LAYERS = {"rnn": (RnnLayer, nn.RNN), "lstm": (LstmLayer, nn.LSTM)}
 
 
@@ -80,31 +80,6 @@ def layers(name: str, width: int) -> tuple[int, Callable[[], Any], Callable[[], 
     )
 
 
-class Plain(nn.Module):
-    """What a tutorial writes: torch's layers over padded rows, tied embeddings."""
-
-    def __init__(self, name: str, width: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(WORDS, width)
-        self.layers = {"rnn": nn.RNN, "lstm": nn.LSTM}[name](width, width, num_layers=2, batch_first=True)
-
-    def forward(self, ids_bt: Tensor) -> Tensor:
-        x_btd = self.embed(ids_bt) * math.sqrt(self.embed.embedding_dim)
-        return F.linear(self.layers(x_btd)[0], self.embed.weight)
-
-    def take(self, model: Any) -> None:
-        """The weights of our model."""
-        state = {"embed.weight": model.model.embed_tokens.weight}
-        for number, layer in enumerate(model.model.layers):
-            bias = layer.bias if isinstance(layer, LstmLayer) else layer.input.bias
-            state[f"layers.weight_ih_l{number}"] = layer.input.weight
-            state[f"layers.weight_hh_l{number}"] = layer.recurrent.weight
-            state[f"layers.bias_ih_l{number}"], state[f"layers.bias_hh_l{number}"] = bias, torch.zeros_like(bias)
-        self.load_state_dict(state)
-        for number in range(len(model.model.layers)):  # one bias is enough
-            getattr(self.layers, f"bias_hh_l{number}").requires_grad_(False)
-
-
 def families(name: str, width: int) -> tuple[int, Callable[[], Any], Callable[[], Any]]:
     """(tokens, ours, a plain loop) of STEPS updates from the same weights on the same rows."""
     random = torch.Generator().manual_seed(0)
@@ -140,26 +115,13 @@ def models(name: str, width: int) -> tuple[Any, Any]:
     sizes: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": width, "num_hidden_layers": 2}
     if name != "transformer":
         config, kind = {"rnn": (RnnConfig, RnnForCausalLM), "lstm": (LstmConfig, LstmForCausalLM)}[name]
-        return kind(config(**sizes)), Plain(name, width)
+        return kind(config(**sizes)), Plain(name, WORDS, width)
     attention.register()
     llama = LlamaConfig(
         **sizes, num_attention_heads=width // 64, intermediate_size=3 * width, tie_word_embeddings=True
     )  # fmt: skip
     ours = LlamaForCausalLM._from_config(llama, attn_implementation=attention.NAME)
     return ours, LlamaForCausalLM._from_config(llama, attn_implementation="sdpa")
-
-
-def updates(model: nn.Module, batches: Sequence[Any], loss_of: Callable[[Any, Any], Tensor]) -> list[float]:
-    """The mean loss of each update."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    found = []
-    for *batch, count in batches:
-        loss = loss_of(model, batch) / count
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        found.append(float(loss.detach()))
-    return found
 
 
 def packed(rows: Sequence[Tensor]) -> tuple[dict[str, Any], Tensor, int]:
@@ -177,19 +139,6 @@ def packed(rows: Sequence[Tensor]) -> tuple[dict[str, Any], Tensor, int]:
     }
     targets = torch.cat([torch.cat([row[1:], torch.tensor([-100])]) for row in rows])[None]
     return inputs, targets, sum(lengths) - len(rows)
-
-
-def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
-    ids_bt = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    targets_bt = nn.utils.rnn.pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=-100)
-    return ids_bt, F.pad(targets_bt, (0, 1), value=-100), sum(map(len, rows)) - len(rows)
-
-
-def plain_loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-    ids_bt, targets_bt = batch
-    output = model(ids_bt)
-    logits_btv = output if isinstance(output, Tensor) else output.logits
-    return F.cross_entropy(logits_btv.flatten(0, 1), targets_bt.flatten(), ignore_index=-100, reduction="sum")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class ObjectiveSpec:
     asks: whether it samples answers to the rows' prompts, so that rows need no answer.
     from_scratch: whether a new model can be trained for it (model.family).
     numbers: whether each number of a text is a token with a value.
+    terms: the parts of the training loss (train/NAME), which add up to validation/loss. A run may lack some.
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     """
 
@@ -48,6 +49,7 @@ class ObjectiveSpec:
     asks: bool = False
     from_scratch: bool = False
     numbers: bool = False
+    terms: tuple[str, ...] = ("loss",)
     checks: str = ""
 
     def problems(self, config: Any) -> Problems:
@@ -136,6 +138,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         keys=("head.labels",),
         from_scratch=True,
         numbers=True,
+        terms=("loss", "one_vs_rest", "value"),
         checks="train.recipe_checks_numeric:problems",
     ),
     "token_classification": ObjectiveSpec(

@@ -49,10 +49,8 @@ CASES: dict[str, dict[str, object]] = {
 
 
 KINDS = {  # a new model's layers are what differs there
-    "rnn": ("ddp", "zero2", "zero3"),
+    **dict.fromkeys(("rnn", "lstm", "transformer"), ("ddp", "zero2", "zero3")),
     "rnn-lora": ("zero3",),
-    "lstm": ("ddp", "zero2", "zero3"),
-    "transformer": ("zero3",),
 }
 PAIRS = [(case, kind) for case in CASES for kind in KINDS.get(case, ("ddp", "zero1", "zero2", "zero3"))]
 

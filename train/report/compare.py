@@ -136,7 +136,7 @@ def _metrics(runs: Sequence[Run]) -> Iterator[Column]:
         if last != chosen:
             yield Column(f"{title} at the end", [words.number(value, scale) for value in last], _best(last, direction))
     if not any(changes):
-        yield Column("training loss", [words.number(run.last("train/loss")) for run in runs])
+        yield Column("training loss", [words.number([None, *run.training_loss.values()][-1]) for run in runs])
 
 
 def _best(values: Sequence[float | None], lower_is_better: bool | None) -> frozenset[int]:

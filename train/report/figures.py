@@ -70,7 +70,7 @@ def draw(run: Run, folder: Path) -> list[tuple[str, Path]]:
 
 
 def _loss(run: Run) -> Figure | None:
-    train, held_out = run.curve("train/loss"), run.curve("validation/loss")
+    train, held_out = run.training_loss, run.curve("validation/loss")
     if not train:
         return None
     figure, (axes,) = _panels(1, height=4.0)

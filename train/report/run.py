@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.tasks import TASKS
+from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.common.files import json_object
 from zerotune.common.mask_secrets import printable_all
@@ -104,6 +105,13 @@ class Run:
     def curve(self, name: str) -> Curve:
         """The values of a metric by step; empty if the run does not have it."""
         return self.curves.get(name, {})
+
+    @property
+    def training_loss(self) -> Curve:
+        """The training loss by step; without that of values at a step that has no number."""
+        spec = OBJECTIVES.get(str(self.setting("objective")))
+        curves = [curve for term in (spec.terms if spec else ("loss",)) if (curve := self.curve(f"train/{term}"))]
+        return {step: sum(curve.get(step, 0.0) for curve in curves) for step in curves[0]} if curves else {}
 
     def last(self, name: str) -> float | None:
         """The last value of a metric."""

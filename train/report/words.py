@@ -56,7 +56,7 @@ def headline(run: Run) -> str:
     if not changes:
         if not run.last_step:
             return "No step has been written yet."
-        loss = list(run.curve("train/loss").values())
+        loss = list(run.training_loss.values())
         trained = f"Training loss {number(loss[0])} → {number(loss[-1])}" if loss else f"Trained {_seen(run)}"
         steps = [step for _, step, _ in run.validations()]
         when = " before training" if any(steps) else " after training" if steps else ""

@@ -34,7 +34,7 @@ def fit_of(run: Run, to_its_end: bool) -> str:
 
 def _between(run: Run, steps: list[int]) -> list[float | None]:
     """The mean training loss up to each of these steps, since the one before."""
-    curve = run.curve("train/loss")
+    curve = run.training_loss
     means: list[float | None] = []
     for start, end in zip([0, *steps], steps, strict=False):
         losses = [value for step, value in curve.items() if start < step <= end]

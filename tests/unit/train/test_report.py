@@ -263,6 +263,19 @@ def test_the_headline_without_a_loss_counts_the_steps(tmp_path: Path, validation
     assert f"Trained 8 steps; {missing}" in " ".join(terminal(tmp_path).split())
 
 
+def test_the_training_loss_of_numbers_is_that_of_both_terms(tmp_path: Path) -> None:
+    """As validation/loss is, which stands beside it in the figure."""
+    (tmp_path / "run.json").write_text('{"config": {"objective": "numeric"}}')
+    for term in ("loss", "one_vs_rest"):
+        lines = (
+            f'{{"step": 1, "time": 1, "train/{term}": 2, "train/value": 3}}\n'
+            f'{{"step": 2, "time": 2, "train/{term}": 1}}\n'
+        )
+        (tmp_path / "metrics.jsonl").write_text(lines)
+        assert dict(read_run(tmp_path).training_loss) == {1: 5, 2: 1}
+    assert "Training loss 5 → 1" in " ".join(terminal(tmp_path).split())
+
+
 def test_little_is_enough(tmp_path: Path) -> None:
     """A run that was killed before its first validation, with nothing but metrics.jsonl."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "time": 1, "start": true}\n')
