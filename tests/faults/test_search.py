@@ -125,7 +125,7 @@ def test_a_trial_of_a_lost_host_is_taken_over(tmp_path: Path) -> None:
     process.wait()
     (run / ".lock").write_text(json.dumps({**holder, "host": "lost-node"}))
     claim.write_text("lost-node")
-    before = time.time() - STALE_SECONDS + 4
+    before = time.time() - STALE_SECONDS + 15  # a worker starts within this, also on a busy machine
     for path in (claim, *run.iterdir()):
         os.utime(path, (before, before))
     assert start(line).wait(60) == 0
