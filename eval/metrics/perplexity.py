@@ -24,7 +24,10 @@ def bits_of(loss: float) -> float:
 def other_unknown(base: Columns, other: Columns) -> str:
     """Why no loss of two models can be compared: one of them reads more of a row as <unk>."""
     if _differ("unknown", base, other):
-        return "not comparable: the models read different words as <unk>, which is easier to predict than the word"
+        return (
+            "not comparable: the models read different words as <unk>, or numbers as values, which is easier to "
+            "predict than the word"
+        )
     return ""
 
 

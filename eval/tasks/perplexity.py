@@ -105,7 +105,8 @@ def _unknown(corpora: Mapping[str, Sequence[Sample]]) -> Table:
         known = perplexity_of((nll - unknown_nll) / (tokens - unknown)) if tokens > unknown else ""
         rows.append((name, unknown / tokens, perplexity_of(nll / tokens), known))
     return Table(
-        "Unknown words: <unk> is easier to predict than the word that it stands for, so perplexity looks too good",
+        "Unknown words: <unk> (also <NUM>, a number read as a value) is easier to predict than what it stands for, so "
+        "perplexity looks too good",
         ("corpus", "share of <unk>", "perplexity", "perplexity without <unk>"),
         rows,
         shares=(1,),

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from train.data.number_tokens import NumberTokens
 from train.data.templates import ChatTemplate, full_text
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
 from zerotune.data.fields import RowError
 from zerotune.data.labelled import Label, Labelled, class_name, class_number, label_prompt, value_of
+from zerotune.data.number_tokens import NumberTokens
 from zerotune.data.preference import Preference, Side
 from zerotune.data.tagged import Tagged
 from zerotune.data.word_windows import Words, glues_words

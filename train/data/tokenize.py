@@ -20,7 +20,6 @@ from tokenizers import Encoding, Tokenizer
 
 from train.data.end_tokens import ending_spans, last_tokens
 from train.data.label_encoder import TO_PREDICT, LabelEncoder, LabelSpec
-from train.data.number_tokens import NumberTokens
 from train.data.rows import joined
 from train.data.sources import NumberedRow
 from train.data.templates import OTHER_PROMPT, ChatTemplate, continuation_text, render
@@ -31,6 +30,7 @@ from zerotune.data.fields import Fields, RowError
 from zerotune.data.fit_messages import Span
 from zerotune.data.formats import FORMATS, Example, known_as, parts_left_out
 from zerotune.data.labelled import Labelled
+from zerotune.data.number_tokens import NumberTokens
 from zerotune.data.numbers_in_text import RULES_VERSION
 from zerotune.data.preference import Continuation, Preference
 from zerotune.data.raw_row import BadRow, Row

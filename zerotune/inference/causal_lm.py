@@ -7,6 +7,7 @@ hidden states; keys and values are b, heads, k, head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
-from zerotune.models import cpu_attention
+from zerotune.models import cpu_attention, numeric
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
 
@@ -34,6 +35,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # rotation depends on the longe
 class Network:
     """A model's forward pass, for scoring and generation.
 
+    numbers: how it reads numbers as values; None for ordinary models.
     shares_prefixes: whether its KV cache can be sliced and concatenated, and it honours the given masks and positions;
     determined by a trial run.
     tokens: number of tokens processed so far, without padding.
@@ -43,7 +45,8 @@ class Network:
         self.model, self.config = model, model.config.get_text_config()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._head = model.get_output_embeddings()
+        self.numbers = numeric.settings_of(model.config)
+        self._head = partial(numeric.scores, model) if self.numbers else model.get_output_embeddings()
         self._has_plain_head = self._head_is_plain()
         self.tokens = 0
         self.shares_prefixes = self._prefixes_can_be_shared()
@@ -116,6 +119,19 @@ class Network:
             log_prob_n[n], greedy_n[n] = target_logit_n - log_sum_p[p], likeliest_p[p] == target_n
         return log_prob_n, greedy_n
 
+    def inputs(self, ids_bt: Tensor) -> dict[str, Tensor]:
+        """The model's inputs for ids of prompts: tokens, or their embeddings with the values of numbers."""
+        ids_bt = ids_bt.to(self.device)
+        if self.numbers is None:
+            return {"input_ids": ids_bt}
+        tokens_bt, values_bt = numeric.separated(ids_bt, self.numbers.token_id)
+        embeddings_btd = self.model.get_input_embeddings()(tokens_bt)
+        return {"inputs_embeds": self.model.numeric.direction(embeddings_btd, values_bt)}
+
+    def tokens_of(self, ids_n: Tensor) -> Tensor:
+        """Ids of prompts as ids of the vocabulary."""
+        return ids_n if self.numbers is None else numeric.separated(ids_n, self.numbers.token_id)[0]
+
     @property
     def block(self) -> int:
         """Positions whose logits are computed at once."""
@@ -123,11 +139,11 @@ class Network:
 
     def _states(self, ids_bt: Tensor, **keywords: Any) -> Tensor:
         """Last hidden states; logits if these are not simply hidden states times output embeddings."""
-        ids_bt = ids_bt.to(self.device)
+        inputs = self.inputs(ids_bt)
         if self._has_plain_head:
-            states_btd: Tensor = self.model.base_model(input_ids=ids_bt, **keywords).last_hidden_state
+            states_btd: Tensor = self.model.base_model(**inputs, **keywords).last_hidden_state
             return states_btd
-        logits_btv: Tensor = self.model(input_ids=ids_bt, **keywords).logits
+        logits_btv: Tensor = self.model(**inputs, **keywords).logits
         return logits_btv
 
     def _masks(self, visible_btk: Tensor, distance_tk: Tensor) -> Any:

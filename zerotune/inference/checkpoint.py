@@ -41,7 +41,7 @@ from zerotune.models.dequantize import (
     require_plain_numbers,
 )
 from zerotune.models.find_folder import require_checkpoint
-from zerotune.models.numeric import AutoNumericLM
+from zerotune.models.numeric import AutoNumericLM, settings_of
 from zerotune.models.precision import DTYPES, choose_precision
 from zerotune.models.quantization import keep_layout
 from zerotune.models.quantization import load_options as quantized_options
@@ -135,6 +135,7 @@ class Checkpoint:
             day=day,
             tool_template=tool_template(self._own_template) if template == "tokenizer" else None,
             system_prompt=system_prompt,
+            reads_numbers=settings_of(self.config) is not None,
         )
 
     @cached_property

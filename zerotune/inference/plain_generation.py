@@ -49,7 +49,7 @@ def _run(network: Network, rows: Sequence[GenerationState]) -> None:
     longest = max(row.request.max_new_tokens for row in rows)
     with _plain_settings(network.model):
         network.model.generate(
-            input_ids=torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=network.device),
+            **network.inputs(torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts])),
             attention_mask=torch.tensor(
                 [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=network.device
             ),

@@ -16,7 +16,10 @@ from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import FOLDER, OPENED_THOUGHTS
 from zerotune.data.completeness import REASONING, TemplateProblem, left_out, problems
 from zerotune.data.conversations import Message, answered_turns, said_in, with_system
+from zerotune.data.fields import RowError
 from zerotune.data.fit_messages import fitted, without_thought
+from zerotune.data.number_tokens import NumberTokens
+from zerotune.data.numbers_in_text import NUM, NumberedText
 from zerotune.data.template_date import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
 
@@ -61,6 +64,7 @@ class Prompter:
         day: The date for a template that reads the clock; default: today.
         tool_template: The template of conversations with tools, if the checkpoint has a separate one.
         system_prompt: The system message of conversations that have none.
+        reads_numbers: Whether the checkpoint reads numbers as values.
         images: Returns the image processor; raises UserError for a checkpoint that takes no images.
 
     used_chat_template: whether any prompt depended on the chat template, or on its absence.
@@ -82,8 +86,10 @@ class Prompter:
         day: date | None = None,
         tool_template: str | None = None,
         system_prompt: str = "",
+        reads_numbers: bool = False,
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
+        self._number_tokens = NumberTokens(tokenizer.backend_tokenizer) if reads_numbers else None
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
         self.system_prompt = system_prompt
@@ -104,10 +110,13 @@ class Prompter:
         """Encode a conversation, up to where the assistant's response begins. tools: JSON schemas of functions."""
         messages = with_system(messages, self.system_prompt)
         self.last_messages = tuple(messages)
-        return self._chat_bos + self._encode(self._conversation_text(messages, tools, add_generation_prompt=True))
+        text = self._conversation_text(messages, tools, add_generation_prompt=True)
+        return self._chat_bos + self._encode(text, self._answer_starts(text, messages, tools))
 
     def image_prompt(self, images: Sequence[str], text: str) -> Ids:
         """Encode a user's turn of images (files) and a text, up to where the assistant's response begins."""
+        if self._number_tokens:
+            raise UserError(f"{self.name}: reads numbers as values, which prompts with images do not support")
         if self.raw or self._images is None:
             raise UserError(f"{self.name}: images need a chat template, not --template raw")
         return self._images().ids(self._image_prompt_text(len(images), text), images)
@@ -171,10 +180,13 @@ class Prompter:
         if self._bos or not self.tokenizer.is_fast:
             ids = self._bos + self._encode(text)
             return Passage(ids, max(len(self._bos), 1), len(text.encode()))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids = tuple(encoded["input_ids"])
-        second = encoded["offset_mapping"][1][0] if len(ids) > 1 else len(text)
-        return Passage(ids, 1, len(text[second:].encode()))
+        read = self._read(text)
+        encoded = self.tokenizer(read.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids = self._with_values(encoded["input_ids"], read)
+        first = read.text[: encoded["offset_mapping"][1][0]] if len(ids) > 1 else read.text
+        if read.values:
+            first = NumberedText(first, spellings=read.spellings[: first.count(NUM)]).original
+        return Passage(ids, 1, len(text[len(first) :].encode()))
 
     def choices(self, context: str, continuations: Sequence[str]) -> tuple[Ids, list[Ids]]:
         """Encode a plain context (not blank) and each of its possible continuations.
@@ -184,7 +196,7 @@ class Prompter:
         """
         stripped = context.rstrip()
         prefix = self._bos + self._encode(stripped)
-        wholes = [self._bos + self._encode(context + continuation) for continuation in continuations]
+        wholes = [self._bos + self._encode(context + continuation, [len(context)]) for continuation in continuations]
         tails = [whole[len(prefix) :] for whole in wholes]
         spaces = context[len(stripped) :]
         # A tail is empty if the tokens of the continuation merge into the context: then encode it by itself.
@@ -216,7 +228,7 @@ class Prompter:
     def _turn(self, messages: Sequence[Message], tools: Tools) -> Passage:
         self.last_messages = tuple(messages[:-1])
         before, response = self._prompt_and_response(messages, tools)
-        prompt = self._chat_bos + self._encode(before)
+        prompt = self._chat_bos + self._encode(before, self._answer_starts(before, messages[:-1], tools))
         return Passage(prompt + self._encode(response), len(prompt), len(said_in(messages[-1]).encode()))
 
     def _conversation_text(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> str:
@@ -228,6 +240,14 @@ class Prompter:
         if messages:
             self._problems.update(problems(source, text, messages, tools))
         return text
+
+    def _answer_starts(self, text: str, messages: Sequence[Message], tools: Tools) -> list[int]:
+        """Where the earlier answers of a rendered conversation begin: there training lets no number cross."""
+        if self._number_tokens is None:
+            return []
+        source = self._source(tools)
+        befores = [self._render(fitted(source, messages[:k]), True, source, tools) for k in answered_turns(messages)]
+        return [len(before) for before in befores if text.startswith(before)]
 
     def _image_prompt_text(self, images: int, text: str) -> str:
         self.used_chat_template = True
@@ -330,8 +350,22 @@ class Prompter:
     def _glues_words(self) -> bool:
         return glues_words(self._plain_tokenizer)
 
-    def _encode(self, text: str) -> Ids:
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def _encode(self, text: str, borders: Sequence[int] = ()) -> Ids:
+        """borders: places that no number crosses."""
+        read = self._read(text, borders)
+        return self._with_values(self.tokenizer(read.text, add_special_tokens=False, verbose=False)["input_ids"], read)
+
+    def _read(self, text: str, borders: Sequence[int] = ()) -> NumberedText:
+        """The text, with its numbers apart if the checkpoint reads them as values."""
+        if self._number_tokens is None:
+            return NumberedText(text)
+        try:
+            return self._number_tokens(text, [(0, border) for border in borders])[0]
+        except RowError as error:
+            raise UserError(f"{self.name}: {error}") from error
+
+    def _with_values(self, ids: Sequence[int], read: NumberedText) -> Ids:
+        return self._number_tokens.with_values(ids, read.values) if self._number_tokens else tuple(ids)
 
     def _bos_ids(self) -> Ids:
         """The start tokens that the tokenizer puts before every text."""

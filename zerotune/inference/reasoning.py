@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from zerotune.data.number_tokens import is_number
 from zerotune.inference.requests import Answer, Generate, Generated, Request
 
 _FINAL = "<|channel|>final<|message|>"
@@ -73,7 +74,8 @@ def without_reasoning(text: str) -> str:
 
 def closing_mark(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
     """The closing mark of the reasoning that a prompt opens; "" if it opens none."""
-    end = str(tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)).rstrip()
+    words = [token for token in prompt_ids[-_PROMPT_END:] if not is_number(token)]  # which no mark contains
+    end = str(tokenizer.decode(words, skip_special_tokens=False)).rstrip()
     return next((closing for opening, closing in MARKS if end.endswith(opening)), "")
 
 

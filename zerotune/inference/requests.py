@@ -1,4 +1,7 @@
-"""Requests to a model and its answers. Tasks exchange only these, and never use the model itself."""
+"""Requests to a model and its answers. Tasks exchange only these, and never use the model itself.
+
+Ids are those of the vocabulary; for a checkpoint that reads numbers as values, also `number_tokens.number_id`.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,8 @@ class Scored:
 
     log_prob: natural logarithm, summed over the `tokens` of the continuation. bytes: as in the request.
     greedy: whether each token of the continuation is the most probable one at its position.
-    unknown, unknown_log_prob: how many of the tokens are `Score.unknown_id`, and the sum over these.
+    unknown, unknown_log_prob: how many of the tokens are `Score.unknown_id` or numbers with values, of which it says
+    only that one comes, and the sum over these.
     """
 
     log_prob: float

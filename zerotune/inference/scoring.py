@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zerotune.data.number_tokens import is_number
 from zerotune.inference.batch_size import Budget, in_batches
 from zerotune.inference.causal_lm import Network, Prefix
 from zerotune.inference.nonfinite import require_finite
@@ -96,7 +97,7 @@ class _Scorer:
         log_prob_n, greedy_n = self._network.log_probs(
             states_td[torch.from_numpy(at_p).to(device)],
             torch.from_numpy(position_n).to(device),
-            torch.from_numpy(targets_n).to(device),
+            self._network.tokens_of(torch.from_numpy(targets_n).to(device)),
         )
         parts = log_prob_n.double().cpu().split(counts)
         greedy = [bool(part.all()) for part in greedy_n.cpu().split(counts)]
@@ -108,7 +109,7 @@ class _Scorer:
 
 
 def _scored(request: Score, log_prob_n: Tensor, greedy: bool) -> Scored:
-    is_unknown_n = torch.tensor([token == request.unknown_id for token in request.continuation_ids])
+    is_unknown_n = torch.tensor([token == request.unknown_id or is_number(token) for token in request.continuation_ids])
     return Scored(
         float(log_prob_n.sum()), len(log_prob_n), request.bytes, greedy,
         int(is_unknown_n.sum()), float(log_prob_n[is_unknown_n].sum()),

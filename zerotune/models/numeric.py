@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zerotune.common.errors import UserError
+from zerotune.data.number_tokens import FIRST_NUMBER
 from zerotune.data.numbers_in_text import LARGEST, NUM
 from zerotune.models import cauchy, loss_head
 from zerotune.models.head_source import gives_logits_unchanged
@@ -235,6 +236,22 @@ def _scores(model: Any, layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -
         return logits_btv
     scale_btv = cauchy.scales(model.numeric.scale(hidden_btd), _plain(layer).weight)
     return cauchy.log_probability(logits_btv.float(), scale_btv.float(), settings.threshold)
+
+
+def scores(model: Any, hidden_nd: Tensor) -> Tensor:
+    """[n, v] in place of the logits of these last hidden states of a model with numbers."""
+    loss_head.install(model)
+    return _scores(model, cast(LossHead, output_layer(model)), hidden_nd, None)
+
+
+def separated(ids_bt: Tensor, token_id: int) -> tuple[Tensor, Tensor]:
+    """(tokens, with `token_id` for each number; values in float64, 0 at text) of ids as prompts have them (see
+    `zerotune.data.number_tokens.number_id`).
+    """
+    is_number_bt = (ids_bt < 0) | (ids_bt >= FIRST_NUMBER)
+    bits_bt = ids_bt - FIRST_NUMBER * (ids_bt >= 0)
+    values_bt = bits_bt.view(torch.float64).masked_fill(~is_number_bt, 0.0)
+    return ids_bt.masked_fill(is_number_bt, token_id), values_bt
 
 
 class AutoNumericLM:
