@@ -123,8 +123,13 @@ class ScaledEmbedding(nn.Embedding):
     (Vaswani et al., 2017).
     """
 
+    @property
+    def embed_scale(self) -> float:
+        """PEFT's name: adapters multiply by it too."""
+        return math.sqrt(self.embedding_dim)
+
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids) * math.sqrt(self.embedding_dim)
+        return super().forward(ids) * self.embed_scale
 
 
 class RnnModel(RecurrentModel):

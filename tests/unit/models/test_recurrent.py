@@ -316,6 +316,22 @@ def test_adapters_change_the_recurrent_matrix_too(model, dora):
     torch.testing.assert_close(tuned.merge_and_unload()(**packed(rows())).logits, found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_adapters_change_embeddings_and_the_output_layer(family, name):
+    """With the scale of the embeddings: the merged model is the trained one."""
+    from peft import LoraConfig, get_peft_model
+
+    model = model_of(family, tie_word_embeddings=False)
+    before = model(**packed(rows())).logits
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=[name], task_type="CAUSAL_LM"))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    found = tuned(**packed(rows())).logits
+    assert not torch.allclose(found, before)
+    torch.testing.assert_close(tuned.merge_and_unload()(**packed(rows())).logits, found, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_without_tokens_change_nothing(model):
     """A batch of them alone: zeros, the state before, and a gradient of zeros for every weight."""
     state = model(input_ids=torch.ones(2, 4, dtype=torch.long)).past_key_values
