@@ -125,8 +125,10 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         "train.objectives.causal_lm:CausalLM",
         formats=(*text_formats(), "labelled"),
         metrics={"loss": True, "perplexity": True, "exact_match": False},
+        section="train.config_causal_lm:CausalLMConfig",
         keys=("head.labels",),
         from_scratch=True,
+        checks="train.recipe_checks_causal_lm:problems",
     ),
     "numeric": ObjectiveSpec(
         "train.objectives.numeric:NumericLM",

@@ -14,12 +14,25 @@ import pytest
 
 import train.search.__main__
 from tests.support.fault_runs import Workplace, Zygote, status, weights
-from tests.support.searches import STEPS, WarmStarter, outcomes, records, start, trained, words, write_space
+from tests.support.searches import (
+    STEPS,
+    WarmStarter,
+    finish_with_kills,
+    outcomes,
+    records,
+    start,
+    start_warm,
+    starts,
+    trained,
+    words,
+    write_space,
+)
 from tests.support.training_runs import environment, in_session, metrics
 from train.report.run import Run, read_run
 from train.search.__main__ import main
 from train.search.fit import fit_of
 from train.search.study import STALE_SECONDS, best
+from train.search.trial import Ended, Starter, Trial
 from zerotune.common.metric_format import plain
 
 
@@ -36,22 +49,48 @@ def said(folder: Path) -> str:
 
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_killed_at_random_moments_it_ends_as_undisturbed(tmp_path: Path, pruner: str) -> None:
-    """The worker alone, or its training process too, by SIGKILL: all trials end as those of one start."""
+    """The worker, a training process, or both, by SIGKILL: all trials end as those of one start."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     undisturbed.mkdir()
     killed.mkdir()
     keys = {"pruner": pruner, "trials": 6, "startup_trials": 3}
     finished(undisturbed, **keys)
-    line, dice = words(killed, write_space(killed, **keys)), random.Random(pruner)
-    for _ in range(3):
-        process = start(line, seconds=0.02)
-        time.sleep(dice.uniform(1.5, 4.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(line).wait(120) == 0, said(killed)
+    line = words(killed, write_space(killed, **keys))
+    code = finish_with_kills(lambda: start(line, seconds=0.1), killed, 12, random.Random(pruner))
+    assert code == 0, said(killed)
     assert outcomes(records(killed)) == outcomes(records(undisturbed))
     if pruner == "halving":  # the median stops a run a little later
         assert set(trained(killed)) == set(trained(undisturbed))
+
+
+@pytest.mark.slow
+def test_killed_with_the_real_trainer_it_ends_as_undisturbed(
+    zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same over models from scratch with dropout, one of which is promoted."""
+    model = {"model.path": "", "model.family": "lstm", "model.width": 32, "model.dropout": 0.1}
+    options = model | {"tokenizer.vocabulary_size": 300, "validation.every_steps": 3, "checkpoint.every_steps": 1}
+    options |= {"validation.samples": 0, "data.cache_folder": tmp_path / "cache"}
+    more = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    lines = {}
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+        rates = {"optim.learning_rate": [1e-4, 1e-2, 1e-3]}
+        space = write_space(tmp_path / name, method="grid", pruner="halving", reduction=3, rungs=2, parameters=rates)
+        lines[name] = words(tmp_path / name, space, *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.search.__main__, "_finish", lambda study: None)
+        assert main(lines["undisturbed"], starter=WarmStarter(zygote=zygote)) == 0
+    whole, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    code = finish_with_kills(lambda: start_warm(zygote, lines["killed"]), killed, 12, random.Random(0))
+    assert code == 0, said(killed)
+    assert outcomes(records(killed)) == outcomes(records(whole))
+    assert [record.steps for record in records(killed)] == [3, 9, 3]
+    for record in records(killed):
+        one, other = (folder / "study" / "trials" / f"{record.number:04d}" for folder in (killed, whole))
+        for name in ("train/loss", "validation/loss", "train/gradient_norm"):
+            assert metrics(one, name) == metrics(other, name)
+            assert [line["step"] for line in lines_of(one) if name in line] == list(metrics(other, name))
 
 
 def test_two_workers_never_run_one_trial_twice(tmp_path: Path) -> None:
@@ -83,6 +122,31 @@ def test_no_point_is_trained_twice(tmp_path: Path) -> None:
     assert repeats
     for number, earlier in repeats.items():
         assert f"trial {number}: the first draw was that of trial {earlier} again; drawn anew" in said(tmp_path)
+
+
+def test_two_workers_race_for_promotions(tmp_path: Path) -> None:
+    """Three places of two processes promote along one journal: no step twice, and the trials of one worker."""
+    rates = {"optim.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1], "optim.beta1": [0.5, 0.8]}
+    keys = {"method": "grid", "pruner": "halving", "reduction": 2, "rungs": 3, "parameters": rates}
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    finished(alone, **keys)
+    line = words(shared, write_space(shared, **keys))
+    both = [start(words_of, racing=2) for words_of in ([*line, "--workers", "2"], line)]
+    assert [process.wait(120) for process in both] == [0, 0], said(shared)
+    promoted_by = {search for _, step, search in starts(shared) if int(step)}
+    assert promoted_by == {str(process.pid) for process in both}
+    assert set(Counter(trained(shared)).values()) == {1}
+    assert set(Counter((trial, step) for trial, step, _ in starts(shared)).values()) == {1}
+    one, other = records(alone), records(shared)
+    assert [(r.number, r.values) for r in other] == [(r.number, r.values) for r in one]
+    assert {r.state for r in other} == {"complete", "pruned"}
+    for here, there in zip(one, other, strict=True):  # which trial is promoted early depends on who comes first
+        rungs = min(len(here.rungs), len(there.rungs))
+        assert here.rungs[:rungs] == there.rungs[:rungs]
+    assert best(other, 1).number == best(one, 1).number
+    assert best(other, 1).value == best(one, 1).value
 
 
 @pytest.mark.parametrize("by", ["SIGINT", "SIGTERM", "stop file"])
@@ -143,6 +207,16 @@ def test_failed_trials_are_recorded_and_end_nothing(tmp_path: Path) -> None:
     assert any("no finite gradient" in reason for reason in reasons)
     assert any("2048 exceeds batch.tokens_per_step, 512" in reason for reason in reasons)
     assert {record.state for record in found} == {"failed", "complete"}
+
+
+def test_a_trial_that_is_killed_twice_before_a_step_has_failed(tmp_path: Path) -> None:
+    starter = Starter(words=("sh", "-c", f"echo start >> {tmp_path}/starts; kill -9 $$"))
+    trial = Trial(tmp_path, "loss", 1.0, starter)
+    while (ended := trial.poll()) is None:
+        time.sleep(0.01)
+    message = "killed twice, the second time by SIGKILL after step 0 (out of memory?); see output.log"
+    assert ended == Ended("failed", message)
+    assert (tmp_path / "starts").read_text() == "start\n" * 2
 
 
 def test_a_search_whose_trials_all_fail_says_so(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A stand-in for a training process in searches: the files and signals of a run, numbers from a formula, no model.
 
 The validation loss of a step depends on optim.learning_rate (best at 0.01) and optim.beta1 alone. FAKE_SECONDS is the
-time of a step. Every step is written down in trained.log beside the trials.
+time of a step. Every step is written down in trained.log beside the trials, every start in starts.log.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def train(folder: Path, words: list[str]) -> int:
         signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     saved = folder / "saved"
     step = int(saved.read_text()) if saved.exists() else 0
+    with (folder.parent.parent / "starts.log").open("a") as log:
+        log.write(f"{folder.name} {step} {os.getppid()}\n")
     metrics = folder / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step] if step else []
     replace(metrics, "".join(f"{line}\n" for line in kept))

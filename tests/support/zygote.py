@@ -1,9 +1,9 @@
 """A warmed-up process that forks training processes: importing everything costs seconds, forking milliseconds.
 
 Reads one JSON request a line and answers with one line:
-  {"do": "start", "environment": {...}, "arguments": [...], "log": PATH} -> {"pid": N}
+  {"do": "start", "environment": {...}, "arguments": [...], "log": PATH} -> {"pid": N}; also "program": MODULE:FUNCTION
   {"do": "wait", "pid": N, "seconds": S} -> {"code": exit status, negative for a signal; null if it still runs}
-A forked process is a real one: own session, own environment, `train.main.main` from its first line.
+A forked process is a real one: own session, own environment, `train.main.main` (or `program`) from its first line.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import json
 import os
 import sys
 import time
+from pkgutil import resolve_name
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from tests.support import inject
-from train.main import main
 
 WARM = (
-    "deepspeed", "peft", "datasets", "matplotlib.pyplot",
+    "train.main", "deepspeed", "peft", "datasets", "matplotlib.pyplot",
     "train.engine.metric_writer", "train.checkpoint.deepspeed_state",
     "train.engine.flops", "train.engine.loop", "train.engine.optimizer", "train.checkpoint.manager", "train.session",
     "train.merge", "train.objectives", "train.report", "train.tuning",
@@ -39,10 +39,11 @@ def start(request: dict) -> dict:
         for stream in (1, 2):
             os.dup2(log, stream)
         sys.stdin.close()
+        os.closerange(3, 1024)  # a lock that the parent holds must not outlive it
         os.environ.clear()
         os.environ.update(request["environment"])
         inject.install()
-        code = main(request["arguments"])
+        code = resolve_name(request.get("program", "train.main:main"))(request["arguments"])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -65,6 +66,8 @@ def wait(request: dict) -> dict:
         time.sleep(0.02)
 
 
+DO = {"start": start, "wait": wait}
+
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not get among the answers
@@ -73,5 +76,5 @@ if __name__ == "__main__":
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps({"start": start, "wait": wait}[request["do"]](request)), file=answers, flush=True)
+        print(json.dumps(DO[request["do"]](request)), file=answers, flush=True)
     os._exit(0)  # taking everything down in order takes seconds, and there is nothing to save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from train.config import Config
 from train.data.prepare import Encoded, LabelSpec
 from train.models.generate import continue_prompts
 from train.objectives.base_model import BaseModel
+from train.objectives.number_token_loss import NumberTokenLoss
 from train.objectives.prompt_and_answer import last_answer
 from train.objectives.row_data import RowData
 from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
@@ -33,6 +35,9 @@ class CausalLM(Objective):
         self.config, self.ranks = config, ranks
         self.base = BaseModel(AutoModelForCausalLM, config, tuning, ranks)
         self.tokenizer, label_spec = self.base.tokenizer, LabelSpec(labels=tuple(config.head.labels))
+        self.weight: float = config.settings.number_token_weight
+        self.number_token_loss = NumberTokenLoss(self.tokenizer) if self.weight else None
+        self.terms = ("loss", "number_token") if self.weight else ("loss",)
         self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
         self.schedule = self.data.steps()
 
@@ -54,16 +59,20 @@ class CausalLM(Objective):
         return ready
 
     def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
-        """Micro-batches of each optimizer step."""
-        return self.schedule.walk(start_step)
+        """Micro-batches of each optimizer step, with the counts of all terms."""
+        for step in self.schedule.walk(start_step):
+            yield [self._counted(batch) for batch in step]
 
     def real_rows(self) -> Sequence[Sequence[int]]:
         """The first held-out row."""
         return self.data.first_row
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Sum of -log p over the trained tokens."""
-        return {"loss": loss_head.token_loss(model, batch.inputs, batch.targets)}
+        """Sum of -log p over the trained tokens; of the weighted number token loss over digits."""
+        if self.number_token_loss is None:
+            return {"loss": loss_head.token_loss(model, batch.inputs, batch.targets)}
+        tokens, digits = loss_head.token_losses(model, batch.inputs, batch.targets, self.number_token_loss)
+        return {"loss": tokens, "number_token": self.weight * digits}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:
@@ -96,6 +105,12 @@ class CausalLM(Objective):
         prompts = self._prompts(rows, self.config.validation.samples, corpora=True)
         answers = self._answers(model, prompts, share=False) if prompts else {}
         return [Sample(self.tokenizer.decode(ids), answers[i], gold) for i, (ids, gold) in enumerate(prompts)]
+
+    def _counted(self, batch: Batch) -> Batch:
+        if self.number_token_loss is None:
+            return batch
+        digits = float(self.number_token_loss.is_meant(batch.targets).sum())
+        return replace(batch, counts={**batch.counts, "number_token": digits})
 
     def _answers(
         self, model: nn.Module, prompts: Sequence[tuple[list[int], str | None]], share: bool = True

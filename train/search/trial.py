@@ -79,14 +79,16 @@ class Trial:
         self.pruned = ""  # why
         self.pruned_at: Validations = []  # the validations that this was decided on
         self.stopping = False
+        self._is_last_try = False  # after a kill before any step
         self._began = time.monotonic()
         self._step_before = self.step
         self._start_again = not (self._is_left_running() or self._has_arrived())
 
     @property
     def step(self) -> int:
-        """The last step that the run has reported."""
-        return int(read_status(self.folder).get("step") or 0)
+        """The last step that the run has reported; one that was killed may have reported no more than a validation."""
+        steps = [step for step, _ in self.validations()[-1:]]
+        return max([int(read_status(self.folder).get("step") or 0), *steps])
 
     @property
     def seconds(self) -> float:
@@ -168,8 +170,9 @@ class Trial:
             return Ended("stopped")
         if code is not None and state == "preempted" and reason == f"{STOP_FILE} file":
             return Ended("pruned", "stopped by its STOP file")
-        if code is None or (state in ("running", "preempted") and self.step > self._step_before):
-            self._start_again = True  # killed, or stopped from outside, but it gets on
+        gets_on = state in ("running", "preempted") and self.step > self._step_before
+        if code is None or gets_on or (code < 0 and not self._is_last_try):  # killed, or stopped from outside
+            self._start_again, self._is_last_try = True, code is not None and not gets_on
             return None
         return Ended("failed", self._message(code, status))
 
@@ -207,7 +210,8 @@ class Trial:
         if status.get("state") == "failed" and status.get("reason"):
             return _short(str(status["reason"]))
         if code < 0:
-            return f"killed by {signal.Signals(-code).name} after step {self.step} (out of memory?); see {LOG}"
+            name = signal.Signals(-code).name
+            return f"killed twice, the second time by {name} after step {self.step} (out of memory?); see {LOG}"
         lines = [line for line in _tail(self.folder / LOG) if line.strip()]
         return _short(lines[-1]) if lines else f"ended with exit code {code}"
 

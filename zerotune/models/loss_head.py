@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ IGNORED = -100
 CHUNK_ELEMENTS = 2**25  # logits of one chunk on a CPU: 128 MiB in float32, yet products large enough for full speed
 GPU_CHUNKS = 4  # times larger: there each chunk's pass over the weight's gradient in memory costs more than its product
 LARGE_VOCABULARY = 2**18  # assumed of a layer that does not tell its size
+Project = Callable[[Tensor], Tensor]  # hidden_nd -> logits_nv
 Answer = Callable[["LossHead", Tensor, Any], Tensor]  # (layer, hidden_nd, targets_n) -> in place of logits
 
 
@@ -96,6 +97,38 @@ def token_loss(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) 
     if loss.ndim:
         raise RuntimeError(f"{type(causal_lm(model)).__name__}: the output layer was not asked for its loss")
     return loss
+
+
+class Further(Protocol):
+    """A second loss, of some targets."""
+
+    def is_meant(self, targets_n: Tensor) -> Tensor:
+        """Whether a target has it."""
+        ...
+
+    def __call__(self, logits_kv: Tensor, targets_k: Tensor) -> Tensor:
+        """The sum over such targets, of which there may be none."""
+        ...
+
+
+def token_losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, further: Further) -> Tensor:
+    """[2]: as `token_loss`, and the sum of a further loss, whose logits are computed once more, in chunks."""
+
+    def both(first: Tensor, project: Project, hidden_nd: Tensor, targets_n: Tensor, vocabulary: int) -> Tensor:
+        k = further.is_meant(targets_n).nonzero()[:, 0]
+        return torch.stack([first, _checkpointed_loss(project, hidden_nd[k], targets_n[k], vocabulary, further)])
+
+    def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
+        return both(layer.summed_loss(hidden_nd, targets_n), layer.logits, hidden_nd, targets_n, layer.vocabulary)
+
+    if not gives_logits_unchanged(causal_lm(model), output_layer(model)):
+        logits_btv: Tensor = model(**inputs).logits
+        first = _loss_of_logits(logits_btv, targets_bt)
+        return both(first, lambda logits_nv: logits_nv, *at_targets(logits_btv, targets_bt), logits_btv.shape[-1])
+    install(model)
+    with predicting(targets_bt, answer):
+        losses_2: Tensor = model(**inputs).logits
+    return losses_2
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -238,13 +271,21 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
     return max(CHUNK_ELEMENTS * (1 if device.type == "cpu" else GPU_CHUNKS) // vocabulary, 1)
 
 
+def _cross_entropy(logits_nv: Tensor, targets_n: Tensor) -> Tensor:
+    return F.cross_entropy(logits_nv.float(), targets_n, reduction="sum")
+
+
 def _checkpointed_loss(
-    project: Callable[[Tensor], Tensor], hidden_nd: Tensor, targets_n: Tensor, vocabulary: int
+    project: Project,
+    hidden_nd: Tensor,
+    targets_n: Tensor,
+    vocabulary: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = _cross_entropy,
 ) -> Tensor:
-    """The same sum for any projection (an adapted or quantised layer): each chunk is computed again in the backward."""
+    """A sum for any projection (an adapted or quantised layer): each chunk is computed again in the backward."""
 
     def chunk_loss(chunk_nd: Tensor, chunk_targets_n: Tensor) -> Tensor:
-        return F.cross_entropy(project(chunk_nd).float(), chunk_targets_n, reduction="sum")
+        return loss(project(chunk_nd), chunk_targets_n)
 
     size = chunk_rows(vocabulary, hidden_nd.device)
     # At least one chunk, though empty: every parameter must get a gradient, or ranks would wait for it.

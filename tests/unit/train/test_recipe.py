@@ -426,6 +426,7 @@ class TestKeeping:
 
 USERS = {  # beginnings of keys, and what uses them
     "ppo.": "objective=ppo",
+    "causal_lm.": "objective=causal_lm",
     "numeric.": "objective=numeric",
     "head.": "objective=token_classification",
     "tuning.lora.": "tuning.kind=lora",
@@ -510,6 +511,13 @@ class TestHeads:
     )
     def test_what_would_do_nothing_is_refused(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
         assert words in refusal(recipe, *options)
+
+    def test_the_number_token_loss_needs_its_package(self, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert parsed(recipe, "--causal_lm.number_token_weight=0.3").settings.number_token_weight == 0.3
+        monkeypatch.setattr("train.recipe_checks_causal_lm.find_spec", lambda name: None)
+        assert parsed(recipe).settings.number_token_weight == 0
+        message = "causal_lm.number_token_weight: needs ntloss: pip install ntloss, or set it to 0"
+        assert message in refusal(recipe, "--causal_lm.number_token_weight", "0.3")
 
 
 class TestModelsFromScratch:
