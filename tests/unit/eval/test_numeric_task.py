@@ -85,14 +85,15 @@ def copied(pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float
     """The location after attention to the last number at or before each position up to `at`."""
     if pointer is None:
         return own
+    hidden = hidden.detach()
     scores, offered = [float(pointer.own.detach())], [own]
-    query = pointer.query @ hidden[at]
+    query = pointer.query.detach() @ hidden[at]
     last = None
     for k in range(at + 1):
         if ids[k] == settings.token_id:
             last = float(values[k]) if settings.value_space == "linear" else math.asinh(float(values[k]))
         if last is not None:
-            scores.append(float(query @ (pointer.key @ hidden[k])) / math.sqrt(len(query)))
+            scores.append(float(query @ (pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
             offered.append(last)
     weights = np.exp(np.array(scores) - max(scores))
     return float(weights @ np.array(offered) / weights.sum())
