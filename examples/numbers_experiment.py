@@ -1,7 +1,7 @@
 """Numbers as values against numbers as digits: two models learn the same rows, and predict the same numbers.
 
-    make experiment-numbers                                  # a small Transformer from scratch on the published sets
-    python examples/numbers_experiment.py reading --model.path .cache/models/SmolLM2-135M-Instruct    # LoRA; hours
+    make experiment-numbers      # a small Transformer from scratch on the published sets
+    python examples/numbers_experiment.py --study reading --model.path .cache/models/SmolLM2-135M-Instruct    # LoRA
 
 Makes the sets (examples/make_numbers.py), trains both models for the same epochs, and evaluates the last checkpoint of
 each on one page. A digit is a token, so the model of digits takes more steps. `--number_token_weight 0.3` adds a third
@@ -69,7 +69,7 @@ def main() -> int:
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", choices=STUDIES, default="published")
+    parser.add_argument("--study", choices=STUDIES, default="published")
     parser.add_argument("--rows", type=int, default=200, help="of an evaluation set; training sets are larger")
     parser.add_argument("--number_token_weight", type=float, default=0.0)
     parser.add_argument("--text", default=str(ROOT / "examples/data/corpus_heldout.jsonl"), help="ordinary text")

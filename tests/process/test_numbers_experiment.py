@@ -40,14 +40,21 @@ def test_one_page_for_all_models_and_sets(
         assert set(processes.codes) == {0}, processes.output
 
     out = tmp_path / "out"
-    options = {"out": out, "number_token_weight": weight, "data.cache_folder": tmp_path / "cache", **SMALL}
+    options = {
+        "study": study,
+        "out": out,
+        "number_token_weight": weight,
+        "data.cache_folder": tmp_path / "cache",
+        **SMALL,
+    }
     base = []
     if study == "reading":
         base = [pretrained_stand_in(tmp_path / "base")]
         options |= {"model.path": base[0]}
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(numbers_experiment, "run", run)
-    monkeypatch.setattr(sys, "argv", ["x", study, *(f"--{name}={value}" for name, value in options.items())])
+    words = (str(word) for pair in options.items() for word in (f"--{pair[0]}", pair[1]))
+    monkeypatch.setattr(sys, "argv", ["x", *words])
     assert numbers_experiment.main() == 0
 
     names = ("digits", *(["digits-number-token-loss"] if weight else []), "values")
