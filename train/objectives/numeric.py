@@ -39,7 +39,9 @@ class NumericLM(Objective):
         self.tokenizer = self.base.tokenizer
         token = numeric.add_token(self.tokenizer)
         settings = self.numeric
-        self.settings = numeric.Settings(token, settings.value_space, settings.token_loss, settings.threshold)
+        self.settings = numeric.Settings(
+            token, settings.value_space, settings.token_loss, settings.threshold, settings.copy
+        )
         label_spec = LabelSpec(labels=tuple(config.head.labels), numbers=True)
         self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
         self.schedule = self.data.steps()

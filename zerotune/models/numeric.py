@@ -5,7 +5,8 @@ the token (docs/decisions/0026).
 
 - the value of a number is added to its embedding, as sign(v) ln(1 + |v|) along a learned direction;
 - abduction maps each hidden state to independent Cauchy variables, the latent cause: a location and a scale;
-- action maps the cause to a score for each token, by the output layer, and to a value.
+- action maps the cause to a score for each token, by the output layer, and to a value;
+- a pointer puts earlier numbers of the text in the place of this value.
 
 Parameters are in float32. A path that predicts tokens by softmax uses the location alone.
 
@@ -34,6 +35,7 @@ from zerotune.data.numbers_in_text import LARGEST, NUM
 from zerotune.models import cauchy, loss_head
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
+from zerotune.models.pointer import Offers, Pointer, offers
 
 KEY = "numeric"  # of the parameters, and of the settings in config.json
 START_SCALE = 1.0  # of the cause, at every position
@@ -44,13 +46,23 @@ class Settings:
     """How a model reads and predicts numbers; a part of its config.json.
 
     token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
-    of tokens mean. threshold: for one_vs_rest, the score above which a token comes next.
+    of tokens mean. threshold: for one_vs_rest, the score above which a token comes next. copy: whether a value may be
+    that of an earlier number.
     """
 
     token_id: int
     value_space: Literal["linear", "asinh"] = "asinh"
     token_loss: Literal["softmax", "one_vs_rest"] = "softmax"
     threshold: float = 0.0
+    copy: bool = True
+
+    def is_number(self, ids: Tensor) -> Tensor:
+        """Where `<NUM>` stands."""
+        return ids == self.token_id
+
+    def in_space(self, values: Tensor) -> Tensor:
+        """Values in the value space."""
+        return values.asinh() if self.value_space == "asinh" else values
 
 
 def settings_of(config: Any) -> Settings | None:
@@ -142,15 +154,19 @@ class Numeric(nn.Module):
     which adapters would take for a layer of the model's.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, settings: Settings) -> None:
         super().__init__()
+        self.space: str = settings.value_space
         self.direction, self.location = Direction(width), Location(width)
         self.scale, self.value = Scale(width), Value(width)
+        self.pointer = Pointer(width) if settings.copy else None
 
-    def values(self, hidden_md: Tensor, location_md: Tensor, space: str) -> Values:
-        """The distributions of the values at some positions. location_md: of the cause there."""
-        location_m, scale_m = self.value(location_md, self.scale(hidden_md))
-        return Values(location_m, scale_m, space)
+    def values(self, hidden_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
+        """The distributions of the values at some positions. hidden_nd: of all positions. location_md: of the cause."""
+        location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
+        if self.pointer is not None:
+            location_m = self.pointer(hidden_nd, at_m, location_m, offered)
+        return Values(location_m, scale_m, self.space)
 
 
 def add_token(tokenizer: Any) -> int:
@@ -177,16 +193,26 @@ def add(model: nn.Module, settings: Settings) -> None:
     New weights are drawn from torch's generator.
 
     Raises:
-        UserError: The model changes its logits after the output layer.
+        UserError: The model changes its logits after the output layer, or its values were trained with other settings.
     """
     base: Any = causal_lm(model)
-    if not hasattr(base, KEY):
+    old = settings_of(base.config)
+    if old is None:
         require_plain_logits(base)
-        module = Numeric(int(base.config.get_text_config().hidden_size))
-        setattr(base, KEY, module.to(base.device))
+        setattr(base, KEY, _new_module(base.config, settings).to(base.device))
         base.__class__ = numeric_class(cast(Any, type(base)))
+    elif (old.value_space, old.copy) != (settings.value_space, settings.copy):
+        raise UserError(
+            f"the model was trained with numeric.value_space: {old.value_space} and "
+            f"numeric.copy: {str(old.copy).lower()}; set both"
+        )
     base.numeric.float().requires_grad_(True)
     setattr(base.config, KEY, asdict(settings))
+
+
+def _new_module(config: Any, settings: Settings | None) -> Numeric:
+    assert settings is not None
+    return Numeric(int(config.get_text_config().hidden_size), settings)
 
 
 def require_plain_logits(model: Any) -> None:
@@ -221,7 +247,7 @@ def numeric_class(kind: Any) -> Any:
 
     def start(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, config, *args, **kwargs)
-        self.numeric = Numeric(int(config.get_text_config().hidden_size))
+        self.numeric = _new_module(config, settings_of(config))
 
     return type(kind.__name__, (kind,), {"__init__": start, "forward": forward, "__module__": kind.__module__})
 
@@ -301,32 +327,42 @@ class Predictions(NamedTuple):
     values: Values
 
 
+def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:
+    """The numbers that may be copied, the value behind each position [b * t], and the positions with a target [n]."""
+    values_bt = inputs["values"]
+    is_number_bt = settings.is_number(inputs["input_ids"])
+    offered = offers(is_number_bt, settings.in_space(values_bt), inputs.get("position_ids"))
+    return offered, F.pad(values_bt[:, 1:], (0, 1)).flatten(), (targets_bt.flatten() != IGNORED).nonzero()[:, 0]
+
+
 @torch.no_grad()
 def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) -> Predictions:
     """Of the targets that are not -100. Arguments as of `losses`."""
     base: Any = causal_lm(model)
     settings = settings_of(base.config)
     assert settings is not None
+    offered, next_n, at_n = _numbers_of(inputs, targets_bt, settings)
+    is_number_n = settings.is_number(targets_bt.flatten()[at_n])
+    at_m, kept = at_n[is_number_n], []
 
-    def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
-        size, found = chunk_rows(layer.vocabulary, hidden_nd.device), []
-        for part_nd in hidden_nd.split(size):
-            scores_nv = _scores(base, layer, part_nd, None).float()
+    def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
+        hidden_nd, found = hidden_btd.flatten(0, 1), []
+        for at_c in at_n.split(chunk_rows(layer.vocabulary, hidden_nd.device)):
+            scores_cv = _scores(base, layer, hidden_nd[at_c], None).float()
             if settings.token_loss == "softmax":
-                scores_nv = scores_nv.log_softmax(-1)
-            number_n1 = scores_nv[:, settings.token_id, None]
-            found.append(torch.stack([(scores_nv > number_n1).sum(-1) + 1, number_n1[:, 0]]).double())
-        values = base.numeric.values(hidden_nd, base.numeric.location(hidden_nd), settings.value_space)
-        return torch.cat([torch.cat(found, 1), torch.stack([values.location_m, values.scale_m])])
+                scores_cv = scores_cv.log_softmax(-1)
+            number_c1 = scores_cv[:, settings.token_id, None]
+            found.append(torch.stack([(scores_cv > number_c1).sum(-1) + 1, number_c1[:, 0]]))
+        values = base.numeric.values(hidden_nd, at_m, base.numeric.location(hidden_nd[at_m]), offered)
+        # Not as the output, which mixed precision turns into float32.
+        rank_n, log_p_n = torch.cat(found, 1).double()
+        kept.append(Predictions(is_number_n, rank_n, log_p_n, next_n[at_m], values))
+        return hidden_nd.new_zeros(())
 
-    with predicting(targets_bt, answer):
-        found_4n: Tensor = model(**inputs).logits
-    rank_n, log_p_n, location_n, scale_n = found_4n
-    is_target_bt = targets_bt != IGNORED
-    is_number_n = targets_bt[is_target_bt] == settings.token_id
-    value_m = F.pad(inputs["values"][:, 1:], (0, 1))[is_target_bt][is_number_n]
-    values = Values(location_n[is_number_n], scale_n[is_number_n], settings.value_space)
-    return Predictions(is_number_n, rank_n, log_p_n, value_m, values)
+    with predicting(None, answer):
+        model(**inputs)
+    (predicted,) = kept
+    return predicted
 
 
 def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate: float) -> tuple[Tensor, Tensor]:
@@ -342,12 +378,13 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
     base: Any = causal_lm(model)
     settings = settings_of(base.config)
     assert settings is not None
-    next_bt = F.pad(inputs["values"][:, 1:], (0, 1))
-    value_n = next_bt[targets_bt != IGNORED]
+    offered, next_n, at_n = _numbers_of(inputs, targets_bt, settings)
 
-    def answer(layer: LossHead, hidden_nd: Tensor, targets_n: Tensor) -> Tensor:
+    def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
+        all_nd = hidden_btd.flatten(0, 1)
+        hidden_nd, targets_n = all_nd[at_n], targets_bt.flatten()[at_n]
         location_nd: Tensor = base.numeric.location(hidden_nd)
-        is_number_m = (targets_n == settings.token_id).nonzero()[:, 0]
+        is_number_m = settings.is_number(targets_n).nonzero()[:, 0]
         if settings.token_loss == "softmax":
             token_loss = layer.summed_loss(location_nd, targets_n)
         else:
@@ -356,15 +393,15 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
             token_loss = cauchy.one_vs_rest_loss(
                 location_nd, scale_nd, head.weight, head.bias, targets_n, settings.threshold
             )
-        hidden_md, location_md = hidden_nd[is_number_m], location_nd[is_number_m]
-        values = base.numeric.values(hidden_md, location_md, settings.value_space)
+        at_m, hidden_md, location_md = at_n[is_number_m], hidden_nd[is_number_m], location_nd[is_number_m]
+        values = base.numeric.values(all_nd, at_m, location_md, offered)
         weight_m: Tensor | float = 1.0
         if gate < 1:
             weight_m = gate + (1 - gate) * _number_probability(base.numeric, layer, hidden_md, location_md, settings)
-        value_loss = (weight_m * values.negative_log_density(value_n[is_number_m])).sum()
+        value_loss = (weight_m * values.negative_log_density(next_n[at_m])).sum()
         return torch.stack([token_loss.double(), value_loss])
 
-    with predicting(targets_bt, answer):
+    with predicting(None, answer):
         found_2: Tensor = model(**inputs).logits
     return found_2[0], found_2[1]
 

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from zerotune.common.errors import UserError
-from zerotune.models import cauchy, loss_head, numeric
+from zerotune.models import cauchy, loss_head, numeric, pointer
 from zerotune.models.recurrent import LstmConfig, LstmForCausalLM, register
 
 WORDS, NUMBER = 61, 60
@@ -211,6 +211,21 @@ def test_a_trained_direction_leaves_text_before_a_number_untouched() -> None:
     assert not torch.equal(found_btv, without_btv)
 
 
+def copied(model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tensor, own_n: Tensor) -> Tensor:
+    """Locations of values by loops: at each position a softmax over the last numbers up to each earlier one."""
+    pointer, found = model.numeric.pointer, []
+    for (row, place), own in zip(mask_bt.nonzero().tolist(), own_n, strict=True):
+        scores, values = [pointer.own], [own]
+        for earlier in range(place + 1):
+            numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
+            if numbers:
+                values.append(inputs["values"][row, numbers[-1]].asinh())
+                key, query = pointer.key @ hidden_btd[row, earlier], pointer.query @ hidden_btd[row, place]
+                scores.append(key @ query / math.sqrt(len(key)))
+        found.append(torch.stack(scores).softmax(0).double() @ torch.stack(values))
+    return torch.stack(found)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
 @pytest.mark.parametrize("gate", [1.0, 0.25])
@@ -237,6 +252,7 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
     is_number_n = targets_n == NUMBER
     value_n = F.pad(inputs["values"][:, 1:], (0, 1))[mask_bt].asinh()
     y_n = (location_nd @ model.numeric.value.weight).double()
+    y_n = copied(model, body(inputs_embeds=embeddings, use_cache=False).last_hidden_state, inputs, mask_bt, y_n)
     s_n = (scale_nd @ model.numeric.value.weight.abs()).double() + cauchy.SCALE_FLOOR
     density_n = -(math.pi * s_n * (1 + ((value_n - y_n) / s_n) ** 2)).log() - value_n.cosh().log()
     weight_n = gate + (1 - gate) * log_p_nv[:, NUMBER].double().exp()
@@ -255,14 +271,52 @@ def test_gradients_against_finite_differences(token_loss: str, space: str) -> No
     slopes = dict(zip(parameters, torch.autograd.grad(tokens + 0.5 * values, list(parameters.values())), strict=True))
     for name, parameter in parameters.items():
         direction = torch.randn_like(parameter)
-        found = []
-        for step in (width, -width):
-            parameter.data += step * direction
+        expected = 0.0
+        for step, share in ((1, 8), (-1, -8), (2, -1), (-2, 1)):  # of fourth order
+            parameter.data += step * width * direction
             one, other = numeric.losses(model, inputs, targets_bt, gate=1.0)
-            found.append(float(one + 0.5 * other))
-            parameter.data -= step * direction
-        expected = (found[0] - found[1]) / (2 * width)
+            expected += share * float(one.detach() + 0.5 * other.detach()) / (12 * width)
+            parameter.data -= step * width * direction
         assert float((slopes[name] * direction).sum()) == pytest.approx(expected, rel=close, abs=close), name
+
+
+def test_a_number_is_copied_exactly_whatever_its_size() -> None:
+    model = build()
+    model.numeric.pointer.own.data.fill_(-100)  # nothing but copies
+    for value in (5.0, -1e300, 123456.789):
+        inputs, targets_bt = batch()
+        inputs["values"] = (inputs["input_ids"] == NUMBER).double() * value
+        offered = torch.tensor(
+            [[NUMBER in row[: t + 1] for t in range(len(row))] for row in inputs["input_ids"].tolist()]
+        )
+        found = numeric.predictions(model, inputs, targets_bt)
+        behind = offered[targets_bt != -100][found.is_number_n]
+        assert behind.any()
+        assert found.values.quantile(0.5)[behind].tolist() == pytest.approx([value] * int(behind.sum()), rel=1e-9)
+
+
+def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
+    model = trained(build("gpt2"))
+    is_number_bt = torch.tensor([[True, False, False, True, False, True]])
+    values_bt = torch.tensor([[1.0, 0, 0, 2, 0, 3]]).double()
+    places_bt = torch.tensor([[0, 1, 0, 1, 2, 3]])
+    offered = pointer.offers(is_number_bt, values_bt, places_bt)
+    assert offered.at_s.tolist() == [0, 1, 3, 4, 5]  # position 2 begins a document
+    assert offered.value_s.tolist() == [1, 1, 2, 2, 3]
+    hidden_nd, at_m, own_m = torch.randn(6, 16), torch.tensor([1, 2, 4]), torch.tensor([7.0, 8, 9]).double()
+    found = model.numeric.pointer(hidden_nd, at_m, own_m, offered)
+    assert found.tolist()[1] == 8
+    other = model.numeric.pointer(
+        hidden_nd, at_m, own_m, offered._replace(value_s=offered.value_s.where(offered.at_s > 1, 50))
+    )
+    assert (found == other).tolist() == [False, True, True]
+
+
+def test_settings_that_a_trained_model_contradicts() -> None:
+    model = build(copy=False)
+    assert model.numeric.pointer is None
+    with pytest.raises(UserError, match=r"numeric\.value_space: asinh and numeric\.copy: false"):
+        numeric.add(model, numeric.Settings(NUMBER))
 
 
 def test_the_gate_is_a_weight_without_gradient() -> None:
@@ -306,7 +360,7 @@ def test_an_adapter_and_a_copied_output_layer() -> None:
     tokens, values = numeric.losses(tuned, inputs, targets_bt, gate=0.5)
     (tokens + values).backward()
     names = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
-    assert sum(".numeric." in name for name in names) == 5
+    assert sum(".numeric." in name for name in names) == 8
     assert all(parameter.grad is not None for parameter in tuned.parameters() if parameter.requires_grad)
 
 
