@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +79,17 @@ def tables_of(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Columns]:
     """model -> name of a value -> that value of each sample."""
     return {
         model: {key: np.array([sample.values[key] for sample in own]) for key in own[0].values}
+        | {key: column_of([sample.lists[key] for sample in own]) for key in own[0].lists}
         for model, own in samples.items()
     }
+
+
+def column_of(lists: Sequence[Sequence[float]]) -> Any:
+    """[n] of objects: the list of each sample."""
+    column = np.empty(len(lists), dtype=object)
+    for row, numbers in enumerate(lists):
+        column[row] = numbers
+    return column
 
 
 def _parts_of(samples: Sequence[Sample]) -> dict[tuple[str, str], NDArray[np.int64]]:

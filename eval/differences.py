@@ -22,12 +22,21 @@ from eval.estimates import (
     too_few,
     transform_interval,
     value,
+    without_value,
 )
-from eval.metrics.intervals import Change, Floats, Interval, jackknife_change, typical_values
+from eval.metrics.intervals import (
+    Change,
+    Floats,
+    Interval,
+    bootstrap,
+    bootstrap_change,
+    jackknife_change,
+    typical_values,
+)
 from eval.metrics.perplexity import perplexity_of
 from eval.metrics.proportion import mcnemar, newcombe, paired_error
 from eval.metrics.significance import detectable
-from eval.protocols import Columns, CorpusMetric, Metric, RatioMetric, SampleMetric
+from eval.protocols import Columns, ListMetric, Metric, RatioMetric, SampleMetric
 from eval.result import Difference
 from zerotune.common.metric_format import CORRELATION
 
@@ -66,7 +75,9 @@ def difference(metric: Metric, model: str, base: Columns, other: Columns) -> Dif
 
 def incomparable(metric: Metric, base: Columns, other: Columns) -> str:
     """Why the metric says nothing about which model is better, else ""."""
-    return "" if isinstance(metric, CorpusMetric) else metric.incomparable(base, other)
+    if reason := without_value(metric, base) or without_value(metric, other):
+        return reason
+    return metric.incomparable(base, other) if isinstance(metric, (SampleMetric, RatioMetric)) else ""
 
 
 def won_or_lost(metric: Metric, base: Columns, other: Columns) -> NDArray[np.int64]:
@@ -96,6 +107,9 @@ def _change(metric: Metric, base: Columns, other: Columns) -> Change | None:
     """The difference with its interval; None without spread."""
     if isinstance(metric, RatioMetric) and is_loss(metric):
         return _ratio_change(metric, base, other)
+    if isinstance(metric, ListMetric) and not metric.is_smooth:
+        first_s, second_s = bootstrap([base[metric.column], other[metric.column]], metric.function)
+        return bootstrap_change(second_s - first_s)
     before, after = (left_out(metric, table) for table in (base, other))
     values = value(metric, base), value(metric, other)
     if metric.scale.is_ratio:
@@ -136,6 +150,8 @@ def _is_same(metric: Metric, base: Columns, other: Columns) -> bool:
         names = (metric.name,)
     elif isinstance(metric, RatioMetric):
         names = (metric.top, *metric.bottom)
+    elif isinstance(metric, ListMetric):
+        names = (metric.column,)
     return all(np.array_equal(base[name], other[name]) for name in names)
 
 
@@ -155,6 +171,8 @@ def _detectable(metric: Metric, error: float) -> float | None:
 
 
 def _test(metric: Metric) -> str:
+    if isinstance(metric, ListMetric) and not metric.is_smooth:
+        return "paired bootstrap"
     return "random signs" if is_loss(metric) else "paired jackknife"
 
 

@@ -31,7 +31,7 @@ class Identified(Protocol):
 
 
 Item = TypeVar("Item", bound=Identified)
-Columns = Mapping[str, "NDArray[np.float64]"]  # name of a value -> that value of each sample
+Columns = Mapping[str, "NDArray[np.float64]"]  # name of a value or list -> that of each sample; a list is an object
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class Sample:
     """The scored outcome of one item.
 
     values: numbers for the metrics. shown: content for the report. groups: subsets of the data that the item belongs to
-    (subject -> agronomy); metrics are also reported for each subset.
+    (subject -> agronomy); metrics are also reported for each subset. lists: any number of numbers, for `ListMetric`.
     """
 
     id: str
     values: Mapping[str, float]
     shown: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    lists: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 Incomparable = Callable[[Columns, Columns], str]  # why a metric of two models cannot be compared, else ""
@@ -72,7 +73,9 @@ class RatioMetric:
     """A function of one ratio over all samples: the sum of column `top` over that of the columns in `bottom`.
 
     of_ratio: an increasing function, such as a factor or exp. On a scale without upper end (losses), intervals and
-    tests are those of the ratio, so that metrics with the same `top` agree.
+    tests are those of the ratio, so that metrics with the same `top` agree. missing: why the samples of a model may
+    lack a column; then, and where the denominator is 0, the metric has no value. is_count: `top` counts
+    a part of what `bottom` counts.
     """
 
     name: str
@@ -82,6 +85,8 @@ class RatioMetric:
     scale: Scale = SHARE
     of_ratio: Callable[[float], float] = float
     incomparable: Incomparable = comparable
+    missing: str = ""
+    is_count: bool = False
 
     def of(self, columns: Columns) -> float:
         """The metric over all samples; 0 if the denominator is 0."""
@@ -107,7 +112,26 @@ class CorpusMetric:
     too_few: Callable[[Columns], str] | None = None
 
 
-Metric = SampleMetric | RatioMetric | CorpusMetric
+@dataclass(frozen=True)
+class ListMetric:
+    """A function of all numbers of `Sample.lists[column]` together, such as a median.
+
+    function: [s], of sorted numbers [m] with weights [s, m]. fewest: minimum rows for an interval.
+    is_smooth: intervals by the jackknife, which fails for medians; else by the bootstrap of rows. too_few: returns the
+    reason why these numbers allow no interval, else "".
+    """
+
+    name: str
+    higher_is_better: bool
+    column: str
+    function: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+    scale: Scale
+    fewest: int
+    is_smooth: bool = False
+    too_few: Callable[[NDArray[np.float64]], str] | None = None
+
+
+Metric = SampleMetric | RatioMetric | CorpusMetric | ListMetric
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""95 % intervals and tests of differences for metrics other than shares, by two deterministic methods:
+"""95 % intervals and tests of differences for metrics other than shares, by deterministic methods:
 
 - Ratios of sums (mean loss and what derives from it): typical values. The ratio over random subsets of the rows, each
   row included with probability 1/2, is distributed around the true ratio like the data (Hartigan 1969,
   doi:10.1080/01621459.1969.10501057). For paired rows the test is that of random signs (answers of two models swapped
   row by row), which is exact if the models are equal, whatever the lengths of the rows.
+- Functions of all numbers of the rows, such as medians, for which the jackknife fails: the bootstrap of whole rows, by
+  percentiles (Efron 1979, doi:10.1214/aos/1176344552).
 - Everything else: the jackknife's standard error with Student's t (Tukey 1958; Efron & Stein 1981,
   doi:10.1214/aos/1176345462), on a scale where a bounded number is nearly normal (logit, logarithm), so that intervals
   stay within the metric's limits.
@@ -14,9 +16,10 @@ Shape suffixes: n samples, b blocks of samples, s subsets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +109,49 @@ def _subsets(count: int) -> NDArray[np.uint8]:
     in_sn = np.random.default_rng(0).integers(0, 2, size=(size, count), dtype=np.uint8)
     in_sn[in_sn.sum(axis=1) == 0] = 1
     return in_sn
+
+
+def bootstrap(columns: Sequence[Any], of: Callable[[Floats, Floats], Floats]) -> list[Floats]:
+    """[s] for each column, the function of all its numbers over the same resamples of the rows.
+
+    columns: the numbers of each row. of: see `eval.protocols.ListMetric`. A resample without any number is left out.
+    """
+    counts_sn = _resamples(len(columns[0]))
+    found = []
+    for rows in columns:
+        value_m = np.fromiter((value for row in rows for value in row), np.float64)
+        row_m = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        order_m = np.argsort(value_m, kind="stable")
+        parts = []
+        for start in range(0, len(counts_sn), CHUNK):
+            weight_sm = counts_sn[start : start + CHUNK, row_m[order_m]].astype(np.float64)
+            is_empty_s = weight_sm.sum(axis=1) == 0
+            weight_sm[is_empty_s] = 1.0
+            parts.append(np.where(is_empty_s, np.nan, of(value_m[order_m], weight_sm)))
+        found.append(np.concatenate(parts))
+    kept_s = np.logical_and.reduce([np.isfinite(part_s) for part_s in found])
+    return [part_s[kept_s] for part_s in found]
+
+
+def percentiles(found_s: Floats) -> Interval:
+    """The interval of bootstrapped values."""
+    low, high = np.quantile(found_s, (TAIL, 1 - TAIL)).tolist()
+    return Interval(low, high, "bootstrap of rows")
+
+
+def bootstrap_change(change_s: Floats) -> Change:
+    """Interval and test of a difference, from its values over resamples."""
+    count = len(change_s) + 1
+    below, above = (1 + int((sign * change_s <= 0).sum()) for sign in (1, -1))
+    return Change(percentiles(change_s), float(change_s.std()), min(1.0, 2 * min(below, above) / count))
+
+
+@lru_cache(maxsize=2)
+def _resamples(count: int) -> NDArray[np.uint16]:
+    """[s, n]: how often each row is drawn."""
+    draw, shares = np.random.default_rng(0), np.full(count, 1 / count)
+    size = min(SUBSETS, max(MOST_DRAWS // count, FEWEST_SUBSETS))
+    return np.stack([draw.multinomial(count, shares).astype(np.uint16) for _ in range(size)])
 
 
 def _error(value: float, left_out_b: Floats) -> float:

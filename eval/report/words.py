@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from eval.result import Difference, Estimate, MetricResult, Result, TaskResult
 from zerotune.common.console import counted
 from zerotune.common.metric_format import SCALES, Scale, plain
+
+NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ def scale_of(metric: MetricResult) -> Scale:
 
 
 def number(metric: MetricResult, value: float | None) -> str:
-    """A value of the metric."""
+    """A value of the metric; of one without value a dash."""
+    if value is not None and math.isnan(value):
+        return NONE
     return scale_of(metric).number(value)
 
 
@@ -62,6 +67,8 @@ def with_interval(metric: MetricResult, found: Estimate) -> str:
 
 def change(metric: MetricResult, value: float) -> str:
     """A signed difference: of shares in percentage points, of perplexities as a factor."""
+    if math.isnan(value):
+        return NONE
     return scale_of(metric).change(value)
 
 

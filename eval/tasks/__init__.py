@@ -12,6 +12,7 @@ from eval.tasks import (
     dialogue,
     gsm8k,
     gsm8k_cot,
+    numeric,
     perplexity,
     qa,
     reward_model,
@@ -43,6 +44,7 @@ TASKS: dict[str, Task[Any]] = {
         gsm8k.TASK,
         gsm8k.CALCULATOR,
         gsm8k_cot.TASK,
+        numeric.TASK,
         scienceqa.TASK,
         scienceqa.GENERATION,
     )

@@ -26,7 +26,7 @@ from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer, Request, Score, Scored
 
 if TYPE_CHECKING:
-    from zerotune.inference.prompt import Prompter
+    from zerotune.inference.prompt import Passage, Prompter
 
 SHOWN_WORDS = 20
 
@@ -38,15 +38,22 @@ def check(example: Example) -> Example:
     return example
 
 
+def passages(example: Example, prompter: Prompter) -> list[Passage]:
+    """The text, or each response after what comes before it."""
+    if example.text is not None:
+        return [prompter.document(example.text)]
+    return prompter.assistant_turns(example.messages, example.tools)
+
+
+def texts_of(example: Example) -> list[str]:
+    """The same as texts, without what comes before."""
+    return [said_in(example.messages[k]) for k in example.turns] if example.text is None else [example.text]
+
+
 def ask(example: Example, prompter: Prompter) -> Sequence[Request]:
     """One request for the text or for each response; several if it is longer than the context."""
-    document = example.text is not None
     requests = []
-    if document:
-        passages = [prompter.document(example.text or "")]
-    else:
-        passages = prompter.assistant_turns(example.messages, example.tools)
-    for passage in passages:
+    for passage in passages(example, prompter):
         size = prompter.window_tokens or len(passage.ids)
         count = passage.bytes  # the first window of the passage carries all its bytes
         for start, scored_from, end in windows(len(passage.ids), passage.first, size, max(size // 2, 1)):
@@ -61,8 +68,7 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     """The sums of a row, and its own perplexity."""
     scored = [answer for answer in answers if isinstance(answer, Scored)]
     nll, tokens = -math.fsum(a.log_prob for a in scored), sum(a.tokens for a in scored)
-    responses = [said_in(example.messages[k]) for k in example.turns]
-    texts = responses if example.text is None else [example.text]
+    texts = texts_of(example)
     values = {
         "nll": nll,
         "tokens": float(tokens),

@@ -23,6 +23,11 @@ KILLS = (6, 5, 4)
 UPDATE = "train.engine.loop:Loop._update"
 
 NEW = {"model.path": "", "model.width": 32, "model.dropout": 0.1, "tokenizer.vocabulary_size": 300}
+FAMILIES = {
+    "rnn": {"model.family": "rnn", "model.bptt_tokens": 20},
+    "lstm": {"model.family": "lstm"},
+    "transformer": {"model.family": "transformer"},
+}
 LORA = {"tuning.kind": "lora", "tuning.lora.dropout": 0.1}
 
 PPO = {
@@ -40,9 +45,11 @@ CASES = {
     "single lora": ("single", LORA),
     "single prompt": ("single", {"tuning.kind": "prompt"}),
     "single entities": ("single", ENTITIES | LORA),
-    "single new rnn": ("single", NEW | {"model.family": "rnn", "model.bptt_tokens": 20}),
-    "single new transformer": ("single", NEW | {"model.family": "transformer"}),
-    "zero3 new lstm": ("zero3", NEW | {"model.family": "lstm"}),
+    **{
+        f"{kind} new {name}": (kind, NEW | options)
+        for kind in ("single", "zero3")
+        for name, options in FAMILIES.items()
+    },
     "single ppo lora": ("single", PPO | {"tuning.kind": "lora"}),
     "ddp full": ("ddp", {}),
     "ddp lora": ("ddp", LORA),
@@ -56,6 +63,7 @@ CASES = {
     "zero3 lora": ("zero3", LORA),
     "zero3 ppo lora": ("zero3", PPO | {"tuning.kind": "lora"}),
 }
+SLOW = [case for case in CASES if case.startswith("zero3 new")]
 
 
 def noting(file: Path) -> dict[str, object]:
@@ -63,7 +71,7 @@ def noting(file: Path) -> dict[str, object]:
     return {"at": UPDATE, "nth": 0, "do": f"rows {file}"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_three_kills_change_no_bit(case: str, zygote: Zygote, workplace: Workplace, tmp_path: Path) -> None:
     kind, options = CASES[case]
     if "ppo.reward" in options:
@@ -76,7 +84,7 @@ def test_three_kills_change_no_bit(case: str, zygote: Zygote, workplace: Workpla
     assert set(processes.codes) == {0}, processes.output
     assert list(metrics(whole, names[0])) == list(range(1, STEPS + 1))
 
-    few = kind.startswith("zero") and case not in ("zero2 full", "zero3 full")  # a start costs more
+    few = kind.startswith("zero") and case not in ("zero2 full", "zero3 full", *SLOW)  # a start costs more
     kills = KILLS[::2] if few else KILLS
     for life, update in enumerate(kills):
         orders = [noting(rows_again), {"at": UPDATE, "nth": update, "do": "SIGKILL"}]  # the later order acts first

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import eval_checkpoints
 from tests.support.evaluations import alone, on_two_ranks
+from tests.unit.eval.test_numeric_task import save as save_with_numbers
 
 
 def wording(text: str) -> str:
@@ -32,11 +33,15 @@ def compared(value: Any, nearly: bool = False) -> Any:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    rows = [{"question": f"Which number is {k}?" * (1 + k % 3), "answer": "Paris" * (1 + k % 2)} for k in range(7)]
+    rows = [
+        {"question": f"Which number is {k}?" * (1 + k % 3), "answer": f"Paris {k}, " * (1 + k % 2)} for k in range(7)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed, name in enumerate(["before", "after"]):
         eval_checkpoints.save(tmp_path / name, seed)
-    models, tasks = "--baseline before --model after".split(), "--tasks perplexity,qa --data rows.jsonl".split()
+    save_with_numbers(tmp_path / "numbers")
+    models = "--baseline before --model after --model numbers".split()
+    tasks = "--tasks perplexity,qa,numeric --data rows.jsonl".split()
     return [*models, *tasks, "--max_new_tokens", "5", "--precision", "fp32"]
 
 

@@ -10,6 +10,9 @@ from typing import Any, cast
 import pytest
 import torch
 
+from eval.config import parse
+from eval.distributed import Ranks
+from eval.evaluation import evaluate
 from tests.process.test_equalities import SPREAD, STEPS
 from tests.support.compare import assert_equal, weights
 from tests.support.fault_runs import Zygote, losses
@@ -151,6 +154,29 @@ def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, ca
     torch.testing.assert_close(found.values[:2], expected.values[:2], rtol=1e-4, atol=1e-5)
     plain = numeric.predictions(merged, {**inputs, "values": torch.zeros_like(inputs["values"])}, targets)
     assert not torch.allclose(plain.values.location_m[1:], found.values.location_m[1:])  # it read 42
+
+
+@pytest.mark.parametrize("settings", ["softmax", "one_vs_rest"])
+def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(60)[40:]), encoding="utf-8")
+    options = {"duration__max_epochs": 20, "optim__learning_rate": 0.005, "validation__metric": "number_recall"}
+    options |= {"merge__at_end": "true", **SETTINGS[settings]}
+    sources = json.dumps([{"path": str(held_out), "format": "qa"}])
+    run = place.run(f"eval {settings}", data__validation=sources, data__validation_fraction=0, **options)
+    step = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
+    words = ["--model", str(run / "merged"), "--tasks", "numeric,perplexity", "--data", str(held_out)]
+    words += ["--out", str(tmp_path / "out"), "--precision", "fp32"]
+    found = {
+        metric.name: metric.estimates[0].value
+        for task in evaluate(parse(words), Ranks(0, 1, torch.device("cpu"))).result.tasks
+        for metric in task.metrics
+    }
+    for name in ("number_recall", "number_precision", "interval_90", "value_loss"):
+        assert found[name] == pytest.approx(metrics(run, f"validation/{name}")[step], rel=1e-4), name
+    assert 0 < found["number_recall"] <= 1
+    if settings == "softmax":
+        assert found["perplexity"] == pytest.approx(metrics(run, "validation/perplexity")[step], rel=1e-4)
 
 
 def test_a_base_in_4_bit(place: Place) -> None:

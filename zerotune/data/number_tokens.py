@@ -52,6 +52,12 @@ def number_id(value: float) -> int:
     return bits if bits < 0 else bits + FIRST_NUMBER
 
 
+def value_of(token: int) -> float:
+    """The value of a number's id."""
+    value: float = struct.unpack("<d", struct.pack("<q", token if token < 0 else token - FIRST_NUMBER))[0]
+    return value
+
+
 def is_number(token: int) -> bool:
     """Whether an id of a prompt is a number."""
     return not 0 <= token < FIRST_NUMBER

@@ -23,10 +23,10 @@ from typing import IO, Any
 from zerotune.common.errors import UserError
 from zerotune.common.files import cannot_write, sha256_file
 from zerotune.common.mask_secrets import mask_all
-from zerotune.inference.requests import Answer, Classified, Generated, Request, Scored, Tagged
+from zerotune.inference.requests import Answer, Classified, Generated, Measured, Request, Scored, Tagged
 
 NO_ANSWERS: Mapping[str, Answer] = {}
-KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Scored, Generated, Tagged, Classified)}
+KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (Scored, Generated, Tagged, Classified, Measured)}
 
 
 class AnswerCache:

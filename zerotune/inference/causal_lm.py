@@ -35,6 +35,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # rotation depends on the longe
 class Network:
     """A model's forward pass, for scoring and generation.
 
+    has_plain_head: whether logits are a function of each last hidden state alone; determined by a trial run.
     numbers: how it reads numbers as values; None for ordinary models.
     shares_prefixes: whether its KV cache can be sliced and concatenated, and it honours the given masks and positions;
     determined by a trial run.
@@ -47,7 +48,7 @@ class Network:
         self.dtype: torch.dtype = model.dtype
         self.numbers = numeric.settings_of(model.config)
         self._head = partial(numeric.scores, model) if self.numbers else model.get_output_embeddings()
-        self._has_plain_head = self._head_is_plain()
+        self.has_plain_head = self._head_is_plain()
         self.tokens = 0
         self.shares_prefixes = self._prefixes_can_be_shared()
         self.tokens = 0  # without those of the trial run
@@ -95,7 +96,7 @@ class Network:
 
     def logits(self, states_pd: Tensor) -> Tensor:
         """Logits (p, v) in fp32."""
-        if not self._has_plain_head:
+        if not self.has_plain_head:
             return states_pd.float()
         logits_pv: Tensor = self._transform_logits(self._head(states_pd))
         return logits_pv.float()
@@ -140,7 +141,7 @@ class Network:
     def _states(self, ids_bt: Tensor, **keywords: Any) -> Tensor:
         """Last hidden states; logits if these are not simply hidden states times output embeddings."""
         inputs = self.inputs(ids_bt)
-        if self._has_plain_head:
+        if self.has_plain_head:
             states_btd: Tensor = self.model.base_model(**inputs, **keywords).last_hidden_state
             return states_btd
         logits_btv: Tensor = self.model(**inputs, **keywords).logits

@@ -1,4 +1,4 @@
-"""A causal language model that answers `Score` and `Generate` requests."""
+"""A causal language model that answers `Score`, `Generate` and `Measure` requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from zerotune.inference import generation, plain_generation
 from zerotune.inference.batch_size import Budget
 from zerotune.inference.causal_lm import Network
-from zerotune.inference.requests import Answer, Generate, Request, Score
+from zerotune.inference.number_reader import measure
+from zerotune.inference.requests import Answer, Generate, Measure, Request, Score
 from zerotune.inference.scoring import score
 
 
@@ -34,6 +35,10 @@ class LanguageModel:
         indices = list(scores)
         for scored in score(self.network, list(scores.values()), budget):
             yield from ((indices[k], answer) for k, answer in scored)
+        measures = {k: request for k, request in enumerate(requests) if isinstance(request, Measure)}
+        indices = list(measures)
+        for measured in measure(self.network, self.tokenizer, list(measures.values()), budget):
+            yield from ((indices[k], answer) for k, answer in measured)
         generates = {k: request for k, request in enumerate(requests) if isinstance(request, Generate)}
         indices = list(generates)
         engine = generation if self.network.shares_prefixes else plain_generation

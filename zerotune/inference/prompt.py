@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -18,8 +19,8 @@ from zerotune.data.completeness import REASONING, TemplateProblem, left_out, pro
 from zerotune.data.conversations import Message, answered_turns, said_in, with_system
 from zerotune.data.fields import RowError
 from zerotune.data.fit_messages import fitted, without_thought
-from zerotune.data.number_tokens import NumberTokens
-from zerotune.data.numbers_in_text import NUM, NumberedText
+from zerotune.data.number_tokens import NumberTokens, is_number, value_of
+from zerotune.data.numbers_in_text import NUM, NumberedText, find_numbers
 from zerotune.data.template_date import dated, reads_clock
 from zerotune.data.word_windows import Words, glues_words, untruncated
 
@@ -36,11 +37,25 @@ NO_LABELS: Mapping[int, str] = {}
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids, of which those from `first` on are scored, and the UTF-8 bytes of the scored part."""
+    """Token ids, of which those from `first` on are scored, and the UTF-8 bytes of the scored part.
+
+    text: written by the ids from `start` on, among which are all scored ones.
+    """
 
     ids: Ids
     first: int
     bytes: int
+    text: str = ""
+    start: int = 0
+
+
+class Numbers(NamedTuple):
+    """Numbers among the scored ids of a passage. values: index of the token where each begins -> its value. inside:
+    indices of further tokens of its digits.
+    """
+
+    values: Mapping[int, float]
+    inside: Sequence[int]
 
 
 def find_prefix_pair(texts: Sequence[str]) -> tuple[str, str] | None:
@@ -67,6 +82,7 @@ class Prompter:
         reads_numbers: Whether the checkpoint reads numbers as values.
         images: Returns the image processor; raises UserError for a checkpoint that takes no images.
 
+    reads_numbers: see above.
     used_chat_template: whether any prompt depended on the chat template, or on its absence.
     last_messages: the conversation last passed to `chat_prompt`.
     """
@@ -89,6 +105,7 @@ class Prompter:
         reads_numbers: bool = False,
     ) -> None:
         self.tokenizer, self.name, self._images = tokenizer, name, images
+        self.reads_numbers = reads_numbers
         self._number_tokens = NumberTokens(tokenizer.backend_tokenizer) if reads_numbers else None
         self.labels = tuple(labels[number] for number in sorted(labels))
         self.raw, self.template = raw, None if raw else template
@@ -179,14 +196,35 @@ class Prompter:
         """Encode a text. Its first token is scored only if the tokenizer puts a start token before it."""
         if self._bos or not self.tokenizer.is_fast:
             ids = self._bos + self._encode(text)
-            return Passage(ids, max(len(self._bos), 1), len(text.encode()))
+            return Passage(ids, max(len(self._bos), 1), len(text.encode()), text, len(self._bos))
         read = self._read(text)
         encoded = self.tokenizer(read.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = self._with_values(encoded["input_ids"], read)
         first = read.text[: encoded["offset_mapping"][1][0]] if len(ids) > 1 else read.text
         if read.values:
             first = NumberedText(first, spellings=read.spellings[: first.count(NUM)]).original
-        return Passage(ids, 1, len(text[len(first) :].encode()))
+        return Passage(ids, 1, len(text[len(first) :].encode()), text)
+
+    def numbers_of(self, passage: Passage) -> Numbers:
+        """The numbers that are scored, as values or in digits. Raises UserError."""
+        if self.reads_numbers:
+            places = [at for at in range(passage.first, len(passage.ids)) if is_number(passage.ids[at])]
+            return Numbers({at: value_of(passage.ids[at]) for at in places}, ())
+        if not self.tokenizer.is_fast:
+            raise UserError(f"{self.name}: needs a fast tokenizer (tokenizer.json), which says where its tokens stand")
+        try:
+            found = find_numbers(passage.text, NumberTokens(self.tokenizer.backend_tokenizer).fixed)
+        except RowError as error:
+            raise UserError(f"{self.name}: {error}") from error
+        encoded = self.tokenizer(passage.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts, ends = zip(*encoded["offset_mapping"], strict=True) if found else ((), ())
+        values, inside = dict[int, float](), list[int]()
+        for number in found:  # a token may hold the space before a number, or a part of a character
+            begin = bisect_right(ends, number.start)
+            values[passage.start + begin] = number.value
+            inside += range(passage.start + begin + 1, passage.start + bisect_left(starts, number.end))
+        kept = {at: value for at, value in values.items() if at >= passage.first}
+        return Numbers(kept, [at for at in inside if at >= passage.first])
 
     def choices(self, context: str, continuations: Sequence[str]) -> tuple[Ids, list[Ids]]:
         """Encode a plain context (not blank) and each of its possible continuations.
@@ -229,7 +267,8 @@ class Prompter:
         self.last_messages = tuple(messages[:-1])
         before, response = self._prompt_and_response(messages, tools)
         prompt = self._chat_bos + self._encode(before, self._answer_starts(before, messages[:-1], tools))
-        return Passage(prompt + self._encode(response), len(prompt), len(said_in(messages[-1]).encode()))
+        size = len(said_in(messages[-1]).encode())
+        return Passage(prompt + self._encode(response), len(prompt), size, response, len(prompt))
 
     def _conversation_text(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> str:
         """Render a conversation with the template, as in training."""

@@ -82,7 +82,26 @@ class Classify:
         return len(self.prefix_ids)
 
 
-Request = Score | Generate | Tag | Classify
+@dataclass(frozen=True)
+class Measure:
+    """Predict where numbers come among the tokens of `prefix_ids` from `first` on, and their values.
+
+    numbers, values: where each number begins, and its value. inside: further tokens of its digits, which do not count.
+    """
+
+    prefix_ids: tuple[int, ...]
+    first: int
+    numbers: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+    inside: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Token positions."""
+        return len(self.prefix_ids)
+
+
+Request = Score | Generate | Tag | Classify | Measure
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,31 @@ class Classified:
     logits: tuple[float, ...]
 
 
-Answer = Scored | Generated | Tagged | Classified
+@dataclass(frozen=True)
+class Measured:
+    """Answer to `Measure`.
+
+    as_values: whether the model reads numbers as values; else the last six are empty. values: as in the request.
+    texts: scored tokens where no number comes; mistaken: at how many of them the most probable token begins one.
+    Of each number: ranks, that of the best token that begins one, from 1; log_probs, that any such token comes;
+    medians; low_50 to high_90, ends of central intervals; value_losses, -log densities of its value.
+    """
+
+    as_values: bool
+    values: tuple[float, ...]
+    texts: int
+    mistaken: int
+    ranks: tuple[float, ...]
+    log_probs: tuple[float, ...]
+    medians: tuple[float, ...] = ()
+    low_50: tuple[float, ...] = ()
+    high_50: tuple[float, ...] = ()
+    low_90: tuple[float, ...] = ()
+    high_90: tuple[float, ...] = ()
+    value_losses: tuple[float, ...] = ()
+
+
+Answer = Scored | Generated | Tagged | Classified | Measured
 
 
 Head = Literal["language", "vision", "tokens", "sequence"]

@@ -17,9 +17,11 @@ from numpy.random import Generator
 from scipy import stats
 
 from eval import differences, estimates
+from eval.compare import column_of
 from eval.metrics import entities
 from eval.metrics.labels import FEWEST_OF_SQUARES, macro_f1, mcc, pearson, rmse, too_few
 from eval.metrics.perplexity import BITS_PER_BYTE, PERPLEXITY, PERPLEXITY_PER_WORD
+from eval.metrics.predicted_numbers import ERRORS
 from eval.metrics.proportion import mcnemar, newcombe, wilson
 from eval.protocols import CorpusMetric, Metric, SampleMetric
 from zerotune.common.metric_format import CORRELATION, HUNDRED, POSITIVE, SHARE, UNBOUNDED
@@ -116,6 +118,21 @@ def valued(correlation: float, noise: Callable[[Generator, int], Any]) -> Draw:
     return made
 
 
+def errors(size: Callable[[Generator, int], Any]) -> Draw:
+    """Rows with one number, a few with two."""
+
+    def made(draw: Generator, n: int) -> tuple[Table, Table]:
+        counts = 1 + (draw.random(n) < 0.1)
+
+        def model() -> Table:
+            lists = np.split(size(draw, int(counts.sum())), counts.cumsum()[:-1])
+            return {name: column_of([tuple(own) for own in lists]) for name in ("error", "relative_error")}
+
+        return model(), model()
+
+    return made
+
+
 def grams(share: float, sigma: float) -> Draw:
     """Matched n-grams and their numbers, as sacrebleu counts them: ours, theirs, matched 1 to 4, counted 1 to 4."""
 
@@ -191,6 +208,8 @@ POPULATIONS: dict[str, tuple[Sequence[Metric], Draw]] = {
     "values": (VALUES, valued(0.5, lambda draw, n: draw.normal(size=n))),
     "values, well told": (VALUES, valued(0.85, lambda draw, n: draw.normal(size=n))),
     "values with outliers": (VALUES, valued(0.6, lambda draw, n: draw.laplace(size=n) / np.sqrt(2))),
+    "errors of numbers": (ERRORS[:2], errors(lambda draw, n: np.abs(draw.laplace(size=n)))),
+    "errors of numbers of any size": (ERRORS[1:2], errors(lambda draw, n: draw.lognormal(0, 2, size=n))),
     "translations": ((of("bleu", bleu_of_sums, HUNDRED, sums=True),), grams(0.6, 0.5)),
     "poor translations of uneven length": ((of("bleu", bleu_of_sums, HUNDRED, sums=True),), grams(0.35, 0.8)),
 }
