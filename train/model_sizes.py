@@ -32,6 +32,13 @@ def sizes_of(model: ModelConfig) -> Sizes:
     )
 
 
+def layer_weights(model: ModelConfig) -> int:
+    """The number of weights in the layers of a new model: without embeddings, output layer and last norm."""
+    assert model.spec is not None
+    sizes = sizes_of(model)
+    return sizes.layers * model.spec.weights(sizes.width, sizes.feed_forward)
+
+
 def _heads(width: int) -> int:
     """The most heads of at least 64, if there are any, that divide the width; rotary embeddings need even ones."""
     most = max(width // HEAD_WIDTH, 1)

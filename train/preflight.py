@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from train.config import Config, SourceConfig
 from train.data.rows import Problems, bad_rows_error, check_columns
 from train.data.sources import FileSource, find, is_local, options_of
 from train.data.templates import require_template
+from train.model_sizes import layer_weights, sizes_of
+from train.recipe_checks_family import needs_attention
+from zerotune.common.console import counted
 from zerotune.common.errors import UserError
-from zerotune.common.files import require_writable
+from zerotune.common.files import json_object, require_writable
 from zerotune.data.fields import Fields, RowError
 from zerotune.data.file_options import RowFilter, unmapped
 from zerotune.data.formats import FORMATS
@@ -23,6 +29,7 @@ from zerotune.models.dequantize import quantization_method, refuse_twice
 from zerotune.models.find_folder import local_folder, require_model, require_tokenizer
 
 FIRST_ROWS, FIRST_FILES = 100, 8
+NO_ATTENTION = ("zerotune_rnn", "zerotune_lstm", "mamba", "falcon_mamba", "rwkv")  # types in config.json
 
 
 def check_inputs(config: Config) -> None:
@@ -41,6 +48,10 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     """Pairs of recipe key and check."""
     if config.model.family is None:
         yield "model.path", partial(_check_model, config)
+        if config.tuning.extra_positions:
+            yield "tuning.kind", partial(_check_attention, config)
+    else:
+        yield "model.width", partial(_check_memory, config)
     if config.tuning.quantization != "none":
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
@@ -68,6 +79,31 @@ def _check_model(config: Config) -> None:
             quantization_method(folder)
         if not config.model.tokenizer:
             require_tokenizer(folder)
+
+
+def _check_attention(config: Config) -> None:
+    kind = json_object(Path(config.model.path).expanduser() / "config.json").get("model_type")
+    if kind in NO_ATTENTION:
+        raise UserError(needs_attention(config, f"and {config.model.path} is of the type {kind}"))
+
+
+def _check_memory(config: Config) -> None:
+    """Refuse a new model whose layers alone do not fit into this machine, whatever the sharding: each process draws
+    all weights. Without a GPU, one process that trains them has their gradients too.
+    """
+    sizes, count, full = sizes_of(config.model), layer_weights(config.model), config.tuning.spec.trains_base
+    ranks, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    gradients = full and ranks == 1 and not any(Path("/dev").glob("nvidia[0-9]*"))
+    size = 4 if full and config.model.weights in ("auto", "float32") else 2
+    needed = count * size * (2 if gradients else here)
+    has = psutil.virtual_memory().total + psutil.swap_memory().total
+    if needed > has:
+        what = "weights and gradients" if gradients else f"weights in {here} process{'es' * (here > 1)}"
+        raise UserError(
+            f"{config.model.family} of width {sizes.width:,} with {counted(sizes.layers, 'layer')}: {count:,} "
+            f"parameters besides the embeddings; their {what} need {needed / 2**30:,.1f} GiB, and this machine has "
+            f"{has / 2**30:,.1f} GiB. Lower model.width, model.layers, model.feed_forward or model.depth"
+        )
 
 
 def _check_quantization(config: Config) -> None:

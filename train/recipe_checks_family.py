@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from train.config import Config, ModelConfig, TokenizerConfig
 from train.model_sizes import sizes_of
-from train.registry import FAMILIES, OBJECTIVES, Problems
+from train.registry import FAMILIES, OBJECTIVES, TUNINGS, Problems
 
 LEAST_BPE = 258  # 256 bytes, <unk> and <eos>
 SIZES = ("depth", "width", "layers", "heads", "feed_forward", "bptt_tokens", "dropout", "tie_embeddings")
@@ -28,6 +28,8 @@ def problems(config: Config) -> Problems:
         yield "model.family", f"a new model learns {able}, not {config.objective}; give model.path"
     if config.tuning.quantization != "none":
         yield "tuning.quantization", "the weights of a new model are random; set tuning.quantization: none"
+    if config.tuning.extra_positions and not model.spec.has_attention:
+        yield "tuning.kind", needs_attention(config, f"which {model.family} has not")
     for name in SIZES:
         users = [family for family, spec in FAMILIES.items() if name in spec.keys]
         if users and model.family not in users and getattr(model, name) != getattr(ModelConfig, name):
@@ -35,6 +37,12 @@ def problems(config: Config) -> Problems:
     yield from _indivisible(model)
     yield from _tokenizer_problems(config)
     yield from _target_problems(config)
+
+
+def needs_attention(config: Config, lacks: str) -> str:
+    """Why a tuning that puts vectors in front of a row (PEFT) cannot be used with a model, and what can."""
+    able = " or ".join(name for name, spec in TUNINGS.items() if not spec.extra_positions(config.tuning))
+    return f"{config.tuning.kind} tuning needs a model with attention, {lacks}; use {able}"
 
 
 def _unused(config: Config) -> Problems:

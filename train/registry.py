@@ -108,12 +108,16 @@ class FamilySpec:
     keys: keys of the recipe's `model` that only some families use, this one among them.
     matrices: names of the layers that an adapter can change.
     layers: depth -> default number of layers.
+    weights: (width, inner width of feed-forward layers) -> number of weights of one layer.
+    has_attention: prompt tuning (PEFT) needs it.
     """
 
     place: str
     keys: tuple[str, ...]
     matrices: tuple[str, ...]
     layers: Callable[[int], int]
+    weights: Callable[[int, int], int]
+    has_attention: bool = True
 
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
@@ -207,17 +211,24 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
 }
 
+EMBEDDINGS = ("embed_tokens", "lm_head")
 RECURRENT: dict[str, Any] = {
-    "keys": ("bptt_tokens",), "matrices": ("input", "recurrent"), "layers": lambda depth: min(depth, 2),
-}  # fmt: skip
+    "keys": ("bptt_tokens",),
+    "matrices": ("input", "recurrent", *EMBEDDINGS),
+    "layers": lambda depth: min(depth, 2),
+    "has_attention": False,
+}
 FAMILIES: dict[str, FamilySpec] = {
-    "rnn": FamilySpec("train.models.family_configs:rnn", **RECURRENT),
-    "lstm": FamilySpec("train.models.family_configs:lstm", **RECURRENT),
+    "rnn": FamilySpec("train.models.family_configs:rnn", weights=lambda width, _: (2 * width + 1) * width, **RECURRENT),
+    "lstm": FamilySpec(
+        "train.models.family_configs:lstm", weights=lambda width, _: 4 * (2 * width + 1) * width, **RECURRENT
+    ),
     "transformer": FamilySpec(
         "train.models.family_configs:transformer",
         keys=("heads", "feed_forward"),
-        matrices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        matrices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", *EMBEDDINGS),
         layers=lambda depth: depth,
+        weights=lambda width, inner: (4 * width + 3 * inner + 2) * width,
     ),
 }
 

@@ -104,6 +104,26 @@ def test_two_workers_never_run_one_trial_twice(tmp_path: Path) -> None:
     assert [record.state for record in records(tmp_path)] == ["complete"] * 8
 
 
+def test_no_point_is_trained_twice(tmp_path: Path) -> None:
+    """Six points, more trials: two processes, one of which is killed, train each point once."""
+    parameters = {"optim.learning_rate": [0.1, 0.01], "optim.beta1": [0.7, 0.8, 0.9]}
+    space = write_space(tmp_path, trials=20, startup_trials=2, parameters=parameters)
+    line = words(tmp_path, space)
+    killed, other = (start(line, seconds=0.05) for _ in range(2))
+    until_trained(tmp_path, 10)
+    killed.kill()
+    killed.wait()
+    assert other.wait(120) == 0, said(tmp_path)
+    found = records(tmp_path)
+    assert [record.state for record in found] == ["complete"] * 6
+    assert len({json.dumps(record.values, sort_keys=True) for record in found}) == 6
+    assert "6 trials, tpe, by validation loss; the space has only 6 points" in said(tmp_path)
+    repeats = {record.number: record.repeated for record in found if record.repeated is not None}
+    assert repeats
+    for number, earlier in repeats.items():
+        assert f"trial {number}: the first draw was that of trial {earlier} again; drawn anew" in said(tmp_path)
+
+
 def test_two_workers_race_for_promotions(tmp_path: Path) -> None:
     """Three places of two processes promote along one journal: no step twice, and the trials of one worker."""
     rates = {"optim.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1], "optim.beta1": [0.5, 0.8]}
@@ -169,7 +189,7 @@ def test_a_trial_of_a_lost_host_is_taken_over(tmp_path: Path) -> None:
     process.wait()
     (run / ".lock").write_text(json.dumps({**holder, "host": "lost-node"}))
     claim.write_text("lost-node")
-    before = time.time() - STALE_SECONDS + 4
+    before = time.time() - STALE_SECONDS + 15  # a worker starts within this, also on a busy machine
     for path in (claim, *run.iterdir()):
         os.utime(path, (before, before))
     assert start(line).wait(60) == 0
@@ -275,9 +295,24 @@ def test_the_report_of_a_search(tmp_path: Path) -> None:
     page = (study / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3
     assert "<td>complete</td>" in page
+    assert "<th>optim.<wbr>learning_<wbr>rate</th>" in page  # the head of a wide table may be divided
     assert "script" not in page
     written = b"".join(path.read_bytes() for path in study.rglob("tensorboard/0000/events.*"))
     assert all(word in written for word in (b"_hparams_/session_start_info", b"optim.learning_rate", b"best/loss"))
+
+
+def test_the_report_tells_of_repeated_points_and_missing_importances(tmp_path: Path) -> None:
+    """Two points; and the command that reproduces the best trial starts it as the search did."""
+    launch = ("--accelerate", "cpu_ddp", "--num_processes", "2", "--model.trust_remote_code", "true")
+    parameters = {"optim.learning_rate": [0.1, 0.01, 0.001]}
+    finished(tmp_path, *launch, report=True, method="random", trials=5, seed=1, parameters=parameters)
+    text = (tmp_path / "study" / "report.md").read_text(encoding="utf-8")
+    (repeated,) = (record for record in records(tmp_path) if record.repeated is not None)
+    assert f"all steps done; the first draw was that of trial {repeated.repeated} again" in text
+    assert "## Importance of the parameters\n\nNone: there is only one parameter." in text
+    command = f"python -m train.cli train --config {tmp_path}/study/best.yaml --accelerate cpu_ddp --num_processes 2"
+    assert f"    {command} --model.trust_remote_code true\n" in text
+    assert f"{command} --model.trust_remote_code true</code>" in (tmp_path / "study/report.html").read_text()
 
 
 def test_the_grid_of_tinystories_is_one_search(zygote: Zygote, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from train.recipe import parse
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
+from zerotune.common.files import require_writable
 from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 
@@ -47,6 +48,11 @@ class Options:
     dry_run: bool
     recipe: tuple[str, ...]
     launch: Mapping[str, str]
+
+    def launch_words(self, base: Config) -> list[str]:
+        """What a trial is started with beside its recipe: options that only the command line takes."""
+        code = ["--model.trust_remote_code", "true"] if base.model.trust_remote_code else []
+        return [*(word for name, value in self.launch.items() for word in (f"--{name}", value)), *code]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG, starter: Starter | None = None) -> int:
@@ -131,6 +137,7 @@ def _search(chosen: Options, starter: Starter | None) -> int:
     if "RANK" in os.environ:
         raise UserError("a launcher has started this command (RANK is set): start a search without one")
     from train.preflight import check_inputs
+    from train.search.study import refuse_another
 
     base = parse(chosen.recipe, warns=True)
     if not (base.data.validation or base.data.validation_fraction):
@@ -139,34 +146,38 @@ def _search(chosen: Options, starter: Starter | None) -> int:
     check_values(space, chosen.recipe, check_inputs)
     if chosen.launch:
         launch_command(chosen.launch)
-    if chosen.dry_run:
-        from train.search.preview import preview
-
-        sys.stdout.write(printable(preview(space, chosen.recipe)))
-        return 0
-    return _run(chosen, base, space, starter)
-
-
-def _run(chosen: Options, base: Config, space: Space, starter: Starter | None) -> int:
-    from train.search.runner import Search, StopRequest
-    from train.search.study import Study, prepare
-    from train.search.trial import Starter
-
+    metric, minutes = _metric(base, space), base.run.stop_after_minutes
     folder = Path(chosen.study or f"{base.run.folder.rstrip('/')}-search")
-    minutes = base.run.stop_after_minutes
-    metric = _metric(base, space)
     base = dataclasses.replace(
         base,
         run=dataclasses.replace(base.run, stop_after_minutes=None),
         validation=dataclasses.replace(base.validation, metric=metric),
     )
+    require_writable(folder)
+    refuse_another(folder, space, base)
+    if chosen.dry_run:
+        from train.search.preview import preview
+
+        sys.stdout.write(printable(preview(space, chosen.recipe)))
+        return 0
+    return _run(chosen, folder, base, space, minutes, starter)
+
+
+def _run(
+    chosen: Options, folder: Path, base: Config, space: Space, minutes: float | None, starter: Starter | None
+) -> int:
+    """minutes: after which the search stops."""
+    from train.search.runner import Search, StopRequest
+    from train.search.study import Study, prepare
+    from train.search.trial import Starter
+
+    metric = base.validation.metric
     prepare(folder, space, base)
     study = Study(folder, space, base.spec.metrics[metric])
-    code = ("--model.trust_remote_code", "true") if base.model.trust_remote_code else ()
-    launch = [word for name, value in chosen.launch.items() for word in (f"--{name}", value)]
-    starter = starter or Starter(launch=(*launch, *code))
+    starter = dataclasses.replace(starter or Starter(), launch=chosen.launch_words(base))
     stop = StopRequest(minutes, Path(chosen.stop_file) if chosen.stop_file else None)
-    say(f"{folder}: {counted(space.trials, 'trial')}, {space.config.method}, by validation {metric}")
+    only = f"; the space has only {counted(space.trials, 'point')}" if space.is_exhausted else ""
+    say(f"{folder}: {counted(space.trials, 'trial')}, {space.config.method}, by validation {metric}{only}")
     with stop.installed():
         ended = Search(study, base, chosen.recipe, starter, chosen.workers, stop).run()
     if stop.requested():

@@ -5,22 +5,52 @@ that draws: a search that was killed draws the same again.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from train.search.space import Label, Parameter, Space
 from train.search.study import Record
 
+ATTEMPTS = 10  # draws that the sampler has to find a new point
 
-def draw(space: Space, number: int, earlier: Sequence[Record], sign: int) -> dict[str, Label]:
-    """The values of trial `number`. earlier: all trials before it. sign: 1 if lower is better, else -1."""
+
+class Drawn(NamedTuple):
+    """The values of a trial. repeated: the trial that the first draw was again; then it was drawn anew."""
+
+    values: dict[str, Label]
+    repeated: int | None = None
+
+
+def draw(space: Space, number: int, earlier: Sequence[Record], sign: int) -> Drawn:
+    """What trial `number` < `space.trials` is: a point that no earlier trial has.
+
+    earlier: all trials before it. sign: 1 if lower is better, else -1.
+    """
+    if space.config.method == "grid":
+        return Drawn(space.grid_point(number))
+    seen = [record.values for record in earlier]
+    found = first = _sampled(space, number, earlier, sign)
+    for attempt in range(1, ATTEMPTS):
+        if found not in seen:
+            break
+        found = _sampled(space, number, earlier, sign, f":{attempt}")
+    dice = random.Random(_seed(space, number))  # noqa: S311 (no secret)
+    if found in seen and space.points is None:  # all values of few digits are used up
+        found = _sampled(space, number, earlier, sign, exact=True)
+    while found in seen and space.points is not None:
+        found = {p.name: _short(p, p.at(dice.randrange(p.count or 1))) for p in space.parameters}
+    return Drawn(found, earlier[seen.index(first)].number if first in seen else None)
+
+
+def _sampled(
+    space: Space, number: int, earlier: Sequence[Record], sign: int, attempt: str = "", exact: bool = False
+) -> dict[str, Label]:
+    """What Optuna's sampler draws. exact: with all digits."""
     import optuna
 
-    if space.config.method == "grid":
-        return space.grid_point(number)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = int.from_bytes(hashlib.sha256(f"{space.config.seed}:{number}".encode()).digest()[:4])
-    startup = space.config.startup_trials
+    seed, startup = _seed(space, number, attempt), space.config.startup_trials
     if space.config.method == "random" or number < startup:
         sampler: Any = optuna.samplers.RandomSampler(seed=seed)
     else:
@@ -29,7 +59,11 @@ def draw(space: Space, number: int, earlier: Sequence[Record], sign: int) -> dic
     made = distributions(space)
     study.add_trials([_frozen(record, made) for record in earlier])
     params = study.ask(made).params
-    return {parameter.name: _short(parameter, params[parameter.name]) for parameter in space.parameters}
+    return {p.name: params[p.name] if exact else _short(p, params[p.name]) for p in space.parameters}
+
+
+def _seed(space: Space, number: int, attempt: str = "") -> int:
+    return int.from_bytes(hashlib.sha256(f"{space.config.seed}:{number}{attempt}".encode()).digest()[:4])
 
 
 def distributions(space: Space) -> dict[str, Any]:

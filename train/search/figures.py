@@ -21,6 +21,12 @@ from zerotune.common.metric_format import plain
 
 SHORTEST = 14  # characters of a choice that are shown
 CURVES = "Validation of all trials: the best in orange, those that were stopped dashed"
+CURVES_OF_MANY = (
+    "Validation of all trials: the best in orange, the next best in colours, those that were stopped dashed"
+)
+MOST_NAMED, NAMED_OF_MANY = 10, 5  # trials that have a colour and a line of the legend
+COLOURS = (BLUE, "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#1c2430", GREY)
+MARKERS = "osv^DPX<>"
 PARALLEL = "Parallel coordinates: the best in orange, then the darker the better"
 LINES: Mapping[str, Any] = {"complete": "-", "pruned": "--", "failed": ":"}
 
@@ -34,7 +40,7 @@ def draw(
     drawn = []
     with mpl.rc_context({**STYLE, "font.family": fonts()}):
         for name, caption, figure in (
-            ("curves", CURVES, _curves(records, best, metric)),
+            ("curves", CURVES if len(records) <= MOST_NAMED else CURVES_OF_MANY, _curves(records, best, metric, sign)),
             ("importances", "Importance of the parameters", _importances(importances, parameters)),
             ("parallel", PARALLEL, _parallel(records, best, parameters, metric, sign)),
         ):
@@ -45,7 +51,7 @@ def draw(
     return drawn
 
 
-def _curves(records: Sequence[Record], best: Record, metric: str) -> Figure:
+def _curves(records: Sequence[Record], best: Record, metric: str, sign: int) -> Figure:
     figure = plt.figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_title(f"validation {metric}")
@@ -57,18 +63,40 @@ def _curves(records: Sequence[Record], best: Record, metric: str) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
         axes.yaxis.set_minor_locator(NullLocator())
-    for record in records:
-        if not record.validations:
-            continue
-        is_best = record.number == best.number
-        steps = sorted(record.validations)
-        axes.plot(
-            steps, [record.validations[step] for step in steps], LINES.get(record.state, "-"), marker=".",
-            color=ORANGE if is_best else BLUE, alpha=1.0 if is_best else 0.4, linewidth=2.4 if is_best else 1.2,
-            zorder=3 if is_best else 2, label=f"trial {record.number}: {plain(best.value or 0.0)}" if is_best else None,
-        )  # fmt: skip
-    axes.legend()
+    order = sorted(
+        (r for r in records if r.validations),
+        key=lambda r: (r.number != best.number, r.value is None, sign * (r.value or 0.0), r.number),
+    )
+    named, others = _divided(order)
+    for place, record in enumerate(named):
+        style = {"marker": ".", "color": ORANGE, "linewidth": 2.4, "zorder": 4}
+        if place:
+            style = {"marker": MARKERS[place - 1], "markersize": 4, "color": COLOURS[place - 1], "zorder": 3}
+        _curve(axes, record, label=_named(record), **style)
+    states = [record.state for record in others]
+    for place, record in enumerate(others):
+        label = None if record.state in states[:place] else f"{states.count(record.state)} others, {record.state}"
+        _curve(axes, record, label=label, marker=".", markersize=3, color=GREY, linewidth=1, zorder=2)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
+
+
+def _divided(order: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+    """The trials that have a colour and a name of their own, and the others. order: the best first."""
+    if len(order) <= MOST_NAMED:
+        return order, []
+    named = [record for record in order if record.state == "complete"][:NAMED_OF_MANY]
+    return named, [record for record in order if record not in named]
+
+
+def _named(record: Record) -> str:
+    value = "" if record.value is None else f": {plain(record.value)}"
+    return f"trial {record.number}{value}" + (f" ({record.state})" if record.state != "complete" else "")
+
+
+def _curve(axes: Axes, record: Record, **style: Any) -> None:
+    steps = sorted(record.validations)
+    axes.plot(steps, [record.validations[step] for step in steps], LINES.get(record.state, "-"), **style)
 
 
 def _is_wide(values: Sequence[float]) -> bool:

@@ -8,6 +8,7 @@ from train.recipe import parse
 from train.search.draw import draw
 from train.search.schedule import Rungs
 from train.search.space import Label, Space
+from train.search.study import Record
 from zerotune.common.console import counted
 from zerotune.common.errors import UserError
 from zerotune.common.markdown import table
@@ -18,14 +19,19 @@ def preview(space: Space, arguments: Sequence[str]) -> str:
     config = space.config
     known = min(space.trials, config.startup_trials) if config.method == "tpe" else space.trials
     names = [parameter.name for parameter in space.parameters]
-    rows, steps = [], []
+    rows, steps, drawn = [], [], list[Record]()
     for number in range(known):
-        values = draw(space, number, [], 1)
+        values = draw(space, number, drawn, 1).values
+        drawn.append(Record(number, "running", values, 0, (), {}, None, 0, 0.0, ""))
         found, refused = _steps(space, arguments, values)
         steps.append(found)
         shown = refused or ("-" if found is None else f"{found:,}")
         rows.append([str(number), *(str(values[name]) for name in names), shown])
     lines = [table(["trial", *names, "steps"], rows, right=["trial", "steps"], escape=str), ""]
+    if space.is_exhausted:
+        points = counted(space.trials, "point")
+        many = counted(space.trials, "trial")
+        lines.append(f"The space has only {points}, so there are {many}, not {config.trials}.")
     if known < space.trials:
         lines.append(f"The other {counted(space.trials - known, 'trial')} depend on the results of these.")
     lines.append(_total(space, steps))

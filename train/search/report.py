@@ -7,11 +7,14 @@ import contextlib
 import dataclasses
 import html
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from train.command_words import OPTIONS
 from train.config import Config
 from train.recipe import load, to_yaml
 from train.report.run import Run, read_run
@@ -29,6 +32,10 @@ from zerotune.common.mask_secrets import mask, mask_all, printable
 from zerotune.common.metric_format import plain
 
 CURVES, BEST = "tensorboard", "best.yaml"
+BREAKS = re.compile(r"([_/]|\.(?=\D))")  # where a long name may be divided, so that a table fits
+LEAST_COMPARED = 4  # trials that importances need
+ACCELERATE_LAUNCH = "accelerate launch train/main.py"
+ANY_PORT = ("--main_process_port", "0")  # of the search itself, whose trials run beside each other
 
 
 def write_study_report(study: Study) -> Path:
@@ -49,15 +56,22 @@ def write_study_report(study: Study) -> Path:
         ("", [_headline(study, leader, metric), _summary(study, records)], [], []),
         ("Trials", [RULE], *_trials(study, records, leader, metric)),
     ]
-    if importances:
-        sections.append(("Importance of the parameters", [_importance_note(study)], *_importances(importances)))
+    note = _importance_note(study) if importances else f"None: {_why_none(study, records)}."
+    sections.append(("Importance of the parameters", [note], *_importances(importances)))
     heading = f"Search: {study.folder.resolve().name}"
-    command = f"accelerate launch train/main.py --config {study.folder / BEST}"
+    command = _reproduction(study.folder / BEST, leader.launch)
     recipe = (study.folder / BEST).read_text(encoding="utf-8")
     write_atomically(study.folder / "report.md", mask(_markdown(heading, sections, drawn, command, study.folder)))
     write_atomically(study.folder / "report.html", mask(_page(heading, sections, drawn, command, recipe)))
     _write_hyperparameters(study, records, metric)
     return study.folder / "report.md"
+
+
+def _reproduction(recipe: Path, launch: Sequence[str]) -> str:
+    """The command that trains the best recipe as the search did. launch: options of the launcher, and others."""
+    words = [word for pair in zip(launch[::2], launch[1::2], strict=True) if pair != ANY_PORT for word in pair]
+    start = "python -m train.cli train" if any(f"--{name}" in words for name in OPTIONS) else ACCELERATE_LAUNCH
+    return f"{start} {shlex.join(['--config', str(recipe), *words])}"
 
 
 Section = tuple[str, Sequence[str], Sequence[str], Sequence[Sequence[str]]]  # heading, paragraphs, heads, rows
@@ -104,12 +118,17 @@ def _trials(study: Study, records: Sequence[Record], leader: Record, metric: str
         fit = fit_of(run, to_its_end=record.state == "complete") if run else ""
         rows.append(
             [str(record.number), bold(value) if record.number == leader.number else value, f"{record.steps:,}",
-             *(_shown(record.values[name]) for name in names), record.state, fit or "-", record.reason]
+             *(_shown(record.values[name]) for name in names), record.state, fit or "-", _reason(record)]
         )  # fmt: skip
     before = _before_training(runs.values(), metric)
     if before is not None:
         rows.append(["-", plain(before), "0", *("-" for _ in names), "untrained", "-", "the model before training"])
     return heads, rows
+
+
+def _reason(record: Record) -> str:
+    again = f"; the first draw was that of trial {record.repeated} again" if record.repeated is not None else ""
+    return record.reason + again
 
 
 def _shown(value: object) -> str:
@@ -133,23 +152,41 @@ def _before_training(runs: Collection[Run], metric: str) -> float | None:
 
 def importances_of(study: Study, records: Sequence[Record]) -> Mapping[str, float]:
     """The share of each parameter in how much the metric varies, by Optuna (PED-ANOVA, arXiv:2304.10255); empty where
-    the trials are too few or equal. Trials that stop at rungs are compared at the first rung.
+    the trials are too few or equal, or there is one parameter.
     """
     import optuna
 
-    halving = len(Rungs.of(study.space.config).shares) > 1
-    values = {r.number: r.rungs[0][1] if halving and r.rungs else r.value for r in records}
-    known = [r for r in records if values[r.number] is not None and (r.state == "complete" or (halving and r.rungs))]
+    known = _compared(study, records)
+    if len(known) < LEAST_COMPARED or len(study.space.parameters) == 1:
+        return {}
     made = distributions(study.space)
     copy = optuna.create_study(direction="minimize" if study.sign > 0 else "maximize")
-    copy.add_trials(
-        [optuna.create_trial(params=dict(r.values), distributions=made, value=values[r.number]) for r in known]
-    )
-    if len(known) < 4:
-        return {}
+    copy.add_trials([optuna.create_trial(params=dict(r.values), distributions=made, value=value) for r, value in known])
     with contextlib.suppress(ValueError, RuntimeError):
         return dict(optuna.importance.get_param_importances(copy))
     return {}
+
+
+def _compared(study: Study, records: Sequence[Record]) -> list[tuple[Record, float]]:
+    """The trials that importances come from, and their values. Those that stop at rungs: at the first rung."""
+    if _has_rungs(study):
+        records = [r if not r.rungs else dataclasses.replace(r, value=r.rungs[0][1], state="complete") for r in records]
+    return [(r, r.value) for r in records if r.state == "complete" and r.value is not None]
+
+
+def _has_rungs(study: Study) -> bool:
+    return len(Rungs.of(study.space.config).shares) > 1
+
+
+def _why_none(study: Study, records: Sequence[Record]) -> str:
+    """Why a study has no importances."""
+    if len(study.space.parameters) == 1:
+        return "there is only one parameter"
+    known = len(_compared(study, records))
+    if known < LEAST_COMPARED:
+        where = "reached the first rung" if _has_rungs(study) else "trained to their ends"
+        return f"they need {LEAST_COMPARED} trials that {where}, here {known}"
+    return "the trials differ too little"
 
 
 def _importances(importances: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
@@ -157,8 +194,7 @@ def _importances(importances: Mapping[str, float]) -> tuple[list[str], list[list
 
 
 def _importance_note(study: Study) -> str:
-    halving = len(Rungs.of(study.space.config).shares) > 1
-    which = "all trials at the first rung" if halving else "the trials that trained to their ends"
+    which = "all trials at the first rung" if _has_rungs(study) else "the trials that trained to their ends"
     return f"Of {which}, by Optuna (PED-ANOVA); rough where the trials are few."
 
 
@@ -225,11 +261,14 @@ def _page(
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<style>{css} img {{ max-width: 100%; }} td:last-child {{ min-width: 14rem; }}</style>"
+        f"<style>{css} img {{ max-width: 100%; }} td:last-child {{ min-width: 12rem; }}</style>"
         f"</head><body><main>\n{body}\n</main></body></html>\n"
     )
 
 
 def _cells(tag: str, texts: Sequence[str]) -> str:
-    shown = (f"<strong>{text.strip('*')}</strong>" if isinstance(text, Markup) else html.escape(text) for text in texts)
+    shown = (
+        f"<strong>{text.strip('*')}</strong>" if isinstance(text, Markup) else BREAKS.sub(r"\1<wbr>", html.escape(text))
+        for text in texts
+    )
     return "".join(f"<{tag}>{text}</{tag}>" for text in shown)

@@ -165,10 +165,12 @@ class Search:
             if all_drawn:
                 return None
             number, target = len(records), self.rungs.first(len(records))
-            values = draw(self.space, number, records, self.study.sign)
+            drawn = draw(self.space, number, records, self.study.sign)
+            if drawn.repeated is not None:
+                say(f"trial {number}: the first draw was that of trial {drawn.repeated} again; drawn anew")
             claim = self._claim(number)
             assert claim is not None, "a number that no trial has yet is claimed"
-            self.study.add(values, distributions(self.space), target)
+            self.study.add(drawn.values, distributions(self.space), target=target, repeated=drawn.repeated)
             return self._taken(number, target, claim)
 
     def _claim(self, number: int) -> Claim | None:
@@ -257,7 +259,9 @@ class Search:
     def _end(self, record: Record, state: str, value: float | None, reason: str, steps: int, seconds: float) -> None:
         """Record the end of a trial in the study and in its folder."""
         assert state in ("complete", "pruned", "failed")
-        self.study.end(record.number, state, value, reason, steps=steps, seconds=seconds)
+        self.study.end(
+            record.number, state, value, reason, steps=steps, seconds=seconds, launch=list(self.starter.launch)
+        )
         folder = self.study.trial_folder(record.number)
         (folder / STOP_FILE).unlink(missing_ok=True)
         facts = {"trial": record.number, "state": state, "reason": reason, "value": value, "values": record.values}

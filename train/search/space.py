@@ -92,9 +92,23 @@ class Parameter:
             return list(self.choices)
         if self.step is None:
             return [self._number(self.low), self._number(self.high)]
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        exact = (Decimal(str(self.low)) + k * Decimal(str(self.step)) for k in range(count))
-        return [self._number(float(value)) for value in exact]
+        assert self.count is not None
+        return [self.at(place) for place in range(self.count)]
+
+    @property
+    def count(self) -> int | None:
+        """How many values there are; None of a range of real numbers."""
+        if self.choices or self.low == self.high:
+            return max(len(self.choices), 1)
+        if self.step is None and not self.whole:
+            return None
+        return math.floor((self.high - self.low) / (self.step or 1) + 1e-9) + 1
+
+    def at(self, place: int) -> Label:
+        """One of `count` values."""
+        if self.choices:
+            return list(self.choices)[place]
+        return self._number(float(Decimal(str(self.low)) + place * Decimal(str(self.step or 1))))
 
     @property
     def is_countable(self) -> bool:
@@ -118,7 +132,18 @@ class Space:
         if self.config.method == "grid":
             return math.prod(len(parameter.points) for parameter in self.parameters)
         assert self.config.trials is not None
-        return self.config.trials
+        return self.config.trials if self.points is None else min(self.config.trials, self.points)
+
+    @property
+    def points(self) -> int | None:
+        """How many different trials there can be; None with a range of real numbers."""
+        counts = [parameter.count for parameter in self.parameters]
+        return None if None in counts else math.prod(count for count in counts if count is not None)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the file asks for more trials than there are points: no point is trained twice."""
+        return self.config.method != "grid" and self.trials < (self.config.trials or 0)
 
     def settings(self, values: Mapping[str, Label]) -> dict[str, Any]:
         """The recipe keys that a trial's values set."""
@@ -273,9 +298,10 @@ def _sizes(config: SpaceConfig, parameters: Sequence[Parameter], located: Locate
     most = config.trials or MOST_POINTS
     if points > most:
         sizes = " x ".join(str(len(parameter.points)) for parameter in parameters)
+        count = f"{sizes} = {points:,}" if len(parameters) > 1 else f"{points:,}"
         limit = f"trials: {most}" if config.trials else f"{most}, the most without `trials`"
         yield (
-            f"{_place(located, ('trials',) if config.trials else ('parameters',))}: the grid has {sizes} = {points:,} "
+            f"{_place(located, ('trials',) if config.trials else ('parameters',))}: the grid has {count} "
             f"trials, more than {limit}. Shorten a list, set trials: {points}, or use method: random"
         )
 

@@ -40,6 +40,7 @@ class Record:
 
     values: of the space's parameters. rungs: (step, best value so far) at each rung that it has reached. target: the
     rung that it may train to. validations: step -> value. steps, seconds: trained so far. reason: of its end.
+    repeated: the earlier trial that its first draw was again. launch: the launcher's options that it ended with.
     """
 
     number: int
@@ -52,6 +53,8 @@ class Record:
     steps: int
     seconds: float
     reason: str
+    repeated: int | None = None
+    launch: Sequence[str] = ()
 
 
 class Study:
@@ -97,14 +100,14 @@ class Study:
         with self.locked():
             return [_record(trial) for trial in self.optuna.get_trials(deepcopy=False)]
 
-    def add(self, values: Mapping[str, Label], distributions: Mapping[str, Any], target: int) -> int:
+    def add(self, values: Mapping[str, Label], distributions: Mapping[str, Any], **facts: Any) -> int:
         """A new running trial; its number. One line of the journal: a kill leaves all of it or nothing."""
         import optuna
 
         with self.locked():
             number = len(self.optuna.get_trials(deepcopy=False))
             running = optuna.trial.TrialState.RUNNING
-            params, made, facts = dict(values), dict(distributions), {"target": target}
+            params, made = dict(values), dict(distributions)
             trial = optuna.create_trial(state=running, params=params, distributions=made, user_attrs=facts)
             self.optuna.add_trial(trial)
         return number
@@ -169,6 +172,7 @@ def _record(trial: Any) -> Record:
         trial.number, state, trial.params, target, rungs, trial.intermediate_values,
         trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None,
         int(facts.get("steps", 0)), float(facts.get("seconds", 0.0)), str(facts.get("reason", "")),
+        facts.get("repeated"), facts.get("launch", ()),
     )  # fmt: skip
 
 
@@ -271,17 +275,21 @@ class _NoLock:
         return
 
 
-def prepare(folder: Path, space: Space, base: Config) -> None:
-    """Make the study folder, or check that it is that of the same search. Raises UserError naming what differs."""
+def refuse_another(folder: Path, space: Space, base: Config) -> None:
+    """Raise UserError naming what differs if the study folder holds another search."""
     for name, given, read in (
         ("space.yaml", space.located.value, lambda path: read_yaml(path).value),
         ("recipe.yaml", dataclasses.asdict(base), lambda path: dataclasses.asdict(load(path))),
     ):
-        path = folder / name
-        if not path.exists():
-            write_atomically(path, dump_yaml(given))
-        elif read(path) != given:
+        if (folder / name).exists() and read(folder / name) != given:
             raise UserError(
                 f"{folder} holds another search: its {name} differs from what was given. Give the same recipe, space "
                 "and options to continue it, or another folder: --study FOLDER"
             )
+
+
+def prepare(folder: Path, space: Space, base: Config) -> None:
+    """Make the study folder, unless it is there."""
+    for name, given in (("space.yaml", space.located.value), ("recipe.yaml", dataclasses.asdict(base))):
+        if not (folder / name).exists():
+            write_atomically(folder / name, dump_yaml(given))

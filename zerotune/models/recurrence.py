@@ -9,7 +9,7 @@ Shape suffixes: b rows, t positions, n tokens of all rows in that order, r rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,10 @@ class Steps:
     @classmethod
     def of(cls, index_n: Tensor, lengths: Sequence[int]) -> Steps:
         """Steps of rows that follow each other in `index_n`, the indices of their tokens."""
-        given_b = torch.tensor(lengths)
+        given_b = torch.tensor(lengths, dtype=torch.long)
         length_b, row_b = given_b.sort(descending=True, stable=True)
+        if not max(lengths, default=0):
+            return cls(index_n, (), row_b.to(index_n.device), torch.full_like(row_b, -1, device=index_n.device))
         start_b = (given_b.cumsum(0) - given_b)[row_b]
         position_t1 = torch.arange(int(length_b[0]))[:, None]
         is_token_tb = position_t1 < length_b
@@ -52,19 +54,26 @@ class Steps:
             index_n[order_n], tuple(size_t.tolist()), row_b.to(index_n.device), last_b.to(index_n.device)
         )  # fmt: skip
 
+    def placed(self, x_nd: Tensor, batch: Tensor) -> Tensor:
+        """[b, t, d] in the layout of `batch` [b, t, ...]; zeros where it has no token."""
+        rows, width = batch.shape[:2]
+        return (
+            x_nd.new_zeros(rows * width, x_nd.shape[-1])
+            .index_copy(0, self.order_n, x_nd)
+            .view(rows, width, x_nd.shape[-1])
+        )
+
     def final(self, state_nd: Tensor, before_bd: Tensor) -> Tensor:
         """The state at the end of each row; an empty row keeps the one before."""
+        if not self.sizes:
+            return before_bd
         return torch.where(self.last_b[:, None] >= 0, state_nd[self.last_b], before_bd)
 
 
-def windows(sizes: tuple[int, ...], steps: int) -> list[tuple[slice, tuple[int, ...]]]:
-    """(part of the order, sizes) of each `steps` steps."""
-    found, start = [], 0
-    for first in range(0, len(sizes), steps):
-        part = sizes[first : first + steps]
-        found.append((slice(start, start + sum(part)), part))
-        start += sum(part)
-    return found
+def windows(x_nd: Tensor, sizes: tuple[int, ...], steps: int) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """(tokens, sizes) of each `steps` steps. One split: the gradient of a slice has the length of the whole row."""
+    parts = [sizes[first : first + steps] for first in range(0, len(sizes), steps)]
+    return zip(x_nd.split([sum(part) for part in parts]), parts, strict=True)
 
 
 class Transition(nn.Linear):
@@ -157,6 +166,8 @@ class _Scan(torch.autograd.Function):
 
 def _before(h_nd: Tensor, before_bd: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """The state that each token of a scan finds."""
+    if not sizes:
+        return h_nd
     if sizes[0] == sizes[-1]:
         return torch.cat([before_bd[: sizes[0]], h_nd[: -sizes[0]]])
     found = [before_bd, *h_nd.split(sizes)[:-1]]
@@ -189,9 +200,11 @@ class LstmLayer(GradientCheckpointingLayer):
         scan = _ragged if keep_state or x_nd.is_cuda else _rectangles
         outputs = []
         with torch.autocast(kind, enabled=False):
-            for part, sizes in windows(steps.sizes, bptt_tokens):
-                out_nd, (h_bd, c_bd) = scan(x_nd[part], sizes, (h_bd.detach(), c_bd.detach()), weights, self.training)
+            for part_nd, sizes in windows(x_nd, steps.sizes, bptt_tokens):
+                out_nd, (h_bd, c_bd) = scan(part_nd, sizes, (h_bd.detach(), c_bd.detach()), weights, self.training)
                 outputs.append(out_nd)
+        if not outputs:  # rows without tokens: every weight has a gradient all the same
+            outputs.append(x_nd @ (weights[0] + weights[1])[: self.width].T + bias_g[: self.width])
         return torch.cat(outputs).to(asked), (h_bd.to(asked), c_bd.to(asked))
 
 
@@ -202,10 +215,10 @@ def _rectangles(
     the end of some steps. A row that has ended has no valid state.
     """
     outputs = []
-    for part, those in windows(sizes, RECTANGLE):
+    for part_nd, those in windows(x_nd, sizes, RECTANGLE):
         is_token_tr = torch.arange(those[0]) < torch.tensor(those)[:, None]
         place_n = is_token_tr.flatten().nonzero().squeeze(1)
-        padded_nd = x_nd.new_zeros(is_token_tr.numel(), x_nd.shape[-1]).index_copy(0, place_n, x_nd[part])
+        padded_nd = x_nd.new_zeros(is_token_tr.numel(), x_nd.shape[-1]).index_copy(0, place_n, part_nd)
         out_nd, state = _ragged(padded_nd, (those[0],) * len(those), state, weights, training)
         outputs.append(out_nd.index_select(0, place_n))
     return torch.cat(outputs), state

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from zerotune.models.attention import document_lengths, row_starts
 from zerotune.models.recurrence import LstmLayer, Recurrent, RnnLayer, State, Steps, Transition
@@ -122,8 +123,13 @@ class ScaledEmbedding(nn.Embedding):
     (Vaswani et al., 2017).
     """
 
+    @property
+    def embed_scale(self) -> float:
+        """PEFT's name: adapters multiply by it too."""
+        return math.sqrt(self.embedding_dim)
+
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids) * math.sqrt(self.embedding_dim)
+        return super().forward(ids) * self.embed_scale
 
 
 class RnnModel(RecurrentModel):
@@ -138,6 +144,7 @@ class RnnModel(RecurrentModel):
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -147,6 +154,7 @@ class RnnModel(RecurrentModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Rows are those of the batch; of a packed batch, those that `cu_seq_lens_q`, or else `position_ids`, mark.
@@ -163,6 +171,8 @@ class RnnModel(RecurrentModel):
         tokens = given.flatten(0, 1).index_select(0, steps.order_n)
         x_nd: Tensor = self.dropout(self.embed_tokens(tokens) if inputs_embeds is None else tokens)
         keep = self.config.use_cache if use_cache is None else use_cache
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden = [steps.placed(x_nd, given)] if wanted else []
         layers: list[State] = []
         for number, layer in enumerate(self.layers):
             before = self._first_state(layer, x_nd, steps) if state is None else state.layers[number]
@@ -170,12 +180,13 @@ class RnnModel(RecurrentModel):
             x_nd, after = layer(x_nd, steps, before, self.config.bptt_tokens or EVERYTHING, keep)
             x_nd = self.dropout(x_nd)
             layers.append(tuple(torch.empty_like(part).index_copy(0, steps.row_b, part) for part in after))
-        shape = given.shape[:2]
-        hidden_btd = (
-            x_nd.new_zeros(shape.numel(), x_nd.shape[-1]).index_copy(0, steps.order_n, x_nd).unflatten(0, shape)
+            hidden += [steps.placed(x_nd, given)] if wanted else []
+        after_all = RecurrentState(layers, given.shape[1] + (state.tokens if state else 0)) if keep else None
+        return BaseModelOutputWithPast(
+            last_hidden_state=cast(Any, hidden[-1] if wanted else steps.placed(x_nd, given)),
+            past_key_values=cast(Any, after_all),
+            hidden_states=cast(Any, tuple(hidden) if wanted else None),
         )
-        after_all = RecurrentState(layers, shape[1] + (state.tokens if state else 0)) if keep else None
-        return BaseModelOutputWithPast(last_hidden_state=hidden_btd, past_key_values=cast(Any, after_all))
 
     @staticmethod
     def _first_state(layer: Any, x_nd: Tensor, steps: Steps) -> State:
@@ -207,6 +218,7 @@ class RnnForCausalLM(RecurrentModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -216,13 +228,15 @@ class RnnForCausalLM(RecurrentModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As of `RnnModel`; logits of the last `logits_to_keep` positions (0: of all), or of the positions in it."""
-        output = self.model(input_ids, attention_mask, **kwargs)
+        output = self.model(input_ids, attention_mask, return_dict=True, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(output.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+        )
 
 
 class LstmModel(RnnModel):

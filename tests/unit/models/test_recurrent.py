@@ -314,3 +314,77 @@ def test_adapters_change_the_recurrent_matrix_too(model, dora):
     found = tuned(**packed(rows())).logits
     assert not torch.allclose(found, before)
     torch.testing.assert_close(tuned.merge_and_unload()(**packed(rows())).logits, found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_adapters_change_embeddings_and_the_output_layer(family, name):
+    """With the scale of the embeddings: the merged model is the trained one."""
+    from peft import LoraConfig, get_peft_model
+
+    model = model_of(family, tie_word_embeddings=False)
+    before = model(**packed(rows())).logits
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=[name], task_type="CAUSAL_LM"))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    found = tuned(**packed(rows())).logits
+    assert not torch.allclose(found, before)
+    torch.testing.assert_close(tuned.merge_and_unload()(**packed(rows())).logits, found, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_without_tokens_change_nothing(model):
+    """A batch of them alone: zeros, the state before, and a gradient of zeros for every weight."""
+    state = model(input_ids=torch.ones(2, 4, dtype=torch.long)).past_key_values
+    empty = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3, dtype=torch.long)}
+    output = model(**empty, past_key_values=state)
+    assert output.logits.shape == (2, 3, WORDS)
+    torch.testing.assert_close(output.past_key_values.layers, state.layers)
+    model.train()
+    for use_cache in (True, False):
+        model.zero_grad()
+        model(**empty, use_cache=use_cache).logits.sum().backward()
+        assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
+    assert model(input_ids=torch.ones(2, 0, dtype=torch.long)).logits.shape == (2, 0, WORDS)
+    assert model(**packed([torch.ones(0, dtype=torch.long)] * 2)).logits.shape == (1, 0, WORDS)
+
+
+def test_hidden_states_of_all_layers(model):
+    """As of other models of transformers: the embeddings and each layer's output, by argument or configuration."""
+    batch = padded(rows())
+    output = model(**batch, output_hidden_states=True)
+    assert len(output.hidden_states) == 1 + len(model.model.layers)
+    last = model.model(**batch).last_hidden_state
+    torch.testing.assert_close(output.hidden_states[-1], last)
+    first = model.model.embed_tokens(batch["input_ids"]) * batch["attention_mask"][..., None]
+    torch.testing.assert_close(output.hidden_states[0], first)
+    assert model(**batch).hidden_states is None
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 1 + len(model.model.layers)
+
+
+def test_outputs_as_tuples(model):
+    batch = padded(rows())
+    output = model(**batch, labels=batch["input_ids"])
+    loss, logits, _ = model(**batch, labels=batch["input_ids"], return_dict=False)
+    torch.testing.assert_close((loss, logits), (output.loss, output.logits))
+    (last,) = model.model(**batch, return_dict=False, use_cache=False)
+    torch.testing.assert_close(model.lm_head(last), output.logits)
+    model.config.return_dict = False
+    assert torch.equal(model(**batch)[0], output.logits)
+
+
+@pytest.mark.parametrize("keep_state", [True, False])
+def test_the_time_of_a_long_row_grows_with_its_length(family, keep_state):
+    """No slice of the row for each window: the gradient of a slice has the length of the row."""
+    layer = LAYERS[family][0](WIDTH)
+    steps = Steps.of(torch.arange(3 * RECTANGLE), [3 * RECTANGLE])
+    before = tuple(torch.zeros(1, WIDTH) for _ in range(layer.states))
+    x = torch.randn(3 * RECTANGLE, WIDTH, requires_grad=True)
+    out, _ = layer(x, steps, before, RECTANGLE // 2, keep_state)
+    nodes, seen = [out.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    assert not [node.name() for node in seen if "Slice" in node.name()]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -30,10 +31,12 @@ from transformers import (
 
 from tests.support.tuned_runs import tiny_model
 from train.config import ModelConfig
+from train.model_sizes import layer_weights
 from train.models.load import learned_positions, load_model, load_tokenizer, skeleton
+from train.registry import FAMILIES
 from zerotune.common.errors import UserError
 from zerotune.models.folder import resolve
-from zerotune.models.recurrent import RnnConfig
+from zerotune.models.recurrent import RnnConfig, register
 from zerotune.models.weights_digest import config_digest, model_digest
 
 
@@ -292,3 +295,14 @@ def test_rows_that_a_model_has_no_positions_for_are_refused_before_any_is_read(t
     )
     with pytest.raises(UserError, match=r"data\.max_length_tokens: 33 .* 32 positions .* the 8 of the tuned prompt"):
         TokenClassification(config, make_tuning(config.tuning, model=config.model), Solo())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weights_of_a_family_are_counted_without_it(family: str) -> None:
+    """By the formula that refuses a model larger than the machine's memory."""
+    config = ModelConfig(family=family, width=32, layers=3, heads=2, feed_forward=48)
+    assert config.spec is not None
+    register()
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(resolve_name(config.spec.place)(config, 64, {"vocab_size": 10}))
+    assert sum(weight.numel() for weight in made.model.layers.parameters()) == layer_weights(config)

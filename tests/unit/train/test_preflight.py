@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,6 +198,57 @@ from {module} import main
 code = main(sys.argv[1:])
 print(code, "torch" in sys.modules, "transformers" in sys.modules, time.perf_counter() - start)
 """
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["family=rnn", "width=10000000"],
+            "rnn of width 10,000,000 with 2 layers: 400,000,020,000,000 parameters besides",
+        ),
+        (["family=transformer", "depth=100000"], "Lower model.width, model.layers, model.feed_forward or model.depth"),
+        (["family=transformer", "feed_forward=1000000000000"], "and this machine has"),
+        (["family=lstm", "layers=100000000000"], "their weights and gradients need"),
+    ],
+)
+def test_a_new_model_that_no_memory_holds(
+    model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: iter(()))  # no GPU
+    (found,) = refusal(model, rows, "model.path=", *(f"model.{option}" for option in options))
+    assert found.startswith("model.width: ")
+    assert said in found
+
+
+def test_memory_is_counted_by_process_and_gradients(model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten layers of 4.3 GB: gradients of one process count, else the weights of all processes of this machine."""
+    gib = 2**30
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=60 * gib))
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(total=0))
+    gpus: list[Path] = []
+    monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: iter(gpus))
+    options = ["model.path=", "model.family=rnn", "model.width=23170", "model.layers=10"]
+    assert (
+        "their weights and gradients need 80.0 GiB, and this machine has 60.0 GiB" in refusal(model, rows, *options)[0]
+    )
+    check_inputs(config(model, rows, *options, "tuning.kind=lora"))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "their weights in 2 processes need 80.0 GiB" in refusal(model, rows, *options)[0]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    check_inputs(config(model, rows, *options))
+    monkeypatch.delenv("WORLD_SIZE")
+    gpus.append(Path("/dev/nvidia0"))
+    check_inputs(config(model, rows, *options))
+
+
+@pytest.mark.parametrize("kind", ["zerotune_rnn", "zerotune_lstm", "mamba"])
+def test_prompt_tuning_without_attention(model: Path, rows: Path, kind: str) -> None:
+    set_config(model, model_type=kind)
+    (found,) = refusal(model, rows, "tuning.kind=prompt")
+    lacks = f"and /base is of the type {kind}; use full or lora"
+    assert found == f"tuning.kind: prompt tuning needs a model with attention, {lacks}"
 
 
 def words_for(module: str, model: Path, rows: Path, out: Path) -> list[str]:

@@ -535,8 +535,10 @@ class TestModelsFromScratch:
             (("lstm", "--tuning.quantization", "nf4"), "the weights of a new model are random"),
             (
                 ("lstm", "--tuning.kind", "lora", "--tuning.lora.targets", "[q_proj]"),
-                "tuning.lora.targets: lstm has no q_proj; it has input, recurrent",
+                "tuning.lora.targets: lstm has no q_proj; it has input, recurrent, embed_tokens, lm_head",
             ),
+            (("rnn", "--tuning.kind", "prompt"), "tuning.kind: prompt tuning needs a model with attention, which rnn"),
+            (("lstm", "--tuning.kind", "prompt"), "has not; use full or lora"),
             (
                 ("rnn", "--model.tokenizer", "gpt2", "--tokenizer.kind", "word"),
                 "tokenizer.kind: model.tokenizer names an existing tokenizer, gpt2; remove one of the two",
@@ -549,6 +551,12 @@ class TestModelsFromScratch:
     )
     def test_contradictions(self, recipe: Path, options: tuple[str, ...], words: str) -> None:
         assert words in refusal(recipe, "--model.path", "", "--model.family", *options)
+
+    @pytest.mark.parametrize("family", ["rnn", "lstm", "transformer"])
+    def test_an_output_layer_may_be_adapted(self, recipe: Path, family: str) -> None:
+        options = ("--tuning.kind", "lora", "--tuning.lora.targets", "[lm_head, embed_tokens]")
+        accepted = parse(["--config", str(recipe), "--model.path", "", "--model.family", family, *options])
+        assert accepted.tuning.lora.targets == ["lm_head", "embed_tokens"]
 
     @pytest.mark.parametrize(
         ("options", "words"),

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.commands import seconds_of
 from train.preflight import check_inputs
+from train.search import figures
 from train.search.__main__ import main, options
 from train.search.draw import draw
 from train.search.schedule import Rungs, below_median
@@ -72,7 +73,7 @@ def record(number: int, *values: float, state: str = "paused", target: int | Non
         (f"parameters:\n  x:\n    - {{{RATE}: 1}}\n  {RATE}: [1]\n", f"{RATE} is set by x too (space.yaml:2)"),
         (f"parameters:\n  {RATE}: [1]\nprunner: none\n", "space.yaml:3: unknown key prunner; did you mean pruner?"),
         (f"parameters:\n  {RATE}: [1]\nmethod: tpe\n", "trials is missing: say how many trials tpe may have"),
-        (f"parameters:\n  {RATE}: [1, 2, 3]\ntrials: 2\nmethod: grid\n", ":3: the grid has 3 = 3 trials, more"),
+        (f"parameters:\n  {RATE}: [1, 2, 3]\ntrials: 2\nmethod: grid\n", "the grid has 3 trials, more than trials: 2"),
         (f"parameters:\n  {RATE}: {{low: 1, high: 999, step: 1}}\nmethod: grid\n", "than 256, the most without"),
         (f"parameters:\n  {RATE}: {{low: 1, high: 2}}\nmethod: grid\n", "a grid needs a list of values, or"),
         ("trials: 2\n", "parameters is empty: name at least one recipe key"),
@@ -156,21 +157,36 @@ def test_the_command_line_is_divided() -> None:
     assert found.launch == {"accelerate": "ddp", "num_processes": "2", "main_process_port": "0"}
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry_run",)])
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--accelerate", "nowhere"], "--accelerate nowhere: there is no such accelerate config"),
         (["--accelerate", "cpu", "--num_processes", "2"], "starts one process, not 2"),
         (["--data.validation_fraction", "0"], "data.validation: a search compares trials on held-out data"),
+        (["--validation.metric", "f1"], "validation.metric"),
+        (["--validation.metric", "exact_match"], "exact_match"),
+        (["--space", "{tmp}/f1.yaml"], "f1.yaml:1: causal_lm has no metric f1; it has loss, perplexity"),
+        (["--study", "{tmp}/f1.yaml/study"], "f1.yaml"),
     ],
 )
 def test_nothing_starts_where_no_trial_could(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str, dry_run: tuple[str, ...]
 ) -> None:
+    """A dry run refuses what a start refuses."""
+    (tmp_path / "f1.yaml").write_text(f"metric: f1\ntrials: 1\nparameters:\n  {RATE}: [1]\n")
     line = ["recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", "learning-rate", "--study", str(tmp_path / "study")]
-    assert main([*line, *words]) == 64
+    assert main([*line, *(word.format(tmp=tmp_path) for word in words), *dry_run]) == 64
     assert said in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_a_dry_run_refuses_the_study_of_another_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "space.yaml").write_text("trials: 1\n")
+    line = ["recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", "learning-rate", "--study", str(tmp_path)]
+    assert main([*line, "--dry_run"]) == 64
+    assert "holds another search: its space.yaml differs" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
 def test_help_is_quick_and_needs_no_optuna() -> None:
@@ -189,8 +205,8 @@ def test_a_draw_depends_on_seed_number_and_earlier_trials(tmp_path: Path, method
     space = space_of(tmp_path, text)
     earlier: list[Record] = []
     for number in range(8):
-        values = draw(space, number, earlier, 1)
-        assert values == draw(space, number, list(earlier), 1)
+        values = draw(space, number, earlier, 1).values
+        assert values == draw(space, number, list(earlier), 1).values
         assert 1e-4 <= values[RATE] <= 1  # type: ignore[operator]
         assert values["tuning.lora.rank"] % 4 == 0  # type: ignore[operator]
         assert len(str(values["optim.beta1"])) <= 4  # 0.85, not 0.8500000000000001
@@ -200,11 +216,40 @@ def test_a_draw_depends_on_seed_number_and_earlier_trials(tmp_path: Path, method
     assert draw(other, 0, [], 1) != draw(space, 0, [], 1)
 
 
+@pytest.mark.parametrize("method", ["random", "tpe"])
+@pytest.mark.parametrize(
+    ("ranges", "points"),
+    [
+        (f"  {RATE}: [0.1, 0.2]\n  optim.beta1: {{low: 0.1, high: 0.7, step: 0.3}}\n", 6),
+        ("  tuning.lora.rank: {low: 3, high: 8, log: true}\n", 6),
+        ("  tuning.lora.rank: {low: 1, high: 3}\n  optim.schedule: [cosine, linear]\n", 6),
+        (f"  {RATE}: {{low: 0.10000001, high: 0.10000002}}\n", 20),
+    ],
+)
+def test_no_point_is_drawn_twice(tmp_path: Path, method: str, ranges: str, points: int) -> None:
+    """A space with fewer points than trials has each once; one whose rounded values are used up gives exact ones."""
+    space = space_of(tmp_path, f"method: {method}\ntrials: 20\nstartup_trials: 2\nparameters:\n{ranges}")
+    assert space.trials == points
+    earlier: list[Record] = []
+    for number in range(points):
+        drawn = draw(space, number, earlier, 1)
+        assert drawn.values not in [one.values for one in earlier]
+        if drawn.repeated is not None:
+            assert drawn.repeated < number
+        assert drawn == draw(space, number, list(earlier), 1)
+        earlier.append(record(number, state="complete", value=float(number), values=drawn.values))
+
+
+def test_a_first_draw_stays_as_it_is_where_it_repeats_nothing(tmp_path: Path) -> None:
+    space = space_of(tmp_path, f"method: random\ntrials: 3\nparameters:\n  {RATE}: {{low: 1e-4, high: 1, log: true}}\n")
+    assert [draw(space, number, [], 1).values[RATE] for number in range(3)] == [0.655, 0.844, 0.003244]
+
+
 def test_tpe_draws_near_what_was_good(tmp_path: Path) -> None:
     space = space_of(tmp_path, f"trials: 9\nparameters:\n  {RATE}: {{low: 1e-6, high: 1, log: true}}\n")
     rates = [10.0**-k for k in range(7)] * 3
     earlier = [record(k, state="complete", value=abs(rate - 1e-2), values={RATE: rate}) for k, rate in enumerate(rates)]
-    drawn = [draw(space, len(earlier) + k, earlier, 1)[RATE] for k in range(5)]
+    drawn = [draw(space, len(earlier) + k, earlier, 1).values[RATE] for k in range(5)]
     assert sum(1e-4 < rate < 0.5 for rate in drawn) >= 4  # type: ignore[operator]
 
 
@@ -269,7 +314,7 @@ def test_a_claim_is_one_process_s(tmp_path: Path) -> None:
 def test_half_a_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
     space = space_of(tmp_path, f"trials: 2\nparameters:\n  {RATE}: [1, 2]\n")
     study = Study(tmp_path, space, lower_is_better=True)
-    study.add({}, {}, 0)
+    study.add({}, {}, target=0)
     with (tmp_path / "journal.log").open("a") as journal:
         journal.write('{"op_code": 8, "trial_id"')
     again = Study(tmp_path, space)
@@ -289,6 +334,16 @@ def test_a_dry_run_prints_the_trials_and_starts_nothing(tmp_path: Path, capsys: 
     assert not (tmp_path / "study").exists()
 
 
+def test_a_dry_run_prints_no_point_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"method: random\ntrials: 9\nparameters:\n  {RATE}: [0.1, 0.2, 0.3, 0.4]\n")
+    assert main(["recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", str(path), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split(" | ")[1] for line in said.splitlines() if re.match(r"\| \d", line)]
+    assert sorted(rows) == ["0.1", "0.2", "0.3", "0.4"]
+    assert "The space has only 4 points, so there are 4 trials, not 9." in said
+
+
 def test_a_dry_run_of_tpe_prints_what_is_known(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(f"trials: 7\nparameters:\n  {RATE}: {{low: 1e-4, high: 1, log: true}}\n")
@@ -296,3 +351,29 @@ def test_a_dry_run_of_tpe_prints_what_is_known(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "The other 2 trials depend on the results of these." in done.stdout
     assert done.stderr == ""
+
+
+def curve_trial(number: int, value: float | None, state: str = "complete") -> Record:
+    return record(number, state=state, value=value, target=0, validations={1: 3.0, 2: value or 2.5})
+
+
+@pytest.mark.parametrize(
+    ("trials", "legend"),
+    [
+        (
+            [curve_trial(0, 2.0), curve_trial(1, 1.5), curve_trial(2, 2.2, "pruned"), curve_trial(3, None, "failed")],
+            ["trial 1: 1.5", "trial 0: 2", "trial 2: 2.2 (pruned)", "trial 3 (failed)"],
+        ),
+        (
+            [*(curve_trial(k, 2.0 + k) for k in range(7)), *(curve_trial(k, 9.0, "pruned") for k in range(7, 30))],
+            [*(f"trial {k}: {2 + k}" for k in range(5)), "2 others, complete", "23 others, pruned"],
+        ),
+    ],
+)
+def test_the_legend_names_few_trials_all_and_of_many_the_best(trials: list[Record], legend: list[str]) -> None:
+    figure = figures._curves(trials, min(trials, key=lambda r: r.value or 9.0), "loss", 1)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == legend
+    lines = figure.axes[0].get_lines()
+    assert len(lines) == len(trials)
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(looks) == len(legend)
