@@ -67,7 +67,8 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
     }
     lists = {**metrics.errors(pairs), "value": tuple(values)}
     shown = {"text": texts_of(example)[-1], "values": values, "predicted": predicted}
-    return Sample(example.id, sums | _intervals(measured), shown, {"corpus": example.id.rpartition(":")[0]}, lists)
+    groups = {"corpus": example.id.rpartition(":")[0]} | ({"subset": example.subset} if example.subset else {})
+    return Sample(example.id, sums | _intervals(measured), shown, groups, lists)
 
 
 def written_number(text: str) -> float | None:
