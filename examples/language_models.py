@@ -5,7 +5,7 @@
         --inside ptb.test.txt --outside news.txt --tokenizer.kind word --out runs/penn-treebank --trials 12
 
 For each family: a search over learning rate and dropout (recipes/spaces/language-model.yaml), whose best run is merged;
-then for all three the perplexity of each sentence inside and outside the domain, the words that distinguish both texts,
+then for all three the perplexity of each row inside and outside the domain, the words that distinguish both texts,
 and continuations of "the meaning of life is". Further options belong to recipes/language-model.yaml. The same command
 continues what was interrupted.
 """
@@ -38,7 +38,7 @@ def main() -> int:
     given, options = arguments()
     out = Path(given.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    texts = [sentences(Path(given.inside), out / "inside.jsonl"), sentences(Path(given.outside), out / "outside.jsonl")]
+    texts = [rows(Path(given.inside), out / "inside.jsonl"), rows(Path(given.outside), out / "outside.jsonl")]
     for family in FAMILIES:
         run("train.merge", search(family, out, given.trials, options), out / family / "merged")
     evaluate(out, texts, given.temperatures)
@@ -50,7 +50,7 @@ def main() -> int:
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inside", help="a test text of the domain: .txt with a sentence on each line, or rows")
+    parser.add_argument("--inside", help="a test text of the domain: .txt, each line of which is a row, or rows")
     parser.add_argument("--outside", help="a text of another domain")
     parser.add_argument("--out", default="runs/language-models")
     parser.add_argument("--trials", type=int, default=4, help="of the search of each family")
@@ -66,8 +66,8 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     return given, options
 
 
-def sentences(text: Path, out: Path) -> Path:
-    """A file with a row for each sentence: of a plain text, each line that is not blank. Rows and sentence@label lines
+def rows(text: Path, out: Path) -> Path:
+    """A file of rows: of a plain text, each line that is not blank. Rows and sentence@label lines
     (UTF-8 or ISO-8859-1) are read by the evaluation itself.
     """
     if not text.is_file():
@@ -78,8 +78,8 @@ def sentences(text: Path, out: Path) -> Path:
     if problem:
         fail(f"{text}: {problem}. Convert it: iconv -f ISO-8859-1 -t UTF-8 {text} > {text.stem}-utf8.txt")
     lines = [line.strip() for line in content.splitlines()]
-    rows = [json.dumps({"text": line}) + "\n" for line in lines if line and line != DOCUMENT_END]
-    out.write_text("".join(rows), encoding="utf-8")
+    written = [json.dumps({"text": line}) + "\n" for line in lines if line and line != DOCUMENT_END]
+    out.write_text("".join(written), encoding="utf-8")
     return out
 
 

@@ -31,7 +31,7 @@ VALUES = ("nll", "tokens", "words", "bytes", "unknown", "unknown_nll", "sentence
 SHOWN_WORDS = 15
 BOX = {"whis": (5, 95), "showfliers": False, "patch_artist": True, "widths": 0.5}
 
-Rows = Sequence[Mapping[str, Any]]  # of samples/perplexity.MODEL.jsonl: one for each sentence
+Rows = Sequence[Mapping[str, Any]]  # of samples/perplexity.MODEL.jsonl: one for each of the text
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Text:
 
     unknown: family -> share of <unk>; empty where no token is. known: family -> perplexity of the other tokens, the
     lowest first.
-    trained_on: sentences that share a passage with the training data.
+    trained_on: rows that share a passage with the training data.
     """
 
     name: str
-    sentences: int
+    rows: int
     trained_on: int
     order: Sequence[str]
     metrics: Mapping[str, MetricResult]
@@ -55,6 +55,18 @@ class Text:
         """A metric of the family at this place of the order, with its interval."""
         found = self.metrics[metric]
         return words.with_interval(found, found.estimates[place])
+
+    def table(self) -> list[tuple[str, list[str]]]:
+        """(name, a cell for each family in the order)."""
+        places = range(len(self.order))
+        known = {"share of <unk>": self.unknown, "without <unk>": {f: plain(self.known[f]) for f in self.order}}
+        return [
+            ("perplexity", [self.value("perplexity", place) for place in places]),
+            (f"against {self.order[0]}", [self.against_best(place) for place in places]),
+            *((name, [cells[family] for family in self.order]) for name, cells in known.items() if self.unknown),
+            ("mean over rows", [self.value("sentence_perplexity", place) for place in places]),
+            ("bits per byte", [self.value("bits_per_byte", place) for place in places]),
+        ]
 
     def against_best(self, place: int) -> str:
         """How much higher the perplexity is than the best family's, and whether that is more than chance."""
@@ -79,7 +91,7 @@ def page(out: Path, paths: Sequence[Path]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(len=len, percent=percent, plain=plain)
+    environment.globals.update(percent=percent, plain=plain)
     return environment.get_template("language_models.html.jinja").render(
         columns=[*_sizes(runs, out), *(c for c in columns(runs)[1:] if c.head != "model.family")],
         families=FAMILIES,
@@ -171,7 +183,7 @@ def curves(runs: Sequence[Run]) -> Figure:
 
 
 def boxes(rows: Mapping[str, Rows], texts: Sequence[str]) -> Figure:
-    """How the perplexities of sentences are spread: median, quartiles, and 5 to 95 % of them."""
+    """How the perplexities of rows are spread: median, quartiles, and 5 to 95 % of them."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, text, colour in zip(figure.subplots(1, 2, sharey=True), texts, ("#8a8f98", "#2b6cb0"), strict=True):
         values = [[r["sentence_perplexity"] for r in rows[f] if r["corpus"] == text] for f in FAMILIES]
@@ -180,7 +192,7 @@ def boxes(rows: Mapping[str, Rows], texts: Sequence[str]) -> Figure:
             box.set(facecolor=colour, alpha=0.5)
         axes.set(title=text, yscale="log")
         axes.grid(axis="y", alpha=0.3)
-    figure.axes[0].set_ylabel("perplexity of a sentence")
+    figure.axes[0].set_ylabel("perplexity of a row")
     return figure
 
 

@@ -75,6 +75,12 @@ def tables(out: Path) -> list[list[list[str]]]:
     ]
 
 
+def turned(table: list[list[str]]) -> list[tuple[str, ...]]:
+    """Its columns: a model each, so that it fits a page; the first has their names."""
+    assert len(table[0]) == 4
+    return list(zip(*table, strict=True))
+
+
 def number(cell: str) -> float:
     return float(cell.split(" ")[0].replace(",", "").removesuffix("%"))
 
@@ -94,8 +100,8 @@ def plain(model: Path, texts: list[str]) -> tuple[float, float, float]:
 
 
 def test_sizes_and_budgets(out: Path) -> None:
-    head, *rows = tables(out)[0]
-    assert head[:5] == ["model", "parameters", "vocabulary", "training tokens", "search"]
+    head, *rows = turned(tables(out)[0])
+    assert list(head[:5]) == ["model", "parameters", "vocabulary", "training tokens", "search"]
     assert [row[0] for row in rows] == ["rnn", "lstm", "transformer"]
     for family, parameters, vocabulary, tokens, trials, *_ in rows:
         weights = load_file(out / family / "merged/model.safetensors")
@@ -107,11 +113,17 @@ def test_sizes_and_budgets(out: Path) -> None:
 
 @pytest.mark.parametrize(("place", "texts"), [(1, STORIES[3::8]), (2, NEWS)], ids=["inside", "outside"])
 def test_perplexities_are_those_of_a_plain_loop(out: Path, place: int, texts: list[str]) -> None:
-    """Of each sentence alone; labels are no part of it, and its letters are those of ISO-8859-1."""
-    head, *rows = tables(out)[place]
-    assert head[1:] == [
-        "perplexity", f"against {rows[0][0]}", "share of <unk>", "without <unk>", "mean of sentences", "bits per byte",
-    ]  # fmt: skip
+    """Of each row alone; labels are no part of it, and its letters are those of ISO-8859-1."""
+    head, *rows = turned(tables(out)[place])
+    names = [
+        "perplexity",
+        f"against {rows[0][0]}",
+        "share of <unk>",
+        "without <unk>",
+        "mean over rows",
+        "bits per byte",
+    ]
+    assert list(head[1:]) == names
     found = {family: plain(out / family / "merged", texts) for family, *_ in rows}
     assert [row[0] for row in rows] == sorted(found, key=lambda family: found[family][0])
     for family, perplexity, against, share, known, *_ in rows:
@@ -132,6 +144,7 @@ def test_words_continuations_and_pictures(out: Path) -> None:
     assert [row[0] for row in continuations[1:]] == ["rnn", "lstm", "transformer"]
     assert all(len(row) == 3 and row[1] and row[2] for row in continuations[1:])
     page = (out / "index.html").read_text(encoding="utf-8").partition("<iframe")[0]
+    assert "sentence" not in page.lower()  # a row may be a line or a paragraph
     assert re.findall(r'src="([^"]{14})', page) == ["data:image/svg"] * 2 + ["data:image/png"]
     figures = [base64.b64decode(code).decode() for code in re.findall(r'svg\+xml;base64,([^"]+)"', page)]
     assert all(f"<!-- {family} -->" in figure for figure in figures for family in ("rnn", "lstm", "transformer"))
@@ -154,8 +167,8 @@ def test_texts_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     text.write_bytes("One line.\n\n Café \n<|endoftext|>\n".encode("latin-1"))
     for path, words in ((tmp_path / "none.txt", "no such file"), (text, f"iconv -f ISO-8859-1 -t UTF-8 {text}")):
         with pytest.raises(SystemExit, match="64"):
-            language_models.sentences(path, tmp_path / "rows.jsonl")
+            language_models.rows(path, tmp_path / "rows.jsonl")
         assert words in capsys.readouterr().err
     text.write_text("One line.\n\n Café \n<|endoftext|>\n", encoding="utf-8")
-    written = language_models.sentences(text, tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+    written = language_models.rows(text, tmp_path / "rows.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in written.splitlines()] == [{"text": "One line."}, {"text": "Café"}]
