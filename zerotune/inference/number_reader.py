@@ -21,6 +21,7 @@ from zerotune.inference.batch_size import Budget, in_batches
 from zerotune.inference.causal_lm import Network
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.requests import Measure, Measured
+from zerotune.models import numeric
 
 BEGINS = re.compile(r"\s*[-+\u2212]?[.]?\d")  # \d: digits of every script
 INTERVALS = (0.5, 0.9)  # shares of the probability in the central intervals
@@ -60,7 +61,8 @@ def _measured(network: Network, tokenizer: Any, rows: Sequence[Measure]) -> list
     is_text_p = ~is_number_p & ~begins_v[network.tokens_of(targets_p)]  # a date begins with a digit too
     require_finite(bool(log_p_p.isfinite().all()))
     values = [value for row in rows for value in row.values]
-    predicted = _predicted(network, states_pd[is_number_p], values) if network.numbers else ()
+    at_m = [k * states_btd.shape[1] + at - 1 for k, row in enumerate(rows) for at in row.numbers]
+    predicted = _predicted(network, rows, states_btd, at_m, values) if network.numbers else ()
     counts = [len(at) for at in places]
     numbers = [len(row.numbers) for row in rows]
     texts, mistaken = (x.cpu().split(counts) for x in (is_text_p, is_text_p & (rank_p == 1)))
@@ -91,11 +93,20 @@ def _expected(network: Network, states_pd: Tensor, begins_v: Tensor) -> tuple[Te
     return torch.cat(ranks).double(), torch.cat(log_ps)
 
 
-def _predicted(network: Network, states_md: Tensor, values: Sequence[float]) -> list[Tensor]:
-    """[m] each: the median, both ends of each central interval, and the -log density of the value."""
+def _predicted(
+    network: Network, rows: Sequence[Measure], states_btd: Tensor, at_m: Sequence[int], values: Sequence[float]
+) -> list[Tensor]:
+    """[m] each: the median, both ends of each central interval, and the -log density of the value.
+
+    at_m: the positions before the numbers, in the flattened rows.
+    """
     assert network.numbers is not None
-    module = network.model.numeric
-    found = module.values(states_md, module.location(states_md), network.numbers.value_space)
+    ids_bt = np.zeros(states_btd.shape[:2], dtype=np.int64)
+    for ids_t, row in zip(ids_bt, rows, strict=True):
+        ids_t[: len(row.prefix_ids) - 1] = row.prefix_ids[:-1]
+    offered = numeric.offered(*network.separated(torch.from_numpy(ids_bt)), network.numbers)
+    module, states_nd, at = network.model.numeric, states_btd.flatten(0, 1), torch.tensor(at_m, device=network.device)
+    found = module.values(states_nd, at, module.location(states_nd[at]), offered)
     value_m = torch.tensor(values, dtype=torch.float64, device=network.device)
     ends = [found.quantile(0.5 + side * share / 2) for share in INTERVALS for side in (-1, 1)]
     columns = [found.quantile(0.5), *ends, found.negative_log_density(value_m)]
