@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.failure.process import started
+from train.failure.process import ended, started
 from train.protocols import Ranks
 from zerotune.common.errors import CannotWriteError, UserError
 
@@ -188,10 +188,12 @@ def _earlier_start_of_this_job(holder: Mapping[str, Any]) -> bool:
 
 def _alive(holder: Mapping[str, Any]) -> bool:
     """Whether that process of this host is alive; its start time distinguishes it from a later one with its pid."""
+    if holder.get("started") is not None:
+        return not ended(holder["pid"], holder["started"])
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return holder.get("started") is None or holder["started"] == started(holder["pid"])
+    return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 GONE = ("Z", "X")  # a zombie has ended; its parent has not collected it yet
+EXITING = 0x4  # of the kernel's flags: it has ended, and its locks may be free, but it is no zombie yet
 
 
 def started(pid: int) -> int | None:
@@ -12,18 +14,24 @@ def started(pid: int) -> int | None:
     system does not report it.
     """
     found = _stat(pid)
-    return found[1] if found else None
+    return found.start if found else None
 
 
 def ended(pid: int, start: int) -> bool:
     """Whether the process `pid` that began at `start` has ended."""
     found = _stat(pid)
-    return found is None or found[0] in GONE or found[1] != start
+    return found is None or found.state in GONE or bool(found.flags & EXITING) or found.start != start
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
+class _Stat(NamedTuple):
+    state: str
+    flags: int
+    start: int
+
+
+def _stat(pid: int) -> _Stat | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
+        return _Stat(fields[0], int(fields[6]), int(fields[19]))
     except (OSError, ValueError, IndexError):
         return None

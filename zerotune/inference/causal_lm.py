@@ -125,18 +125,13 @@ class Network:
         ids_bt = ids_bt.to(self.device)
         if self.numbers is None:
             return {"input_ids": ids_bt}
-        tokens_bt, values_bt = self.separated(ids_bt)
+        tokens_bt, values_bt = numeric.separated(ids_bt, self.numbers.token_id)
         embeddings_btd = self.model.get_input_embeddings()(tokens_bt)
         return {"inputs_embeds": self.model.numeric.direction(embeddings_btd, values_bt)}
 
-    def separated(self, ids_bt: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids of prompts as ids of the vocabulary and the values of numbers, for a model that reads these."""
-        assert self.numbers is not None
-        return numeric.separated(ids_bt.to(self.device), self.numbers.token_id)
-
     def tokens_of(self, ids_n: Tensor) -> Tensor:
         """Ids of prompts as ids of the vocabulary."""
-        return ids_n if self.numbers is None else self.separated(ids_n)[0]
+        return ids_n if self.numbers is None else numeric.separated(ids_n, self.numbers.token_id)[0]
 
     @property
     def block(self) -> int:

@@ -327,16 +327,12 @@ class Predictions(NamedTuple):
     values: Values
 
 
-def offered(tokens_bt: Tensor, values_bt: Tensor, settings: Settings, position_ids_bt: Tensor | None = None) -> Offers:
-    """The numbers that may be copied. position_ids_bt: restart in each document; without, a row is one document."""
-    return offers(settings.is_number(tokens_bt), settings.in_space(values_bt), position_ids_bt)
-
-
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:
     """The numbers that may be copied, the value behind each position [b * t], and the positions with a target [n]."""
     values_bt = inputs["values"]
-    found = offered(inputs["input_ids"], values_bt, settings, inputs.get("position_ids"))
-    return found, F.pad(values_bt[:, 1:], (0, 1)).flatten(), (targets_bt.flatten() != IGNORED).nonzero()[:, 0]
+    is_number_bt = settings.is_number(inputs["input_ids"])
+    offered = offers(is_number_bt, settings.in_space(values_bt), inputs.get("position_ids"))
+    return offered, F.pad(values_bt[:, 1:], (0, 1)).flatten(), (targets_bt.flatten() != IGNORED).nonzero()[:, 0]
 
 
 @torch.no_grad()
@@ -345,7 +341,7 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
     base: Any = causal_lm(model)
     settings = settings_of(base.config)
     assert settings is not None
-    copied, next_n, at_n = _numbers_of(inputs, targets_bt, settings)
+    offered, next_n, at_n = _numbers_of(inputs, targets_bt, settings)
     is_number_n = settings.is_number(targets_bt.flatten()[at_n])
     at_m, kept = at_n[is_number_n], []
 
@@ -357,7 +353,7 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
                 scores_cv = scores_cv.log_softmax(-1)
             number_c1 = scores_cv[:, settings.token_id, None]
             found.append(torch.stack([(scores_cv > number_c1).sum(-1) + 1, number_c1[:, 0]]))
-        values = base.numeric.values(hidden_nd, at_m, base.numeric.location(hidden_nd[at_m]), copied)
+        values = base.numeric.values(hidden_nd, at_m, base.numeric.location(hidden_nd[at_m]), offered)
         # Not as the output, which mixed precision turns into float32.
         rank_n, log_p_n = torch.cat(found, 1).double()
         kept.append(Predictions(is_number_n, rank_n, log_p_n, next_n[at_m], values))
@@ -382,7 +378,7 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
     base: Any = causal_lm(model)
     settings = settings_of(base.config)
     assert settings is not None
-    copied, next_n, at_n = _numbers_of(inputs, targets_bt, settings)
+    offered, next_n, at_n = _numbers_of(inputs, targets_bt, settings)
 
     def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
         all_nd = hidden_btd.flatten(0, 1)
@@ -398,7 +394,7 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
                 location_nd, scale_nd, head.weight, head.bias, targets_n, settings.threshold
             )
         at_m, hidden_md, location_md = at_n[is_number_m], hidden_nd[is_number_m], location_nd[is_number_m]
-        values = base.numeric.values(all_nd, at_m, location_md, copied)
+        values = base.numeric.values(all_nd, at_m, location_md, offered)
         weight_m: Tensor | float = 1.0
         if gate < 1:
             weight_m = gate + (1 - gate) * _number_probability(base.numeric, layer, hidden_md, location_md, settings)

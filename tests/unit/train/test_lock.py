@@ -86,12 +86,14 @@ def test_lock_waits_for_the_holders_name(tmp_path: Path) -> None:
         first.wait()
 
 
-def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("collected", [True, False])
+def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, collected: bool) -> None:
+    """Also while its parent has not asked how it ended, or never will: it is a zombie."""
     first = start(HOLDER, tmp_path)
     assert first.stdout is not None
     first.stdout.readline()
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    os.waitid(os.P_PID, first.pid, os.WEXITED | (0 if collected else os.WNOWAIT))
     with caplog.at_level(logging.WARNING), hold(tmp_path):
         pass
     assert [record.getMessage() for record in caplog.records] == [
