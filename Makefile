@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo experiment-language-models test quick lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
+.PHONY: help venv demo experiment-language-models experiment-numbers test quick lint format types docs unit test-faults soak test-slurm test-gpu benchmark clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -38,6 +38,9 @@ demo: $(READY) ## fine-tune SmolLM2-135M with LoRA, merge, compare before and af
 
 experiment-language-models: $(READY) ## RNN, LSTM and Transformer from scratch, compared on one page (some minutes on 2 cores)
 	@$(RUN)/python examples/language_models.py
+
+experiment-numbers: $(READY) ## numbers as values and as digits, compared on one page (minutes on 2 cores)
+	@$(RUN)/python examples/numbers_experiment.py
 
 test: lint types docs unit ## lint, types, the documentation's links and all tests (half an hour on 2 cores)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +22,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the project can be imported without installation
 
+from examples.commands import ROOT, run
 from examples.language_models_page import FAMILIES, best_trial, page
 from zerotune.data.labelled_lines import is_labelled
 from zerotune.data.read_text import DOCUMENT_END
 from zerotune.data.text_files import whole
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "the meaning of life is"
 RECIPE, SPACE = "recipes/language-model.yaml", "recipes/spaces/language-model.yaml"
 BAD_INPUT = 64  # exit code, as of the project's commands
@@ -86,13 +85,6 @@ def rows(text: Path, out: Path) -> Path:
 def fail(message: str) -> None:
     print(message, file=sys.stderr)
     sys.exit(BAD_INPUT)
-
-
-def run(*words: str | Path) -> None:
-    """A command of the project, as a user gives it; ends this one with the same exit code if it fails."""
-    done = subprocess.run([sys.executable, "-m", *map(str, words)], cwd=ROOT, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def search(family: str, out: Path, trials: int, options: Sequence[str]) -> Path:
