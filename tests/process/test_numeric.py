@@ -174,8 +174,8 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
     }
     for name in ("number_recall", "number_precision", "interval_90", "value_loss"):
         assert found[name] == pytest.approx(metrics(run, f"validation/{name}")[step], rel=1e-4), name
-    assert 0 < found["number_recall"] <= 1
     if settings == "softmax":
+        assert found["number_recall"]
         assert found["perplexity"] == pytest.approx(metrics(run, "validation/perplexity")[step], rel=1e-4)
 
 

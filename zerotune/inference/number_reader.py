@@ -21,6 +21,8 @@ from zerotune.inference.batch_size import Budget, in_batches
 from zerotune.inference.causal_lm import Network
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.requests import Measure, Measured
+from zerotune.models import numeric
+from zerotune.models.pointer import offers
 
 BEGINS = re.compile(r"\s*[-+\u2212]?[.]?\d")  # \d: digits of every script
 INTERVALS = (0.5, 0.9)  # shares of the probability in the central intervals
@@ -46,23 +48,21 @@ def measure(
 
 @torch.inference_mode()
 def _measured(network: Network, tokenizer: Any, rows: Sequence[Measure]) -> list[Measured]:
-    states_btd, _ = network.rows([np.asarray(row.prefix_ids[:-1], dtype=np.int64) for row in rows])
+    ids = [np.asarray(row.prefix_ids, dtype=np.int64) for row in rows]
+    states_btd, _ = network.rows([own_t[:-1] for own_t in ids])
+    width, states_nd = states_btd.shape[1], states_btd.flatten(0, 1)
     places = [np.setdiff1d(np.arange(row.first, len(row.prefix_ids)), row.inside) for row in rows]
-    states_pd = torch.cat([own_td[at - 1] for own_td, at in zip(states_btd, places, strict=True)])
-    targets_p = torch.from_numpy(
-        np.concatenate([np.asarray(row.prefix_ids, dtype=np.int64)[at] for row, at in zip(rows, places, strict=True)])
-    ).to(network.device)
+    before = np.concatenate([b * width + at - 1 for b, at in enumerate(places)])
+    before_p = torch.from_numpy(before).to(network.device)
+    targets_p = torch.from_numpy(np.concatenate([own_t[at] for own_t, at in zip(ids, places, strict=True)]))
+    is_number = np.concatenate([np.isin(at, row.numbers) for row, at in zip(rows, places, strict=True)])
+    is_number_p = torch.from_numpy(is_number).to(network.device)
     begins_v = _begin_numbers(network, tokenizer)
-    rank_p, log_p_p = _expected(network, states_pd, begins_v)
-    is_number_p = torch.from_numpy(
-        np.concatenate([np.isin(at, row.numbers) for row, at in zip(rows, places, strict=True)])
-    ).to(network.device)
-    is_text_p = ~is_number_p & ~begins_v[network.tokens_of(targets_p)]  # a date begins with a digit too
+    rank_p, log_p_p = _expected(network, states_nd[before_p], begins_v)
     require_finite(bool(log_p_p.isfinite().all()))
-    values = [value for row in rows for value in row.values]
-    predicted = _predicted(network, states_pd[is_number_p], values) if network.numbers else ()
-    counts = [len(at) for at in places]
-    numbers = [len(row.numbers) for row in rows]
+    is_text_p = ~is_number_p & ~begins_v[network.tokens_of(targets_p.to(network.device))]  # a date has digits too
+    predicted = _predicted(network, rows, states_btd, before_p[is_number_p]) if network.numbers else ()
+    counts, numbers = [len(at) for at in places], [len(row.numbers) for row in rows]
     texts, mistaken = (x.cpu().split(counts) for x in (is_text_p, is_text_p & (rank_p == 1)))
     of_numbers = [x.cpu().split(numbers) for x in (rank_p[is_number_p], log_p_p[is_number_p], *predicted)]
     return [
@@ -91,30 +91,39 @@ def _expected(network: Network, states_pd: Tensor, begins_v: Tensor) -> tuple[Te
     return torch.cat(ranks).double(), torch.cat(log_ps)
 
 
-def _predicted(network: Network, states_md: Tensor, values: Sequence[float]) -> list[Tensor]:
-    """[m] each: the median, both ends of each central interval, and the -log density of the value."""
-    assert network.numbers is not None
-    module = network.model.numeric
-    found = module.values(states_md, module.location(states_md), network.numbers.value_space)
-    value_m = torch.tensor(values, dtype=torch.float64, device=network.device)
+def _predicted(network: Network, rows: Sequence[Measure], states_btd: Tensor, before_m: Tensor) -> list[Tensor]:
+    """[m] each: the median, both ends of each central interval, and the -log density of the value.
+
+    before_m: the positions before the numbers, in the flattened rows.
+    """
+    settings, module = network.numbers, network.model.numeric
+    assert settings is not None
+    width, states_nd = states_btd.shape[1], states_btd.flatten(0, 1)
+    ids_bt = torch.tensor([[*row.prefix_ids[:-1], *[0] * (width + 1 - row.length)] for row in rows])
+    tokens_bt, values_bt = numeric.separated(ids_bt.to(network.device), settings.token_id)
+    offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
+    found = module.values(states_nd, before_m, module.location(states_nd[before_m]), offered)
+    values = [value for row in rows for value in row.values]
     ends = [found.quantile(0.5 + side * share / 2) for share in INTERVALS for side in (-1, 1)]
-    columns = [found.quantile(0.5), *ends, found.negative_log_density(value_m)]
+    losses_m = found.negative_log_density(torch.tensor(values, dtype=torch.float64, device=network.device))
+    columns = [found.quantile(0.5), *ends, losses_m]
     require_finite(all(bool(column.isfinite().all()) for column in columns))
     return columns
 
 
-@lru_cache(maxsize=1)
 def _begin_numbers(network: Network, tokenizer: Any) -> Tensor:
     """[v]: whether a token begins a number."""
-    size = int(network.config.vocab_size)
-    begins_v = torch.zeros(size, dtype=torch.bool)
-    if network.numbers:
-        begins_v[network.numbers.token_id] = True
-    else:
-        special = set(tokenizer.all_special_ids)
-        texts = tokenizer.batch_decode([[token] for token in range(min(size, len(tokenizer)))])
-        found = [token for token, text in enumerate(texts) if token not in special and BEGINS.match(text)]
-        if not found:
-            raise UserError("no token of the tokenizer spells a digit, so numbers cannot be measured")
-        begins_v[found] = True
+    begins_v = torch.zeros(int(network.config.vocab_size), dtype=torch.bool)
+    begins_v[[network.numbers.token_id] if network.numbers else spell_digits(tokenizer, len(begins_v))] = True
     return begins_v.to(network.device)
+
+
+@lru_cache(maxsize=2)
+def spell_digits(tokenizer: Any, vocabulary: int) -> list[int]:
+    """The tokens that begin a number in digits, with or without a sign and spaces. Raises UserError without any."""
+    special = set(tokenizer.all_special_ids)
+    texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
+    found = [token for token, text in enumerate(texts) if token not in special and BEGINS.match(text)]
+    if not found:
+        raise UserError("no token of the tokenizer spells a digit, so numbers cannot be measured")
+    return found

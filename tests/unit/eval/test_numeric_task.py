@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.cached_model import open_answer_cache
 from eval.config import parse
 from eval.distributed import Ranks
 from eval.evaluation import evaluate
@@ -45,7 +47,10 @@ def save(folder: Path, **settings: Any) -> Path:
     words = eval_checkpoints.tokenizer()
     model = with_numbers(words, **settings)
     # `<NUM>` is the most probable token at some positions, and at others not.
-    model.get_output_embeddings().weight.data[words.vocab[NUM]] = 8.0 * (torch.arange(32) == 3)
+    with torch.no_grad():
+        state = model.base_model(torch.tensor([words("The price is ")["input_ids"]])).last_hidden_state[0, -1]
+        row = model.numeric.location(state)
+        model.get_output_embeddings().weight[words.vocab[NUM]] = 1.2 * row / row.norm()
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
@@ -55,7 +60,8 @@ def run(folder: Path, *models: Path, data: Path, **options: object) -> Evaluatio
     words = [word for model in models for word in ("--model", str(model))]
     words += ["--tasks", "numeric", "--data", str(data), "--out", str(folder / "out"), "--precision", "fp32"]
     words += [f"--{name}={value}" for name, value in options.items()]
-    return evaluate(parse(words), Ranks(0, 1, torch.device("cpu")))
+    config, alone = parse(words), Ranks(0, 1, torch.device("cpu"))
+    return evaluate(config, alone, open_answer_cache(config, alone))
 
 
 def found(evaluation: Evaluation, model: int = 0) -> dict[str, float]:
@@ -66,12 +72,31 @@ def found(evaluation: Evaluation, model: int = 0) -> dict[str, float]:
 @pytest.fixture(scope="module", params=["softmax-asinh", "one_vs_rest-linear"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     token_loss, space = request.param.split("-")
-    return save(tmp_path_factory.mktemp("numeric"), token_loss=token_loss, value_space=space)
+    options = {"token_loss": token_loss, "value_space": space, "copy": space == "asinh"}
+    return save(tmp_path_factory.mktemp("numeric"), **options)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return eval_checkpoints.save(tmp_path_factory.mktemp("digits"), seed=3)
+
+
+def copied(pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float, settings: Any) -> float:
+    """The location after attention to the last number at or before each position up to `at`."""
+    if pointer is None:
+        return own
+    hidden = hidden.detach()
+    scores, offered = [float(pointer.own.detach())], [own]
+    query = pointer.query.detach() @ hidden[at]
+    last = None
+    for k in range(at + 1):
+        if ids[k] == settings.token_id:
+            last = float(values[k]) if settings.value_space == "linear" else math.asinh(float(values[k]))
+        if last is not None:
+            scores.append(float(query @ (pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
+            offered.append(last)
+    weights = np.exp(np.array(scores) - max(scores))
+    return float(weights @ np.array(offered) / weights.sum())
 
 
 def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -108,6 +133,7 @@ def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
                 p = own[settings.token_id] - (0 if settings.token_loss == "one_vs_rest" else np.logaddexp.reduce(own))
                 per["p"].append(math.exp(p))
                 inner = value if settings.value_space == "linear" else math.asinh(value)
+                place = copied(model.numeric.pointer, hidden, ids[0], values[0], at - 1, place, settings)
                 for share in (50, 90):
                     per[f"in{share}"].append(abs(inner - place) <= width * math.tan(math.pi * share / 200))
                 slope = 0.0 if settings.value_space == "linear" else math.log(math.hypot(1, value))
@@ -257,6 +283,17 @@ def test_rows_without_numbers_have_no_recall(checkpoint: Path, digits: Path, tmp
 def test_bad_rows_are_named(checkpoint: Path, rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path, checkpoint, data=write(tmp_path, rows))
+
+
+def test_cached_answers_give_the_same_figures(checkpoint: Path, digits: Path, tmp_path: Path) -> None:
+    data = write(tmp_path)
+    first, again = (run(tmp_path, digits, checkpoint, data=data) for _ in range(2))
+    (task,), (cached,) = first.result.tasks, again.result.tasks
+    assert not any(task.reused.values())
+    assert all(cached.reused.values())
+    assert not any(cached.tokens.values())
+    assert json.dumps(dataclasses.asdict(task)["metrics"]) == json.dumps(dataclasses.asdict(cached)["metrics"])
+    assert first.samples == again.samples
 
 
 def test_long_texts_are_read_in_windows(checkpoint: Path, digits: Path, tmp_path: Path) -> None:
