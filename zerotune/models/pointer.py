@@ -53,7 +53,7 @@ class Pointer(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
         self.key = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
-        self.own = nn.Parameter(torch.zeros(()))  # score of the model's own value
+        self.own = nn.Parameter(torch.zeros(1))  # score of the model's own value; DeepSpeed needs a dimension
 
     def forward(self, hidden_nd: Tensor, at_m: Tensor, own_m: Tensor, offered: Offers) -> Tensor:
         """[m] in float64. own_m: the model's own locations."""

@@ -215,7 +215,7 @@ def copied(model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tens
     """Locations of values by loops: at each position a softmax over the last numbers up to each earlier one."""
     pointer, found = model.numeric.pointer, []
     for (row, place), own in zip(mask_bt.nonzero().tolist(), own_n, strict=True):
-        scores, values = [pointer.own], [own]
+        scores, values = [pointer.own[0]], [own]
         for earlier in range(place + 1):
             numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
             if numbers:
