@@ -29,7 +29,7 @@ def problems(config: Config) -> Problems:
     if config.tuning.quantization != "none":
         yield "tuning.quantization", "the weights of a new model are random; set tuning.quantization: none"
     if config.tuning.extra_positions and not model.spec.has_attention:
-        yield "tuning.kind", needs_attention(config, f"which {model.family} has not")
+        yield "tuning.kind", needs_attention(config, f"and {model.family} has none")
     for name in SIZES:
         users = [family for family, spec in FAMILIES.items() if name in spec.keys]
         if users and model.family not in users and getattr(model, name) != getattr(ModelConfig, name):

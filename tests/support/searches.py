@@ -1,4 +1,4 @@
-"""Searches in tests: real workers, with `fake_trainer` in place of the training process."""
+"""Searches in tests: real workers, with `fake_trainer` as the training process, or forks that run the real one."""
 
 from __future__ import annotations
 

@@ -537,8 +537,8 @@ class TestModelsFromScratch:
                 ("lstm", "--tuning.kind", "lora", "--tuning.lora.targets", "[q_proj]"),
                 "tuning.lora.targets: lstm has no q_proj; it has input, recurrent, embed_tokens, lm_head",
             ),
-            (("rnn", "--tuning.kind", "prompt"), "tuning.kind: prompt tuning needs a model with attention, which rnn"),
-            (("lstm", "--tuning.kind", "prompt"), "has not; use full or lora"),
+            (("rnn", "--tuning.kind", "prompt"), "tuning.kind: prompt tuning needs a model with attention, and rnn"),
+            (("lstm", "--tuning.kind", "prompt"), "has none; use full or lora"),
             (
                 ("rnn", "--model.tokenizer", "gpt2", "--tokenizer.kind", "word"),
                 "tokenizer.kind: model.tokenizer names an existing tokenizer, gpt2; remove one of the two",
