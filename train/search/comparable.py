@@ -16,6 +16,6 @@ def different_tokens(parameters: Sequence[Parameter], metric: str) -> str:
     if metric not in PER_TOKEN or not found:
         return ""
     return (
-        f"Trials may read different tokens ({', '.join(found)}), so that their {metric} is not comparable: fewer words, "
-        "or more <unk>, are easier to predict. Evaluate the runs and compare bits per byte."
+        f"Trials may read different tokens ({', '.join(found)}), so that their {metric} is not comparable: fewer words "
+        "or more <unk> are easier to predict. Evaluate the runs and compare bits per byte."
     )
