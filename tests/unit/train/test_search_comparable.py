@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 )
 def test_losses_over_different_tokens(tmp_path: Path, parameter: str, metric: str, named: str) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(f"parameters:\n  {parameter}\n", encoding="utf-8")
+    path.write_text(f"method: grid\nparameters:\n  {parameter}\n", encoding="utf-8")
     said = different_tokens(read_space(path).parameters, metric)
     assert named in said if named else not said
 
