@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from zerotune.data.numbers_in_text import NUM, NumberedText, Span, numbered
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HAS_DIGIT = re.compile("[0-9]")
+DIGITS = 6  # significant ones, of numbers that a model writes
 FIRST_NUMBER = 2**32  # of ids that are numbers; beyond every vocabulary. Those of negative numbers are negative.
 
 
@@ -56,6 +58,31 @@ def value_of(token: int) -> float:
     """The value of a number's id."""
     value: float = struct.unpack("<d", struct.pack("<q", token if token < 0 else token - FIRST_NUMBER))[0]
     return value
+
+
+def rounded(value: float, earlier: Iterable[float] = ()) -> float:
+    """A number as a model writes it: to DIGITS significant digits, or an earlier number that it equals so far."""
+    copied = (one for one in earlier if abs(value - one) <= 10**-DIGITS * abs(one))
+    return next(copied, float(f"{value:.{DIGITS - 1}e}") + 0.0)  # not -0
+
+
+def spelled(value: float) -> str:
+    """The text of a number, without an exponent from 1e-5 to 1e16."""
+    shortest = repr(value)
+    if value and not 1e-5 <= abs(value) < 1e16:
+        return shortest
+    return f"{Decimal(shortest):f}".removesuffix(".0")
+
+
+def with_spellings(ids: Sequence[int], tokenizer: Any, decode: Callable[[Sequence[int]], str]) -> str:
+    """The text of generated ids."""
+    if not any(map(is_number, ids)):
+        return decode(ids)
+    number = tokenizer.convert_tokens_to_ids(NUM)
+    text = decode([number if is_number(token) else token for token in ids])
+    for value in map(value_of, filter(is_number, ids)):
+        text = text.replace(NUM, spelled(value), 1)
+    return text
 
 
 def is_number(token: int) -> bool:

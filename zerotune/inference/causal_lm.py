@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from zerotune.data.number_tokens import is_number, number_id, rounded, value_of
+from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
 from zerotune.models import cpu_attention, numeric
 
@@ -47,6 +49,7 @@ class Network:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.numbers = numeric.settings_of(model.config)
+        self._pointer = model.numeric.pointer if self.numbers else None
         self._head = partial(numeric.scores, model) if self.numbers else model.get_output_embeddings()
         self.has_plain_head = self._head_is_plain()
         self.tokens = 0
@@ -63,6 +66,8 @@ class Network:
             row_t[: len(ids)] = ids
         cache = DynamicCache() if keep else None
         states_btd = self._states(torch.from_numpy(ids_bt), past_key_values=cache, use_cache=keep)
+        if cache is not None:
+            self._remember(states_btd, cache, is_new=True)
         self.tokens += sum(map(len, rows))
         return states_btd, key_values(cache) if cache else []
 
@@ -90,9 +95,12 @@ class Network:
         masks = self._masks(visible_btk.to(self.device), distance_tk.to(self.device))
         position_bt = position_bt.to(self.device)
         self.tokens += ids_bt.numel()
-        return self._states(
+        is_new = not cache.layers
+        states_btd = self._states(
             ids_bt, position_ids=position_bt, attention_mask=masks, past_key_values=cache, use_cache=True
         )
+        self._remember(states_btd, cache, is_new)
+        return states_btd
 
     def logits(self, states_pd: Tensor) -> Tensor:
         """Logits (p, v) in fp32."""
@@ -119,6 +127,33 @@ class Network:
             log_sum_p = best_p + logits_pv.sub_(best_p[:, None]).exp_().sum(-1).log()
             log_prob_n[n], greedy_n[n] = target_logit_n - log_sum_p[p], likeliest_p[p] == target_n
         return log_prob_n, greedy_n
+
+    @property
+    def has_pointer(self) -> bool:
+        """Whether it may copy numbers: then the last layer of its cache holds the pointer's keys."""
+        return self._pointer is not None
+
+    def keys(self, states_td: Tensor) -> Tensor:
+        """The pointer's keys (t, r), with which a number may be copied later."""
+        assert self._pointer is not None
+        keys_tr: Tensor = self._pointer.keys(states_td)
+        return keys_tr
+
+    def number(self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> int:
+        """The number (its id) that is written behind `ids`: the median of its distribution, rounded."""
+        found = numeric.next_value(self.model, state_d, key_kr, ids)
+        require_finite(bool(found.location_m.isfinite().all()))
+        earlier = [value_of(one) for one in ids if is_number(one)]
+        return number_id(rounded(float(found.quantile(0.5)), reversed(earlier)))
+
+    def _remember(self, states_btd: Tensor, cache: Any, is_new: bool) -> None:
+        """Keep the pointer's keys as one more layer of the cache, without values."""
+        if self._pointer is None or not self.has_plain_head:
+            return
+        key_b1tr = self._pointer.keys(states_btd)[:, None]
+        if is_new:
+            cache.layers.append(DynamicLayer())
+        cache.layers[-1].update(key_b1tr, key_b1tr[..., :0])
 
     def inputs(self, ids_bt: Tensor) -> dict[str, Tensor]:
         """The model's inputs for ids of prompts: tokens, or their embeddings with the values of numbers."""

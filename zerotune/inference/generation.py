@@ -6,7 +6,7 @@ Shape suffixes: b rows, t positions, k keys, d width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from zerotune.inference.kv_cache import KVCache, buffer_length
 from zerotune.inference.requests import Generate
 from zerotune.inference.sampling import GenerationState, sample
 from zerotune.inference.shared_prefixes import TokenSequence, groups, next_pack, sorted_sequences
+from zerotune.inference.written_numbers import with_numbers
 
 Finished = list[GenerationState]
 REFILL_SHARE = 4  # refill when a quarter of the rows is free: single prefills would slow the others down
@@ -107,7 +108,8 @@ class _Session:
         """
         rows = [self._rows[sequence.row_indices[0]] for sequence in sequences]
         finished: Finished = []
-        for row, token, (source, index_k) in zip(rows, self._sample(rows, last_bd), keys, strict=True):
+        tokens = self._sample(rows, last_bd, lambda b: cached[-1][0][keys[b][0], 0, keys[b][1]])
+        for row, token, (source, index_k) in zip(rows, tokens, keys, strict=True):
             if row.append(token):
                 finished.append(row)
             else:
@@ -122,7 +124,7 @@ class _Session:
         cache, visible_btk, distance_tk = self._cache.step()
         states_btd = self._network.masked(ids_b[:, None], position_b[:, None], visible_btk, distance_tk, cache)
         rows = [row for row, _ in self._running]
-        tokens = self._sample(rows, states_btd[:, 0])
+        tokens = self._sample(rows, states_btd[:, 0], self._cache.last_keys)
         self._running = list(zip(rows, tokens, strict=True))
         finished: Finished = []
         for k in reversed(range(len(rows))):
@@ -133,10 +135,14 @@ class _Session:
                 self._running.pop()
         return finished
 
-    def _sample(self, rows: Sequence[GenerationState], states_bd: Tensor) -> list[int]:
-        """Each row's next token; one block of logits exists at a time."""
+    def _sample(
+        self, rows: Sequence[GenerationState], states_bd: Tensor, last_keys: Callable[[int], Tensor]
+    ) -> list[int]:
+        """Each row's next token; one block of logits exists at a time. last_keys: of a row, in the cache's last layer,
+        which is a pointer's where the model has one.
+        """
         tokens: list[int] = []
         for start in range(0, len(rows), self._network.block):
             block = slice(start, start + self._network.block)
             tokens += sample(rows[block], self._network.logits(states_bd[block]))
-        return tokens
+        return with_numbers(self._network, rows, tokens, states_bd, last_keys)

@@ -47,6 +47,10 @@ class KVCache:
         for layer, (keys_bhkd, values_bhkd) in zip(self._layers, cached, strict=True):
             layer.write(row, self._end - len(index_k), keys_bhkd[source][:, index_k], values_bhkd[source][:, index_k])
 
+    def last_keys(self, row: int) -> Tensor:
+        """The keys (k, size) of a row in the last layer, which has one head."""
+        return self._layers[-1].read(row, self._end - self.lengths[row], self._end)
+
     def remove_row(self, row: int) -> None:
         """Remove a row; the last row moves to its index."""
         last = len(self.lengths) - 1
@@ -97,6 +101,9 @@ class _Layer(DynamicLayer):
     def write(self, row: int, start: int, keys_hkd: Tensor, values_hkd: Tensor) -> None:
         for buffer, new_hkd in zip(self._buffers, (keys_hkd, values_hkd), strict=True):
             buffer[row, :, start : start + new_hkd.shape[1]] = new_hkd
+
+    def read(self, row: int, start: int, end: int) -> Tensor:
+        return self._buffers[0][row, 0, start:end]
 
     def copy(self, source: int, target: int) -> None:
         for buffer in self._buffers:

@@ -15,6 +15,7 @@ from zerotune.inference.batch_size import Budget, in_batches
 from zerotune.inference.causal_lm import Network
 from zerotune.inference.requests import Generate
 from zerotune.inference.sampling import GenerationState, sample
+from zerotune.inference.written_numbers import generate_without_cache
 
 Finished = list[GenerationState]
 
@@ -33,7 +34,10 @@ def generate(network: Network, tokenizer: Any, requests: Sequence[Generate], bud
 
     def run(batch: list[int]) -> Finished:
         rows = [GenerationState(k, requests[k], tokenizer) for k in batch]
-        _run(network, rows)
+        if network.numbers:
+            generate_without_cache(network, rows)
+        else:
+            _run(network, rows)
         return rows
 
     for _, group in itertools.groupby(sorted(range(len(requests)), key=length), key=length):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zerotune.data.number_tokens import with_spellings
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.reasoning import closing_mark, cut_at_stop, decode, without_partial_character
 from zerotune.inference.requests import Generate, Generated
@@ -72,7 +73,7 @@ class GenerationState:
         return Generated(text if self._finished else without_partial_character(text), len(self.ids), self._finished)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return decode(self._tokenizer, ids)
+        return with_spellings(ids, self._tokenizer, lambda tokens: decode(self._tokenizer, tokens))
 
 
 def sample(rows: Sequence[GenerationState], logits_bv: Tensor) -> list[int]:

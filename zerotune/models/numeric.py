@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, cast
@@ -325,6 +325,22 @@ class Predictions(NamedTuple):
     log_p_n: Tensor
     value_m: Tensor
     values: Values
+
+
+def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> Values:
+    """The distribution [1] of a number behind the last position of a row.
+
+    hidden_d: its last hidden state. key_kr: the pointer's keys of all positions; None without a pointer. ids: of the
+    row, as prompts have them (see `separated`).
+    """
+    settings, module = settings_of(model.config), model.numeric
+    assert settings is not None
+    location_m, scale_m = module.value(module.location(hidden_d[None]), module.scale(hidden_d[None]))
+    if key_kr is not None:
+        tokens_bt, values_bt = separated(torch.tensor([ids], device=hidden_d.device), settings.token_id)
+        offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
+        location_m = module.pointer.last(hidden_d, location_m, key_kr[offered.at_s], offered.value_s)
+    return Values(location_m, scale_m, settings.value_space)
 
 
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:

@@ -55,20 +55,32 @@ class Pointer(nn.Module):
         self.key = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
         self.own = nn.Parameter(torch.zeros(1))  # score of the model's own value; DeepSpeed needs a dimension
 
+    def keys(self, hidden_nd: Tensor) -> Tensor:
+        """[n, r]: of positions that offer a number."""
+        with torch.autocast(hidden_nd.device.type, enabled=False):
+            return F.linear(hidden_nd.to(self.key.dtype), self.key) / math.sqrt(WIDTH)
+
+    def last(self, hidden_d: Tensor, own_1: Tensor, key_sr: Tensor, value_s: Tensor) -> Tensor:
+        """[1]: the location for the last position of a row. key_sr: of the positions that offer a number."""
+        query_1r = F.linear(hidden_d[None].to(self.query.dtype), self.query)
+        return self._mean(query_1r, own_1, key_sr, value_s, torch.ones_like(value_s[None], dtype=torch.bool))
+
     def forward(self, hidden_nd: Tensor, at_m: Tensor, own_m: Tensor, offered: Offers) -> Tensor:
         """[m] in float64. own_m: the model's own locations."""
-        dtype = self.key.dtype
+        key_sr = self.keys(hidden_nd[offered.at_s])
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            key_sr = F.linear(hidden_nd[offered.at_s].to(dtype), self.key) / math.sqrt(WIDTH)
-            query_mr = F.linear(hidden_nd[at_m].to(dtype), self.query)
+            query_mr = F.linear(hidden_nd[at_m].to(self.query.dtype), self.query)
 
             def mean(query_cr: Tensor, own_c: Tensor, at_c: Tensor) -> Tensor:
                 is_earlier_cs = offered.at_s <= at_c[:, None]
                 is_same_cs = offered.at_s >= offered.start_n[at_c][:, None]
-                score_cs = (query_cr @ key_sr.T).masked_fill(~(is_earlier_cs & is_same_cs), -math.inf)
-                weight_c1s = torch.cat([self.own.expand(len(at_c), 1), score_cs], 1).double().softmax(-1)
-                return weight_c1s[:, 0] * own_c + weight_c1s[:, 1:] @ offered.value_s
+                return self._mean(query_cr, own_c, key_sr, offered.value_s, is_earlier_cs & is_same_cs)
 
             size = chunk_rows(len(offered.at_s) + 1, hidden_nd.device)
             chunks = zip(query_mr.split(size), own_m.split(size), at_m.split(size), strict=True)
             return torch.cat([checkpoint(mean, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _mean(self, query_cr: Tensor, own_c: Tensor, key_sr: Tensor, value_s: Tensor, is_offered_cs: Tensor) -> Tensor:
+        score_cs = (query_cr @ key_sr.T).masked_fill(~is_offered_cs, -math.inf)
+        weight_c1s = torch.cat([self.own.expand(len(own_c), 1), score_cs], 1).double().softmax(-1)
+        return weight_c1s[:, 0] * own_c + weight_c1s[:, 1:] @ value_s

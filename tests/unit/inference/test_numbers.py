@@ -19,8 +19,9 @@ from zerotune.common.errors import UserError
 from zerotune.data.fields import Fields
 from zerotune.data.formats import FORMATS
 from zerotune.data.labelled import label_prompt
-from zerotune.data.number_tokens import NumberTokens, is_number, number_id
-from zerotune.data.numbers_in_text import NUM
+from zerotune.data.number_tokens import NumberTokens, is_number, number_id, rounded, spelled, value_of
+from zerotune.data.numbers_in_text import NUM, find_numbers
+from zerotune.inference import generation, plain_generation
 from zerotune.inference.answer_cache import AnswerCache
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.model import LanguageModel
@@ -230,3 +231,66 @@ def test_a_folder_with_numbers_reads_them(tmp_path: Path) -> None:
     model = opened.load("language", "fp32", "none", torch.device("cpu"))
     (found,) = (answer for _, answer in model.answers([Score(ids[:-1], ids[-1:])], budget(100)))
     assert math.isfinite(found.log_prob)  # type: ignore[union-attr]
+
+
+def continued(model: Any, words: Any, ids: Sequence[int], count: int) -> list[int]:
+    """The plain way: the whole row is read for each token; numbers are the medians of training's own predictions."""
+    made, token = list(ids), numeric.settings_of(model.config).token_id  # type: ignore[union-attr]
+    for _ in range(count):
+        following = int(logits(model, made)[-1].argmax())
+        if following == token:
+            tokens, values = numeric.separated(torch.tensor([[*made, number_id(0.0)]]), token)
+            targets = torch.full_like(tokens, -100)
+            targets[0, -2] = token
+            found = numeric.predictions(model, {"input_ids": tokens, "values": values, "use_cache": False}, targets)
+            earlier = [value_of(one) for one in reversed(made) if is_number(one)]
+            following = number_id(rounded(found.values.quantile(0.5).item(), earlier))
+        made.append(following)
+    return made[len(ids) :]
+
+
+@pytest.mark.parametrize("family", ["llama", "lstm"])
+@pytest.mark.parametrize("settings", [{}, {"copy": False, "value_space": "linear"}, {"token_loss": "one_vs_rest"}])
+def test_generated_numbers_equal_the_plain_way(
+    family: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = eval_checkpoints.tokenizer()
+    network = with_numbers(words, family, **settings)
+    token = numeric.settings_of(network.config).token_id  # type: ignore[union-attr]
+    usual = numeric._scores
+
+    def with_many_numbers(*arguments: Any) -> torch.Tensor:
+        scores = usual(*arguments)
+        scores[..., token] = torch.where(scores[..., 5] > scores[..., 6], 1e4, -1e4)
+        return scores
+
+    monkeypatch.setattr(numeric, "_scores", with_many_numbers)
+    plain = [continued(network, words, ids, 6) for ids in prompts()]
+    numbers = [value_of(one) for ids in plain for one in ids if is_number(one)]
+    assert len(set(numbers)) > 5
+    model = LanguageModel(network, words)
+    requests = [Generate(ids, 6, ()) for ids in prompts()]
+    assert any(is_number(one) and not is_number(ids[k + 1]) for ids in plain for k, one in enumerate(ids[:-1]))
+    engine = generation if model.network.shares_prefixes else plain_generation
+    for size in (1, 30, 100_000):
+        done = (row for rows in engine.generate(model.network, words, requests, budget(size)) for row in rows)
+        for ids, row in zip(plain, sorted(done, key=lambda row: row.index), strict=True):
+            assert [is_number(one) or one for one in row.ids] == [is_number(one) or one for one in ids]
+            found, expected = ([math.asinh(value_of(one)) for one in made if is_number(one)] for made in (row.ids, ids))
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
+            assert NUM not in row.answer().text
+            assert all(spelled(value_of(one)) in row.answer().text for one in row.ids if is_number(one))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (804.0000001, "804"), (-0.0, "0"), (0.1 + 0.2, "0.3"), (1234567.0, "1234570"), (1e300, "1e+300"),
+        (123456789012.0, "123457000000"), (-2.5e-7, "-2.5e-07"), (0.00012345, "0.00012345"), (1e16, "1e+16"),
+    ],
+)  # fmt: skip
+def test_spellings_are_read_as_what_was_written(value: float, text: str) -> None:
+    assert spelled(rounded(value)) == text
+    assert spelled(rounded(value * (1 + 1e-8), [5.0, value])) == spelled(value)
+    (found,) = find_numbers(f"It is {text} m.")
+    assert found.value == pytest.approx(value, rel=1e-5)

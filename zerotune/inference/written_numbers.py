@@ -1,0 +1,49 @@
+"""The values of the numbers that a model writes.
+
+Shape suffixes: b rows, t positions, d width of the hidden states, k earlier positions, r width of a pointer's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerotune.inference.causal_lm import Network
+from zerotune.inference.sampling import GenerationState, sample
+
+
+def with_numbers(
+    network: Network,
+    rows: Sequence[GenerationState],
+    tokens: Sequence[int],
+    states_bd: Tensor,
+    keys_of: Callable[[int], Tensor],
+) -> list[int]:
+    """The next tokens of rows, `<NUM>` replaced by a number. keys_of: a row's keys (k, r) of the pointer."""
+    if network.numbers is None:
+        return list(tokens)
+    return [
+        network.number(states_bd[b], keys_of(b) if network.has_pointer else None, [*row.request.prefix_ids, *row.ids])
+        if token == network.numbers.token_id
+        else token
+        for b, (row, token) in enumerate(zip(rows, tokens, strict=True))
+    ]
+
+
+@torch.inference_mode()
+def generate_without_cache(network: Network, rows: Sequence[GenerationState]) -> None:
+    """Continue rows by reading them anew for each token: slow, and right for every family."""
+    running = list(rows)
+    while running:
+        ids = [np.asarray([*row.request.prefix_ids, *row.ids], dtype=np.int64) for row in running]
+        states_btd, _ = network.rows(ids)
+        last_bd = torch.stack([own_td[len(own) - 1] for own_td, own in zip(states_btd, ids, strict=True)])
+
+        def keys_of(b: int, states_btd: Tensor = states_btd, ids: Sequence[np.ndarray] = ids) -> Tensor:
+            return network.keys(states_btd[b, : len(ids[b])])
+
+        tokens = with_numbers(network, running, sample(running, network.logits(last_bd)), last_bd, keys_of)
+        running = [row for row, token in zip(running, tokens, strict=True) if not row.append(token)]
