@@ -100,12 +100,12 @@ def _examples(task: TaskResult, evaluation: Evaluation) -> Iterator[str]:
 def _example(task: TaskResult, models: Mapping[str, Sequence[Sample]], row: Sequence[Sample]) -> str:
     """The metrics of a row, then its texts; texts that all models share appear once."""
     lines = [f"**{escaped(row[0].id)}**", ""]
-    for metric in (metric for metric in task.metrics if metric.name in row[0].values):
-        pairs = zip(models, row, strict=True)
+    for metric in task.metrics:
         lines += [
             f"- {words.named(metric)}{f' ({escaped(model)})' if len(row) > 1 else ''}: "
             f"{words.of_row(metric, sample.values[metric.name])}"
-            for model, sample in pairs
+            for model, sample in zip(models, row, strict=True)
+            if metric.name in sample.values
         ]
     for key, value in row[0].shown.items():
         values = [sample.shown.get(key) for sample in row]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,59 +12,39 @@ from transformers import AutoModelForCausalLM
 from eval.metrics.exact_match import exact_match
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
-from train.data.prepare import Encoded, LabelSpec
+from train.data.prepare import Encoded
 from train.models.generate import continue_prompts
-from train.objectives.base_model import BaseModel
+from train.objectives.next_token import NextToken
 from train.objectives.number_token_loss import NumberTokenLoss
 from train.objectives.prompt_and_answer import last_answer
-from train.objectives.row_data import RowData
-from train.protocols import Batch, Objective, Plan, Ranks, Sample, Tuning
-from zerotune.inference.checkpoint import as_tuple
-from zerotune.models import attention, loss_head
+from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.models import loss_head
 
 CORPUS_PROMPT_TOKENS = 16  # samples of a corpus continue the first tokens of a held-out text
 
 
-class CausalLM(Objective):
+class CausalLM(NextToken):
     """Supervised fine-tuning and continued pre-training of a causal language model."""
 
-    peft_task_type = "CAUSAL_LM"
-
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
-        self.base = BaseModel(AutoModelForCausalLM, config, tuning, ranks)
-        self.tokenizer, label_spec = self.base.tokenizer, LabelSpec(labels=tuple(config.head.labels))
+        super().__init__(AutoModelForCausalLM, config, tuning, ranks)
         self.weight: float = config.settings.number_token_weight
         self.number_token_loss = NumberTokenLoss(self.tokenizer) if self.weight else None
         self.terms = ("loss", "number_token") if self.weight else ("loss",)
-        self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
-        self.schedule = self.data.steps()
-
-    @property
-    def plan(self) -> Plan:
-        return self.schedule.plan
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return {**self.data.metadata, "model": self.base.metadata, **self.base.digests}
+        self.read_data()
 
     def load_model(self) -> nn.Module:
-        """The pretrained or new model, whose output layer computes the loss."""
-        model = self.base.load(self.data.shape.packed)
-        own = as_tuple(model.generation_config.eos_token_id)
-        model.generation_config.eos_token_id = sorted({*own, *self.data.corpus.stop_ids})
+        """As of `NextToken`; its output layer computes the loss."""
+        model = super().load_model()
         loss_head.install(model)
-        ready: nn.Module = model
-        return ready
+        return model
 
-    def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
-        """Micro-batches of each optimizer step, with the counts of all terms."""
-        for step in self.schedule.walk(start_step):
-            yield [self._counted(batch) for batch in step]
-
-    def real_rows(self) -> Sequence[Sequence[int]]:
-        """The first held-out row."""
-        return self.data.first_row
+    def counted(self, batch: Batch) -> Batch:
+        """With the digits of the number token loss."""
+        if self.number_token_loss is None:
+            return batch
+        digits = float(self.number_token_loss.is_meant(batch.targets).sum())
+        return replace(batch, counts={**batch.counts, "number_token": digits})
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Sum of -log p over the trained tokens; of the weighted number token loss over digits."""
@@ -105,12 +84,6 @@ class CausalLM(Objective):
         prompts = self._prompts(rows, self.config.validation.samples, corpora=True)
         answers = self._answers(model, prompts, share=False) if prompts else {}
         return [Sample(self.tokenizer.decode(ids), answers[i], gold) for i, (ids, gold) in enumerate(prompts)]
-
-    def _counted(self, batch: Batch) -> Batch:
-        if self.number_token_loss is None:
-            return batch
-        digits = float(self.number_token_loss.is_meant(batch.targets).sum())
-        return replace(batch, counts={**batch.counts, "number_token": digits})
 
     def _answers(
         self, model: nn.Module, prompts: Sequence[tuple[list[int], str | None]], share: bool = True

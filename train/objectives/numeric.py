@@ -5,9 +5,8 @@ Shape suffixes: b rows, t positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,56 +14,36 @@ from torch import Tensor, nn
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.config_numeric import NumericConfig
-from train.data.prepare import LabelSpec
 from train.models.load import seeded
-from train.objectives.base_model import BaseModel
-from train.objectives.row_data import RowData
-from train.protocols import Batch, Objective, Plan, Ranks, Tuning
-from zerotune.inference.checkpoint import as_tuple
-from zerotune.models import attention, numeric
+from train.objectives.next_token import NextToken
+from train.protocols import Batch, Ranks, Tuning
+from zerotune.models import numeric
 
 INTERVAL = 0.9  # share of values that the central interval in the metrics should hold
 
 
-class NumericLM(Objective):
+class NumericLM(NextToken):
     """Fine-tuning and pre-training with a numeric embedding, and Cauchy distributions of values."""
 
-    peft_task_type = "CAUSAL_LM"
-
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
+        super().__init__(numeric.AutoNumericLM, config, tuning, ranks)
         self.numeric: NumericConfig = config.settings
-        self.base = BaseModel(numeric.AutoNumericLM, config, tuning, ranks)
         numeric.require_plain_logits(self.base.empty)
-        self.tokenizer = self.base.tokenizer
         token = numeric.add_token(self.tokenizer)
         settings = self.numeric
         self.settings = numeric.Settings(
             token, settings.value_space, settings.token_loss, settings.threshold, settings.copy
         )
-        label_spec = LabelSpec(labels=tuple(config.head.labels), numbers=True)
-        self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
-        self.schedule = self.data.steps()
+        self.read_data(numbers=True)
         # Only the first is a mean of -log p, with a perplexity.
         self.token_term = "loss" if settings.token_loss == "softmax" else "one_vs_rest"
         self.terms = (self.token_term, "value")
 
-    @property
-    def plan(self) -> Plan:
-        return self.schedule.plan
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return {**self.data.metadata, "model": self.base.metadata, **self.base.digests}
-
     def load_model(self) -> nn.Module:
-        """The pretrained or new model, with a row for `<NUM>` that every tuning trains."""
-        model = self.base.load(self.data.shape.packed)
-        own = as_tuple(model.generation_config.eos_token_id)
-        model.generation_config.eos_token_id = sorted({*own, *self.data.corpus.stop_ids})
+        """As of `NextToken`, with a row for `<NUM>` that every tuning trains."""
+        model = super().load_model()
         numeric.train_rows(model)
-        ready: nn.Module = model
-        return ready
+        return model
 
     def add_modules(self, model: nn.Module) -> nn.Module:
         """Adds the numeric embedding, abduction and action."""
@@ -72,14 +51,10 @@ class NumericLM(Objective):
             numeric.add(model, self.settings)
         return model
 
-    def steps(self, model: nn.Module, start_step: int) -> Iterator[Sequence[Batch]]:
-        """Micro-batches of each optimizer step, with the counts of both terms."""
-        for step in self.schedule.walk(start_step):
-            yield [self._counted(batch) for batch in step]
-
-    def real_rows(self) -> Sequence[Sequence[int]]:
-        """The first held-out row."""
-        return self.data.first_row
+    def counted(self, batch: Batch) -> Batch:
+        """With the numbers."""
+        numbers = float((batch.targets == self.settings.token_id).sum())
+        return replace(batch, counts={self.token_term: batch.counts["loss"], "value": numbers})
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Sums of the token loss over the trained tokens, and of the weighted values over the trained numbers."""
@@ -99,7 +74,7 @@ class NumericLM(Objective):
         model.eval()
         sums = torch.zeros(8, dtype=torch.float64)
         for _, batch in self.data.held_out_batches(rows, self.config.validation.max_rows):
-            counts = self._counted(batch).counts
+            counts = self.counted(batch).counts
             terms = torch.stack([*self.loss(model, batch).values()])
             found = numeric.predictions(model, batch.inputs, batch.targets)
             is_top_n, is_number_n = found.rank_n == 1, found.is_number_n
@@ -128,7 +103,3 @@ class NumericLM(Objective):
             return metrics
         shares = {"number_recall": right / numbers, "number_precision": right / top if top else 0.0}
         return {**metrics, "value_loss": density / numbers, **shares, "interval_90": inside / numbers}
-
-    def _counted(self, batch: Batch) -> Batch:
-        numbers = float((batch.targets == self.settings.token_id).sum())
-        return replace(batch, counts={self.token_term: batch.counts["loss"], "value": numbers})

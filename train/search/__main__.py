@@ -16,6 +16,7 @@ from train.command_words import recipe_file, refuse_slips, split, with_recipes
 from train.config import Config
 from train.launcher import launch_command
 from train.recipe import parse
+from train.search.comparable import different_tokens
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
@@ -155,6 +156,8 @@ def _search(chosen: Options, starter: Starter | None) -> int:
     )
     require_writable(folder)
     refuse_another(folder, space, base)
+    if warning := different_tokens(space.parameters, metric):
+        say(warning)
     if chosen.dry_run:
         from train.search.preview import preview
 

@@ -18,6 +18,7 @@ from train.config import Config
 from train.recipe import load, to_yaml
 from train.report.run import Run, read_run
 from train.search import figures
+from train.search.comparable import different_tokens
 from train.search.draw import distributions
 from train.search.fit import RULE, fit_of
 from train.search.schedule import Rungs
@@ -51,8 +52,10 @@ def write_study_report(study: Study) -> Path:
     importances = importances_of(study, records)
     metric, folder = base.validation.metric, study.folder / "report"
     drawn = figures.draw(records, leader, study.space.parameters, metric, study.sign, importances, folder)
+    warning = different_tokens(study.space.parameters, metric)
+    first = [_headline(study, leader, metric), _summary(study, records), warning]
     sections: list[Section] = [
-        ("", [_headline(study, leader, metric), _summary(study, records)], [], []),
+        ("", [*filter(None, first)], [], []),
         ("Trials", [RULE], *_trials(study, records, leader, metric)),
     ]
     note = _importance_note(study) if importances else f"None: {_why_none(study, records)}."

@@ -237,6 +237,19 @@ def test_markdown_shows_each_rows_numbers_and_the_turns_of_a_dialogue(compared: 
     assert f"- accuracy (merged): {right:.0f}\n" in report
 
 
+@pytest.mark.parametrize("without", ["base", "merged"])
+def test_a_metric_that_one_model_lacks(compared: Evaluation, without: str) -> None:
+    samples = dict(compared.samples["quiz"])
+    samples[without] = [
+        dataclasses.replace(one, values={"accuracy": one.values["accuracy"]}) for one in samples[without]
+    ]
+    report = markdown(dataclasses.replace(compared, samples={**compared.samples, "quiz": samples}))
+    assert ("- similarity (merged)" in report, "- similarity (base)" in report) == (
+        without == "base",
+        without != "base",
+    )
+
+
 def test_a_slow_task_has_a_speed(compared: Evaluation) -> None:
     task = dataclasses.replace(compared.result.tasks[0], seconds={"base": 9000.0}, tokens={"base": 90_000})
     lines = circumstances(dataclasses.replace(compared.result, tasks=[task]))
