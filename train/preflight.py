@@ -130,7 +130,8 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         return
     source = find(config, key)
     assert isinstance(source, FileSource)
-    problems = _look(source, asks=whole.spec.asks)
+    may_be_empty = whole.data.streaming and key.startswith("data.train")  # another source may have rows
+    problems = _look(source, asks=whole.spec.asks, may_be_empty=may_be_empty)
     if problems.rows and problems.count == problems.rows and whole.data.on_bad_row == "error":
         raise UserError(problems.listed(source.names)[0])  # probably a wrong encoding, delimiter or file type
     if problems.count and whole.data.on_bad_row == "error" and config.fraction == 1:
@@ -139,7 +140,7 @@ def _check_source(config: SourceConfig, key: str, whole: Config) -> None:
         check_columns(source, problems, "first ")
 
 
-def _look(source: FileSource, asks: bool) -> Problems:
+def _look(source: FileSource, asks: bool, may_be_empty: bool) -> Problems:
     """Problems of the first rows of the first files. asks: whether rows are prompts without answers."""
     problems, seen, is_all = Problems(), dict[str, None](), len(source.files) <= FIRST_FILES
     form, columns = FORMATS[source.config.format], source.config.columns
@@ -165,6 +166,8 @@ def _look(source: FileSource, asks: bool) -> Problems:
                 chosen.require_columns()
             except UserError as error:
                 raise UserError(f"{source.key}.filter: {error}") from error
+    if is_all and not seen and not problems.rows and not may_be_empty:
+        raise UserError(f"{source.key} ({source.config.path}): there is no row in it; give a file with rows")
     for name, problem in unmapped(columns, seen if is_all else ()):
         raise UserError(f"{source.key}.columns.{name}: {problem}")
     return problems

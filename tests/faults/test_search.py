@@ -289,6 +289,7 @@ def test_the_report_of_a_search(tmp_path: Path) -> None:
     assert {row[5] for row in rows[1:7]} == {"complete", "pruned"}
     assert "at rung 1 of 3 (11.1 % of its steps), step 1: not in the best 1/3" in text
     assert "| optim.beta1 | 0." in text
+    assert f"    python -m train.cli train --config {study}/best.yaml\n" in text  # as the trials were started
     for name in ("curves", "importances", "parallel"):
         assert f"](report/{name}.png)" in text
         assert (study / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -31,9 +31,11 @@ def preview(space: Space, arguments: Sequence[str]) -> str:
     if space.is_exhausted:
         points = counted(space.trials, "point")
         many = counted(space.trials, "trial")
-        lines.append(f"The space has only {points}, so there are {many}, not {config.trials}.")
-    if known < space.trials:
-        lines.append(f"The other {counted(space.trials - known, 'trial')} depend on the results of these.")
+        verb = "is" if space.trials == 1 else "are"
+        lines.append(f"The space has only {points}, so there {verb} {many}, not {config.trials}.")
+    if rest := space.trials - known:
+        verb = "depends" if rest == 1 else "depend"
+        lines.append(f"The other {counted(rest, 'trial')} {verb} on the results of these.")
     lines.append(_total(space, steps))
     return "\n".join(lines) + "\n"
 

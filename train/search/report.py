@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from train.command_words import OPTIONS
 from train.config import Config
 from train.recipe import load, to_yaml
 from train.report.run import Run, read_run
@@ -35,7 +34,7 @@ from zerotune.common.metric_format import plain
 CURVES, BEST = "tensorboard", "best.yaml"
 BREAKS = re.compile(r"([_/]|\.(?=\D))")  # where a long name may be divided, so that a table fits
 LEAST_COMPARED = 4  # trials that importances need
-ACCELERATE_LAUNCH = "accelerate launch train/main.py"
+START = "python -m train.cli train"  # as each trial is started
 ANY_PORT = ("--main_process_port", "0")  # of the search itself, whose trials run beside each other
 
 
@@ -73,8 +72,7 @@ def write_study_report(study: Study) -> Path:
 def _reproduction(recipe: Path, launch: Sequence[str]) -> str:
     """The command that trains the best recipe as the search did. launch: options of the launcher, and others."""
     words = [word for pair in zip(launch[::2], launch[1::2], strict=True) if pair != ANY_PORT for word in pair]
-    start = "python -m train.cli train" if any(f"--{name}" in words for name in OPTIONS) else ACCELERATE_LAUNCH
-    return f"{start} {shlex.join(['--config', str(recipe), *words])}"
+    return f"{START} {shlex.join(['--config', str(recipe), *words])}"
 
 
 Section = tuple[str, Sequence[str], Sequence[str], Sequence[Sequence[str]]]  # heading, paragraphs, heads, rows
@@ -171,10 +169,21 @@ def importances_of(study: Study, records: Sequence[Record]) -> Mapping[str, floa
 
 
 def _compared(study: Study, records: Sequence[Record]) -> list[tuple[Record, float]]:
-    """The trials that importances come from, and their values. Those that stop at rungs: at the first rung."""
-    if _has_rungs(study):
-        records = [r if not r.rungs else dataclasses.replace(r, value=r.rungs[0][1], state="complete") for r in records]
-    return [(r, r.value) for r in records if r.state == "complete" and r.value is not None]
+    """The trials that importances come from, and their values. With rungs: the best up to the first rung, also of the
+    trials of hyperband that pass it without a stop.
+    """
+    if not _has_rungs(study):
+        return [(r, r.value) for r in records if r.state == "complete" and r.value is not None]
+    share = Rungs.of(study.space.config).shares[0]
+    known = [(r, _best_until(r, share * _total_steps(study, r), study.sign)) for r in records]
+    return [(r, value) for r, value in known if value is not None]
+
+
+def _best_until(record: Record, step: float, sign: int) -> float | None:
+    """The best value up to the first validation from a step on; None if the trial did not come so far."""
+    end = min((other for other in record.validations if other >= step - 1e-9), default=None)
+    values = [] if end is None else [value for other, value in record.validations.items() if other <= end]
+    return min(values, key=lambda value: sign * value, default=None)
 
 
 def _has_rungs(study: Study) -> bool:

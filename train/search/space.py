@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -23,6 +27,7 @@ from zerotune.common.yaml_lines import KeyPath, Located, dotted, read_yaml
 Label = str | int | float | bool | None  # what stands for a value in the journal, tables and figures
 
 MOST_POINTS = 256  # of a grid whose file does not say how many trials it may have
+MOST_VALUES = 2**53  # of a range with a step: more are not different numbers
 RANGE = ("low", "high", "log", "step")
 # Keys that the search sets itself.
 OWN = (
@@ -86,12 +91,13 @@ class Parameter:
         return list(dict.fromkeys(key for made in self.choices.values() for key in made)) or [self.name]
 
     @property
+    def tried(self) -> list[Label]:
+        """The values that are checked before the start: all choices; the two ends of a range, which may have many."""
+        return list(dict.fromkeys(self.choices or map(self._number, (self.low, self.high))))
+
+    @property
     def points(self) -> list[Label]:
-        """All values, of choices and of a range with a step; else its two ends."""
-        if self.choices:
-            return list(self.choices)
-        if self.step is None:
-            return [self._number(self.low), self._number(self.high)]
+        """All values of a countable parameter."""
         assert self.count is not None
         return [self.at(place) for place in range(self.count)]
 
@@ -108,14 +114,14 @@ class Parameter:
         """One of `count` values."""
         if self.choices:
             return list(self.choices)[place]
-        return self._number(float(Decimal(str(self.low)) + place * Decimal(str(self.step or 1))))
+        return self._number(Decimal(str(self.low)) + place * Decimal(str(self.step or 1)))
 
     @property
     def is_countable(self) -> bool:
         return bool(self.choices) or self.step is not None or self.low == self.high
 
-    def _number(self, value: float) -> Label:
-        return int(value) if self.whole else value
+    def _number(self, value: float | Decimal) -> float:
+        return int(value) if self.whole else float(value)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,8 @@ class Space:
     def trials(self) -> int:
         """How many trials the search has."""
         if self.config.method == "grid":
-            return math.prod(len(parameter.points) for parameter in self.parameters)
+            assert self.points is not None
+            return self.points
         assert self.config.trials is not None
         return self.config.trials if self.points is None else min(self.config.trials, self.points)
 
@@ -154,8 +161,9 @@ class Space:
         """The values of a grid's trial: the last parameter changes first."""
         found = {}
         for parameter in reversed(self.parameters):
-            number, place = divmod(number, len(parameter.points))
-            found[parameter.name] = parameter.points[place]
+            assert parameter.count is not None
+            number, place = divmod(number, parameter.count)
+            found[parameter.name] = parameter.at(place)
         return dict(reversed(found.items()))
 
 
@@ -256,8 +264,7 @@ def _range(name: str, value: Mapping[str, Any], place: str) -> Parameter:
     low, high, log, step = value["low"], value["high"], value.get("log", False), value.get("step")
     whole = float not in options
     for key, number in (("low", low), ("high", high), *([] if step is None else [("step", step)])):
-        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if not is_number or (whole and number != int(number)):
+        if not _is_finite(number) or (whole and number != int(number)):
             wanted = "a whole number" if whole else "a number"
             raise UserError(f"{place}: {name}: {key}: expected {wanted}, got {shown(number)}")
     if not isinstance(log, bool):
@@ -270,9 +277,19 @@ def _range(name: str, value: Mapping[str, Any], place: str) -> Parameter:
     if step is not None and step <= 0:
         raise UserError(f"{place}: {name}: step must be above 0, not {step}")
     made = Parameter(name, place, {}, low, high, log, step, whole)
-    last = made.points[-1]
+    if step is None or low == high:
+        return made
+    if not (high - low) / step < MOST_VALUES:
+        raise UserError(f"{place}: {name}: step {step} is too small for a range from {low} to {high}")
+    if made.count == 1:
+        raise UserError(f"{place}: {name}: step {step} is larger than the range from {low} to {high}")
+    last = made.at((made.count or 1) - 1)
     assert isinstance(last, int | float)
-    return Parameter(name, place, {}, low, last, log, step, whole)  # the last step may end below `high`
+    return replace(made, high=last)  # the last step may end below `high`
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
 
 
 def _twice(parameters: Sequence[Parameter]) -> Iterator[str]:
@@ -294,11 +311,11 @@ def _sizes(config: SpaceConfig, parameters: Sequence[Parameter], located: Locate
         if not parameter.is_countable:
             yield f"{parameter.place}: {parameter.name}: a grid needs a list of values, or a range with a step"
             return
-    points = math.prod(len(parameter.points) for parameter in parameters)
+    sizes = [parameter.count or 1 for parameter in parameters]
+    points = math.prod(sizes)
     most = config.trials or MOST_POINTS
     if points > most:
-        sizes = " x ".join(str(len(parameter.points)) for parameter in parameters)
-        count = f"{sizes} = {points:,}" if len(parameters) > 1 else f"{points:,}"
+        count = " x ".join(f"{size:,}" for size in sizes) + f" = {points:,}" * (len(sizes) > 1)
         limit = f"trials: {most}" if config.trials else f"{most}, the most without `trials`"
         yield (
             f"{_place(located, ('trials',) if config.trials else ('parameters',))}: the grid has {count} "
@@ -307,40 +324,76 @@ def _sizes(config: SpaceConfig, parameters: Sequence[Parameter], located: Locate
 
 
 def check_values(space: Space, arguments: Sequence[str], check_inputs: Callable[[Config], None]) -> None:
-    """Raise UserError with every value of the space that the recipe refuses: each by itself, and all points of a grid.
+    """Raise UserError with every value of the space that the recipe refuses, or that is another one again; and with all
+    points of a grid that it refuses.
 
     arguments: of the base recipe, which is checked first, its files by `check_inputs`.
     """
     check_inputs(parse(arguments))
-    wrong = []
+    wrong: list[str] = []
     for parameter in space.parameters:
-        for value in parameter.points:
-            settings = parameter.settings(value)
-            others = [key for other in space.parameters if other is not parameter for key in other.keys]
-            found = _refusals(arguments, settings, parameter.place, check_inputs)
-            wrong += [line for line in found if not any(key in line for key in others)]  # they may fit together
+        made: list[tuple[Label, Config]] = []
+        for value in parameter.tried:
+            try:
+                config = _accepted(space, parameter, value, arguments, check_inputs)
+            except UserError as error:
+                wrong += str(error).splitlines()
+                continue
+            if same := [shown(label) for label, other in made if other == config]:
+                where = f"{parameter.place}: {parameter.name}"
+                wrong.append(f"{where}: {same[0]} and {shown(value)} give the same recipe; keep one of them")
+            made.append((value, config))
     if not wrong and space.config.method == "grid":
         place = _place(space.located, ("parameters",))
         for number in range(space.trials):
-            wrong += _refusals(arguments, space.settings(space.grid_point(number)), place)
+            try:
+                _recipe(arguments, space.settings(space.grid_point(number)), place)
+            except UserError as error:
+                wrong += str(error).splitlines()
     if wrong:
         raise UserError("\n".join(dict.fromkeys(wrong)))
 
 
-def _refusals(
+def _accepted(
+    space: Space, parameter: Parameter, value: Label, arguments: Sequence[str], check_inputs: Callable[[Config], None]
+) -> Config:
+    """The recipe with one value: alone, or where it is refused alone with values of the other parameters.
+
+    Raises UserError with what is said against it alone.
+    """
+    try:
+        return _recipe(arguments, parameter.settings(value), parameter.place, check_inputs)
+    except UserError:
+        others = [other for other in space.parameters if other is not parameter]
+        for point in _combinations([other.tried for other in others]):
+            labels = {parameter.name: value} | {other.name: label for other, label in zip(others, point, strict=True)}
+            with contextlib.suppress(UserError):
+                return _recipe(arguments, space.settings(labels), parameter.place, check_inputs)
+        raise
+
+
+def _combinations(lists: Sequence[Sequence[Label]]) -> Iterator[tuple[Label, ...]]:
+    """One item of each list: all combinations where they are few, else as many random ones."""
+    if math.prod(map(len, lists)) <= MOST_POINTS:
+        return itertools.product(*lists)
+    dice = random.Random(0)  # noqa: S311 (no secret)
+    return (tuple(map(dice.choice, lists)) for _ in range(MOST_POINTS))
+
+
+def _recipe(
     arguments: Sequence[str],
     settings: Mapping[str, Any],
     place: str,
     check_inputs: Callable[[Config], None] = lambda config: None,
-) -> list[str]:
-    """What the recipe says against these settings, one line each, with `place` in front."""
+) -> Config:
+    """The recipe with these settings. Raises UserError with what it says against them, `place` before each line."""
     try:
         config = parse(arguments, [(key, value, place) for key, value in settings.items()])
         if any(key.startswith(("model.", "data.", "ppo.")) for key in settings):
             check_inputs(config)
+        return config
     except UserError as error:
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in settings.items())
-        return [
-            line if line.startswith(place) else f"{place}: with {chosen}: {line}" for line in str(error).splitlines()
-        ]
-    return []
+        lines = str(error).splitlines()
+        said = [line if line.startswith(place) else f"{place}: with {chosen}: {line}" for line in lines]
+        raise UserError("\n".join(said)) from error

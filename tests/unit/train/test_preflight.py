@@ -181,6 +181,25 @@ def test_first_rows(model: Path, rows: Path, name: str, content: str | bytes, so
     assert message in "\n".join(refusal(model, rows, f"data.train=[{{path: {path}, {source}}}]"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "question,answer\n"), ("a.txt", ""), ("a", "")],
+)
+def test_a_source_without_rows(model: Path, rows: Path, name: str, content: str) -> None:
+    """A file, or a folder of empty files. One of several streamed sources may have none for now."""
+    path = model.parent / name
+    if name == "a":
+        path.mkdir()
+    for file in [path / "1.jsonl", path / "2.jsonl"] if name == "a" else [path]:
+        file.write_text(content)
+    source = f"{{path: {path}, format: {'text' if name == 'a.txt' else 'qa'}}}"
+    said = f"(/{name}): there is no row in it; give a file with rows"
+    assert refusal(model, rows, f"data.validation=[{source}]") == [f"data.validation[0] {said}"]
+    assert refusal(model, rows, f"data.train=[{source}]") == [f"data.train[0] {said}"]
+    streamed = ("data.streaming=true", "duration.max_steps=1", "checkpoint.every_steps=1")
+    check_inputs(config(model, rows, f"data.train=[{source}]", *streamed))
+
+
 def test_skippable_bad_rows_pass_preflight(model: Path, rows: Path) -> None:
     rows.write_text("not json\n" * 200 + '{"question": "q", "answer": "a"}\n')
     check_inputs(config(model, rows, "data.on_bad_row=skip"))

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.commands import seconds_of
 from train.preflight import check_inputs
-from train.search import figures
+from train.recipe import parse
+from train.search import figures, report
 from train.search.__main__ import main, options
 from train.search.draw import draw
 from train.search.schedule import Rungs, below_median
@@ -75,6 +76,11 @@ def record(number: int, *values: float, state: str = "paused", target: int | Non
         (f"parameters:\n  {RATE}: [1]\nmethod: tpe\n", "trials is missing: say how many trials tpe may have"),
         (f"parameters:\n  {RATE}: [1, 2, 3]\ntrials: 2\nmethod: grid\n", "the grid has 3 trials, more than trials: 2"),
         (f"parameters:\n  {RATE}: {{low: 1, high: 999, step: 1}}\nmethod: grid\n", "than 256, the most without"),
+        ("parameters:\n  run.seed: {low: 1, high: 20000000, step: 1}\nmethod: grid\n", "has 20,000,000 trials, more"),
+        (f"parameters:\n  {RATE}: {{low: 0, high: 0.01, step: 1e-10}}\nmethod: grid\n", "has 100,000,001 trials, more"),
+        (f"parameters:\n  {RATE}: {{low: 0, high: 1, step: 1e-320}}\n", "step 1e-320 is too small for a range"),
+        (f"parameters:\n  {RATE}: {{low: 0, high: 1{'0' * 400}}}\n", f"{RATE}: high: expected a number, got 100"),
+        (f"parameters:\n  {RATE}: {{low: 0, high: 1, step: 1.5}}\n", "step 1.5 is larger than the range from 0 to 1"),
         (f"parameters:\n  {RATE}: {{low: 1, high: 2}}\nmethod: grid\n", "a grid needs a list of values, or"),
         ("trials: 2\n", "parameters is empty: name at least one recipe key"),
         ("[1]\n", "is no mapping of keys to values"),
@@ -84,6 +90,14 @@ def record(number: int, *values: float, state: str = "paused", target: int | Non
         ("trials: 1\nparameters:\n  tuning.kind: [full, lroa]\n", "expected one of full, lora, prompt, got 'lroa'"),
         ("trials: 1\nparameters:\n  batch.tokens_per_step: [64]\n", ":3: with batch.tokens_per_step 64: recipes/"),
         ("trials: 1\nparameters:\n  model.path: [nowhere/at/all]\n", "space.yaml:3: with model.path 'nowhere/at/all'"),
+        (
+            f"trials: 1\nparameters:\n  x:\n    - {{name: a, {RATE}: 1e-3}}\n    - {{name: b, {RATE}: 0.001}}\n",
+            "space.yaml:3: x: 'a' and 'b' give the same recipe; keep one of them",
+        ),
+        (
+            "trials: 1\nparameters:\n  batch.tokens_per_step: [64, 32]\n  batch.tokens_per_micro_batch: [512, 256]\n",
+            "space.yaml:3: with batch.tokens_per_step 64: recipes/",
+        ),
         *((f"trials: 1\nparameters:\n  {key}: [1]\n", f"{key} is set by the search itself") for key in OWN[:-2]),
     ],
 )  # fmt: skip
@@ -104,6 +118,33 @@ def test_values_that_only_fit_together_are_accepted(tmp_path: Path) -> None:
         "  batch.tokens_per_micro_batch: [2048]\n",
     )
     check_values(space, BASE, check_inputs)
+
+
+@pytest.mark.parametrize("others", [0, 5])
+def test_a_value_that_fits_with_one_of_another_is_accepted(tmp_path: Path, others: int) -> None:
+    """Three words are too few for the kind of the base recipe; the message does not name the key that cures it. Five
+    more lists make too many combinations to try all.
+    """
+    names = ["optim.beta1", "optim.beta2", "optim.epsilon", "optim.weight_decay", RATE][:others]
+    more = "".join(f"  {name}: [0.1, 0.2, 0.3, 0.4]\n" for name in names)
+    sizes = "  tokenizer.vocabulary_size: [3, 300]\n  tokenizer.kind: [bpe, word]\n"
+    space = space_of(tmp_path, f"method: random\ntrials: 1\nparameters:\n{more}{sizes}")
+    new = (*BASE, "--model.path", "", "--model.family", "lstm")
+    check_values(space, new, check_inputs)
+    alone = space_of(tmp_path, "method: random\ntrials: 1\nparameters:\n  tokenizer.vocabulary_size: [3]\n")
+    with pytest.raises(UserError, match="3 is too few for bpe"):
+        check_values(alone, new, check_inputs)
+
+
+def test_of_a_range_the_ends_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each of its many values; a range of one value is one trial of a grid."""
+    parsed = []
+    monkeypatch.setattr("train.search.space.parse", lambda *given: parsed.append(given) or parse(*given))
+    text = f"trials: 3\nparameters:\n  {RATE}: {{low: 0, high: 0.01, step: 1e-6}}\n"
+    check_values(space_of(tmp_path, f"method: random\n{text}"), BASE, check_inputs)
+    assert [over[0][1] for _, over in parsed[1:]] == [0, 0.01]
+    one = space_of(tmp_path, f"method: grid\nparameters:\n  {RATE}: {{low: 0.1, high: 0.1}}\n")
+    assert (one.trials, one.grid_point(0)) == (1, {RATE: 0.1})
 
 
 def test_a_grid_point_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -168,6 +209,10 @@ def test_the_command_line_is_divided() -> None:
         (["--validation.metric", "exact_match"], "exact_match"),
         (["--space", "{tmp}/f1.yaml"], "f1.yaml:1: causal_lm has no metric f1; it has loss, perplexity"),
         (["--study", "{tmp}/f1.yaml/study"], "f1.yaml"),
+        (
+            ["--data.validation", "[{{path: {tmp}/blank.jsonl, format: qa}}]", "--data.validation_fraction", "0"],
+            "blank.jsonl): there is no row in it; give",
+        ),
     ],
 )
 def test_nothing_starts_where_no_trial_could(
@@ -175,6 +220,7 @@ def test_nothing_starts_where_no_trial_could(
 ) -> None:
     """A dry run refuses what a start refuses."""
     (tmp_path / "f1.yaml").write_text(f"metric: f1\ntrials: 1\nparameters:\n  {RATE}: [1]\n")
+    (tmp_path / "blank.jsonl").write_text("\n  \n\n")
     line = ["recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", "learning-rate", "--study", str(tmp_path / "study")]
     assert main([*line, *(word.format(tmp=tmp_path) for word in words), *dry_run]) == 64
     assert said in capsys.readouterr().err
@@ -342,6 +388,42 @@ def test_a_dry_run_prints_no_point_twice(tmp_path: Path, capsys: pytest.CaptureF
     rows = [line.split(" | ")[1] for line in said.splitlines() if re.match(r"\| \d", line)]
     assert sorted(rows) == ["0.1", "0.2", "0.3", "0.4"]
     assert "The space has only 4 points, so there are 4 trials, not 9." in said
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (f"trials: 3\nparameters:\n  {RATE}: [0.1]\n", "The space has only 1 point, so there is 1 trial, not 3."),
+        (
+            f"trials: 2\nstartup_trials: 1\nparameters:\n  {RATE}: [0.1, 0.2]\n",
+            "The other 1 trial depends on the results of these.",
+        ),
+    ],
+)
+def test_a_dry_run_counts_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str], space: str, said: str) -> None:
+    (tmp_path / "space.yaml").write_text(space)
+    words = ["recipes/sft-full.yaml", "recipes/cpu.yaml", "--space", str(tmp_path / "space.yaml")]
+    assert main([*words, "--study", str(tmp_path / "study"), "--dry_run"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_importances_compare_all_trials_at_one_share_of_the_steps(tmp_path: Path) -> None:
+    """Trials of later brackets pass the first rung without a stop; their values there come from their validations."""
+    ranges = f"  {RATE}: {{low: 0, high: 1}}\n  optim.beta1: {{low: 0.1, high: 0.9}}\n"
+    space = space_of(tmp_path, f"trials: 4\npruner: hyperband\nrungs: 3\nparameters:\n{ranges}")
+    study = Study(tmp_path, space, lower_is_better=True)
+    curve = {2: 4.0, 4: 5.0, 8: 1.0}
+    found = [
+        record(0, 4.0, steps=2, validations={2: 4.0}),
+        record(1, 4.0, 4.0, steps=4, validations={2: 4.0, 4: 5.0}),
+        record(2, 1.0, 1.0, steps=8, validations={1: 9.0, 3: 7.0, **curve}),
+        record(3, steps=8, state="complete", value=1.0, validations=curve),
+        record(4, steps=1, state="failed", validations={1: 9.0}),
+    ]
+    for one in found:
+        study.trial_folder(one.number).mkdir(parents=True)
+        (study.trial_folder(one.number) / "run.json").write_text('{"total_steps": 8}')
+    assert [(one.number, value) for one, value in report._compared(study, found)] == [(k, 4.0) for k in range(4)]
 
 
 def test_a_dry_run_of_tpe_prints_what_is_known(tmp_path: Path) -> None:
