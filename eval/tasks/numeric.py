@@ -17,6 +17,7 @@ from eval.protocols import Sample, Table, Task
 from eval.tasks.perplexity import check, passages, texts_of
 from zerotune.common.metric_format import plain
 from zerotune.data.fields import RowError
+from zerotune.data.hub import Hub
 from zerotune.data.numbers_in_text import find_numbers
 from zerotune.data.rows import Example, examples
 from zerotune.inference.requests import Answer, Generate, Generated, Measure, Measured, Request
@@ -144,6 +145,7 @@ TASK = Task(
     name="numeric",
     version=1,
     about="numbers in texts and answers: where the model expects them, and their values",
+    source=Hub("openai/gsm8k", split="test", name="main"),
     load=examples(check),
     ask=ask,
     score=score,

@@ -202,6 +202,12 @@ def test_gsm8k(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.calls == [("openai/gsm8k", "main", {"split": "test"})]
 
 
+def test_numeric(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = stand_in(monkeypatch, *GSM8K)
+    assert messages(asked("numeric")[1]) == ["user: Q1", "assistant: So.\n#### 1"]
+    assert hub.calls == [("openai/gsm8k", "main", {"split": "test"})]
+
+
 def test_gsm8k_cot(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = stand_in(monkeypatch, *GSM8K)
     items = asked("gsm8k_cot")
