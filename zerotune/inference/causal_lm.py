@@ -20,6 +20,7 @@ from zerotune.data.number_tokens import is_number, number_id, rounded, value_of
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
 from zerotune.models import cpu_attention, numeric
+from zerotune.models.numeric import Cause
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
 
@@ -139,9 +140,13 @@ class Network:
         keys_tr: Tensor = self._pointer.keys(states_td)
         return keys_tr
 
-    def number(self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> int:
-        """The number (its id) that is written behind `ids`: the median of its distribution, rounded."""
+    def number(self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int], cause: Cause | None = None) -> int:
+        """The number (its id) that is written behind `ids`: the median of its distribution, or what the cause decides;
+        rounded.
+        """
         found = numeric.next_value(self.model, state_d, key_kr, ids)
+        if cause is not None:
+            found = found._replace(location_m=found.location_m + cause.deviation)
         require_finite(bool(found.location_m.isfinite().all()))
         earlier = [value_of(one) for one in ids if is_number(one)]
         return number_id(rounded(float(found.quantile(0.5)), reversed(earlier)))

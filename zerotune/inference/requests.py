@@ -35,7 +35,8 @@ class Generate:
     """Continue `prefix_ids` until one of `stop_ids`, one of `stop_texts` or `max_new_tokens`.
 
     temperature: 0 is greedy. Otherwise each token is sampled by a function of (seed, prefix, position), so that neither
-    the batch nor the number of processes changes the answer. images: as in `Score`.
+    the batch nor the number of processes changes the answer. causal: of a model that reads numbers as values, the cause
+    is drawn at each position, by the same function, and decides on token and number. images: as in `Score`.
     """
 
     prefix_ids: tuple[int, ...]
@@ -47,6 +48,7 @@ class Generate:
     images: tuple[str, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
+    causal: bool = False
 
     @property
     def length(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zerotune.data.number_tokens import with_spellings
@@ -46,6 +47,12 @@ class GenerationState:
         digest = self._hash.copy()
         digest.update(len(self.ids).to_bytes(8, "little"))
         return (int.from_bytes(digest.digest(), "little") + 0.5) / 2.0**64
+
+    def random_numbers(self, count: int) -> NDArray[np.float64]:
+        """Numbers between 0 and 1 for the next position."""
+        digest = self._hash.copy()
+        digest.update(len(self.ids).to_bytes(8, "little"))
+        return np.random.default_rng(int.from_bytes(digest.digest(), "little")).uniform(2.0**-60, 1.0, count)
 
     def append(self, token: int) -> bool:
         """Add the next token. Returns whether the answer is finished."""

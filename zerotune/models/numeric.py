@@ -327,6 +327,28 @@ class Predictions(NamedTuple):
     values: Values
 
 
+@dataclass(frozen=True)
+class Cause:
+    """One draw of the latent cause at a position. scores_v: of the tokens, in place of logits. deviation: of the value,
+    from its location.
+    """
+
+    scores_v: Tensor
+    deviation: Tensor
+
+
+def drawn(model: Any, hidden_d: Tensor, share_d: Tensor) -> Cause:
+    """The cause at a position. share_d: a number between 0 and 1 for each of its variables, in float64."""
+    module = model.numeric
+    scale_d = module.scale(hidden_d).double()
+    away_d = scale_d * (math.pi * (share_d - 0.5)).tan()
+    cause_d = module.location(hidden_d).double() + away_d
+    most = torch.finfo(hidden_d.dtype).max / 1e6  # Cauchy variables are heavy-tailed
+    loss_head.install(model)
+    layer = cast(LossHead, output_layer(model))
+    return Cause(layer.logits(cause_d.clamp(-most, most).to(hidden_d.dtype)), (away_d * module.value.weight).sum())
+
+
 def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> Values:
     """The distribution [1] of a number behind the last position of a row.
 
