@@ -140,16 +140,19 @@ class Network:
         keys_tr: Tensor = self._pointer.keys(states_td)
         return keys_tr
 
-    def number(self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int], cause: Cause | None = None) -> int:
+    def number(
+        self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int], cause: Cause | None = None
+    ) -> tuple[int, tuple[float, float]]:
         """The number (its id) that is written behind `ids`: the median of its distribution, or what the cause decides;
-        rounded.
+        rounded. Also the ends of its central 90 % interval.
         """
         found = numeric.next_value(self.model, state_d, key_kr, ids)
+        low, high = (float(found.quantile(share)) for share in (0.05, 0.95))
         if cause is not None:
             found = found._replace(location_m=found.location_m + cause.deviation)
         require_finite(bool(found.location_m.isfinite().all()))
         earlier = [value_of(one) for one in ids if is_number(one)]
-        return number_id(rounded(float(found.quantile(0.5)), reversed(earlier)))
+        return number_id(rounded(float(found.quantile(0.5)), reversed(earlier))), (low, high)
 
     def _remember(self, states_btd: Tensor, cache: Any, is_new: bool) -> None:
         """Keep the pointer's keys as one more layer of the cache, without values."""

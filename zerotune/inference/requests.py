@@ -48,7 +48,7 @@ class Generate:
     images: tuple[str, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
-    causal: bool = False
+    causal: bool | None = None
 
     @property
     def length(self) -> int:
@@ -130,7 +130,8 @@ class Generated:
 
     text: up to the stop text, without special tokens. finished: it ended with a stop token or stop text, not at the
     length limit. reasoning: removed from `text` by `reasoning.py` before tasks see it; `written` then keeps the whole
-    output. only_reasoning: the output ended within the reasoning, and `text` is empty.
+    output. only_reasoning: the output ended within the reasoning, and `text` is empty. intervals: both ends of the
+    central 90 % interval of each number that a model with values wrote, one after the other.
     """
 
     text: str
@@ -139,6 +140,7 @@ class Generated:
     reasoning: str = ""
     written: str = ""
     only_reasoning: bool = False
+    intervals: tuple[float, ...] = ()
 
     @property
     def turn(self) -> str:

@@ -28,6 +28,7 @@ class GenerationState:
     def __init__(self, index: int, request: Generate, tokenizer: Any) -> None:
         self.index, self.request = index, request
         self.ids: list[int] = []
+        self.intervals: list[float] = []  # see `Generated`
         self._tokenizer = tokenizer
         self.end: int | None = None  # the stop token that ended it, which is not in `ids`
         self._finished = False
@@ -77,7 +78,8 @@ class GenerationState:
     def answer(self) -> Generated:
         """The answer to the request."""
         text = self._decode(self.ids) if self._text is None else self._text
-        return Generated(text if self._finished else without_partial_character(text), len(self.ids), self._finished)
+        whole = text if self._finished else without_partial_character(text)
+        return Generated(whole, len(self.ids), self._finished, intervals=tuple(self.intervals))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return with_spellings(ids, self._tokenizer, lambda tokens: decode(self._tokenizer, tokens))

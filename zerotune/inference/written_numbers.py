@@ -35,7 +35,9 @@ def with_numbers(
         following = token if cause is None else int(cause.scores_v.argmax())
         if following == network.numbers.token_id:
             ids = [*row.request.prefix_ids, *row.ids]
-            following = network.number(states_bd[b], keys_of(b) if network.has_pointer else None, ids, cause)
+            keys_kr = keys_of(b) if network.has_pointer else None
+            following, interval = network.number(states_bd[b], keys_kr, ids, cause)
+            row.intervals += interval
         chosen.append(following)
     return chosen
 

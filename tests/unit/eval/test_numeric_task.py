@@ -321,3 +321,18 @@ def test_medians_and_squares_at_extremes() -> None:
     assert metrics.relative_error(1.0, 0.0) == math.inf
     assert metrics.relative_error(0.0, 0.0) == 0.0
     assert metrics.mean([1e300] * 100) == pytest.approx(1e300)
+
+
+def test_samples_show_causal_sampling_and_intervals(checkpoint: Path, digits: Path, tmp_path: Path) -> None:
+    data = write(tmp_path, [{"text": "The price is "}, {"text": "価格 7"}])
+    words = ["--model", str(digits), "--model", str(checkpoint), "--tasks", "samples", "--data", str(data)]
+    config = parse([*words, "--out", str(tmp_path / "out"), "--max_new_tokens", "12"])
+    for _ in range(2):  # the second time from the cache
+        alone = Ranks(0, 1, torch.device("cpu"))
+        evaluation = evaluate(config, alone, open_answer_cache(config, alone))
+        of_digits, of_values = evaluation.samples["samples"].values()
+        assert all("causal sampling" not in sample.shown for sample in of_digits)
+        greedy, causal = ([sample.shown[title] for sample in of_values] for title in ("greedy", "causal sampling"))
+        assert any("(90 % intervals of the numbers: [" in text for text in greedy)
+        assert NUM not in "".join([*greedy, *causal])
+        assert "causal sampling" in markdown(evaluation)
