@@ -25,6 +25,7 @@ def with_numbers(
     """The next tokens of rows, `<NUM>` replaced by a number. keys_of: a row's keys (k, r) of the pointer."""
     if network.numbers is None:
         return list(tokens)
+    network.require_states()
     return [
         network.number(states_bd[b], keys_of(b) if network.has_pointer else None, [*row.request.prefix_ids, *row.ids])
         if token == network.numbers.token_id
