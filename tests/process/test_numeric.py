@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -177,6 +178,13 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
     if settings == "softmax":
         assert found["number_recall"]
         assert found["perplexity"] == pytest.approx(metrics(run, "validation/perplexity")[step], rel=1e-4)
+
+
+def test_half_precision_keeps_values_whole(place: Place) -> None:
+    """Values up to 1e300 survive validation, though mixed precision turns what a model returns into float32."""
+    run = place.run("bf16", duration__max_epochs=1, run__precision="bf16")
+    for name in ("validation/value_loss", "validation/interval_90"):
+        assert all(math.isfinite(value) for value in metrics(run, name).values()), name
 
 
 def test_a_base_in_4_bit(place: Place) -> None:

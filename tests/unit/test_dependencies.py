@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,3 +191,19 @@ def _is_installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def test_the_lock_installs_on_the_oldest_python_that_the_project_admits() -> None:
+    """Debian 12 has 3.11.2, and `make` needs no newer one."""
+    (oldest,) = (specifier.version for specifier in SpecifierSet(PROJECT["requires-python"]))
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pinned = [Requirement(line) for line in text.splitlines() if line and not line.startswith(("#", "-"))]
+    newer = []
+    for requirement in pinned:
+        try:
+            found = metadata.metadata(requirement.name)
+        except metadata.PackageNotFoundError:
+            continue
+        if not SpecifierSet(found.get("Requires-Python") or "").contains(f"{oldest}.0"):
+            newer.append(f"{requirement.name} {found['Version']} needs Python {found['Requires-Python']}")
+    assert not newer

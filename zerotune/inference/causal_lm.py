@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import is_number, number_id, rounded, value_of
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
@@ -129,6 +130,11 @@ class Network:
             log_prob_n[n], greedy_n[n] = target_logit_n - log_sum_p[p], likeliest_p[p] == target_n
         return log_prob_n, greedy_n
 
+    def require_states(self) -> None:
+        """Raise UserError if `rows` and the others give no hidden states, from which values of numbers are computed."""
+        if not self.has_plain_head:
+            raise UserError(f"{type(self.model).__name__} changes its hidden states before its output layer")
+
     @property
     def has_pointer(self) -> bool:
         """Whether it may copy numbers: then the last layer of its cache holds the pointer's keys."""
@@ -156,7 +162,7 @@ class Network:
 
     def _remember(self, states_btd: Tensor, cache: Any, is_new: bool) -> None:
         """Keep the pointer's keys as one more layer of the cache, without values."""
-        if self._pointer is None or not self.has_plain_head:
+        if self._pointer is None or not self.has_plain_head:  # without hidden states no number is written
             return
         key_b1tr = self._pointer.keys(states_btd)[:, None]
         if is_new:

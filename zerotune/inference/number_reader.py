@@ -36,8 +36,8 @@ def measure(
     Raises:
         UserError: The values cannot be computed from the model's last hidden states.
     """
-    if requests and network.numbers and not network.has_plain_head:
-        raise UserError(f"{type(network.model).__name__} changes its hidden states before its output layer")
+    if requests and network.numbers:
+        network.require_states()
     yield from in_batches(
         range(len(requests)),
         lambda k: requests[k].length,

@@ -29,6 +29,7 @@ def with_numbers(
     """
     if network.numbers is None:
         return list(tokens)
+    network.require_states()
     chosen: list[int] = []
     for b, (row, token) in enumerate(zip(rows, tokens, strict=True)):
         cause = _cause(network, row, states_bd[b]) if row.request.causal else None

@@ -400,3 +400,42 @@ def test_a_model_without_numbers_opens_as_ever(tmp_path: Any) -> None:
     plain.save_pretrained(tmp_path)
     assert type(numeric.AutoNumericLM.from_pretrained(tmp_path)) is LlamaForCausalLM
     assert type(numeric.AutoNumericLM.from_config(plain.config)) is LlamaForCausalLM
+
+
+def test_a_small_model_learns_to_copy_the_number_that_is_asked_for() -> None:
+    """Of two named numbers, in training from 0.1 to 100; afterwards also 100 times larger ones (decision 0027)."""
+    torch.manual_seed(0)
+    sizes = {**SMALL, "hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
+    numeric.add(model, numeric.Settings(NUMBER, value_space="linear"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def rows(count: int, least: float) -> tuple[dict[str, Any], Tensor]:
+        """[name, number, name, number, ask, name, number] with the target of the last."""
+        names_b2 = torch.rand(count, 20).argsort(1)[:, :2] + 10
+        values_b2, which_b1 = least * 1000 ** torch.rand(count, 2).double(), torch.randint(2, (count, 1))
+        number_b, ask_b = torch.full((count,), NUMBER), torch.full((count,), 5)
+        ids = [names_b2[:, 0], number_b, names_b2[:, 1], number_b, ask_b, names_b2.gather(1, which_b1)[:, 0], number_b]
+        values_bt = torch.zeros(count, 7, dtype=torch.float64)
+        values_bt[:, [1, 3]], values_bt[:, 6:] = values_b2, values_b2.gather(1, which_b1)
+        targets_bt = torch.full((count, 7), -100)
+        targets_bt[:, 5] = NUMBER
+        return {"input_ids": torch.stack(ids, 1), "values": values_bt, "use_cache": False}, targets_bt
+
+    def error(least: float) -> float:
+        found = numeric.predictions(model, *rows(200, least))
+        return float(((found.values.quantile(0.5) - found.value_m).abs() / found.value_m).median())
+
+    assert error(0.1) > 0.5
+    for step in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1, step / 50) * (1 - step / 400)
+        _, value = numeric.losses(model, *rows(32, 0.1), gate=1.0)
+        optimizer.zero_grad()
+        (value / 32).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert error(0.1) < 1e-6
+    assert error(10.0) < 1e-6
+    model.numeric.pointer.own.data.fill_(1e4)  # without copies
+    assert error(0.1) > 0.1
