@@ -78,9 +78,8 @@ class NumericLM(NextToken):
             terms = torch.stack([*self.loss(model, batch).values()])
             found = numeric.predictions(model, batch.inputs, batch.targets)
             is_top_n, is_number_n = found.rank_n == 1, found.is_number_n
-            inside_m = (found.values.quantile(0.5 - INTERVAL / 2) <= found.value_m) & (
-                found.value_m <= found.values.quantile(0.5 + INTERVAL / 2)
-            )
+            low_m, high_m = found.values.quantiles((0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2))
+            inside_m = (low_m <= found.value_m) & (found.value_m <= high_m)
             sums += torch.tensor(
                 [
                     *terms.tolist(),

@@ -153,12 +153,12 @@ class Network:
         rounded. Also the ends of its central 90 % interval.
         """
         found = numeric.next_value(self.model, state_d, key_kr, ids)
-        low, high = (float(found.quantile(share)) for share in (0.05, 0.95))
-        if cause is not None:
-            found = found._replace(location_m=found.location_m + cause.deviation)
         require_finite(bool(found.location_m.isfinite().all()))
+        low, median, high = map(float, found.quantiles((0.05, 0.5, 0.95)))
+        if cause is not None:
+            median = float(found.drawn(cause.deviation, cause.share).quantiles((0.5,))[0])
         earlier = [value_of(one) for one in ids if is_number(one)]
-        return number_id(rounded(float(found.quantile(0.5)), reversed(earlier))), (low, high)
+        return number_id(rounded(median, reversed(earlier))), (low, high)
 
     def _remember(self, states_btd: Tensor, cache: Any, is_new: bool) -> None:
         """Keep the pointer's keys as one more layer of the cache, without values."""

@@ -44,8 +44,8 @@ def with_numbers(
 
 
 def _cause(network: Network, row: GenerationState, state_d: Tensor) -> Cause:
-    share_d = torch.from_numpy(row.random_numbers(len(state_d))).to(state_d.device)
-    return drawn(network.model, state_d, share_d)
+    share_d1 = torch.from_numpy(row.random_numbers(len(state_d) + 1)).to(state_d.device)
+    return drawn(network.model, state_d, share_d1)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ the token (docs/decisions/0026).
 - the value of a number is added to its embedding, as sign(v) ln(1 + |v|) along a learned direction;
 - abduction maps each hidden state to independent Cauchy variables, the latent cause: a location and a scale;
 - action maps the cause to a score for each token, by the output layer, and to a value;
-- a pointer puts earlier numbers of the text in the place of this value.
+- a pointer chooses between this value and earlier numbers of the text.
 
 Parameters are in float32. A path that predicts tokens by softmax uses the location alone.
 
@@ -32,13 +32,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import FIRST_NUMBER
 from zerotune.data.numbers_in_text import LARGEST, NUM
-from zerotune.models import cauchy, loss_head
+from zerotune.models import cauchy, loss_head, pointer
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
-from zerotune.models.pointer import Offers, Pointer, offers
+from zerotune.models.pointer import Copies, Offers, Pointer, offers
 
 KEY = "numeric"  # of the parameters, and of the settings in config.json
 START_SCALE = 1.0  # of the cause, at every position
+LARGEST_ASINH = math.asinh(LARGEST)
+BISECTIONS = 64  # of +-LARGEST_ASINH, down to the precision of float64
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,65 @@ def settings_of(config: Any) -> Settings | None:
 
 
 class Values(NamedTuple):
-    """Cauchy distributions of values, in float64 and in the units of a value space."""
+    """Distributions of values: Cauchy, or mixtures of it with copies of earlier numbers.
+
+    location_m, scale_m: in float64 and in the units of a value space.
+    """
 
     location_m: Tensor
     scale_m: Tensor
     space: str
+    copies: Copies | None = None
 
     def negative_log_density(self, value_m: Tensor) -> Tensor:
         """-log of the density of a value itself, whatever the space: comparable between both."""
+        point_m = value_m if self.space == "linear" else value_m.asinh()
+        loss_m = cauchy.negative_log_density(point_m, self.location_m, self.scale_m)
+        if self.copies is not None:
+            loss_m = self.copies.negative_log_density(point_m, loss_m)
         if self.space == "linear":
-            return cauchy.negative_log_density(value_m, self.location_m, self.scale_m)
-        stretch_m = torch.hypot(torch.ones_like(value_m), value_m).log()  # asinh'(v) = 1 / sqrt(1 + v^2)
-        return cauchy.negative_log_density(value_m.asinh(), self.location_m, self.scale_m) + stretch_m
+            return loss_m
+        return loss_m + torch.hypot(torch.ones_like(value_m), value_m).log()  # asinh'(v) = 1 / sqrt(1 + v^2)
 
-    def quantile(self, share: float) -> Tensor:
-        """The value below which this share of the probability lies; 0.5: the median. At most +-LARGEST."""
-        point_m = self.location_m + self.scale_m * math.tan(math.pi * (share - 0.5))
+    def quantiles(self, shares: Sequence[float]) -> list[Tensor]:
+        """The values below which these shares of the probability lie; 0.5: the median. At most +-LARGEST."""
+        if self.copies is None:
+            return [self._value(self.location_m + self.scale_m * cauchy.standard_quantile(share)) for share in shares]
+        weights = self.copies.weights()
+        sizes = [len(weight_ck) for weight_ck in weights]
+        chunks = list(zip(weights, self.location_m.split(sizes), self.scale_m.split(sizes), strict=True))
+        return [torch.cat([self._mixture_quantile(share, *chunk) for chunk in chunks]) for share in shares]
+
+    def drawn(self, deviation: Tensor, share: float) -> Values:
+        """A draw, as the location: the own value moved by `deviation`, or an earlier number. share: between 0 and 1,
+        decides which; of one position.
+        """
+        location_m = self.location_m + deviation
+        if self.copies is not None:
+            (weight_1k,) = self.copies.weights()
+            value_k = torch.cat([location_m, self.copies.offered.value_k])
+            chosen_1 = (weight_1k.cumsum(-1) < share).sum(-1).clamp(max=len(value_k) - 1)
+            location_m = value_k[chosen_1]
+        return Values(location_m, self.scale_m, self.space)
+
+    def _value(self, point_m: Tensor) -> Tensor:
         if self.space == "asinh":
-            most = math.asinh(LARGEST)
-            return point_m.clamp(-most, most).sinh().clamp(-LARGEST, LARGEST)
+            point_m = point_m.clamp(-LARGEST_ASINH, LARGEST_ASINH).sinh()
         return point_m.clamp(-LARGEST, LARGEST)
+
+    def _mixture_quantile(self, share: float, weight_c1k: Tensor, location_c: Tensor, scale_c: Tensor) -> Tensor:
+        """By bisection of the asinh of the value, which resolves all sizes alike."""
+        assert self.copies is not None
+        value_ck = torch.cat([location_c[:, None], self.copies.offered.value_k.expand(len(location_c), -1)], 1)
+        scale_ck = torch.cat([scale_c[:, None], torch.full_like(value_ck[:, 1:], pointer.SCALE)], 1)
+        low_c, high_c = torch.full_like(location_c, -LARGEST_ASINH), torch.full_like(location_c, LARGEST_ASINH)
+        for _ in range(BISECTIONS):
+            middle_c = (low_c + high_c) / 2
+            point_c = middle_c if self.space == "asinh" else middle_c.sinh()
+            below_ck = 0.5 + ((point_c[:, None] - value_ck) / scale_ck).atan() / math.pi
+            is_below_c = (weight_c1k * below_ck).sum(-1) < share
+            low_c, high_c = torch.where(is_below_c, middle_c, low_c), torch.where(is_below_c, high_c, middle_c)
+        return ((low_c + high_c) / 2).sinh().clamp(-LARGEST, LARGEST)
 
 
 class Direction(nn.Module):
@@ -164,9 +205,8 @@ class Numeric(nn.Module):
     def values(self, hidden_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
         """The distributions of the values at some positions. hidden_nd: of all positions. location_md: of the cause."""
         location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
-        if self.pointer is not None:
-            location_m = self.pointer(hidden_nd, at_m, location_m, offered)
-        return Values(location_m, scale_m, self.space)
+        copies = None if self.pointer is None else self.pointer(hidden_nd, at_m, offered)
+        return Values(location_m, scale_m, self.space, copies)
 
 
 def add_token(tokenizer: Any) -> int:
@@ -330,23 +370,25 @@ class Predictions(NamedTuple):
 @dataclass(frozen=True)
 class Cause:
     """One draw of the latent cause at a position. scores_v: of the tokens, in place of logits. deviation: of the value,
-    from its location.
+    from its location. share: between 0 and 1, which earlier number is copied.
     """
 
     scores_v: Tensor
     deviation: Tensor
+    share: float
 
 
-def drawn(model: Any, hidden_d: Tensor, share_d: Tensor) -> Cause:
-    """The cause at a position. share_d: a number between 0 and 1 for each of its variables, in float64."""
+def drawn(model: Any, hidden_d: Tensor, share_d1: Tensor) -> Cause:
+    """The cause at a position. share_d1: numbers between 0 and 1 for its variables and the pointer, in float64."""
     module = model.numeric
     scale_d = module.scale(hidden_d).double()
-    away_d = scale_d * (math.pi * (share_d - 0.5)).tan()
+    away_d = scale_d * (math.pi * (share_d1[:-1] - 0.5)).tan()
     cause_d = module.location(hidden_d).double() + away_d
     most = torch.finfo(hidden_d.dtype).max / 1e6  # Cauchy variables are heavy-tailed
     loss_head.install(model)
     layer = cast(LossHead, output_layer(model))
-    return Cause(layer.logits(cause_d.clamp(-most, most).to(hidden_d.dtype)), (away_d * module.value.weight).sum())
+    scores_v = layer.logits(cause_d.clamp(-most, most).to(hidden_d.dtype))
+    return Cause(scores_v, (away_d * module.value.weight).sum(), float(share_d1[-1]))
 
 
 def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> Values:
@@ -357,12 +399,15 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
     """
     settings, module = settings_of(model.config), model.numeric
     assert settings is not None
-    location_m, scale_m = module.value(module.location(hidden_d[None]), module.scale(hidden_d[None]))
+    hidden_1d = hidden_d[None]
+    location_1, scale_1 = module.value(module.location(hidden_1d), module.scale(hidden_1d))
+    copies = None
     if key_kr is not None:
         tokens_bt, values_bt = separated(torch.tensor([ids], device=hidden_d.device), settings.token_id)
         offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
-        location_m = module.pointer.last(hidden_d, location_m, key_kr[offered.at_s], offered.value_s)
-    return Values(location_m, scale_m, settings.value_space)
+        at_1 = torch.tensor([len(ids) - 1], device=hidden_d.device)
+        copies = module.pointer.copies(hidden_1d, at_1, key_kr[offered.at_s], offered)
+    return Values(location_1, scale_1, settings.value_space, copies)
 
 
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:

@@ -245,7 +245,7 @@ def continued(model: Any, words: Any, ids: Sequence[int], count: int) -> list[in
             targets[0, -2] = token
             found = numeric.predictions(model, {"input_ids": tokens, "values": values, "use_cache": False}, targets)
             earlier = [value_of(one) for one in reversed(made) if is_number(one)]
-            following = number_id(rounded(found.values.quantile(0.5).item(), earlier))
+            following = number_id(rounded(found.values.quantiles([0.5])[0].item(), earlier))
         made.append(following)
     return made[len(ids) :]
 
@@ -298,9 +298,9 @@ def test_one_draw_of_the_cause_decides_on_token_and_number(family: str) -> None:
     assert texts[0] == texts[1]  # whatever the batch
     assert len(set(texts[0])) > 100
     state_d, module = torch.randn(network.config.hidden_size), network.numeric
-    share_nd = torch.rand(4000, len(state_d), dtype=torch.float64)
+    share_nd1 = torch.rand(4000, len(state_d) + 1, dtype=torch.float64)
     with torch.inference_mode():
-        found = [numeric.drawn(network, state_d, share_d) for share_d in share_nd]
+        found = [numeric.drawn(network, state_d, share_d1) for share_d1 in share_nd1]
         values = numeric.next_value(network, state_d, None, [5])
         scale_v = cauchy.scales(module.scale(state_d[None]), network.get_output_embeddings().weight)[0]
         location_v = network.get_output_embeddings()(module.location(state_d))
