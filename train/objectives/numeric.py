@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.config_numeric import NumericConfig
+from train.engine.gather_weights import changeable
 from train.models.load import seeded
 from train.objectives.next_token import NextToken
 from train.protocols import Batch, Ranks, Tuning
-from zerotune.models import numeric
+from zerotune.models import number_rows, numeric
 
+DIGITS = "0123456789"
 INTERVAL = 0.9  # share of values that the central interval in the metrics should hold
 
 
@@ -38,17 +41,31 @@ class NumericLM(NextToken):
         # Only the first is a mean of -log p, with a perplexity.
         self.token_term = "loss" if settings.token_loss == "softmax" else "one_vs_rest"
         self.terms = (self.token_term, "value")
+        self.frozen_rows: Tensor | None = None
 
     def load_model(self) -> nn.Module:
-        """As of `NextToken`, with a row for `<NUM>` that every tuning trains."""
-        model = super().load_model()
-        numeric.train_rows(model)
-        return model
+        """As of `NextToken`, with the rows of `<NUM>`."""
+        model: Any = super().load_model()
+        if self.config.model.init == "pretrained" and numeric.settings_of(model.config) is None:
+            self._start_rows(model)
+        ready: nn.Module = model
+        return ready
+
+    def _start_rows(self, model: Any) -> None:
+        matrices, token = number_rows.matrices(model), self.settings.token_id
+        digits = self.tokenizer(DIGITS, add_special_tokens=False).input_ids
+        with changeable(matrices):
+            rows_2d = torch.stack([number_rows.new_row(weight_vd, digits) for weight_vd in matrices])
+            number_rows.set_rows(model, token, rows_2d)
+        if not self.config.tuning.spec.trains_base:
+            self.frozen_rows = rows_2d
+            if getattr(model, "resized_from_tokens", None) == token:  # no other row is new
+                model.resized_from_tokens = None
 
     def add_modules(self, model: nn.Module) -> nn.Module:
         """Adds the numeric embedding, abduction and action."""
         with seeded(self.config.run.seed):
-            numeric.add(model, self.settings)
+            numeric.add(model, self.settings, self.frozen_rows)
         return model
 
     def counted(self, batch: Batch) -> Batch:

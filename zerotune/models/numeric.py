@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import FIRST_NUMBER
 from zerotune.data.numbers_in_text import LARGEST, NUM
-from zerotune.models import cauchy, loss_head, pointer
+from zerotune.models import cauchy, loss_head, number_rows, pointer
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
 from zerotune.models.pointer import Copies, Offers, Pointer, offers
@@ -218,19 +218,10 @@ def add_token(tokenizer: Any) -> int:
     return int(tokenizer.convert_tokens_to_ids(NUM))
 
 
-def train_rows(model: Any) -> None:
-    """Have adapters train embeddings and output layer completely: `<NUM>` may have a row that nothing was trained for,
-    which a frozen matrix would keep.
-    """
-    if getattr(model, "resized_from_tokens", None) is None:
-        weight = model.get_input_embeddings().weight
-        model.resized_from_tokens = int(getattr(weight, "ds_shape", weight.shape)[0])
-
-
-def add(model: nn.Module, settings: Settings) -> None:
+def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> None:
     """Give a (tuned) language model numbers, all new parameters trained; a model that has them keeps their weights.
 
-    New weights are drawn from torch's generator.
+    New weights are drawn from torch's generator. rows_2d: to be saved with them, see `number_rows.BUFFER`.
 
     Raises:
         UserError: The model changes its logits after the output layer, or its values were trained with other settings.
@@ -247,6 +238,8 @@ def add(model: nn.Module, settings: Settings) -> None:
             f"numeric.copy: {str(old.copy).lower()}; set both"
         )
     base.numeric.float().requires_grad_(True)
+    if rows_2d is not None:
+        base.numeric.register_buffer(number_rows.BUFFER, rows_2d)
     setattr(base.config, KEY, asdict(settings))
 
 
