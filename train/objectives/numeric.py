@@ -22,6 +22,7 @@ from train.protocols import Batch, Ranks, Tuning
 from zerotune.models import number_rows, numeric
 
 DIGITS = "0123456789"
+CLOSE = 0.01
 INTERVAL = 0.9  # share of values that the central interval in the metrics should hold
 
 
@@ -83,19 +84,21 @@ class NumericLM(NextToken):
         """Means over held-out tokens and numbers.
 
         number_recall, number_precision: of `<NUM>` as the most probable token. interval_90: share of the values inside
-        their central 90 % interval. value_loss: mean -log density, without weight and gate.
+        their central 90 % interval. within_1_percent: share of the medians that differ so little from the value.
+        value_loss: mean -log density, without weight and gate.
         """
         rows = self.data.corpus.validation
         if rows is None:
             return {}
         model.eval()
-        sums = torch.zeros(8, dtype=torch.float64)
+        sums = torch.zeros(9, dtype=torch.float64)
         for _, batch in self.data.held_out_batches(rows, self.config.validation.max_rows):
             counts = self.counted(batch).counts
             terms = torch.stack([*self.loss(model, batch).values()])
             found = numeric.predictions(model, batch.inputs, batch.targets)
             is_top_n, is_number_n = found.rank_n == 1, found.is_number_n
-            low_m, high_m = found.values.quantiles((0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2))
+            low_m, median_m, high_m = found.values.quantiles((0.5 - INTERVAL / 2, 0.5, 0.5 + INTERVAL / 2))
+            is_close_m = (median_m - found.value_m).abs() <= CLOSE * found.value_m.abs()
             inside_m = (low_m <= found.value_m) & (found.value_m <= high_m)
             sums += torch.tensor(
                 [
@@ -105,12 +108,13 @@ class NumericLM(NextToken):
                     float(is_top_n.sum()),
                     float((is_top_n & is_number_n).sum()),
                     float(inside_m.sum()),
+                    float(is_close_m.sum()),
                     float(found.values.negative_log_density(found.value_m).sum()),
                 ],
                 dtype=torch.float64,
             )
         model.train()
-        tokens, values, count, numbers, top, right, inside, density = self.ranks.sum(sums.tolist())
+        tokens, values, count, numbers, top, right, inside, close, density = self.ranks.sum(sums.tolist())
         token_loss = tokens / max(count, 1.0)
         metrics = {"loss": token_loss + values / max(numbers, 1.0)}
         if self.token_term == "loss":
@@ -118,4 +122,5 @@ class NumericLM(NextToken):
         if not numbers:
             return metrics
         shares = {"number_recall": right / numbers, "number_precision": right / top if top else 0.0}
-        return {**metrics, "value_loss": density / numbers, **shares, "interval_90": inside / numbers}
+        values_of = {"within_1_percent": close / numbers, "interval_90": inside / numbers}
+        return {**metrics, "value_loss": density / numbers, **shares, **values_of}

@@ -205,8 +205,10 @@ class Numeric(nn.Module):
     def values(self, hidden_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
         """The distributions of the values at some positions. hidden_nd: of all positions. location_md: of the cause."""
         location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
-        copies = None if self.pointer is None else self.pointer(hidden_nd, at_m, offered)
-        return Values(location_m, scale_m, self.space, copies)
+        if self.pointer is None:
+            return Values(location_m, scale_m, self.space)
+        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], hidden_nd[offered.at_s])
+        return Values(location_m, scale_m, self.space, Copies(query_mr, key_sr, own_1, at_m, offered))
 
 
 def add_token(tokenizer: Any) -> int:
@@ -399,7 +401,8 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
         tokens_bt, values_bt = separated(torch.tensor([ids], device=hidden_d.device), settings.token_id)
         offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
         at_1 = torch.tensor([len(ids) - 1], device=hidden_d.device)
-        copies = module.pointer.copies(hidden_1d, at_1, key_kr[offered.at_s], offered)
+        query_1r, key_sr = module.pointer.queries(hidden_1d), key_kr[offered.at_s]
+        copies = Copies(query_1r, key_sr, module.pointer.own, at_1, offered)
     return Values(location_1, scale_1, settings.value_space, copies)
 
 

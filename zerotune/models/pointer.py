@@ -60,9 +60,9 @@ class Copies:
     """
 
     query_mr: Tensor
-    at_m: Tensor
-    own_1: Tensor
     key_sr: Tensor
+    own_1: Tensor
+    at_m: Tensor
     offered: Offers
 
     def negative_log_density(self, value_m: Tensor, own_m: Tensor) -> Tensor:
@@ -110,14 +110,22 @@ class Pointer(nn.Module):
     def keys(self, hidden_nd: Tensor) -> Tensor:
         """[n, r]: of positions that offer a number."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.linear(hidden_nd.to(self.key.dtype), self.key) / math.sqrt(WIDTH)
+            return F.linear(_features(hidden_nd.to(self.key.dtype)), self.key) / math.sqrt(WIDTH)
 
-    def forward(self, hidden_nd: Tensor, at_m: Tensor, offered: Offers) -> Copies:
-        """At some positions. hidden_nd: of all positions."""
-        return self.copies(hidden_nd[at_m], at_m, self.keys(hidden_nd[offered.at_s]), offered)
-
-    def copies(self, hidden_md: Tensor, at_m: Tensor, key_sr: Tensor, offered: Offers) -> Copies:
-        """As `forward`. key_sr: of the positions that offer a number."""
+    def queries(self, hidden_md: Tensor) -> Tensor:
+        """[m, r]: of positions whose value is predicted."""
         with torch.autocast(hidden_md.device.type, enabled=False):
-            query_mr = F.linear(hidden_md.to(self.query.dtype), self.query)
-        return Copies(query_mr, at_m, self.own.clone(), key_sr, offered)  # ZeRO-3 takes the parameter away
+            return F.linear(_features(hidden_md.to(self.query.dtype)), self.query)
+
+    def forward(self, hidden_md: Tensor, hidden_sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(queries, keys, score of the model's own value), in plain tensors: ZeRO-3 gathers the weights again in their
+        backward pass.
+        """
+        return self.queries(hidden_md), self.keys(hidden_sd), self.own.clone()
+
+
+def _features(hidden_nd: Tensor) -> Tensor:
+    """Hidden states of one size in all families, without the few outliers that are most of their norm in pretrained
+    models (arXiv:2208.07339) and would drown all else.
+    """
+    return F.rms_norm(hidden_nd, hidden_nd.shape[-1:]).asinh()

@@ -225,7 +225,9 @@ def mixtures(
             numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
             if numbers:
                 values.append(inputs["values"][row, numbers[-1]].asinh())
-                key, query = module.key @ hidden_btd[row, earlier], module.query @ hidden_btd[row, place]
+                states = hidden_btd[row, [earlier, place]]
+                states = (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
+                key, query = module.key @ states[0], module.query @ states[1]
                 scores.append(key @ query / math.sqrt(len(key)))
                 scales.append(torch.tensor(1e-9).double())
         found.append((torch.stack(scores).softmax(0).double(), torch.stack(values), torch.stack(scales)))
@@ -324,7 +326,8 @@ def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
     assert offered.at_s.tolist() == [0, 1, 3, 4, 5]  # position 2 begins a document
     assert offered.value_k[offered.of_s].tolist() == [1, 1, 2, 2, 3]
     hidden_nd, at_m = torch.randn(6, 16), torch.tensor([1, 2, 4])
-    (weight_mk,) = model.numeric.pointer(hidden_nd, at_m, offered).weights()
+    parts = model.numeric.pointer(hidden_nd[at_m], hidden_nd[offered.at_s])
+    (weight_mk,) = pointer.Copies(*parts, at_m, offered).weights()
     assert (weight_mk > 0).tolist() == [[True, True, False, False], [True] + 3 * [False], [True, False, True, False]]
     assert weight_mk.sum(-1).tolist() == pytest.approx([1, 1, 1])
 
