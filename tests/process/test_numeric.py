@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.config import parse
 from eval.distributed import Ranks
@@ -128,6 +129,7 @@ MERGED: dict[str, tuple[str, dict[str, object]]] = {
     "full": ("zero3", {"numeric__token_loss": "one_vs_rest"}),
     "lora": ("single", {"tuning__kind": "lora", "optim__learning_rate": 0.01}),
     "lora of a pretrained base": ("single", {"tuning__kind": "lora", "model__init": "pretrained"}),
+    "lora of a pretrained base on shards": ("zero3", {"tuning__kind": "lora", "model__init": "pretrained"}),
     "lstm": ("single", new_model("lstm")),
 }
 
@@ -136,7 +138,7 @@ MERGED: dict[str, tuple[str, dict[str, object]]] = {
 def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, case: str) -> None:
     kind, options = MERGED[case]
     if options.get("model__init") == "pretrained":
-        options = options | {"model__path": pretrained_stand_in(place.folder / "base")}
+        options = options | {"model__path": pretrained_stand_in(place.folder / f"base {case}")}
     spread = SPREAD if kind != "single" else {}
     run = place.run(f"merged {case}", kind, duration__max_epochs=3, merge__at_end="true", **options, **spread)
     assert "numeric" in json.loads((run / "merged" / "config.json").read_text())
@@ -155,6 +157,19 @@ def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, ca
     torch.testing.assert_close(found.values[:2], expected.values[:2], rtol=1e-4, atol=1e-5)
     plain = numeric.predictions(merged, {**inputs, "values": torch.zeros_like(inputs["values"])}, targets)
     assert not torch.allclose(plain.values.location_m[1:], found.values.location_m[1:])  # it read 42
+    if options.get("model__init") == "pretrained":
+        assert_only_the_row_of_numbers_is_new(Path(str(options["model__path"])), merged, number)
+
+
+def assert_only_the_row_of_numbers_is_new(base: Path, merged: Any, number: int) -> None:
+    digits = AutoTokenizer.from_pretrained(base)("0123456789", add_special_tokens=False)["input_ids"]
+    before = AutoModelForCausalLM.from_pretrained(base)
+    pairs = [(m.get_input_embeddings().weight, m.get_output_embeddings().weight) for m in (before, merged)]
+    for old_vd, new_vd in zip(*pairs, strict=True):
+        text = [token for token in range(len(old_vd)) if token != number]
+        assert torch.equal(old_vd[text], new_vd[text])
+        expected_d = 2 * old_vd[digits].mean(0) - old_vd[text].mean(0)
+        torch.testing.assert_close(new_vd[number], expected_d, rtol=0.01, atol=0.002)
 
 
 @pytest.mark.parametrize("settings", ["softmax", "one_vs_rest"])

@@ -22,6 +22,7 @@ from zerotune.models import cauchy
 from zerotune.models.loss_head import chunk_rows
 
 WIDTH = 64  # of queries and keys
+FASTER = 10.0  # factor of the learning rate of queries and keys, which start random beside pretrained weights
 SCALE = 1e-9  # of a copied number in the value space: less than the digits that a model writes
 
 
@@ -103,19 +104,19 @@ class Pointer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
-        self.key = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
+        self.query = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
+        self.key = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
         self.own = nn.Parameter(torch.zeros(1))  # score of the model's own value; DeepSpeed needs a dimension
 
     def keys(self, hidden_nd: Tensor) -> Tensor:
         """[n, r]: of positions that offer a number."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.linear(_features(hidden_nd.to(self.key.dtype)), self.key) / math.sqrt(WIDTH)
+            return F.linear(_features(hidden_nd.to(self.key.dtype)), self.key) * (FASTER / math.sqrt(WIDTH))
 
     def queries(self, hidden_md: Tensor) -> Tensor:
         """[m, r]: of positions whose value is predicted."""
         with torch.autocast(hidden_md.device.type, enabled=False):
-            return F.linear(_features(hidden_md.to(self.query.dtype)), self.query)
+            return F.linear(_features(hidden_md.to(self.query.dtype)), self.query) * FASTER
 
     def forward(self, hidden_md: Tensor, hidden_sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(queries, keys, score of the model's own value), in plain tensors: ZeRO-3 gathers the weights again in their

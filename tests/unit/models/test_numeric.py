@@ -227,7 +227,7 @@ def mixtures(
                 values.append(inputs["values"][row, numbers[-1]].asinh())
                 states = hidden_btd[row, [earlier, place]]
                 states = (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
-                key, query = module.key @ states[0], module.query @ states[1]
+                key, query = 10 * module.key @ states[0], 10 * module.query @ states[1]
                 scores.append(key @ query / math.sqrt(len(key)))
                 scales.append(torch.tensor(1e-9).double())
         found.append((torch.stack(scores).softmax(0).double(), torch.stack(values), torch.stack(scales)))
