@@ -61,7 +61,7 @@ def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 ONE_VS_REST = {"numeric__token_loss": "one_vs_rest", "numeric__gate": 0.5, "numeric__value_space": "linear"}
 SETTINGS: dict[str, dict[str, object]] = {
-    "softmax": {"numeric__gate": 0.5},
+    "softmax": {"numeric__gate": 0.5, "validation__samples": 2, "validation__max_new_tokens": 4},
     # Linear values of 1e300 would be all of the loss.
     "one_vs_rest": ONE_VS_REST | {"numeric__weight": 1e-3, "numeric__threshold": 0.5},
     "lora": {"tuning__kind": "lora"},
@@ -84,6 +84,12 @@ def reference(place: Place) -> Any:
     return get
 
 
+def samples(run: Path) -> dict[int, list[dict[str, str]]]:
+    """What a run showed, by step."""
+    files = sorted((run / "samples").glob("*.jsonl"))
+    return {int(file.stem.removeprefix("step-")): [json.loads(line) for line in file.open()] for file in files}
+
+
 @pytest.mark.parametrize(("settings", "kind"), PAIRS)
 def test_numbers_count_the_same_however_they_are_spread(place: Place, reference: Any, settings: str, kind: str) -> None:
     options = {"batch__tokens_per_micro_batch": 128} if kind == "accumulation" else SPREAD
@@ -96,6 +102,8 @@ def test_numbers_count_the_same_however_they_are_spread(place: Place, reference:
     )
     watched = WATCHED if settings != "one_vs_rest" else ("train/one_vs_rest", *WATCHED[1:])
     assert_equal(reference(settings), other, watched)
+    if settings == "softmax":
+        assert samples(other).keys() == samples(reference(settings)).keys() != {}
 
 
 def test_a_pack_is_what_its_rows_are(place: Place) -> None:
@@ -177,17 +185,24 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(60)[40:]), encoding="utf-8")
     options = {"duration__max_epochs": 20, "optim__learning_rate": 0.005, "validation__metric": "number_recall"}
-    options |= {"merge__at_end": "true", **SETTINGS[settings]}
+    options |= {
+        "merge__at_end": "true",
+        **SETTINGS[settings],
+        "validation__samples": 8,
+        "validation__max_new_tokens": 12,
+    }
     sources = json.dumps([{"path": str(held_out), "format": "qa"}])
     run = place.run(f"eval {settings}", data__validation=sources, data__validation_fraction=0, **options)
     step = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
-    words = ["--model", str(run / "merged"), "--tasks", "numeric,perplexity", "--data", str(held_out)]
-    words += ["--out", str(tmp_path / "out"), "--precision", "fp32"]
-    found = {
-        metric.name: metric.estimates[0].value
-        for task in evaluate(parse(words), Ranks(0, 1, torch.device("cpu"))).result.tasks
-        for metric in task.metrics
-    }
+    words = ["--model", str(run / "merged"), "--tasks", "numeric,perplexity,samples", "--data", str(held_out)]
+    words += ["--out", str(tmp_path / "out"), "--precision", "fp32", "--max_new_tokens", "12"]
+    evaluation = evaluate(parse(words), Ranks(0, 1, torch.device("cpu")))
+    found = {m.name: m.estimates[0].value for task in evaluation.result.tasks for m in task.metrics}
+    (shown,) = evaluation.samples["samples"].values()
+    for own, sample in zip(samples(run)[step], shown, strict=False):
+        assert str(sample.shown["greedy"]).split("\n(90 %")[0] == own["response"]
+        assert own["reference"].startswith("It is ")
+        assert "<NUM>" not in str(own)
     for name in ("number_recall", "number_precision", "interval_90", "value_loss"):
         assert found[name] == pytest.approx(metrics(run, f"validation/{name}")[step], rel=1e-4), name
     if settings == "softmax":

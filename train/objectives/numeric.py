@@ -5,7 +5,7 @@ Shape suffixes: b rows, t positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,11 @@ from train.config import Config
 from train.config_numeric import NumericConfig
 from train.engine.gather_weights import changeable
 from train.models.load import seeded
+from train.objectives.continue_with_numbers import continue_with_numbers
 from train.objectives.next_token import NextToken
-from train.protocols import Batch, Ranks, Tuning
+from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.inference.checkpoint import as_tuple
+from zerotune.inference.reasoning import without_partial_character
 from zerotune.models import number_rows, numeric
 
 DIGITS = "0123456789"
@@ -78,6 +81,30 @@ class NumericLM(NextToken):
         """Sums of the token loss over the trained tokens, and of the weighted values over the trained numbers."""
         tokens, values = numeric.losses(model, batch.inputs, batch.targets, self.numeric.gate)
         return {self.token_term: tokens, "value": self.numeric.weight * values}
+
+    def samples(self, model: nn.Module) -> Sequence[Sample]:
+        """Answers to the first held-out prompts."""
+        rows = self.data.corpus.validation
+        if rows is None:
+            return []
+        prompts = self.prompts(rows, self.config.validation.samples, corpora=True)
+        if not prompts:
+            return []
+        model.eval()
+        answers = continue_with_numbers(
+            model,
+            [ids for ids, _ in prompts],
+            self.settings.token_id,
+            as_tuple(numeric.causal_lm(model).generation_config.eos_token_id),
+            self.config.validation.max_new_tokens,
+            self.data.shape,
+            self.ranks,
+        )
+        model.train()
+        return [
+            Sample(self.text(ids), without_partial_character(self.text(answer, skip_special_tokens=True)), gold)
+            for (ids, gold), answer in zip(prompts, answers, strict=True)
+        ]
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> Mapping[str, float]:

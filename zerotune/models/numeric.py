@@ -444,6 +444,29 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
     return predicted
 
 
+@torch.no_grad()
+def next_tokens(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) -> tuple[list[int], list[float]]:
+    """(the most probable token, the median of the value if it is `<NUM>`) at each position with a target. Arguments as
+    of `losses`.
+    """
+    base: Any = causal_lm(model)
+    settings = settings_of(base.config)
+    assert settings is not None
+    offered, _, at_n = _numbers_of(inputs, targets_bt, settings)
+    found: list[Tensor] = []
+
+    def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
+        hidden_nd = hidden_btd.flatten(0, 1)
+        values = base.numeric.values(hidden_nd, at_n, base.numeric.location(hidden_nd[at_n]), offered)
+        found.extend([_scores(base, layer, hidden_nd[at_n], None).argmax(-1), *values.quantiles([0.5])])
+        return hidden_nd.new_zeros(())
+
+    with predicting(None, answer):
+        model(**inputs)
+    token_n, value_n = found
+    return token_n.tolist(), value_n.tolist()
+
+
 def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate: float) -> tuple[Tensor, Tensor]:
     """(sum of the token loss, sum of the gated -log densities of values) over the targets that are not -100.
 
