@@ -200,7 +200,7 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
     found = {m.name: m.estimates[0].value for task in evaluation.result.tasks for m in task.metrics}
     (shown,) = evaluation.samples["samples"].values()
     for own, sample in zip(samples(run)[step], shown, strict=False):
-        assert str(sample.shown["greedy"]).split("\n(90 %")[0] == own["response"]
+        assert str(sample.shown["greedy"]).split("\n(90 %")[0] == own["answer"]
         assert own["reference"].startswith("It is ")
         assert "<NUM>" not in str(own)
     for name in ("number_recall", "number_precision", "interval_90", "value_loss"):

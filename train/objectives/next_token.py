@@ -49,7 +49,8 @@ class NextToken(Objective):
         """The pretrained or new model, which stops at what ends the answers of the rows."""
         model: Any = self.base.load(self.data.shape.packed)
         own = as_tuple(model.generation_config.eos_token_id)
-        model.generation_config.eos_token_id = sorted({*own, *self.data.corpus.stop_ids})
+        self.stop_ids = sorted({*own, *self.data.corpus.stop_ids})
+        model.generation_config.eos_token_id = self.stop_ids
         ready: nn.Module = model
         return ready
 

@@ -20,7 +20,6 @@ from train.models.load import seeded
 from train.objectives.continue_with_numbers import continue_with_numbers
 from train.objectives.next_token import NextToken
 from train.protocols import Batch, Ranks, Sample, Tuning
-from zerotune.inference.checkpoint import as_tuple
 from zerotune.inference.reasoning import without_partial_character
 from zerotune.models import number_rows, numeric
 
@@ -95,7 +94,7 @@ class NumericLM(NextToken):
             model,
             [ids for ids, _ in prompts],
             self.settings.token_id,
-            as_tuple(numeric.causal_lm(model).generation_config.eos_token_id),
+            self.stop_ids,
             self.config.validation.max_new_tokens,
             self.data.shape,
             self.ranks,
