@@ -2,13 +2,14 @@
 
     python examples/make_numbers.py OUT [--rows 200]
 
-Published sets, of sentences whose number nothing announces: its distribution is all that can be learned. `train` and
-`plain` hold uniform values, `extreme` adds heavy tails, `boundary` holds seven round values; `questions` repeats the
-value of its sentence as an answer.
+Published sets, of sentences whose number nothing announces: its distribution is all that can be learned. `train`,
+`validation` and `plain` hold uniform values, `extreme` adds heavy tails, `boundary` holds seven round values;
+`questions` repeats the value of its sentence as an answer.
 
 Reading sets, in English and Chinese, of questions about statements: `reading` asks for one of their values,
 `reading_far` for one 10 to 100 times larger than any in training, `arithmetic` for a sum or difference, and `words` for
 what is no number. `reading_train` has all of these; the others share neither templates nor values with it.
+`reading_validation` is like `reading`.
 
 The output is the same every time; a larger set begins with the rows of a smaller one.
 """
@@ -250,8 +251,10 @@ SETS: dict[str, tuple[Callable[[random.Random], Row], int]] = {  # name -> (one 
     "plain": (lambda draw: sentence(draw, uniform), 1),
     "questions": (question, 1),
     "extreme": (lambda draw: sentence(draw, extreme), 1),
+    "validation": (lambda draw: sentence(draw, uniform), 1),
     "boundary": (lambda draw: sentence(draw, lambda one: one.choice(BOUNDARIES)), 1),
     "reading_train": (mixed, 20),
+    "reading_validation": (lambda draw: about(draw, True, "value"), 1),
     "reading": (lambda draw: about(draw, True, "value"), 1),
     "reading_far": (lambda draw: about(draw, True, "value", *FAR), 1),
     "arithmetic": (lambda draw: arithmetic(draw, True), 1),

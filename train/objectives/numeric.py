@@ -18,14 +18,14 @@ from train.config_numeric import NumericConfig
 from train.engine.gather_weights import changeable
 from train.models.load import seeded
 from train.objectives.continue_with_numbers import continue_with_numbers
+from train.objectives.held_out_numbers import HeldOutNumbers
 from train.objectives.next_token import NextToken
 from train.protocols import Batch, Ranks, Sample, Tuning
 from zerotune.inference.reasoning import without_partial_character
 from zerotune.models import number_rows, numeric
 
 DIGITS = "0123456789"
-CLOSE = 0.01
-INTERVAL = 0.9  # share of values that the central interval in the metrics should hold
+LEVELS = ("level_50", "level_90")
 
 
 class NumericLM(NextToken):
@@ -45,6 +45,7 @@ class NumericLM(NextToken):
         self.token_term = "loss" if settings.token_loss == "softmax" else "one_vs_rest"
         self.terms = (self.token_term, "value")
         self.frozen_rows: Tensor | None = None
+        self.levels = (0.5, 0.9)
 
     def load_model(self) -> nn.Module:
         """As of `NextToken`, with the rows of `<NUM>`."""
@@ -69,6 +70,7 @@ class NumericLM(NextToken):
         """Adds the numeric embedding, abduction and action."""
         with seeded(self.config.run.seed):
             numeric.add(model, self.settings, self.frozen_rows)
+        self.tuned = model
         return model
 
     def counted(self, batch: Batch) -> Batch:
@@ -112,41 +114,34 @@ class NumericLM(NextToken):
         number_recall, number_precision: of `<NUM>` as the most probable token. interval_90: share of the values inside
         their central 90 % interval. within_1_percent: share of the medians that differ so little from the value.
         value_loss: mean -log density, without weight and gate.
+
+        Calibrates the model's intervals.
         """
         rows = self.data.corpus.validation
         if rows is None:
             return {}
         model.eval()
-        sums = torch.zeros(9, dtype=torch.float64)
+        sums, numbers = torch.zeros(4, dtype=torch.float64), HeldOutNumbers()
         for _, batch in self.data.held_out_batches(rows, self.config.validation.max_rows):
             counts = self.counted(batch).counts
-            terms = torch.stack([*self.loss(model, batch).values()])
-            found = numeric.predictions(model, batch.inputs, batch.targets)
-            is_top_n, is_number_n = found.rank_n == 1, found.is_number_n
-            low_m, median_m, high_m = found.values.quantiles((0.5 - INTERVAL / 2, 0.5, 0.5 + INTERVAL / 2))
-            is_close_m = (median_m - found.value_m).abs() <= CLOSE * found.value_m.abs()
-            inside_m = (low_m <= found.value_m) & (found.value_m <= high_m)
-            sums += torch.tensor(
-                [
-                    *terms.tolist(),
-                    counts[self.token_term],
-                    counts["value"],
-                    float(is_top_n.sum()),
-                    float((is_top_n & is_number_n).sum()),
-                    float(inside_m.sum()),
-                    float(is_close_m.sum()),
-                    float(found.values.negative_log_density(found.value_m).sum()),
-                ],
-                dtype=torch.float64,
-            )
+            terms = torch.stack([*self.loss(model, batch).values()]).tolist()
+            sums += torch.tensor([*terms, counts[self.token_term], counts["value"]], dtype=torch.float64)
+            numbers.add(numeric.predictions(model, batch.inputs, batch.targets))
         model.train()
-        tokens, values, count, numbers, top, right, inside, close, density = self.ranks.sum(sums.tolist())
+        tokens, values, count, of_values = self.ranks.sum(sums.tolist())
+        numbers = numbers.summed(self.ranks)
+        self.levels = numbers.level(0.5), numbers.level(0.9)
+        numeric.set_levels(model, *self.levels)
         token_loss = tokens / max(count, 1.0)
-        metrics = {"loss": token_loss + values / max(numbers, 1.0)}
+        metrics = {"loss": token_loss + values / max(of_values, 1.0)}
         if self.token_term == "loss":
             metrics["perplexity"] = perplexity_of(token_loss)
-        if not numbers:
-            return metrics
-        shares = {"number_recall": right / numbers, "number_precision": right / top if top else 0.0}
-        values_of = {"within_1_percent": close / numbers, "interval_90": inside / numbers}
-        return {**metrics, "value_loss": density / numbers, **shares, **values_of}
+        return {**metrics, **numbers.metrics}
+
+    def state(self) -> Mapping[str, float]:
+        """The levels of the intervals."""
+        return dict(zip(LEVELS, self.levels, strict=True))
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        self.levels = state[LEVELS[0]], state[LEVELS[1]]
+        numeric.set_levels(self.tuned, *self.levels)

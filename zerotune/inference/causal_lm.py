@@ -154,7 +154,8 @@ class Network:
         """
         found = numeric.next_value(self.model, state_d, key_kr, ids)
         require_finite(bool(found.location_m.isfinite().all()))
-        low, median, high = map(float, found.quantiles((0.05, 0.5, 0.95)))
+        assert self.numbers is not None
+        median, low, high = map(float, found.quantiles([0.5, *self.numbers.interval_shares[2:]]))
         if cause is not None:
             median = float(found.drawn(cause.deviation, cause.share).quantiles((0.5,))[0])
         earlier = [value_of(one) for one in ids if is_number(one)]

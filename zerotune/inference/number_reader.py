@@ -25,7 +25,6 @@ from zerotune.models import numeric
 from zerotune.models.pointer import offers
 
 BEGINS = re.compile(r"\s*[-+\u2212]?[.]?\d")  # \d: digits of every script
-INTERVALS = (0.5, 0.9)  # shares of the probability in the central intervals
 
 
 def measure(
@@ -104,9 +103,8 @@ def _predicted(network: Network, rows: Sequence[Measure], states_btd: Tensor, be
     offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
     found = module.values(states_nd, before_m, module.location(states_nd[before_m]), offered)
     values = [value for row in rows for value in row.values]
-    shares = [0.5, *(0.5 + side * share / 2 for share in INTERVALS for side in (-1, 1))]
     losses_m = found.negative_log_density(torch.tensor(values, dtype=torch.float64, device=network.device))
-    columns = [*found.quantiles(shares), losses_m]
+    columns = [*found.quantiles([0.5, *settings.interval_shares]), losses_m]
     require_finite(all(bool(column.isfinite().all()) for column in columns))
     return columns
 

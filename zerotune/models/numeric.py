@@ -20,7 +20,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -49,7 +49,8 @@ class Settings:
 
     token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
     of tokens mean. threshold: for one_vs_rest, the score above which a token comes next. copy: whether a value may be
-    that of an earlier number.
+    that of an earlier number. level_50, level_90: shares of the probability between the ends of the central 50 % and
+    90 % intervals: those that hold so many of held-out values (calibrated regression, arXiv:1807.00263).
     """
 
     token_id: int
@@ -57,10 +58,17 @@ class Settings:
     token_loss: Literal["softmax", "one_vs_rest"] = "softmax"
     threshold: float = 0.0
     copy: bool = True
+    level_50: float = 0.5
+    level_90: float = 0.9
 
     def is_number(self, ids: Tensor) -> Tensor:
         """Where `<NUM>` stands."""
         return ids == self.token_id
+
+    @property
+    def interval_shares(self) -> list[float]:
+        """Shares below the ends of the central intervals: low and high of 50 %, low and high of 90 %."""
+        return [0.5 + side * level / 2 for level in (self.level_50, self.level_90) for side in (-1, 1)]
 
     def in_space(self, values: Tensor) -> Tensor:
         """Values in the value space."""
@@ -98,10 +106,15 @@ class Values(NamedTuple):
         """The values below which these shares of the probability lie; 0.5: the median. At most +-LARGEST."""
         if self.copies is None:
             return [self._value(self.location_m + self.scale_m * cauchy.standard_quantile(share)) for share in shares]
-        weights = self.copies.weights()
-        sizes = [len(weight_ck) for weight_ck in weights]
-        chunks = list(zip(weights, self.location_m.split(sizes), self.scale_m.split(sizes), strict=True))
-        return [torch.cat([self._mixture_quantile(share, *chunk) for chunk in chunks]) for share in shares]
+        mixtures = self._mixtures()
+        return [torch.cat([self._mixture_quantile(share, *mixture) for mixture in mixtures]) for share in shares]
+
+    def shares_below(self, value_m: Tensor) -> Tensor:
+        """[m]: the share of the probability below a value."""
+        point_m = value_m if self.space == "linear" else value_m.asinh()
+        mixtures = self._mixtures()
+        points = point_m.split([len(weight_ck) for weight_ck, _, _ in mixtures])
+        return torch.cat([_share_below(point_c, *mixture) for point_c, mixture in zip(points, mixtures, strict=True)])
 
     def drawn(self, deviation: Tensor, share: float) -> Values:
         """A draw, as the location: the own value moved by `deviation`, or an earlier number. share: between 0 and 1,
@@ -120,19 +133,37 @@ class Values(NamedTuple):
             point_m = point_m.clamp(-LARGEST_ASINH, LARGEST_ASINH).sinh()
         return point_m.clamp(-LARGEST, LARGEST)
 
-    def _mixture_quantile(self, share: float, weight_c1k: Tensor, location_c: Tensor, scale_c: Tensor) -> Tensor:
+    def _mixtures(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Chunks of (weights, locations, scales) [c, 1 + k]: of the own value, and of each earlier number."""
+        if self.copies is None:
+            return [(torch.ones_like(self.location_m)[:, None], self.location_m[:, None], self.scale_m[:, None])]
+        weights, value_k = self.copies.weights(), self.copies.offered.value_k
+        sizes = [len(weight_ck) for weight_ck in weights]
+        own = zip(self.location_m.split(sizes), self.scale_m.split(sizes), strict=True)
+        return [
+            (
+                weight_ck,
+                torch.cat([location_c[:, None], value_k.expand(len(location_c), -1)], 1),
+                F.pad(scale_c[:, None], (0, len(value_k)), value=pointer.SCALE),
+            )
+            for weight_ck, (location_c, scale_c) in zip(weights, own, strict=True)
+        ]
+
+    def _mixture_quantile(self, share: float, weight_ck: Tensor, location_ck: Tensor, scale_ck: Tensor) -> Tensor:
         """By bisection of the asinh of the value, which resolves all sizes alike."""
-        assert self.copies is not None
-        value_ck = torch.cat([location_c[:, None], self.copies.offered.value_k.expand(len(location_c), -1)], 1)
-        scale_ck = torch.cat([scale_c[:, None], torch.full_like(value_ck[:, 1:], pointer.SCALE)], 1)
-        low_c, high_c = torch.full_like(location_c, -LARGEST_ASINH), torch.full_like(location_c, LARGEST_ASINH)
+        high_c = torch.full_like(location_ck[:, 0], LARGEST_ASINH)
+        low_c = -high_c
         for _ in range(BISECTIONS):
             middle_c = (low_c + high_c) / 2
             point_c = middle_c if self.space == "asinh" else middle_c.sinh()
-            below_ck = 0.5 + ((point_c[:, None] - value_ck) / scale_ck).atan() / math.pi
-            is_below_c = (weight_c1k * below_ck).sum(-1) < share
+            is_below_c = _share_below(point_c, weight_ck, location_ck, scale_ck) < share
             low_c, high_c = torch.where(is_below_c, middle_c, low_c), torch.where(is_below_c, high_c, middle_c)
         return ((low_c + high_c) / 2).sinh().clamp(-LARGEST, LARGEST)
+
+
+def _share_below(point_c: Tensor, weight_ck: Tensor, location_ck: Tensor, scale_ck: Tensor) -> Tensor:
+    below_ck = 0.5 + ((point_c[:, None] - location_ck) / scale_ck).atan() / math.pi
+    return (weight_ck * below_ck).sum(-1)
 
 
 class Direction(nn.Module):
@@ -243,6 +274,14 @@ def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> 
     if rows_2d is not None:
         base.numeric.register_buffer(number_rows.BUFFER, rows_2d)
     setattr(base.config, KEY, asdict(settings))
+
+
+def set_levels(model: nn.Module, level_50: float, level_90: float) -> None:
+    """Calibrate the intervals of a model with numbers; see `Settings`."""
+    config = causal_lm(model).config
+    settings = settings_of(config)
+    assert settings is not None
+    setattr(config, KEY, asdict(replace(settings, level_50=level_50, level_90=level_90)))
 
 
 def _new_module(config: Any, settings: Settings | None) -> Numeric:
