@@ -71,7 +71,7 @@ def main() -> int:
         models["digits-number-token-loss"] = [*digits, *weight]
     models["values"] = []
     for name, own in models.items():
-        run("train.cli", "train", study.recipe, *own, "--run.folder", str(out / name), *shared)
+        run("train.cli", "train", study.recipe, "--run.folder", str(out / name), *shared, *own)
     evaluate(out, study, [] if base.family else [base.path], list(models), given.text)
     print(f"Report: {out / 'eval' / 'report.html'}")
     return 0

@@ -151,6 +151,8 @@ def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, ca
     run = place.run(f"merged {case}", kind, duration__max_epochs=3, merge__at_end="true", **options, **spread)
     assert "numeric" in json.loads((run / "merged" / "config.json").read_text())
     checkpoint = open_checkpoint(str(run / "merged"), "new")
+    half = cast(LanguageModel, checkpoint.load("language", "bf16", "none", torch.device("cpu"))).network.model
+    assert {parameter.dtype for parameter in half.numeric.parameters()} == {torch.float32}  # values need its digits
     language_model = cast(LanguageModel, checkpoint.load("language", "fp32", "none", torch.device("cpu")))
     merged = cast(Any, language_model.network.model)
     step = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
@@ -222,6 +224,15 @@ def test_a_base_in_4_bit(place: Place) -> None:
     options |= {"tuning__kind": "lora", "tuning__quantization": "nf4", "merge__quantized_base": "dequantized"}
     run = place.run("qlora", duration__max_epochs=2, merge__at_end="true", **options)
     assert json.loads((run / "merged" / "run.json").read_text())["merge"]["divergence"]["dequantized"] < 1e-6
+
+
+def test_only_this_objective_trains_a_folder_with_numbers(place: Place, reference: Any) -> None:
+    first = place.run("first of two", duration__max_epochs=1, merge__at_end="true")
+    options = {"model__path": first / "merged", "model__init": "pretrained"}
+    words = arguments(place.folder / "second of two", place.rows, objective="causal_lm", **options)
+    processes = place.zygote.run(words, place.folder / "second of two", "single")
+    assert set(processes.codes) != {0}
+    assert "reads numbers as values, which only objective: numeric trains" in processes.output
 
 
 def test_training_goes_on_from_a_folder_with_numbers(place: Place, reference: Any) -> None:

@@ -21,6 +21,7 @@ from train.objectives.continue_with_numbers import continue_with_numbers
 from train.objectives.held_out_numbers import HeldOutNumbers
 from train.objectives.next_token import NextToken
 from train.protocols import Batch, Ranks, Sample, Tuning
+from zerotune.common.errors import UserError
 from zerotune.inference.reasoning import without_partial_character
 from zerotune.models import number_rows, numeric
 
@@ -57,7 +58,7 @@ class NumericLM(NextToken):
 
     def _start_rows(self, model: Any) -> None:
         matrices, token = number_rows.matrices(model), self.settings.token_id
-        digits = self.tokenizer(DIGITS, add_special_tokens=False).input_ids
+        digits = self._digits()
         with changeable(matrices):
             rows_2d = torch.stack([number_rows.new_row(weight_vd, digits) for weight_vd in matrices])
             number_rows.set_rows(model, token, rows_2d)
@@ -65,6 +66,14 @@ class NumericLM(NextToken):
             self.frozen_rows = rows_2d
             if getattr(model, "resized_from_tokens", None) == token:  # no other row is new
                 model.resized_from_tokens = None
+
+    def _digits(self) -> list[int]:
+        """The tokens of single digits."""
+        found = {d: self.tokenizer(d, add_special_tokens=False).input_ids for d in DIGITS}
+        tokens = [token for d, ids in found.items() for token in ids if self.tokenizer.decode([token]).strip() == d]
+        if not tokens:
+            raise UserError("objective: numeric starts from the tokens of single digits, and the tokenizer has none")
+        return tokens
 
     def add_modules(self, model: nn.Module) -> nn.Module:
         """Adds the numeric embedding, abduction and action."""
@@ -115,7 +124,7 @@ class NumericLM(NextToken):
         their central 90 % interval. within_1_percent: share of the medians that differ so little from the value.
         value_loss: mean -log density, without weight and gate.
 
-        Calibrates the model's intervals.
+        Calibrates the intervals of a model without copies.
         """
         rows = self.data.corpus.validation
         if rows is None:
@@ -130,8 +139,9 @@ class NumericLM(NextToken):
         model.train()
         tokens, values, count, of_values = self.ranks.sum(sums.tolist())
         numbers = numbers.summed(self.ranks)
-        self.levels = numbers.level(0.5), numbers.level(0.9)
-        numeric.set_levels(model, *self.levels)
+        if not self.settings.copy:  # copies are narrow: levels that hold most of them would hold little else
+            self.levels = numbers.level(0.5), numbers.level(0.9)
+            numeric.set_levels(model, *self.levels)
         token_loss = tokens / max(count, 1.0)
         metrics = {"loss": token_loss + values / max(of_values, 1.0)}
         if self.token_term == "loss":

@@ -40,6 +40,7 @@ from zerotune.models.pointer import Copies, Offers, Pointer, offers
 KEY = "numeric"  # of the parameters, and of the settings in config.json
 START_SCALE = 1.0  # of the cause, at every position
 LARGEST_ASINH = math.asinh(LARGEST)
+NEAR = 1e3 * pointer.SCALE
 BISECTIONS = 64  # of +-LARGEST_ASINH, down to the precision of float64
 
 
@@ -125,7 +126,7 @@ class Values(NamedTuple):
             (weight_1k,) = self.copies.weights()
             value_k = torch.cat([location_m, self.copies.offered.value_k])
             chosen_1 = (weight_1k.cumsum(-1) < share).sum(-1).clamp(max=len(value_k) - 1)
-            location_m = value_k[chosen_1]
+            location_m = value_k[chosen_1]  # rounding of `sinh` is below the digits that are written
         return Values(location_m, self.scale_m, self.space)
 
     def _value(self, point_m: Tensor) -> Tensor:
@@ -158,7 +159,17 @@ class Values(NamedTuple):
             point_c = middle_c if self.space == "asinh" else middle_c.sinh()
             is_below_c = _share_below(point_c, weight_ck, location_ck, scale_ck) < share
             low_c, high_c = torch.where(is_below_c, middle_c, low_c), torch.where(is_below_c, high_c, middle_c)
-        return ((low_c + high_c) / 2).sinh().clamp(-LARGEST, LARGEST)
+        return self._snapped(((low_c + high_c) / 2).sinh().clamp(-LARGEST, LARGEST))
+
+    def _snapped(self, value_c: Tensor) -> Tensor:
+        """A copied number itself for what is within its narrow distribution."""
+        if self.copies is None or not len(self.copies.offered.number_k):
+            return value_c
+        number_k = self.copies.offered.number_k
+        distance_ck = (value_c[:, None] - number_k).abs()
+        is_copy_ck = distance_ck <= NEAR * (1 + number_k.abs())
+        nearest_c = number_k[torch.where(is_copy_ck, distance_ck, math.inf).argmin(-1)]
+        return torch.where(is_copy_ck.any(-1), nearest_c, value_c)
 
 
 def _share_below(point_c: Tensor, weight_ck: Tensor, location_ck: Tensor, scale_ck: Tensor) -> Tensor:
@@ -265,6 +276,8 @@ def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> 
         require_plain_logits(base)
         setattr(base, KEY, _new_module(base.config, settings).to(base.device))
         base.__class__ = numeric_class(cast(Any, type(base)))
+    elif old.token_id != settings.token_id:
+        raise UserError(f"<NUM> is token {old.token_id} of the model and {settings.token_id} of model.tokenizer")
     elif (old.value_space, old.copy) != (settings.value_space, settings.copy):
         raise UserError(
             f"the model was trained with numeric.value_space: {old.value_space} and "
@@ -323,7 +336,9 @@ def numeric_class(kind: Any) -> Any:
         kind.__init__(self, config, *args, **kwargs)
         self.numeric = _new_module(config, settings_of(config))
 
-    return type(kind.__name__, (kind,), {"__init__": start, "forward": forward, "__module__": kind.__module__})
+    exact = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
+    own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": exact}
+    return type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
 
 
 def _scores(model: Any, layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
@@ -384,6 +399,10 @@ class AutoNumericLM:
         """The class for a configuration: numeric if it has numbers, else the Auto class."""
         if settings_of(config) is None:
             return AutoModelForCausalLM
+        if type(config) not in cls._model_mapping:
+            raise UserError(
+                f"numbers as values need a model of transformers; {type(config).__name__} is another's code"
+            )
         return numeric_class(cls._model_mapping[type(config)])
 
 
@@ -438,7 +457,7 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
     copies = None
     if key_kr is not None:
         tokens_bt, values_bt = separated(torch.tensor([ids], device=hidden_d.device), settings.token_id)
-        offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
+        offered = offers(settings.is_number(tokens_bt), values_bt, None, settings.in_space)
         at_1 = torch.tensor([len(ids) - 1], device=hidden_d.device)
         query_1r, key_sr = module.pointer.queries(hidden_1d), key_kr[offered.at_s]
         copies = Copies(query_1r, key_sr, module.pointer.own, at_1, offered)
@@ -449,7 +468,7 @@ def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Setting
     """The numbers that may be copied, the value behind each position [b * t], and the positions with a target [n]."""
     values_bt = inputs["values"]
     is_number_bt = settings.is_number(inputs["input_ids"])
-    offered = offers(is_number_bt, settings.in_space(values_bt), inputs.get("position_ids"))
+    offered = offers(is_number_bt, values_bt, inputs.get("position_ids"), settings.in_space)
     return offered, F.pad(values_bt[:, 1:], (0, 1)).flatten(), (targets_bt.flatten() != IGNORED).nonzero()[:, 0]
 
 

@@ -10,6 +10,7 @@ number, k the offered numbers, d width, r width of queries and keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,26 +32,28 @@ class Offers(NamedTuple):
 
     Positions are indices into the flattened rows of a batch.
 
-    at_s: positions that offer a number. of_s: which one of value_k. start_n: where the document of each position
-    begins.
+    at_s: positions that offer a number. of_s: which one of number_k. value_k: the numbers in the value space. start_n:
+    where the document of each position begins.
     """
 
     at_s: Tensor
     of_s: Tensor
+    number_k: Tensor
     value_k: Tensor
     start_n: Tensor
 
 
-def offers(is_number_bt: Tensor, values_bt: Tensor, position_ids_bt: Tensor | None) -> Offers:
-    """values_bt: in the space in which they are copied. position_ids_bt: restart in each document; without, a row is
-    one document.
-    """
+def offers(
+    is_number_bt: Tensor, values_bt: Tensor, position_ids_bt: Tensor | None, in_space: Callable[[Tensor], Tensor]
+) -> Offers:
+    """position_ids_bt: restart in each document; without, a row is one document. in_space: to the value space."""
     index_bt = torch.arange(values_bt.numel(), device=values_bt.device).view_as(values_bt)
     start_bt = index_bt[:, :1].expand_as(index_bt) if position_ids_bt is None else index_bt - position_ids_bt
     last_n = torch.where(is_number_bt, index_bt, -1).flatten().cummax(0).values
     at_s = (last_n >= start_bt.flatten()).nonzero()[:, 0]
-    number_k, of_s = last_n[at_s].unique(return_inverse=True)
-    return Offers(at_s, of_s, values_bt.flatten()[number_k], start_bt.flatten())
+    place_k, of_s = last_n[at_s].unique(return_inverse=True)
+    number_k = values_bt.flatten()[place_k]
+    return Offers(at_s, of_s, number_k, in_space(number_k), start_bt.flatten())
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Copies:
 
     @property
     def _chunk(self) -> int:
-        return chunk_rows(len(self.offered.at_s) + 1, self.at_m.device)
+        return chunk_rows(8 * (len(self.offered.at_s) + 1), self.at_m.device)  # several matrices in float64
 
     def _log_weights(self, query_cr: Tensor, at_c: Tensor) -> Tensor:
         """[c, 1 + s] in float64."""

@@ -7,11 +7,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
+from scipy.stats import cauchy
 
 from eval.cached_model import open_answer_cache
 from eval.config import parse
@@ -81,22 +83,46 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return eval_checkpoints.save(tmp_path_factory.mktemp("digits"), seed=3)
 
 
-def copied(pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float, settings: Any) -> float:
-    """The location after attention to the last number at or before each position up to `at`."""
+class Mixture(NamedTuple):
+    """Weights, locations and scales, in the value space."""
+
+    weight_k: Any
+    location_k: Any
+    scale_k: Any
+
+    def below(self, point: float) -> float:
+        return float(self.weight_k @ cauchy.cdf(point, self.location_k, self.scale_k))
+
+    def log_density(self, point: float) -> float:
+        with np.errstate(over="ignore"):
+            sizes = np.hypot(1, (point - self.location_k) / self.scale_k)
+        return float(np.logaddexp.reduce(np.log(self.weight_k / (math.pi * self.scale_k)) - 2 * np.log(sizes)))
+
+    @property
+    def median(self) -> float:
+        ends = min(self.location_k) - max(self.scale_k), max(self.location_k) + max(self.scale_k)
+        return float(brentq(lambda point: self.below(point) - 0.5, *ends, xtol=1e-12))
+
+
+def mixture(
+    pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float, width: float, settings: Any
+) -> Mixture:
+    """The model's own value and, by attention, the last number at or before each position up to `at`."""
     if pointer is None:
-        return own
+        return Mixture(np.ones(1), np.array([own]), np.array([width]))
     hidden = hidden.detach()
+    hidden = (hidden / hidden.square().mean(-1, keepdim=True).sqrt()).asinh()
     scores, offered = [float(pointer.own.detach())], [own]
-    query = pointer.query.detach() @ hidden[at]
+    query = 10 * pointer.query.detach() @ hidden[at]
     last = None
     for k in range(at + 1):
         if ids[k] == settings.token_id:
             last = float(values[k]) if settings.value_space == "linear" else math.asinh(float(values[k]))
         if last is not None:
-            scores.append(float(query @ (pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
+            scores.append(float(query @ (10 * pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
             offered.append(last)
     weights = np.exp(np.array(scores) - max(scores))
-    return float(weights @ np.array(offered) / weights.sum())
+    return Mixture(weights / weights.sum(), np.array(offered), np.array([width, *[1e-9] * (len(offered) - 1)]))
 
 
 def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -133,15 +159,14 @@ def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
                 p = own[settings.token_id] - (0 if settings.token_loss == "one_vs_rest" else np.logaddexp.reduce(own))
                 per["p"].append(math.exp(p))
                 inner = value if settings.value_space == "linear" else math.asinh(value)
-                place = copied(model.numeric.pointer, hidden, ids[0], values[0], at - 1, place, settings)
+                found = mixture(model.numeric.pointer, hidden, ids[0], values[0], at - 1, place, width, settings)
                 for share in (50, 90):
-                    per[f"in{share}"].append(abs(inner - place) <= width * math.tan(math.pi * share / 200))
+                    per[f"in{share}"].append(abs(found.below(inner) - 0.5) <= share / 200)
                 slope = 0.0 if settings.value_space == "linear" else math.log(math.hypot(1, value))
-                z = (inner - place) / width
-                per["nll"].append(math.log(math.pi * width) + 2 * math.log(math.hypot(1, z)) + slope)
+                per["nll"].append(slope - found.log_density(inner))
                 if best:
                     right += 1
-                    median = place if settings.value_space == "linear" else math.sinh(min(max(place, -691.0), 691.0))
+                    median = found.median if settings.value_space == "linear" else math.sinh(found.median)
                     per["error"].append(abs(median - value))
                     per["relative"].append(abs(median - value) / abs(value) if value else math.inf)
     largest = max(per["error"])

@@ -278,8 +278,11 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
         point_m = found.quantiles([share])[0].asinh()
         at_m = [mixture for mixture, is_number in zip(mixture_n, is_number_n, strict=True) if is_number]
         for (weight_k, location_k, scale_k), point in zip(at_m, point_m, strict=True):
-            below_k = 0.5 + ((point - location_k) / scale_k).atan() / math.pi
-            assert (weight_k * below_k).sum().item() == pytest.approx(share, abs=1e-5)
+            low, high = (  # a quantile inside a narrow copy is the copied number
+                (weight_k * (0.5 + ((point + side * 2e-6 - location_k) / scale_k).atan() / math.pi)).sum().item()
+                for side in (-1, 1)
+            )
+            assert low - 1e-5 <= share <= high + 1e-5
 
 
 @pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
@@ -303,10 +306,11 @@ def test_gradients_against_finite_differences(token_loss: str, space: str) -> No
         assert float((slopes[name] * direction).sum()) == pytest.approx(expected, rel=close, abs=close), name
 
 
-def test_a_number_is_copied_exactly_whatever_its_size() -> None:
-    model = build()
+@pytest.mark.parametrize("space", ["linear", "asinh"])
+def test_a_number_is_copied_exactly_whatever_its_size(space: str) -> None:
+    model = build(value_space=space)
     model.numeric.pointer.own.data.fill_(-100)  # nothing but copies
-    for value in (5.0, -1e300, 123456.789):
+    for value in (5.0, 0.0, 1e-12, 5e-4, 1e300, -1e300, 123456.789, -123456789.0):
         inputs, targets_bt = batch()
         inputs["values"] = (inputs["input_ids"] == NUMBER).double() * value
         offered = torch.tensor(
@@ -315,7 +319,8 @@ def test_a_number_is_copied_exactly_whatever_its_size() -> None:
         found = numeric.predictions(model, inputs, targets_bt)
         behind = offered[targets_bt != -100][found.is_number_n]
         assert behind.any()
-        assert found.values.quantiles([0.5])[0][behind].tolist() == pytest.approx([value] * int(behind.sum()), rel=1e-8)
+        for quantile_m in found.values.quantiles([0.05, 0.5, 0.95]):
+            assert quantile_m[behind].tolist() == [value] * int(behind.sum())
 
 
 def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
@@ -323,7 +328,7 @@ def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
     is_number_bt = torch.tensor([[True, False, False, True, False, True]])
     values_bt = torch.tensor([[1.0, 0, 0, 2, 0, 3]]).double()
     places_bt = torch.tensor([[0, 1, 0, 1, 2, 3]])
-    offered = pointer.offers(is_number_bt, values_bt, places_bt)
+    offered = pointer.offers(is_number_bt, values_bt, places_bt, lambda values: values)
     assert offered.at_s.tolist() == [0, 1, 3, 4, 5]  # position 2 begins a document
     assert offered.value_k[offered.of_s].tolist() == [1, 1, 2, 2, 3]
     hidden_nd, at_m = torch.randn(6, 16), torch.tensor([1, 2, 4])
