@@ -257,6 +257,7 @@ def test_numbers_that_do_not_fit_are_named_by_line(place: Place) -> None:
     ("options", "message"),
     [
         ({"tuning__kind": "prompt"}, "tuning.kind: objective numeric has no values for the positions of a tuned"),
+        ({"validation__exact_match_rows": 5}, "validation.exact_match_rows: objective numeric has no exact match"),
         ({"numeric__threshold": 1}, "numeric.threshold: applies only to numeric.token_loss: one_vs_rest"),
         (
             {"numeric__token_loss": "one_vs_rest", "validation__metric": "perplexity"},
