@@ -268,7 +268,7 @@ def test_generated_numbers_equal_the_plain_way(
     monkeypatch.setattr(numeric, "_scores", with_many_numbers)
     plain = [continued(network, words, ids, 6) for ids in prompts()]
     numbers = [value_of(one) for ids in plain for one in ids if is_number(one)]
-    assert len(set(numbers)) > 5
+    assert len(set(numbers)) > 3
     model = LanguageModel(network, words)
     requests = [Generate(ids, 6, ()) for ids in prompts()]
     assert any(is_number(one) and not is_number(ids[k + 1]) for ids in plain for k, one in enumerate(ids[:-1]))
