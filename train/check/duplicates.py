@@ -135,9 +135,10 @@ def _of_part(part: Part, common: Hashes) -> tuple[NDArray[np.uint32], NDArray[np
         is_long_n = counts_n >= FEWEST_SHINGLES
         hash_k = hash_k[is_kept_k & is_long_n[row_k]]
         ends_n = np.cumsum([0, *counts_n[is_long_n]], dtype=np.uint64)
-        made = RMinHash.digest_matrix_from_flat_token_hashes(hash_k, ends_n, PERMUTATIONS, 0)
-        digests.append(np.array(made.to_rows(), np.uint32).reshape(-1, PERMUTATIONS))
         counts.append(counts_n)
+        if is_long_n.any():
+            made = RMinHash.digest_matrix_from_flat_token_hashes(hash_k, ends_n, PERMUTATIONS, 0)
+            digests.append(np.array(made.to_rows(), np.uint32))
         start += len(counts_n)
     return np.concatenate(digests), np.concatenate(counts)[is_chosen_n] >= FEWEST_SHINGLES
 

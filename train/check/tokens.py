@@ -54,7 +54,7 @@ def count_of(token: int) -> PerRow:
 
 def unknown_id(loaded: Loaded) -> int | None:
     """The token that stands for what the tokenizer does not know; None if it has none."""
-    name = getattr(loaded.tokenizer.backend_tokenizer.model, "unk_token", None)
+    name = getattr(loaded.tokenizer.backend_tokenizer.model, "unk_token", None) or loaded.tokenizer.unk_token
     found = loaded.tokenizer.get_vocab().get(name)
     return None if found == loaded.tokenizer.eos_token_id else found  # GPT-2 and others name their end token
 
@@ -120,11 +120,11 @@ def lengths(loaded: Loaded) -> list[LengthBin]:
     """A histogram by powers of two, as rows are trained: truncated, long texts in several rows."""
     split = [_lengths(loaded.of(is_training)) for is_training in (True, False)]
     longest = max((int(lengths_n.max(initial=1)) for lengths_n in split), default=1)
-    edges = [1, *(2**k for k in range(3, longest.bit_length() + 1))]
-    counts = [np.histogram(lengths_n, [*edges[:-1], edges[-1]])[0] for lengths_n in split] if longest > 1 else []
+    edges = [1, *(2**k for k in range(3, max(longest.bit_length(), 3) + 1))]
+    counts = [np.histogram(lengths_n, edges)[0] for lengths_n in split]
     bins = [
         LengthBin(low, min(high - 1, longest), int(train), int(held))
-        for low, high, train, held in zip(edges, edges[1:], *counts, strict=False)
+        for low, high, train, held in zip(edges[:-1], edges[1:], *counts, strict=True)
     ]
     filled = [k for k, entry in enumerate(bins) if entry.train or entry.validation]
     return bins[filled[0] : filled[-1] + 1] if filled else []
