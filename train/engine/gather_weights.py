@@ -1,12 +1,10 @@
-"""Gathers weights of a sharded model on every rank: all of them for generation, which would otherwise gather per token,
-and some to be changed.
-"""
+"""Gathers all weights of a sharded model on every rank, for generation, which would otherwise gather per token."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -37,18 +35,6 @@ def gathered(engine: nn.Module) -> Iterator[None]:
             yield
         finally:
             offload._register_deepspeed_module(offload.module)
-
-
-@contextlib.contextmanager
-def changeable(parameters: Sequence[Any]) -> Iterator[None]:
-    """Inside, parameters that ZeRO-3 shards while loading are whole; then all ranks have the changes of rank 0."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
-        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.config_numeric import NumericConfig
-from train.engine.gather_weights import changeable
+from train.models.changed_weights import changeable
 from train.models.load import seeded
 from train.objectives.continue_with_numbers import continue_with_numbers
 from train.objectives.held_out_numbers import HeldOutNumbers
