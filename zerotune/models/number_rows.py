@@ -28,7 +28,8 @@ def new_row(weight_vd: Tensor, digits: Sequence[int]) -> Tensor:
     expects digits, and more than each of them.
     """
     mean_d = weight_vd.mean(0, dtype=torch.float32)
-    return mean_d + BEYOND * (weight_vd[list(digits)].mean(0, dtype=torch.float32) - mean_d)
+    row_d = mean_d + BEYOND * (weight_vd[list(digits)].mean(0, dtype=torch.float32) - mean_d)
+    return row_d.to(weight_vd.dtype).float()
 
 
 @torch.no_grad()
