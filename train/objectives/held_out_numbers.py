@@ -20,7 +20,7 @@ class HeldOutNumbers:
     """Sums over the numbers of one validation, on this rank until `summed`."""
 
     def __init__(self) -> None:
-        self._sums, self._histogram = torch.zeros(5, dtype=torch.float64), torch.zeros(BINS, dtype=torch.float64)
+        self.sums, self.histogram = torch.zeros(5, dtype=torch.float64), torch.zeros(BINS, dtype=torch.float64)
 
     def add(self, found: Predictions) -> None:
         """Add what was predicted for one batch."""
@@ -35,21 +35,21 @@ class HeldOutNumbers:
             (level_m <= INTERVAL).sum(),
             values.negative_log_density(value_m).sum(),
         )
-        self._sums += torch.stack([one.double() for one in sums]).cpu()
-        self._histogram += level_m.cpu().histc(BINS, 0, 1)
+        self.sums += torch.stack([one.double() for one in sums]).cpu()
+        self.histogram += level_m.cpu().histc(BINS, 0, 1)
 
     def summed(self, ranks: Ranks) -> HeldOutNumbers:
         """Over all ranks."""
-        total, size = HeldOutNumbers(), len(self._sums)
-        both = torch.tensor(ranks.sum([*self._sums.tolist(), *self._histogram.tolist()]), dtype=torch.float64)
-        total._sums, total._histogram = both[:size], both[size:]
+        total, size = HeldOutNumbers(), len(self.sums)
+        both = torch.tensor(ranks.sum([*self.sums.tolist(), *self.histogram.tolist()]), dtype=torch.float64)
+        total.sums, total.histogram = both[:size], both[size:]
         return total
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """See `NumericLM.validate`. Without numbers, none."""
-        numbers = float(self._histogram.sum())
-        top, right, close, inside, density = self._sums.tolist()
+        numbers = float(self.histogram.sum())
+        top, right, close, inside, density = self.sums.tolist()
         if not numbers:
             return {}
         return {
@@ -64,8 +64,8 @@ class HeldOutNumbers:
         """The share of the probability in a central interval that holds this share of values, also of new ones
         (split conformal prediction). The share itself if there are too few values.
         """
-        numbers = float(self._histogram.sum())
+        numbers = float(self.histogram.sum())
         if numbers < LEAST:
             return share
         needed = min(math.ceil((numbers + 1) * share), numbers)
-        return min(int((self._histogram.cumsum(0) < needed).sum()) + 1, BINS - 1) / BINS
+        return min(int((self.histogram.cumsum(0) < needed).sum()) + 1, BINS - 1) / BINS
