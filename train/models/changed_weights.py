@@ -10,7 +10,7 @@ from typing import Any
 @contextlib.contextmanager
 def changeable(parameters: Sequence[Any]) -> Iterator[None]:
     """Inside, the parameters are whole. Afterwards all ranks have the changes of rank 0."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    if not any(hasattr(parameter, "ds_shape") for parameter in parameters):
         yield
         return
     import deepspeed
