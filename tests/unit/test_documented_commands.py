@@ -70,7 +70,13 @@ def kind(words: list[str]) -> str:
         return "train"
     if words[0] in ("sbatch", "bash"):
         return "slurm"
-    modules = {"train.merge": "merge", "train.report": "report", "train.search": "search", "eval": "eval"}
+    modules = {
+        "train.merge": "merge",
+        "train.report": "report",
+        "train.search": "search",
+        "train.check": "check",
+        "eval": "eval",
+    }
     if words[:2] == ["python", "-m"]:
         return modules[words[2]]
     scripts = {"train/main.py": "train", "eval/main.py": "eval"}
@@ -108,6 +114,12 @@ def check_search(words: list[str]) -> None:
     check_values(read_space(Path(found.space)), found.recipe, lambda config: None)
 
 
+def check_check(words: list[str]) -> None:
+    from train.check.__main__ import options
+
+    parse(options(words).recipe)
+
+
 def check_zerotune(words: list[str]) -> None:
     from train.cli import COMMANDS
     from train.command_words import split, with_recipes
@@ -115,8 +127,8 @@ def check_zerotune(words: list[str]) -> None:
 
     command, *rest = words
     assert command in COMMANDS
-    if command == "search":
-        check_search(rest)
+    if command in ("search", "check"):
+        CHECKS[command](rest)
     if command in ("train", "eval"):
         options, rest = split(rest)
         if options:
@@ -163,6 +175,7 @@ CHECKS = {
     "merge": check_merge,
     "report": check_report,
     "search": check_search,
+    "check": check_check,
     "zerotune": check_zerotune,
     "make": check_make,
     "python": check_python,

@@ -26,9 +26,9 @@ class NextToken(Objective):
         self.base = BaseModel(model_class, config, tuning, ranks)
         self.tokenizer = self.base.tokenizer
 
-    def read_data(self, numbers: bool = False) -> None:
-        """Tokenise the rows. numbers: whether numbers become tokens with values."""
-        label_spec = LabelSpec(labels=tuple(self.config.head.labels), numbers=numbers)
+    def read_data(self) -> None:
+        """Tokenise the rows."""
+        label_spec = LabelSpec.of(self.config)
         self.data = RowData(self.config, self.base, self.ranks, label_spec, attention.can_pack(self.base.empty))
         self.schedule = self.data.steps()
 

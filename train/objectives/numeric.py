@@ -34,7 +34,7 @@ class NumericLM(NextToken):
         self.settings = numeric.Settings(
             token, settings.value_space, settings.token_loss, settings.threshold, settings.copy
         )
-        self.read_data(numbers=True)
+        self.read_data()
         # Only the first is a mean of -log p, with a perplexity.
         self.token_term = "loss" if settings.token_loss == "softmax" else "one_vs_rest"
         self.terms = (self.token_term, "value")
