@@ -322,7 +322,7 @@ def test_cached_answers_give_the_same_figures(checkpoint: Path, digits: Path, tm
 
 
 def test_long_texts_are_read_in_windows(checkpoint: Path, digits: Path, tmp_path: Path) -> None:
-    rows = [{"text": " ".join(str(n) for n in range(200))}]
+    rows = [{"text": ", ".join(str(n) for n in range(200))}]
     evaluation = run(tmp_path, checkpoint, digits, data=write(tmp_path, rows), max_new_tokens=2)
     for samples in evaluation.samples["numeric"].values():
         assert samples[0].values["numbers"] == 199.0  # the first token cannot be predicted
