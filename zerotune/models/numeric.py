@@ -191,7 +191,11 @@ class Direction(nn.Module):
 
 
 class Location(nn.Module):
-    """The location of the cause: the hidden state and a linear map of it, which starts at 0."""
+    """The location of the cause: the hidden state and a linear map of it, which starts at 0.
+
+    The map is divided by the root of its width: at the learning rate of adapters it would otherwise change the scores
+    of all tokens within a few steps, and a pretrained model forget how to write.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -201,7 +205,8 @@ class Location(nn.Module):
         """In the dtype of the hidden states."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
             exact_nd = hidden_nd.to(self.weight.dtype)
-            return (exact_nd + F.linear(exact_nd, self.weight)).to(hidden_nd.dtype)
+            moved_nd = F.linear(exact_nd, self.weight) / math.sqrt(len(self.weight))
+            return (exact_nd + moved_nd).to(hidden_nd.dtype)
 
 
 class Scale(nn.Module):
