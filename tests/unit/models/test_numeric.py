@@ -30,8 +30,10 @@ from transformers import (
 )
 
 from zerotune.common.errors import UserError
+from zerotune.data.numbers_in_text import LARGEST
 from zerotune.models import cauchy, loss_head, numeric, pointer
 from zerotune.models.recurrent import LstmConfig, LstmForCausalLM, register
+from zerotune.models.value_distributions import Values
 
 WORDS, NUMBER = 61, 60
 SMALL: dict[str, Any] = {
@@ -88,7 +90,7 @@ def test_linear_maps_of_cauchy_variables_are_cauchy() -> None:
     u_nd = location_d + scale_d * (math.pi * (torch.rand(400_000, 5).double() - 0.5)).tan()
     drawn_n = (u_nd @ weight_d).sort().values
     location, scale = float(weight_d @ location_d), float(weight_d.abs() @ scale_d)
-    values = numeric.Values(torch.tensor([location]).double(), torch.tensor([scale]).double(), "linear")
+    values = Values(torch.tensor([location]).double(), torch.tensor([scale]).double(), "linear")
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):
         below = (drawn_n < values.quantiles([share])[0]).double().mean()
         assert float(below) == pytest.approx(share, abs=0.003)
@@ -116,7 +118,7 @@ def test_log_probabilities_at_extremes(location: float, scale: float, dtype: tor
 def test_value_likelihoods_at_extremes(value: float, space: str, location: float, scale: float) -> None:
     mpmath.mp.dps = 700
     place = torch.tensor([location, scale], dtype=torch.float64, requires_grad=True)
-    found = numeric.Values(place[:1], place[1:], space).negative_log_density(torch.tensor([value], dtype=torch.float64))
+    found = Values(place[:1], place[1:], space).negative_log_density(torch.tensor([value], dtype=torch.float64))
     (slope,) = torch.autograd.grad(found.sum(), place)
     v, at, s = map(mpmath.mpf, (value, location, scale))
     y = mpmath.asinh(v) if space == "asinh" else v
@@ -134,9 +136,9 @@ def test_value_likelihoods_at_extremes(value: float, space: str, location: float
 @pytest.mark.parametrize("space", ["linear", "asinh"])
 def test_quantiles_of_values_stay_in_range(space: str) -> None:
     location_m = torch.tensor([5.0, 1e6, -1e6], dtype=torch.float64)
-    values = numeric.Values(location_m, torch.tensor([1.0, 1e305, 1.0], dtype=torch.float64), space)
+    values = Values(location_m, torch.tensor([1.0, 1e305, 1.0], dtype=torch.float64), space)
     for share in (0.01, 0.5, 0.99):
-        assert bool((values.quantiles([share])[0].abs() <= numeric.LARGEST).all())
+        assert bool((values.quantiles([share])[0].abs() <= LARGEST).all())
     expected = 5.0 if space == "linear" else math.sinh(5.0)
     assert float(values.quantiles([0.5])[0][0]) == pytest.approx(expected)
 
