@@ -21,17 +21,19 @@ from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 
 PROG = "python -m train.check"
 OWN = {
-    "--output": "also write check.md and check.json into this folder",
+    "--output": "also write check.md, check.json and rows.html into this folder",
+    "--show": "rows of each source to show with their learned tokens (default: 1)",
     "--rows": "rows of a stream that are checked (default: 100000)",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line. recipe: the words that describe the recipe. rows: of a stream."""
+    """The command line. recipe: the words that describe the recipe. rows: of a stream. show: of each source."""
 
     output: str
     rows: int
+    show: int
     recipe: tuple[str, ...]
 
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def options(words: Sequence[str]) -> Options:
     """The command line, read. Raises UserError."""
-    own, others, rest = {"--output": "", "--rows": "100000"}, list[str](), list(words)
+    own, others, rest = {"--output": "", "--rows": "100000", "--show": "1"}, list[str](), list(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
@@ -62,12 +64,13 @@ def options(words: Sequence[str]) -> Options:
         if not own[name]:
             raise UserError(f"{name} needs a value: {OWN[name]}")
     refuse_slips(others, Config, [name.removeprefix("--") for name in OWN])
-    if not own["--rows"].isdecimal() or own["--rows"] == "0":
-        raise UserError(f"--rows {own['--rows']}: must be a whole number from 1 on")
+    for name, least in (("--rows", 1), ("--show", 0)):
+        if not own[name].isdecimal() or int(own[name]) < least:
+            raise UserError(f"{name} {own[name]}: must be a whole number from {least} on")
     recipe = with_recipes(others)
     if "--config" not in {word.partition("=")[0] for word in recipe}:
         raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
-    return Options(own["--output"], int(own["--rows"]), tuple(recipe))
+    return Options(own["--output"], int(own["--rows"]), int(own["--show"]), tuple(recipe))
 
 
 def usage(prog: str = PROG) -> str:
@@ -104,17 +107,22 @@ def _check(chosen: Options) -> int:
     check_inputs(dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_row="skip")))
     say("importing libraries")
     from train.check.collect import check
-    from train.check.output import as_json, as_markdown, show
+    from train.check.limits import EXIT_CODE, exceeded
+    from train.check.output import as_json, as_markdown, show, title
+    from train.check.rendered import as_html
 
-    report = check(config, chosen.rows)
+    report = check(config, chosen.rows, chosen.show)
     show(report)
+    lines = exceeded(report, config.check)
     if chosen.output:
         folder = Path(chosen.output)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "check.md", as_markdown(report))
         write_atomically(folder / "check.json", as_json(report))
-        say(f"wrote {folder / 'check.md'} and {folder / 'check.json'}")
-    return 0
+        write_atomically(folder / "rows.html", printable(as_html(title(report), report.rendered)))
+        say(f"wrote check.md, check.json and rows.html into {folder}")
+    sys.stderr.write(printable("".join(f"{line}\n" for line in lines)))
+    return EXIT_CODE if lines else 0
 
 
 if __name__ == "__main__":

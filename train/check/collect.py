@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.check import duplicates, packing, tokens
+from train.check import duplicates, packing, proof, tokens
 from train.check.findings import KINDS, SHOWN, Finding, Language, Report, SourceFacts
 from train.check.load import Loaded, SourceRows, load
+from train.check.rendered import rendered
 from train.check.texts import FLAGS, Texts, scan, texts_of
 from train.config import Config
 from train.data.sources import find
@@ -21,15 +22,20 @@ from zerotune.data.raw_row import Row
 SHOWN_CHARACTERS, UNKNOWN_ROWS = 20, 200  # characters that are listed, and rows that are searched for them
 
 
-def check(config: Config, most_rows: int) -> Report:
-    """Check all rows of a recipe; of a stream the first `most_rows`. Raises UserError if they cannot be loaded."""
+def check(config: Config, most_rows: int, most_rendered: int = 1) -> Report:
+    """Check all rows of a recipe; of a stream the first `most_rows`. most_rendered: rows of each source to show.
+
+    Raises UserError if the rows cannot be loaded.
+    """
     started = time.monotonic()
     say("reading and tokenising the data")
     loaded = load(config, most_rows)
     say("reading the texts")
     texts = {name: _texts(rows, loaded) for name, rows in by_source(loaded).items()}
     say("comparing the rows")
+    proved = proof.proofs(loaded)
     found = [*tokens.findings(loaded), *duplicates.findings(loaded), *_of_texts(loaded, texts)]
+    found += proof.findings(proved)
     found.sort(key=lambda finding: [*KINDS].index(finding.kind))
     languages, asked = _languages(loaded, texts)
     return Report(
@@ -46,6 +52,8 @@ def check(config: Config, most_rows: int) -> Report:
         values=tokens.values(loaded),
         pairs=tokens.pairs(loaded),
         unknown_characters=_unknown_characters(loaded),
+        proofs=proved,
+        rendered=rendered(loaded, most_rendered),
         notes=_notes(loaded),
         seconds=round(time.monotonic() - started, 1),
     )

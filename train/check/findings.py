@@ -22,6 +22,7 @@ KINDS = {
     "control": "hold control characters",
     "mojibake": "text decoded with a wrong encoding",
     "long_word": "a word of 100 or more characters",
+    "template": "the prompt in training is not the prompt at inference, or the end is not learned",
 }
 
 
@@ -124,6 +125,34 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """Conversations of one source whose last answer was compared with a request of evaluation.
+
+    same: the tokens before it are the prompt of evaluation, and learning begins there. stops: its last learned token
+    ends generation. tools, systems, thoughts: rows with tools, a system message, reasoning. different: the first
+    rows that differ, and how.
+    """
+
+    source: str
+    rows: int
+    same: int
+    stops: int
+    tools: int
+    systems: int
+    thoughts: int
+    different: list[str]
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """pieces: (learned or read, text) of each stretch of tokens."""
+
+    source: str
+    place: str
+    pieces: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a check found. language_rows: rows whose language was guessed. notes: further lines."""
 
@@ -140,5 +169,7 @@ class Report:
     values: list[Values]
     pairs: list[Pairs]
     unknown_characters: dict[str, int]
+    proofs: list[Proof]
+    rendered: list[RenderedRow]
     notes: list[str]
     seconds: float = 0.0

@@ -69,21 +69,18 @@ class SourceRows:
         """A mask of the first window of each source row."""
         return is_first(self.column("number_n"))
 
-    def place(self, row: int) -> str:
-        """`file:line` of a row."""
+    def find(self, row: int) -> tuple[Part, int]:
+        """(part, number in its table) of a row."""
         for part in self.parts:
             if row < len(part):
-                return part.place(part.where(row))
+                return part, part.where(row)
             row -= len(part)
         raise IndexError(row)
 
-    def tokens(self, row: int) -> NDArray[np.int32]:
-        """[t]: the token ids of a row."""
-        for part in self.parts:
-            if row < len(part):
-                return part.table.tokens(part.where(row))[0]
-            row -= len(part)
-        raise IndexError(row)
+    def place(self, row: int) -> str:
+        """`file:line` of a row."""
+        part, number = self.find(row)
+        return part.place(number)
 
     def places(self, is_found_n: NDArray[np.bool_], most: int) -> list[str]:
         """`file:line` of the first rows of a mask."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from train.check.findings import Report
+from train.check.rendered import as_text
 from train.check.sheets import Sheet, sheets
 from zerotune.common import markdown
 from zerotune.common.mask_secrets import printable, printable_all
@@ -28,6 +29,9 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print("", _table(sheet), sep="\n")
         for line in sheet.below:
             console.print(Text(line, style="dim"))
+    for row in report.rendered:
+        console.print(Text(f"\n{row.source}, {row.place}: learned tokens in green, between ⟦ and ⟧", style="bold"))
+        console.print(as_text(row))
     for line in report.notes:
         console.print(Text(f"Note: {line}"))
 
