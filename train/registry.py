@@ -141,6 +141,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "value_loss": True,
             "number_recall": False,
             "number_precision": False,
+            "within_1_percent": False,
         },
         section="train.config_numeric:NumericConfig",
         keys=("head.labels",),

@@ -32,7 +32,7 @@ FLOORS = [
 ]
 ONLY_IN = {
     "accelerate": ("train.engine", "train.checkpoint"),
-    "deepspeed": ("train.engine", "train.checkpoint"),
+    "deepspeed": ("train.engine", "train.checkpoint", "train.models.changed_weights"),
     "peft": ("train.tuning", "train.merge"),
     "optuna": ("train.search",),
     "bitsandbytes": ("train.tuning", "train.merge", "train.engine.optimizer"),
