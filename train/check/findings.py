@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from train.data.proof import Proof
+
 SHOWN = 3  # places of each finding
 
 # What can be found in rows -> what it means.
@@ -22,7 +24,7 @@ KINDS = {
     "control": "hold control characters",
     "mojibake": "text decoded with a wrong encoding",
     "long_word": "a word of 100 or more characters",
-    "template": "the prompt in training is not the prompt at inference, or the end is not learned",
+    "template": "of the compared rows: not as at inference, or the end not learned",
 }
 
 
@@ -125,27 +127,8 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Conversations of one source whose last answer was compared with a request of evaluation.
-
-    same: the tokens before it are the prompt of evaluation, and learning begins there. stops: its last learned token
-    ends generation. tools, systems, thoughts: rows with tools, a system message, reasoning. different: the first
-    rows that differ, and how.
-    """
-
-    source: str
-    rows: int
-    same: int
-    stops: int
-    tools: int
-    systems: int
-    thoughts: int
-    different: list[str]
-
-
-@dataclass(frozen=True)
 class RenderedRow:
-    """pieces: (learned or read, text) of each stretch of tokens."""
+    """pieces: (learned, read or omitted; text) of each stretch of tokens."""
 
     source: str
     place: str
@@ -154,7 +137,9 @@ class RenderedRow:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a check found. language_rows: rows whose language was guessed. notes: further lines."""
+    """Everything a check found. language_rows: rows whose language was guessed. exceeded: a line for each limit of the
+    recipe that is exceeded. notes: further lines.
+    """
 
     objective: str
     model: str
@@ -171,5 +156,6 @@ class Report:
     unknown_characters: dict[str, int]
     proofs: list[Proof]
     rendered: list[RenderedRow]
+    exceeded: list[str]
     notes: list[str]
     seconds: float = 0.0

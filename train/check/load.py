@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from train.config import Config
 from train.data.held_out import is_first, split
 from train.data.label_encoder import LabelSpec
 from train.data.learn_tokenizer import learn_tokenizer
+from train.data.proof import Inference
 from train.data.rows import SHOWN_BAD_ROWS
 from train.data.setup import Setup, Spec, run_day, set_up
 from train.data.stream_dataset import stream
@@ -103,6 +105,13 @@ class Loaded:
         """The sources of one split."""
         return [source for source in self.sources if source.is_training == is_training]
 
+    @cached_property
+    def inference(self) -> Inference:
+        """What a checkpoint of this run makes of rows."""
+        ends = {token for rows in self.of(True) if rows.stats for token in rows.stats.ends}
+        day, name = self.setup.day, self.config.model.name
+        return Inference(self.config.data, self.label_spec, self.tokenizer, day, ends, name)
+
 
 def load(config: Config, most_rows: int) -> Loaded:
     """All rows of a recipe; bad ones are counted, whatever data.on_bad_row says. most_rows: of a stream.
@@ -134,7 +143,7 @@ def _tokenizer(config: Config) -> tuple[Any, list[str]]:
     """The tokenizer of the run, and lines about it. That of a new model is learned as the run does; nothing is kept."""
     model, lines = config.model, list[str]()
     if model.family is None or model.tokenizer:
-        tokenizer: Any = load_tokenizer(model)
+        tokenizer: Any = load_tokenizer(model, weights=False)
     else:
         learned, lines = learn_tokenizer(config.tokenizer, config.data, config.run.seed, LabelSpec.of(config))
         with tempfile.TemporaryDirectory() as folder:  # read back as from the run folder, for the same cache entry

@@ -6,22 +6,26 @@ import html
 from collections.abc import Sequence
 from itertools import groupby
 
-import numpy as np
 from rich.text import Text
 
 from train.check.findings import RenderedRow
 from train.check.load import Loaded
+from train.data.proof import Inference, first_windows
 
-LEARNED, READ = "bold green", "dim"
-MOST_CHARACTERS = 4000  # of a piece
+STYLES = {"learned": "bold green", "read": "dim", "omitted": "italic"}
+MOST_CHARACTERS, MOST_IN_TERMINAL = 20_000, 1_500  # of a row; its middle is left out
 PAGE = """\
 <!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #1c2430 }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; padding: .7em; border: 1px solid #ccd; border-radius: 4px }}
-mark {{ background: #c9f2d0; color: inherit }}
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+h1 {{ font-size: 1.3em }} h2 {{ font-size: 1em; overflow-wrap: anywhere }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; padding: .7em;
+  border: 1px solid #8888; border-radius: 4px }}
+mark {{ background: light-dark(#b9efc4, #17562a); color: inherit }}
+i {{ opacity: .7 }}
 </style>
 <h1>{title}</h1>
 <p>Each row as the model reads it, with the text of the chat template. <mark>Marked</mark> tokens are learned.</p>
@@ -31,41 +35,63 @@ mark {{ background: #c9f2d0; color: inherit }}
 
 
 def rendered(loaded: Loaded, most: int) -> list[RenderedRow]:
-    """The first rows of each source."""
+    """The first rows of each source; of a long text the first window."""
     found = []
     for rows in loaded.sources:
-        for row in range(min(most, len(rows))):
-            part, place = rows.find(row)
-            ids_t, learned_t = part.table.tokens(place)
-            found.append(RenderedRow(rows.name, rows.place(row), _pieces(loaded, ids_t.tolist(), learned_t != 0)))
+        for part, number in first_windows(rows.parts, most):
+            pieces = _pieces(loaded.inference, *loaded.inference.tokens(part, number))
+            found.append(RenderedRow(rows.name, part.place(number), cut(pieces)))
     return found
 
 
-def _pieces(loaded: Loaded, ids: Sequence[int], is_learned_t: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[list[str]]:
+def _pieces(inference: Inference, ids: Sequence[int], is_learned: Sequence[bool]) -> list[list[str]]:
     """[learned or read, text] of each stretch of tokens."""
     pieces, start = [], 0
-    for is_learned, stretch in groupby(is_learned_t.tolist()):
+    for kind, stretch in groupby(is_learned):
         end = start + len(list(stretch))
-        text = loaded.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-        pieces.append(["learned" if is_learned else "read", text[:MOST_CHARACTERS]])
+        before = inference.text(ids[max(start - 1, 0) : start])  # decoders drop the space of a first token
+        text = inference.text(ids[max(start - 1, 0) : end])
+        pieces.append(["learned" if kind else "read", text[len(before) :]])
         start = end
     return pieces
+
+
+def cut(pieces: Sequence[Sequence[str]], most: int = MOST_CHARACTERS) -> list[list[str]]:
+    """The pieces, without the middle of more than `most` characters."""
+    total = sum(len(text) for _, text in pieces)
+    if total <= most:
+        return [[kind, text] for kind, text in pieces]
+    half = most // 2
+    return [
+        *_between(pieces, 0, half),
+        ["omitted", f" [{total - 2 * half:,} characters are left out] "],
+        *_between(pieces, total - half, total),
+    ]
+
+
+def _between(pieces: Sequence[Sequence[str]], start: int, end: int) -> list[list[str]]:
+    found, place = [], 0
+    for kind, text in pieces:
+        part = text[max(start - place, 0) : max(end - place, 0)]
+        if part:
+            found.append([kind, part])
+        place += len(text)
+    return found
 
 
 def as_text(row: RenderedRow) -> Text:
     """For the terminal; without colours, brackets ⟦ ⟧ mark what is learned."""
     shown = Text()
-    for kind, text in row.pieces:
-        shown.append(f"⟦{text}⟧" if kind == "learned" else text, LEARNED if kind == "learned" else READ)
+    for kind, text in cut(row.pieces, MOST_IN_TERMINAL):
+        shown.append(f"⟦{text}⟧" if kind == "learned" else text, STYLES[kind])
     return shown
 
 
 def as_html(title: str, rows: Sequence[RenderedRow]) -> str:
     """A page without scripts; all texts are escaped."""
+    tags = {"learned": "mark", "read": "span", "omitted": "i"}
     parts = []
     for row in rows:
-        pieces = (
-            f"<mark>{html.escape(text)}</mark>" if kind == "learned" else html.escape(text) for kind, text in row.pieces
-        )
+        pieces = (f"<{tags[kind]}>{html.escape(text)}</{tags[kind]}>" for kind, text in row.pieces)
         parts.append(f"<h2>{html.escape(f'{row.source}, {row.place}')}</h2>\n<pre>{''.join(pieces)}</pre>")
     return PAGE.format(title=html.escape(title), rows="\n".join(parts))

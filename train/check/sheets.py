@@ -118,9 +118,9 @@ def _characters(report: Report) -> Sheet:
 
 def _proofs(report: Report) -> Sheet:
     rows = [
-        [p.source, f"{p.rows:,}", f"{p.same:,}", f"{p.stops:,}", f"{p.tools:,}", f"{p.systems:,}", f"{p.thoughts:,}"]
+        [p.source, f"{p.rows:,}", f"{p.rows - p.wrong:,}", f"{p.tools:,}", f"{p.systems:,}", f"{p.thoughts:,}"]
         for p in report.proofs
     ]
-    below = ("the last answer follows exactly the prompt of evaluation (asked the same), and its end is a stop token",)
-    heads = ["source", "compared", "asked the same", "stop", "with tools", "system", "reasoning"]
-    return Sheet("Chat template", heads, rows, tuple(heads[1:]), below)
+    below = ("same: tokens as evaluation asks them; answers are learned from their start to a stop token",)
+    heads = ["source", "rows compared", "same", "with tools", "with system message", "with reasoning"]
+    return Sheet("Training and inference", heads, rows, tuple(heads[1:]), below)
