@@ -450,7 +450,7 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Limits of `zerotune check`: the largest share of a source's rows with a finding; null: no limit.
+    """Limits of `zerotune check`: the largest share of rows with a finding.
 
     Args:
         bad: Rows that cannot be used.
