@@ -89,8 +89,10 @@ def refuse_launcher(what: str) -> None:
         raise UserError(f"a launcher has started this command (RANK is set): start {what} without one")
 
 
-def usage_text(head: Sequence[str], own: Mapping[str, Option], tail: Mapping[str, str] | None = None) -> str:
-    """The help, in 80 columns. head: the lines before the options. tail: further options and their helps."""
+def usage_text(
+    head: Sequence[str], about: str, own: Mapping[str, Option], tail: Mapping[str, str] | None = None
+) -> str:
+    """The help, in 80 columns. head: the first lines. about: what the command does. tail: further options."""
     defaults = {name: f" (default: {option.default})" for name, option in own.items() if option.default}
     helps = {name: option.help + defaults.get(name, "") for name, option in own.items()}
     helps |= {"--KEY VALUE": "any key of the recipe, as in training (zerotune train --help)", **(tail or {})}
@@ -98,4 +100,4 @@ def usage_text(head: Sequence[str], own: Mapping[str, Option], tail: Mapping[str
         textwrap.fill(text, 80, initial_indent=f"  {name:<{INDENT - 2}}", subsequent_indent=" " * INDENT)
         for name, text in helps.items()
     ]
-    return "\n".join([*head, "", *lines, ""])
+    return "\n".join([*head, "", textwrap.fill(about, 80), "", *lines, ""])

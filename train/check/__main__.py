@@ -47,17 +47,14 @@ def options(words: Sequence[str]) -> Options:
 
 def usage(prog: str = PROG) -> str:
     """The help, in 80 columns."""
-    head = [
-        f"usage: {prog} RECIPE [RECIPE ...] [--output FOLDER]",
-        "       [--data.max_length_tokens 2048 ...]",
-        "",
-        "Checks the rows of a recipe as training reads them: bad, truncated, repeated and",
-        "garbled rows, overlap with the validation data, lengths, languages, classes; and",
-        "that the prompts of training are those of inference. Limits (check.KEY) fail the",
-        "check with exit code 65. Needs no GPU and no weights. Writes nothing but the token",
-        "cache, which training then uses, and the files that are asked for.",
-    ]
-    return usage_text(head, OWN)
+    head = [f"usage: {prog} RECIPE [RECIPE ...] [--output FOLDER]", "       [--data.max_length_tokens 2048 ...]"]
+    about = (
+        "Checks the rows of a recipe as training reads them: bad, truncated, repeated and garbled rows, overlap with "
+        "the validation data, lengths, languages, classes; and whether prompts are those of inference. Limits "
+        "(check.KEY) fail the check with exit code 65. Needs no GPU and no weights. Writes nothing but the token "
+        "cache, which training then uses, and the files that are asked for."
+    )
+    return usage_text(head, about, OWN)
 
 
 def _check(chosen: Options) -> int:

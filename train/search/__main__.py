@@ -87,13 +87,13 @@ def usage(prog: str = PROG) -> str:
         f"usage: {prog} RECIPE [RECIPE ...] --space SPACE.yaml",
         "       [--study FOLDER] [--workers N] [--dry_run]",
         "       [--optim.learning_rate 1e-4 ...]",
-        "",
-        "Trains a recipe with different values of some of its keys. Each trial is a run",
-        "of its own. The same command continues a search that was stopped or killed; the",
-        "same command in another terminal, or on another node, helps.",
     ]
+    about = (
+        "Trains a recipe with different values of some of its keys. Each trial is a run of its own. The same command "
+        "continues a search that was stopped or killed; the same command in another terminal, or on another node, helps."
+    )
     others = "and other options of the launcher: as in zerotune train, for each trial"
-    return usage_text(head, OWN, {f"--{LAUNCHER_OPTIONS[0]} NAME": others})
+    return usage_text(head, about, OWN, {f"--{LAUNCHER_OPTIONS[0]} NAME": others})
 
 
 def _search(chosen: Options, starter: Starter | None) -> int:

@@ -57,7 +57,7 @@ def test_a_command_gives_help_or_an_exit_code(capsys):
 
 
 def test_the_usage_has_80_columns():
-    text = usage_text(["usage: it"], {**OWN, "--long": Option("word " * 40)})
+    text = usage_text(["usage: it"], "about " * 30, {**OWN, "--long": Option("word " * 40)})
     assert max(map(len, text.splitlines())) <= 80
     assert "a number (default: 7)" in text
 
