@@ -90,7 +90,8 @@ def usage(prog: str = PROG) -> str:
     ]
     about = (
         "Trains a recipe with different values of some of its keys. Each trial is a run of its own. The same command "
-        "continues a search that was stopped or killed; the same command in another terminal, or on another node, helps."
+        "continues a search that was stopped or killed; the same command in another terminal, or on another node,"
+        " helps."
     )
     others = "and other options of the launcher: as in zerotune train, for each trial"
     return usage_text(head, about, OWN, {f"--{LAUNCHER_OPTIONS[0]} NAME": others})
