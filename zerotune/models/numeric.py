@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import FIRST_NUMBER
 from zerotune.data.numbers_in_text import NUM
-from zerotune.models import cauchy, loss_head, number_rows
+from zerotune.models import cauchy, loss_head, middle_states, number_rows
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
 from zerotune.models.pointer import Copies, Offers, Pointer, offers
@@ -48,7 +48,8 @@ class Settings:
 
     token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
     of tokens mean. threshold: for one_vs_rest, the score above which a token comes next. copy: whether a value may be
-    that of an earlier number. level_50, level_90: shares of the probability between the ends of the central 50 % and
+    that of an earlier number. key_layer: the number of layers below the hidden states of the pointer's keys; None: the
+    last hidden states. level_50, level_90: shares of the probability between the ends of the central 50 % and
     90 % intervals: those that hold so many of held-out values (calibrated regression, arXiv:1807.00263).
     """
 
@@ -57,6 +58,7 @@ class Settings:
     token_loss: Literal["softmax", "one_vs_rest"] = "softmax"
     threshold: float = 0.0
     copy: bool = True
+    key_layer: int | None = None
     level_50: float = 0.5
     level_90: float = 0.9
 
@@ -148,6 +150,7 @@ class Numeric(nn.Module):
     def __init__(self, width: int, settings: Settings) -> None:
         super().__init__()
         self.space: str = settings.value_space
+        self.key_layer = settings.key_layer
         self.direction, self.location = Direction(width), Location(width)
         self.scale, self.value = Scale(width), Value(width)
         self.pointer = Pointer(width) if settings.copy else None
@@ -157,7 +160,8 @@ class Numeric(nn.Module):
         location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
         if self.pointer is None:
             return Values(location_m, scale_m, self.space)
-        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], hidden_nd[offered.at_s])
+        source_nd = hidden_nd if self.key_layer is None else middle_states.last_kept().flatten(0, 1)
+        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], source_nd[offered.at_s])
         return Values(location_m, scale_m, self.space, Copies(query_mr, key_sr, own_1, at_m, offered))
 
 
@@ -182,7 +186,9 @@ def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> 
     old = settings_of(base.config)
     if old is None:
         require_plain_logits(base)
-        setattr(base, KEY, _new_module(base.config, settings).to(base.device))
+        settings = replace(settings, key_layer=middle_states.middle_layer(base) if settings.copy else None)
+        _give_module(base, settings)
+        base.numeric.to(base.device)
         base.__class__ = numeric_class(cast(Any, type(base)))
     elif old.token_id != settings.token_id:
         raise UserError(f"<NUM> is token {old.token_id} of the model and {settings.token_id} of model.tokenizer")
@@ -191,6 +197,8 @@ def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> 
             f"the model was trained with numeric.value_space: {old.value_space} and "
             f"numeric.copy: {str(old.copy).lower()}; set both"
         )
+    else:
+        settings = replace(settings, key_layer=old.key_layer)
     base.numeric.float().requires_grad_(True)
     if rows_2d is not None:
         base.numeric.register_buffer(number_rows.BUFFER, rows_2d)
@@ -205,9 +213,11 @@ def set_levels(model: nn.Module, level_50: float, level_90: float) -> None:
     setattr(config, KEY, asdict(replace(settings, level_50=level_50, level_90=level_90)))
 
 
-def _new_module(config: Any, settings: Settings | None) -> Numeric:
+def _give_module(base: Any, settings: Settings | None) -> None:
     assert settings is not None
-    return Numeric(int(config.get_text_config().hidden_size), settings)
+    setattr(base, KEY, Numeric(int(base.config.get_text_config().hidden_size), settings))
+    if settings.key_layer is not None:
+        middle_states.watch(base, settings.key_layer)
 
 
 def require_plain_logits(model: Any) -> None:
@@ -237,12 +247,12 @@ def numeric_class(kind: Any) -> Any:
             input_ids, inputs_embeds = None, self.numeric.direction(embeddings_btd, values)
         loss_head.install(self)
         answer = functools.partial(_scores, self)
-        with nullcontext() if loss_head.is_predicting() else predicting(None, answer):
+        with middle_states.kept(), nullcontext() if loss_head.is_predicting() else predicting(None, answer):
             return kind.forward(self, input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def start(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, config, *args, **kwargs)
-        self.numeric = _new_module(config, settings_of(config))
+        _give_module(self, settings_of(config))
 
     exact = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
     own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": exact}

@@ -23,7 +23,7 @@ from zerotune.models import cauchy
 from zerotune.models.loss_head import chunk_rows
 
 WIDTH = 64  # of queries and keys
-FASTER = 10.0  # factor of the learning rate of queries and keys, which start random beside pretrained weights
+FASTER = 30.0  # factor of the learning rate of queries and keys, which start random beside pretrained weights
 SCALE = 1e-9  # of a copied number in the value space: less than the digits that a model writes
 
 

@@ -67,7 +67,7 @@ def build(family: str = "llama", **settings: Any) -> Any:
 def trained(model: Any) -> Any:
     """The same with all parts of `numeric` away from their start values."""
     for name, parameter in model.numeric.named_parameters():
-        moved = 0.03 if name in ("pointer.query", "pointer.key") else 0.3  # those count 10 times
+        moved = 0.01 if name in ("pointer.query", "pointer.key") else 0.3  # those count 30 times
         parameter.data += moved * torch.randn_like(parameter)
     return model
 
@@ -216,7 +216,13 @@ def test_a_trained_direction_leaves_text_before_a_number_untouched() -> None:
 
 
 def mixtures(
-    model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tensor, own_n: Tensor, scale_n: Tensor
+    model: Any,
+    hidden_btd: Tensor,
+    middle_btd: Tensor,
+    inputs: dict[str, Any],
+    mask_bt: Tensor,
+    own_n: Tensor,
+    scale_n: Tensor,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(weights, locations, scales) at each position by loops: the model's own value, and the last numbers up to each
     earlier position.
@@ -228,9 +234,9 @@ def mixtures(
             numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
             if numbers:
                 values.append(inputs["values"][row, numbers[-1]].asinh())
-                states = hidden_btd[row, [earlier, place]]
+                states = torch.stack([middle_btd[row, earlier], hidden_btd[row, place]])
                 states = (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
-                key, query = 10 * module.key @ states[0], 10 * module.query @ states[1]
+                key, query = 30 * module.key @ states[0], 30 * module.query @ states[1]
                 scores.append(key @ query / math.sqrt(len(key)))
                 scales.append(torch.tensor(1e-9).double())
         found.append((torch.stack(scores).softmax(0).double(), torch.stack(values), torch.stack(scales)))
@@ -270,11 +276,13 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
     value_n = F.pad(inputs["values"][:, 1:], (0, 1))[mask_bt].asinh()
     y_n = (location_nd @ model.numeric.value.weight).double()
     s_n = (scale_nd @ model.numeric.value.weight.abs()).double() + cauchy.SCALE_FLOOR
-    hidden_btd = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    mixture_n = mixtures(model, hidden_btd, inputs, mask_bt, y_n, s_n)
+    read = body(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
+    layer = numeric.settings_of(model.config).key_layer
+    middle_btd = read.last_hidden_state if layer is None else read.hidden_states[layer]
+    mixture_n = mixtures(model, read.last_hidden_state, middle_btd, inputs, mask_bt, y_n, s_n)
     density_n = torch.stack(list(map(density, mixture_n, value_n))).log() - value_n.cosh().log()
     weight_n = gate + (1 - gate) * log_p_nv[:, NUMBER].double().exp()
-    assert values.item() == pytest.approx(-(weight_n * density_n)[is_number_n].sum().item(), rel=1e-5)
+    assert values.item() == pytest.approx(-(weight_n * density_n)[is_number_n].sum().item(), rel=1e-4)
     found = numeric.predictions(model, inputs, targets_bt).values
     for share in (0.05, 0.5, 0.95):  # of the probability is below each quantile
         point_m = found.quantiles([share])[0].asinh()
@@ -284,7 +292,7 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
                 (weight_k * (0.5 + ((point + side * 2e-6 - location_k) / scale_k).atan() / math.pi)).sum().item()
                 for side in (-1, 1)
             )
-            assert low - 1e-5 <= share <= high + 1e-5
+            assert low - 3e-5 <= share <= high + 3e-5
 
 
 @pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
@@ -430,7 +438,8 @@ def test_a_saved_model_opens_with_its_numbers(family: str, tmp_path: Any) -> Non
     inputs, targets_bt = batch()
     opened = numeric.AutoNumericLM.from_pretrained(tmp_path).eval()
     assert type(opened).__name__ == type(FAMILIES[family]()).__name__
-    assert numeric.settings_of(opened.config) == numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5)
+    layer = None if family == "lstm" else 1  # of two
+    assert numeric.settings_of(opened.config) == numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5, True, layer)
     assert torch.equal(opened(**inputs).logits, model(**inputs).logits)
     again = copy.deepcopy(opened)
     numeric.add(again, numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5))  # keeps the weights
