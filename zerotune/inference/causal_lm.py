@@ -41,6 +41,7 @@ class Network:
 
     has_plain_head: whether logits are a function of each last hidden state alone; determined by a trial run.
     numbers: how it reads numbers as values; None for ordinary models.
+    key_states_btd: the states of the pointer's keys in the last forward pass.
     shares_prefixes: whether its KV cache can be sliced and concatenated, and it honours the given masks and positions;
     determined by a trial run.
     tokens: number of tokens processed so far, without padding.
@@ -145,7 +146,7 @@ class Network:
         read last.
         """
         assert self._pointer is not None
-        keys_tr: Tensor = self._pointer.keys(self._key_states_btd[row, :size])
+        keys_tr: Tensor = self._pointer.keys(self.key_states_btd[row, :size])
         return keys_tr
 
     def number(
@@ -167,7 +168,7 @@ class Network:
         """Keep the pointer's keys as one more layer of the cache, without values."""
         if self._pointer is None or not self.has_plain_head:  # without hidden states no number is written
             return
-        key_b1tr = self._pointer.keys(self._key_states_btd)[:, None]
+        key_b1tr = self._pointer.keys(self.key_states_btd)[:, None]
         if is_new:
             cache.layers.append(DynamicLayer())
         cache.layers[-1].update(key_b1tr, key_b1tr[..., :0])
@@ -196,7 +197,8 @@ class Network:
         if self.has_plain_head:
             with middle_states.kept() as kept:
                 states_btd: Tensor = self.model.base_model(**inputs, **keywords).last_hidden_state
-            self._key_states_btd = kept[-1] if kept else states_btd
+            is_middle = self.numbers is not None and self.numbers.key_layer is not None
+            self.key_states_btd = kept[-1] if is_middle else states_btd
             return states_btd
         logits_btv: Tensor = self.model(**inputs, **keywords).logits
         return logits_btv

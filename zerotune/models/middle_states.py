@@ -44,9 +44,9 @@ def kept() -> Iterator[list[Tensor]]:
 
 
 def last_kept() -> Tensor:
-    """The states of the forward pass that goes on."""
+    """Those of the forward pass that goes on."""
     found = _KEPT.get()
-    assert found
+    assert found, "no layer is watched"
     return found[-1]
 
 

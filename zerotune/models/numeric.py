@@ -150,18 +150,18 @@ class Numeric(nn.Module):
     def __init__(self, width: int, settings: Settings) -> None:
         super().__init__()
         self.space: str = settings.value_space
-        self.key_layer = settings.key_layer
         self.direction, self.location = Direction(width), Location(width)
         self.scale, self.value = Scale(width), Value(width)
         self.pointer = Pointer(width) if settings.copy else None
 
-    def values(self, hidden_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
-        """The distributions of the values at some positions. hidden_nd: of all positions. location_md: of the cause."""
+    def values(self, hidden_nd: Tensor, key_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
+        """The distributions of the values at some positions. hidden_nd, key_nd: the last states of all positions,
+        and those of the pointer's keys. location_md: of the cause.
+        """
         location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
         if self.pointer is None:
             return Values(location_m, scale_m, self.space)
-        source_nd = hidden_nd if self.key_layer is None else middle_states.last_kept().flatten(0, 1)
-        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], source_nd[offered.at_s])
+        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], key_nd[offered.at_s])
         return Values(location_m, scale_m, self.space, Copies(query_mr, key_sr, own_1, at_m, offered))
 
 
@@ -382,6 +382,11 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
     return Values(location_1, scale_1, settings.value_space, copies)
 
 
+def _key_states(hidden_nd: Tensor, settings: Settings) -> Tensor:
+    """The states of the pointer's keys, in a forward pass that gave these last hidden states."""
+    return hidden_nd if settings.key_layer is None else middle_states.last_kept().flatten(0, 1)
+
+
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:
     """The numbers that may be copied, the value behind each position [b * t], and the positions with a target [n]."""
     values_bt = inputs["values"]
@@ -408,7 +413,9 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
                 scores_cv = scores_cv.log_softmax(-1)
             number_c1 = scores_cv[:, settings.token_id, None]
             found.append(torch.stack([(scores_cv > number_c1).sum(-1) + 1, number_c1[:, 0]]))
-        values = base.numeric.values(hidden_nd, at_m, base.numeric.location(hidden_nd[at_m]), offered)
+        values = base.numeric.values(
+            hidden_nd, _key_states(hidden_nd, settings), at_m, base.numeric.location(hidden_nd[at_m]), offered
+        )
         # Not as the output, which mixed precision turns into float32.
         rank_n, log_p_n = torch.cat(found, 1).double()
         kept.append(Predictions(is_number_n, rank_n, log_p_n, next_n[at_m], values))
@@ -433,7 +440,9 @@ def next_tokens(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
 
     def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
         hidden_nd = hidden_btd.flatten(0, 1)
-        values = base.numeric.values(hidden_nd, at_n, base.numeric.location(hidden_nd[at_n]), offered)
+        values = base.numeric.values(
+            hidden_nd, _key_states(hidden_nd, settings), at_n, base.numeric.location(hidden_nd[at_n]), offered
+        )
         found.extend([_scores(base, layer, hidden_nd[at_n], None).argmax(-1), *values.quantiles([0.5])])
         return hidden_nd.new_zeros(())
 
@@ -472,7 +481,7 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
                 location_nd, scale_nd, head.weight, head.bias, targets_n, settings.threshold
             )
         at_m, hidden_md, location_md = at_n[is_number_m], hidden_nd[is_number_m], location_nd[is_number_m]
-        values = base.numeric.values(all_nd, at_m, location_md, offered)
+        values = base.numeric.values(all_nd, _key_states(all_nd, settings), at_m, location_md, offered)
         weight_m: Tensor | float = 1.0
         if gate < 1:
             weight_m = gate + (1 - gate) * _number_probability(base.numeric, layer, hidden_md, location_md, settings)
