@@ -164,7 +164,7 @@ def test_tables_with_numbers_are_cached_apart(tmp_path: Path, form: str) -> None
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"text": "It is 1e301."}, "number too large: 1e301; the largest is 1e\\+300"),
+        ({"text": "It is 1e+301."}, r"number too large: 1e\+301; the largest is 1e\+300"),
         ({"text": "It is <NUM>."}, "<NUM> in the text: it stands for a number"),
     ],
 )
