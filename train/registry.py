@@ -37,6 +37,7 @@ class ObjectiveSpec:
     numbers: whether each number of a text is a token with a value.
     terms: the parts of the training loss (train/NAME), which add up to validation/loss. A run may lack some.
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
+    model_class: `module:class` of the model, one of transformers' Auto classes or alike.
     """
 
     place: str
@@ -51,6 +52,7 @@ class ObjectiveSpec:
     numbers: bool = False
     terms: tuple[str, ...] = ("loss",)
     checks: str = ""
+    model_class: str = "transformers:AutoModelForCausalLM"
 
     def problems(self, config: Any) -> Problems:
         """(key, message) of all errors in its keys of a `train.config.Config`."""
@@ -93,11 +95,14 @@ class OptimizerSpec:
     place: `module:function` of parameter groups and `train.config.OptimConfig` that makes a `torch.optim.Optimizer`.
     unused: keys of the recipe's `optim` that it does not use.
     unfit: kind of sharding (zero, fsdp) -> why the optimizer cannot be used with it.
+    state_bytes: `module:function` of the shapes of parameters: bytes of their states. Without it, `train.plan` assumes
+        those of AdamW.
     """
 
     place: str
     unused: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
+    state_bytes: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class FamilySpec:
     has_attention: bool = True
 
 
+SEQUENCES = "transformers:AutoModelForSequenceClassification"
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
@@ -146,30 +152,35 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         numbers=True,
         terms=("loss", "one_vs_rest", "value"),
         checks="train.recipe_checks_numeric:problems",
+        model_class="zerotune.models.numeric:AutoNumericLM",
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
         formats=("tagged",),
         metrics={"f1": False, "loss": True, "precision": False, "recall": False, "token_accuracy": False},
         keys=("head.labels", "head.class_weights", "head.sub_words", "head.dropout"),
+        model_class="transformers:AutoModelForTokenClassification",
     ),
     "sequence_classification": ObjectiveSpec(
         "train.objectives.sequence_classification:SequenceClassification",
         formats=("labelled",),
         metrics={"accuracy": False, "loss": True, "macro_f1": False, "mcc": False},
         keys=("head.labels", "head.class_weights", "head.dropout"),
+        model_class=SEQUENCES,
     ),
     "regression": ObjectiveSpec(
         "train.objectives.sequence_classification:Regression",
         formats=("labelled",),
         metrics={"pearson": False, "loss": True, "rmse": True},
         keys=("head.dropout",),
+        model_class=SEQUENCES,
     ),
     "reward_model": ObjectiveSpec(
         "train.objectives.reward_model:RewardModel",
         formats=("preference",),
         metrics={"accuracy": False, "loss": True, "margin": False},
         keys=("head.dropout",),
+        model_class=SEQUENCES,
     ),
     "ppo": ObjectiveSpec(
         "train.objectives.ppo.objective:PPO",
@@ -202,12 +213,17 @@ TUNINGS: dict[str, TuningSpec] = {
 FAILS_ON_SHARDS = {"fsdp": "it fails on the shards of FSDP2"}
 FLATTENED = "ZeRO flattens the matrices that it factors, so its updates would depend on the ranks"
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "adamw": OptimizerSpec("train.engine.optimizer:adamw"),
-    "adamw_8bit": OptimizerSpec("train.engine.optimizer:adamw_8bit", unfit=FAILS_ON_SHARDS),
+    "adamw": OptimizerSpec("train.engine.optimizer:adamw", state_bytes="train.engine.optimizer_state:adamw"),
+    "adamw_8bit": OptimizerSpec(
+        "train.engine.optimizer:adamw_8bit",
+        unfit=FAILS_ON_SHARDS,
+        state_bytes="train.engine.optimizer_state:adamw_8bit",
+    ),
     "adafactor": OptimizerSpec(
         "train.engine.optimizer:adafactor",
         unused=("beta1", "beta2", "epsilon"),
         unfit={"zero": FLATTENED, **FAILS_ON_SHARDS},
+        state_bytes="train.engine.optimizer_state:adafactor",
     ),
 }
 

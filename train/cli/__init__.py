@@ -33,6 +33,11 @@ COMMANDS = {
         "train.search.__main__:main",
         {"prog": "zerotune search"},
     ),
+    "plan": Command(
+        "memory and time of a run before it starts: zerotune plan RECIPE",
+        "train.plan.__main__:main",
+        {"prog": "zerotune plan"},
+    ),
     "eval": Command("evaluate and compare checkpoints", "train.cli.launch:evaluate"),
     "merge": Command(
         "export a run as a Hugging Face folder: zerotune merge RUN OUT",
