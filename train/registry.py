@@ -38,6 +38,7 @@ class ObjectiveSpec:
     terms: the parts of the training loss (train/NAME), which add up to validation/loss. A run may lack some.
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     model_class: `module:class` of the model, one of transformers' Auto classes or alike.
+    adds_modules: whether it keeps weights beside those of the model: modules of its own, further models.
     """
 
     place: str
@@ -53,6 +54,7 @@ class ObjectiveSpec:
     terms: tuple[str, ...] = ("loss",)
     checks: str = ""
     model_class: str = "transformers:AutoModelForCausalLM"
+    adds_modules: bool = False
 
     def problems(self, config: Any) -> Problems:
         """(key, message) of all errors in its keys of a `train.config.Config`."""
@@ -153,6 +155,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         terms=("loss", "one_vs_rest", "value"),
         checks="train.recipe_checks_numeric:problems",
         model_class="zerotune.models.numeric:AutoNumericLM",
+        adds_modules=True,
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
@@ -191,6 +194,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         has_columns=lambda config: not config.ppo.task,  # the task reads the rows itself
         asks=True,
         checks="train.recipe_checks_ppo:problems",
+        adds_modules=True,
     ),
 }
 

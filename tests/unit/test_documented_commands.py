@@ -108,6 +108,15 @@ def check_search(words: list[str]) -> None:
     check_values(read_space(Path(found.space)), found.recipe, lambda config: None)
 
 
+def check_plan(words: list[str]) -> None:
+    from train.plan.__main__ import options
+    from train.plan.launch import read_files
+
+    found = options(words)
+    read_files(found.accelerate)
+    check_train(list(found.recipe))
+
+
 def check_zerotune(words: list[str]) -> None:
     from train.cli import COMMANDS
     from train.command_words import split, with_recipes
@@ -117,6 +126,8 @@ def check_zerotune(words: list[str]) -> None:
     assert command in COMMANDS
     if command == "search":
         check_search(rest)
+    if command == "plan":
+        check_plan(rest)
     if command in ("train", "eval"):
         options, rest = split(rest)
         if options:

@@ -66,7 +66,8 @@ def measure(model: nn.Module, shape: Shape, item: int, casts: bool) -> Activatio
     dtype = torch.float32 if item == FLOAT else torch.bfloat16
     if not casts:
         model.to(dtype)
-    loss_head.install(model)
+    if predicts_tokens(model):
+        loss_head.install(model)
     saved = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
@@ -126,6 +127,12 @@ def saving(model: nn.Module) -> Iterator[dict[int, int]]:
         yield storages
 
 
+def predicts_tokens(model: nn.Module) -> bool:
+    """Whether its output layer is over the vocabulary; that of a classifier is small."""
+    base: Any = base_of(model)
+    return base.get_output_embeddings() is not None
+
+
 def loss_bytes(model: nn.Module, tokens: int, item: int, device: str = "cuda") -> int:
     """Of the loss in the output layer (`zerotune.models.loss_head`), if all tokens are learned.
 
@@ -133,6 +140,8 @@ def loss_bytes(model: nn.Module, tokens: int, item: int, device: str = "cuda") -
     larger of a chunk's logits with their logarithms (and the gradients of the chunk before) and of a chunk's gradients
     with its part of the weight's gradient.
     """
+    if not predicts_tokens(model):
+        return 0
     weight: Any = loss_head.output_layer(model).weight
     vocabulary, width = weight.shape
     rows = min(loss_head.chunk_rows(vocabulary, torch.device(device)), tokens)

@@ -78,7 +78,7 @@ def read_model(config: Config) -> Model:
     length = config.data.max_length_tokens
     flops = model_flops_per_token(model, (length + 1) / 2)
     unknown = []
-    if config.objective not in ("causal_lm", "token_classification", "sequence_classification", "regression"):
+    if config.spec.adds_modules:
         unknown.append(f"models and modules that the objective {config.objective} adds")
     if config.tuning.quantization != "none":
         unknown.append("matrices that are dequantised for a product")
@@ -158,11 +158,11 @@ def _activations(model: Model, layout: Layout) -> tuple[Activations | None, int]
     key = ("casts" if casts else "cast", shape.rows, shape.length)
     if key not in model.activations:
         tuned, _ = tuned_model(model.config)
+        loss = loss_bytes(tuned, shape.tokens, layout.item)
         try:
-            measured = measure(tuned, shape, layout.item, casts)
-            model.activations[key] = (measured, loss_bytes(tuned, shape.tokens, layout.item))
-        except (RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError):
-            model.activations[key] = (None, 0)
+            model.activations[key] = (measure(tuned, shape, layout.item, casts), loss)
+        except (RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError):  # raised inside the model
+            model.activations[key] = (None, loss)
     return model.activations[key]
 
 

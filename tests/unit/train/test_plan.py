@@ -167,6 +167,21 @@ def test_a_new_model_and_a_prompt() -> None:
     assert not any("activations" in text for text in found.unknown)
 
 
+def test_what_an_objective_adds_is_not_known() -> None:
+    with local_model(parse(["--config", "recipes/numeric.yaml"])) as config:
+        model = read_model(config)
+    assert model.unknown == ("models and modules that the objective numeric adds",)
+
+
+def test_a_classifier() -> None:
+    words = ["--model.path", TINY, "--model.init", "random"]
+    with local_model(parse(["--config", "recipes/bionlp-ner.yaml", *words])) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB))
+    assert found.parts["activations"] > 0
+    assert "loss" not in found.parts
+    assert not any("activations" in text for text in found.unknown)
+
+
 def test_advice_fits_and_can_be_copied() -> None:
     with local_model(of_recipe("--batch.tokens_per_micro_batch", "65536")) as config:
         model = read_model(config)
