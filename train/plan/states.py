@@ -166,7 +166,7 @@ def _shards(weights: Sequence[Weight], layout: Layout, state_bytes: StateBytes, 
     for weight in weights:
         if weight.size <= layout.persistent_size and persistent + weight.size <= layout.persistent_total:
             persistent += weight.size
-            bytes_kept += weight.size * item(weight)
+            bytes_kept += _shard(weight.size, layout.ranks) * layout.ranks * item(weight)  # as it was gathered
     shards = sum(_shard(w.size, layout.ranks) * item(w) for w in weights)
     sub_groups = [sum(group) for group in _sub_groups(trained, layout)]
     master, optimizer = FLOAT * sum(sub_groups), state_bytes([(size,) for size in sub_groups])
