@@ -2,13 +2,14 @@
 
     python examples/make_numbers.py OUT [--rows 200]
 
-Published sets, of sentences whose number nothing announces: its distribution is all that can be learned. `train` and
-`plain` hold uniform values, `extreme` adds heavy tails, `boundary` holds seven round values; `questions` repeats the
-value of its sentence as an answer.
+Published sets, of sentences whose number nothing announces: its distribution is all that can be learned. `train`,
+`validation` and `plain` hold uniform values, `extreme` adds heavy tails, `boundary` holds seven round values;
+`questions` repeats the value of its sentence as an answer.
 
 Reading sets, in English and Chinese, of questions about statements: `reading` asks for one of their values,
 `reading_far` for one 10 to 100 times larger than any in training, `arithmetic` for a sum or difference, and `words` for
 what is no number. `reading_train` has all of these; the others share neither templates nor values with it.
+`reading_validation` is like `reading`.
 
 The output is the same every time; a larger set begins with the rows of a smaller one.
 """
@@ -87,6 +88,22 @@ ENGLISH = Language(
         Statement("the farm", "The farm sold {} eggs.", "How many eggs did the farm sell?", "{} eggs"),
         Statement("the cable", "The cable carries {}V.", "What voltage does the cable carry?", "{}V"),
         Statement("the trip", "The trip covers {} km.", "How far is the trip?", "{} km"),
+        Statement("the room", "The room measures {} square feet.", "How large is the room?", "{} square feet"),
+        Statement("the loan", "A bank lent EUR {}.", "How much did the bank lend?", "EUR {}"),
+        Statement("the pump", "Every hour the pump moves {} gallons.", "What does the pump move?", "{} gallons"),
+        Statement("the well", "They drilled the well {} feet deep.", "What is the depth of the well?", "{} feet"),
+        Statement("the town", "In the town live {} people.", "How many people live in the town?", "{} people"),
+        Statement("the signal", "The signal has {} Hz.", "What is the frequency of the signal?", "{} Hz"),
+        Statement("the truck", "Its truck can carry {} tonnes.", "What can the truck carry?", "{} tonnes"),
+        Statement("the battery", "The battery stores {} mAh.", "What is the battery's capacity?", "{} mAh"),
+        Statement("the race", "Runners need {} minutes for the race.", "How long does the race take?", "{} minutes"),
+        Statement("the fine", "For speeding, the fine is £{}.", "How high is the fine?", "£{}"),
+        Statement("the star", "The star is {} light years away.", "How distant is the star?", "{} light years"),
+        Statement("the field", "A farmer sowed a field of {} acres.", "How big is the field?", "{} acres"),
+        Statement("the tower", "The tower rises to {} m.", "What height has the tower?", "{} m"),
+        Statement("the archive", "The archive keeps {} letters.", "What number of letters is kept?", "{} letters"),
+        Statement("the screen", "A pixel of the screen uses {} bytes.", "How many bytes are used?", "{} bytes"),
+        Statement("the engineer", "The engineer earns {} dollars a day.", "What is the engineer paid?", "{} dollars"),
     ),
 )  # fmt: skip
 CHINESE = Language(
@@ -102,6 +119,17 @@ CHINESE = Language(
         Statement("大桥", "大桥长{}米。", "大桥多长？", "{}米"),
         Statement("水箱", "水箱能装{}升。", "水箱能装多少？", "{}升"),
         Statement("果园", "果园收了{}个梨。", "果园收了多少梨？", "{}个"),
+        Statement("房间", "房间的面积是{}平方米。", "房间面积是多少？", "{}平方米"),
+        Statement("列车", "列车每小时行{}公里。", "列车的速度是多少？", "{}公里"),
+        Statement("小镇", "小镇住着{}人。", "小镇有多少人口？", "{}人"),
+        Statement("电池", "这块电池的容量为{}毫安时。", "电池容量多大？", "{}毫安时"),
+        Statement("贷款", "银行发放的贷款是{}元。", "贷款金额是多少？", "{}元"),
+        Statement("油井", "油井深{}米。", "油井有多深？", "{}米"),
+        Statement("图书馆", "图书馆藏书{}册。", "图书馆有多少册书？", "{}册"),
+        Statement("工厂", "工厂每天用水{}吨。", "工厂每天用多少水？", "{}吨"),
+        Statement("比赛", "跑完比赛用了{}分钟。", "比赛用了多长时间？", "{}分钟"),
+        Statement("手机", "手机卖{}块钱。", "手机的价格是多少？", "{}块钱"),
+        Statement("农田", "村里的农田有{}亩。", "农田有多少亩？", "{}亩"),
     ),
 )  # fmt: skip
 HELD_OUT = (
@@ -223,8 +251,10 @@ SETS: dict[str, tuple[Callable[[random.Random], Row], int]] = {  # name -> (one 
     "plain": (lambda draw: sentence(draw, uniform), 1),
     "questions": (question, 1),
     "extreme": (lambda draw: sentence(draw, extreme), 1),
+    "validation": (lambda draw: sentence(draw, uniform), 1),
     "boundary": (lambda draw: sentence(draw, lambda one: one.choice(BOUNDARIES)), 1),
     "reading_train": (mixed, 20),
+    "reading_validation": (lambda draw: about(draw, True, "value"), 1),
     "reading": (lambda draw: about(draw, True, "value"), 1),
     "reading_far": (lambda draw: about(draw, True, "value", *FAR), 1),
     "arithmetic": (lambda draw: arithmetic(draw, True), 1),

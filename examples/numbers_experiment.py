@@ -4,8 +4,9 @@
     python examples/numbers_experiment.py --study reading --model.path .cache/models/SmolLM2-135M-Instruct    # LoRA
 
 Makes the sets (examples/make_numbers.py), trains both models for the same epochs, and evaluates the last checkpoint of
-each on one page. A digit is a token, so the model of digits takes more steps. `--number_token_weight 0.3` adds a third
-model, with the number token loss. In the reading study the base model is measured too, and all models on ordinary text.
+each on one page, beside the untrained model or the base model. A digit is a token, so the model of digits takes more
+steps. `--number_token_weight 0.3` adds a model with the number token loss. In the reading study all models are measured
+on ordinary text too.
 Further options belong to the recipe of the study. The same command continues what was interrupted (docs/numbers.md).
 """
 
@@ -27,19 +28,27 @@ from train.recipe import parse
 
 
 class Study(NamedTuple):
-    """recipe: of the model with values. train: the set that it learns. sets: those that it is asked for."""
+    """recipe: of the model with values. train: the set that it learns. validation: for curves, and to calibrate the
+    intervals. sets: those that it is asked for.
+    """
 
     recipe: str
     train: str
+    validation: str
     sets: tuple[str, ...]
 
 
 STUDIES = {
-    "published": Study("recipes/numeric.yaml", "train", ("plain", "questions", "extreme", "boundary")),
+    "published": Study("recipes/numeric.yaml", "train", "validation", ("plain", "questions", "extreme", "boundary")),
     "reading": Study(
-        "recipes/numeric-lora.yaml", "reading_train", ("reading", "reading_far", "arithmetic", "words", "questions")
+        "recipes/numeric-lora.yaml",
+        "reading_train",
+        "reading_validation",
+        ("reading", "reading_far", "arithmetic", "words", "questions"),
     ),
 }
+
+UNTRAINED = ["--duration.max_steps", "1", "--optim.learning_rate", "1e-30"]  # a run that changes nothing
 
 
 def main() -> int:
@@ -49,19 +58,20 @@ def main() -> int:
     make_numbers.write(data, given.rows)
     shared = [
         "--data.train.0.path", str(data / f"{study.train}.jsonl"),
-        "--data.validation.0.path", str(data / f"{study.sets[0]}.jsonl"),
+        "--data.validation.0.path", str(data / f"{study.validation}.jsonl"),
         "--merge.checkpoint", "last",  # none is chosen by rows that are evaluated
         *options,
     ]  # fmt: skip
+    base = parse(["--config", str(ROOT / study.recipe), *shared]).model
     digits = ["--objective", "causal_lm"]
-    models = {"digits": digits}
+    models = {"untrained": UNTRAINED} if base.family else {}
+    models["digits"] = digits
     if given.number_token_weight:
         weight = ["--causal_lm.number_token_weight", str(given.number_token_weight)]
         models["digits-number-token-loss"] = [*digits, *weight]
     models["values"] = []
     for name, own in models.items():
-        run("train.cli", "train", study.recipe, *own, "--run.folder", str(out / name), *shared)
-    base = parse(["--config", str(ROOT / study.recipe), *shared]).model
+        run("train.cli", "train", study.recipe, "--run.folder", str(out / name), *shared, *own)
     evaluate(out, study, [] if base.family else [base.path], list(models), given.text)
     print(f"Report: {out / 'eval' / 'report.html'}")
     return 0

@@ -47,8 +47,7 @@ def _write(config: Config) -> list[str]:
     if model.tokenizer:
         tokenizer: Any = load_tokenizer(model)
     else:
-        spec = LabelSpec(labels=tuple(config.head.labels), numbers=config.spec.numbers)
-        tokenizer, lines = learn_tokenizer(config.tokenizer, config.data, config.run.seed, spec)
+        tokenizer, lines = learn_tokenizer(config.tokenizer, config.data, config.run.seed, LabelSpec.of(config))
         if config.spec.numbers:
             add_token(tokenizer)
         tokenizer.save_pretrained(draft)

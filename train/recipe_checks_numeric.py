@@ -13,6 +13,8 @@ def problems(config: Config) -> Problems:
     is_softmax = numeric.token_loss == "softmax"
     if is_softmax and numeric.threshold:
         yield "numeric.threshold", "applies only to numeric.token_loss: one_vs_rest; remove it"
+    if config.validation.exact_match_rows:
+        yield "validation.exact_match_rows", "objective numeric has no exact match; see within_1_percent, and remove it"
     if config.tuning.extra_positions:
         yield "tuning.kind", "objective numeric has no values for the positions of a tuned prompt; use full or lora"
     if not is_softmax and config.validation.metric == "perplexity":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 from zerotune.data.formats import text_formats
 
@@ -23,6 +23,7 @@ class ObjectiveSpec:
 
     place: `module:class` of a `train.protocols.Objective`.
     formats: the row formats that it supports.
+    labels_as: what a label of a row becomes: words that a language model writes, a class, or a value.
     metrics: for each validation metric that can choose the best checkpoint, whether lower is better. The first one
         chooses by default (validation.metric auto).
     section: `module:dataclass` of its section of the recipe, which has the objective's name; "" without settings. The
@@ -44,6 +45,7 @@ class ObjectiveSpec:
     place: str
     formats: tuple[str, ...]
     metrics: Mapping[str, bool]
+    labels_as: Literal["words", "classes", "values"] = "words"
     section: str = ""
     keys: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +149,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
             "value_loss": True,
             "number_recall": False,
             "number_precision": False,
+            "within_1_percent": False,
         },
         section="train.config_numeric:NumericConfig",
         keys=("head.labels",),
@@ -161,6 +164,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         "train.objectives.token_classification:TokenClassification",
         formats=("tagged",),
         metrics={"f1": False, "loss": True, "precision": False, "recall": False, "token_accuracy": False},
+        labels_as="classes",
         keys=("head.labels", "head.class_weights", "head.sub_words", "head.dropout"),
         model_class="transformers:AutoModelForTokenClassification",
     ),
@@ -168,6 +172,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         "train.objectives.sequence_classification:SequenceClassification",
         formats=("labelled",),
         metrics={"accuracy": False, "loss": True, "macro_f1": False, "mcc": False},
+        labels_as="classes",
         keys=("head.labels", "head.class_weights", "head.dropout"),
         model_class=SEQUENCES,
     ),
@@ -175,6 +180,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         "train.objectives.sequence_classification:Regression",
         formats=("labelled",),
         metrics={"pearson": False, "loss": True, "rmse": True},
+        labels_as="values",
         keys=("head.dropout",),
         model_class=SEQUENCES,
     ),
@@ -182,6 +188,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         "train.objectives.reward_model:RewardModel",
         formats=("preference",),
         metrics={"accuracy": False, "loss": True, "margin": False},
+        labels_as="values",
         keys=("head.dropout",),
         model_class=SEQUENCES,
     ),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.protocols import Sample, Table, Task
+from zerotune.common.metric_format import plain
 from zerotune.data.conversations import Message, said_in
 from zerotune.data.fields import RowError
 from zerotune.data.raw_row import Row
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from zerotune.inference.prompt import Prompter
 
 TEMPERATURES = (0.0, 0.7, 1.0)
+CAUSAL = "causal sampling"
+TITLES = ("Continuations", "One draw of the cause at each position")
 SHOWN_CHARACTERS = 300  # of a table cell; the samples file has the whole text
 PROMPTS = (
     "The meaning of life is",
@@ -36,15 +39,16 @@ def check(example: Example) -> Example:
 
 
 def ask(example: Example, prompter: Prompter, temperatures: Sequence[float] = TEMPERATURES) -> Sequence[Request]:
-    """Continue the text, or the conversation up to its last response, once for each temperature."""
+    """Continue the text, or the conversation up to its last response, once for each temperature; with a checkpoint that
+    reads numbers as values also by causal sampling.
+    """
     if example.text is not None:
         ids = prompter.document(example.text).ids
     else:
         ids = prompter.chat_prompt(_history(example), example.tools)
-    return [
-        Generate(ids, prompter.max_new_tokens, prompter.stop_ids, temperature=temperature)
-        for temperature in temperatures
-    ]
+    settings: list[dict[str, Any]] = [{"temperature": temperature} for temperature in temperatures]
+    settings += [{"causal": True}] * prompter.reads_numbers
+    return [Generate(ids, prompter.max_new_tokens, prompter.stop_ids, **own) for own in settings]
 
 
 def score(example: Example, answers: Sequence[Answer], temperatures: Sequence[float] = TEMPERATURES) -> Sample:
@@ -52,15 +56,18 @@ def score(example: Example, answers: Sequence[Answer], temperatures: Sequence[fl
     generated = [answer for answer in answers if isinstance(answer, Generated)]
     prompt = example.text if example.text is not None else said_in(_history(example)[-1])
     reference = {"reference": said_in(example.messages[-1])} if example.answered else {}
-    texts = {_title(t): answer.text for t, answer in zip(temperatures, generated, strict=True)}
+    titles = [*map(_title, temperatures), CAUSAL][: len(generated)]
+    texts = {title: _with_intervals(answer) for title, answer in zip(titles, generated, strict=True)}
     return Sample(example.id, {}, {"prompt": prompt, **texts, **reference})
 
 
 def tables(samples: Sequence[Sample], temperatures: Sequence[float] = TEMPERATURES) -> list[Table]:
     """Every prompt with its continuation at each temperature."""
-    heads = ("prompt", *map(_title, temperatures))
-    rows = [tuple(_shortened(str(sample.shown[head])) for head in heads) for sample in samples]
-    return [Table("Continuations", heads, rows)]
+    heads = [("prompt", *map(_title, temperatures))]
+    if any(CAUSAL in sample.shown for sample in samples):
+        heads.append(("prompt", CAUSAL))
+    rows = [[tuple(_shortened(str(sample.shown[head])) for head in own) for sample in samples] for own in heads]
+    return [Table(title, own, made) for title, own, made in zip(TITLES, heads, rows, strict=False)]
 
 
 def at(temperatures: Sequence[float]) -> Task[Example]:
@@ -75,6 +82,13 @@ def at(temperatures: Sequence[float]) -> Task[Example]:
 
 def _shortened(text: str) -> str:
     return text[:SHOWN_CHARACTERS] + (" ..." if len(text) > SHOWN_CHARACTERS else "")
+
+
+def _with_intervals(answer: Generated) -> str:
+    """The text, and behind it the interval of each number that is a predicted value."""
+    pairs = zip(answer.intervals[::2], answer.intervals[1::2], strict=True)
+    found = ", ".join(f"[{plain(low)}, {plain(high)}]" for low, high in pairs)
+    return f"{answer.text}\n(90 % intervals of the numbers: {found})" if found else answer.text
 
 
 def _title(temperature: float) -> str:

@@ -57,10 +57,13 @@ def test_one_page_for_all_models_and_sets(
     monkeypatch.setattr(sys, "argv", ["x", *words])
     assert numbers_experiment.main() == 0
 
-    names = ("digits", *(["digits-number-token-loss"] if weight else []), "values")
+    untrained = [] if study == "reading" else ["untrained"]
+    names = (*untrained, "digits", *(["digits-number-token-loss"] if weight else []), "values")
     objectives = {name: load(out / name / "config.yaml").objective for name in names}
-    assert objectives == dict.fromkeys(names, "causal_lm") | {"values": "numeric"}
-    assert {name for name in names if metrics(out / name, "train/number_token")} == set(names[1:-1])
+    assert objectives == dict.fromkeys(names, "causal_lm") | dict.fromkeys([*untrained, "values"], "numeric")
+    assert {name for name in names if metrics(out / name, "train/number_token")} == {
+        name for name in names if "loss" in name
+    }
     result = json.loads((out / "eval" / "result.json").read_text(encoding="utf-8"))
     assert [Path(model["path"]) for model in result["models"]] == [*base, *(out / name / "merged" for name in names)]
     tasks = {task["name"]: task for task in result["tasks"]}

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.config import parse
 from eval.distributed import Ranks
@@ -60,7 +61,7 @@ def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 ONE_VS_REST = {"numeric__token_loss": "one_vs_rest", "numeric__gate": 0.5, "numeric__value_space": "linear"}
 SETTINGS: dict[str, dict[str, object]] = {
-    "softmax": {"numeric__gate": 0.5},
+    "softmax": {"numeric__gate": 0.5, "validation__samples": 2, "validation__max_new_tokens": 4},
     # Linear values of 1e300 would be all of the loss.
     "one_vs_rest": ONE_VS_REST | {"numeric__weight": 1e-3, "numeric__threshold": 0.5},
     "lora": {"tuning__kind": "lora"},
@@ -83,6 +84,12 @@ def reference(place: Place) -> Any:
     return get
 
 
+def samples(run: Path) -> dict[int, list[dict[str, str]]]:
+    """What a run showed, by step."""
+    files = sorted((run / "samples").glob("*.jsonl"))
+    return {int(file.stem.removeprefix("step-")): [json.loads(line) for line in file.open()] for file in files}
+
+
 @pytest.mark.parametrize(("settings", "kind"), PAIRS)
 def test_numbers_count_the_same_however_they_are_spread(place: Place, reference: Any, settings: str, kind: str) -> None:
     options = {"batch__tokens_per_micro_batch": 128} if kind == "accumulation" else SPREAD
@@ -95,6 +102,8 @@ def test_numbers_count_the_same_however_they_are_spread(place: Place, reference:
     )
     watched = WATCHED if settings != "one_vs_rest" else ("train/one_vs_rest", *WATCHED[1:])
     assert_equal(reference(settings), other, watched)
+    if settings == "softmax":
+        assert samples(other).keys() == samples(reference(settings)).keys() != {}
 
 
 def test_a_pack_is_what_its_rows_are(place: Place) -> None:
@@ -128,6 +137,7 @@ MERGED: dict[str, tuple[str, dict[str, object]]] = {
     "full": ("zero3", {"numeric__token_loss": "one_vs_rest"}),
     "lora": ("single", {"tuning__kind": "lora", "optim__learning_rate": 0.01}),
     "lora of a pretrained base": ("single", {"tuning__kind": "lora", "model__init": "pretrained"}),
+    "lora of a pretrained base on shards": ("zero3", {"tuning__kind": "lora", "model__init": "pretrained"}),
     "lstm": ("single", new_model("lstm")),
 }
 
@@ -136,11 +146,13 @@ MERGED: dict[str, tuple[str, dict[str, object]]] = {
 def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, case: str) -> None:
     kind, options = MERGED[case]
     if options.get("model__init") == "pretrained":
-        options = options | {"model__path": pretrained_stand_in(place.folder / "base")}
+        options = options | {"model__path": pretrained_stand_in(place.folder / f"base {case}")}
     spread = SPREAD if kind != "single" else {}
     run = place.run(f"merged {case}", kind, duration__max_epochs=3, merge__at_end="true", **options, **spread)
     assert "numeric" in json.loads((run / "merged" / "config.json").read_text())
     checkpoint = open_checkpoint(str(run / "merged"), "new")
+    half = cast(LanguageModel, checkpoint.load("language", "bf16", "none", torch.device("cpu"))).network.model
+    assert {parameter.dtype for parameter in half.numeric.parameters()} == {torch.float32}  # values need its digits
     language_model = cast(LanguageModel, checkpoint.load("language", "fp32", "none", torch.device("cpu")))
     merged = cast(Any, language_model.network.model)
     step = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
@@ -155,6 +167,19 @@ def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, ca
     torch.testing.assert_close(found.values[:2], expected.values[:2], rtol=1e-4, atol=1e-5)
     plain = numeric.predictions(merged, {**inputs, "values": torch.zeros_like(inputs["values"])}, targets)
     assert not torch.allclose(plain.values.location_m[1:], found.values.location_m[1:])  # it read 42
+    if options.get("model__init") == "pretrained":
+        assert_only_the_row_of_numbers_is_new(Path(str(options["model__path"])), merged, number)
+
+
+def assert_only_the_row_of_numbers_is_new(base: Path, merged: Any, number: int) -> None:
+    digits = AutoTokenizer.from_pretrained(base)("0123456789", add_special_tokens=False)["input_ids"]
+    before = AutoModelForCausalLM.from_pretrained(base)
+    pairs = [(m.get_input_embeddings().weight, m.get_output_embeddings().weight) for m in (before, merged)]
+    for old_vd, new_vd in zip(*pairs, strict=True):
+        text = [token for token in range(len(old_vd)) if token != number]
+        assert torch.equal(old_vd[text], new_vd[text])
+        expected_d = 2 * old_vd[digits].mean(0) - old_vd[text].mean(0)
+        torch.testing.assert_close(new_vd[number], expected_d, rtol=0.01, atol=0.002)
 
 
 @pytest.mark.parametrize("settings", ["softmax", "one_vs_rest"])
@@ -162,17 +187,24 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(60)[40:]), encoding="utf-8")
     options = {"duration__max_epochs": 20, "optim__learning_rate": 0.005, "validation__metric": "number_recall"}
-    options |= {"merge__at_end": "true", **SETTINGS[settings]}
+    options |= {
+        "merge__at_end": "true",
+        **SETTINGS[settings],
+        "validation__samples": 8,
+        "validation__max_new_tokens": 12,
+    }
     sources = json.dumps([{"path": str(held_out), "format": "qa"}])
     run = place.run(f"eval {settings}", data__validation=sources, data__validation_fraction=0, **options)
     step = json.loads((run / "merged" / "run.json").read_text())["merge"]["step"]
-    words = ["--model", str(run / "merged"), "--tasks", "numeric,perplexity", "--data", str(held_out)]
-    words += ["--out", str(tmp_path / "out"), "--precision", "fp32"]
-    found = {
-        metric.name: metric.estimates[0].value
-        for task in evaluate(parse(words), Ranks(0, 1, torch.device("cpu"))).result.tasks
-        for metric in task.metrics
-    }
+    words = ["--model", str(run / "merged"), "--tasks", "numeric,perplexity,samples", "--data", str(held_out)]
+    words += ["--out", str(tmp_path / "out"), "--precision", "fp32", "--max_new_tokens", "12"]
+    evaluation = evaluate(parse(words), Ranks(0, 1, torch.device("cpu")))
+    found = {m.name: m.estimates[0].value for task in evaluation.result.tasks for m in task.metrics}
+    (shown,) = evaluation.samples["samples"].values()
+    for own, sample in zip(samples(run)[step], shown, strict=False):
+        assert str(sample.shown["greedy"]).split("\n(90 %")[0] == own["answer"]
+        assert own["reference"].startswith("It is ")
+        assert "<NUM>" not in str(own)
     for name in ("number_recall", "number_precision", "interval_90", "value_loss"):
         assert found[name] == pytest.approx(metrics(run, f"validation/{name}")[step], rel=1e-4), name
     if settings == "softmax":
@@ -192,6 +224,15 @@ def test_a_base_in_4_bit(place: Place) -> None:
     options |= {"tuning__kind": "lora", "tuning__quantization": "nf4", "merge__quantized_base": "dequantized"}
     run = place.run("qlora", duration__max_epochs=2, merge__at_end="true", **options)
     assert json.loads((run / "merged" / "run.json").read_text())["merge"]["divergence"]["dequantized"] < 1e-6
+
+
+def test_only_this_objective_trains_a_folder_with_numbers(place: Place, reference: Any) -> None:
+    first = place.run("first of two", duration__max_epochs=1, merge__at_end="true")
+    options = {"model__path": first / "merged", "model__init": "pretrained"}
+    words = arguments(place.folder / "second of two", place.rows, objective="causal_lm", **options)
+    processes = place.zygote.run(words, place.folder / "second of two", "single")
+    assert set(processes.codes) != {0}
+    assert "reads numbers as values, which only objective: numeric trains" in processes.output
 
 
 def test_training_goes_on_from_a_folder_with_numbers(place: Place, reference: Any) -> None:
@@ -216,6 +257,7 @@ def test_numbers_that_do_not_fit_are_named_by_line(place: Place) -> None:
     ("options", "message"),
     [
         ({"tuning__kind": "prompt"}, "tuning.kind: objective numeric has no values for the positions of a tuned"),
+        ({"validation__exact_match_rows": 5}, "validation.exact_match_rows: objective numeric has no exact match"),
         ({"numeric__threshold": 1}, "numeric.threshold: applies only to numeric.token_loss: one_vs_rest"),
         (
             {"numeric__token_loss": "one_vs_rest", "validation__metric": "perplexity"},

@@ -70,7 +70,14 @@ def kind(words: list[str]) -> str:
         return "train"
     if words[0] in ("sbatch", "bash"):
         return "slurm"
-    modules = {"train.merge": "merge", "train.report": "report", "train.search": "search", "eval": "eval"}
+    modules = {
+        "train.merge": "merge",
+        "train.report": "report",
+        "train.search": "search",
+        "train.plan": "plan",
+        "train.check": "check",
+        "eval": "eval",
+    }
     if words[:2] == ["python", "-m"]:
         return modules[words[2]]
     scripts = {"train/main.py": "train", "eval/main.py": "eval"}
@@ -117,6 +124,12 @@ def check_plan(words: list[str]) -> None:
     check_train(list(found.recipe))
 
 
+def check_check(words: list[str]) -> None:
+    from train.check.__main__ import options
+
+    parse(options(words).recipe)
+
+
 def check_zerotune(words: list[str]) -> None:
     from train.cli import COMMANDS
     from train.command_words import split, with_recipes
@@ -124,10 +137,8 @@ def check_zerotune(words: list[str]) -> None:
 
     command, *rest = words
     assert command in COMMANDS
-    if command == "search":
-        check_search(rest)
-    if command == "plan":
-        check_plan(rest)
+    if command in ("search", "plan", "check"):
+        CHECKS[command](rest)
     if command in ("train", "eval"):
         options, rest = split(rest)
         if options:
@@ -174,6 +185,8 @@ CHECKS = {
     "merge": check_merge,
     "report": check_report,
     "search": check_search,
+    "plan": check_plan,
+    "check": check_check,
     "zerotune": check_zerotune,
     "make": check_make,
     "python": check_python,

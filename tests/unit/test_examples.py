@@ -120,7 +120,9 @@ class TestNumbers:
             found = [value for row in sets[name] for value in values_of(row["question"])]
             assert all(low <= value <= high for value in found)
             middle = (low * high) ** 0.5
-            assert sum(value < middle for value in found) / len(found) == pytest.approx(0.5, abs=0.1)  # log-uniform
+            assert sum(value < middle for value in found) / len(found) == pytest.approx(
+                0.5, abs=0.12
+            )  # log-uniform, besides arithmetic
 
     def test_arithmetic_is_right(self, sets: Sets) -> None:
         signs = set()

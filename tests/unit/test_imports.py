@@ -17,7 +17,7 @@ FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT 
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
     ("train.cli",),
-    ("train.main", "train.session", "train.search", "train.plan"),
+    ("train.main", "train.session", "train.search", "train.plan", "train.check"),
     ("train.objectives", "train.merge", "train.report", "train.preflight", "train.new_model"),
     ("train.checkpoint",),
     ("train.engine",),
@@ -32,7 +32,7 @@ FLOORS = [
 ]
 ONLY_IN = {
     "accelerate": ("train.engine", "train.checkpoint"),
-    "deepspeed": ("train.engine", "train.checkpoint"),
+    "deepspeed": ("train.engine", "train.checkpoint", "train.models.changed_weights"),
     "peft": ("train.tuning", "train.merge"),
     "optuna": ("train.search",),
     "bitsandbytes": ("train.tuning", "train.merge", "train.engine.optimizer"),
@@ -45,6 +45,7 @@ LIGHT = (
     "train.config",
     "train.plan.__main__",
     "train.search.__main__",
+    "train.check.__main__",
     "train.recipe",
     "train.protocols",
     "train.errors",

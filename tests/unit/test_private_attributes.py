@@ -68,6 +68,7 @@ KNOWN = {
         "_from_config": "transformers/modeling_utils.py",
         "_hf_deepspeed_config_weak_ref": "transformers/integrations/deepspeed.py",
         "_is_stateful": "transformers/modeling_utils.py",
+        "_keep_in_fp32_modules_strict": "transformers/modeling_utils.py",
         "_model_mapping": "transformers/models/auto/auto_factory.py",
         "_supports_attention_backend": "transformers/modeling_utils.py",
     },

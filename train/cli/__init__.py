@@ -38,6 +38,9 @@ COMMANDS = {
         "train.plan.__main__:main",
         {"prog": "zerotune plan"},
     ),
+    "check": Command(
+        "check the data of a recipe: zerotune check RECIPE", "train.check.__main__:main", {"prog": "zerotune check"}
+    ),
     "eval": Command("evaluate and compare checkpoints", "train.cli.launch:evaluate"),
     "merge": Command(
         "export a run as a Hugging Face folder: zerotune merge RUN OUT",
@@ -53,7 +56,7 @@ COMMANDS = {
     "init": Command("copy recipes, configurations and batch scripts to a folder", "train.cli.init:main"),
     "env": Command("print versions, devices and settings for a bug report", "train.cli.environment:main"),
 }
-WORKING = ("train", "search", "eval", "merge")  # must not end when a pager is closed
+WORKING = ("train", "search", "check", "eval", "merge")  # must not end when a pager is closed
 EXAMPLE = "zerotune train qwen2.5-0.5b-lora cpu"
 
 

@@ -26,7 +26,7 @@ def split(parts: Sequence[Part], share: float, seed: int) -> tuple[list[Part], l
         UserError: Too few rows.
     """
     drawn_n = _joined([draw_held_out(seed, part.source, part.column("number_n")) for part in parts])
-    first_n = _joined([_is_first(part.column("number_n")) for part in parts])
+    first_n = _joined([is_first(part.column("number_n")) for part in parts])
     held_n = drawn_n < limit_of_held_out(drawn_n[first_n], share)
     return _only(parts, ~held_n), _only(parts, held_n)
 
@@ -49,10 +49,10 @@ def limit_of_held_out(drawn_n: NDArray[np.uint64], share: float) -> np.uint64:
     return np.uint64(ordered[count])
 
 
-def _is_first(number_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+def is_first(number_n: NDArray[np.int64]) -> NDArray[np.bool_]:
     """A mask of the first window of each source row; the windows of a row are adjacent."""
-    is_first_n: NDArray[np.bool_] = np.diff(number_n, prepend=-1) != 0
-    return is_first_n
+    mask_n: NDArray[np.bool_] = np.diff(number_n, prepend=-1) != 0
+    return mask_n
 
 
 def _only(parts: Sequence[Part], kept_n: NDArray[np.bool_]) -> list[Part]:
@@ -75,16 +75,14 @@ def without_overlap(
     Raises:
         UserError: There is overlap and the policy is error.
     """
-    full_n, prompt_n = (_joined([part.column(name) for part in train]) for name in ("full_n", "prompt_n"))
-    is_same_n = np.isin(full_n, _joined([part.column("full_n") for part in held]))
-    is_asked_n = ~is_same_n & (prompt_n != 0) & np.isin(prompt_n, _joined([part.column("prompt_n") for part in held]))
-    first_n = _joined([_is_first(part.column("number_n")) for part in train])
+    is_same_n, is_asked_n = overlap(train, held)
+    first_n = _joined([is_first(part.column("number_n")) for part in train])
     same, asked = int((is_same_n & first_n).sum()), int((is_asked_n & first_n).sum())
     if not same and not asked:
         return list(train), [NO_OVERLAP]
     examples = [
-        *_examples(train, held, is_same_n & first_n, full_n, "full_n"),
-        *_examples(train, held, is_asked_n & first_n, prompt_n, "prompt_n"),
+        *_examples(train, held, is_same_n & first_n, "full_n"),
+        *_examples(train, held, is_asked_n & first_n, "prompt_n"),
     ]
     text = (
         f"overlap with the validation data: {same:,} training row(s) are there too, and {asked:,} more have the same"
@@ -97,10 +95,16 @@ def without_overlap(
     return _only(train, ~(is_same_n | is_asked_n)), [f"{text}: removed from training"]
 
 
-def _examples(
-    train: Sequence[Part], held: Sequence[Part], hit_n: NDArray[np.bool_], hash_n: NDArray[np.uint64], name: str
-) -> list[str]:
-    held_n = _joined([part.column(name) for part in held])
+def overlap(train: Sequence[Part], held: Sequence[Part]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the training rows that are also held out, and of the others whose prompt is."""
+    full_n, prompt_n = (_joined([part.column(name) for part in train]) for name in ("full_n", "prompt_n"))
+    is_same_n = np.isin(full_n, _joined([part.column("full_n") for part in held]))
+    is_asked_n = ~is_same_n & (prompt_n != 0) & np.isin(prompt_n, _joined([part.column("prompt_n") for part in held]))
+    return is_same_n, is_asked_n
+
+
+def _examples(train: Sequence[Part], held: Sequence[Part], hit_n: NDArray[np.bool_], name: str) -> list[str]:
+    hash_n, held_n = (_joined([part.column(name) for part in parts]) for parts in (train, held))
     rows = np.flatnonzero(hit_n)[:SHOWN]
     return [f"{_place(train, row)} = {_place(held, int(np.argmax(held_n == hash_n[row])))}" for row in rows.tolist()]
 

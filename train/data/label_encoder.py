@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from train.config import Config
 from train.data.templates import ChatTemplate, full_text
 from train.registry import OBJECTIVES
 from zerotune.common.errors import UserError
@@ -47,6 +48,19 @@ class LabelSpec:
     sub_words: Literal["first", "all"] = "first"
     asks: bool = False
     numbers: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> LabelSpec:
+        """How the objective of a recipe reads rows."""
+        spec, head = config.spec, config.head
+        return cls(
+            formats=spec.formats,
+            labels_as=spec.labels_as,
+            labels=tuple(head.labels) if "head.labels" in spec.keys else (),
+            sub_words=head.sub_words if "head.sub_words" in spec.keys else "first",
+            asks=spec.asks,
+            numbers=spec.numbers,
+        )
 
     @property
     def has_labels(self) -> bool:

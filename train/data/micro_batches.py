@@ -179,7 +179,7 @@ def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batc
     documents = [document for i in (group or [filler]) for document in rows.documents(i)]
     if empty:
         documents = [document.without_targets() for document in documents]
-    inputs, targets_bt = _packed(documents) if shape.packed else _padded(documents, shape.pad_token_id)
+    inputs, targets_bt = joined(documents, shape)
     return Batch(
         inputs=inputs,
         targets=targets_bt,
@@ -188,6 +188,11 @@ def collate(rows: Rows, group: Sequence[int], shape: Shape, filler: int) -> Batc
         positions=targets_bt.numel(),
         row_ids=tuple(rows.row_id(i) for i in group),
     )
+
+
+def joined(documents: Sequence[Document], shape: Shape) -> tuple[dict[str, object], torch.Tensor]:
+    """(inputs of the model, targets) of documents, in their order."""
+    return _packed(documents) if shape.packed else _padded(documents, shape.pad_token_id)
 
 
 def _packed(documents: Sequence[Document]) -> tuple[dict[str, object], torch.Tensor]:

@@ -19,13 +19,14 @@ from train.config import Config, ModelConfig, TuningConfig
 from train.merge.check_paths import find_run
 from train.models.load import head_parts
 from zerotune.common.errors import UserError
-from zerotune.models import numeric
+from zerotune.models import number_rows, numeric
 from zerotune.models.folder import read_config, read_json, resolve
 from zerotune.models.precision import DTYPES
 from zerotune.models.recurrent import MODELS, register
 from zerotune.models.token_statistics import VALUE_HEAD
 from zerotune.models.weights_digest import model_digest
 
+NUMBER_ROWS = f"{numeric.KEY}.{number_rows.BUFFER}"
 # PEFT's task types, by the end of transformers' class names
 TASKS = {"ForTokenClassification": "TOKEN_CLS", "ForSequenceClassification": "SEQ_CLS"}
 
@@ -36,6 +37,7 @@ class Source:
 
     model_config: the trained model's config.json. base_rows: rows of the base model's embeddings. trained: the trained
     weights by their names in the tuned model. run_info: the run's run.json. prompt_ids: new tokens of a tuned prompt.
+    number_rows: those of `<NUM>` in frozen matrices.
     """
 
     run: Path
@@ -47,6 +49,7 @@ class Source:
     trained: dict[str, Tensor]
     run_info: dict[str, Any]
     prompt_ids: tuple[int, ...] = ()
+    number_rows: Tensor | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -71,6 +74,19 @@ class Source:
         """PEFT's task type of the model."""
         name = self.model_config.architectures[0]
         return next((task for ending, task in TASKS.items() if name.endswith(ending)), "CAUSAL_LM")
+
+    @property
+    def number_id(self) -> int:
+        """The id of `<NUM>`."""
+        settings = numeric.settings_of(self.model_config)
+        assert settings is not None
+        return settings.token_id
+
+    @property
+    def trains_new_rows(self) -> bool:
+        """Whether the embeddings got rows that adapters train, with all others."""
+        frozen = self.number_rows is not None and self.number_id >= self.base_rows
+        return text_rows(self.model_config) - self.base_rows > frozen
 
     @property
     def head_options(self) -> dict[str, Any]:
@@ -121,13 +137,16 @@ def open_source(path: Path, which: str, base: str | None = None, code: bool = Fa
     weights = trained_weights(folder)
     # PPO's value head is used only in training.
     trained = {name: tensor for name, tensor in weights.items() if f".{VALUE_HEAD}." not in f".{name}"}
+    rows_2d = next((trained.pop(name) for name in list(trained) if name.endswith(NUMBER_ROWS)), None)
     broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"{folder}: {broken[0]} is not finite ({len(broken)} weights); merge an earlier checkpoint")
     if config.tuning.spec.replaces_base:  # the config may tie embeddings of which the files have two
         model_config.tie_word_embeddings = model_config.tie_word_embeddings and "lm_head.weight" not in trained
     step = int(commit.read_state(folder)["step"])
-    return Source(run, folder, step, config, model_config, rows or text_rows(model_config), trained, run_info)
+    return Source(
+        run, folder, step, config, model_config, rows or text_rows(model_config), trained, run_info, (), rows_2d
+    )
 
 
 def new_parts(source: Source) -> list[str]:

@@ -35,6 +35,7 @@ from train.models.recorded_answers import POSITIONS, batch, logits, read_answers
 from train.tuning.describe import write_json
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import default_template
+from zerotune.models import numeric
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import read_config, read_json
 from zerotune.models.precision import DTYPES
@@ -183,7 +184,8 @@ class _Merge:
             model_config.tie_word_embeddings = False
         writer: Writer = ShardWriter(draft) if model is None else ModelWriter(model, model_config, draft)
         for name, tensor in merged(source, skeleton, merger):
-            writer.add(name, tensor.to(self.weights) if tensor.is_floating_point() else tensor)
+            kept = torch.float32 if name.startswith(f"{numeric.KEY}.") else self.weights  # values need its digits
+            writer.add(name, tensor.to(kept) if tensor.is_floating_point() else tensor)
         writer.close()
         return writer.digests
 

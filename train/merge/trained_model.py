@@ -17,7 +17,7 @@ from train.merge.source import Source, new_parts
 from train.models.load import load_model, unquantized
 from train.tuning import make_tuning
 from zerotune.common.errors import UserError
-from zerotune.models import numeric
+from zerotune.models import number_rows
 
 
 def trained_model(source: Source, dtype: torch.dtype, quantized: bool = False) -> Any:
@@ -45,9 +45,10 @@ def _tuned(source: Source, config: TuningConfig, dtype: torch.dtype) -> Any:
     )
     if rows > source.base_rows:
         model.resize_token_embeddings(rows, mean_resizing=False)  # the new rows are replaced
+    if source.trains_new_rows:
         model.resized_from_tokens = source.base_rows
-    if numeric.settings_of(source.model_config) is not None:
-        numeric.train_rows(model)
+    if source.number_rows is not None:
+        number_rows.set_rows(model, source.number_id, source.number_rows)
     tuned = tuning.apply(model)
     _fill(tuned, source.trained, source)
     return tuned.eval()

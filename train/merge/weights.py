@@ -15,7 +15,7 @@ from train.merge.source import Source
 from train.tuning import make_tuning
 from train.tuning.lora import ADAPTER
 from zerotune.common.errors import UserError
-from zerotune.models import numeric
+from zerotune.models.number_rows import matrices, with_row
 
 PREFIX = "base_model.model."  # PEFT's prefix of the model's own module names
 
@@ -91,6 +91,7 @@ class Adapter:
         self.source, self.base, self.used = source, base, set[str]()
         self.layers: dict[str, tuple[str, Any]] = {}
         self.trained_as: dict[str, str] = {}
+        self.number_rows = _number_rows(source, skeleton)
         tuned = _tuned(source, skeleton_of(source))
         for path, module in tuned.base_model.model.named_modules(remove_duplicate=False):
             if isinstance(module, ModulesToSaveWrapper):
@@ -112,7 +113,13 @@ class Adapter:
         if trained in self.source.trained:
             self.used.add(trained)
             return self.source.trained[trained].float()
-        return self.base.get(name).float()
+        return self._base(name)
+
+    def _base(self, name: str) -> Tensor:
+        weight = self.base.get(name).float()
+        if name not in self.number_rows:
+            return weight
+        return with_row(weight, self.source.number_id, self.number_rows[name])
 
     @torch.no_grad()
     def _merge(self, name: str, path: str, layer: Any) -> Tensor:
@@ -125,7 +132,7 @@ class Adapter:
         inside = layer.get_base_layer()
         inner_path = next(path for path, module in layer.named_modules() if module is inside)
         empty = layer.state_dict()
-        weight = self.base.get(name).float()
+        weight = self._base(name)
         layer.load_state_dict({**own, f"{inner_path}.{_leaf(layer)}": weight}, strict=False, assign=True)
         try:
             layer.merge(safe_merge=True, adapter_names=[ADAPTER])
@@ -142,12 +149,19 @@ def _leaf(layer: Any) -> str:
     return str(getattr(layer, "parameter_name", "weight"))
 
 
+def _number_rows(source: Source, skeleton: Any) -> dict[str, Tensor]:
+    """The row of `<NUM>` in each frozen matrix, by the matrix's name."""
+    if source.number_rows is None:
+        return {}
+    rows = list(zip(matrices(skeleton), source.number_rows, strict=True))
+    named = skeleton.named_parameters(remove_duplicate=False)
+    return {name: row_d for name, parameter in named for matrix, row_d in rows if parameter is matrix}
+
+
 def _tuned(source: Source, skeleton: Any) -> Any:
     """A model on the meta device with adapters, made by the code of the training."""
-    if len(skeleton.get_input_embeddings().weight) > source.base_rows:
+    if source.trains_new_rows:
         skeleton.resized_from_tokens = source.base_rows
-    if numeric.settings_of(source.model_config) is not None:
-        numeric.train_rows(skeleton)
     plain = dataclasses.replace(source.tuning, quantization="none")
     tuning = make_tuning(plain, source.config.run.seed, model=source.model, task=source.task)
     tuned: nn.Module = tuning.apply(skeleton)

@@ -14,7 +14,7 @@ from train.config import Config
 from train.models.load import fit_vocabulary, learned_positions, load_model, load_tokenizer, skeleton, unquantized
 from train.protocols import Ranks, Tuning
 from zerotune.common.errors import UserError
-from zerotune.models import attention
+from zerotune.models import attention, numeric
 from zerotune.models.dequantize import quantization_method
 from zerotune.models.folder import resolve
 from zerotune.models.precision import DTYPES
@@ -34,6 +34,11 @@ class BaseModel:
         self.model_class, self.config, self.tuning, self.ranks = model_class, config, tuning, ranks
         self.empty = skeleton(model_class, config.model)
         self._require_positions()
+        if numeric.settings_of(self.empty.config) is not None and model_class is not numeric.AutoNumericLM:
+            raise UserError(
+                f"model.path: {config.model.path} reads numbers as values, which only objective: numeric trains; "
+                "start from its base model"
+            )
         self.tokenizer: Any = load_tokenizer(config.model)
 
     @cached_property

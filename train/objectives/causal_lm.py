@@ -12,15 +12,11 @@ from transformers import AutoModelForCausalLM
 from eval.metrics.exact_match import exact_match
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
-from train.data.prepare import Encoded
 from train.models.generate import continue_prompts
 from train.objectives.next_token import NextToken
 from train.objectives.number_token_loss import NumberTokenLoss
-from train.objectives.prompt_and_answer import last_answer
 from train.protocols import Batch, Ranks, Sample, Tuning
 from zerotune.models import loss_head
-
-CORPUS_PROMPT_TOKENS = 16  # samples of a corpus continue the first tokens of a held-out text
 
 
 class CausalLM(NextToken):
@@ -68,7 +64,7 @@ class CausalLM(NextToken):
         total, count = self.ranks.sum([total, count])
         loss = total / max(count, 1.0)
         metrics = {"loss": loss, "perplexity": perplexity_of(loss)}
-        prompts = self._prompts(rows, self.config.validation.exact_match_rows)
+        prompts = self.prompts(rows, self.config.validation.exact_match_rows)
         if prompts:
             answers = self._answers(model, prompts)
             right = sum(exact_match(text, prompts[i][1] or "") for i, text in answers.items())
@@ -81,7 +77,7 @@ class CausalLM(NextToken):
         rows = self.data.corpus.validation
         if rows is None:
             return []
-        prompts = self._prompts(rows, self.config.validation.samples, corpora=True)
+        prompts = self.prompts(rows, self.config.validation.samples, corpora=True)
         answers = self._answers(model, prompts, share=False) if prompts else {}
         return [Sample(self.tokenizer.decode(ids), answers[i], gold) for i, (ids, gold) in enumerate(prompts)]
 
@@ -90,16 +86,3 @@ class CausalLM(NextToken):
     ) -> dict[int, str]:
         ids, limit = [prompt for prompt, _ in prompts], self.config.validation.max_new_tokens
         return continue_prompts(model, self.tokenizer, ids, limit, self.ranks, share=share)
-
-    def _prompts(self, rows: Encoded, limit: int, corpora: bool = False) -> list[tuple[list[int], str | None]]:
-        """(token ids, reference answer) of the first rows. The reference is the last answer of the row."""
-        prompts: list[tuple[list[int], str | None]] = []
-        for index in range(min(limit, len(rows))):
-            ids, labels = rows.tokens(index)
-            start, end = last_answer(labels)
-            if start > 1:
-                reference = self.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=True)
-                prompts.append((ids[:start].tolist(), reference))
-            elif corpora:
-                prompts.append((ids[:CORPUS_PROMPT_TOKENS].tolist(), None))
-        return prompts

@@ -85,7 +85,7 @@ class Head(Objective):
     criterion: HeadLoss
     output_names: Sequence[str]
 
-    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks, label_spec: LabelSpec) -> None:
+    def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         if config.data.streaming:
             raise UserError(
                 f"data.streaming: {config.objective} needs all classes before the first step; set it to false"
@@ -93,6 +93,7 @@ class Head(Objective):
         self.config, self.ranks = config, ranks
         self.base = BaseModel(self.readout.model_class, config, tuning, ranks)
         self.tokenizer = self.base.tokenizer
+        label_spec = LabelSpec.of(config)
         self.data = RowData(config, self.base, ranks, label_spec, self.readout.can_pack(self.base.empty))
         self.schedule = self.data.steps()
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config import Config
-from train.data.prepare import LabelledDataset, LabelSpec
+from train.data.prepare import LabelledDataset
 from train.objectives.head import Head, Predictions
 from train.objectives.head_losses import PairLoss
 from train.protocols import Ranks, Tuning
@@ -24,7 +24,7 @@ class RewardModel(Head):
     output_names = ("reward",)
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "values"))
+        super().__init__(config, tuning, ranks)
         self.criterion = PairLoss()
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:

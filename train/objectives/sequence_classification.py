@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from eval.metrics.labels import macro_f1, mcc, pearson, rmse
 from train.config import Config
-from train.data.prepare import LabelledDataset, LabelSpec
+from train.data.prepare import LabelledDataset
 from train.objectives.head import Head, Predictions
 from train.objectives.head_losses import ClassLoss, SquaredError
 from train.protocols import Ranks, Tuning
@@ -22,7 +22,7 @@ class SequenceClassification(Head):
     problem = "single_label_classification"
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "classes", tuple(config.head.labels)))
+        super().__init__(config, tuning, ranks)
         self.criterion, self.output_names = ClassLoss(config.head, self.rows), self.rows.labels
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:
@@ -40,7 +40,7 @@ class Regression(Head):
     output_names = ("value",)
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        super().__init__(config, tuning, ranks, LabelSpec(config.spec.formats, "values"))
+        super().__init__(config, tuning, ranks)
         self.criterion = SquaredError()
 
     def metrics(self, rows: LabelledDataset, predictions: Predictions) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eval.metrics.entities import Counts, count_by_type, entities
 from train.config import Config
-from train.data.prepare import LabelledDataset, LabelSpec
+from train.data.prepare import LabelledDataset
 from train.objectives.head import TOKENS, Head, Predictions
 from train.objectives.head_losses import ClassLoss
 from train.protocols import Ranks, Tuning
@@ -26,11 +26,8 @@ class TokenClassification(Head):
     peft_task_type = "TOKEN_CLS"
 
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
-        head = config.head
-        formats = config.spec.formats
-        label_spec = LabelSpec(formats, "classes", tuple(head.labels), sub_words=head.sub_words)
-        super().__init__(config, tuning, ranks, label_spec)
-        self.criterion, self.output_names = ClassLoss(head, self.rows), self.rows.labels
+        super().__init__(config, tuning, ranks)
+        self.criterion, self.output_names = ClassLoss(config.head, self.rows), self.rows.labels
 
     def show(self, rows: LabelledDataset, row: int, values_n: NDArray[np.float64]) -> str:
         """The entities, each with its type and its words."""

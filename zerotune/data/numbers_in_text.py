@@ -1,7 +1,7 @@
 """Finds the numbers of a text that have one value, so that each can be written as a token with its value beside it.
 
-docs/numbers.md states each rule. What is ambiguous (1,5; 1/2) or names something (dates, versions, phone numbers, ids)
-stays text: no wrong value is ever learned.
+docs/numbers.md states each rule, and what they do not know. What is ambiguous (1,5; 1/2) or names something (dates,
+versions, phone numbers, ids) stays text, so that no wrong value is learned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from zerotune.data.fields import RowError
 
 NUM = "<NUM>"  # what stands in a text for each number
-RULES_VERSION = 1  # raise it when the same text gives other numbers
+RULES_VERSION = 2  # raise it when the same text gives other numbers
 LARGEST = 1e300
 SHOWN_CHARACTERS = 40
 Span = tuple[int, int]  # [start, end) in characters
@@ -28,27 +28,47 @@ _MONTH = (
     "(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
     r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
 )
-_DAY = "(?:3[01]|[12]?[0-9])(?:st|nd|rd|th)?"
-_TEXT = "|".join((  # never numbers; those that begin alike behind one look at their first character, for speed
-    r"(?=[hw])(?:https?://|www\.)[^\s<>\"\u3000-\u9fff\uff00-\uffef]+",
-    rf"(?=[JFMASOND])(?<![{_L}]){_MONTH}(?: {_DAY}(?![0-9{_L}.:%])(?:,? [0-9]{{4}}(?![0-9]))?|,? [0-9]{{4}}(?![0-9]))",
-    "(?=[0-9+(])(?:" + "|".join((
-        rf"(?<![0-9.,{_L}]){_DAY} (?:of )?{_MONTH}(?![{_L}])(?:,? [0-9]{{4}}(?![0-9]))?",
-        r"(?<![0-9])[0-9]{4} ?[年년](?: ?[0-9]{1,2} ?[月월](?: ?[0-9]{1,2} ?[日号일])?)?",
-        r"(?<![0-9.])[0-9]{1,2} ?[月월](?: ?[0-9]{1,2} ?[日号일])?",
-        r"(?<![0-9.])[0-9]{1,2}[点时時][0-9]{1,2}分(?:[0-9]{1,2}秒)?",
-        rf"(?<![0-9.,{_L}])[0-9]{{1,2}}(?::[0-9]{{2}}){{0,2}} ?(?:[ap]m|[AP]M|[ap]\.m\.)(?![{_L}])",
-        r"\+[0-9][0-9 ()-]{6,}[0-9]",
-        r"\([0-9]{2,5}\)[ -]?[0-9]{3,4}[ -][0-9]{4}(?![0-9])",
-        r"(?<![0-9.,])1[3-9][0-9][ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9]|[.,][0-9])",
-    )) + ")",
-))  # fmt: skip
+_DAY = "(?:3[01]|[12]?[0-9])(?:st|nd|rd|th|er)?"
+# Of other languages, by their first letters; only with a year, because they begin other words too.
+_MONTHS = (
+    "(?i:jan|ene|gen|f[eé]v|feb|m[aä]r|apr|avr|abr|ma[giy]|jun|jui|giu|jul|lug|ao[uû]|aug|ago|sep|set|okt|oct|ott|out"
+    f"|nov|d[eé]c|dez|dic|янв|фев|апр|мая|июн|июл|авг|сен|окт|ноя|дек)[{_L}]{{0,7}}"
+)
+_RUSSIAN = "(?:января|февраля|марта|апреля|мая|июня|июля|августа|сентября|октября|ноября|декабря)"
+_YEAR = "[0-9]{4}(?![0-9])"
+_CODE = "(?:USD|EUR|GBP|CNY|RMB|JPY|CHF|HKD|INR|KRW|AUD|CAD|Rs)"
+_TIGHT = rf"[0-9{_L}_)\]}}%°.+\u2212-]"  # no sign stands behind it
 # Everything that touches a digit, through characters that join: one number, or two, or text. Possessive, and only at
 # the start of a word: linear in the length of a text.
 _JOIN = rf"(?:[-./](?=[0-9{_L}_])|(?<=[0-9])(?:[,:'’\u00a0\u2009\u202f]|\^-?)(?=[0-9])|(?<=[{_L}])\+(?=[0-9]))"
 _LETTERS = rf"(?:[{_L}_]++(?:[-./](?=[0-9{_L}_])|\+(?=[0-9]))?+)*+"
 _START = rf"(?<![0-9{_L}_])(?<![0-9{_L}_][-./])(?<![{_L}_]\+)"
-_RUN = rf"{_START}(?:(?:(?<!\.)\.(?=[0-9]))|{_LETTERS})[0-9][0-9{_L}_]*+(?:{_JOIN}[0-9{_L}_]++)*+"
+_DIGITS_ON = rf"[0-9][0-9{_L}_]*+(?:{_JOIN}[0-9{_L}_]++)*+"
+_RUN = rf"{_START}(?:(?:(?<!\.)\.(?=[0-9]))|{_LETTERS}){_DIGITS_ON}"
+_TEXT = "|".join((  # never numbers; those that begin alike behind one look at their first character, for speed
+    r"(?=[hw])(?:https?://|www\.)[^\s<>\"\u3000-\u9fff\uff00-\uffef]+",
+    rf"(?=[JFMASOND])(?<![{_L}]){_MONTH}(?: {_DAY}(?![0-9{_L}.:%])(?:,? {_YEAR})?|,? {_YEAR})",
+    r"(?=[0-9+(\u2212-])(?:" + "|".join((
+        rf"(?<![0-9.,{_L}])(?:" + "|".join((
+            rf"{_DAY} (?:of )?{_MONTH}(?![{_L}])(?:,? {_YEAR})?",
+            rf"{_DAY}\.? (?:de )?{_MONTHS}\.?(?: de)? {_YEAR}",
+            rf"{_DAY} {_RUSSIAN}(?![{_L}])",
+            rf"[0-9]{{1,2}}(?::[0-9]{{2}}){{0,2}} ?(?:[ap]m|[AP]M|[ap]\.m\.)(?![{_L}])",
+            rf"[0-9]{{1,2}}(?:[.:][0-9]{{2}})? ?Uhr(?![{_L}])(?: [0-9]{{1,2}}(?![0-9]))?",
+            r"[0-9]{1,2} [hч] [0-5][0-9](?![0-9]| ?min)",
+        )) + ")",
+        r"(?<![0-9])[0-9]{4} ?[年년](?: ?[0-9]{1,2} ?[月월](?: ?[0-9]{1,2} ?[日号일])?)?",
+        r"(?<![0-9.])[0-9]{1,2}(?:" + "|".join((
+            r" ?[月월](?: ?[0-9]{1,2} ?[日号일])?",
+            r"[点时時][0-9]{1,2}分(?:[0-9]{1,2}秒)?",
+            r" ?시(?!간)(?: ?[0-9]{1,2} ?분)?(?: ?[0-9]{1,2} ?초)?",  # 3시간: three hours
+        )) + ")",
+        rf"(?<!{_TIGHT})[-\u2212](?:[A-Z]{{0,3}}[$£¥฿\u20a0-\u20cf＄￡￥￦]|{_CODE}) ?\.?{_DIGITS_ON}",  # -$5
+        r"\+[0-9][0-9 ()-]{6,}[0-9]",
+        r"\([0-9]{2,5}\)[ -]?[0-9]{3,4}[ -][0-9]{4}(?![0-9])",
+        r"(?<![0-9.,])1[3-9][0-9][ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9]|[.,][0-9])",
+    )) + ")",
+))  # fmt: skip
 _ANY_DIGIT = re.compile("[0-9]")
 _FOUND = re.compile(rf"(?P<text>{_TEXT})|(?P<run>{_RUN})")
 
@@ -57,21 +77,35 @@ _WHOLE = (
     "|0|[1-9][0-9]*)"
 )
 _PLAIN = r"(?:(?:0|[1-9][0-9]*)(?:\.[0-9]+)?|\.[0-9]+)"
-_NUMBER = rf"(?:{_WHOLE}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[1-9][0-9]{{0,2}}(?:\.[0-9]{{3}})+,[0-9]+"
+_NUMBER = rf"(?:{_WHOLE}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}})?|[1-9][0-9]{{0,2}}(?:\.[0-9]{{3}})+,[0-9]+"
 _UNIT = rf"(?P<unit>(?:[-/]?[{_L}]+(?:[-/.][{_L}]+)*)?)"
 _ONE = re.compile(rf"(?P<number>{_NUMBER}){_UNIT}")
 _RANGE = re.compile(rf"(?P<low>{_PLAIN})-(?P<high>{_PLAIN}){_UNIT}")
-_POWER = re.compile(r" ?[×x*·⋅] ?10(?:\^(?P<plain>[+-]?[0-9]{1,3})|(?P<raised>[⁺⁻]?[⁰¹²³⁴-⁹]{1,3}))(?![0-9^⁰¹²³⁴-⁹])")
-_CURRENCY = re.compile("(?:USD|EUR|GBP|CNY|RMB|JPY|CHF|HKD|INR|KRW|AUD|CAD|Rs)(?=[0-9.])")
+_POWER = re.compile(  # without a group: a power that is not understood
+    r"(?: |\\,)?(?:[×x*·⋅]|\\times|\\cdot)(?: |\\,)?10(?:"
+    r"(?:\^(?P<brace>\{)?(?P<plain>[+\u2212-]?[0-9]{1,3})(?(brace)\})|(?P<raised>[⁺⁻]?[⁰¹²³⁴-⁹]{1,3}))"
+    r"(?![0-9^⁰¹²³⁴-⁹]|\.[0-9])|(?=[\^⁺⁻⁰¹²³⁴-⁹]))"
+)
+_CURRENCY = re.compile(rf"{_CODE}(?=[0-9.])")
 _OTHER_BASE = re.compile("0[xXbBoO]")
 _GERMAN = re.compile(r"[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+")
 _GROUPS = str.maketrans("", "", ",'’\u00a0\u2009\u202f")
-_RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹\u2212", "+-0123456789-")
 
 _MINUS, _PLUS = "-\u2212", "+"
-_NAMES_BEFORE = "#№第%@&^\\"  # #5, 第5: which one, not how many; %20, &#39; are codes
-_NO_SIGN_AFTER = re.compile(rf"[0-9{_L}_)\]}}%°.+\u2212-]")
-_SPOILS = re.compile(r"[\^\ufe0f\u20e3\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2079\u2150-\u215f]")  # 10², 5½, keycaps
+_NO_SIGN_AFTER = re.compile(_TIGHT)
+_NOT_FROM = re.compile("|".join((  # where no number begins, with its sign
+    r"(?<=[#№第%@&^\\])",  # #5, 第5: which one, not how many; %20, &#39; are codes
+    "(?<=[aA]r[xX]iv[: ])|(?<=[aA]r[xX]iv: )",
+    rf"(?<=[\^_}}\]{_L}]\{{)|(?<=[0-9]\\[,;:! ])|(?<=[0-9]\{{,\}})",  # LaTeX: x_{5}, \frac{1}{2}, 5\,000, 5{,}000
+    r"(?<=[(\[{（])[-+\u2212]?[0-9]{1,3}(?:,[0-9]{2,3})+(?:\.[0-9]+)?[)\]}）,;]",  # (3,400)
+    r"(?<=[0-9] )(?<![0-9]{4} )(?=[0-9]{3}(?![0-9]))|(?<=[0-9] [0-9]{3} )(?=[0-9])",  # 1 234; 6.022 140 76
+)))  # fmt: skip
+_SPOILS = re.compile("|".join((  # behind digits
+    r" ?[\u00bc-\u00be\u2150-\u215f]|[ 又][0-9]{1,3}/[0-9]|\\[cdt]?frac",  # 5½, 5 1/2
+    r"[\^\ufe0f\u20e3\u00b2\u00b3\u00b9\u2070-\u208e]",  # 10², keycaps, 101₂
+    r"\\[,;:! ]|\{,\}|(?<![0-9]{4}) [0-9]{3}(?![0-9])",  # 5\,000, 5{,}000, 5 000
+)))  # fmt: skip
 
 
 class Number(NamedTuple):
@@ -136,7 +170,7 @@ def numbered(
 
 def find_numbers(text: str, fixed: re.Pattern[str] | None = None) -> list[Number]:
     """The numbers of a text, in order. fixed, errors: see `numbered`."""
-    plain = text if text.isascii() else text.translate(_DIGITS)
+    plain = text if text.isascii() else _WIDE_COMMA.sub(",", text).translate(_DIGITS)
     kept = [found.span() for found in fixed.finditer(text)] if fixed else []
     numbers: list[Number] = []
     if not _ANY_DIGIT.search(plain):
@@ -156,20 +190,25 @@ def _in_run(plain: str, found: re.Match[str], taken: int) -> Iterator[Number]:
     """The numbers in a run. taken: the end of the number before."""
     code = _CURRENCY.match(found["run"])
     start, end = found.start() + (code.end() if code else 0), found.end()
-    run = plain[start:end]
-    before, after = plain[start - 1 : start], plain[end : end + 1]
-    if start < taken or (before and before in _NAMES_BEFORE):
+    run, sign = plain[start:end], _sign(plain, start)
+    if start < taken or _NOT_FROM.match(plain, start - len(sign)):
         return
     if one := _ONE.fullmatch(run):
-        if _OTHER_BASE.match(run) or (not one["unit"] and _SPOILS.match(after)):
+        power = None if one["unit"] else _POWER.match(plain, end)
+        if _OTHER_BASE.match(run) or (not one["unit"] and not power and _SPOILS.match(plain, end)):
             return
-        sign = _sign(plain, start)
-        value, end = _value(one["number"]), start + one.end("number")
-        if not one["unit"] and (power := _POWER.match(plain, end)):
-            exponent = power["plain"] or power["raised"].translate(_RAISED)
-            value, end = float(f"{one['number'].translate(_GROUPS)}e{exponent}"), power.end()
-        yield Number(-value if sign in _MINUS and sign else value, start - len(sign), end)
-    elif (pair := _RANGE.fullmatch(run)) and _is_range(pair["low"], pair["high"]) and not _SPOILS.match(after):
+        spelling, end = _float(one["number"]), start + one.end("number")
+        if power:
+            exponent = (power["plain"] or power["raised"] or "").translate(_RAISED)
+            if not exponent or "e" in spelling.lower():
+                return
+            spelling, end = f"{spelling}e{exponent}", power.end()
+        yield Number(float(f"-{spelling}" if sign in _MINUS and sign else spelling), start - len(sign), end)
+    elif (
+        (pair := _RANGE.fullmatch(run))
+        and _is_range(pair["low"], pair["high"])
+        and (pair["unit"] or not (_POWER.match(plain, end) or _SPOILS.match(plain, end)))
+    ):
         for name in ("low", "high"):
             yield Number(float(pair[name]), start + pair.start(name), start + pair.end(name))
 
@@ -182,10 +221,11 @@ def _sign(plain: str, start: int) -> str:
     return sign
 
 
-def _value(spelling: str) -> float:
+def _float(spelling: str) -> str:
+    """The spelling that `float` reads."""
     if _GERMAN.fullmatch(spelling):
         spelling = spelling.replace(".", "").replace(",", ".")
-    return float(spelling.translate(_GROUPS))
+    return spelling.translate(_GROUPS)
 
 
 def _is_range(low: str, high: str) -> bool:
@@ -203,4 +243,7 @@ class _Digits(dict[int, str | int]):
         return self[code]
 
 
-_DIGITS = _Digits({ord("．"): ".", ord("－"): "-", ord("＋"): "+", ord("٫"): ".", ord("٬"): ","})
+# Full-width letters glue like ASCII ones. A full-width comma does so only within a number: 5，6 are two.
+_WIDE_COMMA = re.compile("(?<=[０-９])，(?=[０-９])")
+_ALIKE = str.maketrans("．－＋：／＃٫٬،⁄∕", ".-+:/#.,://")  # an Arabic comma makes a list
+_DIGITS = _Digits(_ALIKE | {code: code - 0xFEE0 for code in range(0xFF21, 0xFF5B)})

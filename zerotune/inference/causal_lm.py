@@ -21,6 +21,7 @@ from zerotune.data.number_tokens import is_number, number_id, rounded, value_of
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
 from zerotune.models import cpu_attention, numeric
+from zerotune.models.numeric import Cause
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
 
@@ -145,12 +146,20 @@ class Network:
         keys_tr: Tensor = self._pointer.keys(states_td)
         return keys_tr
 
-    def number(self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> int:
-        """The number (its id) that is written behind `ids`: the median of its distribution, rounded."""
+    def number(
+        self, state_d: Tensor, key_kr: Tensor | None, ids: Sequence[int], cause: Cause | None = None
+    ) -> tuple[int, tuple[float, float]]:
+        """The number (its id) that is written behind `ids`: the median of its distribution, or what the cause decides;
+        rounded. Also the ends of its central 90 % interval.
+        """
         found = numeric.next_value(self.model, state_d, key_kr, ids)
         require_finite(bool(found.location_m.isfinite().all()))
+        assert self.numbers is not None
+        median, low, high = map(float, found.quantiles([0.5, *self.numbers.interval_shares[2:]]))
+        if cause is not None:
+            median = float(found.drawn(cause.deviation, cause.share).quantiles((0.5,))[0])
         earlier = [value_of(one) for one in ids if is_number(one)]
-        return number_id(rounded(float(found.quantile(0.5)), reversed(earlier)))
+        return number_id(rounded(median, reversed(earlier))), (low, high)
 
     def _remember(self, states_btd: Tensor, cache: Any, is_new: bool) -> None:
         """Keep the pointer's keys as one more layer of the cache, without values."""

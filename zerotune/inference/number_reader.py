@@ -25,7 +25,6 @@ from zerotune.models import numeric
 from zerotune.models.pointer import offers
 
 BEGINS = re.compile(r"\s*[-+\u2212]?[.]?\d")  # \d: digits of every script
-INTERVALS = (0.5, 0.9)  # shares of the probability in the central intervals
 
 
 def measure(
@@ -101,12 +100,11 @@ def _predicted(network: Network, rows: Sequence[Measure], states_btd: Tensor, be
     width, states_nd = states_btd.shape[1], states_btd.flatten(0, 1)
     ids_bt = torch.tensor([[*row.prefix_ids[:-1], *[0] * (width + 1 - row.length)] for row in rows])
     tokens_bt, values_bt = numeric.separated(ids_bt.to(network.device), settings.token_id)
-    offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
+    offered = offers(settings.is_number(tokens_bt), values_bt, None, settings.in_space)
     found = module.values(states_nd, before_m, module.location(states_nd[before_m]), offered)
     values = [value for row in rows for value in row.values]
-    ends = [found.quantile(0.5 + side * share / 2) for share in INTERVALS for side in (-1, 1)]
     losses_m = found.negative_log_density(torch.tensor(values, dtype=torch.float64, device=network.device))
-    columns = [found.quantile(0.5), *ends, losses_m]
+    columns = [*found.quantiles([0.5, *settings.interval_shares]), losses_m]
     require_finite(all(bool(column.isfinite().all()) for column in columns))
     return columns
 

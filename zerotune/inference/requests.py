@@ -35,7 +35,8 @@ class Generate:
     """Continue `prefix_ids` until one of `stop_ids`, one of `stop_texts` or `max_new_tokens`.
 
     temperature: 0 is greedy. Otherwise each token is sampled by a function of (seed, prefix, position), so that neither
-    the batch nor the number of processes changes the answer. images: as in `Score`.
+    the batch nor the number of processes changes the answer. causal: of a model that reads numbers as values, the cause
+    is drawn at each position, by the same function, and decides on token and number. images: as in `Score`.
     """
 
     prefix_ids: tuple[int, ...]
@@ -47,6 +48,7 @@ class Generate:
     images: tuple[str, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
+    causal: bool | None = None
 
     @property
     def length(self) -> int:
@@ -128,7 +130,8 @@ class Generated:
 
     text: up to the stop text, without special tokens. finished: it ended with a stop token or stop text, not at the
     length limit. reasoning: removed from `text` by `reasoning.py` before tasks see it; `written` then keeps the whole
-    output. only_reasoning: the output ended within the reasoning, and `text` is empty.
+    output. only_reasoning: the output ended within the reasoning, and `text` is empty. intervals: both ends of the
+    central 90 % interval of each number that a model with values wrote, one after the other.
     """
 
     text: str
@@ -137,6 +140,7 @@ class Generated:
     reasoning: str = ""
     written: str = ""
     only_reasoning: bool = False
+    intervals: tuple[float, ...] = ()
 
     @property
     def turn(self) -> str:

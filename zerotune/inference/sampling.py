@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zerotune.data.number_tokens import with_spellings
@@ -27,6 +28,7 @@ class GenerationState:
     def __init__(self, index: int, request: Generate, tokenizer: Any) -> None:
         self.index, self.request = index, request
         self.ids: list[int] = []
+        self.intervals: list[float] = []  # see `Generated`
         self._tokenizer = tokenizer
         self.end: int | None = None  # the stop token that ended it, which is not in `ids`
         self._finished = False
@@ -46,6 +48,12 @@ class GenerationState:
         digest = self._hash.copy()
         digest.update(len(self.ids).to_bytes(8, "little"))
         return (int.from_bytes(digest.digest(), "little") + 0.5) / 2.0**64
+
+    def random_numbers(self, count: int) -> NDArray[np.float64]:
+        """Numbers between 0 and 1 for the next position."""
+        digest = self._hash.copy()
+        digest.update(len(self.ids).to_bytes(8, "little"))
+        return np.random.default_rng(int.from_bytes(digest.digest(), "little")).uniform(2.0**-60, 1.0, count)
 
     def append(self, token: int) -> bool:
         """Add the next token. Returns whether the answer is finished."""
@@ -70,7 +78,8 @@ class GenerationState:
     def answer(self) -> Generated:
         """The answer to the request."""
         text = self._decode(self.ids) if self._text is None else self._text
-        return Generated(text if self._finished else without_partial_character(text), len(self.ids), self._finished)
+        whole = text if self._finished else without_partial_character(text)
+        return Generated(whole, len(self.ids), self._finished, intervals=tuple(self.intervals))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return with_spellings(ids, self._tokenizer, lambda tokens: decode(self._tokenizer, tokens))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zerotune.inference.causal_lm import Network
 from zerotune.inference.sampling import GenerationState, sample
+from zerotune.models.numeric import Cause, drawn
 
 
 def with_numbers(
@@ -22,16 +23,29 @@ def with_numbers(
     states_bd: Tensor,
     keys_of: Callable[[int], Tensor],
 ) -> list[int]:
-    """The next tokens of rows, `<NUM>` replaced by a number. keys_of: a row's keys (k, r) of the pointer."""
+    """The next tokens of rows, `<NUM>` replaced by a number. keys_of: a row's keys (k, r) of the pointer.
+
+    Of rows that ask for it, the cause is drawn here, and decides on the token too.
+    """
     if network.numbers is None:
         return list(tokens)
     network.require_states()
-    return [
-        network.number(states_bd[b], keys_of(b) if network.has_pointer else None, [*row.request.prefix_ids, *row.ids])
-        if token == network.numbers.token_id
-        else token
-        for b, (row, token) in enumerate(zip(rows, tokens, strict=True))
-    ]
+    chosen: list[int] = []
+    for b, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        cause = _cause(network, row, states_bd[b]) if row.request.causal else None
+        following = token if cause is None else int(cause.scores_v.argmax())
+        if following == network.numbers.token_id:
+            ids = [*row.request.prefix_ids, *row.ids]
+            keys_kr = keys_of(b) if network.has_pointer else None
+            following, interval = network.number(states_bd[b], keys_kr, ids, cause)
+            row.intervals += interval
+        chosen.append(following)
+    return chosen
+
+
+def _cause(network: Network, row: GenerationState, state_d: Tensor) -> Cause:
+    share_d1 = torch.from_numpy(row.random_numbers(len(state_d) + 1)).to(state_d.device)
+    return drawn(network.model, state_d, share_d1)
 
 
 @torch.inference_mode()

@@ -39,9 +39,9 @@ def negative_log_density(value: Tensor, location: Tensor, scale: Tensor) -> Tens
     return LOG_PI + 2 * torch.hypot(scale, value - location).log() - scale.log()
 
 
-def half_width(share: float) -> float:
-    """Scales from the location to either end of the central interval that holds `share` of the probability."""
-    return math.tan(math.pi * share / 2)
+def standard_quantile(share: float) -> float:
+    """The quantile of the distribution with location 0 and scale 1."""
+    return math.tan(math.pi * (share - 0.5))
 
 
 def one_vs_rest_loss(

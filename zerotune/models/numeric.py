@@ -6,7 +6,7 @@ the token (docs/decisions/0026).
 - the value of a number is added to its embedding, as sign(v) ln(1 + |v|) along a learned direction;
 - abduction maps each hidden state to independent Cauchy variables, the latent cause: a location and a scale;
 - action maps the cause to a score for each token, by the output layer, and to a value;
-- a pointer puts earlier numbers of the text in the place of this value.
+- a pointer chooses between this value and earlier numbers of the text.
 
 Parameters are in float32. A path that predicts tokens by softmax uses the location alone.
 
@@ -20,7 +20,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -31,11 +31,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import FIRST_NUMBER
-from zerotune.data.numbers_in_text import LARGEST, NUM
-from zerotune.models import cauchy, loss_head
+from zerotune.data.numbers_in_text import NUM
+from zerotune.models import cauchy, loss_head, number_rows
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
-from zerotune.models.pointer import Offers, Pointer, offers
+from zerotune.models.pointer import Copies, Offers, Pointer, offers
+from zerotune.models.value_distributions import Values
 
 KEY = "numeric"  # of the parameters, and of the settings in config.json
 START_SCALE = 1.0  # of the cause, at every position
@@ -47,7 +48,8 @@ class Settings:
 
     token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
     of tokens mean. threshold: for one_vs_rest, the score above which a token comes next. copy: whether a value may be
-    that of an earlier number.
+    that of an earlier number. level_50, level_90: shares of the probability between the ends of the central 50 % and
+    90 % intervals: those that hold so many of held-out values (calibrated regression, arXiv:1807.00263).
     """
 
     token_id: int
@@ -55,10 +57,17 @@ class Settings:
     token_loss: Literal["softmax", "one_vs_rest"] = "softmax"
     threshold: float = 0.0
     copy: bool = True
+    level_50: float = 0.5
+    level_90: float = 0.9
 
     def is_number(self, ids: Tensor) -> Tensor:
         """Where `<NUM>` stands."""
         return ids == self.token_id
+
+    @property
+    def interval_shares(self) -> list[float]:
+        """Shares below the ends of the central intervals: low and high of 50 %, low and high of 90 %."""
+        return [0.5 + side * level / 2 for level in (self.level_50, self.level_90) for side in (-1, 1)]
 
     def in_space(self, values: Tensor) -> Tensor:
         """Values in the value space."""
@@ -69,29 +78,6 @@ def settings_of(config: Any) -> Settings | None:
     """The settings in a model's configuration; None for a model without numbers."""
     found = getattr(config, KEY, None)
     return Settings(**found) if found else None
-
-
-class Values(NamedTuple):
-    """Cauchy distributions of values, in float64 and in the units of a value space."""
-
-    location_m: Tensor
-    scale_m: Tensor
-    space: str
-
-    def negative_log_density(self, value_m: Tensor) -> Tensor:
-        """-log of the density of a value itself, whatever the space: comparable between both."""
-        if self.space == "linear":
-            return cauchy.negative_log_density(value_m, self.location_m, self.scale_m)
-        stretch_m = torch.hypot(torch.ones_like(value_m), value_m).log()  # asinh'(v) = 1 / sqrt(1 + v^2)
-        return cauchy.negative_log_density(value_m.asinh(), self.location_m, self.scale_m) + stretch_m
-
-    def quantile(self, share: float) -> Tensor:
-        """The value below which this share of the probability lies; 0.5: the median. At most +-LARGEST."""
-        point_m = self.location_m + self.scale_m * math.tan(math.pi * (share - 0.5))
-        if self.space == "asinh":
-            most = math.asinh(LARGEST)
-            return point_m.clamp(-most, most).sinh().clamp(-LARGEST, LARGEST)
-        return point_m.clamp(-LARGEST, LARGEST)
 
 
 class Direction(nn.Module):
@@ -164,9 +150,10 @@ class Numeric(nn.Module):
     def values(self, hidden_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
         """The distributions of the values at some positions. hidden_nd: of all positions. location_md: of the cause."""
         location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
-        if self.pointer is not None:
-            location_m = self.pointer(hidden_nd, at_m, location_m, offered)
-        return Values(location_m, scale_m, self.space)
+        if self.pointer is None:
+            return Values(location_m, scale_m, self.space)
+        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], hidden_nd[offered.at_s])
+        return Values(location_m, scale_m, self.space, Copies(query_mr, key_sr, own_1, at_m, offered))
 
 
 def add_token(tokenizer: Any) -> int:
@@ -178,19 +165,10 @@ def add_token(tokenizer: Any) -> int:
     return int(tokenizer.convert_tokens_to_ids(NUM))
 
 
-def train_rows(model: Any) -> None:
-    """Have adapters train embeddings and output layer completely: `<NUM>` may have a row that nothing was trained for,
-    which a frozen matrix would keep.
-    """
-    if getattr(model, "resized_from_tokens", None) is None:
-        weight = model.get_input_embeddings().weight
-        model.resized_from_tokens = int(getattr(weight, "ds_shape", weight.shape)[0])
-
-
-def add(model: nn.Module, settings: Settings) -> None:
+def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> None:
     """Give a (tuned) language model numbers, all new parameters trained; a model that has them keeps their weights.
 
-    New weights are drawn from torch's generator.
+    New weights are drawn from torch's generator. rows_2d: to be saved with them, see `number_rows.BUFFER`.
 
     Raises:
         UserError: The model changes its logits after the output layer, or its values were trained with other settings.
@@ -201,13 +179,25 @@ def add(model: nn.Module, settings: Settings) -> None:
         require_plain_logits(base)
         setattr(base, KEY, _new_module(base.config, settings).to(base.device))
         base.__class__ = numeric_class(cast(Any, type(base)))
+    elif old.token_id != settings.token_id:
+        raise UserError(f"<NUM> is token {old.token_id} of the model and {settings.token_id} of model.tokenizer")
     elif (old.value_space, old.copy) != (settings.value_space, settings.copy):
         raise UserError(
             f"the model was trained with numeric.value_space: {old.value_space} and "
             f"numeric.copy: {str(old.copy).lower()}; set both"
         )
     base.numeric.float().requires_grad_(True)
+    if rows_2d is not None:
+        base.numeric.register_buffer(number_rows.BUFFER, rows_2d)
     setattr(base.config, KEY, asdict(settings))
+
+
+def set_levels(model: nn.Module, level_50: float, level_90: float) -> None:
+    """Calibrate the intervals of a model with numbers; see `Settings`."""
+    config = causal_lm(model).config
+    settings = settings_of(config)
+    assert settings is not None
+    setattr(config, KEY, asdict(replace(settings, level_50=level_50, level_90=level_90)))
 
 
 def _new_module(config: Any, settings: Settings | None) -> Numeric:
@@ -249,7 +239,9 @@ def numeric_class(kind: Any) -> Any:
         kind.__init__(self, config, *args, **kwargs)
         self.numeric = _new_module(config, settings_of(config))
 
-    return type(kind.__name__, (kind,), {"__init__": start, "forward": forward, "__module__": kind.__module__})
+    exact = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
+    own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": exact}
+    return type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
 
 
 def _scores(model: Any, layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
@@ -310,6 +302,10 @@ class AutoNumericLM:
         """The class for a configuration: numeric if it has numbers, else the Auto class."""
         if settings_of(config) is None:
             return AutoModelForCausalLM
+        if type(config) not in cls._model_mapping:
+            raise UserError(
+                f"numbers as values need a model of transformers; {type(config).__name__} is another's code"
+            )
         return numeric_class(cls._model_mapping[type(config)])
 
 
@@ -327,6 +323,30 @@ class Predictions(NamedTuple):
     values: Values
 
 
+@dataclass(frozen=True)
+class Cause:
+    """One draw of the latent cause at a position. scores_v: of the tokens, in place of logits. deviation: of the value,
+    from its location. share: between 0 and 1, which earlier number is copied.
+    """
+
+    scores_v: Tensor
+    deviation: Tensor
+    share: float
+
+
+def drawn(model: Any, hidden_d: Tensor, share_d1: Tensor) -> Cause:
+    """The cause at a position. share_d1: numbers between 0 and 1 for its variables and the pointer, in float64."""
+    module = model.numeric
+    scale_d = module.scale(hidden_d).double()
+    away_d = scale_d * (math.pi * (share_d1[:-1] - 0.5)).tan()
+    cause_d = module.location(hidden_d).double() + away_d
+    most = torch.finfo(hidden_d.dtype).max / 1e6  # Cauchy variables are heavy-tailed
+    loss_head.install(model)
+    layer = cast(LossHead, output_layer(model))
+    scores_v = layer.logits(cause_d.clamp(-most, most).to(hidden_d.dtype))
+    return Cause(scores_v, (away_d * module.value.weight).sum(), float(share_d1[-1]))
+
+
 def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequence[int]) -> Values:
     """The distribution [1] of a number behind the last position of a row.
 
@@ -335,19 +355,23 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
     """
     settings, module = settings_of(model.config), model.numeric
     assert settings is not None
-    location_m, scale_m = module.value(module.location(hidden_d[None]), module.scale(hidden_d[None]))
+    hidden_1d = hidden_d[None]
+    location_1, scale_1 = module.value(module.location(hidden_1d), module.scale(hidden_1d))
+    copies = None
     if key_kr is not None:
         tokens_bt, values_bt = separated(torch.tensor([ids], device=hidden_d.device), settings.token_id)
-        offered = offers(settings.is_number(tokens_bt), settings.in_space(values_bt), None)
-        location_m = module.pointer.last(hidden_d, location_m, key_kr[offered.at_s], offered.value_s)
-    return Values(location_m, scale_m, settings.value_space)
+        offered = offers(settings.is_number(tokens_bt), values_bt, None, settings.in_space)
+        at_1 = torch.tensor([len(ids) - 1], device=hidden_d.device)
+        query_1r, key_sr = module.pointer.queries(hidden_1d), key_kr[offered.at_s]
+        copies = Copies(query_1r, key_sr, module.pointer.own, at_1, offered)
+    return Values(location_1, scale_1, settings.value_space, copies)
 
 
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:
     """The numbers that may be copied, the value behind each position [b * t], and the positions with a target [n]."""
     values_bt = inputs["values"]
     is_number_bt = settings.is_number(inputs["input_ids"])
-    offered = offers(is_number_bt, settings.in_space(values_bt), inputs.get("position_ids"))
+    offered = offers(is_number_bt, values_bt, inputs.get("position_ids"), settings.in_space)
     return offered, F.pad(values_bt[:, 1:], (0, 1)).flatten(), (targets_bt.flatten() != IGNORED).nonzero()[:, 0]
 
 
@@ -379,6 +403,29 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
         model(**inputs)
     (predicted,) = kept
     return predicted
+
+
+@torch.no_grad()
+def next_tokens(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor) -> tuple[list[int], list[float]]:
+    """(the most probable token, the median of the value if it is `<NUM>`) at each position with a target. Arguments as
+    of `losses`.
+    """
+    base: Any = causal_lm(model)
+    settings = settings_of(base.config)
+    assert settings is not None
+    offered, _, at_n = _numbers_of(inputs, targets_bt, settings)
+    found: list[Tensor] = []
+
+    def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
+        hidden_nd = hidden_btd.flatten(0, 1)
+        values = base.numeric.values(hidden_nd, at_n, base.numeric.location(hidden_nd[at_n]), offered)
+        found.extend([_scores(base, layer, hidden_nd[at_n], None).argmax(-1), *values.quantiles([0.5])])
+        return hidden_nd.new_zeros(())
+
+    with predicting(None, answer):
+        model(**inputs)
+    token_n, value_n = found
+    return token_n.tolist(), value_n.tolist()
 
 
 def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate: float) -> tuple[Tensor, Tensor]:

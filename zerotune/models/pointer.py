@@ -4,12 +4,14 @@ arXiv:1506.03134; pointer-generator, arXiv:1704.04368).
 Values bypass the layers of the model, so that a copied one is exact, of whatever size.
 
 Shape suffixes: n all positions of a batch, m those whose value is predicted, c a chunk of them, s those that offer a
-number, d width, r width of queries and keys.
+number, k the offered numbers, d width, r width of queries and keys.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from zerotune.models import cauchy
 from zerotune.models.loss_head import chunk_rows
 
 WIDTH = 64  # of queries and keys
+FASTER = 10.0  # factor of the learning rate of queries and keys, which start random beside pretrained weights
+SCALE = 1e-9  # of a copied number in the value space: less than the digits that a model writes
 
 
 class Offers(NamedTuple):
@@ -27,60 +32,104 @@ class Offers(NamedTuple):
 
     Positions are indices into the flattened rows of a batch.
 
-    at_s: positions that offer a number. value_s: it. start_n: where the document of each position begins.
+    at_s: positions that offer a number. of_s: which one of number_k. value_k: the numbers in the value space. start_n:
+    where the document of each position begins.
     """
 
     at_s: Tensor
-    value_s: Tensor
+    of_s: Tensor
+    number_k: Tensor
+    value_k: Tensor
     start_n: Tensor
 
 
-def offers(is_number_bt: Tensor, values_bt: Tensor, position_ids_bt: Tensor | None) -> Offers:
-    """values_bt: in the space in which they are copied. position_ids_bt: restart in each document; without, a row is
-    one document.
-    """
+def offers(
+    is_number_bt: Tensor, values_bt: Tensor, position_ids_bt: Tensor | None, in_space: Callable[[Tensor], Tensor]
+) -> Offers:
+    """position_ids_bt: restart in each document; without, a row is one document. in_space: to the value space."""
     index_bt = torch.arange(values_bt.numel(), device=values_bt.device).view_as(values_bt)
     start_bt = index_bt[:, :1].expand_as(index_bt) if position_ids_bt is None else index_bt - position_ids_bt
     last_n = torch.where(is_number_bt, index_bt, -1).flatten().cummax(0).values
     at_s = (last_n >= start_bt.flatten()).nonzero()[:, 0]
-    return Offers(at_s, values_bt.flatten()[last_n[at_s]], start_bt.flatten())
+    place_k, of_s = last_n[at_s].unique(return_inverse=True)
+    number_k = values_bt.flatten()[place_k]
+    return Offers(at_s, of_s, number_k, in_space(number_k), start_bt.flatten())
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Mixtures of the model's own value and a narrow Cauchy distribution at each earlier number.
+
+    own_1: score of the model's own value.
+    """
+
+    query_mr: Tensor
+    key_sr: Tensor
+    own_1: Tensor
+    at_m: Tensor
+    offered: Offers
+
+    def negative_log_density(self, value_m: Tensor, own_m: Tensor) -> Tensor:
+        """[m] in the value space. own_m: of the model's own value. Chunks are computed again in the backward pass."""
+
+        def mixed(query_cr: Tensor, at_c: Tensor, value_c: Tensor, own_c: Tensor) -> Tensor:
+            scale = torch.tensor(SCALE, dtype=torch.float64, device=value_c.device)
+            copied_ck = cauchy.negative_log_density(value_c[:, None], self.offered.value_k, scale)
+            densities_c1s = -torch.cat([own_c[:, None], copied_ck[:, self.offered.of_s]], 1)
+            return -(self._log_weights(query_cr, at_c) + densities_c1s).logsumexp(-1)
+
+        chunks = zip(*(x.split(self._chunk) for x in (self.query_mr, self.at_m, value_m, own_m)), strict=True)
+        return torch.cat([checkpoint(mixed, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def weights(self) -> list[Tensor]:
+        """Chunks [c, 1 + k]: the probability of the model's own value, and of each earlier number."""
+        chunks = zip(self.query_mr.split(self._chunk), self.at_m.split(self._chunk), strict=True)
+        return [self._of_numbers(self._log_weights(*chunk).exp()) for chunk in chunks]
+
+    @property
+    def _chunk(self) -> int:
+        return chunk_rows(8 * (len(self.offered.at_s) + 1), self.at_m.device)  # several matrices in float64
+
+    def _log_weights(self, query_cr: Tensor, at_c: Tensor) -> Tensor:
+        """[c, 1 + s] in float64."""
+        is_earlier_cs = self.offered.at_s <= at_c[:, None]
+        is_same_cs = self.offered.at_s >= self.offered.start_n[at_c][:, None]
+        score_cs = (query_cr @ self.key_sr.T).masked_fill(~(is_earlier_cs & is_same_cs), -math.inf)
+        return torch.cat([self.own_1.expand(len(at_c), 1), score_cs], 1).double().log_softmax(-1)
+
+    def _of_numbers(self, weight_c1s: Tensor) -> Tensor:
+        weight_ck = weight_c1s.new_zeros(len(weight_c1s), len(self.offered.value_k))
+        return torch.cat([weight_c1s[:, :1], weight_ck.index_add_(1, self.offered.of_s, weight_c1s[:, 1:])], 1)
 
 
 class Pointer(nn.Module):
-    """A location of a value: the mean of the numbers before it and the model's own, weighted by attention."""
+    """Attention over the numbers before a value, and the model's own value."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
-        self.key = nn.Parameter(torch.randn(WIDTH, width) / math.sqrt(width))
+        self.query = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
+        self.key = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
         self.own = nn.Parameter(torch.zeros(1))  # score of the model's own value; DeepSpeed needs a dimension
 
     def keys(self, hidden_nd: Tensor) -> Tensor:
         """[n, r]: of positions that offer a number."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.linear(hidden_nd.to(self.key.dtype), self.key) / math.sqrt(WIDTH)
+            return F.linear(_features(hidden_nd.to(self.key.dtype)), self.key) * (FASTER / math.sqrt(WIDTH))
 
-    def last(self, hidden_d: Tensor, own_1: Tensor, key_sr: Tensor, value_s: Tensor) -> Tensor:
-        """[1]: the location for the last position of a row. key_sr: of the positions that offer a number."""
-        query_1r = F.linear(hidden_d[None].to(self.query.dtype), self.query)
-        return self._mean(query_1r, own_1, key_sr, value_s, torch.ones_like(value_s[None], dtype=torch.bool))
+    def queries(self, hidden_md: Tensor) -> Tensor:
+        """[m, r]: of positions whose value is predicted."""
+        with torch.autocast(hidden_md.device.type, enabled=False):
+            return F.linear(_features(hidden_md.to(self.query.dtype)), self.query) * FASTER
 
-    def forward(self, hidden_nd: Tensor, at_m: Tensor, own_m: Tensor, offered: Offers) -> Tensor:
-        """[m] in float64. own_m: the model's own locations."""
-        key_sr = self.keys(hidden_nd[offered.at_s])
-        with torch.autocast(hidden_nd.device.type, enabled=False):
-            query_mr = F.linear(hidden_nd[at_m].to(self.query.dtype), self.query)
+    def forward(self, hidden_md: Tensor, hidden_sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(queries, keys, score of the model's own value), in plain tensors: ZeRO-3 gathers the weights again in their
+        backward pass.
+        """
+        return self.queries(hidden_md), self.keys(hidden_sd), self.own.clone()
 
-            def mean(query_cr: Tensor, own_c: Tensor, at_c: Tensor) -> Tensor:
-                is_earlier_cs = offered.at_s <= at_c[:, None]
-                is_same_cs = offered.at_s >= offered.start_n[at_c][:, None]
-                return self._mean(query_cr, own_c, key_sr, offered.value_s, is_earlier_cs & is_same_cs)
 
-            size = chunk_rows(len(offered.at_s) + 1, hidden_nd.device)
-            chunks = zip(query_mr.split(size), own_m.split(size), at_m.split(size), strict=True)
-            return torch.cat([checkpoint(mean, *chunk, use_reentrant=False) for chunk in chunks])
-
-    def _mean(self, query_cr: Tensor, own_c: Tensor, key_sr: Tensor, value_s: Tensor, is_offered_cs: Tensor) -> Tensor:
-        score_cs = (query_cr @ key_sr.T).masked_fill(~is_offered_cs, -math.inf)
-        weight_c1s = torch.cat([self.own.expand(len(own_c), 1), score_cs], 1).double().softmax(-1)
-        return weight_c1s[:, 0] * own_c + weight_c1s[:, 1:] @ value_s
+def _features(hidden_nd: Tensor) -> Tensor:
+    """Hidden states of one size in all families, without the few outliers that are most of their norm in pretrained
+    models (arXiv:2208.07339) and would drown all else.
+    """
+    return F.rms_norm(hidden_nd, hidden_nd.shape[-1:]).asinh()

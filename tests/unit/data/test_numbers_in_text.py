@@ -6,6 +6,7 @@ import contextlib
 import random
 import re
 import time
+import timeit
 
 import pytest
 
@@ -23,7 +24,7 @@ NUMBERS: dict[str, dict[str, float]] = {  # rule -> text with its number in brac
         "([-5])": -5,
         "气温[-5]度": -5,
         "$[-5]": -5,
-        "-$[5]": 5,
+        "+$[5]": 5,
         "x - [5]": 5,
         "[-.5]": -0.5,
         "[－５]度": -5,
@@ -36,6 +37,8 @@ NUMBERS: dict[str, dict[str, float]] = {  # rule -> text with its number in brac
         "[1\u202f234\u202f567] €": 1234567,
         "[1.234,56] €": 1234.56,
         "[1.234.567,8] €": 1234567.8,
+        "([1,234] people)": 1234,
+        "($[1,234])": 1234,
     },
     "scientific": {
         "[1e5]": 1e5,
@@ -43,6 +46,11 @@ NUMBERS: dict[str, dict[str, float]] = {  # rule -> text with its number in brac
         "[1.6e-19] C": 1.6e-19,
         "[1.5 × 10^3] m": 1500,
         "[3×10⁸] m/s": 3e8,
+        r"[3.0\times 10^{8}] m/s": 3e8,
+        r"$[6.02 \cdot 10^{-23}]$": 6.02e-23,
+        r"[3\,\times\,10^8]": 3e8,
+        "[1.5 × 10^\u22125]": 1.5e-5,
+        "[1.234,5 × 10^3] €": 1234500,
         "[1e300]": 1e300,
     },
     "units": {
@@ -60,8 +68,19 @@ NUMBERS: dict[str, dict[str, float]] = {  # rule -> text with its number in brac
         "~[5]": 5,
         "[2.5]x": 2.5,
         "[7]B": 7,
+        r"[5]\%": 5,
+        "[5]m²": 5,
     },
-    "digits of other scripts": {"[１２３]元": 123, "[１．５]米": 1.5, "[١٢٣]": 123, "[१२] रुपये": 12, "共[5]个": 5},
+    "digits of other scripts": {
+        "[１２３]元": 123,
+        "[１．５]米": 1.5,
+        "[١٢٣]": 123,
+        "[१२] रुपये": 12,
+        "共[5]个": 5,
+        "[１，２３４．５]元": 1234.5,
+        "[５]ｋｇ": 5,
+        "[١٬٢٣٤٫٥]": 1234.5,
+    },
 }
 SEVERAL: dict[str, list[float]] = {
     "from 3-5 km": [3, 5],
@@ -76,24 +95,54 @@ SEVERAL: dict[str, list[float]] = {
     "[-5, -3]": [-5, -3],
     "5, 6 and 7": [5, 6, 7],
     "5，6": [5, 6],
+    "2024 100 people": [2024, 100],
+    "5 kg 100 m": [5, 100],
+    "5 -100": [5, -100],
+    "5, 100": [5, 100],
+    "$3-$5": [3, 5],
+    "3시간 30분": [3, 30],
+    "5 h 30 min": [5, 30],
+    "between 5 and 2000": [5, 2000],
+    r"5\times 10": [5, 10],
     "2x, 3y": [2, 3],
     "<5 >6": [5, 6],
 }
 TEXTS = {
     "dates": [
         "2024-01-05", "5/1/2024", "5.1.2024", "January 5, 2024", "Jan 5", "5 January 2024", "5th of May", "May 2024",
-        "2024年1月5日", "１月５日", "2024년 1월 5일", "12月",
+        "2024年1月5日", "１月５日", "2024년 1월 5일", "12月", "２０２４／０１／０５", "12 мая",
+        "12 мая 2024", "12 mai 2024", "1er janvier 2024", "5. Januar 2024", "12 de mayo de 2024",
     ],
-    "times": ["12:30", "12:30:45", "5pm", "5 p.m.", "5:30 PM", "3点30分"],
+    "times": [
+        "12:30", "12:30:45", "5pm", "5 p.m.", "5:30 PM", "3点30分", "１２：３０", "12：30", "3시 30분", "오후 3시",
+        "14 h 05", "19 ч 30", "19.30 Uhr", "19 Uhr 30",
+    ],
     "versions and addresses": ["1.2.3", "v1.2", "192.168.0.1", "https://x.org/5?id=7", "10.0.0.1:8080", "::1:2"],
     "phone numbers": ["555-1234", "+49 30 123456", "(555) 123-4567", "555-123-4567", "138 1234 5678", "13812345678"],
     "names": [
         "x2", "H2O", "COVID-19", "T-1000", "No.5", "#5", "№5", "第5章", "0xFF", "0b101", "007", "file_2", "A4",
         "GPT-4.1", "3f2a", "m2",
         "U+2212", "1a2b", "978-3-16-148410-0", "&#39;", "a%20b", "\\u2019", "page/5", "Кб5", "xEUR5",
+        "commit 5e90432", "1e999999999", "5E+1234", "1e-1234", "Ｈ２Ｏ", "Ａ４", "＃５",
+        "arXiv:2411.02083", "arXiv 2411.02083",
     ],
-    "ratios, fractions and powers": ["1/2", "3:1", "10^3", "10²", "5½", "2^-3", "1️⃣"],
-    "ambiguous": ["1,5", "1,2,3", "12,34", "1234,567", "1.234.567", "01.5"],
+    "ratios, fractions and powers": [
+        "1/2", "3:1", "10^3", "10²", "5½", "2^-3", "1️⃣", "１／２", "1⁄2", "5 1/2", "1 ½", "5½ kg", "5又1/2",
+        "10⁻³", "2ⁿ", "101₂", "(x)^-2", "2 × 10^1234", "3 × 10^{n}", "3 × 10^2.5", "1e5 × 10^3", "3-5 × 10^3",
+    ],
+    "ambiguous": [
+        "1,5", "1,2,3", "12,34", "1234,567", "1.234.567", "01.5", "５，６", "١،٢٣٤",
+        "rgb(128,128,128)", "(100,200)", "f(1,234)", "[1,200]", "(3,400)", "(-1,200)", "(1,200, x)", "（1,234）",
+    ],
+    "spaces between groups of three": [
+        "1 234 567 euros", "1 000 000", "1 234", "1 234,50", "-1 234.5", "1 000-2 500", "EUR1 234",
+        "6.022 140 76×10^23", "555 123 4567",
+    ],
+    "LaTeX": [
+        "x_{12}", "e^{-2x}", r"\frac{1}{2}", r"\sqrt[n]{2}", r"5\frac{1}{2}", "5{,}000", "1{,}234{,}567",
+        r"5\,000", r"5\,123", r"5\ 123", "10^{-5}", r"\boxed{42}",
+    ],
+    "a sign before a currency": ["-$5", "\u2212€5", "-$ 5", "-US$5", "-EUR5", "-$1,234.50", "－＄５"],
     "Chinese numerals": ["三百", "十五万", "第三", "二〇二四"],
     "no number": ["", "abc", "-", ".", "e5", "½", "—", "NaN", "inf"],
 }  # fmt: skip
@@ -141,7 +190,7 @@ def test_round_trip_keeps_every_character() -> None:
 def test_random_characters_never_fail_and_come_back() -> None:
     draw = random.Random(1)
     for _ in range(3000):
-        text = "".join(draw.choices("0123456789.,-+eExX/:'^ kg5年月%$()−–１．٣²①⁵é", k=draw.randint(1, 24)))
+        text = "".join(draw.choices("0123456789.,-+eExX/:'^ kg5年月%$()−–１．，：٣²①⁵é½{}\\", k=draw.randint(1, 24)))
         with contextlib.suppress(RowError):  # 6E413 is too large
             assert numbered(text)[0].original == text
 
@@ -162,7 +211,7 @@ def test_special_tokens_stay_whole() -> None:
     assert result.text == "<|reserved_5|> <NUM> [5]<NUM>"
 
 
-@pytest.mark.parametrize("text", ["1e301", "-1e400 kg", "9" * 400, "1e999999999", "2 × 10^999"])
+@pytest.mark.parametrize("text", ["1e301", "-1e400 kg", "9" * 400, "1e999", "2 × 10^999"])
 def test_a_number_that_does_not_fit_is_refused(text: str) -> None:
     with pytest.raises(RowError, match=r"number too large: .*; the largest is 1e\+300"):
         find_numbers(text)
@@ -173,12 +222,17 @@ def test_the_token_itself_is_refused() -> None:
         numbered("it costs <NUM> dollars")
 
 
+def seconds(text: str) -> float:
+    """Of the processor; `timeit` stops the garbage collector, which walks over what other tests left."""
+
+    def read() -> None:
+        with contextlib.suppress(RowError):
+            find_numbers(text)
+
+    return timeit.timeit(read, timer=time.process_time, number=1)
+
+
 def test_long_text_takes_linear_time() -> None:
-    for piece in ("1,", "a-", "5-", "1.", "+1 ", "(12) ", "x", "9"):
-        times = []
-        for size in (20_000, 80_000):
-            began = time.perf_counter()
-            with contextlib.suppress(RowError):
-                find_numbers(piece * size)
-            times.append(time.perf_counter() - began)
-        assert times[1] < 16 * times[0] + 0.5, piece
+    for piece in ("1,", "a-", "5-", "1.", "+1 ", "(12) ", "x", "9", "1 234 ", "-$1", "(1,234", "{1}", "１，", "1 de "):
+        few, many = (seconds(piece * size) for size in (20_000, 80_000))
+        assert many < 16 * few + 0.5, piece

@@ -7,11 +7,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
+from scipy.stats import cauchy
 
 from eval.cached_model import open_answer_cache
 from eval.config import parse
@@ -81,22 +83,46 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return eval_checkpoints.save(tmp_path_factory.mktemp("digits"), seed=3)
 
 
-def copied(pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float, settings: Any) -> float:
-    """The location after attention to the last number at or before each position up to `at`."""
+class Mixture(NamedTuple):
+    """Weights, locations and scales, in the value space."""
+
+    weight_k: Any
+    location_k: Any
+    scale_k: Any
+
+    def below(self, point: float) -> float:
+        return float(self.weight_k @ cauchy.cdf(point, self.location_k, self.scale_k))
+
+    def log_density(self, point: float) -> float:
+        with np.errstate(over="ignore"):
+            sizes = np.hypot(1, (point - self.location_k) / self.scale_k)
+        return float(np.logaddexp.reduce(np.log(self.weight_k / (math.pi * self.scale_k)) - 2 * np.log(sizes)))
+
+    @property
+    def median(self) -> float:
+        ends = min(self.location_k) - max(self.scale_k), max(self.location_k) + max(self.scale_k)
+        return float(brentq(lambda point: self.below(point) - 0.5, *ends, xtol=1e-12))
+
+
+def mixture(
+    pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float, width: float, settings: Any
+) -> Mixture:
+    """The model's own value and, by attention, the last number at or before each position up to `at`."""
     if pointer is None:
-        return own
+        return Mixture(np.ones(1), np.array([own]), np.array([width]))
     hidden = hidden.detach()
+    hidden = (hidden / hidden.square().mean(-1, keepdim=True).sqrt()).asinh()
     scores, offered = [float(pointer.own.detach())], [own]
-    query = pointer.query.detach() @ hidden[at]
+    query = 10 * pointer.query.detach() @ hidden[at]
     last = None
     for k in range(at + 1):
         if ids[k] == settings.token_id:
             last = float(values[k]) if settings.value_space == "linear" else math.asinh(float(values[k]))
         if last is not None:
-            scores.append(float(query @ (pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
+            scores.append(float(query @ (10 * pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
             offered.append(last)
     weights = np.exp(np.array(scores) - max(scores))
-    return float(weights @ np.array(offered) / weights.sum())
+    return Mixture(weights / weights.sum(), np.array(offered), np.array([width, *[1e-9] * (len(offered) - 1)]))
 
 
 def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -133,15 +159,14 @@ def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
                 p = own[settings.token_id] - (0 if settings.token_loss == "one_vs_rest" else np.logaddexp.reduce(own))
                 per["p"].append(math.exp(p))
                 inner = value if settings.value_space == "linear" else math.asinh(value)
-                place = copied(model.numeric.pointer, hidden, ids[0], values[0], at - 1, place, settings)
+                found = mixture(model.numeric.pointer, hidden, ids[0], values[0], at - 1, place, width, settings)
                 for share in (50, 90):
-                    per[f"in{share}"].append(abs(inner - place) <= width * math.tan(math.pi * share / 200))
+                    per[f"in{share}"].append(abs(found.below(inner) - 0.5) <= share / 200)
                 slope = 0.0 if settings.value_space == "linear" else math.log(math.hypot(1, value))
-                z = (inner - place) / width
-                per["nll"].append(math.log(math.pi * width) + 2 * math.log(math.hypot(1, z)) + slope)
+                per["nll"].append(slope - found.log_density(inner))
                 if best:
                     right += 1
-                    median = place if settings.value_space == "linear" else math.sinh(min(max(place, -691.0), 691.0))
+                    median = found.median if settings.value_space == "linear" else math.sinh(found.median)
                     per["error"].append(abs(median - value))
                     per["relative"].append(abs(median - value) / abs(value) if value else math.inf)
     largest = max(per["error"])
@@ -297,7 +322,7 @@ def test_cached_answers_give_the_same_figures(checkpoint: Path, digits: Path, tm
 
 
 def test_long_texts_are_read_in_windows(checkpoint: Path, digits: Path, tmp_path: Path) -> None:
-    rows = [{"text": " ".join(str(n) for n in range(200))}]
+    rows = [{"text": ", ".join(str(n) for n in range(200))}]
     evaluation = run(tmp_path, checkpoint, digits, data=write(tmp_path, rows), max_new_tokens=2)
     for samples in evaluation.samples["numeric"].values():
         assert samples[0].values["numbers"] == 199.0  # the first token cannot be predicted
@@ -321,3 +346,18 @@ def test_medians_and_squares_at_extremes() -> None:
     assert metrics.relative_error(1.0, 0.0) == math.inf
     assert metrics.relative_error(0.0, 0.0) == 0.0
     assert metrics.mean([1e300] * 100) == pytest.approx(1e300)
+
+
+def test_samples_show_causal_sampling_and_intervals(checkpoint: Path, digits: Path, tmp_path: Path) -> None:
+    data = write(tmp_path, [{"text": "The price is "}, {"text": "価格 7"}])
+    words = ["--model", str(digits), "--model", str(checkpoint), "--tasks", "samples", "--data", str(data)]
+    config = parse([*words, "--out", str(tmp_path / "out"), "--max_new_tokens", "12"])
+    for _ in range(2):  # the second time from the cache
+        alone = Ranks(0, 1, torch.device("cpu"))
+        evaluation = evaluate(config, alone, open_answer_cache(config, alone))
+        of_digits, of_values = evaluation.samples["samples"].values()
+        assert all("causal sampling" not in sample.shown for sample in of_digits)
+        greedy, causal = ([sample.shown[title] for sample in of_values] for title in ("greedy", "causal sampling"))
+        assert any("(90 % intervals of the numbers: [" in text for text in greedy)
+        assert NUM not in "".join([*greedy, *causal])
+        assert "causal sampling" in markdown(evaluation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import mpmath
@@ -29,8 +30,10 @@ from transformers import (
 )
 
 from zerotune.common.errors import UserError
+from zerotune.data.numbers_in_text import LARGEST
 from zerotune.models import cauchy, loss_head, numeric, pointer
 from zerotune.models.recurrent import LstmConfig, LstmForCausalLM, register
+from zerotune.models.value_distributions import Values
 
 WORDS, NUMBER = 61, 60
 SMALL: dict[str, Any] = {
@@ -63,8 +66,9 @@ def build(family: str = "llama", **settings: Any) -> Any:
 
 def trained(model: Any) -> Any:
     """The same with all parts of `numeric` away from their start values."""
-    for parameter in model.numeric.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
+    for name, parameter in model.numeric.named_parameters():
+        moved = 0.03 if name in ("pointer.query", "pointer.key") else 0.3  # those count 10 times
+        parameter.data += moved * torch.randn_like(parameter)
     return model
 
 
@@ -86,14 +90,14 @@ def test_linear_maps_of_cauchy_variables_are_cauchy() -> None:
     u_nd = location_d + scale_d * (math.pi * (torch.rand(400_000, 5).double() - 0.5)).tan()
     drawn_n = (u_nd @ weight_d).sort().values
     location, scale = float(weight_d @ location_d), float(weight_d.abs() @ scale_d)
-    values = numeric.Values(torch.tensor([location]).double(), torch.tensor([scale]).double(), "linear")
+    values = Values(torch.tensor([location]).double(), torch.tensor([scale]).double(), "linear")
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):
-        below = (drawn_n < values.quantile(share)).double().mean()
+        below = (drawn_n < values.quantiles([share])[0]).double().mean()
         assert float(below) == pytest.approx(share, abs=0.003)
     for threshold in (-3.0, 0.0, 10.0):
         expected = cauchy.log_probability(torch.tensor(location), torch.tensor(scale), threshold).exp()
         assert float((drawn_n > threshold).double().mean()) == pytest.approx(float(expected), abs=0.003)
-    inside = (drawn_n - location).abs() < cauchy.half_width(0.9) * scale
+    inside = (drawn_n - location).abs() < cauchy.standard_quantile(0.95) * scale
     assert float(inside.double().mean()) == pytest.approx(0.9, abs=0.003)
 
 
@@ -114,7 +118,7 @@ def test_log_probabilities_at_extremes(location: float, scale: float, dtype: tor
 def test_value_likelihoods_at_extremes(value: float, space: str, location: float, scale: float) -> None:
     mpmath.mp.dps = 700
     place = torch.tensor([location, scale], dtype=torch.float64, requires_grad=True)
-    found = numeric.Values(place[:1], place[1:], space).negative_log_density(torch.tensor([value], dtype=torch.float64))
+    found = Values(place[:1], place[1:], space).negative_log_density(torch.tensor([value], dtype=torch.float64))
     (slope,) = torch.autograd.grad(found.sum(), place)
     v, at, s = map(mpmath.mpf, (value, location, scale))
     y = mpmath.asinh(v) if space == "asinh" else v
@@ -132,11 +136,11 @@ def test_value_likelihoods_at_extremes(value: float, space: str, location: float
 @pytest.mark.parametrize("space", ["linear", "asinh"])
 def test_quantiles_of_values_stay_in_range(space: str) -> None:
     location_m = torch.tensor([5.0, 1e6, -1e6], dtype=torch.float64)
-    values = numeric.Values(location_m, torch.tensor([1.0, 1e305, 1.0], dtype=torch.float64), space)
+    values = Values(location_m, torch.tensor([1.0, 1e305, 1.0], dtype=torch.float64), space)
     for share in (0.01, 0.5, 0.99):
-        assert bool((values.quantile(share).abs() <= numeric.LARGEST).all())
+        assert bool((values.quantiles([share])[0].abs() <= LARGEST).all())
     expected = 5.0 if space == "linear" else math.sinh(5.0)
-    assert float(values.quantile(0.5)[0]) == pytest.approx(expected)
+    assert float(values.quantiles([0.5])[0][0]) == pytest.approx(expected)
 
 
 def naive(location_nd: Tensor, scale_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None, targets_n: Tensor) -> Tensor:
@@ -211,19 +215,31 @@ def test_a_trained_direction_leaves_text_before_a_number_untouched() -> None:
     assert not torch.equal(found_btv, without_btv)
 
 
-def copied(model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tensor, own_n: Tensor) -> Tensor:
-    """Locations of values by loops: at each position a softmax over the last numbers up to each earlier one."""
-    pointer, found = model.numeric.pointer, []
-    for (row, place), own in zip(mask_bt.nonzero().tolist(), own_n, strict=True):
-        scores, values = [pointer.own[0]], [own]
+def mixtures(
+    model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tensor, own_n: Tensor, scale_n: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(weights, locations, scales) at each position by loops: the model's own value, and the last numbers up to each
+    earlier position.
+    """
+    module, found = model.numeric.pointer, []
+    for (row, place), own, own_scale in zip(mask_bt.nonzero().tolist(), own_n, scale_n, strict=True):
+        scores, values, scales = [module.own[0]], [own], [own_scale]
         for earlier in range(place + 1):
             numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
             if numbers:
                 values.append(inputs["values"][row, numbers[-1]].asinh())
-                key, query = pointer.key @ hidden_btd[row, earlier], pointer.query @ hidden_btd[row, place]
+                states = hidden_btd[row, [earlier, place]]
+                states = (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
+                key, query = 10 * module.key @ states[0], 10 * module.query @ states[1]
                 scores.append(key @ query / math.sqrt(len(key)))
-        found.append(torch.stack(scores).softmax(0).double() @ torch.stack(values))
-    return torch.stack(found)
+                scales.append(torch.tensor(1e-9).double())
+        found.append((torch.stack(scores).softmax(0).double(), torch.stack(values), torch.stack(scales)))
+    return found
+
+
+def density(mixture: tuple[Tensor, Tensor, Tensor], point: Tensor) -> Tensor:
+    weight_k, location_k, scale_k = mixture
+    return (weight_k / (math.pi * scale_k * (1 + ((point - location_k) / scale_k) ** 2))).sum()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -232,6 +248,7 @@ def copied(model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tens
 def test_losses(family: str, token_loss: str, gate: float) -> None:
     model = trained(build(family, token_loss=token_loss, threshold=0.5))
     inputs, targets_bt = batch()
+    inputs["values"][:, 5:] = torch.where(inputs["input_ids"][:, 5:] == NUMBER, inputs["values"][:1, 1:2], 0)  # copies
     tokens, values = numeric.losses(model, inputs, targets_bt, gate)
     mask_bt = targets_bt != -100
     body = getattr(model, model.base_model_prefix)
@@ -252,11 +269,22 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
     is_number_n = targets_n == NUMBER
     value_n = F.pad(inputs["values"][:, 1:], (0, 1))[mask_bt].asinh()
     y_n = (location_nd @ model.numeric.value.weight).double()
-    y_n = copied(model, body(inputs_embeds=embeddings, use_cache=False).last_hidden_state, inputs, mask_bt, y_n)
     s_n = (scale_nd @ model.numeric.value.weight.abs()).double() + cauchy.SCALE_FLOOR
-    density_n = -(math.pi * s_n * (1 + ((value_n - y_n) / s_n) ** 2)).log() - value_n.cosh().log()
+    hidden_btd = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    mixture_n = mixtures(model, hidden_btd, inputs, mask_bt, y_n, s_n)
+    density_n = torch.stack(list(map(density, mixture_n, value_n))).log() - value_n.cosh().log()
     weight_n = gate + (1 - gate) * log_p_nv[:, NUMBER].double().exp()
     assert values.item() == pytest.approx(-(weight_n * density_n)[is_number_n].sum().item(), rel=1e-5)
+    found = numeric.predictions(model, inputs, targets_bt).values
+    for share in (0.05, 0.5, 0.95):  # of the probability is below each quantile
+        point_m = found.quantiles([share])[0].asinh()
+        at_m = [mixture for mixture, is_number in zip(mixture_n, is_number_n, strict=True) if is_number]
+        for (weight_k, location_k, scale_k), point in zip(at_m, point_m, strict=True):
+            low, high = (  # a quantile inside a narrow copy is the copied number
+                (weight_k * (0.5 + ((point + side * 2e-6 - location_k) / scale_k).atan() / math.pi)).sum().item()
+                for side in (-1, 1)
+            )
+            assert low - 1e-5 <= share <= high + 1e-5
 
 
 @pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
@@ -280,10 +308,11 @@ def test_gradients_against_finite_differences(token_loss: str, space: str) -> No
         assert float((slopes[name] * direction).sum()) == pytest.approx(expected, rel=close, abs=close), name
 
 
-def test_a_number_is_copied_exactly_whatever_its_size() -> None:
-    model = build()
+@pytest.mark.parametrize("space", ["linear", "asinh"])
+def test_a_number_is_copied_exactly_whatever_its_size(space: str) -> None:
+    model = build(value_space=space)
     model.numeric.pointer.own.data.fill_(-100)  # nothing but copies
-    for value in (5.0, -1e300, 123456.789):
+    for value in (5.0, 0.0, 1e-12, 5e-4, 1e300, -1e300, 123456.789, -123456789.0):
         inputs, targets_bt = batch()
         inputs["values"] = (inputs["input_ids"] == NUMBER).double() * value
         offered = torch.tensor(
@@ -292,7 +321,8 @@ def test_a_number_is_copied_exactly_whatever_its_size() -> None:
         found = numeric.predictions(model, inputs, targets_bt)
         behind = offered[targets_bt != -100][found.is_number_n]
         assert behind.any()
-        assert found.values.quantile(0.5)[behind].tolist() == pytest.approx([value] * int(behind.sum()), rel=1e-9)
+        for quantile_m in found.values.quantiles([0.05, 0.5, 0.95]):
+            assert quantile_m[behind].tolist() == [value] * int(behind.sum())
 
 
 def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
@@ -300,16 +330,28 @@ def test_documents_that_share_a_row_do_not_copy_from_each_other() -> None:
     is_number_bt = torch.tensor([[True, False, False, True, False, True]])
     values_bt = torch.tensor([[1.0, 0, 0, 2, 0, 3]]).double()
     places_bt = torch.tensor([[0, 1, 0, 1, 2, 3]])
-    offered = pointer.offers(is_number_bt, values_bt, places_bt)
+    offered = pointer.offers(is_number_bt, values_bt, places_bt, lambda values: values)
     assert offered.at_s.tolist() == [0, 1, 3, 4, 5]  # position 2 begins a document
-    assert offered.value_s.tolist() == [1, 1, 2, 2, 3]
-    hidden_nd, at_m, own_m = torch.randn(6, 16), torch.tensor([1, 2, 4]), torch.tensor([7.0, 8, 9]).double()
-    found = model.numeric.pointer(hidden_nd, at_m, own_m, offered)
-    assert found.tolist()[1] == 8
-    other = model.numeric.pointer(
-        hidden_nd, at_m, own_m, offered._replace(value_s=offered.value_s.where(offered.at_s > 1, 50))
+    assert offered.value_k[offered.of_s].tolist() == [1, 1, 2, 2, 3]
+    hidden_nd, at_m = torch.randn(6, 16), torch.tensor([1, 2, 4])
+    parts = model.numeric.pointer(hidden_nd[at_m], hidden_nd[offered.at_s])
+    (weight_mk,) = pointer.Copies(*parts, at_m, offered).weights()
+    assert (weight_mk > 0).tolist() == [[True, True, False, False], [True] + 3 * [False], [True, False, True, False]]
+    assert weight_mk.sum(-1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_draw_is_a_copy_as_often_as_the_pointer_says() -> None:
+    model = trained(build())
+    inputs, targets_bt = batch()
+    found = numeric.predictions(model, inputs, targets_bt).values
+    one = found._replace(
+        location_m=found.location_m[-1:],
+        copies=replace(found.copies, query_mr=found.copies.query_mr[-1:], at_m=found.copies.at_m[-1:]),  # type: ignore[union-attr, type-var]
     )
-    assert (found == other).tolist() == [False, True, True]
+    (weight_1k,) = one.copies.weights()  # type: ignore[union-attr]
+    drawn = [float(one.drawn(torch.tensor(0.25), (i + 0.5) / 1000).location_m) for i in range(1000)]
+    values = [float(one.location_m) + 0.25, *one.copies.offered.value_k.tolist()]  # type: ignore[union-attr]
+    assert [drawn.count(value) / 1000 for value in values] == pytest.approx(weight_1k[0].tolist(), abs=2e-3)
 
 
 def test_settings_that_a_trained_model_contradicts() -> None:
@@ -402,12 +444,13 @@ def test_a_model_without_numbers_opens_as_ever(tmp_path: Any) -> None:
     assert type(numeric.AutoNumericLM.from_config(plain.config)) is LlamaForCausalLM
 
 
-def test_a_small_model_learns_to_copy_the_number_that_is_asked_for() -> None:
+@pytest.mark.parametrize("space", ["linear", "asinh"])
+def test_a_small_model_learns_to_copy_the_number_that_is_asked_for(space: str) -> None:
     """Of two named numbers, in training from 0.1 to 100; afterwards also 100 times larger ones (decision 0027)."""
     torch.manual_seed(0)
     sizes = {**SMALL, "hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
-    numeric.add(model, numeric.Settings(NUMBER, value_space="linear"))
+    numeric.add(model, numeric.Settings(NUMBER, value_space=space))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
 
     def rows(count: int, least: float) -> tuple[dict[str, Any], Tensor]:
@@ -424,9 +467,9 @@ def test_a_small_model_learns_to_copy_the_number_that_is_asked_for() -> None:
 
     def error(least: float) -> float:
         found = numeric.predictions(model, *rows(200, least))
-        return float(((found.values.quantile(0.5) - found.value_m).abs() / found.value_m).median())
+        return float(((found.values.quantiles([0.5])[0] - found.value_m).abs() / found.value_m).median())
 
-    assert error(0.1) > 0.5
+    assert error(0.1) > 0.2
     for step in range(400):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1, step / 50) * (1 - step / 400)

@@ -44,7 +44,7 @@ class PPO(Objective):
     def __init__(self, config: Config, tuning: Tuning, ranks: Ranks) -> None:
         self.config, self.ppo, self.ranks = config, config.settings, ranks
         self.base = BaseModel(AutoModelForCausalLM, config, tuning, ranks)
-        self.tokenizer, label_spec = self.base.tokenizer, LabelSpec(config.spec.formats, asks=True)
+        self.tokenizer, label_spec = self.base.tokenizer, LabelSpec.of(config)
         self.data = RowData(config, self.base, ranks, label_spec, attention.can_pack(self.base.empty))
         reader = PromptReader(config, self.base, self.data)
         self.stop_ids = reader.stop_ids
