@@ -39,7 +39,8 @@ class ObjectiveSpec:
     terms: the parts of the training loss (train/NAME), which add up to validation/loss. A run may lack some.
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
     model_class: `module:class` of the model, one of transformers' Auto classes or alike.
-    adds_modules: whether it keeps weights beside those of the model: modules of its own, further models.
+    planned: `module:function` of the recipe and the tuned model on the meta device: adds the objective's modules, and
+        returns a `train.plan.further.Further`, so that `train.plan` counts them.
     """
 
     place: str
@@ -56,7 +57,7 @@ class ObjectiveSpec:
     terms: tuple[str, ...] = ("loss",)
     checks: str = ""
     model_class: str = "transformers:AutoModelForCausalLM"
-    adds_modules: bool = False
+    planned: str = ""
 
     def problems(self, config: Any) -> Problems:
         """(key, message) of all errors in its keys of a `train.config.Config`."""
@@ -158,7 +159,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         terms=("loss", "one_vs_rest", "value"),
         checks="train.recipe_checks_numeric:problems",
         model_class="zerotune.models.numeric:AutoNumericLM",
-        adds_modules=True,
+        planned="train.plan.further:numbers",
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
@@ -201,7 +202,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         has_columns=lambda config: not config.ppo.task,  # the task reads the rows itself
         asks=True,
         checks="train.recipe_checks_ppo:problems",
-        adds_modules=True,
+        planned="train.plan.further:ppo",
     ),
 }
 

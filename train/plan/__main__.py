@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from train.command_words import refuse_slips, with_recipes
 from train.config import Config
 from train.recipe import parse
+from zerotune.common.byte_sizes import bytes_of
 from zerotune.common.errors import UserError
 from zerotune.common.mask_secrets import hide_secrets, printable
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
@@ -28,7 +29,6 @@ OWN = {
     "--format": "text, markdown or json (default: text)",
 }
 FORMATS = ("text", "markdown", "json")
-UNITS = {"": 10**9, "g": 10**9, "gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20, "tb": 10**12}
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,12 @@ def options(words: Sequence[str]) -> Options:
         recipe=tuple(recipe),
         accelerate=own.get("--accelerate", ["one_gpu" if gpus == 1 else "ddp"])[0],
         gpus=gpus,
-        memory=memory_of(own.get("--gpu-memory", ["80GB"])[0]),
+        memory=bytes_of(own.get("--gpu-memory", ["80GB"])[0], "--gpu-memory"),
         gpu=own.get("--gpu", [""])[0],
         utilization=_share(own.get("--utilization", ["0.4"])[0]),
         ranks=tuple(_number("--ranks", text) for text in own.get("--ranks", [])),
         format=kind,
     )
-
-
-def memory_of(text: str) -> int:
-    """Bytes of 80GB, 79.6GiB, 24 (GB)."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-zA-Z]*)", text.strip())
-    if not found or found[2].lower() not in UNITS or not float(found[1]):
-        raise UserError(f"--gpu-memory {text}: must be a size, such as 80GB or 79.6GiB")
-    return round(float(found[1]) * UNITS[found[2].lower()])
 
 
 def _whole(own: dict[str, list[str]], name: str) -> int:
@@ -160,10 +152,13 @@ def _planned(chosen: Options) -> str:
         raise UserError(f"--accelerate {chosen.accelerate}: it starts one process; choose ddp, zero2 or another config")
     machine = Machine(chosen.memory, chosen.gpu, chosen.utilization)
     with local_model(config) as known:
-        model = read_model(known)
+        model = read_model(known, config.model.name)
         found = plan(model, layout, machine, tuple(conflicts(files, layout, config)))
-        change = None if found.fits(machine) else smallest_change(model, layout, machine)
-        lines = report.notes(found, machine, change, fastest(model, layout, machine))
+        if files.get("use_cpu"):
+            on_cpu = "memory on a CPU: these are the parts on a GPU"
+            found = dataclasses.replace(found, unknown=(on_cpu, *found.unknown))
+        change = smallest_change(model, layout, machine) if found.fits(machine) is False else None
+        lines = report.notes(found, machine, change, fastest(model, layout, machine) if found.is_whole else None)
         table = [plan(model, dataclasses.replace(layout, ranks=ranks), machine) for ranks in chosen.ranks]
     written = {"text": report.as_text, "markdown": report.as_markdown, "json": report.as_json}
     return written[chosen.format](found, machine, lines, table)

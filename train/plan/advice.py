@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from train.config import Config
-from train.plan.launch import layout_of, read_files
+from train.plan.launch import conflicts, layout_of, read_files
 from train.plan.layout import Layout
 from train.plan.plan import Machine, Model, plan, read_model, with_changes
 
@@ -15,6 +15,7 @@ CHECKPOINTING: dict[str, object] = {"model.gradient_checkpointing": True}
 SHARDED = ("zero1", "zero2", "zero3")
 OFFLOADED = ("zero2_offload", "zero3_offload")
 Change = tuple[str, dict[str, object]]  # (accelerate config or "", keys of the recipe)
+PER_NODE, MOST_NODES = 8, 128
 
 
 def smaller_batches(config: Config) -> list[int]:
@@ -27,10 +28,20 @@ def smaller_batches(config: Config) -> list[int]:
 
 
 def smallest_change(model: Model, layout: Layout, machine: Machine) -> str | None:
-    """Options with which the run fits, the first in an order from cheap to costly; None if none of them is enough."""
+    """Options with which the run fits, the first in an order from cheap to costly, then more GPUs; None if none of them
+    is enough.
+    """
     for launch, keys in _changes(model.config, layout):
         if _fits(model, layout, machine, launch, keys):
             return _words(launch, keys)
+    keys = {**CHECKPOINTING, "batch.tokens_per_micro_batch": [0, *smaller_batches(model.config)][-1]}
+    keys = {key: value for key, value in keys.items() if value}
+    nodes = 1
+    while nodes <= MOST_NODES:
+        more = dataclasses.replace(layout, ranks=nodes * PER_NODE)
+        if more.ranks > layout.ranks and _fits(model, more, machine, SHARDED[-1], keys):
+            return f"--nodes {nodes} --gpus-per-node {PER_NODE} {_words(SHARDED[-1], keys)}"
+        nodes *= 2
     return None
 
 
@@ -73,11 +84,16 @@ def _changes(config: Config, layout: Layout) -> Iterator[Change]:
 
 
 def _fits(model: Model, layout: Layout, machine: Machine, launch: str, keys: dict[str, object]) -> bool:
-    changed = with_changes(model.config, keys)
-    other = layout_of(read_files(launch), layout.ranks, layout.item) if launch else layout
+    """Whether it is known to fit, and the programs accept it."""
+    changed, other = with_changes(model.config, keys), layout
+    if launch:
+        files = read_files(launch)
+        other = layout_of(files, layout.ranks, layout.item)
+        if any(conflicts(files, other, changed)):
+            return False
     reread = any(key.partition(".")[0] in ("tuning", "optim") for key in keys)
     known = read_model(changed) if reread else dataclasses.replace(model, config=changed)
-    return plan(known, other, machine).fits(machine)
+    return plan(known, other, machine).fits(machine) is True
 
 
 def _words(launch: str, keys: dict[str, object]) -> str:

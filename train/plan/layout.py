@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """kind: as `Runtime.kind`. item: bytes of a number in matrix products.
+    """kind: as `Runtime.kind`. item: bytes of a number in matrix products. micro_batches: of a rank in a step.
 
     The other values are keys of DeepSpeed's `zero_optimization` with its defaults; sizes in elements.
     """
@@ -16,6 +16,7 @@ class Layout:
     kind: str = "single"
     ranks: int = 1
     item: int = 2
+    micro_batches: int = 1
     reduce_bucket: int = 500_000_000
     persistent_size: int = 100_000
     persistent_total: int = sys.maxsize

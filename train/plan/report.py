@@ -7,18 +7,19 @@ import json
 import textwrap
 from collections.abc import Sequence
 
-from train.plan.plan import GB, Machine, Plan, micro_batch
+from train.plan.plan import Machine, Plan
+from zerotune.common.byte_sizes import GB, gigabytes
 from zerotune.common.console import counted, duration
 from zerotune.common.markdown import table
 
 COLUMNS = 80
+FITS = {True: "yes", False: "no", None: "?"}
 Rows = list[tuple[str, str]]
 
 
-def gigabytes(size: int) -> str:
-    """Bytes in GB (10^9), with the digits that matter."""
-    value = size / GB
-    return f"{value:,.2f} GB" if value < 100 else f"{value:,.0f} GB"
+def title(plan: Plan) -> str:
+    """Model, sharding, and the phase whose memory is shown."""
+    return f"{plan.name}: {plan.layout.kind}, {counted(plan.layout.ranks, 'GPU')}; memory in the {plan.phase}"
 
 
 def memory_rows(plan: Plan, machine: Machine) -> Rows:
@@ -31,30 +32,39 @@ def memory_rows(plan: Plan, machine: Machine) -> Rows:
 
 def run_rows(plan: Plan) -> Rows:
     """Batches, time, disk, communication."""
-    batch, shape, ranks = plan.config.batch, micro_batch(plan.config), plan.layout.ranks
-    count = -(-batch.tokens_per_step // (batch.tokens_per_micro_batch * ranks))
+    shape, ranks, count = plan.shape, plan.layout.ranks, plan.layout.micro_batches
     layout = "padded" if shape.masked else "packed"
     found = [
         ("parameters", f"{plan.trained:,} of {plan.total:,} trained"),
-        ("step", f"{batch.tokens_per_step:,} tokens on {counted(ranks, 'GPU')}"),
-        ("micro-batches of a rank", f"{count:,} of {batch.tokens_per_micro_batch:,} tokens ({layout})"),
+        ("step", f"{plan.step_tokens:,} tokens on {counted(ranks, 'GPU')}"),
+        ("micro-batches of a rank", f"{count:,} of {shape.tokens:,} tokens ({layout})"),
         ("work", f"{plan.flops_per_token / 1e9:,.2f} GFLOP for a token"),
-        ("sent by a rank in a step", f"{gigabytes(plan.sent)}, for one micro-batch"),
+        ("sent by a rank in a step", gigabytes(plan.sent)),
         ("a checkpoint", f"{gigabytes(plan.checkpoint)}, {plan.config.checkpoint.keep_last + 1} are kept at most"),
         ("free disk", gigabytes(plan.free_disk)),
     ]
+    if plan.busy < ranks:
+        found.append(
+            ("busy GPUs", f"{plan.busy:,}: a step has no more rows of full length; raise batch.tokens_per_step")
+        )
+    if plan.token_cache is not None:
+        found.append(("token cache", f"about {gigabytes(plan.token_cache)}; free: {gigabytes(plan.free_for_cache)}"))
+    about = "about " if plan.is_estimated else ""
     if plan.tokens is not None:
-        found.append(("run", f"{plan.steps:,} steps, {plan.tokens:,} tokens at most"))
+        how = " (from the sizes of the files, 4 bytes a token)" if about else " at most"
+        found.append(("run", f"{about}{counted(plan.steps or 0, 'step')}, {plan.tokens:,} tokens{how}"))
     if plan.seconds is not None:
         hours = plan.seconds * ranks / 3600
-        found.append(("time", f"{duration(plan.seconds)}, {hours:,.1f} GPU hours"))
+        found.append(("time", f"{about}{duration(plan.seconds)}, {hours:,.1f} GPU hours"))
     return found
 
 
 def verdict(plan: Plan, machine: Machine) -> str:
     """Whether it fits."""
-    free = machine.memory - plan.memory
-    if free >= 0:
+    free, fits = machine.memory - plan.memory, plan.fits(machine)
+    if fits is None:
+        return f"Whether it fits is NOT KNOWN: {gigabytes(free)} are left for what is missing in the sum, see below."
+    if fits:
         return f"It fits: {gigabytes(free)} of {gigabytes(machine.memory)} stay free."
     return f"It does NOT fit: {gigabytes(-free)} more than {gigabytes(machine.memory)} are needed."
 
@@ -62,11 +72,17 @@ def verdict(plan: Plan, machine: Machine) -> str:
 def notes(plan: Plan, machine: Machine, change: str | None, fastest: str | None) -> list[str]:
     """Verdict, advice, conflicts, and what is not known."""
     lines = [verdict(plan, machine)]
-    if not plan.fits(machine):
-        lines.append(f"Smallest change that fits: {change}" if change else "No single setting known here fits.")
-    lines.append(f"Fastest setting that fits: {fastest}" if fastest else "No setting of this recipe fits.")
+    if plan.fits(machine) is False:
+        lines.append(f"Smallest change that fits: {change}" if change else "No change that is known here is enough.")
+    if plan.is_whole:
+        on = f"on {counted(plan.layout.ranks, 'GPU')}"
+        lines.append(
+            f"Fastest setting that fits {on}: {fastest}" if fastest else f"No setting of this recipe fits {on}."
+        )
     if plan.checkpoint * (plan.config.checkpoint.keep_last + 1) > plan.free_disk:
         lines.append("The disk has no room for the checkpoints: lower checkpoint.keep_last, or set another run.folder.")
+    if plan.token_cache is not None and plan.token_cache > plan.free_for_cache:
+        lines.append("The disk has no room for the token cache: set data.cache_folder, or data.streaming.")
     lines += [f"Conflict: {line}" for line in plan.conflicts]
     return [*lines, *(f"Not known: {text}." for text in plan.unknown)]
 
@@ -79,7 +95,7 @@ def scaling(plans: Sequence[Plan], machine: Machine) -> tuple[list[str], list[li
             f"{plan.layout.ranks:,}",
             plan.layout.kind,
             f"{plan.memory / GB:,.1f}",
-            "yes" if plan.fits(machine) else "no",
+            FITS[plan.fits(machine)],
             duration(plan.seconds) if plan.seconds is not None else "?",
             f"{plan.seconds * plan.layout.ranks / 3600:,.1f}" if plan.seconds is not None else "?",
             f"{plan.sent / GB:,.2f}",
@@ -91,7 +107,7 @@ def scaling(plans: Sequence[Plan], machine: Machine) -> tuple[list[str], list[li
 
 def as_text(plan: Plan, machine: Machine, lines: Sequence[str], plans: Sequence[Plan]) -> str:
     """For a terminal of 80 columns."""
-    found = [f"{plan.config.model.name}: {plan.layout.kind}, {counted(plan.layout.ranks, 'GPU')}", ""]
+    found = [title(plan), ""]
     for rows in (memory_rows(plan, machine), run_rows(plan)):
         found += [
             textwrap.fill(value, COLUMNS, initial_indent=f"  {name:<32}", subsequent_indent=" " * 34)
@@ -108,7 +124,7 @@ def as_text(plan: Plan, machine: Machine, lines: Sequence[str], plans: Sequence[
 
 def as_markdown(plan: Plan, machine: Machine, lines: Sequence[str], plans: Sequence[Plan]) -> str:
     """For a page."""
-    found = [f"# {plan.config.model.name}: {plan.layout.kind}, {counted(plan.layout.ranks, 'GPU')}", ""]
+    found = [f"# {title(plan)}", ""]
     found += [table(["memory", "GB"], [list(row) for row in memory_rows(plan, machine)], right=["GB"]), ""]
     found += [table(["run", ""], [list(row) for row in run_rows(plan)]), "", *(f"- {line}" for line in lines)]
     if plans:
@@ -122,8 +138,8 @@ def as_json(plan: Plan, machine: Machine, lines: Sequence[str], plans: Sequence[
 
     def plain(one: Plan) -> dict[str, object]:
         values = {f.name: getattr(one, f.name) for f in dataclasses.fields(one) if f.name not in ("config", "layout")}
-        sharding = dataclasses.asdict(one.layout)
-        return {**values, "sharding": sharding, "memory": one.memory, "fits": one.fits(machine)}
+        nested = {"sharding": dataclasses.asdict(one.layout), "shape": dataclasses.asdict(one.shape)}
+        return {**values, **nested, "memory": one.memory, "fits": one.fits(machine), "busy": one.busy}
 
     whole = {**plain(plan), "machine": dataclasses.asdict(machine), "notes": list(lines)}
     return json.dumps({**whole, "scaling": [plain(one) for one in plans]}, indent=2, ensure_ascii=False) + "\n"

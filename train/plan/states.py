@@ -75,7 +75,10 @@ def at_peak(weights: Sequence[Weight], layout: Layout, state_bytes: StateBytes) 
         sent = sum(w.size for w in layer if w.is_trained)
         # The root's weights, two layers (one is fetched ahead), a layer's gradients and their float32 copy.
         gathered = layout.item * (root + 2 * _size(layer)) if layout.ranks > 1 else 0
-        return replace(states, gathered=gathered, buckets=(layout.item + FLOAT) * max(sent, 1))
+        # Before the last micro-batch nothing is reduced: each rank keeps whole gradients in float32.
+        kept = FLOAT * _size(trained) if layout.micro_batches > 1 else 0
+        buckets = (layout.item + FLOAT) * max(sent, 1)
+        return replace(states, gathered=gathered, buckets=buckets, gradients=states.gradients + kept)
     return states
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +22,7 @@ from train.tuning import make_tuning
 from zerotune.common.errors import UserError
 from zerotune.models.find_folder import local_folder
 from zerotune.models.precision import DTYPES
-
-NF4_BLOCK, SCALE_BLOCK = 64, 256  # weights that share a scale, scales that share a scale (double quantisation)
-FLOAT = 4
-NF4_TABLES = (16 + 256) * FLOAT + FLOAT  # of one matrix: values of nf4 and of its scales, and the scales' mean
+from zerotune.models.quantized_size import quantized_bytes, quantized_weights
 
 
 @dataclass(frozen=True)
@@ -75,38 +71,42 @@ def local_model(config: Config) -> Iterator[Config]:
             tokens = {"vocab_size": config.tokenizer.vocabulary_size, **dict.fromkeys(names, 0)}
             resolve_name(model.spec.place)(model, config.data.max_length_tokens, tokens).save_pretrained(folder)
             model = dataclasses.replace(model, path=folder, init="random")
-        elif local_folder(model.path, "model.path") is None:
-            model = dataclasses.replace(model, path=_fetched_config(model))
+        else:
+            model = with_config_file(model, "model.path")
         yield dataclasses.replace(config, model=model)
 
 
-def _fetched_config(model: ModelConfig) -> str:
+def with_config_file(model: ModelConfig, key: str) -> ModelConfig:
+    """With the folder of its config.json, which is fetched if it is on the hub. Raises UserError."""
+    if local_folder(model.path, key) is not None:
+        return model
     from huggingface_hub import hf_hub_download  # needed for hub names alone
 
     try:
-        return str(Path(hf_hub_download(model.path, "config.json", revision=model.revision)).parent)
+        path = hf_hub_download(model.path, "config.json", revision=model.revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path: {model.path} is no folder here, and its config.json could not be fetched ({reason})"
+            f"{key}: {model.path} is no folder here, and its config.json could not be fetched ({reason})"
         ) from error
+    return dataclasses.replace(model, path=str(Path(path).parent))
 
 
-def tuned_model(config: Config) -> tuple[nn.Module, list[Weight]]:
-    """The model that the run trains, on the meta device, and its weights."""
+def tuned_model(config: Config) -> tuple[nn.Module, set[int]]:
+    """The model that the run trains, on the meta device; identities of the weights that are quantised."""
     frozen = DTYPES[precision_of(config)]
     auto = torch.float32 if config.tuning.spec.trains_base else frozen
     described = dataclasses.replace(config.model, init="random")  # its files are not there, or not looked at
     base = skeleton(resolve_name(config.spec.model_class), described)
     base.to(auto if config.model.weights == "auto" else DTYPES[config.model.weights])
-    quantized = _quantized(base) if config.tuning.quantization != "none" else set()
+    quantized = quantized_weights(base) if config.tuning.quantization != "none" else set()
     # The text of a prompt gives values, no shapes, and needs the tokenizer.
     prompt = dataclasses.replace(config.tuning.prompt, init_text=None)
     wanted = dataclasses.replace(config.tuning, prompt=prompt, quantization="none")
     task = objective_class(config.objective).peft_task_type
     with torch.device("meta"):
         model = make_tuning(wanted, config.run.seed, model=config.model, task=task).apply(base)
-    return model, list(weights_of(model, config, quantized))
+    return model, quantized
 
 
 def weights_of(model: nn.Module, config: Config, quantized: set[int] | None = None) -> Iterator[Weight]:
@@ -124,26 +124,6 @@ def weights_of(model: nn.Module, config: Config, quantized: set[int] | None = No
         yield Weight(name, shape, size, group_of.get(id(parameter)), unit, is_quantized)
 
 
-def quantized_bytes(shape: tuple[int, ...], kind: str, double: bool) -> int:
-    """Bytes of a matrix that bitsandbytes quantises, with its scales."""
-    size = math.prod(shape)
-    if kind == "int8":
-        return size + FLOAT * shape[0]
-    scales = -(-size // NF4_BLOCK)
-    if not double:
-        return -(-size // 2) + FLOAT * scales + 16 * FLOAT
-    return -(-size // 2) + scales + FLOAT * -(-scales // SCALE_BLOCK) + NF4_TABLES
-
-
 def _layer_classes(model: nn.Module) -> set[str]:
     get = getattr(model, "get_base_model", None)
     return set(getattr(get() if get else model, "_no_split_modules", None) or ())
-
-
-def _quantized(base: Any) -> set[int]:
-    """Identities of the matrices that transformers quantises: those of linear layers, without the output layer."""
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    kept = tuple(get_keys_to_not_convert(base))
-    linear = ((name, m) for name, m in base.named_modules() if type(m) is nn.Linear)
-    return {id(m.weight) for name, m in linear if not any(part in name for part in kept)}

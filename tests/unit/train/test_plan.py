@@ -11,20 +11,21 @@ import pytest
 
 from train.config import Config, ModelConfig
 from train.engine import optimizer_state
-from train.plan.__main__ import main, memory_of, options
+from train.plan.__main__ import main, options
 from train.plan.advice import fastest, smallest_change
 from train.plan.launch import conflicts, layout_of, read_files
 from train.plan.layout import Layout
-from train.plan.plan import Machine, plan, read_model, sent_bytes, with_changes
+from train.plan.plan import Machine, Plan, plan, read_model, sent_bytes, with_changes
+from train.plan.report import verdict
 from train.plan.states import at_peak, at_update
 from train.plan.weights import Weight, local_model
 from train.recipe import parse
 from zerotune import shipped
+from zerotune.common.byte_sizes import GB, bytes_of
 from zerotune.common.errors import UserError
 
 TINY = "examples/models/tiny-qwen2"
 RECIPE = ["sft-full", "--model.path", TINY]
-GB = 10**9
 
 
 def of_recipe(*words: str) -> Config:
@@ -170,7 +171,77 @@ def test_a_new_model_and_a_prompt() -> None:
 def test_what_an_objective_adds_is_not_known() -> None:
     with local_model(parse(["--config", "recipes/numeric.yaml"])) as config:
         model = read_model(config)
-    assert model.unknown == ("models and modules that the objective numeric adds",)
+        found = plan(model, Layout(), Machine(80 * GB))
+    assert any("numeric values" in text for text in model.unknown)
+    assert any("numeric" in weight.name for weight in model.weights)
+    assert found.fits(Machine(80 * GB)) is None
+    assert found.fits(Machine(GB // 2)) is False
+    assert "NOT KNOWN" in verdict(found, Machine(80 * GB))
+
+
+def ppo(*words: str) -> Config:
+    return parse(["--config", "recipes/ppo-imdb-full.yaml", "--model.path", TINY, *words])
+
+
+def test_ppo_holds_a_reference_a_scorer_and_the_responses() -> None:
+    with local_model(ppo("--ppo.reward.0.path", TINY)) as config:
+        model = read_model(config)
+        found = plan(model, Layout("ddp", 8), Machine(80 * GB))
+        sharded = plan(model, Layout("zero-3", 8), Machine(80 * GB))
+    size = 217_664
+    assert found.trained == size + 64  # a value head
+    assert found.parts["reference model"] == 4 * size
+    assert size <= found.parts["reward models"] / 2 <= size + 128 * 64
+    assert found.is_whole
+    assert found.seconds is None
+    assert (found.step_tokens, found.layout.micro_batches) == (64 * 56, 1)
+    assert sharded.parts["reference model"] < found.parts["reference model"]
+    sampled = model.further.while_sampling(model.weights, sharded.layout, 80 * GB)
+    assert sampled["gathered weights"] == 2 * (size + 64)
+    heads, layers = 2, 2
+    assert sampled["generation cache"] % (8 * 56 * heads * layers) == 0
+    assert model.further.while_sampling(model.weights, sharded.layout, 0)["generation cache"] == 0
+
+
+def test_ppo_without_its_scorer_is_not_whole() -> None:
+    with local_model(ppo()) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB))
+    assert found.fits(Machine(80 * GB)) is None
+    assert any("ppo.reward[0].path" in text for text in found.unknown)
+
+
+def test_a_value_model_is_trained_too() -> None:
+    with local_model(ppo("--ppo.reward", "[{kind: length}]")) as config:
+        alone = plan(read_model(config), Layout(), Machine(80 * GB))
+    with local_model(ppo("--ppo.reward", "[{kind: length}]", "--ppo.value_model", TINY)) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB))
+    assert found.trained > 1.8 * alone.trained
+    assert found.parts["activations"] > 1.5 * alone.parts["activations"]
+
+
+def test_activations_that_cannot_be_measured_are_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("inside the model")
+
+    monkeypatch.setattr("train.plan.plan.measure", fails)
+    with local_model(of_recipe()) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB))
+    assert found.fits(Machine(80 * GB)) is None
+    assert any("activations" in text for text in found.unknown)
+
+
+def test_fsdp_keeps_whole_gradients_between_micro_batches() -> None:
+    one, two = (at_peak(WEIGHTS, Layout("fsdp", 8, 2, n), optimizer_state.adamw).gradients for n in (1, 2))
+    assert two - one == 4 * sum(w.size for w in WEIGHTS)
+
+
+def test_more_gpus_are_offered() -> None:
+    with local_model(of_recipe()) as config:
+        model = read_model(config)
+        few = plan(model, Layout("zero-3", 8), Machine(80 * GB))
+        machine = Machine(round(few.memory * 0.999))
+        change = smallest_change(model, Layout(), machine)
+    assert change is not None
 
 
 def test_a_classifier() -> None:
@@ -189,7 +260,7 @@ def test_advice_fits_and_can_be_copied() -> None:
         needed = plan(model, layout, Machine(80 * GB)).memory - round(0.04 * 80 * GB)
         machine = Machine(round(needed * 0.98))
         tight = plan(model, layout, machine)
-        assert not tight.fits(machine)
+        assert tight.fits(machine) is False
         change = smallest_change(model, layout, machine)
         assert change is not None
         assert change.startswith("--batch.tokens_per_micro_batch") or "--model.gradient_checkpointing true" in change
@@ -204,7 +275,9 @@ def test_advice_fits_and_can_be_copied() -> None:
 
 def test_the_text_has_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--nodes", "4", "--gpus-per-node", "8", "--accelerate", "zero3", "--ranks", "8", "64", "1024"]
-    assert main([*RECIPE, *words, "--gpu", "H100", "--duration.max_steps", "1000"]) == 0
+    assert (
+        main([*RECIPE, *words, "--gpu", "H100", "--duration.max_steps", "1000", "--duration.max_epochs", "null"]) == 0
+    )
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "It fits" in text
@@ -218,9 +291,39 @@ def test_json_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["memory"] == sum(found["parts"].values())
     assert [one["sharding"]["ranks"] for one in found["scaling"]] == [1, 8]
     assert found["seconds"] is None
-    assert any("steps and time" in text for text in found["unknown"])
+    assert found["is_estimated"]
+    assert found["tokens"] > 1000
     assert main([*RECIPE, "--format", "markdown"]) == 0
     assert "| together |" in capsys.readouterr().out
+
+
+def test_tokens_are_estimated_from_files(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("x" * 40_000)
+
+    def estimated(*words: str) -> Plan:
+        with local_model(of_recipe(*words)) as config:
+            return plan(read_model(config), Layout(), Machine(80 * GB, "H100"))
+
+    source = f"[{{path: {tmp_path}/rows.jsonl, format: text, weight: 2.0, fraction: 0.5}}]"
+    found = estimated("--data.train", source, "--duration.max_epochs", "3", "--batch.tokens_per_step", "10000")
+    assert (found.tokens, found.steps, found.is_estimated) == (30_000, 3, True)
+    assert found.token_cache == 60_000
+    fixed = estimated("--data.train", source, "--duration.max_epochs", "3", "--duration.max_tokens", "5000")
+    assert (fixed.tokens, fixed.is_estimated) == (5000, False)
+    unknown = estimated("--data.train", "[{path: owner/name, format: text}]")
+    assert unknown.tokens is unknown.seconds is unknown.token_cache is None
+    assert any("steps and time" in text for text in unknown.unknown)
+
+
+def test_gpus_without_rows_do_not_make_it_faster() -> None:
+    with local_model(of_recipe("--duration.max_steps", "10", "--batch.tokens_per_step", "8192")) as config:
+        model = read_model(config)
+        few, many = (plan(model, Layout("ddp", ranks), Machine(80 * GB, "H100")) for ranks in (2, 1024))
+    rows = 8192 // config.data.max_length_tokens
+    assert (few.busy, many.busy) == (2, rows)
+    assert few.seconds is not None
+    assert many.seconds is not None
+    assert few.seconds / many.seconds == pytest.approx(rows / 2)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +349,8 @@ def test_bad_words_give_one_message(words: list[str], message: str, capsys: pyte
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80 * GB), ("24", 24 * GB), ("79.5GiB", round(79.5 * 2**30))])
-def test_memory(text: str, size: int) -> None:
-    assert memory_of(text) == size
+def test_sizes(text: str, size: int) -> None:
+    assert bytes_of(text, "--gpu-memory") == size
 
 
 def test_ranks_take_several_numbers() -> None:

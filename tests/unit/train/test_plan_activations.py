@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from tests.support.memory_models import CONFIGS, Case
-from train.plan.activations import Shape, loss_bytes, measure, saving
-from train.plan.weights import quantized_bytes
+from train.plan.activations import Meter, Shape, loss_bytes, measure, saving
 from train.tuning import make_tuning
+from train.tuning.describe import base_of
 from zerotune.models import loss_head
+from zerotune.models.quantized_size import quantized_bytes
 
 SHAPES = {"packed": Shape(1, 48), "padded": Shape(4, 24, masked=True)}
 
@@ -48,44 +45,71 @@ def really_saved(model: torch.nn.Module, shape: Shape, casts: bool) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_saved_tensors(family: str, tuning: str, layout: str, precision: str) -> None:
     case, shape = Case("ddp", family, tuning, "adamw", precision), SHAPES[layout]
-    planned = measure(tuned(case, "meta"), shape, 4 if precision == "fp32" else 2, casts=precision == "bf16")
+    planned = measure(tuned(case, "meta"), shape, 4 if precision == "fp32" else 2, "ddp")
     assert planned.layers == 3
     found = really_saved(tuned(case, "cpu"), shape, casts=precision == "bf16")
-    assert planned.total(checkpointing=False) == pytest.approx(found, rel=0.1)
+    assert planned.rest + planned.inside == pytest.approx(found, rel=0.1)
 
 
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
-    planned = measure(tuned(Case("ddp", "llama", "full", "adamw", "fp32"), "meta"), SHAPES["packed"], 4, casts=False)
+    planned = measure(tuned(Case("ddp", "llama", "full", "adamw", "fp32"), "meta"), SHAPES["packed"], 4, "ddp")
     assert planned.hidden == 48 * 36 * 4
-    assert planned.total(checkpointing=True) == planned.rest + 3 * planned.hidden + planned.layer
+    assert planned.again > planned.inside / 3
+    assert planned.at_peak(checkpointing=True, loss=0) == {
+        "activations": planned.rest + 3 * planned.hidden,
+        "a layer's backward pass": planned.again,
+    }
+    assert planned.at_peak(checkpointing=True, loss=10**9)["activations"] == planned.rest + 3 * planned.hidden
 
 
-class Meter(TorchDispatchMode):
-    """The most bytes that the results of operations hold at once."""
+SIZES = {
+    "vocab_size": 1000, "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "head_dim": 32,
+}  # fmt: skip
+LARGER = {
+    "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=64),
+    "gpt2": GPT2Config(vocab_size=1000, n_embd=128, n_layer=4, n_head=4, n_positions=512),
+}
 
-    def __init__(self, *inputs: torch.Tensor) -> None:
-        """inputs: whose views do not count."""
-        super().__init__()
-        self.inputs = {tensor.untyped_storage()._cdata for tensor in inputs}
-        self.users: dict[int, int] = {}
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.inputs:
-                storage = tensor.untyped_storage()
-                self.users[storage._cdata] = self.users.get(storage._cdata, 0) + 1
-                self.sizes[storage._cdata] = storage.nbytes()
-                weakref.finalize(tensor, self.freed, storage._cdata)
-        self.peak = max(self.peak, sum(self.sizes.values()))
-        return result
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", [Shape(1, 384), Shape(4, 96, masked=True)], ids=["packed", "padded"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("family", LARGER)
+def test_peak_of_forward_and_backward(
+    family: str, tuning: str, shape: Shape, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations, loss and gradients in the second micro-batch of a step: the most that lives at once."""
+    monkeypatch.setattr(loss_head, "product_dtype", lambda dtype, _device: dtype)  # as on a GPU
+    case = Case("ddp", family, tuning, "adamw", "bf16")
 
-    def freed(self, storage: int) -> None:
-        self.users[storage] -= 1
-        if not self.users[storage]:
-            del self.users[storage], self.sizes[storage]
+    def made(device: str) -> torch.nn.Module:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(LARGER[family], dtype=case.load_dtype)
+            return make_tuning(case.tuning_config).apply(model).train()
+
+    loss = loss_bytes(made("meta"), shape.tokens, 2, device="cpu")
+    planned = sum(measure(made("meta"), shape, 2, "ddp").at_peak(checkpointing, loss).values())
+    model = made("cpu")
+    if checkpointing:
+        base = base_of(model)
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()
+    ids = torch.ones((shape.rows, shape.length), dtype=torch.long)
+    mask = torch.ones_like(ids) if shape.masked else None
+    if mask is not None:
+        mask[0, -5:] = 0
+    with Meter(*model.parameters(), ids) as meter:
+        for _ in range(2):
+            meter.peak = 0
+            with torch.autocast("cpu", torch.bfloat16):
+                inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+                summed = loss_head.token_loss(model, inputs, ids)
+            summed.backward()
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    assert planned + gradients == pytest.approx(meter.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("trained", [True, False])
