@@ -449,6 +449,45 @@ class WatchConfig:
 
 
 @dataclass(frozen=True)
+class CheckConfig:
+    """Limits of `zerotune check`: the largest share of rows with a finding.
+
+    Args:
+        bad: Rows that cannot be used.
+        empty: Rows with an empty field.
+        fully_masked: Rows with nothing to learn.
+        truncated: Rows that exceed data.max_length_tokens.
+        no_end: Rows whose last learned token does not end a turn.
+        other_prompt: Rows with a last answer after another prompt than at inference.
+        duplicate: Rows that are equal to an earlier one.
+        near_duplicate: Rows that are nearly equal to an earlier one.
+        overlap: Training rows that are also in the validation data.
+        prompt_overlap: Training rows whose prompt is in the validation data, with another answer.
+        unknown: Rows with characters that the tokenizer does not know.
+        control: Rows with control characters.
+        mojibake: Rows with text that was decoded with a wrong encoding.
+        long_word: Rows with a word of 100 or more characters.
+        template: Conversations whose prompt in training is not that of evaluation, or whose end is not learned.
+    """
+
+    bad: Share | None = None
+    empty: Share | None = None
+    fully_masked: Share | None = None
+    truncated: Share | None = None
+    no_end: Share | None = None
+    other_prompt: Share | None = None
+    duplicate: Share | None = None
+    near_duplicate: Share | None = None
+    overlap: Share | None = None
+    prompt_overlap: Share | None = None
+    unknown: Share | None = None
+    control: Share | None = None
+    mojibake: Share | None = None
+    long_word: Share | None = None
+    template: Share | None = None
+
+
+@dataclass(frozen=True)
 class MergeConfig:
     """Export of the trained model as a Hugging Face folder.
 
@@ -505,6 +544,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
 
     @property
     def spec(self) -> ObjectiveSpec:

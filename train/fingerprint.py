@@ -25,6 +25,7 @@ FREE_KEYS = (
     "checkpoint",
     "watch",
     "merge",
+    "check",
     "validation.samples",
     "data.cache_folder",
     "data.workers",

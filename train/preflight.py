@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +34,23 @@ NO_ATTENTION = ("zerotune_rnn", "zerotune_lstm", "mamba", "falcon_mamba", "rwkv"
 
 def check_inputs(config: Config) -> None:
     """Raise UserError with all problems of model folders, data files and their first rows."""
+    writable = partial(require_writable, Path(config.run.folder))
+    _run([*_model_checks(config), *_data_checks(config), ("run.folder", writable)])
+
+
+def check_data(config: Config) -> None:
+    """Raise UserError with all problems of the tokenizer, data files and their first rows."""
+    model, checks = config.model, list(_data_checks(config))
+    if model.tokenizer or model.family is None:
+        key = "model.tokenizer" if model.tokenizer else "model.path"
+        checks.insert(0, (key, partial(_check_tokenizer, model.tokenizer or model.path, key)))
+    _run(checks)
+
+
+def _run(checks: Iterable[tuple[str, Callable[[], None]]]) -> None:
+    """Do checks, each with its recipe key."""
     found = []
-    for key, check in _checks(config):
+    for key, check in checks:
         try:
             check()
         except UserError as error:
@@ -44,8 +59,7 @@ def check_inputs(config: Config) -> None:
         raise UserError("\n".join(dict.fromkeys(found)))
 
 
-def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Pairs of recipe key and check."""
+def _model_checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     if config.model.family is None:
         yield "model.path", partial(_check_model, config)
         if config.tuning.extra_positions:
@@ -55,13 +69,15 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     if config.tuning.quantization != "none":
         yield "tuning.quantization", partial(_check_quantization, config)
     if config.model.tokenizer:
-        yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer)
+        yield "model.tokenizer", partial(_check_tokenizer, config.model.tokenizer, "model.tokenizer")
     for key, name in getattr(config.settings, "models", {}).items():
         yield key, partial(_check_other, name, key)
+
+
+def _data_checks(config: Config) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "data.chat_template", partial(require_template, config.data.chat_template)
     for key, source in sources(config):
         yield key, partial(_check_source, source, key, config)
-    yield "run.folder", partial(require_writable, Path(config.run.folder))
 
 
 def sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
@@ -112,8 +128,8 @@ def _check_quantization(config: Config) -> None:
         refuse_twice(folder, "tuning.quantization", config.tuning.quantization)
 
 
-def _check_tokenizer(name: str) -> None:
-    folder = local_folder(name, "model.tokenizer")
+def _check_tokenizer(name: str, key: str) -> None:
+    folder = local_folder(name, key)
     if folder:
         require_tokenizer(folder)
 

@@ -10,26 +10,35 @@ import numpy as np
 
 from train.check import duplicates, packing, tokens
 from train.check.findings import KINDS, SHOWN, Finding, Language, Report, SourceFacts
+from train.check.limits import exceeded, unchecked
 from train.check.load import Loaded, SourceRows, load
+from train.check.rendered import rendered
 from train.check.texts import FLAGS, Texts, scan, texts_of
 from train.config import Config
+from train.data.proof import Proof, first_windows
 from train.data.sources import find
 from train.data.tokenize import Settings, read_row
 from zerotune.common.console import say
 from zerotune.data.raw_row import Row
 
 SHOWN_CHARACTERS, UNKNOWN_ROWS = 20, 200  # characters that are listed, and rows that are searched for them
+COMPARED_ROWS = 200  # of a source, with requests of evaluation
 
 
-def check(config: Config, most_rows: int) -> Report:
-    """Check all rows of a recipe; of a stream the first `most_rows`. Raises UserError if they cannot be loaded."""
+def check(config: Config, most_rows: int, most_rendered: int = 1) -> Report:
+    """Check all rows of a recipe; of a stream the first `most_rows`. most_rendered: rows of each source to show.
+
+    Raises UserError if the rows cannot be loaded.
+    """
     started = time.monotonic()
     say("reading and tokenising the data")
     loaded = load(config, most_rows)
     say("reading the texts")
     texts = {name: _texts(rows, loaded) for name, rows in by_source(loaded).items()}
     say("comparing the rows")
+    proved = _proofs(loaded)
     found = [*tokens.findings(loaded), *duplicates.findings(loaded), *_of_texts(loaded, texts)]
+    found += [Finding("template", proof.source, proof.wrong, proof.rows, proof.different) for proof in proved]
     found.sort(key=lambda finding: [*KINDS].index(finding.kind))
     languages, asked = _languages(loaded, texts)
     return Report(
@@ -46,7 +55,10 @@ def check(config: Config, most_rows: int) -> Report:
         values=tokens.values(loaded),
         pairs=tokens.pairs(loaded),
         unknown_characters=_unknown_characters(loaded),
-        notes=_notes(loaded),
+        proofs=proved,
+        rendered=rendered(loaded, most_rendered),
+        exceeded=exceeded(found, config.check),
+        notes=[*_notes(loaded), *unchecked(found, config.check)],
         seconds=round(time.monotonic() - started, 1),
     )
 
@@ -95,6 +107,19 @@ def _facts(rows: SourceRows, loaded: Loaded, texts: dict[str, Texts]) -> SourceF
         left_out=dict(stats.left_out.most_common()) if stats else {},
         ends=[tokenizer.convert_ids_to_tokens(token) for token in sorted(stats.ends)] if stats else [],
     )
+
+
+def _proofs(loaded: Loaded) -> list[Proof]:
+    """For each source, rows compared with the requests of evaluation."""
+    if getattr(loaded.config.settings, "task", None):
+        return []  # an evaluation task makes the prompts of the run
+    return [
+        proof
+        for rows in loaded.sources
+        if (proof := loaded.inference.proof(
+            rows.name, rows.spec.config, first_windows(rows.parts, COMPARED_ROWS, spread=True)
+        )).rows
+    ]  # fmt: skip
 
 
 def _languages(loaded: Loaded, texts: dict[str, Texts]) -> tuple[list[Language], int]:

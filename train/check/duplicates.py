@@ -114,7 +114,8 @@ def _boilerplate(rows: SourceRows) -> Hashes:
     if len(rows) < SMALLEST_SOURCE:
         return np.empty(0, np.uint64)
     sample = np.unique(np.linspace(0, len(rows) - 1, SAMPLE, dtype=np.int64))
-    ids = [rows.tokens(row) for row in sample.tolist()]
+    found = map(rows.find, sample.tolist())
+    ids = [part.table.tokens(number)[0] for part, number in found]
     distinct = [np.unique(_shingles(ids_t, np.array([0, len(ids_t)]))[0]) for ids_t in ids]
     hashes, often = np.unique(np.concatenate(distinct), return_counts=True)
     return hashes[often > BOILERPLATE * len(sample)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from train.data.proof import Proof
+
 SHOWN = 3  # places of each finding
 
 # What can be found in rows -> what it means.
@@ -22,6 +24,7 @@ KINDS = {
     "control": "hold control characters",
     "mojibake": "text decoded with a wrong encoding",
     "long_word": "a word of 100 or more characters",
+    "template": "of the compared rows: not as at inference, or the end not learned",
 }
 
 
@@ -124,8 +127,19 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class RenderedRow:
+    """pieces: (learned, read or omitted; text) of each stretch of tokens."""
+
+    source: str
+    place: str
+    pieces: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything a check found. language_rows: rows whose language was guessed. notes: further lines."""
+    """Everything a check found. language_rows: rows whose language was guessed. exceeded: a line for each limit of the
+    recipe that is exceeded. notes: further lines.
+    """
 
     objective: str
     model: str
@@ -140,5 +154,8 @@ class Report:
     values: list[Values]
     pairs: list[Pairs]
     unknown_characters: dict[str, int]
+    proofs: list[Proof]
+    rendered: list[RenderedRow]
+    exceeded: list[str]
     notes: list[str]
     seconds: float = 0.0

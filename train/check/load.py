@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from train.config import Config
 from train.data.held_out import is_first, split
 from train.data.label_encoder import LabelSpec
 from train.data.learn_tokenizer import learn_tokenizer
+from train.data.proof import Inference
 from train.data.rows import SHOWN_BAD_ROWS
 from train.data.setup import Setup, Spec, run_day, set_up
 from train.data.stream_dataset import stream
@@ -69,21 +71,18 @@ class SourceRows:
         """A mask of the first window of each source row."""
         return is_first(self.column("number_n"))
 
-    def place(self, row: int) -> str:
-        """`file:line` of a row."""
+    def find(self, row: int) -> tuple[Part, int]:
+        """(part, number in its table) of a row."""
         for part in self.parts:
             if row < len(part):
-                return part.place(part.where(row))
+                return part, part.where(row)
             row -= len(part)
         raise IndexError(row)
 
-    def tokens(self, row: int) -> NDArray[np.int32]:
-        """[t]: the token ids of a row."""
-        for part in self.parts:
-            if row < len(part):
-                return part.table.tokens(part.where(row))[0]
-            row -= len(part)
-        raise IndexError(row)
+    def place(self, row: int) -> str:
+        """`file:line` of a row."""
+        part, number = self.find(row)
+        return part.place(number)
 
     def places(self, is_found_n: NDArray[np.bool_], most: int) -> list[str]:
         """`file:line` of the first rows of a mask."""
@@ -105,6 +104,13 @@ class Loaded:
     def of(self, is_training: bool) -> list[SourceRows]:
         """The sources of one split."""
         return [source for source in self.sources if source.is_training == is_training]
+
+    @cached_property
+    def inference(self) -> Inference:
+        """What a checkpoint of this run makes of rows."""
+        ends = {token for rows in self.of(True) if rows.stats for token in rows.stats.ends}
+        day, name = self.setup.day, self.config.model.name
+        return Inference(self.config.data, self.label_spec, self.tokenizer, day, ends, name)
 
 
 def load(config: Config, most_rows: int) -> Loaded:
@@ -137,7 +143,7 @@ def _tokenizer(config: Config) -> tuple[Any, list[str]]:
     """The tokenizer of the run, and lines about it. That of a new model is learned as the run does; nothing is kept."""
     model, lines = config.model, list[str]()
     if model.family is None or model.tokenizer:
-        tokenizer: Any = load_tokenizer(model)
+        tokenizer: Any = load_tokenizer(model, weights=False)
     else:
         learned, lines = learn_tokenizer(config.tokenizer, config.data, config.run.seed, LabelSpec.of(config))
         with tempfile.TemporaryDirectory() as folder:  # read back as from the run folder, for the same cache entry

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from train.check.findings import Report
+from train.check.rendered import as_html, as_text
 from train.check.sheets import Sheet, sheets
 from zerotune.common import markdown
 from zerotune.common.mask_secrets import printable, printable_all
@@ -28,6 +29,9 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print("", _table(sheet), sep="\n")
         for line in sheet.below:
             console.print(Text(line, style="dim"))
+    for row in report.rendered:
+        console.print(Text(f"\n{row.source}, {row.place}: learned tokens in green, between ⟦ and ⟧", style="bold"))
+        console.print(as_text(row))
     for line in report.notes:
         console.print(Text(f"Note: {line}"))
 
@@ -53,7 +57,7 @@ def _table(sheet: Sheet) -> Table:
 def as_markdown(report: Report) -> str:
     """The report as a Markdown page."""
     report = printable_all(report)
-    parts = [f"# {markdown.cell(title(report))}"]
+    parts = [f"# {markdown.cell(title(report))}", *(f"**{markdown.cell(line)}**" for line in report.exceeded)]
     for sheet in sheets(report):
         parts += [f"## {markdown.cell(sheet.title)}", markdown.table(sheet.heads, sheet.rows, sheet.right)]
         parts += [f"- {markdown.cell(line)}" for line in sheet.below]
@@ -64,3 +68,9 @@ def as_markdown(report: Report) -> str:
 def as_json(report: Report) -> str:
     """All values of the report."""
     return printable(json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=1)) + "\n"
+
+
+def as_page(report: Report) -> str:
+    """The rendered rows as an HTML page."""
+    report = printable_all(report)
+    return as_html(title(report), report.rendered)

@@ -26,7 +26,7 @@ class Sheet:
 def sheets(report: Report) -> list[Sheet]:
     """The tables of a report that have rows."""
     made = [_sources(report), _findings(report), _lengths(report), _packing(report), *_labels(report)]
-    made += [_languages(report), _characters(report)]
+    made += [_languages(report), _characters(report), _proofs(report)]
     return [sheet for sheet in made if sheet.rows]
 
 
@@ -114,3 +114,13 @@ def _languages(report: Report) -> Sheet:
 def _characters(report: Report) -> Sheet:
     rows = [[text, f"{count:,}"] for text, count in report.unknown_characters.items()]
     return Sheet("Unknown to the tokenizer", ["characters", "count"], rows, ("count",))
+
+
+def _proofs(report: Report) -> Sheet:
+    rows = [
+        [p.source, f"{p.rows:,}", f"{p.rows - p.wrong:,}", f"{p.tools:,}", f"{p.systems:,}", f"{p.thoughts:,}"]
+        for p in report.proofs
+    ]
+    below = ("same: tokens as evaluation asks them; answers are learned from their start to a stop token",)
+    heads = ["source", "rows compared", "same", "with tools", "with system message", "with reasoning"]
+    return Sheet("Training and inference", heads, rows, tuple(heads[1:]), below)

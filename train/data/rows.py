@@ -65,7 +65,9 @@ def joined(known: Sequence[str], more: Iterable[object]) -> list[str]:
 
 @dataclass
 class Problems:
-    """The rows of one source that cannot be used. first: the first few, with the number of their file."""
+    """The rows of one source that cannot be used. first: the first few, with the number of their file. is_partial:
+    whether reading ended before the last row, since these are enough to refuse a run.
+    """
 
     rows: int = 0  # all rows that were read
     count: int = 0
@@ -73,6 +75,7 @@ class Problems:
     first: list[tuple[int, BadRow]] = field(default_factory=list)
     missing: int = 0  # rows without a field of their format
     columns: list[str] = field(default_factory=list)  # of the first such rows
+    is_partial: bool = False
 
     def add(self, file: int, bad: BadRow) -> None:
         self.count += 1
@@ -125,6 +128,8 @@ def bad_rows_error(found: Sequence[tuple[Source, Problems]], which: str = "") ->
     total = sum(problems.count for _, problems in found)
     rows = sum(problems.rows for _, problems in found)
     listed = [line for source, problems in found for line in problems.listed(source.names)][:SHOWN_BAD_ROWS]
+    if any(problems.is_partial for _, problems in found):
+        which = "the first "
     if total > len(listed):
         listed.append(f"and {total - len(listed):,} more")
     return UserError(

@@ -79,6 +79,8 @@ def _ensure(specs: Sequence[Spec], config: DataConfig, seed: int) -> list[Entry]
                 _check_filled(source, stats)
             entries.append(Entry(key, source.names, is_new))
             found.append((source, stats.problems))
+            if stats.problems.is_partial:
+                break
     if strict and any(problems.count for _, problems in found):
         raise bad_rows_error(found)
     return entries

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from train.data.rows import Problems, joined
+from train.data.rows import SHOWN_BAD_ROWS, Problems, joined
 from train.data.sources import NumberedRow, Source
 from train.data.token_table import TableWriter
 from train.data.tokenize import Chunk, Encoder, Settings
@@ -192,7 +192,8 @@ def write_table(
 ) -> TableStats:
     """Encode rows and write them with `writer`.
 
-    strict: after a row that cannot be read, the others are only checked, since the table will not be used.
+    strict: the table is not used if a row is bad. So after a row that cannot be read, the others are only checked, and
+    after many bad rows, no more are read.
     source: for a progress bar, if these are all its rows.
     """
     stats = TableStats()
@@ -201,6 +202,9 @@ def write_table(
             stats.add(chunk)
             writer.append(chunk)
             bar.show(stats.problems.rows, task.rows[-1])
+            if strict and stats.problems.count >= SHOWN_BAD_ROWS and stats.problems.rows > ROWS_ALONE:
+                stats.problems.is_partial = True
+                break
     return stats
 
 

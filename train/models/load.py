@@ -49,11 +49,13 @@ def unsharded() -> Iterator[None]:
         hf_deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, or the one that model.tokenizer names."""
+def load_tokenizer(config: ModelConfig, weights: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, or the one that model.tokenizer names. weights: whether those of a hub model are
+    fetched with it.
+    """
     key = "model.tokenizer" if config.tokenizer else "model.path"
     revision = None if config.tokenizer else config.revision
-    folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code)
+    folder = resolve(config.tokenizer or config.path, revision, key, config.trust_remote_code, weights)
     path = folder / "tokenizer_config.json"
     if path.exists():
         code = read_json(path).get("auto_map")  # in older files, a list of the tokenizer's two classes

@@ -10,6 +10,7 @@ import numpy as np
 from train.config import Config
 from train.data.micro_batches import Rows, Shape, collate, micro_batches
 from train.data.prepare import Corpus, Encoded, LabelSpec, StreamingCorpus, prepare, stream
+from train.data.proof import Inference, about_requests
 from train.data.schedule import FixedSteps, Steps
 from train.data.setup import run_day
 from train.data.stream_schedule import StreamedSteps
@@ -38,6 +39,10 @@ class RowData:
             self.corpus = prepare(data, tokenizer, seed, ranks, label_spec, self.day)
             longest = int(self.corpus.train.lengths_n.max(initial=0))
             self.lines += about_positions(longest, base.empty.config.get_text_config())
+            if ranks.index == 0 and not getattr(config.settings, "task", None):  # a task makes its own prompts
+                name, ends = config.model.name, self.corpus.stop_ids
+                inference = Inference(data, label_spec, tokenizer, self.day, ends, name)
+                self.lines += about_requests(inference, data.train, self.corpus.train.parts)
         self.shape = Shape(
             packed=packed,
             tokens_per_step=config.batch.tokens_per_step,

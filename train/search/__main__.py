@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.command_words import OPTIONS as LAUNCHER_OPTIONS
-from train.command_words import recipe_file, refuse_slips, split, with_recipes
+from train.command_words import recipe_file, split
 from train.config import Config
 from train.launcher import launch_command
 from train.recipe import parse
+from train.recipe_command import Option, own_options, refuse_launcher, run_command, usage_text, whole_number
 from train.search.comparable import different_tokens
 from train.search.space import Space, check_values, read_space
 from zerotune.common.console import counted, say
 from zerotune.common.errors import UserError
 from zerotune.common.files import require_writable
-from zerotune.common.mask_secrets import hide_secrets, printable
+from zerotune.common.mask_secrets import printable
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
 
 PROG = "python -m train.search"
 OWN = {
-    "--space": "the space file: which keys, how to choose, how many trials",
-    "--study": "the folder of the search (default: run.folder + -search)",
-    "--workers": "trials that run at once on this machine (default: 1)",
-    "--stop_file": "stop, as after Ctrl-C, once this file exists; it is removed",
-    "--dry_run": "print the trials, start nothing",
+    "--space": Option("the space file: which keys, how to choose, how many trials"),
+    "--study": Option("the folder of the search (default: run.folder + -search)"),
+    "--workers": Option("trials that run at once on this machine", "1"),
+    "--stop_file": Option("stop, as after Ctrl-C, once this file exists; it is removed"),
+    "--dry_run": Option("print the trials, start nothing", takes="none"),
 }
 
 
@@ -58,16 +57,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG, starter: Starter | None = None) -> int:
     """Search, or continue a search; returns the exit code. starter: of trials, in place of `zerotune train`."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(words):
-        sys.stdout.write(usage(prog))
-        raise SystemExit(0)
-    hide_secrets()
-    try:
-        return _search(options(words), starter)
-    except UserError as error:
-        sys.stderr.write(printable(f"{error}\n"))
-        return error.exit_code
+    return run_command(arguments, usage(prog), lambda words: _search(options(words), starter))
 
 
 def options(words: Sequence[str]) -> Options:
@@ -75,68 +65,40 @@ def options(words: Sequence[str]) -> Options:
     launch, rest = split(words)
     if "num_machines" in launch or "machine_rank" in launch:
         raise UserError("--num_machines: a trial runs on one machine; start the same command on each (docs/search.md)")
-    own = {"--space": "", "--study": "", "--workers": "1", "--stop_file": ""}
-    others: list[str] = []
-    while rest:
-        name, equals, value = rest[0].partition("=")
-        word = rest.pop(0)
-        if name not in own:
-            others.append(word)
-            continue
-        own[name] = value if equals else rest.pop(0) if rest else ""
-        if not own[name]:
-            raise UserError(f"{name} needs a value: {OWN[name]}")
-    refuse_slips(others, Config, [*LAUNCHER_OPTIONS, *(name.removeprefix("--") for name in OWN)])
+    own, recipe = own_options(rest, OWN, LAUNCHER_OPTIONS)
     if not own["--space"]:
         raise UserError("--space is missing: give a file that says which keys to search, see docs/search.md")
-    if not own["--workers"].isdecimal() or own["--workers"] == "0":
-        raise UserError(f"--workers {own['--workers']}: must be a whole number from 1 on")
-    recipe = with_recipes([word for word in others if word != "--dry_run"])
-    if "--config" not in {word.partition("=")[0] for word in recipe}:
-        raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
     if launch:
         launch.setdefault("main_process_port", "0")  # trials on one machine must not share one
     return Options(
         space=recipe_file(own["--space"], "spaces/"),
         study=own["--study"],
-        workers=int(own["--workers"]),
+        workers=whole_number("--workers", own["--workers"]),
         stop_file=own["--stop_file"],
-        dry_run="--dry_run" in others,
-        recipe=tuple(recipe),
+        dry_run=bool(own["--dry_run"]),
+        recipe=recipe,
         launch=launch,
     )
 
 
 def usage(prog: str = PROG) -> str:
     """The help, in 80 columns."""
-
-    def line(name: str, text: str) -> str:
-        return textwrap.fill(text, 80, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24)
-
-    return "\n".join(
-        [
-            f"usage: {prog} RECIPE [RECIPE ...] --space SPACE.yaml",
-            "       [--study FOLDER] [--workers N] [--dry_run]",
-            "       [--optim.learning_rate 1e-4 ...]",
-            "",
-            "Trains a recipe with different values of some of its keys. Each trial is a run",
-            "of its own. The same command continues a search that was stopped or killed; the",
-            "same command in another terminal, or on another node, helps.",
-            "",
-            *(line(name, text) for name, text in OWN.items()),
-            line("--KEY VALUE", "any key of the recipe, as in training (zerotune train --help)"),
-            line(
-                f"--{LAUNCHER_OPTIONS[0]} NAME",
-                "and other options of the launcher: as in zerotune train, for each trial",
-            ),
-            "",
-        ]
+    head = [
+        f"usage: {prog} RECIPE [RECIPE ...] --space SPACE.yaml",
+        "       [--study FOLDER] [--workers N] [--dry_run]",
+        "       [--optim.learning_rate 1e-4 ...]",
+    ]
+    about = (
+        "Trains a recipe with different values of some of its keys. Each trial is a run of its own. The same command "
+        "continues a search that was stopped or killed; the same command in another terminal, or on another node,"
+        " helps."
     )
+    others = "and other options of the launcher: as in zerotune train, for each trial"
+    return usage_text(head, about, OWN, {f"--{LAUNCHER_OPTIONS[0]} NAME": others})
 
 
 def _search(chosen: Options, starter: Starter | None) -> int:
-    if "RANK" in os.environ:
-        raise UserError("a launcher has started this command (RANK is set): start a search without one")
+    refuse_launcher("a search")
     from train.preflight import check_inputs
     from train.search.study import refuse_another
 

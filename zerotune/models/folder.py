@@ -18,11 +18,15 @@ from zerotune.models.weight_files import read_json, weight_files
 
 __all__ = ["read_config", "read_json", "refuse_code", "resolve", "weight_files"]
 
-FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+WEIGHTS = "*.safetensors"
+FETCHED = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
-def resolve(name: str, revision: str | None = None, key: str = "model.path", code: bool = False) -> Path:
-    """The folder of a model on this machine; a hub name is fetched first, without pickles and (unless `code`) code.
+def resolve(
+    name: str, revision: str | None = None, key: str = "model.path", code: bool = False, weights: bool = True
+) -> Path:
+    """The folder of a model on this machine; a hub name is fetched first, without pickles, and without code and weights
+    unless `code` and `weights`.
 
     Raises UserError, naming the config key, where there is neither.
     """
@@ -30,7 +34,7 @@ def resolve(name: str, revision: str | None = None, key: str = "model.path", cod
         return folder
     from huggingface_hub import snapshot_download  # needed for hub names alone
 
-    patterns = [*FETCHED, "*.py"] if code else list(FETCHED)
+    patterns = [pattern for pattern in FETCHED if weights or pattern != WEIGHTS] + ["*.py"] * code
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from tests.support.ranks import Solo
 from train.check import duplicates
 from train.check.__main__ import main
 from train.check.collect import check
-from train.check.findings import Report
+from train.check.findings import KINDS, Report
 from train.check.load import load
+from train.check.rendered import as_text, cut
 from train.check.texts import flags_of, language
+from train.config import CheckConfig
 from train.data.label_encoder import LabelSpec
 from train.data.prepare import prepare
 from train.models.load import load_tokenizer
@@ -174,7 +177,7 @@ def test_packing_fills_and_shares_are_shares(found):
 def test_the_command_prints_80_columns_and_writes_markdown_and_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     given = words(tmp_path, faulty(), "qa", "--data.max_length_tokens", "256", held=HELD)
-    assert main([*given, "--output", str(tmp_path / "out")]) == 0
+    assert main([*given, "--output", str(tmp_path / "out"), "--show", "2"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "mojibake" in printed
@@ -184,6 +187,10 @@ def test_the_command_prints_80_columns_and_writes_markdown_and_json(tmp_path, ca
     values = json.loads((tmp_path / "out/check.json").read_text(encoding="utf-8"))
     assert {entry["kind"]: entry["count"] for entry in values["findings"] if entry["count"]}["bad"] == 3
     assert set(values) == {field.name for field in dataclasses.fields(Report)}
+    page = (tmp_path / "out/rows.html").read_text(encoding="utf-8")
+    assert page.count("<pre>") == 4
+    assert f"<mark>{sentence(1000)}&lt;|im_end|&gt;</mark>" in page
+    assert "<script" not in page
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,11 @@ def test_the_command_prints_80_columns_and_writes_markdown_and_json(tmp_path, ca
     [
         ([], "no recipe"),
         (["RECIPE", "--output"], "--output needs a value"),
+        (["RECIPE", "--output", "--show", "1"], "--output needs a value"),
         (["RECIPE", "--rows", "0"], "--rows 0: must be"),
+        (["RECIPE", "--show", "-1"], "--show -1: must be"),
+        (["RECIPE", "--check.duplicates", "0"], "did you mean"),
+        (["RECIPE", "--check.bad", "2"], "check.bad"),
         (["RECIPE", "--outptu", "x"], "did you mean --output"),
         (["RECIPE", "--data.train.0.path", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
@@ -220,6 +231,8 @@ def test_conversations_with_tools_and_reasoning(tmp_path):
     ]  # fmt: skip
     report = report_of(tmp_path, rows, "chat")
     assert counts(report).keys() <= {"near_duplicate"}
+    (proof,) = report.proofs
+    assert (proof.rows, proof.wrong, proof.tools, proof.systems) == (30, 0, 30, 30)
     (source,) = report.sources
     assert (source.rows, source.ends) == (30, ["<|im_end|>"])
     assert source.left_out["column `source`"] == 30 if "column `source`" in source.left_out else source.left_out
@@ -232,6 +245,7 @@ def test_preference_pairs(tmp_path):
     ]
     report = report_of(tmp_path, [*rows, rows[3]], "preference", "--objective", "reward_model")
     assert report.pairs[0].longer == pytest.approx(31 / 41)
+    assert [(proof.rows, proof.wrong) for proof in report.proofs] == [(41, 0)]
     assert counts(report) == {"duplicate": 1}
 
 
@@ -239,6 +253,7 @@ def test_classes(tmp_path):
     rows = [{"sentence": f"{sentence(k)} 很好", "label": "good" if k % 5 else "bad"} for k in range(40)]
     report = report_of(tmp_path, rows, "labelled", "--objective", "sequence_classification")
     assert report.classes[0].labels == {"good": 32, "bad": 8}
+    assert [(proof.rows, proof.wrong) for proof in report.proofs] == [(40, 0)]
     assert counts(report) == {}
 
 
@@ -246,6 +261,7 @@ def test_tags(tmp_path):
     rows = [{"tokens": sentence(k).split(), "tags": ["B-LOC", *["O"] * 23]} for k in range(30)]
     report = report_of(tmp_path, rows, "tagged", "--objective", "token_classification")
     assert report.classes[0].labels == {"O": 690, "B-LOC": 30}
+    assert [(proof.rows, proof.wrong) for proof in report.proofs] == [(30, 0)]
 
 
 def test_values_of_a_regression_and_of_numbers_in_texts(tmp_path):
@@ -261,6 +277,8 @@ def test_values_of_a_regression_and_of_numbers_in_texts(tmp_path):
     ]
     report = report_of(tmp_path / "b", texts, "text", *new, "--model.depth", "1")
     assert (report.values[0].count, report.values[0].high, report.values[0].zeros) == (60, 29.5, 30)
+    assert [(proof.rows, proof.wrong) for proof in report.proofs] == [(30, 0)]
+    assert "costs 0.5 euros" in "".join(text for _, text in report.rendered[0].pieces)
     assert not (tmp_path / "b/run").exists()
 
 
@@ -336,3 +354,80 @@ def test_languages():
     assert language(sentence(1, 1)) == "short"
     assert language("今天天气很好，我们去公园散步吧，那里有很多花和树。") == "zh"
     assert language("Der schnelle braune Fuchs springt über den faulen Hund und schläft dann ein.") == "de"
+
+
+def test_limits_fail_the_check(tmp_path, capsys):
+    given = words(tmp_path, faulty(), "qa", "--data.max_length_tokens", "256")
+    limits = ["--check.duplicate", "0.03", "--check.mojibake", "0", "--check.control", "0.1", "--check.overlap", "0"]
+    assert main([*given, *limits, "--show", "0", "--output", str(tmp_path / "out")]) == 65
+    printed = capsys.readouterr()
+    line = "check.mojibake: 1 of 46 rows of data.train[0] (2.17%); the limit is 0.00%; the first: "
+    line += f"{tmp_path}/train.jsonl:48"
+    assert line in printed.err.splitlines()
+    assert "check.duplicate" not in printed.err
+    assert "check.control" not in printed.err
+    assert "check.overlap: not checked" in " ".join(printed.out.split())
+    assert line in json.loads((tmp_path / "out/check.json").read_text(encoding="utf-8"))["exceeded"]
+
+
+def test_every_finding_can_be_limited():
+    assert {field.name for field in dataclasses.fields(CheckConfig)} == set(KINDS)
+
+
+def test_rows_are_shown_with_their_learned_tokens(tmp_path):
+    rows = [{"question": "مرحبا", "answer": "สวัสดี 👩🏽‍🚀 <b>"}, {"question": sentence(2), "answer": sentence(3, 900)}]
+    config = parse(["--config", *words(tmp_path, rows, "qa", "--data.max_length_tokens", "4000")])
+    first, second = check(config, 100, 2).rendered
+    assert first.pieces[-2] == ["learned", "สวัสดี 👩🏽‍🚀 <b><|im_end|>"]
+    assert "مرحبا" in first.pieces[-3][1]
+    shown = as_text(second).plain
+    assert len(shown) < 1700
+    assert "characters are left out" in shown
+    assert shown.rstrip().endswith("<|im_end|>⟧")
+    assert cut([["read", "ab"], ["learned", "cdef"]], 4) == [
+        ["read", "ab"], ["omitted", " [2 characters are left out] "], ["learned", "ef"]
+    ]  # fmt: skip
+
+
+def test_a_template_that_learns_its_header_is_found(tmp_path):
+    """Training would learn to write the header, which the prompt at inference already has."""
+    template = tmp_path / "header.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}Bot: {{ m.content }}{{ eos_token }}"
+        "{% endgeneration %}{% else %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}Bot: {% endif %}",
+        encoding="utf-8",
+    )
+    report = report_of(tmp_path, faulty()[:6], "qa", "--data.chat_template", str(template))
+    assert counts(report)["template"] == 6
+    assert "trained" in examples(report, "template")[0] or "learning does not begin" in examples(report, "template")[0]
+
+
+def test_prompts_of_ppo_are_compared_too(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": sentence(k)}]} for k in range(30)]
+    reward = ["--ppo.reward", "[{kind: length}]"]
+    report = report_of(tmp_path, rows, "chat", "--objective", "ppo", *reward, "--data.system_prompt", "Be brief.")
+    assert [(proof.rows, proof.wrong, proof.systems) for proof in report.proofs] == [(30, 0, 30)]
+    assert {kind for kind, _ in report.rendered[0].pieces} == {"read"}
+
+
+def test_a_check_needs_no_weights(tmp_path):
+    """A folder with a tokenizer alone is enough; of a hub model only its tokenizer is fetched."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    given = words(tmp_path, faulty()[:5], "qa", "--model.path", str(folder), "--model.init", "pretrained")
+    assert main([*given, "--show", "0"]) == 0
+
+
+def test_a_hub_model_is_checked_without_its_weights(tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    def fetch(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend(allow_patterns)
+        return TINY
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    report = report_of(tmp_path, faulty()[:5], "qa", "--model.path", "someone/model", "--model.init", "pretrained")
+    assert report.sources[0].rows == 5
+    assert "*.json" in asked
+    assert not [pattern for pattern in asked if "safetensors" in pattern]

@@ -216,6 +216,16 @@ def table_files(folder):
     return {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob(TABLE)}
 
 
+def test_many_bad_rows_are_refused_before_all_rows_are_read(tmp_path):
+    """Every row would be cut to nothing: the rows after the first chunks, and the next source, are not tokenised."""
+    rows = [{"question": "word " * 100, "answer": f"{number}"} for number in range(5000)]
+    sources = [SourceConfig(str(write_jsonl(tmp_path / f"{name}.jsonl", rows)), "qa") for name in "ab"]
+    with pytest.raises(UserError, match=r"2,304 of the first 2,304 rows cannot be used") as caught:
+        prepare(recipe(tmp_path / "cache", *sources), tokenizer(), 0, Solo())
+    assert "a.jsonl:1: nothing left to learn after truncation" in str(caught.value)
+    assert "b.jsonl" not in str(caught.value)
+
+
 def test_a_second_run_tokenises_nothing(tmp_path):
     rows = [TURN] * 5
     first = corpus_of(tmp_path, rows, "qa")
