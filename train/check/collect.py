@@ -58,7 +58,7 @@ def check(config: Config, most_rows: int, most_rendered: int = 1) -> Report:
         proofs=proved,
         rendered=rendered(loaded, most_rendered),
         exceeded=exceeded(found, config.check),
-        notes=[*_notes(loaded), *unchecked(found, config.check)],
+        notes=[*_notes(loaded, proved), *unchecked(found, config.check)],
         seconds=round(time.monotonic() - started, 1),
     )
 
@@ -171,7 +171,7 @@ def _unknown_in(row: Row, settings: Settings, loaded: Loaded, unknown: int) -> l
     ]
 
 
-def _notes(loaded: Loaded) -> list[str]:
+def _notes(loaded: Loaded, proved: Sequence[Proof]) -> list[str]:
     """What the reader must know of the check itself."""
     lines = list(loaded.lines)
     if loaded.cut:
@@ -179,6 +179,11 @@ def _notes(loaded: Loaded) -> list[str]:
         lines.append(f"only the first {rows:,} rows of the stream are checked; more: --rows N")
     if not loaded.of(False):
         lines.append("no validation data: overlap with it is not checked")
+    lines += [
+        f"{rows.name}: no row is compared with evaluation: all may be truncated, or have no request there"
+        for rows in loaded.sources
+        if len(rows) and rows.name not in {proof.source for proof in proved}
+    ]
     if tokens.unknown_id(loaded) is None:
         lines.append("the tokenizer has no unknown token")
     return lines

@@ -117,10 +117,12 @@ def _characters(report: Report) -> Sheet:
 
 
 def _proofs(report: Report) -> Sheet:
-    rows = [
-        [p.source, f"{p.rows:,}", f"{p.rows - p.wrong:,}", f"{p.tools:,}", f"{p.systems:,}", f"{p.thoughts:,}"]
-        for p in report.proofs
-    ]
-    below = ("same: tokens as evaluation asks them; answers are learned from their start to a stop token",)
-    heads = ["source", "rows compared", "same", "with tools", "with system message", "with reasoning"]
-    return Sheet("Training and inference", heads, rows, tuple(heads[1:]), below)
+    rows = []
+    for p in report.proofs:
+        numbers = (p.rows, p.rows - p.wrong - p.earlier, p.earlier, p.tools, p.systems, p.thoughts)
+        rows.append([p.source, *(f"{number:,}" for number in numbers)])
+    below = ["same: tokens as evaluation asks them; answers are learned from their start to a stop token"]
+    if any(p.earlier for p in report.proofs):
+        below.append("earlier turns: the same from the last question on; the template writes earlier turns otherwise")
+    heads = ["source", "compared", "same", "earlier turns", "tools", "system", "reasoning"]
+    return Sheet("Training and inference", heads, rows, tuple(heads[1:]), tuple(below))

@@ -17,9 +17,8 @@ from train.data.sources import find, is_local
 from train.data.token_dataset import Part
 from train.data.tokenize import read_row
 from zerotune.common.console import counted
-from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import default_template, tool_template
-from zerotune.data.conversations import Conversation
+from zerotune.data.conversations import Conversation, Message, said_in
 from zerotune.data.fields import RowError
 from zerotune.data.formats import Example
 from zerotune.data.labelled import Labelled, label_prompt
@@ -39,12 +38,15 @@ class Proof:
     """Rows of one source that were compared with the request of evaluation for the same content.
 
     wrong: those with other tokens, or an answer that is not learned from its start to a token that ends generation.
+    earlier: further ones, whose earlier turns alone have other tokens: some templates write reasoning only in the last
+    turn, and training versions of them in every turn.
     tools, systems, thoughts: rows with tools, a system message, reasoning. different: the first wrong rows, and how.
     """
 
     source: str
     rows: int = 0
     wrong: int = 0
+    earlier: int = 0
     tools: int = 0
     systems: int = 0
     thoughts: int = 0
@@ -59,7 +61,7 @@ class Proof:
         if isinstance(example, Conversation):
             self.tools += bool(example.tools)
             self.systems += example.messages[0]["role"] == "system"
-            self.thoughts += any(message.get("reasoning_content") for message in example.messages)
+            self.thoughts += any(map(_has_thought, example.messages))
 
 
 class Inference:
@@ -110,8 +112,11 @@ class Inference:
                 try:
                     asked = self._asked(example)
                     problem = self._problem(ids, is_learned, *asked) if asked else None
-                except UserError as error:
-                    problem = str(error)
+                    if problem and asked and self._is_same_turn(example, ids, is_learned, asked[0]):
+                        problem = self._end_problem(ids, is_learned)
+                        proof.earlier += not problem
+                except Exception as error:  # a template can raise any
+                    problem = str(error) or type(error).__name__
                 if problem is not None:
                     proof.add(example, part.place(number), problem)
         return proof
@@ -167,10 +172,29 @@ class Inference:
             return ""
         if not any(is_learned[start:]) or is_learned[start - 1] or not is_learned[start]:
             return f"learning does not begin after the prompt, at token {start + 1}"
+        return self._end_problem(ids, is_learned)
+
+    def _end_problem(self, ids: Sequence[int], is_learned: Sequence[bool]) -> str:
         last = max(place for place, learned in enumerate(is_learned) if learned)
         if ids[last] not in self.prompter.stop_ids:
             return f"the last learned token, {self.text([ids[last]])!r}, does not end generation"
         return ""
+
+    def _is_same_turn(self, example: Example, ids: Sequence[int], is_learned: Sequence[bool], asked: Ids) -> bool:
+        """Whether the tokens of the last message before the answer, and all after it, are those of the request."""
+        if not isinstance(example, Conversation) or not any(is_learned):
+            return False
+        if not any(message["role"] == "assistant" for message in example.messages[:-1]):
+            return False
+        last = max(place for place, learned in enumerate(is_learned) if learned)
+        start = max((place + 1 for place in range(last) if not is_learned[place]), default=0)
+        pairs = zip(reversed(ids[:start]), reversed(asked), strict=False)
+        common = next((k for k, (one, other) in enumerate(pairs) if one != other), min(start, len(asked)))
+        return said_in(example.messages[-2]).strip() in self.text(asked[len(asked) - common :])
+
+
+def _has_thought(message: Message) -> bool:
+    return bool(message.get("reasoning_content")) or "</think>" in message["content"]
 
 
 def first_windows(parts: Sequence[Part], most: int, spread: bool = False) -> list[tuple[Part, int]]:
@@ -188,18 +212,20 @@ def about_requests(inference: Inference, sources: Sequence[SourceConfig], parts:
     """Lines for the user about the first rows of the first sources, compared with requests of evaluation. Sources that
     take long to open are left out. sources: of the recipe's data.train.
     """
-    compared, lines = 0, []
+    compared, earlier, lines = 0, 0, []
     for part in parts[:LAUNCH_SOURCES]:
         key, source = f"data.train[{part.source}]", sources[part.source]
         if not is_local(source, key) or begins_slowly(Path(part.names[0])):
             continue
         proof = inference.proof(key, source, first_windows([part], LAUNCH_ROWS))
         compared += proof.rows
+        earlier += proof.earlier
         if proof.wrong:
             lines.append(
                 f"WARNING: {key}: {proof.wrong} of the first {counted(proof.rows, 'row')} differ from what evaluation "
                 f"asks; `zerotune check` compares more: {proof.different[0]}"
             )
     if compared and not lines:
-        lines.append(f"the first rows ({compared}) have the tokens that evaluation asks, and learn to stop")
+        apart = f", apart from earlier turns in {counted(earlier, 'row')}" if earlier else ""
+        lines.append(f"the first rows ({compared}) have the tokens that evaluation asks{apart}, and learn to stop")
     return lines

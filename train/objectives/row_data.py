@@ -39,10 +39,8 @@ class RowData:
             self.corpus = prepare(data, tokenizer, seed, ranks, label_spec, self.day)
             longest = int(self.corpus.train.lengths_n.max(initial=0))
             self.lines += about_positions(longest, base.empty.config.get_text_config())
-            if ranks.index == 0 and not getattr(config.settings, "task", None):  # a task makes its own prompts
-                name, ends = config.model.name, self.corpus.stop_ids
-                inference = Inference(data, label_spec, tokenizer, self.day, ends, name)
-                self.lines += about_requests(inference, data.train, self.corpus.train.parts)
+            if ranks.index == 0:
+                self.lines += self._compared(self.corpus, tokenizer, label_spec)
         self.shape = Shape(
             packed=packed,
             tokens_per_step=config.batch.tokens_per_step,
@@ -51,6 +49,17 @@ class RowData:
             shuffle=config.batch.shuffle,
             pad_token_id=0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         )
+
+    def _compared(self, corpus: Corpus, tokenizer: Any, label_spec: LabelSpec) -> list[str]:
+        """Lines about the first rows, compared with the requests of evaluation."""
+        config = self.config
+        if getattr(config.settings, "task", None):
+            return []  # an evaluation task makes the prompts
+        try:
+            inference = Inference(config.data, label_spec, tokenizer, self.day, corpus.stop_ids, config.model.name)
+            return about_requests(inference, config.data.train, corpus.train.parts)
+        except Exception as error:  # a report must not end a run that works without it
+            return [f"the first rows were not compared with evaluation: {error}"]
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from tests.support.data_tools import corpus_of, tokenizer
 from train.config import DataConfig, SourceConfig
 from train.data.label_encoder import TO_PREDICT
 from train.data.proof import Inference, about_requests, first_windows
+from train.data.training_templates import folder
 
 DAY = date(2026, 3, 4)
 HEADER = (
@@ -23,9 +24,9 @@ ENDLESS = (
 )
 
 
-def lines_of(folder, rows, form="chat", **options):
+def lines_of(place, rows, form="chat", **options):
     using = tokenizer()
-    corpus = corpus_of(folder, rows, form, using, **options)
+    corpus = corpus_of(place, rows, form, using, **options)
     source = SourceConfig(corpus.train.parts[0].names[0], form)
     data = DataConfig(train=[source], max_length_tokens=64, system_prompt=options.get("system_prompt"))
     inference = Inference(data, TO_PREDICT, using, DAY, corpus.stop_ids, "model")
@@ -82,3 +83,17 @@ def test_windows_are_spread_over_all_rows(tmp_path):
     assert numbers in ([0, 50, 99], [0, 49, 99])
     assert [row for _, row in first_windows(corpus.train.parts, 3)] == [0, 1, 2]
     assert first_windows([], 3, True) == []
+
+
+def test_a_template_that_rewrites_earlier_turns_is_no_warning(tmp_path):
+    """Qwen3's template writes empty reasoning in the last turn alone, its training version in every turn."""
+    using, rows = tokenizer(), [{"messages": [*chats(2)[0]["messages"], *chats(2)[1]["messages"]]}]
+    using.chat_template = (folder() / "qwen3.jinja").read_text(encoding="utf-8")
+    corpus = corpus_of(tmp_path, rows, "chat", using, chat_template="tokenizer", max_length_tokens=512)
+    source = SourceConfig(corpus.train.parts[0].names[0], "chat")
+    data = DataConfig(train=[source], max_length_tokens=512)
+    inference = Inference(data, TO_PREDICT, using, DAY, corpus.stop_ids, "model")
+    proof = inference.proof("rows", source, first_windows(corpus.train.parts, 9))
+    assert (proof.rows, proof.wrong, proof.earlier) == (1, 0, 1)
+    (line,) = about_requests(inference, [source], corpus.train.parts)
+    assert "apart from earlier turns in 1 row" in line
