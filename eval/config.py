@@ -51,7 +51,7 @@ For example, before and after a training run:
   accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged \\
       --tasks perplexity,qa --data held_out.jsonl
 
-Its memory, before it starts and without weights: add --plan [--gpu-memory 80GB].
+Its memory, before the start, without weights: add --plan [--gpu-memory 80GB].
 """
 
 
