@@ -66,7 +66,8 @@ def score(example: Example, answers: Sequence[Answer]) -> Sample:
         "rank": math.fsum(ranks),
         "probability": math.fsum(map(math.exp, _joined(answer.log_probs for answer in measured))),
     }
-    lists = {**metrics.errors(pairs), "value": tuple(values)}
+    constants = next((answer.training_values for answer in measured), ())
+    lists = {**metrics.errors(pairs), "value": tuple(values), "training_values": constants}
     shown = {"text": texts_of(example)[-1], "values": values, "predicted": predicted}
     groups = {"corpus": example.id.rpartition(":")[0]} | ({"subset": example.subset} if example.subset else {})
     return Sample(example.id, sums | _intervals(measured), shown, groups, lists)
@@ -105,13 +106,16 @@ def _joined(parts: Iterable[Sequence[float]]) -> list[float]:
 
 
 def tables(samples: Sequence[Sample]) -> list[Table]:
-    """Errors of each set, beside those of the best constants."""
+    """Errors of each set, beside those of constants."""
     sets: dict[str, list[Sample]] = {}
     for sample in samples:
         sets.setdefault(sample.groups["corpus"], []).append(sample)
     rows = [row for name, own in sets.items() for row in _beside_constants(name, own)]
     head = ("set", "predictor", "numbers", *(metric.name.replace("_", " ") for metric in metrics.ERRORS))
-    title = "Errors, where the model predicts a number, beside the best constants (known only afterwards)"
+    title = (
+        "Errors, where the model predicts a number, beside constants: mean and median of the training values, and "
+        "those of each set, which are best and known only afterwards"
+    )
     return [Table(title, head, rows, in_summary=True)] if rows else []
 
 
@@ -120,10 +124,15 @@ def _beside_constants(name: str, samples: Sequence[Sample]) -> Iterator[tuple[st
     if not values:
         return
     yield name, "the model", *_with_intervals([sample.lists for sample in samples])
+    trained = next((own for sample in samples if (own := sample.lists["training_values"])), (None, None))
     for title, constant in (
+        *zip(("mean of the training values", "median of the training values"), trained, strict=True),
         ("mean of these values; its RMSE is their deviation", metrics.mean(values)),
         ("median of these values", statistics.median(values)),
     ):
+        if constant is None:
+            yield name, f"{title}: unknown, the checkpoint does not tell them", *"-" * (1 + len(metrics.ERRORS))
+            continue
         errors = [metrics.errors([(constant, value) for value in sample.lists["value"]]) for sample in samples]
         yield name, f"{title}: {plain(constant)}", *_with_intervals(errors)
 
@@ -143,7 +152,7 @@ def _with_intervals(lists: Sequence[Mapping[str, Sequence[float]]]) -> Iterator[
 
 TASK = Task(
     name="numeric",
-    version=1,
+    version=2,
     about="numbers in texts and answers: where the model expects them, and their values",
     source=Hub("openai/gsm8k", split="test", name="main"),
     load=examples(check),

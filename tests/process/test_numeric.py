@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
+import statistics
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,12 @@ from tests.support.compare import assert_equal, weights
 from tests.support.fault_runs import Zygote, losses
 from tests.support.training_runs import arguments, metrics, new_model, pretrained_stand_in
 from train.checkpoint.commit import folder_of
+from train.config import MergeConfig
+from train.merge import source, steps
 from train.merge.source import open_source
+from train.merge.steps import merge
 from train.merge.trained_model import trained_model
+from zerotune.common.errors import UserError
 from zerotune.inference.checkpoint import open_checkpoint
 from zerotune.inference.model import LanguageModel
 from zerotune.models import numeric
@@ -45,7 +51,23 @@ class Place:
         self.folder, self.zygote, self.rows = folder, zygote, folder / "rows.jsonl"
         self.rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows()), encoding="utf-8")
 
+    @functools.cached_property
+    def base(self) -> Path:
+        return pretrained_stand_in(self.folder / "base")
+
+    @functools.cached_property
+    def merged(self) -> Path:
+        """A run with a merged folder."""
+        return self.run("first", duration__max_epochs=3, merge__at_end="true")
+
+    @functools.cached_property
+    def moved(self) -> Path:
+        """A run in which every weight of the numbers moves: Adam divides by the size of small gradients too."""
+        return self.run("moved", duration__max_epochs=4, tuning__kind="lora", optim__epsilon=1e-12)
+
     def words(self, name: str, **options: object) -> list[str]:
+        if options.get("model__init") == "pretrained":
+            options = {"model__path": self.base, **options}
         return arguments(self.folder / name, self.rows, objective="numeric", **{**STEPS, **options})
 
     def run(self, name: str, kind: str = "single", **options: object) -> Path:
@@ -59,16 +81,19 @@ def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("numeric"), zygote)
 
 
+LORA = {"tuning__kind": "lora", "model__init": "pretrained"}  # the rows of <NUM> are frozen
 ONE_VS_REST = {"numeric__token_loss": "one_vs_rest", "numeric__gate": 0.5, "numeric__value_space": "linear"}
 SETTINGS: dict[str, dict[str, object]] = {
     "softmax": {"numeric__gate": 0.5, "validation__samples": 2, "validation__max_new_tokens": 4},
     # Linear values of 1e300 would be all of the loss.
     "one_vs_rest": ONE_VS_REST | {"numeric__weight": 1e-3, "numeric__threshold": 0.5},
     "lora": {"tuning__kind": "lora"},
+    "lora of a pretrained base": LORA,
 }
 PAIRS = [
     ("softmax", "accumulation"), ("softmax", "ddp"), ("softmax", "zero2"), ("softmax", "zero3"),
     ("one_vs_rest", "ddp"), ("one_vs_rest", "zero3"), ("lora", "zero2"), ("lora", "zero3"),
+    *(("lora of a pretrained base", kind) for kind in ("ddp", "zero2", "zero3")),
 ]  # fmt: skip
 
 
@@ -106,10 +131,16 @@ def test_numbers_count_the_same_however_they_are_spread(place: Place, reference:
         assert samples(other).keys() == samples(reference(settings)).keys() != {}
 
 
-def test_a_pack_is_what_its_rows_are(place: Place) -> None:
-    whole = {"duration__max_epochs": 3, "batch__tokens_per_step": 100_000, "batch__tokens_per_micro_batch": 4096}
-    packed = place.run("packed", batch__layout="packed", **whole)
-    padded = place.run("padded", batch__layout="padded", **whole)
+@pytest.mark.parametrize("options", [{}, LORA], ids=["full", "lora"])
+def test_a_pack_is_what_its_rows_are(place: Place, options: dict[str, object]) -> None:
+    name = "-lora" * bool(options)
+    whole = options | {
+        "duration__max_epochs": 3,
+        "batch__tokens_per_step": 100_000,
+        "batch__tokens_per_micro_batch": 4096,
+    }
+    packed = place.run(f"packed{name}", batch__layout="packed", **whole)
+    padded = place.run(f"padded{name}", batch__layout="padded", **whole)
     assert_equal(packed, padded, WATCHED)
 
 
@@ -122,13 +153,15 @@ def test_a_stream_reads_the_same_values(place: Place) -> None:
     assert_equal(streamed, again, WATCHED[:3])
 
 
-def test_killed_and_resumed_to_the_last_bit(place: Place) -> None:
-    options = {"checkpoint__every_steps": 2, "checkpoint__asynchronous": "false", "duration__max_epochs": 3}
-    whole = place.run("resume-whole", **options)
+@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
+def test_killed_and_resumed_to_the_last_bit(place: Place, tuning: dict[str, object]) -> None:
+    name = "-lora" * bool(tuning)
+    options = tuning | {"checkpoint__every_steps": 2, "checkpoint__asynchronous": "false", "duration__max_epochs": 3}
+    whole = place.run(f"resume-whole{name}", **options)
     orders = [{"at": "train.engine.loop:Loop._update", "nth": 4, "do": "SIGKILL"}]
-    words = place.words("resume-cut", **options)
-    assert place.zygote.run(words, place.folder / "killed", orders=orders).codes == [-9]
-    cut = place.run("resume-cut", **options)
+    words = place.words(f"resume-cut{name}", **options)
+    assert place.zygote.run(words, place.folder / f"killed{name}", orders=orders).codes == [-9]
+    cut = place.run(f"resume-cut{name}", **options)
     assert losses(cut) == losses(whole)
     assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
 
@@ -136,8 +169,9 @@ def test_killed_and_resumed_to_the_last_bit(place: Place) -> None:
 MERGED: dict[str, tuple[str, dict[str, object]]] = {
     "full": ("zero3", {"numeric__token_loss": "one_vs_rest"}),
     "lora": ("single", {"tuning__kind": "lora", "optim__learning_rate": 0.01}),
-    "lora of a pretrained base": ("single", {"tuning__kind": "lora", "model__init": "pretrained"}),
-    "lora of a pretrained base on shards": ("zero3", {"tuning__kind": "lora", "model__init": "pretrained"}),
+    "lora of a pretrained base": ("single", LORA),
+    "lora of a pretrained base on shards": ("zero3", LORA),
+    "lora of a base with spare rows": ("single", LORA | {"model__path": "spare"}),
     "lstm": ("single", new_model("lstm")),
 }
 
@@ -145,8 +179,10 @@ MERGED: dict[str, tuple[str, dict[str, object]]] = {
 @pytest.mark.parametrize("case", MERGED)
 def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, case: str) -> None:
     kind, options = MERGED[case]
-    if options.get("model__init") == "pretrained":
-        options = options | {"model__path": pretrained_stand_in(place.folder / f"base {case}")}
+    base = place.base
+    if "model__path" in options and options.get("model__init"):
+        base = pretrained_stand_in(place.folder / "spare", vocab_size=base_rows(place.base) + 64)
+        options = options | {"model__path": base}
     spread = SPREAD if kind != "single" else {}
     run = place.run(f"merged {case}", kind, duration__max_epochs=3, merge__at_end="true", **options, **spread)
     assert "numeric" in json.loads((run / "merged" / "config.json").read_text())
@@ -168,7 +204,35 @@ def test_the_merged_folder_predicts_what_the_trained_model_does(place: Place, ca
     plain = numeric.predictions(merged, {**inputs, "values": torch.zeros_like(inputs["values"])}, targets)
     assert not torch.allclose(plain.values.location_m[1:], found.values.location_m[1:])  # it read 42
     if options.get("model__init") == "pretrained":
-        assert_only_the_row_of_numbers_is_new(Path(str(options["model__path"])), merged, number)
+        assert_only_the_row_of_numbers_is_new(base, merged, number)
+
+
+@pytest.mark.parametrize("is_on_both_sides", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    ["direction.weight", "scale.weight", "scale.start", "value.weight", "pointer.query", "pointer.key", "pointer.own"],
+)
+def test_a_lost_weight_of_the_numbers_is_caught(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_on_both_sides: bool
+) -> None:
+    """None of these weights has an effect on the logits of a text without numbers."""
+    right: Any = source.trained_weights if is_on_both_sides else steps.merged
+
+    def wrong(*arguments: Any) -> Any:
+        found = dict(right(*arguments))
+        (lost,) = [own for own in found if own.endswith(f"numeric.{name}")]
+        assert found[lost].any()
+        found[lost] = torch.zeros_like(found[lost])
+        return found if is_on_both_sides else found.items()
+
+    run = place.moved
+    monkeypatch.setattr(*((source, "trained_weights") if is_on_both_sides else (steps, "merged")), wrong)
+    with pytest.raises(UserError, match="predicts other values of numbers than the trained one"):
+        merge(run, tmp_path / "merged", MergeConfig(weights="float32"))
+
+
+def base_rows(base: Path) -> int:
+    return int(json.loads((base / "config.json").read_text())["vocab_size"])
 
 
 def assert_only_the_row_of_numbers_is_new(base: Path, merged: Any, number: int) -> None:
@@ -176,9 +240,10 @@ def assert_only_the_row_of_numbers_is_new(base: Path, merged: Any, number: int) 
     before = AutoModelForCausalLM.from_pretrained(base)
     pairs = [(m.get_input_embeddings().weight, m.get_output_embeddings().weight) for m in (before, merged)]
     for old_vd, new_vd in zip(*pairs, strict=True):
+        assert len(new_vd) == max(len(old_vd), number + 1)
         text = [token for token in range(len(old_vd)) if token != number]
         assert torch.equal(old_vd[text], new_vd[text])
-        expected_d = 2 * old_vd[digits].mean(0) - old_vd[text].mean(0)
+        expected_d = 2 * old_vd[digits].mean(0) - old_vd.mean(0)
         torch.testing.assert_close(new_vd[number], expected_d, rtol=0.01, atol=0.002)
 
 
@@ -200,6 +265,15 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
     words += ["--out", str(tmp_path / "out"), "--precision", "fp32", "--max_new_tokens", "12"]
     evaluation = evaluate(parse(words), Ranks(0, 1, torch.device("cpu")))
     found = {m.name: m.estimates[0].value for task in evaluation.result.tasks for m in task.metrics}
+    values = [float(row["answer"].removeprefix("It is ")[:-1].replace(",", "")) for row in rows()]
+    ((table,),) = next(task for task in evaluation.result.tasks if task.name == "numeric").tables.values()
+    by_name = dict(row[1].split(": ") for row in table.rows if ": " in row[1])
+    assert float(by_name["mean of the training values"].replace(",", "")) == pytest.approx(
+        statistics.mean(values), rel=1e-3
+    )
+    assert float(by_name["median of the training values"].replace(",", "")) == pytest.approx(
+        statistics.median(values), rel=1e-3
+    )
     (shown,) = evaluation.samples["samples"].values()
     for own, sample in zip(samples(run)[step], shown, strict=False):
         assert str(sample.shown["greedy"]).split("\n(90 %")[0] == own["answer"]
@@ -214,31 +288,34 @@ def test_eval_gives_what_validation_gave(place: Place, settings: str, tmp_path: 
 
 def test_half_precision_keeps_values_whole(place: Place) -> None:
     """Values up to 1e300 survive validation, though mixed precision turns what a model returns into float32."""
-    run = place.run("bf16", duration__max_epochs=1, run__precision="bf16")
+    run = place.run("bf16", duration__max_epochs=1, run__precision="bf16", merge__at_end="true")
+    assert json.loads((run / "merged" / "run.json").read_text())["merge"]["values"] < 0.1
     for name in ("validation/value_loss", "validation/interval_90"):
         assert all(math.isfinite(value) for value in metrics(run, name).values()), name
 
 
-def test_a_base_in_4_bit(place: Place) -> None:
-    options = {"model__path": pretrained_stand_in(place.folder / "whole"), "model__init": "pretrained"}
-    options |= {"tuning__kind": "lora", "tuning__quantization": "nf4", "merge__quantized_base": "dequantized"}
-    run = place.run("qlora", duration__max_epochs=2, merge__at_end="true", **options)
+@pytest.mark.parametrize("kind", ["single", "zero2", "zero3"])
+def test_a_base_in_4_bit(place: Place, kind: str) -> None:
+    options = LORA | {"tuning__quantization": "nf4", "merge__quantized_base": "dequantized"}
+    spread = SPREAD if kind != "single" else {}
+    run = place.run(f"qlora {kind}", kind, duration__max_epochs=2, merge__at_end="true", **options, **spread)
     assert json.loads((run / "merged" / "run.json").read_text())["merge"]["divergence"]["dequantized"] < 1e-6
 
 
-def test_only_this_objective_trains_a_folder_with_numbers(place: Place, reference: Any) -> None:
-    first = place.run("first of two", duration__max_epochs=1, merge__at_end="true")
-    options = {"model__path": first / "merged", "model__init": "pretrained"}
+def test_only_this_objective_trains_a_folder_with_numbers(place: Place) -> None:
+    options = {"model__path": place.merged / "merged", "model__init": "pretrained"}
     words = arguments(place.folder / "second of two", place.rows, objective="causal_lm", **options)
     processes = place.zygote.run(words, place.folder / "second of two", "single")
     assert set(processes.codes) != {0}
     assert "reads numbers as values, which only objective: numeric trains" in processes.output
 
 
-def test_training_goes_on_from_a_folder_with_numbers(place: Place, reference: Any) -> None:
-    first = place.run("first", duration__max_epochs=3, merge__at_end="true")
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_training_goes_on_from_a_folder_with_numbers(place: Place, tuning: str) -> None:
+    first = place.merged
     options = {"model__path": first / "merged", "model__init": "pretrained", "optim__learning_rate": 1e-9}
-    second = place.run("second", duration__max_epochs=1, **options)
+    options |= {"tuning__kind": tuning, "merge__at_end": "true"}
+    second = place.run(f"second {tuning}", duration__max_epochs=1, **options)
     step = json.loads((first / "merged" / "run.json").read_text())["merge"]["step"]
     for name in ("validation/loss", "validation/value_loss"):
         assert metrics(second, name)[0] == pytest.approx(metrics(first, name)[step], rel=1e-5)
@@ -246,11 +323,11 @@ def test_training_goes_on_from_a_folder_with_numbers(place: Place, reference: An
 
 def test_numbers_that_do_not_fit_are_named_by_line(place: Place) -> None:
     path = place.folder / "bad.jsonl"
-    path.write_text('{"question": "q", "answer": "5"}\n{"question": "1e400", "answer": "6"}\n', encoding="utf-8")
+    path.write_text('{"question": "q", "answer": "5"}\n{"question": "1e+400", "answer": "6"}\n', encoding="utf-8")
     sources = json.dumps([{"path": str(path), "format": "qa"}])
     processes = place.zygote.run(place.words("bad", data__train=sources), place.folder / "bad")
     assert set(processes.codes) != {0}
-    assert "bad.jsonl:2: number too large: 1e400; the largest is 1e+300" in processes.output
+    assert "bad.jsonl:2: number too large: 1e+400; the largest is 1e+300" in processes.output
 
 
 @pytest.mark.parametrize(

@@ -124,13 +124,13 @@ def metrics(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-def pretrained_stand_in(folder: Path) -> Path:
+def pretrained_stand_in(folder: Path, **sizes: int) -> Path:
     """The tiny model with weights, all of them random. In 4 bit a CPU wants inputs of whole blocks of 64."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shutil.copytree(TINY, folder)
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(TINY, intermediate_size=128)
+    config = AutoConfig.from_pretrained(TINY, intermediate_size=128, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -46,6 +46,14 @@ class Part:
         file, line, sharing = self.table.place(number)
         return place_of(self.names[file], line, sharing)
 
+    def learned_values(self, number_token: int) -> NDArray[np.float64]:
+        """The values of the numbers that are learned."""
+        numbers = self.table.learned_values(number_token)
+        if self.chosen is None:
+            return np.concatenate([np.empty(0), *(values for _, values in numbers)])
+        is_chosen_n = np.isin(np.arange(len(self.table)), self.chosen)
+        return np.concatenate([np.empty(0), *(values[is_chosen_n[row_g]] for row_g, values in numbers)])
+
     def only(self, is_kept: NDArray[np.bool_]) -> Part:
         """The part with only the rows of a mask."""
         rows = np.arange(len(self)) if self.chosen is None else self.chosen
@@ -107,6 +115,11 @@ class Encoded:
         values_t = np.zeros(len(ids_t))
         values_t[ids_t == self.number_token] = part.table.label_values(place)
         return values_t
+
+    def learned_values(self) -> NDArray[np.float64]:
+        """The values of all numbers that are learned, each row once."""
+        assert self.number_token is not None
+        return np.concatenate([np.empty(0), *(part.learned_values(self.number_token) for part in self.parts)])
 
     def row_id(self, row: int) -> str:
         """`file:line` of a row, with its number if several rows are on that line."""

@@ -29,6 +29,7 @@ from zerotune.common.mask_secrets import printable
 
 TABLE, MANIFEST = "tokens.arrow", "manifest.json"
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 8192, 4_000_000  # of one record batch
+BATCHES_OF_VALUES = 64  # read for the typical values of numbers
 PATIENCE_SECONDS = 5.0  # of waiting for a lock without a message
 COLUMNS = ("file_n", "line_n", "sharing_n", "number_n", "full_n", "prompt_n", "second_n")
 SCHEMA = pa.schema(
@@ -146,6 +147,14 @@ class TokenTable:
         batch, row = self._find(index)
         offsets, values_g = self.label_lists[batch]
         return values_g[int(offsets[row]) : int(offsets[row + 1])]
+
+    def learned_values(self, number_token: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """(row, value) of the numbers that are learned, batch by batch; of a large table, of some batches."""
+        for b in range(0, len(self.batches), -(-len(self.batches) // BATCHES_OF_VALUES) or 1):
+            start, ((_, ids_k), learned_k), (offsets, values_g) = self.starts_b[b], self.lists[b], self.label_lists[b]
+            is_learned_g = learned_k[ids_k == number_token] != 0
+            row_g = np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))
+            yield row_g[is_learned_g], values_g[is_learned_g]
 
     def _find(self, index: int) -> tuple[int, int]:
         batch = int(np.searchsorted(self.starts_b, index, side="right")) - 1

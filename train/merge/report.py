@@ -18,6 +18,7 @@ class MergeReport:
     checkpoint, step: the merged checkpoint. kind: the tuning. weights: dtype of the merged weights. tied: whether
     input and output embeddings are one matrix. compared_in: dtype of the comparison. comparison: with the trained
     model, rebuilt from the checkpoint. recorded: comparison with the answers recorded in training, if there are any.
+    values: of a model with numbers, the difference of predicted values (see `verify.check_values`).
     divergence: for a quantised base, mean KL in nats from the trained model to the one merged into the original and
     into the dequantized weights. dequantized_from: quantisation of the base's own files. prompt_tokens: ids of the
     prompt's tokens. prompt_leak: their largest total probability at any position, if not masked. seconds: total time.
@@ -34,6 +35,7 @@ class MergeReport:
     compared_in: str
     comparison: Comparison
     recorded: Recorded | None = None
+    values: float | None = None
     divergence: Mapping[str, float] = field(default_factory=dict)
     quantized_base: str | None = None
     dequantized_from: str | None = None
@@ -57,6 +59,8 @@ class MergeReport:
             f"KL {compared.mean_kl:.2g} nats",
             self._against_training(),
         ]
+        if self.values is not None:
+            lines.append(f"predicted values of numbers differ by at most {self.values:.2g} standard deviations")
         if self.divergence:
             shown = ", ".join(f"{name} {value:.3g} nats" for name, value in self.divergence.items())
             lines.append(f"KL from the trained quantised model, by base: {shown}; merged into {self.quantized_base}")

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from train.merge.trained_model import copy_dequantized, trained_model
 from train.merge.weights import merged, merger_for, skeleton_of
 from train.merge.writer import ModelWriter, ShardWriter, Writer
 from train.models.load import load_model, load_tokenizer, unsharded
-from train.models.recorded_answers import POSITIONS, batch, logits, read_answers
+from train.models.recorded_answers import POSITIONS, batch, logits, predicted_values, read_answers
 from train.tuning.describe import write_json
 from zerotune.common.errors import UserError
 from zerotune.data.chat_template_file import default_template
@@ -83,6 +84,7 @@ class _Merge:
         fits = psutil.virtual_memory().available > SPARE * 4 * self.parameters
         self.compute_dtype = torch.float32 if fits else torch.bfloat16
         self.quantized_rtv: Tensor | None = None
+        self.values_rtf: Tensor | None = None
         self.divergence: dict[str, float] = {}
         self.recorded = read_answers(source.checkpoint)
 
@@ -128,18 +130,21 @@ class _Merge:
     def _expected(self, ids_rt: Tensor) -> tuple[Tensor, Any]:
         """The trained model's answers on the base that is merged into; the quantised model, if it is that base."""
         if self.source.tuning.quantization == "none":
-            return logits(trained_model(self.source, self.compute_dtype), ids_rt), None
+            trained = trained_model(self.source, self.compute_dtype)
+            self.values_rtf = predicted_values(trained, ids_rt)
+            return logits(trained, ids_rt), None
         quantized = trained_model(self.source, self.source.compute_dtype, quantized=True)
         self.quantized_rtv = logits(quantized, ids_rt)
         if self.recorded is not None:
             found_rtv = logits(quantized, self.recorded.ids_rt)
             verify.check_recorded(self.recorded, found_rtv, "the rebuilt quantised model", torch.bfloat16)
         plain = trained_model(self.source, self.compute_dtype)
-        by_base = {"original": logits(plain, ids_rt)}
+        by_base, values = {"original": logits(plain, ids_rt)}, {"original": predicted_values(plain, ids_rt)}
         copy_dequantized(plain, quantized)
-        by_base["dequantized"] = logits(plain, ids_rt)
+        by_base["dequantized"], values["dequantized"] = logits(plain, ids_rt), predicted_values(plain, ids_rt)
         self.divergence = {name: verify.compare(self.quantized_rtv, found).mean_kl for name, found in by_base.items()}
         chosen = self.settings.quantized_base
+        self.values_rtf = values[chosen]
         return by_base[chosen], quantized.unload() if chosen == "dequantized" else None
 
     def _base(self, quantized: Any) -> tuple[BaseWeights | None, Any]:
@@ -222,6 +227,7 @@ class _Merge:
         found_rtv = logits(model, ids_rt, source.prompt_ids)
         comparison = verify.check_answers(expected_rtv, found_rtv, self.weights, self.compute_dtype)
         recorded = self._check_recorded(model) if self.recorded is not None else None
+        values = self._check_values(model, ids_rt)
         if self.quantized_rtv is not None:  # measured on the written weights, including rounding
             self.divergence[self.settings.quantized_base] = verify.compare(self.quantized_rtv, found_rtv).mean_kl
             self._warn_of_divergence()
@@ -237,6 +243,7 @@ class _Merge:
             compared_in=_name(self.compute_dtype),
             comparison=comparison,
             recorded=recorded,
+            values=values,
             divergence=self.divergence,
             quantized_base=self.settings.quantized_base if self.divergence else None,
             dequantized_from=None if source.tuning.spec.replaces_base else quantization_method(source.base),
@@ -248,10 +255,34 @@ class _Merge:
         """Compare the merged model, loaded from disk, with the answers recorded in training."""
         assert self.recorded is not None
         found_rtv = logits(model, self.recorded.ids_rt, self.source.prompt_ids)
-        other_base = self.quantized_rtv is not None and self.settings.quantized_base == "original"
-        # A quantised model computes as coarsely as bfloat16, in any precision of the run.
-        kinds = (self.weights, self.compute_dtype, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
-        return verify.check_recorded(self.recorded, found_rtv, "the merged model", *kinds, other_base=other_base)
+        return verify.check_recorded(
+            self.recorded, found_rtv, "the merged model", *self._kinds, other_base=self._has_other_base
+        )
+
+    def _check_values(self, model: Any, ids_rt: Tensor) -> float | None:
+        """Compare what the merged model predicts of numbers with the rebuilt model, and with the one in training."""
+        if self.values_rtf is None:
+            return None
+        found_rtf = predicted_values(model, ids_rt)
+        assert found_rtf is not None
+        values = verify.check_values(self.values_rtf, found_rtf, verify.TOLERANCE, self.weights, self.compute_dtype)
+        recorded = self.recorded
+        if recorded is not None and recorded.values_rtf is not None and not self._has_other_base:
+            found_rtf = predicted_values(model, recorded.ids_rt)
+            assert found_rtf is not None
+            kinds = (*self._kinds, DTYPES[recorded.precision])
+            values = verify.check_values(recorded.values_rtf, found_rtf, verify.RECORDED, *kinds)
+        return values
+
+    @property
+    def _has_other_base(self) -> bool:
+        """Whether the merged model has the original weights, and the trained one quantised ones."""
+        return self.quantized_rtv is not None and self.settings.quantized_base == "original"
+
+    @property
+    def _kinds(self) -> Sequence[torch.dtype]:
+        """What limits the comparison with training: a quantised model is as coarse as bfloat16 in any precision."""
+        return (self.weights, self.compute_dtype, *((torch.bfloat16,) if self.quantized_rtv is not None else ()))
 
     def _warn_of_divergence(self) -> None:
         chosen, by_base = self.settings.quantized_base, self.divergence

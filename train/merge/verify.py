@@ -31,6 +31,10 @@ RECORDED = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 OTHER_BASE = 1.0  # trained on a quantised base, merged into the original: quantisation causes the difference
 # `Recorded.share` is measured only if training has moved the answers this far; below, it would be mostly rounding.
 MEASURABLE_MOVE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+# Factor of both limits for predicted values: a pointer's choices are steep in its scores. Of tiny models in bfloat16
+# their difference was 0.7 to 7 times that of the logits.
+VALUES = {torch.float32: 2.0, torch.float16: 4.0, torch.bfloat16: 4.0}
+LEAST_DEVIATION = 0.1  # of a feature of predicted values, some of which are constant before training
 ALLOWED_SHARE = (0.5, 1.5)  # 1 is right; at 0 the update is lost, at 2 it is applied twice
 
 
@@ -187,6 +191,28 @@ def check_recorded(
             f"{ALLOWED_SHARE[0]:g} to {ALLOWED_SHARE[1]:g}): part of the update is lost, or applied twice"
         )
     return result
+
+
+def check_values(
+    expected_rtf: Tensor, found_rtf: Tensor, limits: Mapping[torch.dtype, float], *kinds: torch.dtype
+) -> float:
+    """The largest difference of a feature of predicted values (see `Values.features`), as the root mean square over its
+    standard deviation, or LEAST_DEVIATION. Other arguments as above.
+
+    Raises UserError if it exceeds what rounding explains, or the features are not finite.
+    """
+    limit = max(VALUES[kind] * limits[kind] for kind in kinds)
+    if found_rtf.shape != expected_rtf.shape:
+        raise UserError("the merged model predicts values by other settings of `numeric` than the trained model")
+    expected_nf, found_nf = (x.double().flatten(0, 1) for x in (expected_rtf, found_rtf))
+    deviation_f = expected_nf.std(0).clamp_min(LEAST_DEVIATION)
+    relative = float(((found_nf - expected_nf).square().mean(0).sqrt() / deviation_f).max())
+    if not relative <= limit:
+        raise UserError(
+            "the merged model predicts other values of numbers than the trained one: their distributions differ by "
+            f"{relative:.2g} standard deviations (allowed: {limit:g})"
+        )
+    return relative
 
 
 def check_tokenizer_of(folder: Path, recorded: Answers, code: bool) -> None:

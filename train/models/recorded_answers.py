@@ -1,11 +1,11 @@
 """Records the answers of the model in training to a fixed batch in every checkpoint: a merge is compared with them.
 
-Shape suffixes: r rows of the batch, t positions, v outputs (of the vocabulary, or classes), k recorded outputs.
+Shape suffixes: r rows of the batch, t positions, v outputs (of the vocabulary, or classes), k recorded outputs, f
+features of the distribution of a value.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from zerotune.models import numeric
 from zerotune.models.loss_head import causal_lm
 from zerotune.models.precision import HALF
 
@@ -29,6 +30,7 @@ TEXT = (
 POSITIONS = 64
 OUTPUTS = 256  # recorded per position: all logits of a large vocabulary would take tens of megabytes per checkpoint
 NEWEST = 16  # always recorded: the last rows of the vocabulary, which training may have added
+NUMBER_EVERY = 4  # positions, in the rows for predicted values
 SPARE_POSITIONS = 4  # some families count positions from 2
 FILE = "answers.safetensors"
 
@@ -39,7 +41,7 @@ class Answers:
 
     ids_rt: the batch. outputs_k: indices of the recorded outputs. outputs: number of the model's outputs. found_rtk
     ([r, k] with one answer per row): logits in float32. precision: of matrix products (bf16, ...). start_rtk: the
-    logits before the first step.
+    logits before the first step. values_rtf: of a model with numbers, see `predicted_values`.
     """
 
     ids_rt: Tensor
@@ -48,6 +50,7 @@ class Answers:
     found_rtk: Tensor
     precision: str
     start_rtk: Tensor | None = None
+    values_rtf: Tensor | None = None
 
     def chosen(self, logits_rtv: Tensor) -> Tensor:
         """Select the recorded outputs of a model, which may have more outputs now (tokens of a tuned prompt)."""
@@ -57,6 +60,8 @@ class Answers:
         tensors = {"ids": self.ids_rt, "outputs": self.outputs_k, "found": self.found_rtk.contiguous()}
         if self.start_rtk is not None:
             tensors["start"] = self.start_rtk.contiguous()
+        if self.values_rtf is not None:
+            tensors["values"] = self.values_rtf
         # One entry: safetensors writes several in any order, and equal answers must give equal bytes.
         return save(tensors, {"about": json.dumps({"precision": self.precision, "outputs": self.outputs})})
 
@@ -70,7 +75,13 @@ def read_answers(folder: Path) -> Answers | None:
         tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(file.metadata()["about"])
     return Answers(
-        tensors["ids"], tensors["outputs"], about["outputs"], tensors["found"], about["precision"], tensors.get("start")
+        tensors["ids"],
+        tensors["outputs"],
+        about["outputs"],
+        tensors["found"],
+        about["precision"],
+        tensors.get("start"),
+        tensors.get("values"),
     )
 
 
@@ -123,11 +134,12 @@ class Recorder:
         was_training = model.training
         model.eval()
         logits_rtv = logits(model, self.ids_rt, device=self.device)
+        values_rtf = predicted_values(model, self.ids_rt, self.device)
         model.train(was_training)
         outputs = int(logits_rtv.shape[-1])
         chosen_k = some_outputs(outputs)
-        found = Answers(self.ids_rt, chosen_k, outputs, logits_rtv.index_select(-1, chosen_k), self.precision)
-        return dataclasses.replace(found, start_rtk=self.start_rtk)
+        found_rtk = logits_rtv.index_select(-1, chosen_k)
+        return Answers(self.ids_rt, chosen_k, outputs, found_rtk, self.precision, self.start_rtk, values_rtf)
 
 
 def batch(tokenizer: Any, rows: Sequence[Sequence[int]], vocabulary: int, positions: int) -> Tensor:
@@ -160,3 +172,25 @@ def logits(model: Any, ids_rt: Tensor, start: tuple[int, ...] = (), device: torc
         out: Tensor = model(input_ids=ids_1t, use_cache=False).logits[0].float().cpu()
         rows.append(out[-len(ids_t) :] if out.ndim == 2 else out)
     return torch.stack(rows)
+
+
+@torch.no_grad()
+def predicted_values(model: Any, ids_rt: Tensor, device: torch.device | None = None) -> Tensor | None:
+    """[r, t, f]: what a model with numbers predicts behind each position, see `Values.features`; every NUMBER_EVERY-th
+    token is a number. None for other models.
+    """
+    base: Any = causal_lm(model)
+    settings = numeric.settings_of(base.config)
+    if settings is None:
+        return None
+    rows, positions = ids_rt.shape
+    ids_rt, values_rt = ids_rt.clone(), torch.zeros(rows, positions, dtype=torch.float64)
+    ids_rt[:, ::NUMBER_EVERY] = settings.token_id
+    values_rt = 3 * torch.randn(rows, positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values_rt = values_rt.sinh().masked_fill(ids_rt != settings.token_id, 0.0)
+    found = []
+    for ids_t, values_t in zip(ids_rt.to(device or base.device), values_rt.to(device or base.device), strict=True):
+        inputs = {"input_ids": ids_t[None], "values": values_t[None], "use_cache": False}
+        predicted = numeric.predictions(model, inputs, torch.full_like(ids_t[None], settings.token_id))
+        found.append(predicted.values.features.float().cpu())
+    return torch.stack(found)

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eval.metrics.perplexity import perplexity_of
 from train.config import Config
 from train.config_numeric import NumericConfig
+from train.data.prepare import Corpus
 from train.models.changed_weights import changeable
 from train.models.load import seeded
 from train.objectives.continue_with_numbers import continue_with_numbers
@@ -42,6 +44,9 @@ class NumericLM(NextToken):
             token, settings.value_space, settings.token_loss, settings.threshold, settings.copy
         )
         self.read_data()
+        if isinstance(self.data.corpus, Corpus) and len(values := self.data.corpus.train.learned_values()):
+            mean, median = float((values / len(values)).sum()), float(np.median(values))
+            self.settings = replace(self.settings, training_mean=mean, training_median=median)
         # Only the first is a mean of -log p, with a perplexity.
         self.token_term = "loss" if settings.token_loss == "softmax" else "one_vs_rest"
         self.terms = (self.token_term, "value")

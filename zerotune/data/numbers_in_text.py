@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from zerotune.data.fields import RowError
 
 NUM = "<NUM>"  # what stands in a text for each number
-RULES_VERSION = 2  # raise it when the same text gives other numbers
+RULES_VERSION = 3  # raise it when the same text gives other numbers
 LARGEST = 1e300
 SHOWN_CHARACTERS = 40
 Span = tuple[int, int]  # [start, end) in characters
@@ -88,6 +88,8 @@ _POWER = re.compile(  # without a group: a power that is not understood
 )
 _CURRENCY = re.compile(rf"{_CODE}(?=[0-9.])")
 _OTHER_BASE = re.compile("0[xXbBoO]")
+_LIKE_HASH = re.compile("[0-9]+[eE][0-9]+")
+_TOKENISED = re.compile(" @([-,.])@ ")  # as in WikiText: 1 @,@ 234
 _GERMAN = re.compile(r"[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+")
 _GROUPS = str.maketrans("", "", ",'’\u00a0\u2009\u202f")
 _RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹\u2212", "+-0123456789-")
@@ -99,12 +101,18 @@ _NOT_FROM = re.compile("|".join((  # where no number begins, with its sign
     "(?<=[aA]r[xX]iv[: ])|(?<=[aA]r[xX]iv: )",
     rf"(?<=[\^_}}\]{_L}]\{{)|(?<=[0-9]\\[,;:! ])|(?<=[0-9]\{{,\}})",  # LaTeX: x_{5}, \frac{1}{2}, 5\,000, 5{,}000
     r"(?<=[(\[{（])[-+\u2212]?[0-9]{1,3}(?:,[0-9]{2,3})+(?:\.[0-9]+)?[)\]}）,;]",  # (3,400)
-    r"(?<=[0-9] )(?<![0-9]{4} )(?=[0-9]{3}(?![0-9]))|(?<=[0-9] [0-9]{3} )(?=[0-9])",  # 1 234; 6.022 140 76
 )))  # fmt: skip
+# 1 234; 6.022 140 76: from the second group on, and behind the first
+_IN_GROUPS = re.compile(r"(?<=[0-9] )(?<![0-9]{4} )(?=[0-9]{3}(?![0-9]))|(?<=[0-9] [0-9]{3} )(?=[0-9])")
+_BEFORE_GROUPS = re.compile(r"(?<![0-9]{4}) [0-9]{3}(?![0-9])")
+_SPACED = re.compile(  # whole numbers with spaces between; only at the first, so that a long list is read once
+    rf"(?<![0-9{_L}_.,:/'’+\u2212-])(?<![0-9] )(?:0|[1-9][0-9]{{0,8}}+)(?: (?:0|[1-9][0-9]{{0,8}}+)){{2,}}+"
+    rf"(?![0-9{_L}_]| [0-9]|[-.,:/'’^][0-9])"
+)
 _SPOILS = re.compile("|".join((  # behind digits
     r" ?[\u00bc-\u00be\u2150-\u215f]|[ 又][0-9]{1,3}/[0-9]|\\[cdt]?frac",  # 5½, 5 1/2
     r"[\^\ufe0f\u20e3\u00b2\u00b3\u00b9\u2070-\u208e]",  # 10², keycaps, 101₂
-    r"\\[,;:! ]|\{,\}|(?<![0-9]{4}) [0-9]{3}(?![0-9])",  # 5\,000, 5{,}000, 5 000
+    r"\\[,;:! ]|\{,\}",  # 5\,000, 5{,}000
 )))  # fmt: skip
 
 
@@ -170,14 +178,29 @@ def numbered(
 
 def find_numbers(text: str, fixed: re.Pattern[str] | None = None) -> list[Number]:
     """The numbers of a text, in order. fixed, errors: see `numbered`."""
+    if not (marks := [found.start() for found in _TOKENISED.finditer(text)]):
+        return _find_numbers(text, fixed)
+    joints = [start - 4 * k for k, start in enumerate(marks)]  # where the text without marks has their character
+
+    def place(at: int) -> int:
+        return at + 4 * bisect_left(joints, at)
+
+    joined = _find_numbers(_TOKENISED.sub(r"\1", text), fixed)
+    return [Number(number.value, place(number.start), place(number.end)) for number in joined]
+
+
+def _find_numbers(text: str, fixed: re.Pattern[str] | None) -> list[Number]:
     plain = text if text.isascii() else _WIDE_COMMA.sub(",", text).translate(_DIGITS)
     kept = [found.span() for found in fixed.finditer(text)] if fixed else []
     numbers: list[Number] = []
     if not _ANY_DIGIT.search(plain):
         return numbers
+    list_end = 0
     for found in _FOUND.finditer(plain):
         if found["run"] is not None and not any(a < found.end() and found.start() < b for a, b in kept):
-            numbers += _in_run(plain, found, numbers[-1].end if numbers else 0)
+            if (spaced := _SPACED.match(plain, found.start())) and _is_list(spaced[0]):
+                list_end = spaced.end()
+            numbers += _in_run(plain, found, numbers[-1].end if numbers else 0, found.start() < list_end)
     for number in numbers:
         if abs(number.value) > LARGEST:
             shown = text[number.start : number.end]
@@ -186,16 +209,31 @@ def find_numbers(text: str, fixed: re.Pattern[str] | None = None) -> list[Number
     return numbers
 
 
-def _in_run(plain: str, found: re.Match[str], taken: int) -> Iterator[Number]:
-    """The numbers in a run. taken: the end of the number before."""
+def _is_list(spaced: str) -> bool:
+    """Whether numbers with spaces between are a list rather than groups of three: 100 200 300, not 1 234 567 890."""
+    first, *rest = spaced.split(" ")
+    numbers = [int(first), *map(int, rest)]
+    steps = {after - before for before, after in pairwise(numbers)}
+    if len(steps) == 1:
+        return 0 < abs(min(steps)) <= min(numbers)  # not 123 456 789
+    may_be_groups = first != "0" and len(first) <= 3 and all(len(group) == 3 for group in rest)
+    return not may_be_groups and len(rest) > 2 and (min(steps) > 0 or max(steps) < 0)
+
+
+def _in_run(plain: str, found: re.Match[str], taken: int, is_listed: bool) -> Iterator[Number]:
+    """The numbers in a run. taken: the end of the number before. is_listed: whether it belongs to a list."""
     code = _CURRENCY.match(found["run"])
     start, end = found.start() + (code.end() if code else 0), found.end()
     run, sign = plain[start:end], _sign(plain, start)
     if start < taken or _NOT_FROM.match(plain, start - len(sign)):
         return
+    if not is_listed and _IN_GROUPS.match(plain, start - len(sign)):
+        return
     if one := _ONE.fullmatch(run):
         power = None if one["unit"] else _POWER.match(plain, end)
-        if _OTHER_BASE.match(run) or (not one["unit"] and not power and _SPOILS.match(plain, end)):
+        if _OTHER_BASE.match(run) or (not one["unit"] and not power and _is_spoiled(plain, end, is_listed)):
+            return
+        if not sign and _LIKE_HASH.fullmatch(one["number"]) and float(one["number"]) > LARGEST:
             return
         spelling, end = _float(one["number"]), start + one.end("number")
         if power:
@@ -207,10 +245,15 @@ def _in_run(plain: str, found: re.Match[str], taken: int) -> Iterator[Number]:
     elif (
         (pair := _RANGE.fullmatch(run))
         and _is_range(pair["low"], pair["high"])
-        and (pair["unit"] or not (_POWER.match(plain, end) or _SPOILS.match(plain, end)))
+        and (pair["unit"] or not (_POWER.match(plain, end) or _is_spoiled(plain, end, is_listed)))
     ):
         for name in ("low", "high"):
             yield Number(float(pair[name]), start + pair.start(name), start + pair.end(name))
+
+
+def _is_spoiled(plain: str, end: int, is_listed: bool) -> bool:
+    """Whether what stands behind digits makes them text."""
+    return bool(_SPOILS.match(plain, end) or (not is_listed and _BEFORE_GROUPS.match(plain, end)))
 
 
 def _sign(plain: str, start: int) -> str:

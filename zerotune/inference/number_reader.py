@@ -1,6 +1,7 @@
 """Where a causal language model expects numbers, and which: answers `Measure` requests.
 
-A number begins with `<NUM>` where the model reads numbers as values; with any token that spells a digit otherwise.
+A number begins with `<NUM>` where the model reads numbers as values; with any token that spells a digit otherwise, or
+with the sign that stands there.
 
 Shape suffixes: p scored positions, m positions of numbers, v vocabulary, d width of the hidden states.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -56,15 +58,15 @@ def _measured(network: Network, tokenizer: Any, rows: Sequence[Measure]) -> list
     targets_p = torch.from_numpy(np.concatenate([own_t[at] for own_t, at in zip(ids, places, strict=True)]))
     is_number = np.concatenate([np.isin(at, row.numbers) for row, at in zip(rows, places, strict=True)])
     is_number_p = torch.from_numpy(is_number).to(network.device)
-    begins_v = _begin_numbers(network, tokenizer)
-    rank_p, log_p_p = _expected(network, states_nd[before_p], begins_v)
+    begins_v, token_p = _begin_numbers(network, tokenizer), network.tokens_of(targets_p.to(network.device))
+    rank_p, log_p_p = _expected(network, states_nd[before_p], begins_v, token_p.masked_fill(~is_number_p, -1))
     require_finite(bool(log_p_p.isfinite().all()))
-    is_text_p = ~is_number_p & ~begins_v[network.tokens_of(targets_p.to(network.device))]  # a date has digits too
+    is_text_p = ~is_number_p & ~begins_v[token_p]  # a date has digits too
     predicted = _predicted(network, rows, states_btd, before_p[is_number_p]) if network.numbers else ()
     counts, numbers = [len(at) for at in places], [len(row.numbers) for row in rows]
     texts, mistaken = (x.cpu().split(counts) for x in (is_text_p, is_text_p & (rank_p == 1)))
     of_numbers = [x.cpu().split(numbers) for x in (rank_p[is_number_p], log_p_p[is_number_p], *predicted)]
-    return [
+    answers = [
         Measured(
             network.numbers is not None,
             row.values,
@@ -74,14 +76,24 @@ def _measured(network: Network, tokenizer: Any, rows: Sequence[Measure]) -> list
         )
         for k, row in enumerate(rows)
     ]
+    trained_on = network.numbers.training_values if network.numbers else ()
+    return [replace(answer, training_values=trained_on) for answer in answers]
 
 
-def _expected(network: Network, states_pd: Tensor, begins_v: Tensor) -> tuple[Tensor, Tensor]:
-    """([p] rank of the best token that begins a number, from 1; [p] log-probability that one comes), in float64."""
+def _expected(network: Network, states_pd: Tensor, begins_v: Tensor, first_p: Tensor) -> tuple[Tensor, Tensor]:
+    """([p] rank of the best token that begins a number, from 1; [p] log-probability that one comes), in float64.
+
+    first_p: the first token of the number that stands there, such as a minus, which begins numbers and other things; -1
+    at text.
+    """
     ranks, log_ps = [], []
-    for part_pd in states_pd.split(network.block):
+    is_sign_p = (first_p >= 0) & ~begins_v[first_p]
+    for part_pd, first_c1, is_sign_c1 in zip(
+        *(x.split(network.block) for x in (states_pd, first_p[:, None], is_sign_p[:, None])), strict=True
+    ):
         logits_pv = network.logits(part_pd)
-        of_numbers_pv = logits_pv[:, begins_v]
+        sign_p1 = logits_pv.gather(1, first_c1.clamp(min=0)).masked_fill(~is_sign_c1, -torch.inf)
+        of_numbers_pv = torch.cat([logits_pv[:, begins_v], sign_p1], 1)
         best_p1 = of_numbers_pv.amax(-1, keepdim=True)
         ranks.append((logits_pv > best_p1).sum(-1) + 1)
         log_p_p = of_numbers_pv.double().logsumexp(-1)

@@ -166,10 +166,12 @@ class Classified:
 class Measured:
     """Answer to `Measure`.
 
-    as_values: whether the model reads numbers as values; else the last six are empty. values: as in the request.
-    texts: scored tokens where no number comes; mistaken: at how many of them the most probable token begins one.
+    as_values: whether the model reads numbers as values; else medians and all behind are empty. values: as in the
+    request. texts: scored tokens where no number comes; mistaken: at how many of them the most probable token begins
+    one.
     Of each number: ranks, that of the best token that begins one, from 1; log_probs, that any such token comes;
     medians; low_50 to high_90, ends of central intervals; value_losses, -log densities of its value.
+    training_values: mean and median of the values that the model was trained on; empty if it does not tell them.
     """
 
     as_values: bool
@@ -184,6 +186,7 @@ class Measured:
     low_90: tuple[float, ...] = ()
     high_90: tuple[float, ...] = ()
     value_losses: tuple[float, ...] = ()
+    training_values: tuple[float, ...] = ()
 
 
 Answer = Scored | Generated | Tagged | Classified | Measured

@@ -50,6 +50,7 @@ class Settings:
     of tokens mean. threshold: for one_vs_rest, the score above which a token comes next. copy: whether a value may be
     that of an earlier number. level_50, level_90: shares of the probability between the ends of the central 50 % and
     90 % intervals: those that hold so many of held-out values (calibrated regression, arXiv:1807.00263).
+    training_mean, training_median: of the values that training predicted; None if unknown.
     """
 
     token_id: int
@@ -59,6 +60,8 @@ class Settings:
     copy: bool = True
     level_50: float = 0.5
     level_90: float = 0.9
+    training_mean: float | None = None
+    training_median: float | None = None
 
     def is_number(self, ids: Tensor) -> Tensor:
         """Where `<NUM>` stands."""
@@ -68,6 +71,13 @@ class Settings:
     def interval_shares(self) -> list[float]:
         """Shares below the ends of the central intervals: low and high of 50 %, low and high of 90 %."""
         return [0.5 + side * level / 2 for level in (self.level_50, self.level_90) for side in (-1, 1)]
+
+    @property
+    def training_values(self) -> tuple[float, ...]:
+        """(mean, median) of the values that training predicted; empty if unknown."""
+        if self.training_mean is None or self.training_median is None:
+            return ()
+        return self.training_mean, self.training_median
 
     def in_space(self, values: Tensor) -> Tensor:
         """Values in the value space."""

@@ -1,6 +1,6 @@
 """Distributions of values: densities, quantiles and draws.
 
-Shape suffixes: m values, c a chunk of them, k the numbers that may be copied.
+Shape suffixes: m values, c a chunk of them, k the numbers that may be copied, f features.
 """
 
 from __future__ import annotations
@@ -68,6 +68,18 @@ class Values(NamedTuple):
             chosen_1 = (weight_1k.cumsum(-1) < share).sum(-1).clamp(max=len(value_k) - 1)
             location_m = value_k[chosen_1]  # rounding of `sinh` is below the digits that are written
         return Values(location_m, self.scale_m, self.space)
+
+    @property
+    def features(self) -> Tensor:
+        """[m, f] in float64, smooth in all parameters: the own location (asinh), the log of its scale, its probability,
+        and the sum of the copies (asinh), weighted by theirs.
+        """
+        location_m = self.location_m if self.space == "asinh" else self.location_m.asinh()
+        features = [location_m, self.scale_m.log()]
+        if self.copies is not None:
+            weight_mk = torch.cat(self.copies.weights())
+            features += [weight_mk[:, 0], weight_mk[:, 1:] @ self.copies.offered.number_k.asinh()]
+        return torch.stack(features, -1)
 
     def _value(self, point_m: Tensor) -> Tensor:
         if self.space == "asinh":

@@ -194,6 +194,18 @@ def test_figures_equal_the_naive_formulas(checkpoint: Path, tmp_path: Path) -> N
     shown = markdown(evaluation)
     assert "| the model | " in shown
     assert "| median of these values: " in shown
+    assert "| mean of the training values: unknown, the checkpoint does not tell them | - | - | - | - |" in shown
+
+
+def test_constants_of_the_training_values(digits: Path, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "checkpoint", training_mean=50.0, training_median=-3.0)
+    evaluation = run(tmp_path, checkpoint, digits, data=write(tmp_path, [{"text": f"No {n} or {n}."} for n in (3, 7)]))
+    (task,) = evaluation.result.tasks
+    ours, other = (tables[0].rows for tables in task.tables.values())
+    assert [row[1] for row in ours[1:3]] == ["mean of the training values: 50", "median of the training values: -3"]
+    assert float(str(ours[1][3])) == pytest.approx(math.sqrt((47**2 + 43**2) / 2), rel=1e-3)
+    assert float(str(ours[2][4])) == 8.0
+    assert [row[2:] for row in other[1:3]] == [("-",) * 4] * 2
 
 
 def digits_of(model: Any, words: Any, ids: Sequence[int], count: int) -> str:
@@ -212,6 +224,7 @@ def test_digits_equal_the_naive_way(digits: Path, tmp_path: Path) -> None:
     evaluation = run(tmp_path, digits, data=write(tmp_path, rows), max_new_tokens=4)
     words = eval_checkpoints.tokenizer()
     model = eval_checkpoints.model(len(words), seed=3)
+    begins = [token for token in range(len(words)) if words.decode(token).strip()[:1].isdigit()]
     numbers = errors = texts = mistaken = 0
     for sample, row in zip(next(iter(evaluation.samples["numeric"].values())), rows, strict=True):
         text = row["text"]
@@ -219,13 +232,18 @@ def test_digits_equal_the_naive_way(digits: Path, tmp_path: Path) -> None:
         encoded = words(text, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         own = {start + 1: float(text[start:].split()[0].strip(",")) for start in starts}
-        said, is_inside = {}, False
+        said, is_inside, ranks, likely = {}, False, [], []
         for at in range(1, len(ids)):
             begin, end = offsets[at]
             place = next((start for start in own if begin <= start < end), None)
             if place is not None:
                 said[place] = written_number(digits_of(model, words, ids[:at], 4))
                 is_inside = True
+                with torch.no_grad():
+                    log_p = model(input_ids=torch.tensor([ids[:at]])).logits[0, -1].double().log_softmax(-1)
+                first = [*begins, *([ids[at]] if words.decode(ids[at]) == "-" else [])]
+                ranks.append(1 + int((log_p > log_p[first].max()).sum()))
+                likely.append(float(log_p[first].exp().sum()))
                 continue
             is_inside = is_inside and text[begin].isdigit()
             if is_inside or text[begin].isdigit():
@@ -236,6 +254,8 @@ def test_digits_equal_the_naive_way(digits: Path, tmp_path: Path) -> None:
             mistaken += best.strip()[:1].isdigit()
         assert sample.shown["values"] == list(own.values())
         assert sample.shown["predicted"] == [said[start] for start in own]
+        assert sample.values["rank"] == sum(ranks)
+        assert sample.values["probability"] == pytest.approx(sum(likely), rel=1e-4)
         numbers += 2
         errors += sum(value is not None for value in said.values())
     own_found = found(evaluation)
@@ -253,7 +273,7 @@ def test_digits_equal_the_naive_way(digits: Path, tmp_path: Path) -> None:
     ("text", "value"),
     [
         (" 5 dollars", 5.0), ("-1,234.5.", -1234.5), ("$ 7", 7.0), ("１２３元", 123.0), ("five", None), ("", None),
-        ("1/2", None), ("12:30", None), ("1e301", None), ("x5", None), ("a 5", None), ("1e5", 1e5),
+        ("1/2", None), ("12:30", None), ("1e+301", None), ("x5", None), ("a 5", None), ("1e5", 1e5),
     ],
 )  # fmt: skip
 def test_what_counts_as_a_written_number(text: str, value: float | None) -> None:
@@ -299,7 +319,7 @@ def test_rows_without_numbers_have_no_recall(checkpoint: Path, digits: Path, tmp
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "It is 1e301."}], r"rows\.jsonl:1: .*number too large: 1e301"),
+        ([{"text": "It is 1e+301."}], r"rows\.jsonl:1: .*number too large: 1e\+301"),
         ([{"text": "fine 5"}, {"text": "<NUM>"}], r"rows\.jsonl:2: .*<NUM> in the text"),
         ([], "contains no rows"),
         ([{"sentence": "a", "label": "b"}], "fits no known format"),

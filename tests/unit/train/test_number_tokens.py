@@ -81,6 +81,23 @@ def test_only_answers_are_learned_and_numbers_end_no_answer(tmp_path: Path) -> N
     assert number not in raw.stop_ids
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+def test_learned_values_are_those_of_the_answers_in_the_split(tmp_path: Path, fraction: float) -> None:
+    made = using()
+    rows = [
+        {"question": f"Is it {n}?", "answer": f"No, {n + 0.5} or {n * 10**6}." if n % 3 else "No."} for n in range(20)
+    ]
+    found = corpus(tmp_path, rows, "qa", made, validation_fraction=fraction)
+    expected: list[float] = []
+    for row in range(len(found.train)):
+        ids_t, labels_t = found.train.tokens(row)
+        values_t = found.train.number_values(row)
+        assert values_t is not None
+        expected += values_t[(ids_t == made.convert_tokens_to_ids(NUM)) & (labels_t != -100)].tolist()
+    assert len(expected) == 2 * sum(n % 3 > 0 for n in range(20)) or fraction
+    assert sorted(found.train.learned_values()) == sorted(expected)
+
+
 def test_no_number_crosses_from_prompt_to_answer(tmp_path: Path) -> None:
     made = using()
     found = corpus(tmp_path, [{"prompt": "12", "response": "34"}], "pr", made, chat_template="raw")
@@ -164,7 +181,7 @@ def test_tables_with_numbers_are_cached_apart(tmp_path: Path, form: str) -> None
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"text": "It is 1e301."}, "number too large: 1e301; the largest is 1e\\+300"),
+        ({"text": "It is 1e+301."}, r"number too large: 1e\+301; the largest is 1e\+300"),
         ({"text": "It is <NUM>."}, "<NUM> in the text: it stands for a number"),
     ],
 )
