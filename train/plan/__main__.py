@@ -139,12 +139,14 @@ def usage(prog: str = PROG) -> str:
 
 def _planned(chosen: Options) -> str:
     config = parse(chosen.recipe, warns=True)
+    from train.engine.quiet_libraries import quiet_libraries
     from train.plan import report
     from train.plan.advice import fastest, smallest_change
     from train.plan.launch import conflicts, layout_of, read_files
     from train.plan.plan import Machine, plan, read_model
     from train.plan.weights import local_model, precision_of
 
+    quiet_libraries(True)
     files = read_files(chosen.accelerate)
     item = 4 if precision_of(config) == "fp32" else 2
     layout = layout_of(files, chosen.gpus, item)
