@@ -87,7 +87,7 @@ def test_states_are_exact(name: str, measured: list[dict[str, Any]]) -> None:
         plan, peak = planned(Case(*name.split()), ranks["ranks"], ranks["rank"])
         assert {part: ranks[part] for part in plan} == plan, ranks
         # Where a hook averages gradients, Python sees DDP's buckets a second time.
-        assert ranks["others"] <= UNNAMED or ranks["others"] == ranks["buckets"]
+        assert any(0 <= ranks["others"] - seen <= UNNAMED for seen in (0, ranks["buckets"]))
         if "buckets in backward" in ranks:
             assert ranks["buckets in backward"] == peak.buckets
             assert ranks["gradients in backward"] <= peak.gradients

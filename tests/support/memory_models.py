@@ -19,7 +19,7 @@ CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**SIZES, head_dim=12, tie_word_embeddings=False),
     "qwen2": Qwen2Config(**SIZES, head_dim=12, tie_word_embeddings=True),
     "gemma3": Gemma3TextConfig(**SIZES, head_dim=12, sliding_window=8),
-    "gpt2": GPT2Config(vocab_size=131, n_embd=36, n_layer=3, n_head=3, n_positions=64),
+    "gpt2": GPT2Config(vocab_size=131, n_embd=36, n_layer=3, n_head=3, n_positions=64, attn_pdrop=0.0),
 }
 BUCKET = 50_000  # elements; the default of 5e8 would set gigabytes aside
 

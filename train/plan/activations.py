@@ -9,6 +9,7 @@ and the loss in the output layer.
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def measure(model: nn.Module, shape: Shape, item: int, kind: str) -> Activations
     16-bit numbers; in ZeRO the weights have that type; in FSDP2 they have, under autocast. Raises RuntimeError for a
     model that runs only with values.
     """
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it is raised, too
     casts = kind in ("single", "ddp")
     base = base_of(model)
     parent, name, layers = _layers(base)
@@ -149,7 +151,8 @@ def _attention(masked: bool) -> Any:
         if masked:
             rows, length = query.shape[0], query.shape[2]
             mask = query.new_ones((rows, 1, length, length), dtype=torch.bool)
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        # Dropout keeps no weights on a GPU; a CPU would make all of them.
+        return sdpa_attention_forward(module, query, key, value, mask, **{**options, "dropout": 0.0})
 
     return attention
 

@@ -9,7 +9,7 @@ from itertools import product
 from train.config import Config
 from train.plan.launch import conflicts, layout_of, read_files
 from train.plan.layout import Layout
-from train.plan.plan import Machine, Model, plan, read_model, with_changes
+from train.plan.plan import Machine, Model, least, plan, read_model, with_changes
 
 CHECKPOINTING: dict[str, object] = {"model.gradient_checkpointing": True}
 SHARDED = ("zero1", "zero2", "zero3")
@@ -93,7 +93,7 @@ def _fits(model: Model, layout: Layout, machine: Machine, launch: str, keys: dic
             return False
     reread = any(key.partition(".")[0] in ("tuning", "optim") for key in keys)
     known = read_model(changed) if reread else dataclasses.replace(model, config=changed)
-    return plan(known, other, machine).fits(machine) is True
+    return least(known, other) <= machine.memory and plan(known, other, machine).fits(machine) is True
 
 
 def _words(launch: str, keys: dict[str, object]) -> str:

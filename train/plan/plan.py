@@ -59,7 +59,7 @@ class Plan:
     host: int
     trained: int
     total: int
-    flops_per_token: float
+    flops_per_token: float | None
     step_tokens: int
     tokens: int | None
     steps: int | None
@@ -157,7 +157,7 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         host=states.on_host,
         trained=sum(w.size for w in weights if w.is_trained),
         total=sum(w.size for w in weights),
-        flops_per_token=model.flops_per_token,
+        flops_per_token=model.flops_per_token if model.is_timed else None,
         step_tokens=step,
         tokens=tokens,
         steps=steps,
@@ -171,6 +171,11 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         conflicts=conflicts,
         unknown=tuple(unknown),
     )
+
+
+def least(model: Model, layout: Layout) -> int:
+    """Bytes that a run needs in any case."""
+    return at_peak(model.weights, layout, _state_bytes(model.config)).in_update + CONTEXT
 
 
 def _parts(

@@ -38,7 +38,7 @@ def run_rows(plan: Plan) -> Rows:
         ("parameters", f"{plan.trained:,} of {plan.total:,} trained"),
         ("step", f"{plan.step_tokens:,} tokens on {counted(ranks, 'GPU')}"),
         ("micro-batches of a rank", f"{count:,} of {shape.tokens:,} tokens ({layout})"),
-        ("work", f"{plan.flops_per_token / 1e9:,.2f} GFLOP for a token"),
+        ("work", "?" if plan.flops_per_token is None else f"{plan.flops_per_token / 1e9:,.2f} GFLOP for a token"),
         ("sent by a rank in a step", gigabytes(plan.sent)),
         ("a checkpoint", f"{gigabytes(plan.checkpoint)}, {plan.config.checkpoint.keep_last + 1} are kept at most"),
         ("free disk", gigabytes(plan.free_disk)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, Qwen3MoeConfig
 
 from train.config import Config, ModelConfig
 from train.engine import optimizer_state
@@ -228,6 +229,27 @@ def test_activations_that_cannot_be_measured_are_not_zero(monkeypatch: pytest.Mo
         found = plan(read_model(config), Layout(), Machine(80 * GB))
     assert found.fits(Machine(80 * GB)) is None
     assert any("activations" in text for text in found.unknown)
+
+
+def test_a_mixture_of_experts_has_no_time(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    Qwen3MoeConfig(**sizes, **experts).save_pretrained(tmp_path)
+    words = ["--duration.max_steps", "10", "--model.path", str(tmp_path), "--model.init", "random"]
+    with local_model(of_recipe(*words)) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB, "H100"))
+    assert found.flops_per_token is found.seconds is None
+    assert "the work and time of a mixture of experts" in found.unknown
+
+
+def test_dropout_keeps_no_attention_weights(tmp_path: Path) -> None:
+    sizes = []
+    for dropout in (0.0, 0.1):
+        GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=300, attn_pdrop=dropout).save_pretrained(tmp_path)
+        words = ["--model.path", str(tmp_path), "--model.init", "random", "--data.max_length_tokens", "512"]
+        with local_model(of_recipe(*words)) as config:
+            sizes.append(plan(read_model(config), Layout(), Machine(80 * GB)).memory)
+    assert sizes[0] == sizes[1]
 
 
 def test_fsdp_keeps_whole_gradients_between_micro_batches() -> None:

@@ -70,7 +70,7 @@ LARGER = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "gemma3": Gemma3TextConfig(**SIZES, sliding_window=64),
-    "gpt2": GPT2Config(vocab_size=1000, n_embd=128, n_layer=4, n_head=4, n_positions=512),
+    "gpt2": GPT2Config(vocab_size=1000, n_embd=128, n_layer=4, n_head=4, n_positions=512, attn_pdrop=0.0),
 }
 
 
