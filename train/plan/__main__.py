@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.command_words import refuse_slips, with_recipes
-from train.config import Config
 from train.recipe import parse
+from train.recipe_command import Option, own_options, run_command, usage_text, whole_number
 from zerotune.common.byte_sizes import bytes_of
 from zerotune.common.errors import UserError
-from zerotune.common.mask_secrets import hide_secrets, printable
+from zerotune.common.mask_secrets import printable
 from zerotune.common.process_exit import exit_process, exit_quietly_on_ctrl_c
 
 PROG = "python -m train.plan"
 OWN = {
-    "--accelerate": "accelerate config, by name or file (default: one_gpu, or ddp for several GPUs)",
-    "--nodes": "number of machines (default: 1)",
-    "--gpus-per-node": "GPUs of a machine (default: 1)",
-    "--gpu-memory": "memory of a GPU, such as 80GB or 79.6GiB (default: 80GB)",
-    "--gpu": "its name, such as H100 or A100, for times",
-    "--utilization": "share of its peak that training reaches, for times (default: 0.4)",
-    "--ranks": "numbers of GPUs, for a table: --ranks 8 64 1024",
-    "--format": "text, markdown or json (default: text)",
+    "--accelerate": Option("accelerate config, by name or file (default: one_gpu, or ddp for several GPUs)"),
+    "--nodes": Option("number of machines", "1"),
+    "--gpus-per-node": Option("GPUs of a machine", "1"),
+    "--gpu-memory": Option("memory of a GPU, such as 80GB or 79.6GiB", "80GB"),
+    "--gpu": Option("its name, such as H100 or A100, for times"),
+    "--utilization": Option("share of its peak that training reaches, for times", "0.4"),
+    "--ranks": Option("numbers of GPUs, for a table: --ranks 8 64 1024", takes="several"),
+    "--format": Option("text, markdown or json", "text"),
 }
 FORMATS = ("text", "markdown", "json")
 
@@ -47,63 +44,25 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Print the plan; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(words):
-        sys.stdout.write(usage(prog))
-        raise SystemExit(0)
-    hide_secrets()
-    try:
-        sys.stdout.write(printable(_planned(options(words))))
-    except UserError as error:
-        sys.stderr.write(printable(f"{error}\n"))
-        return error.exit_code
-    return 0
+    return run_command(arguments, usage(prog), lambda words: _print(options(words)))
 
 
 def options(words: Sequence[str]) -> Options:
     """The command line, read. Raises UserError."""
-    own: dict[str, list[str]] = {}
-    others: list[str] = []
-    rest = list(words)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if name not in OWN:
-            others.append(f"{name}{equals}{value}")
-            continue
-        values = [value] if equals else []
-        while rest and not rest[0].startswith("-") and (not values or name == "--ranks"):
-            values.append(rest.pop(0))
-        if not values:
-            raise UserError(f"{name} needs a value: {OWN[name]}")
-        own[name] = values
-    refuse_slips(others, Config, [name.removeprefix("--") for name in OWN])
-    recipe = with_recipes(others)
-    if "--config" not in {word.partition("=")[0] for word in recipe}:
-        raise UserError("no recipe: give a file, or a name that `zerotune recipes` lists")
-    gpus = _whole(own, "--nodes") * _whole(own, "--gpus-per-node")
-    kind = own.get("--format", ["text"])[0]
-    if kind not in FORMATS:
-        raise UserError(f"--format {kind}: must be {', '.join(FORMATS)}")
+    own, recipe = own_options(words, OWN)
+    gpus = whole_number("--nodes", own["--nodes"]) * whole_number("--gpus-per-node", own["--gpus-per-node"])
+    if own["--format"] not in FORMATS:
+        raise UserError(f"--format {own['--format']}: must be {', '.join(FORMATS)}")
     return Options(
-        recipe=tuple(recipe),
-        accelerate=own.get("--accelerate", ["one_gpu" if gpus == 1 else "ddp"])[0],
+        recipe=recipe,
+        accelerate=own["--accelerate"] or ("one_gpu" if gpus == 1 else "ddp"),
         gpus=gpus,
-        memory=bytes_of(own.get("--gpu-memory", ["80GB"])[0], "--gpu-memory"),
-        gpu=own.get("--gpu", [""])[0],
-        utilization=_share(own.get("--utilization", ["0.4"])[0]),
-        ranks=tuple(_number("--ranks", text) for text in own.get("--ranks", [])),
-        format=kind,
+        memory=bytes_of(own["--gpu-memory"], "--gpu-memory"),
+        gpu=own["--gpu"],
+        utilization=_share(own["--utilization"]),
+        ranks=tuple(whole_number("--ranks", text) for text in own["--ranks"].split()),
+        format=own["--format"],
     )
-
-
-def _whole(own: dict[str, list[str]], name: str) -> int:
-    return _number(name, own.get(name, ["1"])[0])
-
-
-def _number(name: str, text: str) -> int:
-    if not re.fullmatch("[0-9]{1,7}", text) or not int(text):
-        raise UserError(f"{name} {text}: must be a whole number from 1 on")
-    return int(text)
 
 
 def _share(text: str) -> float:
@@ -118,23 +77,20 @@ def _share(text: str) -> float:
 
 def usage(prog: str = PROG) -> str:
     """The help, in 80 columns."""
-
-    def line(name: str, text: str) -> str:
-        return textwrap.fill(text, 80, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24)
-
-    return "\n".join(
-        [
-            f"usage: {prog} RECIPE [RECIPE ...] [--nodes 4 --gpus-per-node 8]",
-            "       [--gpu-memory 80GB] [--ranks 8 64 1024] [--optim.name adamw_8bit ...]",
-            "",
-            "Computes the memory, time, disk space and communication of a run before it",
-            "starts. It needs no GPU and reads no weights and no data.",
-            "",
-            *(line(name, text) for name, text in OWN.items()),
-            line("--KEY VALUE", "any key of the recipe, as in training (zerotune train --help)"),
-            "",
-        ]
+    head = [
+        f"usage: {prog} RECIPE [RECIPE ...] [--nodes 4 --gpus-per-node 8]",
+        "       [--gpu-memory 80GB] [--ranks 8 64 1024] [--optim.name adamw_8bit ...]",
+    ]
+    about = (
+        "Computes the memory, time, disk space and communication of a run before it starts. It needs no GPU and reads "
+        "no weights and no data."
     )
+    return usage_text(head, about, OWN)
+
+
+def _print(chosen: Options) -> int:
+    sys.stdout.write(printable(_planned(chosen)))
+    return 0
 
 
 def _planned(chosen: Options) -> str:
