@@ -50,6 +50,8 @@ tasks:
 For example, before and after a training run:
   accelerate launch eval/main.py --baseline BASE --model runs/NAME/merged \\
       --tasks perplexity,qa --data held_out.jsonl
+
+Its memory, before the start, without weights: add --plan [--gpu-memory 80GB].
 """
 
 

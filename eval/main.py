@@ -20,6 +20,7 @@ from zerotune.common.process_exit import (
 
 exit_quietly_on_ctrl_c()  # the following imports take a while
 
+from eval import plan
 from eval.config import Config, parse
 from eval.preflight import check_inputs
 from zerotune.common.console import say, shortened
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     out: Path | None = None  # set once the arguments are parsed
     with Sentinel() as sentinel:
         try:
+            if plan.PLAN in arguments:
+                plan.main(arguments)
+                return 0
             config = _checked(arguments)
             out = Path(config.out)
             _run(config)

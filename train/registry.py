@@ -38,6 +38,9 @@ class ObjectiveSpec:
     numbers: whether each number of a text is a token with a value.
     terms: the parts of the training loss (train/NAME), which add up to validation/loss. A run may lack some.
     checks: `module:function` that yields (key, message) of all errors in its keys, without importing torch.
+    model_class: `module:class` of the model, one of transformers' Auto classes or alike.
+    planned: `module:function` of the recipe and the tuned model on the meta device: adds the objective's modules, and
+        returns a `train.plan.further.Further`, so that `train.plan` counts them.
     """
 
     place: str
@@ -53,6 +56,8 @@ class ObjectiveSpec:
     numbers: bool = False
     terms: tuple[str, ...] = ("loss",)
     checks: str = ""
+    model_class: str = "transformers:AutoModelForCausalLM"
+    planned: str = ""
 
     def problems(self, config: Any) -> Problems:
         """(key, message) of all errors in its keys of a `train.config.Config`."""
@@ -95,11 +100,14 @@ class OptimizerSpec:
     place: `module:function` of parameter groups and `train.config.OptimConfig` that makes a `torch.optim.Optimizer`.
     unused: keys of the recipe's `optim` that it does not use.
     unfit: kind of sharding (zero, fsdp) -> why the optimizer cannot be used with it.
+    state_bytes: `module:function` of the shapes of parameters: bytes of their states. Without it, `train.plan` assumes
+        those of AdamW.
     """
 
     place: str
     unused: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
+    state_bytes: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class FamilySpec:
     has_attention: bool = True
 
 
+SEQUENCES = "transformers:AutoModelForSequenceClassification"
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "causal_lm": ObjectiveSpec(
         "train.objectives.causal_lm:CausalLM",
@@ -149,6 +158,8 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         numbers=True,
         terms=("loss", "one_vs_rest", "value"),
         checks="train.recipe_checks_numeric:problems",
+        model_class="zerotune.models.numeric:AutoNumericLM",
+        planned="train.plan.further:numbers",
     ),
     "token_classification": ObjectiveSpec(
         "train.objectives.token_classification:TokenClassification",
@@ -156,6 +167,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         metrics={"f1": False, "loss": True, "precision": False, "recall": False, "token_accuracy": False},
         labels_as="classes",
         keys=("head.labels", "head.class_weights", "head.sub_words", "head.dropout"),
+        model_class="transformers:AutoModelForTokenClassification",
     ),
     "sequence_classification": ObjectiveSpec(
         "train.objectives.sequence_classification:SequenceClassification",
@@ -163,6 +175,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         metrics={"accuracy": False, "loss": True, "macro_f1": False, "mcc": False},
         labels_as="classes",
         keys=("head.labels", "head.class_weights", "head.dropout"),
+        model_class=SEQUENCES,
     ),
     "regression": ObjectiveSpec(
         "train.objectives.sequence_classification:Regression",
@@ -170,6 +183,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         metrics={"pearson": False, "loss": True, "rmse": True},
         labels_as="values",
         keys=("head.dropout",),
+        model_class=SEQUENCES,
     ),
     "reward_model": ObjectiveSpec(
         "train.objectives.reward_model:RewardModel",
@@ -177,6 +191,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         metrics={"accuracy": False, "loss": True, "margin": False},
         labels_as="values",
         keys=("head.dropout",),
+        model_class=SEQUENCES,
     ),
     "ppo": ObjectiveSpec(
         "train.objectives.ppo.objective:PPO",
@@ -187,6 +202,7 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         has_columns=lambda config: not config.ppo.task,  # the task reads the rows itself
         asks=True,
         checks="train.recipe_checks_ppo:problems",
+        planned="train.plan.further:ppo",
     ),
 }
 
@@ -209,12 +225,17 @@ TUNINGS: dict[str, TuningSpec] = {
 FAILS_ON_SHARDS = {"fsdp": "it fails on the shards of FSDP2"}
 FLATTENED = "ZeRO flattens the matrices that it factors, so its updates would depend on the ranks"
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "adamw": OptimizerSpec("train.engine.optimizer:adamw"),
-    "adamw_8bit": OptimizerSpec("train.engine.optimizer:adamw_8bit", unfit=FAILS_ON_SHARDS),
+    "adamw": OptimizerSpec("train.engine.optimizer:adamw", state_bytes="train.engine.optimizer_state:adamw"),
+    "adamw_8bit": OptimizerSpec(
+        "train.engine.optimizer:adamw_8bit",
+        unfit=FAILS_ON_SHARDS,
+        state_bytes="train.engine.optimizer_state:adamw_8bit",
+    ),
     "adafactor": OptimizerSpec(
         "train.engine.optimizer:adafactor",
         unused=("beta1", "beta2", "epsilon"),
         unfit={"zero": FLATTENED, **FAILS_ON_SHARDS},
+        state_bytes="train.engine.optimizer_state:adafactor",
     ),
 }
 

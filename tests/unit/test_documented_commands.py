@@ -74,6 +74,7 @@ def kind(words: list[str]) -> str:
         "train.merge": "merge",
         "train.report": "report",
         "train.search": "search",
+        "train.plan": "plan",
         "train.check": "check",
         "eval": "eval",
     }
@@ -114,6 +115,15 @@ def check_search(words: list[str]) -> None:
     check_values(read_space(Path(found.space)), found.recipe, lambda config: None)
 
 
+def check_plan(words: list[str]) -> None:
+    from train.plan.__main__ import options
+    from train.plan.launch import read_files
+
+    found = options(words)
+    read_files(found.accelerate)
+    check_train(list(found.recipe))
+
+
 def check_check(words: list[str]) -> None:
     from train.check.__main__ import options
 
@@ -127,7 +137,7 @@ def check_zerotune(words: list[str]) -> None:
 
     command, *rest = words
     assert command in COMMANDS
-    if command in ("search", "check"):
+    if command in ("search", "plan", "check"):
         CHECKS[command](rest)
     if command in ("train", "eval"):
         options, rest = split(rest)
@@ -175,6 +185,7 @@ CHECKS = {
     "merge": check_merge,
     "report": check_report,
     "search": check_search,
+    "plan": check_plan,
     "check": check_check,
     "zerotune": check_zerotune,
     "make": check_make,

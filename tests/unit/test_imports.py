@@ -17,7 +17,7 @@ FILES = sorted(path for room in ("train", "eval", "zerotune") for path in (ROOT 
 # Top to bottom; a module may import from its own floor and the floors below. The longest prefix counts.
 FLOORS = [
     ("train.cli",),
-    ("train.main", "train.session", "train.search", "train.check"),
+    ("train.main", "train.session", "train.search", "train.plan", "train.check"),
     ("train.objectives", "train.merge", "train.report", "train.preflight", "train.new_model"),
     ("train.checkpoint",),
     ("train.engine",),
@@ -43,6 +43,7 @@ LIGHT = (
     "train.cli",
     "train.cli.launch",
     "train.config",
+    "train.plan.__main__",
     "train.search.__main__",
     "train.check.__main__",
     "train.recipe",

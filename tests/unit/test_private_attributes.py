@@ -49,6 +49,7 @@ KNOWN = {
         "_MEM_FORMAT_ENCODING": "torch/distributed/checkpoint/metadata.py",
         "_StorageInfo": "torch/distributed/checkpoint/filesystem.py",
         "_buffers": "torch/nn/modules/module.py",
+        "_cdata": "torch/storage.py",
         "_foreach_mul_": "torch/_C/_VariableFunctions.pyi",
         "_forward_hooks": "torch/nn/modules/module.py",
         "_forward_pre_hooks": "torch/nn/modules/module.py",
@@ -61,6 +62,9 @@ KNOWN = {
         "_orig_mod": "torch/_dynamo/eval_frame.py",
         "_post_forward_hook_handle": "torch/distributed/fsdp/_fully_shard/_fsdp_state.py",
         "_pre_forward_hook_handle": "torch/distributed/fsdp/_fully_shard/_fsdp_state.py",
+        "_python_dispatch": "torch/utils/_python_dispatch.py",
+        "_pytree": "torch/utils/_pytree.py",
+        "_subclasses": "torch/_subclasses/fake_tensor.py",
     },
     "transformers>=5.23,<5.24": {
         "_attn_implementation": "transformers/configuration_utils.py",
@@ -70,6 +74,7 @@ KNOWN = {
         "_is_stateful": "transformers/modeling_utils.py",
         "_keep_in_fp32_modules_strict": "transformers/modeling_utils.py",
         "_model_mapping": "transformers/models/auto/auto_factory.py",
+        "_no_split_modules": "transformers/modeling_utils.py",
         "_supports_attention_backend": "transformers/modeling_utils.py",
     },
 }
@@ -130,8 +135,9 @@ def test_each_name_here_is_used() -> None:
         word
         for tree in trees().values()
         for node in ast.walk(tree)
-        for word in [getattr(node, "attr", None), getattr(node, "name", None), getattr(node, "value", None)]
-        if isinstance(word, str)
+        for text in [getattr(node, key, None) for key in ("attr", "name", "value", "module")]
+        if isinstance(text, str)
+        for word in (text, *text.split("."))
     }
     assert sorted(NAMED - words) == []
 
@@ -151,6 +157,7 @@ def test_the_installed_library_defines_them(versions: str) -> None:
     gone = []
     for name, file in KNOWN[versions].items():
         path = Path(str(distribution.locate_file(file)))
-        if not path.is_file() or name not in defined(tree_of(path)):
+        is_module = name in path.with_suffix("").parts
+        if not path.is_file() or not (is_module or name in defined(tree_of(path))):
             gone.append(f"{file}: {name}")
     assert not gone

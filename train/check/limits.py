@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from train.check.findings import Finding
 from train.config import CheckConfig
+from zerotune.common.metric_format import percent
 
 EXIT_CODE = 65  # as sysexits.h: the data are wrong
 
@@ -19,8 +20,8 @@ def exceeded(findings: Sequence[Finding], limits: CheckConfig) -> list[str]:
         if limit is not None and found.share > limit:
             first = f"; the first: {found.examples[0]}" if found.examples else ""
             lines.append(
-                f"check.{found.kind}: {found.count:,} of {found.of:,} rows of {found.source} ({found.share:.2%}); "
-                f"the limit is {limit:.2%}{first}"
+                f"check.{found.kind}: {found.count:,} of {found.of:,} rows of {found.source} ({percent(found.share)}); "
+                f"the limit is {percent(limit)}{first}"
             )
     return lines
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from train.check.findings import KINDS, LengthBin, Report
 from zerotune.common.console import counted
-from zerotune.common.metric_format import plain
+from zerotune.common.metric_format import percent, plain
 
 BAR = 24  # characters of the longest bar
 MOST_CLASSES = 20
@@ -50,7 +50,7 @@ def _sources(report: Report) -> Sheet:
 
 def _findings(report: Report) -> Sheet:
     rows = [
-        [f.kind.replace("_", " "), KINDS[f.kind], f.source, f"{f.count:,}", f"{f.share:.2%}"]
+        [f.kind.replace("_", " "), KINDS[f.kind], f.source, f"{f.count:,}", percent(f.share)]
         for f in report.findings if f.count
     ]  # fmt: skip
     below = [f"{f.kind.replace('_', ' ')}, {f.source}: {'; '.join(f.examples)}" for f in report.findings if f.examples]

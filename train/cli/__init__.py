@@ -33,6 +33,11 @@ COMMANDS = {
         "train.search.__main__:main",
         {"prog": "zerotune search"},
     ),
+    "plan": Command(
+        "memory and time of a run before it starts: zerotune plan RECIPE",
+        "train.plan.__main__:main",
+        {"prog": "zerotune plan"},
+    ),
     "check": Command(
         "check the data of a recipe: zerotune check RECIPE", "train.check.__main__:main", {"prog": "zerotune check"}
     ),

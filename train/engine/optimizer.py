@@ -48,11 +48,15 @@ def build_optimizer(
     reason = config.spec.unfit.get(sharding.partition("-")[0])
     if reason:
         raise UserError(f"optim.name: {config.name} cannot be used with {sharding}: {reason}. Use adamw, or ddp")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
-    if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for p in trained):  # others keep float32 copies
+    groups = parameter_groups(model, config, undecayed)
+    if sharding in ("single", "ddp") and any(p.dtype == torch.float16 for group in groups for p in group["params"]):
         raise UserError("model.weights: float16 weights would lose small updates in training; use auto")
+    made: torch.optim.Optimizer = resolve_name(config.spec.place)(groups, config)
+    return made
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig, undecayed: Collection[str] = ()) -> Groups:
+    """The trained parameters: matrices with weight decay, and the others. Raises UserError if there are none."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -62,9 +66,10 @@ def build_optimizer(
             # Without decay the group does not matter; a prompt stays in the group of earlier checkpoints.
             is_exempt = config.weight_decay > 0 and not {*undecayed}.isdisjoint(name.split("."))
             (matrices if is_matrix and not is_exempt else others).append(parameter)
+    if not matrices and not others:
+        raise UserError("tuning: no parameter is trained; check tuning.lora.targets")
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    made: torch.optim.Optimizer = resolve_name(config.spec.place)([g for g in groups if g["params"]], config)
-    return made
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:

@@ -198,8 +198,8 @@ def _find_numbers(text: str, fixed: re.Pattern[str] | None) -> list[Number]:
     list_end = 0
     for found in _FOUND.finditer(plain):
         if found["run"] is not None and not any(a < found.end() and found.start() < b for a, b in kept):
-            if (spaced := _SPACED.match(plain, found.start())) and _is_list(spaced[0]):
-                list_end = spaced.end()
+            if plain.startswith(" ", found.end()) and (spaced := _SPACED.match(plain, found.start())):
+                list_end = spaced.end() if _is_list(spaced[0]) else list_end
             numbers += _in_run(plain, found, numbers[-1].end if numbers else 0, found.start() < list_end)
     for number in numbers:
         if abs(number.value) > LARGEST:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,7 +64,12 @@ def choose_budget(batch_tokens: int, config: Any, dtype: torch.dtype, device: to
     most = MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU
     if batch_tokens:
         return Budget(batch_tokens, batch_tokens, min(batch_tokens, most["packed"]))
-    room = SHARE_OF_FREE * free_bytes(device)
+    return budget_of(free_bytes(device), config, dtype, most)
+
+
+def budget_of(free: int, config: Any, dtype: torch.dtype, most: Mapping[str, int]) -> Budget:
+    """What `free` bytes allow, up to `most`."""
+    room = SHARE_OF_FREE * free
     activation, cache = bytes_of_token(config.get_text_config(), dtype)
     tokens = int(min(room / 2 / (activation + cache), most["tokens"]))
     cached = int(min(room / 2 / cache, most["cached"]))

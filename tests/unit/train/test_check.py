@@ -361,7 +361,7 @@ def test_limits_fail_the_check(tmp_path, capsys):
     limits = ["--check.duplicate", "0.03", "--check.mojibake", "0", "--check.control", "0.1", "--check.overlap", "0"]
     assert main([*given, *limits, "--show", "0", "--output", str(tmp_path / "out")]) == 65
     printed = capsys.readouterr()
-    line = "check.mojibake: 1 of 46 rows of data.train[0] (2.17%); the limit is 0.00%; the first: "
+    line = "check.mojibake: 1 of 46 rows of data.train[0] (2.2 %); the limit is 0.0 %; the first: "
     line += f"{tmp_path}/train.jsonl:48"
     assert line in printed.err.splitlines()
     assert "check.duplicate" not in printed.err
