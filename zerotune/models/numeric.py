@@ -388,7 +388,7 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
         offered = offers(settings.is_number(tokens_bt), values_bt, None, settings.in_space)
         at_1 = torch.tensor([len(ids) - 1], device=hidden_d.device)
         query_1r, key_sr = module.pointer.queries(hidden_1d), key_kr[offered.at_s]
-        copies = Copies(query_1r, key_sr, module.pointer.own, at_1, offered)
+        copies = Copies(query_1r, key_sr, module.pointer.own_score, at_1, offered)
     return Values(location_1, scale_1, settings.value_space, copies)
 
 

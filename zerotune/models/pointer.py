@@ -23,7 +23,7 @@ from zerotune.models import cauchy
 from zerotune.models.loss_head import chunk_rows
 
 WIDTH = 64  # of queries and keys
-FASTER = 30.0  # factor of the learning rate of queries and keys, which start random beside pretrained weights
+FASTER = 30.0  # factor of the learning rate of all parts, which are new beside pretrained weights
 SCALE = 1e-9  # of a copied number in the value space: less than the digits that a model writes
 
 
@@ -109,7 +109,7 @@ class Pointer(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
         self.key = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
-        self.own = nn.Parameter(torch.zeros(1))  # score of the model's own value; DeepSpeed needs a dimension
+        self.own = nn.Parameter(torch.zeros(1))  # DeepSpeed needs a dimension
 
     def keys(self, hidden_nd: Tensor) -> Tensor:
         """[n, r]: of positions that offer a number."""
@@ -121,11 +121,16 @@ class Pointer(nn.Module):
         with torch.autocast(hidden_md.device.type, enabled=False):
             return F.linear(_features(hidden_md.to(self.query.dtype)), self.query) * FASTER
 
+    @property
+    def own_score(self) -> Tensor:
+        """[1]: of the model's own value."""
+        return self.own * FASTER
+
     def forward(self, hidden_md: Tensor, hidden_sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(queries, keys, score of the model's own value), in plain tensors: ZeRO-3 gathers the weights again in their
         backward pass.
         """
-        return self.queries(hidden_md), self.keys(hidden_sd), self.own.clone()
+        return self.queries(hidden_md), self.keys(hidden_sd), self.own_score
 
 
 def _features(hidden_nd: Tensor) -> Tensor:

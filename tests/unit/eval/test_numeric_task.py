@@ -114,7 +114,7 @@ def mixture(
         (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
         for states in (hidden.detach(), middle.detach())
     )
-    scores, offered = [float(pointer.own.detach())], [own]
+    scores, offered = [30 * float(pointer.own.detach())], [own]
     query = 30 * pointer.query.detach() @ hidden[at]
     last = None
     for k in range(at + 1):

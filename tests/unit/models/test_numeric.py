@@ -67,7 +67,7 @@ def build(family: str = "llama", **settings: Any) -> Any:
 def trained(model: Any) -> Any:
     """The same with all parts of `numeric` away from their start values."""
     for name, parameter in model.numeric.named_parameters():
-        moved = 0.01 if name in ("pointer.query", "pointer.key") else 0.3  # those count 30 times
+        moved = 0.01 if name.startswith("pointer.") else 0.3  # those count 30 times
         parameter.data += moved * torch.randn_like(parameter)
     return model
 
@@ -229,7 +229,7 @@ def mixtures(
     """
     module, found = model.numeric.pointer, []
     for (row, place), own, own_scale in zip(mask_bt.nonzero().tolist(), own_n, scale_n, strict=True):
-        scores, values, scales = [module.own[0]], [own], [own_scale]
+        scores, values, scales = [30 * module.own[0]], [own], [own_scale]
         for earlier in range(place + 1):
             numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
             if numbers:
