@@ -197,8 +197,8 @@ class Network:
         if self.has_plain_head:
             with middle_states.kept() as kept:
                 states_btd: Tensor = self.model.base_model(**inputs, **keywords).last_hidden_state
-            is_middle = self.numbers is not None and self.numbers.key_layer is not None
-            self.key_states_btd = kept[-1] if is_middle else states_btd
+            if self.numbers is not None:
+                self.key_states_btd = states_btd if self.numbers.key_layer is None else kept[-1]
             return states_btd
         logits_btv: Tensor = self.model(**inputs, **keywords).logits
         return logits_btv

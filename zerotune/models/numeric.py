@@ -8,7 +8,7 @@ the token (docs/decisions/0026).
 - action maps the cause to a score for each token, by the output layer, and to a value;
 - a pointer chooses between this value and earlier numbers of the text.
 
-Parameters are in float32. A path that predicts tokens by softmax uses the location alone.
+Sums are in float32 at least. A path that predicts tokens by softmax uses the location alone.
 
 Shape suffixes: b rows, t positions, n positions with a target, m positions whose target is a number, d width, v
 vocabulary.
@@ -36,6 +36,7 @@ from zerotune.models import cauchy, loss_head, middle_states, number_rows
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
 from zerotune.models.pointer import Copies, Offers, Pointer, offers
+from zerotune.models.precision import exact
 from zerotune.models.value_distributions import Values
 
 KEY = "numeric"  # of the parameters, and of the settings in config.json
@@ -101,8 +102,9 @@ class Direction(nn.Module):
 
     def forward(self, embeddings_btd: Tensor, values_bt: Tensor) -> Tensor:
         """values_bt: in float64; 0 at text."""
-        size_bt1 = (values_bt.sign() * values_bt.abs().log1p())[..., None].to(self.weight.dtype)
-        return embeddings_btd + (size_bt1 * self.weight).to(embeddings_btd.dtype)
+        weight_d = exact(self.weight)
+        size_bt1 = (values_bt.sign() * values_bt.abs().log1p())[..., None].to(weight_d.dtype)
+        return embeddings_btd + (size_bt1 * weight_d).to(embeddings_btd.dtype)
 
 
 class Location(nn.Module):
@@ -119,9 +121,8 @@ class Location(nn.Module):
     def forward(self, hidden_nd: Tensor) -> Tensor:
         """In the dtype of the hidden states."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            exact_nd = hidden_nd.to(self.weight.dtype)
-            moved_nd = F.linear(exact_nd, self.weight) / math.sqrt(len(self.weight))
-            return (exact_nd + moved_nd).to(hidden_nd.dtype)
+            moved_nd = F.linear(exact(hidden_nd), exact(self.weight)) / math.sqrt(len(self.weight))
+            return (exact(hidden_nd) + moved_nd).to(hidden_nd.dtype)
 
 
 class Scale(nn.Module):
@@ -133,9 +134,9 @@ class Scale(nn.Module):
         self.start = nn.Parameter(torch.full((width,), math.log(math.expm1(START_SCALE))))
 
     def forward(self, hidden_nd: Tensor) -> Tensor:
-        """In the dtype of the weights."""
+        """In float32 at least."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.softplus(F.linear(hidden_nd.to(self.weight.dtype), self.weight, self.start))
+            return F.softplus(F.linear(exact(hidden_nd), exact(self.weight), exact(self.start)))
 
 
 class Value(nn.Module):
@@ -146,9 +147,10 @@ class Value(nn.Module):
         self.weight = nn.Parameter(torch.randn(width) / width)  # a scale near 1
 
     def forward(self, location_md: Tensor, scale_md: Tensor) -> tuple[Tensor, Tensor]:
-        """(location, scale) in float64; sums in the dtype of the weights."""
-        location_m = (location_md.to(self.weight.dtype) * self.weight).sum(-1)
-        scale_m = (scale_md.to(self.weight.dtype) * self.weight.abs()).sum(-1)
+        """(location, scale) in float64; sums in float32 at least."""
+        weight_d = exact(self.weight)
+        location_m = (exact(location_md) * weight_d).sum(-1)
+        scale_m = (exact(scale_md) * weight_d.abs()).sum(-1)
         return location_m.double(), scale_m.double() + cauchy.SCALE_FLOOR
 
 
@@ -253,6 +255,7 @@ def numeric_class(kind: Any) -> Any:
         **kwargs: Any,
     ) -> Any:
         if values is not None:
+            values = values.view(torch.float64)  # may be bits, see `_run`
             embeddings_btd = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             input_ids, inputs_embeds = None, self.numeric.direction(embeddings_btd, values)
         loss_head.install(self)
@@ -392,9 +395,19 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
     return Values(location_1, scale_1, settings.value_space, copies)
 
 
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """The forward pass, its values as bits: wrappers cast numbers to the precision of the weights."""
+    return model(**{**inputs, "values": inputs["values"].view(torch.int64)})
+
+
 def _key_states(hidden_nd: Tensor, settings: Settings) -> Tensor:
     """The states of the pointer's keys, in a forward pass that gave these last hidden states."""
-    return hidden_nd if settings.key_layer is None else middle_states.last_kept().flatten(0, 1)
+    if settings.key_layer is None:
+        return hidden_nd
+    key_btd = middle_states.last_kept()
+    if key_btd.ndim != 3 or key_btd.flatten(0, 1).shape != hidden_nd.shape:
+        raise UserError("the layers of this model do not give one state for each token; set numeric.copy: false")
+    return key_btd.flatten(0, 1)
 
 
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:
@@ -432,7 +445,7 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
         return hidden_nd.new_zeros(())
 
     with predicting(None, answer):
-        model(**inputs)
+        _run(model, inputs)
     (predicted,) = kept
     return predicted
 
@@ -457,7 +470,7 @@ def next_tokens(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
         return hidden_nd.new_zeros(())
 
     with predicting(None, answer):
-        model(**inputs)
+        _run(model, inputs)
     token_n, value_n = found
     return token_n.tolist(), value_n.tolist()
 
@@ -499,7 +512,7 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
         return torch.stack([token_loss.double(), value_loss])
 
     with predicting(None, answer):
-        found_2: Tensor = model(**inputs).logits
+        found_2: Tensor = _run(model, inputs).logits
     return found_2[0], found_2[1]
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zerotune.models import cauchy
 from zerotune.models.loss_head import chunk_rows
+from zerotune.models.precision import exact
 
 WIDTH = 64  # of queries and keys
 FASTER = 30.0  # factor of the learning rate of all parts, which are new beside pretrained weights
@@ -94,7 +95,8 @@ class Copies:
         """[c, 1 + s] in float64."""
         is_earlier_cs = self.offered.at_s <= at_c[:, None]
         is_same_cs = self.offered.at_s >= self.offered.start_n[at_c][:, None]
-        score_cs = (query_cr @ self.key_sr.T).masked_fill(~(is_earlier_cs & is_same_cs), -math.inf)
+        with torch.autocast(query_cr.device.type, enabled=False):  # bfloat16 has steps of 0.5 at scores of 100
+            score_cs = (query_cr @ self.key_sr.T).masked_fill(~(is_earlier_cs & is_same_cs), -math.inf)
         return torch.cat([self.own_1.expand(len(at_c), 1), score_cs], 1).double().log_softmax(-1)
 
     def _of_numbers(self, weight_c1s: Tensor) -> Tensor:
@@ -114,17 +116,17 @@ class Pointer(nn.Module):
     def keys(self, hidden_nd: Tensor) -> Tensor:
         """[n, r]: of positions that offer a number."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.linear(_features(hidden_nd.to(self.key.dtype)), self.key) * (FASTER / math.sqrt(WIDTH))
+            return F.linear(_features(exact(hidden_nd)), exact(self.key)) * (FASTER / math.sqrt(WIDTH))
 
     def queries(self, hidden_md: Tensor) -> Tensor:
         """[m, r]: of positions whose value is predicted."""
         with torch.autocast(hidden_md.device.type, enabled=False):
-            return F.linear(_features(hidden_md.to(self.query.dtype)), self.query) * FASTER
+            return F.linear(_features(exact(hidden_md)), exact(self.query)) * FASTER
 
     @property
     def own_score(self) -> Tensor:
         """[1]: of the model's own value."""
-        return self.own * FASTER
+        return exact(self.own) * FASTER
 
     def forward(self, hidden_md: Tensor, hidden_sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(queries, keys, score of the model's own value), in plain tensors: ZeRO-3 gathers the weights again in their

@@ -491,3 +491,44 @@ def test_a_small_model_learns_to_copy_the_number_that_is_asked_for(space: str) -
     assert error(10.0) < 1e-6
     model.numeric.pointer.own.data.fill_(1e4)  # without copies
     assert error(0.1) > 0.1
+
+
+def test_half_precision_changes_no_sum_and_no_choice() -> None:
+    """Mixed precision multiplies in bfloat16, and sharded training casts all parameters; a wrapper casts inputs."""
+    model = trained(build())
+    model.numeric.to(torch.bfloat16).float()  # representable in both
+    inputs, _ = batch()
+    hidden_nd, at_m = torch.randn(18, 16), torch.arange(8)
+    offered = pointer.offers(inputs["input_ids"] == NUMBER, inputs["values"], None, torch.asinh)
+
+    def values() -> Values:
+        found: Values = model.numeric.values(
+            hidden_nd, hidden_nd, at_m, model.numeric.location(hidden_nd[at_m]), offered
+        )
+        return found
+
+    expected = values()
+    assert expected.copies is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = values()
+        weights_ck = torch.cat(mixed.copies.weights())  # type: ignore[union-attr]
+    torch.testing.assert_close(weights_ck, torch.cat(expected.copies.weights()), rtol=0, atol=0)
+    torch.testing.assert_close(mixed[:2], expected[:2], rtol=0, atol=0)
+    model.numeric.to(torch.bfloat16)
+    cast = values()
+    torch.testing.assert_close(cast[:2], expected[:2], rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(cast.copies.weights()), weights_ck, rtol=0, atol=0)  # type: ignore[union-attr]
+
+
+def test_wrappers_do_not_cast_values() -> None:
+    model, (inputs, targets_bt) = trained(build()), batch()
+    inputs["values"][:, 1:3] = 1e300
+    expected = numeric.losses(model, inputs, targets_bt, 1.0)
+
+    def cast(_: Any, __: Any, keywords: dict[str, Any]) -> Any:
+        return (), {
+            k: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for k, x in keywords.items()
+        }
+
+    model.register_forward_pre_hook(cast, with_kwargs=True)
+    assert numeric.losses(model, inputs, targets_bt, 1.0) == expected
