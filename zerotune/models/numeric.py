@@ -267,8 +267,8 @@ def numeric_class(kind: Any) -> Any:
         kind.__init__(self, config, *args, **kwargs)
         _give_module(self, settings_of(config))
 
-    exact = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
-    own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": exact}
+    in_float32 = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
+    own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": in_float32}
     return type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
 
 
