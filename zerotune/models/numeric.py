@@ -39,6 +39,7 @@ from zerotune.models.pointer import Copies, Offers, Pointer, offers
 from zerotune.models.precision import exact
 from zerotune.models.value_distributions import Values
 
+VERSION = 2  # of what the parameters mean
 KEY = "numeric"  # of the parameters, and of the settings in config.json
 START_SCALE = 1.0  # of the cause, at every position
 
@@ -65,6 +66,7 @@ class Settings:
     level_90: float = 0.9
     training_mean: float | None = None
     training_median: float | None = None
+    version: int = VERSION
 
     def is_number(self, ids: Tensor) -> Tensor:
         """Where `<NUM>` stands."""
@@ -90,6 +92,8 @@ class Settings:
 def settings_of(config: Any) -> Settings | None:
     """The settings in a model's configuration; None for a model without numbers."""
     found = getattr(config, KEY, None)
+    if found and found.get("version") != VERSION:
+        raise UserError("config.json: an older version of this program wrote this model of numbers; train it again")
     return Settings(**found) if found else None
 
 

@@ -6,6 +6,7 @@ Shape suffixes: see zerotune.models.numeric.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -444,6 +445,15 @@ def test_a_saved_model_opens_with_its_numbers(family: str, tmp_path: Any) -> Non
     again = copy.deepcopy(opened)
     numeric.add(again, numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5))  # keeps the weights
     assert numeric.losses(again, inputs, targets_bt, 0.5) == numeric.losses(model, inputs, targets_bt, 0.5)
+
+
+def test_a_folder_of_an_older_version_is_refused(tmp_path: Any) -> None:
+    build().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["numeric"].pop("version") == 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"an older version .* train it again"):
+        numeric.AutoNumericLM.from_pretrained(tmp_path)
 
 
 def test_a_model_without_numbers_opens_as_ever(tmp_path: Any) -> None:
