@@ -66,12 +66,17 @@ def read_files(name: str) -> Files:
 
 
 def layout_of(files: Files, ranks: int, item: int) -> Layout:
-    """How these files divide the state of a run. Raises UserError for a distributed_type that is not supported."""
+    """How these files divide the state of a run. Raises UserError for a distributed_type that is not supported, or that
+    does not suit the ranks.
+    """
     kind = str(files.get("distributed_type"))
     if kind != "DEEPSPEED":
         if kind not in KINDS:
             raise UserError(f"{files.place('distributed_type')}: {kind} is not supported; see docs/sharding.md")
         known = KINDS[kind]
+        if known == "single" and ranks > 1:
+            place = files.place("distributed_type")
+            raise UserError(f"{place}: it starts one process, not {ranks:,}; choose ddp, zero2 or another config")
         return Layout("single" if ranks == 1 and known == "ddp" else known, ranks, item)
     stage = files.get(*ZERO, "stage")
     if stage is None and files.deepspeed is None:

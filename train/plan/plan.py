@@ -288,8 +288,10 @@ def sent_bytes(weights: list[Weight], layout: Layout) -> int:
         return round(share * layout.item * layout.micro_batches * (2 * whole + trained))
     if layout.kind == "fsdp":  # gradients in float32, once
         return round(share * (2 * layout.item * whole * layout.micro_batches + 4 * trained))
-    reduced = layout.micro_batches if layout.kind == "zero-2" else 2
-    return round(share * layout.item * trained * (1 + reduced))
+    if layout.stage:
+        reduced = layout.micro_batches if layout.kind == "zero-2" else 2
+        return round(share * layout.item * trained * (1 + reduced))
+    raise ValueError(f"sharding {layout.kind} on {layout.ranks} ranks")
 
 
 def checkpoint_bytes(weights: list[Weight], layout: Layout, state_bytes: StateBytes) -> int:

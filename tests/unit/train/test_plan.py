@@ -36,7 +36,7 @@ def of_recipe(*words: str) -> Config:
 @pytest.mark.parametrize("name", shipped.names(shipped.ACCELERATE))
 def test_shipped_files_have_no_conflicts(name: str) -> None:
     files = read_files(name)
-    layout = layout_of(files, 8, 2)
+    layout = layout_of(files, 1 if name in ("cpu", "one_gpu") else 8, 2)
     assert list(conflicts(files, layout, Config())) == []
     assert layout.stage == (int(name[4]) if name.startswith("zero") else 0)
     assert layout.offloads_optimizer == ("offload" in name)
@@ -144,6 +144,8 @@ def test_offload_moves_to_the_host() -> None:
 def test_sent_bytes() -> None:
     size = sum(w.size for w in WEIGHTS)
     assert sent_bytes(WEIGHTS, Layout("single")) == 0
+    with pytest.raises(ValueError, match="sharding single on 8 ranks"):
+        sent_bytes(WEIGHTS, Layout("single", 8))
     assert sent_bytes(WEIGHTS, Layout("ddp", 2)) == 4 * size  # reduced as float32, each half sent twice
     assert sent_bytes(WEIGHTS, Layout("zero-2", 2)) == 2 * size
     assert sent_bytes(WEIGHTS, Layout("zero-3", 2)) == 3 * size
@@ -311,7 +313,13 @@ def test_json_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RECIPE, "--format", "json", "--ranks", "1", "8", "--accelerate", "ddp"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["memory"] == sum(found["parts"].values())
-    assert [one["sharding"]["ranks"] for one in found["scaling"]] == [1, 8]
+    assert [(one["sharding"]["kind"], one["sharding"]["ranks"]) for one in found["scaling"]] == [
+        ("single", 1),
+        ("ddp", 8),
+    ]
+    assert found["scaling"][0]["sent"] == 0
+    assert found["scaling"][1]["sent"] == 7 * 217_664  # 8 bytes, 7 eighths of them
+    assert "communication buckets" in found["scaling"][1]["parts"]
     assert found["seconds"] is None
     assert found["is_estimated"]
     assert found["tokens"] > 1000
@@ -358,7 +366,8 @@ def test_gpus_without_rows_do_not_make_it_faster() -> None:
         ([*RECIPE, "--format", "html"], "--format html: must be text, markdown, json"),
         ([*RECIPE, "--utilization", "40"], "--utilization 40: must be above 0 and at most 1"),
         ([*RECIPE, "--accelerate", "zero4"], "there is no such accelerate config; did you mean"),
-        ([*RECIPE, "--accelerate", "one_gpu", "--nodes", "2"], "it starts one process"),
+        ([*RECIPE, "--accelerate", "one_gpu", "--nodes", "2"], "it starts one process, not 2"),
+        ([*RECIPE, "--accelerate", "one_gpu", "--ranks", "1", "8"], "it starts one process, not 8"),
         ([*RECIPE, "--gpu-memori", "80GB"], "did you mean --gpu-memory"),
     ],
 )
@@ -379,6 +388,8 @@ def test_ranks_take_several_numbers() -> None:
     chosen = options([*RECIPE, "--ranks", "8", "64", "--nodes=2", "--gpus-per-node", "4", "--optim.name", "adamw_8bit"])
     assert (chosen.ranks, chosen.gpus, chosen.accelerate) == ((8, 64), 8, "ddp")
     assert chosen.recipe[-2:] == ("--optim.name", "adamw_8bit")
+    assert options([*RECIPE, "--ranks", "1"]).accelerate == "one_gpu"
+    assert options([*RECIPE, "--ranks", "1", "8"]).accelerate == "ddp"
 
 
 def test_a_hub_model_is_asked_for_its_config_only(monkeypatch: pytest.MonkeyPatch) -> None:
