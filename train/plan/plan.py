@@ -234,7 +234,8 @@ def _activations(model: Model, layout: Layout) -> tuple[Activations | None, int]
     if key not in model.activations:
         tuned, _ = tuned_model(model.config)
         loss = loss_bytes(tuned, shape.tokens, layout.item)
-        networks: list[Any] = [tuned] if model.further.body is None else [tuned, model.further.body]
+        # `measure` spoils them.
+        networks = [tuned] if model.further.body is None else [tuned, model.further.body()]
         model.activations[key] = (_measured(networks, shape, layout.item, kind), loss)
     return model.activations[key]
 

@@ -222,6 +222,16 @@ def test_a_value_model_is_trained_too() -> None:
     assert found.parts["activations"] > 1.5 * alone.parts["activations"]
 
 
+def test_a_value_model_is_measured_anew_for_each_setting() -> None:
+    with local_model(ppo("--ppo.reward", "[{kind: length}]", "--ppo.value_model", TINY)) as config:
+        again, alone = read_model(config), read_model(config)
+        for kind in ("zero-3", "ddp"):
+            plan(again, Layout(kind, 8), Machine(80 * GB))
+        plan(alone, Layout("ddp", 8), Machine(80 * GB))
+    assert len(again.activations) == 2
+    assert alone.activations.items() <= again.activations.items()
+
+
 def test_activations_that_cannot_be_measured_are_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("inside the model")
