@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from train.config import Config
 from train.data.token_table import cache_root
 from train.engine.flops import known_peak, model_flops_per_token
 from train.objectives import objective_class
+from train.plan import activations
 from train.plan.activations import Activations, Shape, loss_bytes, measure
 from train.plan.data import CACHED_BYTES, tokens_of
 from train.plan.further import Further
@@ -99,7 +99,7 @@ class Model:
     can_pack: bool = True
     unknown: tuple[str, ...] = ()
     is_timed: bool = True
-    activations: dict[tuple[str, int, int, int], tuple[Activations | None, int]] = field(default_factory=dict)
+    activations: dict[tuple[str, int, int, int], tuple[list[Activations], int]] = field(default_factory=dict)
 
 
 def read_model(config: Config, name: str = "") -> Model:
@@ -131,12 +131,12 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
     micro_batches = -(-step // (config.batch.tokens_per_micro_batch * layout.ranks))
     layout = replace(layout, micro_batches=micro_batches)
     states = at_peak(weights, layout, _state_bytes(config))
-    activations, loss = _activations(model, layout)
+    networks, loss = _activations(model, layout)
     checkpointing = config.model.gradient_checkpointing
-    kept = activations.at_peak(checkpointing, loss) if activations else {"loss": loss}
+    kept = activations.at_peak(networks, checkpointing, loss) if networks else {"loss": loss}
     phase, parts = _parts(model, states, layout, machine, kept)
     unknown = list(model.unknown)
-    if activations is None:
+    if not networks:
         unknown.append("activations: this model does not run without values")
     epoch = tokens_of(config)
     tokens, steps, is_estimated = (
@@ -153,7 +153,7 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         shape=micro_batch(config, model.can_pack),
         parts=parts,
         phase=phase,
-        is_whole=activations is not None and not model.further.unknown,
+        is_whole=bool(networks) and not model.further.unknown,
         host=states.on_host,
         trained=sum(w.size for w in weights if w.is_trained),
         total=sum(w.size for w in weights),
@@ -227,8 +227,8 @@ def micro_batch(config: Config, can_pack: bool) -> Shape:
     return Shape(max(1, micro // longest), longest + config.tuning.extra_positions, masked=True)
 
 
-def _activations(model: Model, layout: Layout) -> tuple[Activations | None, int]:
-    """(activations or None, bytes of the loss), measured once for each shape."""
+def _activations(model: Model, layout: Layout) -> tuple[list[Activations], int]:
+    """(activations of each network, none if they cannot be measured; bytes of the loss), once for each shape."""
     shape, kind = micro_batch(model.config, model.can_pack), layout.kind.partition("-")[0]
     key = (kind, shape.rows, shape.length, layout.item)
     if key not in model.activations:
@@ -240,13 +240,11 @@ def _activations(model: Model, layout: Layout) -> tuple[Activations | None, int]
     return model.activations[key]
 
 
-def _measured(networks: list[nn.Module], shape: Shape, item: int, kind: str) -> Activations | None:
+def _measured(networks: list[nn.Module], shape: Shape, item: int, kind: str) -> list[Activations]:
     try:
-        found = [measure(network, shape, item, kind) for network in networks]
+        return [measure(network, shape, item, kind) for network in networks]
     except FAILED_INSIDE:  # raised in the code of the model
-        return None
-    sums = (sum(getattr(one, f.name) for one in found) for f in dataclasses.fields(Activations))
-    return Activations(*sums) if len(found) > 1 else found[0]
+        return []
 
 
 def _length(config: Config, epoch: int | None) -> tuple[int | None, int | None, bool]:
