@@ -89,13 +89,17 @@ class Plan:
 
 @dataclass
 class Model:
-    """A tuned model, measured once: only the activations depend on the kind of sharding."""
+    """A tuned model, measured once: only the activations depend on the kind of sharding.
+
+    recomputed_flops: of a token, with checkpointing, beside flops_per_token.
+    """
 
     name: str
     config: Config
     weights: list[Weight]
     further: Further
     flops_per_token: float
+    recomputed_flops: float
     can_pack: bool = True
     unknown: tuple[str, ...] = ()
     is_timed: bool = True
@@ -106,6 +110,7 @@ def read_model(config: Config, name: str = "") -> Model:
     """Its weights and FLOPs. Tokens are taken for learned, and rows for full: the data is not read."""
     model, quantized = tuned_model(config)
     flops = model_flops_per_token(model, (config.data.max_length_tokens + 1) / 2)
+    forward_of_attention = (flops - model_flops_per_token(model, 0)) / 3
     unknown, is_timed = [], True
     if any(p.ndim > 2 and "experts" in name.split(".") for name, p in model.named_parameters()):
         unknown.append("the work and time of a mixture of experts")
@@ -120,7 +125,9 @@ def read_model(config: Config, name: str = "") -> Model:
         unknown.append("what products of int8 matrices keep for the backward pass")
     unknown += further.unknown
     weights = list(weights_of(model, config, quantized))
-    return Model(name or config.model.name, config, weights, further, flops, can_pack, tuple(unknown), is_timed)
+    # The layers' forward pass: 2 FLOPs for a weight, trained or frozen. The output layer is outside them.
+    again = 2 * sum(w.size for w in weights if w.unit and len(w.shape) == 2) + forward_of_attention
+    return Model(name or config.model.name, config, weights, further, flops, again, can_pack, tuple(unknown), is_timed)
 
 
 def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, ...] = ()) -> Plan:
@@ -264,9 +271,9 @@ def _seconds(model: Model, layout: Layout, machine: Machine, tokens: int | None)
         peak = known_peak(machine.gpu, DTYPES[precision_of(model.config)]) or 0
     if not peak or tokens is None or not model.is_timed:
         return None
-    recomputed = 4 / 3 if model.config.model.gradient_checkpointing else 1.0
+    flops = model.flops_per_token + (model.recomputed_flops if model.config.model.gradient_checkpointing else 0)
     speed = peak * machine.utilization * busy(model.config, model.config.batch.tokens_per_step, layout.ranks)
-    return tokens * model.flops_per_token * recomputed / speed
+    return tokens * flops / speed
 
 
 def busy(config: Config, step_tokens: int, ranks: int) -> int:

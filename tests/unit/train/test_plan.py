@@ -366,6 +366,24 @@ def test_gpus_without_rows_do_not_make_it_faster() -> None:
     assert few.seconds / many.seconds == pytest.approx(rows / 2)
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_checkpointing_adds_the_forward_pass_of_the_layers(kind: str) -> None:
+    """A matrix of a layer has 6 FLOPs for a token, frozen ones 4, attention 12, of which 2, 2 and 4 are repeated."""
+    with local_model(of_recipe("--duration.max_steps", "10", "--tuning.kind", kind)) as config:
+        model = read_model(config)
+        changed = dataclasses.replace(model, config=with_changes(config, {"model.gradient_checkpointing": True}))
+        plain, again = (plan(each, Layout(), Machine(80 * GB, "H100")).seconds for each in (model, changed))
+    attention = 2 * 64 * (config.data.max_length_tokens + 1) / 2  # layers x width x attended positions
+    matrices = [w for w in model.weights if len(w.shape) == 2 and "embed" not in w.name]
+    head = 2048 * 64 * (6 if kind == "full" else 4)
+    products = sum((6 if w.is_trained else 4) * w.size for w in matrices)
+    assert model.flops_per_token == pytest.approx(products + head + 12 * attention)
+    repeated = sum(2 * w.size for w in matrices) + 4 * attention
+    assert plain is not None
+    assert again is not None
+    assert again / plain == pytest.approx(1 + repeated / model.flops_per_token)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
