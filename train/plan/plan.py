@@ -295,8 +295,8 @@ def sent_bytes(weights: list[Weight], layout: Layout) -> int:
     if layout.kind == "fsdp":  # gradients in float32, once
         return round(share * (2 * layout.item * whole * layout.micro_batches + 4 * trained))
     if layout.stage:
-        reduced = layout.micro_batches if layout.kind == "zero-2" else 2
-        return round(share * layout.item * trained * (1 + reduced))
+        reductions = layout.micro_batches if layout.kind == "zero-2" else 1
+        return round(share * layout.item * trained * (1 + reductions * (1 + layout.allreduces)))
     raise ValueError(f"sharding {layout.kind} on {layout.ranks} ranks")
 
 

@@ -89,6 +89,21 @@ def test_conflicts_with_the_recipe(tmp_path: Path) -> None:
     assert second.startswith(f"{tmp_path}/my.yaml:1: optim.name adafactor cannot be used with zero-2")
 
 
+@pytest.mark.parametrize(
+    ("keys", "allreduces"),
+    [
+        ({}, True),
+        ({"use_multi_rank_bucket_allreduce": False}, False),
+        ({"use_multi_rank_bucket_allreduce": False, "reduce_scatter": False}, True),
+    ],
+)
+def test_deepspeed_reduces_for_all_ranks_unless_told_otherwise(
+    tmp_path: Path, keys: dict[str, bool], allreduces: bool
+) -> None:
+    files = read_files(written(tmp_path, {"zero_optimization": {"stage": 2, **keys}}))
+    assert layout_of(files, 8, 2).allreduces is allreduces
+
+
 @pytest.mark.parametrize("stage", [0, 4, None, "two"])
 def test_an_unknown_stage_is_refused(tmp_path: Path, stage: Any) -> None:
     files = read_files(written(tmp_path, {"zero_optimization": {"stage": stage}}))
@@ -147,7 +162,12 @@ def test_sent_bytes() -> None:
     with pytest.raises(ValueError, match="sharding single on 8 ranks"):
         sent_bytes(WEIGHTS, Layout("single", 8))
     assert sent_bytes(WEIGHTS, Layout("ddp", 2)) == 4 * size  # reduced as float32, each half sent twice
-    assert sent_bytes(WEIGHTS, Layout("zero-2", 2)) == 2 * size
+    assert sent_bytes(WEIGHTS, Layout("zero-1", 2, micro_batches=4)) == 3 * size
+    assert (
+        sent_bytes(WEIGHTS, Layout("zero-2", 2)) == 3 * size
+    )  # DeepSpeed reduces for all ranks, unless told otherwise
+    assert sent_bytes(WEIGHTS, Layout("zero-2", 2, micro_batches=4)) == 9 * size
+    assert sent_bytes(WEIGHTS, Layout("zero-2", 2, micro_batches=4, allreduces=False)) == 5 * size
     assert sent_bytes(WEIGHTS, Layout("zero-3", 2)) == 3 * size
 
 
