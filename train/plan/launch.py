@@ -101,7 +101,7 @@ def layout_of(files: Files, ranks: int, item: int) -> Layout:
         live=number("stage3_max_live_parameters", default.live),
         sub_group=number("sub_group_size", default.sub_group),
         overlaps=stage == 3 if overlaps is None else bool(overlaps),
-        allreduces=files.get(*ZERO, "reduce_scatter") is False
+        allreduces=False in (files.get(*ZERO, "reduce_scatter"), files.get(*ZERO, "contiguous_gradients"))
         or files.get(*ZERO, "use_multi_rank_bucket_allreduce") is not False,
         contiguous=files.get(*ZERO, "contiguous_gradients") is not False,
         offloads_optimizer=_offloads(files, "offload_optimizer"),

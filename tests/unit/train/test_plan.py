@@ -119,9 +119,9 @@ def test_a_missing_deepspeed_file_is_named(tmp_path: Path) -> None:
 
 
 WEIGHTS = [
-    Weight("embed", (1000, 64), 256_000, 0),
-    *(Weight(f"layer.{k}.matrix", (64, 64), 16_384, 0, f"layer.{k}") for k in range(8)),
-    Weight("layer.7.norm", (64,), 256, 1, "layer.7"),
+    Weight("embed.weight", (1000, 64), 256_000, 0),
+    *(Weight(f"layer.{k}.matrix.weight", (64, 64), 16_384, 0, f"layer.{k}") for k in range(8)),
+    Weight("layer.7.norm.weight", (64,), 256, 1, "layer.7"),
 ]
 
 
@@ -144,6 +144,12 @@ def test_fewer_bytes_with_each_stage() -> None:
         for kind in ("zero-1", "zero-2", "zero-3")
     ]
     assert sizes[0].in_backward >= sizes[1].in_backward > sizes[2].in_backward
+
+
+@pytest.mark.parametrize(("live", "gathered"), [(0, 64_000), (1000, 65_000), (10**9, 96_832)])
+def test_zero3_fetches_the_largest_module_whatever_the_limit(live: int, gathered: int) -> None:
+    """The embeddings have 64,000 of 96,832 weights."""
+    assert at_peak(WEIGHTS, Layout("zero-3", 8, 2, live=live), optimizer_state.adamw).gathered == 2 * gathered
 
 
 def test_offload_moves_to_the_host() -> None:
@@ -389,7 +395,8 @@ def test_gpus_without_rows_do_not_make_it_faster() -> None:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_checkpointing_adds_the_forward_pass_of_the_layers(kind: str) -> None:
     """A matrix of a layer has 6 FLOPs for a token, frozen ones 4, attention 12, of which 2, 2 and 4 are repeated."""
-    with local_model(of_recipe("--duration.max_steps", "10", "--tuning.kind", kind)) as config:
+    words = ["--duration.max_steps", "10", "--tuning.kind", kind, "--model.gradient_checkpointing", "false"]
+    with local_model(of_recipe(*words)) as config:
         model = read_model(config)
         changed = dataclasses.replace(model, config=with_changes(config, {"model.gradient_checkpointing": True}))
         plain, again = (plan(each, Layout(), Machine(80 * GB, "H100")).seconds for each in (model, changed))
