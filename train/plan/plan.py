@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 
+import torch
 from torch import nn
 
 from train.config import Config
@@ -25,6 +26,7 @@ from train.protocols import Objective
 from train.tuning.describe import base_of
 from zerotune.models import attention
 from zerotune.models.precision import DTYPES
+from zerotune.models.token_statistics import VALUE_HEAD
 
 CONTEXT = 800_000_000  # bytes: CUDA context, cuBLAS and NCCL buffers; an estimate, not measured
 FRAGMENTED = 0.04  # of the GPU: what the caching allocator cannot use; an estimate, not measured
@@ -46,7 +48,8 @@ class Plan:
 
     shape: of the largest micro-batch. is_whole: whether parts have all that matters. phase: in which the parts are at
     their peak. seconds: of the run. step_tokens: over all ranks. is_estimated: whether the tokens are, from the sizes
-    of files. sent: bytes that a rank sends in a step. Those that cannot be computed are None.
+    of files. sent: bytes that a rank sends in a step. merged: bytes of the merged model, 0 without one. Those that
+    cannot be computed are None.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Plan:
     seconds: float | None
     sent: int
     checkpoint: int
+    merged: int
     free_disk: int
     token_cache: int | None
     free_for_cache: int
@@ -76,6 +80,17 @@ class Plan:
     @property
     def memory(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def checkpoints(self) -> int:
+        """How many there are at most: old ones are removed after a new one is written; the best one can be older."""
+        chosen = self.config.checkpoint
+        return chosen.keep_last + chosen.keep_best + 1
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the run folder at most, before the last checkpoint is written or while the model is merged."""
+        return (self.checkpoints - 1) * self.checkpoint + max(self.checkpoint, self.merged)
 
     @property
     def busy(self) -> int:
@@ -91,7 +106,7 @@ class Plan:
 class Model:
     """A tuned model, measured once: only the activations depend on the kind of sharding.
 
-    recomputed_flops: of a token, with checkpointing, beside flops_per_token.
+    recomputed_flops: of a token, with checkpointing, beside flops_per_token. merged: as in `Plan`.
     """
 
     name: str
@@ -100,6 +115,7 @@ class Model:
     further: Further
     flops_per_token: float
     recomputed_flops: float
+    merged: int
     can_pack: bool = True
     unknown: tuple[str, ...] = ()
     is_timed: bool = True
@@ -125,9 +141,21 @@ def read_model(config: Config, name: str = "") -> Model:
         unknown.append("what products of int8 matrices keep for the backward pass")
     unknown += further.unknown
     weights = list(weights_of(model, config, quantized))
+    merged = _merged_bytes(model, weights, config)
     # The layers' forward pass: 2 FLOPs for a weight, trained or frozen. The output layer is outside them.
     again = 2 * sum(w.size for w in weights if w.unit and len(w.shape) == 2) + forward_of_attention
-    return Model(name or config.model.name, config, weights, further, flops, again, can_pack, tuple(unknown), is_timed)
+    return Model(
+        name or config.model.name, config, weights, further, flops, again, merged, can_pack, tuple(unknown), is_timed
+    )
+
+
+def _merged_bytes(model: nn.Module, weights: list[Weight], config: Config) -> int:
+    """Of the folder that training ends with; what a tuning adds counts too."""
+    if not config.merge.at_end:
+        return 0
+    stored = base_of(model).config.dtype or torch.float32  # files can have another type than their config.json says
+    dtype = stored if config.merge.weights == "auto" else DTYPES[config.merge.weights]
+    return dtype.itemsize * sum(w.size for w in weights if VALUE_HEAD not in w.name.split("."))
 
 
 def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, ...] = ()) -> Plan:
@@ -172,6 +200,7 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         seconds=_seconds(model, layout, machine, tokens),
         sent=sent_bytes(weights, layout),
         checkpoint=checkpoint_bytes(weights, layout, _state_bytes(config)),
+        merged=model.merged,
         free_disk=_free(Path(config.run.folder)),
         token_cache=None if epoch is None or config.data.streaming else epoch * CACHED_BYTES,
         free_for_cache=_free(cache_root(config.data)),

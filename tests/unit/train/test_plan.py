@@ -16,8 +16,8 @@ from train.plan.__main__ import main, options
 from train.plan.advice import fastest, smallest_change
 from train.plan.launch import conflicts, layout_of, read_files
 from train.plan.layout import Layout
-from train.plan.plan import Machine, Plan, plan, read_model, sent_bytes, with_changes
-from train.plan.report import verdict
+from train.plan.plan import Machine, Plan, checkpoint_bytes, plan, read_model, sent_bytes, with_changes
+from train.plan.report import notes, verdict
 from train.plan.states import at_peak, at_update
 from train.plan.weights import Weight, local_model
 from train.recipe import parse
@@ -175,6 +175,36 @@ def test_sent_bytes() -> None:
     assert sent_bytes(WEIGHTS, Layout("zero-2", 2, micro_batches=4)) == 9 * size
     assert sent_bytes(WEIGHTS, Layout("zero-2", 2, micro_batches=4, allreduces=False)) == 5 * size
     assert sent_bytes(WEIGHTS, Layout("zero-3", 2)) == 3 * size
+
+
+@pytest.mark.parametrize("kind", ["single", "ddp", "zero-3", "fsdp"])
+def test_checkpoint_bytes(kind: str) -> None:
+    """Trained weights and two moments in float32, and a counter for each; shards of it do not count twice."""
+    frozen = [dataclasses.replace(w, group=None) for w in WEIGHTS[1:]]
+    for weights, size, count in ((WEIGHTS, 96_832, 10), ([WEIGHTS[0], *frozen], 64_000, 1)):
+        layout = Layout(kind, 1 if kind == "single" else 8)
+        assert checkpoint_bytes(weights, layout, optimizer_state.adamw) == 12 * size + 4 * count
+
+
+@pytest.mark.parametrize(
+    ("words", "checkpoints", "merged"),
+    [
+        ([], 4, 4 * 217_664),
+        (["--checkpoint.keep_best", "false", "--checkpoint.keep_last", "1"], 2, 4 * 217_664),
+        (["--merge.at_end", "false"], 4, 0),
+        (["--merge.weights", "bfloat16"], 4, 2 * 217_664),
+    ],
+)
+def test_disk(words: list[str], checkpoints: int, merged: int) -> None:
+    with local_model(of_recipe(*words)) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB))
+    assert (found.checkpoints, found.merged) == (checkpoints, merged)
+    assert found.disk == checkpoints * found.checkpoint  # the merged model is smaller than one of them
+    full = dataclasses.replace(found, checkpoint=1000, merged=5000, free_disk=(checkpoints - 1) * 1000 + 4999)
+    said = any("The disk has no room" in line for line in notes(full, Machine(80 * GB), None, None))
+    assert said
+    roomy = dataclasses.replace(full, free_disk=full.disk)
+    assert not any("The disk has no room" in line for line in notes(roomy, Machine(80 * GB), None, None))
 
 
 def test_parameters_are_those_of_the_run() -> None:
