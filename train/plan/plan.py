@@ -76,6 +76,7 @@ class Plan:
     free_for_cache: int
     conflicts: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    not_planned: tuple[str, ...] = ()
 
     @property
     def memory(self) -> int:
@@ -98,7 +99,9 @@ class Plan:
         return busy(self.config, self.step_tokens, self.layout.ranks)
 
     def fits(self, machine: Machine) -> bool | None:
-        """None where it is not known: parts that are missing could be too much."""
+        """None where it is not known: missing parts could be too much, and the launch files could lower others."""
+        if self.not_planned:
+            return None
         return False if self.memory > machine.memory else True if self.is_whole else None
 
 
@@ -158,8 +161,10 @@ def _merged_bytes(model: nn.Module, weights: list[Weight], config: Config) -> in
     return dtype.itemsize * sum(w.size for w in weights if VALUE_HEAD not in w.name.split("."))
 
 
-def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, ...] = ()) -> Plan:
-    """The plan of a run with this layout."""
+def plan(
+    model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, ...] = (), missing: tuple[str, ...] = ()
+) -> Plan:
+    """The plan of a run with this layout. missing: settings of its files that change the memory and are not in it."""
     config, weights = model.config, model.weights
     rollout = model.further.rollout
     step = rollout.step_tokens if rollout else config.batch.tokens_per_step
@@ -205,7 +210,8 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         token_cache=None if epoch is None or config.data.streaming else epoch * CACHED_BYTES,
         free_for_cache=_free(cache_root(config.data)),
         conflicts=conflicts,
-        unknown=tuple(unknown),
+        unknown=(*unknown, *missing),
+        not_planned=missing,
     )
 
 

@@ -64,7 +64,8 @@ def verdict(plan: Plan, machine: Machine) -> str:
     """Whether it fits."""
     free, fits = machine.memory - plan.memory, plan.fits(machine)
     if fits is None:
-        return f"Whether it fits is NOT KNOWN: {gigabytes(free)} are left for what is missing in the sum, see below."
+        left = f"{gigabytes(free)} are left for what is missing in the sum, " if free > 0 else ""
+        return f"Whether it fits is NOT KNOWN: {left}see below."
     if fits:
         return f"It fits: {gigabytes(free)} of {gigabytes(machine.memory)} stay free."
     return f"It does NOT fit: {gigabytes(-free)} more than {gigabytes(machine.memory)} are needed."

@@ -14,7 +14,7 @@ from train.config import Config, ModelConfig
 from train.engine import optimizer_state
 from train.plan.__main__ import main, options
 from train.plan.advice import fastest, smallest_change
-from train.plan.launch import conflicts, layout_of, read_files
+from train.plan.launch import conflicts, layout_of, not_planned, read_files
 from train.plan.layout import Layout
 from train.plan.plan import Machine, Plan, checkpoint_bytes, plan, read_model, sent_bytes, with_changes
 from train.plan.report import notes, verdict
@@ -102,6 +102,55 @@ def test_deepspeed_reduces_for_all_ranks_unless_told_otherwise(
 ) -> None:
     files = read_files(written(tmp_path, {"zero_optimization": {"stage": 2, **keys}}))
     assert layout_of(files, 8, 2).allreduces is allreduces
+
+
+def fsdp(folder: Path, key: str) -> str:
+    text = f"distributed_type: FSDP\nnum_machines: 2\nnum_processes: 4\nfsdp_config:\n  fsdp_version: 2\n  {key}\n"
+    (folder / "my.yaml").write_text(text)
+    return str(folder / "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "is_planned"),
+    [
+        ("fsdp_offload_params: true", False),
+        ("fsdp_activation_checkpointing: true", False),
+        ("fsdp_reshard_after_forward: false", False),
+        ("fsdp_reshard_after_forward: true", True),
+    ],
+)
+def test_keys_of_fsdp_that_are_not_planned(tmp_path: Path, key: str, is_planned: bool) -> None:
+    files = read_files(fsdp(tmp_path, key))
+    lines = list(not_planned(files, layout_of(files, 8, 2)))
+    wanted = f"{tmp_path}/my.yaml:6: the memory with {key.replace(':', '')}"
+    assert lines == ([] if is_planned else [wanted])
+
+
+def test_keys_of_deepspeed_that_are_not_planned(tmp_path: Path) -> None:
+    keys = {"stage": 3, "zero_hpz_partition_size": 8, "zero_quantized_weights": False}
+    files = read_files(written(tmp_path, {"zero_optimization": keys}))
+    (line,) = not_planned(files, layout_of(files, 8, 2))
+    assert line.endswith("ds.json:4: the memory with zero_hpz_partition_size 8")
+
+
+def test_offload_without_a_deepspeed_file(tmp_path: Path) -> None:
+    inner = "  zero_stage: 3\n  offload_optimizer_device: cpu\n  offload_param_device: none\n"
+    (tmp_path / "my.yaml").write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config:\n{inner}")
+    layout = layout_of(read_files(str(tmp_path / "my.yaml")), 8, 2)
+    assert (layout.offloads_optimizer, layout.offloads_weights) == (True, False)
+
+
+def test_a_plan_with_a_missing_part_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fsdp(tmp_path, "fsdp_offload_params: true")
+    words = ["--accelerate", path, "--gpus-per-node", "8", "--gpu-memory", "1GB", "--format", "json"]
+    assert main([*RECIPE, *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is None
+    assert found["notes"][0] == "Whether it fits is NOT KNOWN: see below."
+    assert any("fsdp_offload_params" in line for line in found["notes"])
+    machines, processes = found["conflicts"]
+    assert machines.endswith("num_machines 2, but --nodes is 1; start with --num_machines 1, or change one")
+    assert "num_processes 4, but --nodes times --gpus-per-node is 8" in processes
 
 
 @pytest.mark.parametrize("stage", [0, 4, None, "two"])
