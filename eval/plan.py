@@ -80,7 +80,7 @@ def _weights(config: Config, found: Any, head: Head, dtype: Any) -> int:
 
     try:
         with torch.device("meta"):
-            model = LOADERS[head][0].from_config(found)
+            model = LOADERS[head][0].from_config(found, trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"a {found.model_type} has no weights for this task: {str(error).splitlines()[0]}") from error
     packed = quantized_weights(model) if config.quantization != "none" else set()

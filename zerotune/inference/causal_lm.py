@@ -20,7 +20,7 @@ from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import is_number, number_id, rounded, value_of
 from zerotune.inference.nonfinite import require_finite
 from zerotune.inference.shared_prefixes import Pack, Tokens, chain, common, next_pack, sorted_sequences
-from zerotune.models import cpu_attention, numeric
+from zerotune.models import cpu_attention, middle_states, numeric
 from zerotune.models.numeric import Cause
 
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer
@@ -41,6 +41,7 @@ class Network:
 
     has_plain_head: whether logits are a function of each last hidden state alone; determined by a trial run.
     numbers: how it reads numbers as values; None for ordinary models.
+    key_states_btd: the states of the pointer's keys in the last forward pass.
     shares_prefixes: whether its KV cache can be sliced and concatenated, and it honours the given masks and positions;
     determined by a trial run.
     tokens: number of tokens processed so far, without padding.
@@ -69,7 +70,7 @@ class Network:
         cache = DynamicCache() if keep else None
         states_btd = self._states(torch.from_numpy(ids_bt), past_key_values=cache, use_cache=keep)
         if cache is not None:
-            self._remember(states_btd, cache, is_new=True)
+            self._remember(cache, is_new=True)
         self.tokens += sum(map(len, rows))
         return states_btd, key_values(cache) if cache else []
 
@@ -101,7 +102,7 @@ class Network:
         states_btd = self._states(
             ids_bt, position_ids=position_bt, attention_mask=masks, past_key_values=cache, use_cache=True
         )
-        self._remember(states_btd, cache, is_new)
+        self._remember(cache, is_new)
         return states_btd
 
     def logits(self, states_pd: Tensor) -> Tensor:
@@ -140,10 +141,12 @@ class Network:
         """Whether it may copy numbers: then the last layer of its cache holds the pointer's keys."""
         return self._pointer is not None
 
-    def keys(self, states_td: Tensor) -> Tensor:
-        """The pointer's keys (t, r), with which a number may be copied later."""
+    def keys(self, row: int, size: int) -> Tensor:
+        """The pointer's keys (t, r), with which a number may be copied later, of the first tokens of a row that was
+        read last.
+        """
         assert self._pointer is not None
-        keys_tr: Tensor = self._pointer.keys(states_td)
+        keys_tr: Tensor = self._pointer.keys(self.key_states_btd[row, :size])
         return keys_tr
 
     def number(
@@ -161,11 +164,11 @@ class Network:
         earlier = [value_of(one) for one in ids if is_number(one)]
         return number_id(rounded(median, reversed(earlier))), (low, high)
 
-    def _remember(self, states_btd: Tensor, cache: Any, is_new: bool) -> None:
+    def _remember(self, cache: Any, is_new: bool) -> None:
         """Keep the pointer's keys as one more layer of the cache, without values."""
         if self._pointer is None or not self.has_plain_head:  # without hidden states no number is written
             return
-        key_b1tr = self._pointer.keys(states_btd)[:, None]
+        key_b1tr = self._pointer.keys(self.key_states_btd)[:, None]
         if is_new:
             cache.layers.append(DynamicLayer())
         cache.layers[-1].update(key_b1tr, key_b1tr[..., :0])
@@ -192,7 +195,10 @@ class Network:
         """Last hidden states; logits if these are not simply hidden states times output embeddings."""
         inputs = self.inputs(ids_bt)
         if self.has_plain_head:
-            states_btd: Tensor = self.model.base_model(**inputs, **keywords).last_hidden_state
+            with middle_states.kept() as kept:
+                states_btd: Tensor = self.model.base_model(**inputs, **keywords).last_hidden_state
+            if self.numbers is not None:
+                self.key_states_btd = states_btd if self.numbers.key_layer is None else kept[-1]
             return states_btd
         logits_btv: Tensor = self.model(**inputs, **keywords).logits
         return logits_btv

@@ -113,7 +113,9 @@ def _predicted(network: Network, rows: Sequence[Measure], states_btd: Tensor, be
     ids_bt = torch.tensor([[*row.prefix_ids[:-1], *[0] * (width + 1 - row.length)] for row in rows])
     tokens_bt, values_bt = numeric.separated(ids_bt.to(network.device), settings.token_id)
     offered = offers(settings.is_number(tokens_bt), values_bt, None, settings.in_space)
-    found = module.values(states_nd, before_m, module.location(states_nd[before_m]), offered)
+    found = module.values(
+        states_nd, network.key_states_btd.flatten(0, 1), before_m, module.location(states_nd[before_m]), offered
+    )
     values = [value for row in rows for value in row.values]
     losses_m = found.negative_log_density(torch.tensor(values, dtype=torch.float64, device=network.device))
     columns = [*found.quantiles([0.5, *settings.interval_shares]), losses_m]

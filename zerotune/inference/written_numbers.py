@@ -57,8 +57,8 @@ def generate_without_cache(network: Network, rows: Sequence[GenerationState]) ->
         states_btd, _ = network.rows(ids)
         last_bd = torch.stack([own_td[len(own) - 1] for own_td, own in zip(states_btd, ids, strict=True)])
 
-        def keys_of(b: int, states_btd: Tensor = states_btd, ids: Sequence[np.ndarray] = ids) -> Tensor:
-            return network.keys(states_btd[b, : len(ids[b])])
+        def keys_of(b: int, ids: Sequence[np.ndarray] = ids) -> Tensor:
+            return network.keys(b, len(ids[b]))
 
         tokens = with_numbers(network, running, sample(running, network.logits(last_bd)), last_bd, keys_of)
         running = [row for row, token in zip(running, tokens, strict=True) if not row.append(token)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 BUFFER = "rows"  # of the module `numeric`, where the matrices are frozen; [2, d], for embeddings and output layer
-BEYOND = 2.0
+BEYOND = 1.5
 
 
 def matrices(model: Any) -> tuple[Tensor, Tensor]:

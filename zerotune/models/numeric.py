@@ -8,7 +8,7 @@ the token (docs/decisions/0026).
 - action maps the cause to a score for each token, by the output layer, and to a value;
 - a pointer chooses between this value and earlier numbers of the text.
 
-Parameters are in float32. A path that predicts tokens by softmax uses the location alone.
+Sums are in float32 at least. A path that predicts tokens by softmax uses the location alone.
 
 Shape suffixes: b rows, t positions, n positions with a target, m positions whose target is a number, d width, v
 vocabulary.
@@ -32,12 +32,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from zerotune.common.errors import UserError
 from zerotune.data.number_tokens import FIRST_NUMBER
 from zerotune.data.numbers_in_text import NUM
-from zerotune.models import cauchy, loss_head, number_rows
+from zerotune.models import cauchy, loss_head, middle_states, number_rows
 from zerotune.models.head_source import gives_logits_unchanged
 from zerotune.models.loss_head import IGNORED, LossHead, causal_lm, chunk_rows, output_layer, predicting
 from zerotune.models.pointer import Copies, Offers, Pointer, offers
+from zerotune.models.precision import exact
 from zerotune.models.value_distributions import Values
 
+VERSION = 2  # of what the parameters mean
 KEY = "numeric"  # of the parameters, and of the settings in config.json
 START_SCALE = 1.0  # of the cause, at every position
 
@@ -48,7 +50,8 @@ class Settings:
 
     token_id: of `<NUM>`. value_space: in which a value is Cauchy, itself or asinh of it. token_loss: what the scores
     of tokens mean. threshold: for one_vs_rest, the score above which a token comes next. copy: whether a value may be
-    that of an earlier number. level_50, level_90: shares of the probability between the ends of the central 50 % and
+    that of an earlier number. key_layer: the number of layers below the hidden states of the pointer's keys; None: the
+    last hidden states. level_50, level_90: shares of the probability between the ends of the central 50 % and
     90 % intervals: those that hold so many of held-out values (calibrated regression, arXiv:1807.00263).
     training_mean, training_median: of the values that training predicted; None if unknown.
     """
@@ -58,10 +61,12 @@ class Settings:
     token_loss: Literal["softmax", "one_vs_rest"] = "softmax"
     threshold: float = 0.0
     copy: bool = True
+    key_layer: int | None = None
     level_50: float = 0.5
     level_90: float = 0.9
     training_mean: float | None = None
     training_median: float | None = None
+    version: int = VERSION
 
     def is_number(self, ids: Tensor) -> Tensor:
         """Where `<NUM>` stands."""
@@ -87,6 +92,8 @@ class Settings:
 def settings_of(config: Any) -> Settings | None:
     """The settings in a model's configuration; None for a model without numbers."""
     found = getattr(config, KEY, None)
+    if found and found.get("version") != VERSION:
+        raise UserError("config.json: an older version of this program wrote this model of numbers; train it again")
     return Settings(**found) if found else None
 
 
@@ -99,12 +106,17 @@ class Direction(nn.Module):
 
     def forward(self, embeddings_btd: Tensor, values_bt: Tensor) -> Tensor:
         """values_bt: in float64; 0 at text."""
-        size_bt1 = (values_bt.sign() * values_bt.abs().log1p())[..., None].to(self.weight.dtype)
-        return embeddings_btd + (size_bt1 * self.weight).to(embeddings_btd.dtype)
+        weight_d = exact(self.weight)
+        size_bt1 = (values_bt.sign() * values_bt.abs().log1p())[..., None].to(weight_d.dtype)
+        return embeddings_btd + (size_bt1 * weight_d).to(embeddings_btd.dtype)
 
 
 class Location(nn.Module):
-    """The location of the cause: the hidden state and a linear map of it, which starts at 0."""
+    """The location of the cause: the hidden state and a linear map of it, which starts at 0.
+
+    The map is divided by the root of its width: at the learning rate of adapters it would otherwise change the scores
+    of all tokens within a few steps, and a pretrained model forget how to write.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -113,8 +125,8 @@ class Location(nn.Module):
     def forward(self, hidden_nd: Tensor) -> Tensor:
         """In the dtype of the hidden states."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            exact_nd = hidden_nd.to(self.weight.dtype)
-            return (exact_nd + F.linear(exact_nd, self.weight)).to(hidden_nd.dtype)
+            moved_nd = F.linear(exact(hidden_nd), exact(self.weight)) / math.sqrt(len(self.weight))
+            return (exact(hidden_nd) + moved_nd).to(hidden_nd.dtype)
 
 
 class Scale(nn.Module):
@@ -126,9 +138,9 @@ class Scale(nn.Module):
         self.start = nn.Parameter(torch.full((width,), math.log(math.expm1(START_SCALE))))
 
     def forward(self, hidden_nd: Tensor) -> Tensor:
-        """In the dtype of the weights."""
+        """In float32 at least."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.softplus(F.linear(hidden_nd.to(self.weight.dtype), self.weight, self.start))
+            return F.softplus(F.linear(exact(hidden_nd), exact(self.weight), exact(self.start)))
 
 
 class Value(nn.Module):
@@ -139,9 +151,10 @@ class Value(nn.Module):
         self.weight = nn.Parameter(torch.randn(width) / width)  # a scale near 1
 
     def forward(self, location_md: Tensor, scale_md: Tensor) -> tuple[Tensor, Tensor]:
-        """(location, scale) in float64; sums in the dtype of the weights."""
-        location_m = (location_md.to(self.weight.dtype) * self.weight).sum(-1)
-        scale_m = (scale_md.to(self.weight.dtype) * self.weight.abs()).sum(-1)
+        """(location, scale) in float64; sums in float32 at least."""
+        weight_d = exact(self.weight)
+        location_m = (exact(location_md) * weight_d).sum(-1)
+        scale_m = (exact(scale_md) * weight_d.abs()).sum(-1)
         return location_m.double(), scale_m.double() + cauchy.SCALE_FLOOR
 
 
@@ -157,12 +170,14 @@ class Numeric(nn.Module):
         self.scale, self.value = Scale(width), Value(width)
         self.pointer = Pointer(width) if settings.copy else None
 
-    def values(self, hidden_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
-        """The distributions of the values at some positions. hidden_nd: of all positions. location_md: of the cause."""
+    def values(self, hidden_nd: Tensor, key_nd: Tensor, at_m: Tensor, location_md: Tensor, offered: Offers) -> Values:
+        """The distributions of the values at some positions. hidden_nd, key_nd: the last states of all positions,
+        and those of the pointer's keys. location_md: of the cause.
+        """
         location_m, scale_m = self.value(location_md, self.scale(hidden_nd[at_m]))
         if self.pointer is None:
             return Values(location_m, scale_m, self.space)
-        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], hidden_nd[offered.at_s])
+        query_mr, key_sr, own_1 = self.pointer(hidden_nd[at_m], key_nd[offered.at_s])
         return Values(location_m, scale_m, self.space, Copies(query_mr, key_sr, own_1, at_m, offered))
 
 
@@ -187,7 +202,9 @@ def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> 
     old = settings_of(base.config)
     if old is None:
         require_plain_logits(base)
-        setattr(base, KEY, _new_module(base.config, settings).to(base.device))
+        settings = replace(settings, key_layer=middle_states.middle_layer(base) if settings.copy else None)
+        _give_module(base, settings)
+        base.numeric.to(base.device)
         base.__class__ = numeric_class(cast(Any, type(base)))
     elif old.token_id != settings.token_id:
         raise UserError(f"<NUM> is token {old.token_id} of the model and {settings.token_id} of model.tokenizer")
@@ -196,6 +213,8 @@ def add(model: nn.Module, settings: Settings, rows_2d: Tensor | None = None) -> 
             f"the model was trained with numeric.value_space: {old.value_space} and "
             f"numeric.copy: {str(old.copy).lower()}; set both"
         )
+    else:
+        settings = replace(settings, key_layer=old.key_layer)
     base.numeric.float().requires_grad_(True)
     if rows_2d is not None:
         base.numeric.register_buffer(number_rows.BUFFER, rows_2d)
@@ -210,9 +229,11 @@ def set_levels(model: nn.Module, level_50: float, level_90: float) -> None:
     setattr(config, KEY, asdict(replace(settings, level_50=level_50, level_90=level_90)))
 
 
-def _new_module(config: Any, settings: Settings | None) -> Numeric:
+def _give_module(base: Any, settings: Settings | None) -> None:
     assert settings is not None
-    return Numeric(int(config.get_text_config().hidden_size), settings)
+    setattr(base, KEY, Numeric(int(base.config.get_text_config().hidden_size), settings))
+    if settings.key_layer is not None:
+        middle_states.watch(base, settings.key_layer)
 
 
 def require_plain_logits(model: Any) -> None:
@@ -238,19 +259,20 @@ def numeric_class(kind: Any) -> Any:
         **kwargs: Any,
     ) -> Any:
         if values is not None:
+            values = values.view(torch.float64)  # may be bits, see `_run`
             embeddings_btd = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             input_ids, inputs_embeds = None, self.numeric.direction(embeddings_btd, values)
         loss_head.install(self)
         answer = functools.partial(_scores, self)
-        with nullcontext() if loss_head.is_predicting() else predicting(None, answer):
+        with middle_states.kept(), nullcontext() if loss_head.is_predicting() else predicting(None, answer):
             return kind.forward(self, input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def start(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, config, *args, **kwargs)
-        self.numeric = _new_module(config, settings_of(config))
+        _give_module(self, settings_of(config))
 
-    exact = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
-    own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": exact}
+    in_float32 = {*(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()), KEY}
+    own = {"__init__": start, "forward": forward, "_keep_in_fp32_modules_strict": in_float32}
     return type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
 
 
@@ -373,8 +395,23 @@ def next_value(model: Any, hidden_d: Tensor, key_kr: Tensor | None, ids: Sequenc
         offered = offers(settings.is_number(tokens_bt), values_bt, None, settings.in_space)
         at_1 = torch.tensor([len(ids) - 1], device=hidden_d.device)
         query_1r, key_sr = module.pointer.queries(hidden_1d), key_kr[offered.at_s]
-        copies = Copies(query_1r, key_sr, module.pointer.own, at_1, offered)
+        copies = Copies(query_1r, key_sr, module.pointer.own_score, at_1, offered)
     return Values(location_1, scale_1, settings.value_space, copies)
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """The forward pass, its values as bits: wrappers cast numbers to the precision of the weights."""
+    return model(**{**inputs, "values": inputs["values"].view(torch.int64)})
+
+
+def _key_states(hidden_nd: Tensor, settings: Settings) -> Tensor:
+    """The states of the pointer's keys, in a forward pass that gave these last hidden states."""
+    if settings.key_layer is None:
+        return hidden_nd
+    key_btd = middle_states.last_kept()
+    if key_btd.ndim != 3 or key_btd.flatten(0, 1).shape != hidden_nd.shape:
+        raise UserError("the layers of this model do not give one state for each token; set numeric.copy: false")
+    return key_btd.flatten(0, 1)
 
 
 def _numbers_of(inputs: Mapping[str, Any], targets_bt: Tensor, settings: Settings) -> tuple[Offers, Tensor, Tensor]:
@@ -403,14 +440,16 @@ def predictions(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
                 scores_cv = scores_cv.log_softmax(-1)
             number_c1 = scores_cv[:, settings.token_id, None]
             found.append(torch.stack([(scores_cv > number_c1).sum(-1) + 1, number_c1[:, 0]]))
-        values = base.numeric.values(hidden_nd, at_m, base.numeric.location(hidden_nd[at_m]), offered)
+        values = base.numeric.values(
+            hidden_nd, _key_states(hidden_nd, settings), at_m, base.numeric.location(hidden_nd[at_m]), offered
+        )
         # Not as the output, which mixed precision turns into float32.
         rank_n, log_p_n = torch.cat(found, 1).double()
         kept.append(Predictions(is_number_n, rank_n, log_p_n, next_n[at_m], values))
         return hidden_nd.new_zeros(())
 
     with predicting(None, answer):
-        model(**inputs)
+        _run(model, inputs)
     (predicted,) = kept
     return predicted
 
@@ -428,12 +467,14 @@ def next_tokens(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor)
 
     def answer(layer: LossHead, hidden_btd: Tensor, _: Tensor | None) -> Tensor:
         hidden_nd = hidden_btd.flatten(0, 1)
-        values = base.numeric.values(hidden_nd, at_n, base.numeric.location(hidden_nd[at_n]), offered)
+        values = base.numeric.values(
+            hidden_nd, _key_states(hidden_nd, settings), at_n, base.numeric.location(hidden_nd[at_n]), offered
+        )
         found.extend([_scores(base, layer, hidden_nd[at_n], None).argmax(-1), *values.quantiles([0.5])])
         return hidden_nd.new_zeros(())
 
     with predicting(None, answer):
-        model(**inputs)
+        _run(model, inputs)
     token_n, value_n = found
     return token_n.tolist(), value_n.tolist()
 
@@ -467,7 +508,7 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
                 location_nd, scale_nd, head.weight, head.bias, targets_n, settings.threshold
             )
         at_m, hidden_md, location_md = at_n[is_number_m], hidden_nd[is_number_m], location_nd[is_number_m]
-        values = base.numeric.values(all_nd, at_m, location_md, offered)
+        values = base.numeric.values(all_nd, _key_states(all_nd, settings), at_m, location_md, offered)
         weight_m: Tensor | float = 1.0
         if gate < 1:
             weight_m = gate + (1 - gate) * _number_probability(base.numeric, layer, hidden_md, location_md, settings)
@@ -475,7 +516,7 @@ def losses(model: nn.Module, inputs: Mapping[str, Any], targets_bt: Tensor, gate
         return torch.stack([token_loss.double(), value_loss])
 
     with predicting(None, answer):
-        found_2: Tensor = model(**inputs).logits
+        found_2: Tensor = _run(model, inputs).logits
     return found_2[0], found_2[1]
 
 

@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from zerotune.models import cauchy
 from zerotune.models.loss_head import chunk_rows
+from zerotune.models.precision import exact
 
 WIDTH = 64  # of queries and keys
-FASTER = 10.0  # factor of the learning rate of queries and keys, which start random beside pretrained weights
+FASTER = 30.0  # factor of the learning rate of all parts, which are new beside pretrained weights
 SCALE = 1e-9  # of a copied number in the value space: less than the digits that a model writes
 
 
@@ -94,7 +95,8 @@ class Copies:
         """[c, 1 + s] in float64."""
         is_earlier_cs = self.offered.at_s <= at_c[:, None]
         is_same_cs = self.offered.at_s >= self.offered.start_n[at_c][:, None]
-        score_cs = (query_cr @ self.key_sr.T).masked_fill(~(is_earlier_cs & is_same_cs), -math.inf)
+        with torch.autocast(query_cr.device.type, enabled=False):  # bfloat16 has steps of 0.5 at scores of 100
+            score_cs = (query_cr @ self.key_sr.T).masked_fill(~(is_earlier_cs & is_same_cs), -math.inf)
         return torch.cat([self.own_1.expand(len(at_c), 1), score_cs], 1).double().log_softmax(-1)
 
     def _of_numbers(self, weight_c1s: Tensor) -> Tensor:
@@ -109,23 +111,28 @@ class Pointer(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
         self.key = nn.Parameter(torch.randn(WIDTH, width) / (FASTER * math.sqrt(width)))
-        self.own = nn.Parameter(torch.zeros(1))  # score of the model's own value; DeepSpeed needs a dimension
+        self.own = nn.Parameter(torch.zeros(1))  # DeepSpeed needs a dimension
 
     def keys(self, hidden_nd: Tensor) -> Tensor:
         """[n, r]: of positions that offer a number."""
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            return F.linear(_features(hidden_nd.to(self.key.dtype)), self.key) * (FASTER / math.sqrt(WIDTH))
+            return F.linear(_features(exact(hidden_nd)), exact(self.key)) * (FASTER / math.sqrt(WIDTH))
 
     def queries(self, hidden_md: Tensor) -> Tensor:
         """[m, r]: of positions whose value is predicted."""
         with torch.autocast(hidden_md.device.type, enabled=False):
-            return F.linear(_features(hidden_md.to(self.query.dtype)), self.query) * FASTER
+            return F.linear(_features(exact(hidden_md)), exact(self.query)) * FASTER
+
+    @property
+    def own_score(self) -> Tensor:
+        """[1]: of the model's own value."""
+        return exact(self.own) * FASTER
 
     def forward(self, hidden_md: Tensor, hidden_sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(queries, keys, score of the model's own value), in plain tensors: ZeRO-3 gathers the weights again in their
         backward pass.
         """
-        return self.queries(hidden_md), self.keys(hidden_sd), self.own.clone()
+        return self.queries(hidden_md), self.keys(hidden_sd), self.own_score
 
 
 def _features(hidden_nd: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
 HALF = (torch.float16, torch.bfloat16)
@@ -40,3 +41,10 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if device.type != "cpu" or dtype not in HALF or (dtype == torch.bfloat16 and _cpu_multiplies_bf16()):
         return dtype
     return torch.float32
+
+
+def exact(x: Tensor) -> Tensor:
+    """At least in float32. Sharded training in half precision casts all parameters of a model, also those that it
+    keeps in float32 alone.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))

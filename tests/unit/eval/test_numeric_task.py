@@ -105,21 +105,23 @@ class Mixture(NamedTuple):
 
 
 def mixture(
-    pointer: Any, hidden: Any, ids: Any, values: Any, at: int, own: float, width: float, settings: Any
+    pointer: Any, hidden: Any, middle: Any, ids: Any, values: Any, at: int, own: float, width: float, settings: Any
 ) -> Mixture:
     """The model's own value and, by attention, the last number at or before each position up to `at`."""
     if pointer is None:
         return Mixture(np.ones(1), np.array([own]), np.array([width]))
-    hidden = hidden.detach()
-    hidden = (hidden / hidden.square().mean(-1, keepdim=True).sqrt()).asinh()
-    scores, offered = [float(pointer.own.detach())], [own]
-    query = 10 * pointer.query.detach() @ hidden[at]
+    hidden, middle = (
+        (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
+        for states in (hidden.detach(), middle.detach())
+    )
+    scores, offered = [30 * float(pointer.own.detach())], [own]
+    query = 30 * pointer.query.detach() @ hidden[at]
     last = None
     for k in range(at + 1):
         if ids[k] == settings.token_id:
             last = float(values[k]) if settings.value_space == "linear" else math.asinh(float(values[k]))
         if last is not None:
-            scores.append(float(query @ (10 * pointer.key.detach() @ hidden[k])) / math.sqrt(len(query)))
+            scores.append(float(query @ (30 * pointer.key.detach() @ middle[k])) / math.sqrt(len(query)))
             offered.append(last)
     weights = np.exp(np.array(scores) - max(scores))
     return Mixture(weights / weights.sum(), np.array(offered), np.array([width, *[1e-9] * (len(offered) - 1)]))
@@ -144,9 +146,9 @@ def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             ids, values = numeric.separated(torch.tensor([passage.ids]), settings.token_id)
             with torch.no_grad():
                 scores = model(input_ids=ids, values=values, use_cache=False).logits[0].double()
-                hidden = model.base_model(
-                    inputs_embeds=model.numeric.direction(model.get_input_embeddings()(ids), values)
-                ).last_hidden_state[0]
+                embeddings = model.numeric.direction(model.get_input_embeddings()(ids), values)
+                read = model.base_model(inputs_embeds=embeddings, output_hidden_states=True)
+                hidden, middle = read.last_hidden_state[0], read.hidden_states[settings.key_layer or -1][0]
                 location, scale = model.numeric.value(model.numeric.location(hidden), model.numeric.scale(hidden))
             for at in range(passage.first, ids.shape[1]):
                 own = scores[at - 1].numpy()
@@ -159,7 +161,9 @@ def naive(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
                 p = own[settings.token_id] - (0 if settings.token_loss == "one_vs_rest" else np.logaddexp.reduce(own))
                 per["p"].append(math.exp(p))
                 inner = value if settings.value_space == "linear" else math.asinh(value)
-                found = mixture(model.numeric.pointer, hidden, ids[0], values[0], at - 1, place, width, settings)
+                found = mixture(
+                    model.numeric.pointer, hidden, middle, ids[0], values[0], at - 1, place, width, settings
+                )
                 for share in (50, 90):
                     per[f"in{share}"].append(abs(found.below(inner) - 0.5) <= share / 200)
                 slope = 0.0 if settings.value_space == "linear" else math.log(math.hypot(1, value))

@@ -45,6 +45,7 @@ def with_numbers(words: Any, family: str = "llama", **settings: Any) -> Any:
     numeric.add(model, numeric.Settings(token, **settings))
     for parameter in model.numeric.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
+    model.numeric.location.weight.data *= 4  # divided by the root of the width, and large enough to write numbers
     return model.eval()
 
 

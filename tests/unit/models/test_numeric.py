@@ -6,6 +6,7 @@ Shape suffixes: see zerotune.models.numeric.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -67,7 +68,7 @@ def build(family: str = "llama", **settings: Any) -> Any:
 def trained(model: Any) -> Any:
     """The same with all parts of `numeric` away from their start values."""
     for name, parameter in model.numeric.named_parameters():
-        moved = 0.03 if name in ("pointer.query", "pointer.key") else 0.3  # those count 10 times
+        moved = 0.01 if name.startswith("pointer.") else 0.3  # those count 30 times
         parameter.data += moved * torch.randn_like(parameter)
     return model
 
@@ -216,21 +217,27 @@ def test_a_trained_direction_leaves_text_before_a_number_untouched() -> None:
 
 
 def mixtures(
-    model: Any, hidden_btd: Tensor, inputs: dict[str, Any], mask_bt: Tensor, own_n: Tensor, scale_n: Tensor
+    model: Any,
+    hidden_btd: Tensor,
+    middle_btd: Tensor,
+    inputs: dict[str, Any],
+    mask_bt: Tensor,
+    own_n: Tensor,
+    scale_n: Tensor,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(weights, locations, scales) at each position by loops: the model's own value, and the last numbers up to each
     earlier position.
     """
     module, found = model.numeric.pointer, []
     for (row, place), own, own_scale in zip(mask_bt.nonzero().tolist(), own_n, scale_n, strict=True):
-        scores, values, scales = [module.own[0]], [own], [own_scale]
+        scores, values, scales = [30 * module.own[0]], [own], [own_scale]
         for earlier in range(place + 1):
             numbers = [t for t in range(earlier + 1) if inputs["input_ids"][row, t] == NUMBER]
             if numbers:
                 values.append(inputs["values"][row, numbers[-1]].asinh())
-                states = hidden_btd[row, [earlier, place]]
+                states = torch.stack([middle_btd[row, earlier], hidden_btd[row, place]])
                 states = (states / states.square().mean(-1, keepdim=True).sqrt()).asinh()
-                key, query = 10 * module.key @ states[0], 10 * module.query @ states[1]
+                key, query = 30 * module.key @ states[0], 30 * module.query @ states[1]
                 scores.append(key @ query / math.sqrt(len(key)))
                 scales.append(torch.tensor(1e-9).double())
         found.append((torch.stack(scores).softmax(0).double(), torch.stack(values), torch.stack(scales)))
@@ -270,11 +277,13 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
     value_n = F.pad(inputs["values"][:, 1:], (0, 1))[mask_bt].asinh()
     y_n = (location_nd @ model.numeric.value.weight).double()
     s_n = (scale_nd @ model.numeric.value.weight.abs()).double() + cauchy.SCALE_FLOOR
-    hidden_btd = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    mixture_n = mixtures(model, hidden_btd, inputs, mask_bt, y_n, s_n)
+    read = body(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
+    layer = numeric.settings_of(model.config).key_layer
+    middle_btd = read.last_hidden_state if layer is None else read.hidden_states[layer]
+    mixture_n = mixtures(model, read.last_hidden_state, middle_btd, inputs, mask_bt, y_n, s_n)
     density_n = torch.stack(list(map(density, mixture_n, value_n))).log() - value_n.cosh().log()
     weight_n = gate + (1 - gate) * log_p_nv[:, NUMBER].double().exp()
-    assert values.item() == pytest.approx(-(weight_n * density_n)[is_number_n].sum().item(), rel=1e-5)
+    assert values.item() == pytest.approx(-(weight_n * density_n)[is_number_n].sum().item(), rel=1e-4)
     found = numeric.predictions(model, inputs, targets_bt).values
     for share in (0.05, 0.5, 0.95):  # of the probability is below each quantile
         point_m = found.quantiles([share])[0].asinh()
@@ -284,7 +293,7 @@ def test_losses(family: str, token_loss: str, gate: float) -> None:
                 (weight_k * (0.5 + ((point + side * 2e-6 - location_k) / scale_k).atan() / math.pi)).sum().item()
                 for side in (-1, 1)
             )
-            assert low - 1e-5 <= share <= high + 1e-5
+            assert low - 3e-5 <= share <= high + 3e-5
 
 
 @pytest.mark.parametrize("token_loss", ["softmax", "one_vs_rest"])
@@ -430,11 +439,21 @@ def test_a_saved_model_opens_with_its_numbers(family: str, tmp_path: Any) -> Non
     inputs, targets_bt = batch()
     opened = numeric.AutoNumericLM.from_pretrained(tmp_path).eval()
     assert type(opened).__name__ == type(FAMILIES[family]()).__name__
-    assert numeric.settings_of(opened.config) == numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5)
+    layer = None if family == "lstm" else 1  # of two
+    assert numeric.settings_of(opened.config) == numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5, True, layer)
     assert torch.equal(opened(**inputs).logits, model(**inputs).logits)
     again = copy.deepcopy(opened)
     numeric.add(again, numeric.Settings(NUMBER, "linear", "one_vs_rest", 0.5))  # keeps the weights
     assert numeric.losses(again, inputs, targets_bt, 0.5) == numeric.losses(model, inputs, targets_bt, 0.5)
+
+
+def test_a_folder_of_an_older_version_is_refused(tmp_path: Any) -> None:
+    build().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["numeric"].pop("version") == 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"an older version .* train it again"):
+        numeric.AutoNumericLM.from_pretrained(tmp_path)
 
 
 def test_a_model_without_numbers_opens_as_ever(tmp_path: Any) -> None:
@@ -482,3 +501,44 @@ def test_a_small_model_learns_to_copy_the_number_that_is_asked_for(space: str) -
     assert error(10.0) < 1e-6
     model.numeric.pointer.own.data.fill_(1e4)  # without copies
     assert error(0.1) > 0.1
+
+
+def test_half_precision_changes_no_sum_and_no_choice() -> None:
+    """Mixed precision multiplies in bfloat16, and sharded training casts all parameters; a wrapper casts inputs."""
+    model = trained(build())
+    model.numeric.to(torch.bfloat16).float()  # representable in both
+    inputs, _ = batch()
+    hidden_nd, at_m = torch.randn(18, 16), torch.arange(8)
+    offered = pointer.offers(inputs["input_ids"] == NUMBER, inputs["values"], None, torch.asinh)
+
+    def values() -> Values:
+        found: Values = model.numeric.values(
+            hidden_nd, hidden_nd, at_m, model.numeric.location(hidden_nd[at_m]), offered
+        )
+        return found
+
+    expected = values()
+    assert expected.copies is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = values()
+        weights_ck = torch.cat(mixed.copies.weights())  # type: ignore[union-attr]
+    torch.testing.assert_close(weights_ck, torch.cat(expected.copies.weights()), rtol=0, atol=0)
+    torch.testing.assert_close(mixed[:2], expected[:2], rtol=0, atol=0)
+    model.numeric.to(torch.bfloat16)
+    cast = values()
+    torch.testing.assert_close(cast[:2], expected[:2], rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(cast.copies.weights()), weights_ck, rtol=0, atol=0)  # type: ignore[union-attr]
+
+
+def test_wrappers_do_not_cast_values() -> None:
+    model, (inputs, targets_bt) = trained(build()), batch()
+    inputs["values"][:, 1:3] = 1e300
+    expected = numeric.losses(model, inputs, targets_bt, 1.0)
+
+    def cast(_: Any, __: Any, keywords: dict[str, Any]) -> Any:
+        return (), {
+            k: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for k, x in keywords.items()
+        }
+
+    model.register_forward_pre_hook(cast, with_kwargs=True)
+    assert numeric.losses(model, inputs, targets_bt, 1.0) == expected
