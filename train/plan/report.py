@@ -79,7 +79,9 @@ def notes(plan: Plan, machine: Machine, change: str | None, fastest: str | None)
     if plan.is_whole:
         on = f"on {counted(plan.layout.ranks, 'GPU')}"
         lines.append(
-            f"Fastest setting that fits {on}: {fastest}" if fastest else f"No setting of this recipe fits {on}."
+            f"No setting of this recipe fits {on}."
+            if fastest is None
+            else f"Fastest setting that fits {on}: {fastest or 'this one'}"
         )
     if plan.disk > plan.free_disk:
         lines.append(

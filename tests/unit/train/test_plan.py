@@ -412,6 +412,16 @@ def test_advice_fits_and_can_be_copied() -> None:
         assert smallest_change(model, Layout(), Machine(10**6)) is None
 
 
+def test_the_fastest_setting_can_be_this_one() -> None:
+    machine = Machine(80 * GB)
+    with local_model(of_recipe("--model.gradient_checkpointing", "false")) as config:
+        model = read_model(config)
+        layout = layout_of(read_files("ddp"), 8, 2)
+        assert fastest(model, layout, machine) == ""
+        assert str(fastest(model, layout_of(read_files("zero3"), 8, 2), machine)).startswith("--accelerate ddp")
+        assert notes(plan(model, layout, machine), machine, None, "")[1].endswith("on 8 GPUs: this one")
+
+
 def test_the_text_has_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--nodes", "4", "--gpus-per-node", "8", "--accelerate", "zero3", "--ranks", "8", "64", "1024"]
     assert (
