@@ -17,7 +17,7 @@ from zerotune.common.yaml_lines import KeyPath, Located, read_yaml
 AUTO = (None, "auto")
 KINDS = {"NO": "single", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp"}
 ZERO = ("deepspeed", "zero_optimization")
-NOT_PLANNED: dict[KeyPath, object] = {  # keys that change the memory of a run: values with which they do not
+NOT_PLANNED: dict[tuple[str, ...], object] = {  # keys that change the memory of a run: values with which they do not
     ("fsdp_config", "fsdp_offload_params"): False,
     ("fsdp_config", "fsdp_reshard_after_forward"): True,
     ("fsdp_config", "fsdp_activation_checkpointing"): False,

@@ -142,7 +142,7 @@ def test_offload_without_a_deepspeed_file(tmp_path: Path) -> None:
 
 def test_a_plan_with_a_missing_part_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = fsdp(tmp_path, "fsdp_offload_params: true")
-    words = ["--accelerate", path, "--gpus-per-node", "8", "--gpu-memory", "1GB", "--format", "json"]
+    words = ["--accelerate", path, "--gpus-per-node", "8", "--gpu-memory", "0.5GB", "--format", "json"]
     assert main([*RECIPE, *words]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is None
