@@ -156,7 +156,9 @@ def _merged_bytes(model: nn.Module, weights: list[Weight], config: Config) -> in
     """Of the folder that training ends with; what a tuning adds counts too."""
     if not config.merge.at_end:
         return 0
-    stored = base_of(model).config.dtype or torch.float32  # files can have another type than their config.json says
+    stored: torch.dtype = (
+        base_of(model).config.dtype or torch.float32
+    )  # files can have another type than their config.json says
     dtype = stored if config.merge.weights == "auto" else DTYPES[config.merge.weights]
     return dtype.itemsize * sum(w.size for w in weights if VALUE_HEAD not in w.name.split("."))
 
