@@ -34,6 +34,7 @@ class Options:
 
     recipe: tuple[str, ...]
     accelerate: str
+    nodes: int
     gpus: int
     memory: int
     gpu: str
@@ -50,17 +51,20 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def options(words: Sequence[str]) -> Options:
     """The command line, read. Raises UserError."""
     own, recipe = own_options(words, OWN)
-    gpus = whole_number("--nodes", own["--nodes"]) * whole_number("--gpus-per-node", own["--gpus-per-node"])
+    nodes = whole_number("--nodes", own["--nodes"])
+    gpus = nodes * whole_number("--gpus-per-node", own["--gpus-per-node"])
+    ranks = tuple(whole_number("--ranks", text) for text in own["--ranks"].split())
     if own["--format"] not in FORMATS:
         raise UserError(f"--format {own['--format']}: must be {', '.join(FORMATS)}")
     return Options(
         recipe=recipe,
-        accelerate=own["--accelerate"] or ("one_gpu" if gpus == 1 else "ddp"),
+        accelerate=own["--accelerate"] or ("one_gpu" if max((gpus, *ranks)) == 1 else "ddp"),
+        nodes=nodes,
         gpus=gpus,
         memory=bytes_of(own["--gpu-memory"], "--gpu-memory"),
         gpu=own["--gpu"],
         utilization=_share(own["--utilization"]),
-        ranks=tuple(whole_number("--ranks", text) for text in own["--ranks"].split()),
+        ranks=ranks,
         format=own["--format"],
     )
 
@@ -98,26 +102,26 @@ def _planned(chosen: Options) -> str:
     from train.engine.quiet_libraries import quiet_libraries
     from train.plan import report
     from train.plan.advice import fastest, smallest_change
-    from train.plan.launch import conflicts, layout_of, read_files
+    from train.plan.launch import conflicts, layout_of, not_planned, other_counts, read_files
     from train.plan.plan import Machine, plan, read_model
     from train.plan.weights import local_model, precision_of
 
     quiet_libraries(True)
     files = read_files(chosen.accelerate)
     item = 4 if precision_of(config) == "fp32" else 2
-    layout = layout_of(files, chosen.gpus, item)
-    if layout.kind == "single" and chosen.gpus > 1:
-        raise UserError(f"--accelerate {chosen.accelerate}: it starts one process; choose ddp, zero2 or another config")
+    layout, *layouts = (layout_of(files, ranks, item) for ranks in (chosen.gpus, *chosen.ranks))
     machine = Machine(chosen.memory, chosen.gpu, chosen.utilization)
     with local_model(config) as known:
         model = read_model(known, config.model.name)
-        found = plan(model, layout, machine, tuple(conflicts(files, layout, config)))
+        contradictions = (*other_counts(files, chosen.nodes, chosen.gpus), *conflicts(files, layout, config))
+        missing = tuple(not_planned(files, layout))
+        found = plan(model, layout, machine, contradictions, missing)
         if files.get("use_cpu"):
             on_cpu = "memory on a CPU: these are the parts on a GPU"
             found = dataclasses.replace(found, unknown=(on_cpu, *found.unknown))
         change = smallest_change(model, layout, machine) if found.fits(machine) is False else None
         lines = report.notes(found, machine, change, fastest(model, layout, machine) if found.is_whole else None)
-        table = [plan(model, dataclasses.replace(layout, ranks=ranks), machine) for ranks in chosen.ranks]
+        table = [plan(model, each, machine, missing=missing) for each in layouts]
     written = {"text": report.as_text, "markdown": report.as_markdown, "json": report.as_json}
     return written[chosen.format](found, machine, lines, table)
 

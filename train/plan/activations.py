@@ -12,7 +12,7 @@ import contextlib
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +62,23 @@ class Activations:
     work: int
     again: int
 
-    def at_peak(self, checkpointing: bool, loss: int) -> dict[str, int]:
-        """By part, in the loss or in the backward pass of the layers, whichever needs more.
+    def kept(self, checkpointing: bool) -> int:
+        """At the end of the forward pass. With checkpointing, these are the inputs of all layers."""
+        return self.rest + (self.layers * self.hidden if checkpointing else self.inside)
 
-        With checkpointing, the inputs of all layers are kept, and one layer is computed again in its backward pass.
-        """
-        kept = self.rest + (self.layers * self.hidden if checkpointing else self.inside)
-        copies, work = (self.casts, self.again) if checkpointing else (0, self.work)
-        if copies + loss > work:
-            return {"activations": kept + copies, "loss": loss}
-        return {"activations": kept, "a layer's backward pass": work}
+
+def at_peak(networks: Sequence[Activations], checkpointing: bool, loss: int) -> dict[str, int]:
+    """By part, in the loss or in the backward pass of a layer, whichever needs more.
+
+    networks: with one loss, whose layers have their backward passes one after the other. With checkpointing, a layer
+    is computed again in its backward pass.
+    """
+    kept = sum(each.kept(checkpointing) for each in networks)
+    copies = sum(each.casts for each in networks) if checkpointing else 0
+    work = max(each.again if checkpointing else each.work for each in networks)
+    if copies + loss > work:
+        return {"activations": kept + copies, "loss": loss}
+    return {"activations": kept, "a layer's backward pass": work}
 
 
 def measure(model: nn.Module, shape: Shape, item: int, kind: str) -> Activations:

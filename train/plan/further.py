@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -44,12 +44,12 @@ class Rollout:
 @dataclass(frozen=True)
 class Further:
     """held: bytes of models that each GPU holds whole, by part. has_reference: whether a frozen copy of the model is
-    among them, which ZeRO-3 shards. body: a second network that is trained. unknown: what is not in any number.
+    among them, which ZeRO-3 shards. body: makes a second network that is trained. unknown: what is not in any number.
     """
 
     held: dict[str, int] = field(default_factory=dict)
     has_reference: bool = False
-    body: Any = None
+    body: Callable[[], nn.Module] | None = None
     rollout: Rollout | None = None
     unknown: tuple[str, ...] = ()
 
@@ -83,8 +83,9 @@ def ppo(config: Config, model: nn.Module) -> Further:
                 held["reward models"] = held.get("reward models", 0) + _scorer(config, key, path)
             except UserError as error:
                 unknown.append(f"the weights of a reward model ({error})")
+    body = partial(_value_body, config) if own.advantage == "gae" and own.value_model else None
     if own.advantage == "gae":
-        add_value_head(model, _value_body(config) if own.value_model else None)
+        add_value_head(model, body() if body else None)
     base = base_of(model)
     has_texts = all(source.format == "text" for source in config.data.train) and not own.task
     rollout = Rollout(
@@ -93,7 +94,6 @@ def ppo(config: Config, model: nn.Module) -> Further:
         responses=own.rollout_prompts * own.samples_per_prompt,
         steps=own.minibatches,
     )
-    body = getattr(getattr(base, VALUE_HEAD, None), "body", None)
     return Further(held, config.tuning.spec.trains_base, body, rollout, tuple(unknown))
 
 

@@ -17,6 +17,16 @@ from zerotune.common.yaml_lines import KeyPath, Located, read_yaml
 AUTO = (None, "auto")
 KINDS = {"NO": "single", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp"}
 ZERO = ("deepspeed", "zero_optimization")
+NOT_PLANNED: dict[tuple[str, ...], object] = {  # keys that change the memory of a run: values with which they do not
+    ("fsdp_config", "fsdp_offload_params"): False,
+    ("fsdp_config", "fsdp_reshard_after_forward"): True,
+    ("fsdp_config", "fsdp_activation_checkpointing"): False,
+    (*ZERO, "zero_hpz_partition_size"): 1,
+    (*ZERO, "mics_shard_size"): -1,
+    (*ZERO, "zero_quantized_weights"): False,
+    (*ZERO, "zero_quantized_gradients"): False,
+    (*ZERO, "zero_quantized_nontrainable_weights"): False,
+}
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,17 @@ def read_files(name: str) -> Files:
 
 
 def layout_of(files: Files, ranks: int, item: int) -> Layout:
-    """How these files divide the state of a run. Raises UserError for a distributed_type that is not supported."""
+    """How these files divide the state of a run. Raises UserError for a distributed_type that is not supported, or that
+    does not suit the ranks.
+    """
     kind = str(files.get("distributed_type"))
     if kind != "DEEPSPEED":
         if kind not in KINDS:
             raise UserError(f"{files.place('distributed_type')}: {kind} is not supported; see docs/sharding.md")
         known = KINDS[kind]
+        if known == "single" and ranks > 1:
+            place = files.place("distributed_type")
+            raise UserError(f"{place}: it starts one process, not {ranks:,}; choose ddp, zero2 or another config")
         return Layout("single" if ranks == 1 and known == "ddp" else known, ranks, item)
     stage = files.get(*ZERO, "stage")
     if stage is None and files.deepspeed is None:
@@ -96,6 +111,8 @@ def layout_of(files: Files, ranks: int, item: int) -> Layout:
         live=number("stage3_max_live_parameters", default.live),
         sub_group=number("sub_group_size", default.sub_group),
         overlaps=stage == 3 if overlaps is None else bool(overlaps),
+        allreduces=False in (files.get(*ZERO, "reduce_scatter"), files.get(*ZERO, "contiguous_gradients"))
+        or files.get(*ZERO, "use_multi_rank_bucket_allreduce") is not False,
         contiguous=files.get(*ZERO, "contiguous_gradients") is not False,
         offloads_optimizer=_offloads(files, "offload_optimizer"),
         offloads_weights=_offloads(files, "offload_param"),
@@ -103,7 +120,29 @@ def layout_of(files: Files, ranks: int, item: int) -> Layout:
 
 
 def _offloads(files: Files, key: str) -> bool:
-    return files.get(*ZERO, key, "device") not in (None, "none")
+    where = (*ZERO, key, "device") if files.deepspeed else ("deepspeed_config", f"{key}_device")
+    return files.get(*where) not in (None, "none")
+
+
+def not_planned(files: Files, layout: Layout) -> Iterator[str]:
+    """file:line, and a key that changes the memory of the run in a way that is not computed."""
+    for key, default in NOT_PLANNED.items():
+        matters = bool(layout.stage) if key[0] == "deepspeed" else layout.kind == "fsdp"
+        value = files.get(*key)
+        if matters and value not in (*AUTO, default):
+            yield f"{files.place(*key)}: the memory with {key[-1]} {str(value).lower()}"
+
+
+def other_counts(files: Files, nodes: int, ranks: int) -> Iterator[str]:
+    """file:line of numbers that are not those of the plan, and the cure."""
+    for key, count, option, unset in (
+        ("num_machines", nodes, "--nodes", (None, 1)),  # the files for one machine say 1 by default
+        ("num_processes", ranks, "--nodes times --gpus-per-node", (None,)),
+    ):
+        value = files.get(key)
+        if value not in (*unset, count):
+            cure = f"start with --{key} {count}, or change one"
+            yield f"{files.place(key)}: {key} {value}, but {option} is {count}; {cure}"
 
 
 def conflicts(files: Files, layout: Layout, config: Config) -> Iterator[str]:

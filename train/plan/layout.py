@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Layout:
     """kind: as `Runtime.kind`. item: bytes of a number in matrix products. micro_batches: of a rank in a step.
 
-    The other values are keys of DeepSpeed's `zero_optimization` with its defaults; sizes in elements.
+    The other values are keys of DeepSpeed's `zero_optimization` with its defaults; sizes in elements. allreduces:
+    whether ZeRO-1 and -2 send the sums of gradients to all ranks, not only to those that keep them.
     """
 
     kind: str = "single"
@@ -23,6 +24,7 @@ class Layout:
     live: int = 1_000_000_000
     sub_group: int = 1_000_000_000
     overlaps: bool = False
+    allreduces: bool = True
     contiguous: bool = True
     offloads_optimizer: bool = False
     offloads_weights: bool = False

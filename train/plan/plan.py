@@ -7,14 +7,15 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
+import torch
 from torch import nn
 
 from train.config import Config
 from train.data.token_table import cache_root
 from train.engine.flops import known_peak, model_flops_per_token
 from train.objectives import objective_class
+from train.plan import activations
 from train.plan.activations import Activations, Shape, loss_bytes, measure
 from train.plan.data import CACHED_BYTES, tokens_of
 from train.plan.further import Further
@@ -25,6 +26,7 @@ from train.protocols import Objective
 from train.tuning.describe import base_of
 from zerotune.models import attention
 from zerotune.models.precision import DTYPES
+from zerotune.models.token_statistics import VALUE_HEAD
 
 CONTEXT = 800_000_000  # bytes: CUDA context, cuBLAS and NCCL buffers; an estimate, not measured
 FRAGMENTED = 0.04  # of the GPU: what the caching allocator cannot use; an estimate, not measured
@@ -46,7 +48,8 @@ class Plan:
 
     shape: of the largest micro-batch. is_whole: whether parts have all that matters. phase: in which the parts are at
     their peak. seconds: of the run. step_tokens: over all ranks. is_estimated: whether the tokens are, from the sizes
-    of files. sent: bytes that a rank sends in a step. Those that cannot be computed are None.
+    of files. sent: bytes that a rank sends in a step. merged: bytes of the merged model, 0 without one. Those that
+    cannot be computed are None.
     """
 
     name: str
@@ -67,15 +70,28 @@ class Plan:
     seconds: float | None
     sent: int
     checkpoint: int
+    merged: int
     free_disk: int
     token_cache: int | None
     free_for_cache: int
     conflicts: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    not_planned: tuple[str, ...] = ()
 
     @property
     def memory(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def checkpoints(self) -> int:
+        """How many there are at most: old ones are removed after a new one is written; the best one can be older."""
+        chosen = self.config.checkpoint
+        return chosen.keep_last + chosen.keep_best + 1
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the run folder at most, before the last checkpoint is written or while the model is merged."""
+        return (self.checkpoints - 1) * self.checkpoint + max(self.checkpoint, self.merged)
 
     @property
     def busy(self) -> int:
@@ -83,29 +99,37 @@ class Plan:
         return busy(self.config, self.step_tokens, self.layout.ranks)
 
     def fits(self, machine: Machine) -> bool | None:
-        """None where it is not known: parts that are missing could be too much."""
+        """None where it is not known: missing parts could be too much, and the launch files could lower others."""
+        if self.not_planned:
+            return None
         return False if self.memory > machine.memory else True if self.is_whole else None
 
 
 @dataclass
 class Model:
-    """A tuned model, measured once: only the activations depend on the kind of sharding."""
+    """A tuned model, measured once: only the activations depend on the kind of sharding.
+
+    recomputed_flops: of a token, with checkpointing, beside flops_per_token. merged: as in `Plan`.
+    """
 
     name: str
     config: Config
     weights: list[Weight]
     further: Further
     flops_per_token: float
+    recomputed_flops: float
+    merged: int
     can_pack: bool = True
     unknown: tuple[str, ...] = ()
     is_timed: bool = True
-    activations: dict[tuple[str, int, int, int], tuple[Activations | None, int]] = field(default_factory=dict)
+    activations: dict[tuple[str, int, int, int], tuple[list[Activations], int]] = field(default_factory=dict)
 
 
 def read_model(config: Config, name: str = "") -> Model:
     """Its weights and FLOPs. Tokens are taken for learned, and rows for full: the data is not read."""
     model, quantized = tuned_model(config)
     flops = model_flops_per_token(model, (config.data.max_length_tokens + 1) / 2)
+    forward_of_attention = (flops - model_flops_per_token(model, 0)) / 3
     unknown, is_timed = [], True
     if any(p.ndim > 2 and "experts" in name.split(".") for name, p in model.named_parameters()):
         unknown.append("the work and time of a mixture of experts")
@@ -120,23 +144,41 @@ def read_model(config: Config, name: str = "") -> Model:
         unknown.append("what products of int8 matrices keep for the backward pass")
     unknown += further.unknown
     weights = list(weights_of(model, config, quantized))
-    return Model(name or config.model.name, config, weights, further, flops, can_pack, tuple(unknown), is_timed)
+    merged = _merged_bytes(model, weights, config)
+    # The layers' forward pass: 2 FLOPs for a weight, trained or frozen. The output layer is outside them.
+    again = 2 * sum(w.size for w in weights if w.unit and len(w.shape) == 2) + forward_of_attention
+    return Model(
+        name or config.model.name, config, weights, further, flops, again, merged, can_pack, tuple(unknown), is_timed
+    )
 
 
-def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, ...] = ()) -> Plan:
-    """The plan of a run with this layout."""
+def _merged_bytes(model: nn.Module, weights: list[Weight], config: Config) -> int:
+    """Of the folder that training ends with; what a tuning adds counts too."""
+    if not config.merge.at_end:
+        return 0
+    stored: torch.dtype = (
+        base_of(model).config.dtype or torch.float32
+    )  # files can have another type than their config.json says
+    dtype = stored if config.merge.weights == "auto" else DTYPES[config.merge.weights]
+    return dtype.itemsize * sum(w.size for w in weights if VALUE_HEAD not in w.name.split("."))
+
+
+def plan(
+    model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, ...] = (), missing: tuple[str, ...] = ()
+) -> Plan:
+    """The plan of a run with this layout. missing: settings of its files that change the memory and are not in it."""
     config, weights = model.config, model.weights
     rollout = model.further.rollout
     step = rollout.step_tokens if rollout else config.batch.tokens_per_step
     micro_batches = -(-step // (config.batch.tokens_per_micro_batch * layout.ranks))
     layout = replace(layout, micro_batches=micro_batches)
     states = at_peak(weights, layout, _state_bytes(config))
-    activations, loss = _activations(model, layout)
+    networks, loss = _activations(model, layout)
     checkpointing = config.model.gradient_checkpointing
-    kept = activations.at_peak(checkpointing, loss) if activations else {"loss": loss}
+    kept = activations.at_peak(networks, checkpointing, loss) if networks else {"loss": loss}
     phase, parts = _parts(model, states, layout, machine, kept)
     unknown = list(model.unknown)
-    if activations is None:
+    if not networks:
         unknown.append("activations: this model does not run without values")
     epoch = tokens_of(config)
     tokens, steps, is_estimated = (
@@ -153,7 +195,7 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         shape=micro_batch(config, model.can_pack),
         parts=parts,
         phase=phase,
-        is_whole=activations is not None and not model.further.unknown,
+        is_whole=bool(networks) and not model.further.unknown,
         host=states.on_host,
         trained=sum(w.size for w in weights if w.is_trained),
         total=sum(w.size for w in weights),
@@ -165,11 +207,13 @@ def plan(model: Model, layout: Layout, machine: Machine, conflicts: tuple[str, .
         seconds=_seconds(model, layout, machine, tokens),
         sent=sent_bytes(weights, layout),
         checkpoint=checkpoint_bytes(weights, layout, _state_bytes(config)),
+        merged=model.merged,
         free_disk=_free(Path(config.run.folder)),
         token_cache=None if epoch is None or config.data.streaming else epoch * CACHED_BYTES,
         free_for_cache=_free(cache_root(config.data)),
         conflicts=conflicts,
-        unknown=tuple(unknown),
+        unknown=(*unknown, *missing),
+        not_planned=missing,
     )
 
 
@@ -227,25 +271,24 @@ def micro_batch(config: Config, can_pack: bool) -> Shape:
     return Shape(max(1, micro // longest), longest + config.tuning.extra_positions, masked=True)
 
 
-def _activations(model: Model, layout: Layout) -> tuple[Activations | None, int]:
-    """(activations or None, bytes of the loss), measured once for each shape."""
+def _activations(model: Model, layout: Layout) -> tuple[list[Activations], int]:
+    """(activations of each network, none if they cannot be measured; bytes of the loss), once for each shape."""
     shape, kind = micro_batch(model.config, model.can_pack), layout.kind.partition("-")[0]
     key = (kind, shape.rows, shape.length, layout.item)
     if key not in model.activations:
         tuned, _ = tuned_model(model.config)
         loss = loss_bytes(tuned, shape.tokens, layout.item)
-        networks: list[Any] = [tuned] if model.further.body is None else [tuned, model.further.body]
+        # `measure` spoils them.
+        networks = [tuned] if model.further.body is None else [tuned, model.further.body()]
         model.activations[key] = (_measured(networks, shape, layout.item, kind), loss)
     return model.activations[key]
 
 
-def _measured(networks: list[nn.Module], shape: Shape, item: int, kind: str) -> Activations | None:
+def _measured(networks: list[nn.Module], shape: Shape, item: int, kind: str) -> list[Activations]:
     try:
-        found = [measure(network, shape, item, kind) for network in networks]
+        return [measure(network, shape, item, kind) for network in networks]
     except FAILED_INSIDE:  # raised in the code of the model
-        return None
-    sums = (sum(getattr(one, f.name) for one in found) for f in dataclasses.fields(Activations))
-    return Activations(*sums) if len(found) > 1 else found[0]
+        return []
 
 
 def _length(config: Config, epoch: int | None) -> tuple[int | None, int | None, bool]:
@@ -265,9 +308,9 @@ def _seconds(model: Model, layout: Layout, machine: Machine, tokens: int | None)
         peak = known_peak(machine.gpu, DTYPES[precision_of(model.config)]) or 0
     if not peak or tokens is None or not model.is_timed:
         return None
-    recomputed = 4 / 3 if model.config.model.gradient_checkpointing else 1.0
+    flops = model.flops_per_token + (model.recomputed_flops if model.config.model.gradient_checkpointing else 0)
     speed = peak * machine.utilization * busy(model.config, model.config.batch.tokens_per_step, layout.ranks)
-    return tokens * model.flops_per_token * recomputed / speed
+    return tokens * flops / speed
 
 
 def busy(config: Config, step_tokens: int, ranks: int) -> int:
@@ -288,8 +331,10 @@ def sent_bytes(weights: list[Weight], layout: Layout) -> int:
         return round(share * layout.item * layout.micro_batches * (2 * whole + trained))
     if layout.kind == "fsdp":  # gradients in float32, once
         return round(share * (2 * layout.item * whole * layout.micro_batches + 4 * trained))
-    reduced = layout.micro_batches if layout.kind == "zero-2" else 2
-    return round(share * layout.item * trained * (1 + reduced))
+    if layout.stage:
+        reductions = layout.micro_batches if layout.kind == "zero-2" else 1
+        return round(share * layout.item * trained * (1 + reductions * (1 + layout.allreduces)))
+    raise ValueError(f"sharding {layout.kind} on {layout.ranks} ranks")
 
 
 def checkpoint_bytes(weights: list[Weight], layout: Layout, state_bytes: StateBytes) -> int:

@@ -40,7 +40,8 @@ def run_rows(plan: Plan) -> Rows:
         ("micro-batches of a rank", f"{count:,} of {shape.tokens:,} tokens ({layout})"),
         ("work", "?" if plan.flops_per_token is None else f"{plan.flops_per_token / 1e9:,.2f} GFLOP for a token"),
         ("sent by a rank in a step", gigabytes(plan.sent)),
-        ("a checkpoint", f"{gigabytes(plan.checkpoint)}, {plan.config.checkpoint.keep_last + 1} are kept at most"),
+        ("a checkpoint", f"{gigabytes(plan.checkpoint)}, there are {plan.checkpoints} at most"),
+        *([("merged model", gigabytes(plan.merged))] if plan.merged else []),
         ("free disk", gigabytes(plan.free_disk)),
     ]
     if plan.busy < ranks and not plan.config.spec.asks:  # then steps have sampled rows
@@ -63,7 +64,8 @@ def verdict(plan: Plan, machine: Machine) -> str:
     """Whether it fits."""
     free, fits = machine.memory - plan.memory, plan.fits(machine)
     if fits is None:
-        return f"Whether it fits is NOT KNOWN: {gigabytes(free)} are left for what is missing in the sum, see below."
+        left = f"{gigabytes(free)} are left for what is missing in the sum, " if free > 0 else ""
+        return f"Whether it fits is NOT KNOWN: {left}see below."
     if fits:
         return f"It fits: {gigabytes(free)} of {gigabytes(machine.memory)} stay free."
     return f"It does NOT fit: {gigabytes(-free)} more than {gigabytes(machine.memory)} are needed."
@@ -77,10 +79,15 @@ def notes(plan: Plan, machine: Machine, change: str | None, fastest: str | None)
     if plan.is_whole:
         on = f"on {counted(plan.layout.ranks, 'GPU')}"
         lines.append(
-            f"Fastest setting that fits {on}: {fastest}" if fastest else f"No setting of this recipe fits {on}."
+            f"No setting of this recipe fits {on}."
+            if fastest is None
+            else f"Fastest setting that fits {on}: {fastest or 'this one'}"
         )
-    if plan.checkpoint * (plan.config.checkpoint.keep_last + 1) > plan.free_disk:
-        lines.append("The disk has no room for the checkpoints: lower checkpoint.keep_last, or set another run.folder.")
+    if plan.disk > plan.free_disk:
+        lines.append(
+            f"The disk has no room for {gigabytes(plan.disk)} of checkpoints and merged model: lower "
+            "checkpoint.keep_last, set merge.at_end false, or another run.folder."
+        )
     if plan.token_cache is not None and plan.token_cache > plan.free_for_cache:
         lines.append("The disk has no room for the token cache: set data.cache_folder, or data.streaming.")
     lines += [f"Conflict: {line}" for line in plan.conflicts]

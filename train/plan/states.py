@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -65,7 +66,8 @@ def at_peak(weights: Sequence[Weight], layout: Layout, state_bytes: StateBytes) 
         update = 0 if layout.offloads_optimizer else (FLOAT + layout.item) * largest
         return replace(states, update=update)
     if layout.stage == 3:
-        gathered = layout.item * min(sum(w.size for w in weights), layout.live)
+        # The limit is for what is fetched ahead; a module that runs needs its own weights in any case.
+        gathered = layout.item * min(_size(weights), layout.live + max(_modules(weights).values()))
         largest = max(sum(group) for group in _sub_groups(trained, layout))
         return replace(states, gathered=gathered, update=0 if layout.offloads_optimizer else FLOAT * largest)
     if layout.kind == "fsdp":
@@ -84,6 +86,14 @@ def at_peak(weights: Sequence[Weight], layout: Layout, state_bytes: StateBytes) 
 
 def _size(unit: Sequence[Weight]) -> int:
     return sum(w.size for w in unit)
+
+
+def _modules(weights: Sequence[Weight]) -> Counter[str]:
+    """Elements of each module's own parameters."""
+    sizes: Counter[str] = Counter()
+    for weight in weights:
+        sizes[weight.name.rpartition(".")[0]] += weight.size
+    return sizes
 
 
 def _whole(weights: Sequence[Weight], layout: Layout, state_bytes: StateBytes, rank: int) -> States:

@@ -14,10 +14,10 @@ from train.config import Config, ModelConfig
 from train.engine import optimizer_state
 from train.plan.__main__ import main, options
 from train.plan.advice import fastest, smallest_change
-from train.plan.launch import conflicts, layout_of, read_files
+from train.plan.launch import conflicts, layout_of, not_planned, read_files
 from train.plan.layout import Layout
-from train.plan.plan import Machine, Plan, plan, read_model, sent_bytes, with_changes
-from train.plan.report import verdict
+from train.plan.plan import Machine, Plan, checkpoint_bytes, plan, read_model, sent_bytes, with_changes
+from train.plan.report import notes, verdict
 from train.plan.states import at_peak, at_update
 from train.plan.weights import Weight, local_model
 from train.recipe import parse
@@ -36,7 +36,7 @@ def of_recipe(*words: str) -> Config:
 @pytest.mark.parametrize("name", shipped.names(shipped.ACCELERATE))
 def test_shipped_files_have_no_conflicts(name: str) -> None:
     files = read_files(name)
-    layout = layout_of(files, 8, 2)
+    layout = layout_of(files, 1 if name in ("cpu", "one_gpu") else 8, 2)
     assert list(conflicts(files, layout, Config())) == []
     assert layout.stage == (int(name[4]) if name.startswith("zero") else 0)
     assert layout.offloads_optimizer == ("offload" in name)
@@ -89,6 +89,70 @@ def test_conflicts_with_the_recipe(tmp_path: Path) -> None:
     assert second.startswith(f"{tmp_path}/my.yaml:1: optim.name adafactor cannot be used with zero-2")
 
 
+@pytest.mark.parametrize(
+    ("keys", "allreduces"),
+    [
+        ({}, True),
+        ({"use_multi_rank_bucket_allreduce": False}, False),
+        ({"use_multi_rank_bucket_allreduce": False, "reduce_scatter": False}, True),
+    ],
+)
+def test_deepspeed_reduces_for_all_ranks_unless_told_otherwise(
+    tmp_path: Path, keys: dict[str, bool], allreduces: bool
+) -> None:
+    files = read_files(written(tmp_path, {"zero_optimization": {"stage": 2, **keys}}))
+    assert layout_of(files, 8, 2).allreduces is allreduces
+
+
+def fsdp(folder: Path, key: str) -> str:
+    text = f"distributed_type: FSDP\nnum_machines: 2\nnum_processes: 4\nfsdp_config:\n  fsdp_version: 2\n  {key}\n"
+    (folder / "my.yaml").write_text(text)
+    return str(folder / "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "is_planned"),
+    [
+        ("fsdp_offload_params: true", False),
+        ("fsdp_activation_checkpointing: true", False),
+        ("fsdp_reshard_after_forward: false", False),
+        ("fsdp_reshard_after_forward: true", True),
+    ],
+)
+def test_keys_of_fsdp_that_are_not_planned(tmp_path: Path, key: str, is_planned: bool) -> None:
+    files = read_files(fsdp(tmp_path, key))
+    lines = list(not_planned(files, layout_of(files, 8, 2)))
+    wanted = f"{tmp_path}/my.yaml:6: the memory with {key.replace(':', '')}"
+    assert lines == ([] if is_planned else [wanted])
+
+
+def test_keys_of_deepspeed_that_are_not_planned(tmp_path: Path) -> None:
+    keys = {"stage": 3, "zero_hpz_partition_size": 8, "zero_quantized_weights": False}
+    files = read_files(written(tmp_path, {"zero_optimization": keys}))
+    (line,) = not_planned(files, layout_of(files, 8, 2))
+    assert line.endswith("ds.json:4: the memory with zero_hpz_partition_size 8")
+
+
+def test_offload_without_a_deepspeed_file(tmp_path: Path) -> None:
+    inner = "  zero_stage: 3\n  offload_optimizer_device: cpu\n  offload_param_device: none\n"
+    (tmp_path / "my.yaml").write_text(f"distributed_type: DEEPSPEED\ndeepspeed_config:\n{inner}")
+    layout = layout_of(read_files(str(tmp_path / "my.yaml")), 8, 2)
+    assert (layout.offloads_optimizer, layout.offloads_weights) == (True, False)
+
+
+def test_a_plan_with_a_missing_part_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fsdp(tmp_path, "fsdp_offload_params: true")
+    words = ["--accelerate", path, "--gpus-per-node", "8", "--gpu-memory", "0.5GB", "--format", "json"]
+    assert main([*RECIPE, *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is None
+    assert found["notes"][0] == "Whether it fits is NOT KNOWN: see below."
+    assert any("fsdp_offload_params" in line for line in found["notes"])
+    machines, processes = found["conflicts"]
+    assert machines.endswith("num_machines 2, but --nodes is 1; start with --num_machines 1, or change one")
+    assert "num_processes 4, but --nodes times --gpus-per-node is 8" in processes
+
+
 @pytest.mark.parametrize("stage", [0, 4, None, "two"])
 def test_an_unknown_stage_is_refused(tmp_path: Path, stage: Any) -> None:
     files = read_files(written(tmp_path, {"zero_optimization": {"stage": stage}}))
@@ -104,9 +168,9 @@ def test_a_missing_deepspeed_file_is_named(tmp_path: Path) -> None:
 
 
 WEIGHTS = [
-    Weight("embed", (1000, 64), 256_000, 0),
-    *(Weight(f"layer.{k}.matrix", (64, 64), 16_384, 0, f"layer.{k}") for k in range(8)),
-    Weight("layer.7.norm", (64,), 256, 1, "layer.7"),
+    Weight("embed.weight", (1000, 64), 256_000, 0),
+    *(Weight(f"layer.{k}.matrix.weight", (64, 64), 16_384, 0, f"layer.{k}") for k in range(8)),
+    Weight("layer.7.norm.weight", (64,), 256, 1, "layer.7"),
 ]
 
 
@@ -131,6 +195,12 @@ def test_fewer_bytes_with_each_stage() -> None:
     assert sizes[0].in_backward >= sizes[1].in_backward > sizes[2].in_backward
 
 
+@pytest.mark.parametrize(("live", "gathered"), [(0, 64_000), (1000, 65_000), (10**9, 96_832)])
+def test_zero3_fetches_the_largest_module_whatever_the_limit(live: int, gathered: int) -> None:
+    """The embeddings have 64,000 of 96,832 weights."""
+    assert at_peak(WEIGHTS, Layout("zero-3", 8, 2, live=live), optimizer_state.adamw).gathered == 2 * gathered
+
+
 def test_offload_moves_to_the_host() -> None:
     near = at_update(WEIGHTS, Layout("zero-3", 8, 2), optimizer_state.adamw)
     far = at_update(
@@ -144,9 +214,46 @@ def test_offload_moves_to_the_host() -> None:
 def test_sent_bytes() -> None:
     size = sum(w.size for w in WEIGHTS)
     assert sent_bytes(WEIGHTS, Layout("single")) == 0
+    with pytest.raises(ValueError, match="sharding single on 8 ranks"):
+        sent_bytes(WEIGHTS, Layout("single", 8))
     assert sent_bytes(WEIGHTS, Layout("ddp", 2)) == 4 * size  # reduced as float32, each half sent twice
-    assert sent_bytes(WEIGHTS, Layout("zero-2", 2)) == 2 * size
+    assert sent_bytes(WEIGHTS, Layout("zero-1", 2, micro_batches=4)) == 3 * size
+    assert (
+        sent_bytes(WEIGHTS, Layout("zero-2", 2)) == 3 * size
+    )  # DeepSpeed reduces for all ranks, unless told otherwise
+    assert sent_bytes(WEIGHTS, Layout("zero-2", 2, micro_batches=4)) == 9 * size
+    assert sent_bytes(WEIGHTS, Layout("zero-2", 2, micro_batches=4, allreduces=False)) == 5 * size
     assert sent_bytes(WEIGHTS, Layout("zero-3", 2)) == 3 * size
+
+
+@pytest.mark.parametrize("kind", ["single", "ddp", "zero-3", "fsdp"])
+def test_checkpoint_bytes(kind: str) -> None:
+    """Trained weights and two moments in float32, and a counter for each; shards of it do not count twice."""
+    frozen = [dataclasses.replace(w, group=None) for w in WEIGHTS[1:]]
+    for weights, size, count in ((WEIGHTS, 96_832, 10), ([WEIGHTS[0], *frozen], 64_000, 1)):
+        layout = Layout(kind, 1 if kind == "single" else 8)
+        assert checkpoint_bytes(weights, layout, optimizer_state.adamw) == 12 * size + 4 * count
+
+
+@pytest.mark.parametrize(
+    ("words", "checkpoints", "merged"),
+    [
+        ([], 4, 4 * 217_664),
+        (["--checkpoint.keep_best", "false", "--checkpoint.keep_last", "1"], 2, 4 * 217_664),
+        (["--merge.at_end", "false"], 4, 0),
+        (["--merge.weights", "bfloat16"], 4, 2 * 217_664),
+    ],
+)
+def test_disk(words: list[str], checkpoints: int, merged: int) -> None:
+    with local_model(of_recipe(*words)) as config:
+        found = plan(read_model(config), Layout(), Machine(80 * GB))
+    assert (found.checkpoints, found.merged) == (checkpoints, merged)
+    assert found.disk == checkpoints * found.checkpoint  # the merged model is smaller than one of them
+    full = dataclasses.replace(found, checkpoint=1000, merged=5000, free_disk=(checkpoints - 1) * 1000 + 4999)
+    said = any("The disk has no room" in line for line in notes(full, Machine(80 * GB), None, None))
+    assert said
+    roomy = dataclasses.replace(full, free_disk=full.disk)
+    assert not any("The disk has no room" in line for line in notes(roomy, Machine(80 * GB), None, None))
 
 
 def test_parameters_are_those_of_the_run() -> None:
@@ -218,6 +325,16 @@ def test_a_value_model_is_trained_too() -> None:
         found = plan(read_model(config), Layout(), Machine(80 * GB))
     assert found.trained > 1.8 * alone.trained
     assert found.parts["activations"] > 1.5 * alone.parts["activations"]
+
+
+def test_a_value_model_is_measured_anew_for_each_setting() -> None:
+    with local_model(ppo("--ppo.reward", "[{kind: length}]", "--ppo.value_model", TINY)) as config:
+        again, alone = read_model(config), read_model(config)
+        for kind in ("zero-3", "ddp"):
+            plan(again, Layout(kind, 8), Machine(80 * GB))
+        plan(alone, Layout("ddp", 8), Machine(80 * GB))
+    assert len(again.activations) == 2
+    assert alone.activations.items() <= again.activations.items()
 
 
 def test_activations_that_cannot_be_measured_are_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +412,16 @@ def test_advice_fits_and_can_be_copied() -> None:
         assert smallest_change(model, Layout(), Machine(10**6)) is None
 
 
+def test_the_fastest_setting_can_be_this_one() -> None:
+    machine = Machine(80 * GB)
+    with local_model(of_recipe("--model.gradient_checkpointing", "false")) as config:
+        model = read_model(config)
+        layout = layout_of(read_files("ddp"), 8, 2)
+        assert fastest(model, layout, machine) == ""
+        assert str(fastest(model, layout_of(read_files("zero3"), 8, 2), machine)).startswith("--accelerate ddp")
+        assert notes(plan(model, layout, machine), machine, None, "")[1].endswith("on 8 GPUs: this one")
+
+
 def test_the_text_has_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--nodes", "4", "--gpus-per-node", "8", "--accelerate", "zero3", "--ranks", "8", "64", "1024"]
     assert (
@@ -311,7 +438,13 @@ def test_json_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RECIPE, "--format", "json", "--ranks", "1", "8", "--accelerate", "ddp"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["memory"] == sum(found["parts"].values())
-    assert [one["sharding"]["ranks"] for one in found["scaling"]] == [1, 8]
+    assert [(one["sharding"]["kind"], one["sharding"]["ranks"]) for one in found["scaling"]] == [
+        ("single", 1),
+        ("ddp", 8),
+    ]
+    assert found["scaling"][0]["sent"] == 0
+    assert found["scaling"][1]["sent"] == 7 * 217_664  # 8 bytes, 7 eighths of them
+    assert "communication buckets" in found["scaling"][1]["parts"]
     assert found["seconds"] is None
     assert found["is_estimated"]
     assert found["tokens"] > 1000
@@ -348,6 +481,25 @@ def test_gpus_without_rows_do_not_make_it_faster() -> None:
     assert few.seconds / many.seconds == pytest.approx(rows / 2)
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_checkpointing_adds_the_forward_pass_of_the_layers(kind: str) -> None:
+    """A matrix of a layer has 6 FLOPs for a token, frozen ones 4, attention 12, of which 2, 2 and 4 are repeated."""
+    words = ["--duration.max_steps", "10", "--tuning.kind", kind, "--model.gradient_checkpointing", "false"]
+    with local_model(of_recipe(*words)) as config:
+        model = read_model(config)
+        changed = dataclasses.replace(model, config=with_changes(config, {"model.gradient_checkpointing": True}))
+        plain, again = (plan(each, Layout(), Machine(80 * GB, "H100")).seconds for each in (model, changed))
+    attention = 2 * 64 * (config.data.max_length_tokens + 1) / 2  # layers x width x attended positions
+    matrices = [w for w in model.weights if len(w.shape) == 2 and "embed" not in w.name]
+    head = 2048 * 64 * (6 if kind == "full" else 4)
+    products = sum((6 if w.is_trained else 4) * w.size for w in matrices)
+    assert model.flops_per_token == pytest.approx(products + head + 12 * attention)
+    repeated = sum(2 * w.size for w in matrices) + 4 * attention
+    assert plain is not None
+    assert again is not None
+    assert again / plain == pytest.approx(1 + repeated / model.flops_per_token)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -358,7 +510,8 @@ def test_gpus_without_rows_do_not_make_it_faster() -> None:
         ([*RECIPE, "--format", "html"], "--format html: must be text, markdown, json"),
         ([*RECIPE, "--utilization", "40"], "--utilization 40: must be above 0 and at most 1"),
         ([*RECIPE, "--accelerate", "zero4"], "there is no such accelerate config; did you mean"),
-        ([*RECIPE, "--accelerate", "one_gpu", "--nodes", "2"], "it starts one process"),
+        ([*RECIPE, "--accelerate", "one_gpu", "--nodes", "2"], "it starts one process, not 2"),
+        ([*RECIPE, "--accelerate", "one_gpu", "--ranks", "1", "8"], "it starts one process, not 8"),
         ([*RECIPE, "--gpu-memori", "80GB"], "did you mean --gpu-memory"),
     ],
 )
@@ -379,6 +532,8 @@ def test_ranks_take_several_numbers() -> None:
     chosen = options([*RECIPE, "--ranks", "8", "64", "--nodes=2", "--gpus-per-node", "4", "--optim.name", "adamw_8bit"])
     assert (chosen.ranks, chosen.gpus, chosen.accelerate) == ((8, 64), 8, "ddp")
     assert chosen.recipe[-2:] == ("--optim.name", "adamw_8bit")
+    assert options([*RECIPE, "--ranks", "1"]).accelerate == "one_gpu"
+    assert options([*RECIPE, "--ranks", "1", "8"]).accelerate == "ddp"
 
 
 def test_a_hub_model_is_asked_for_its_config_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from tests.support.memory_models import CONFIGS, Case
-from train.plan.activations import Meter, Shape, loss_bytes, measure, saving
+from train.plan.activations import Activations, Meter, Shape, at_peak, loss_bytes, measure, saving
 from train.tuning import make_tuning
 from train.tuning.describe import base_of
 from zerotune.models import loss_head
@@ -55,11 +55,23 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
     planned = measure(tuned(Case("ddp", "llama", "full", "adamw", "fp32"), "meta"), SHAPES["packed"], 4, "ddp")
     assert planned.hidden == 48 * 36 * 4
     assert planned.again > planned.inside / 3
-    assert planned.at_peak(checkpointing=True, loss=0) == {
+    assert at_peak([planned], checkpointing=True, loss=0) == {
         "activations": planned.rest + 3 * planned.hidden,
         "a layer's backward pass": planned.again,
     }
-    assert planned.at_peak(checkpointing=True, loss=10**9)["activations"] == planned.rest + 3 * planned.hidden
+    assert at_peak([planned], checkpointing=True, loss=10**9)["activations"] == planned.rest + 3 * planned.hidden
+
+
+def test_two_networks_keep_the_inputs_of_their_own_layers() -> None:
+    """Two layers of width 10 and three of width 100 keep 320, not 5 x 110; of their layers one works at a time."""
+    small = Activations(inside=1000, rest=1, hidden=10, layers=2, casts=0, work=5, again=7)
+    large = Activations(inside=5000, rest=2, hidden=100, layers=3, casts=0, work=50, again=70)
+    with_inputs = {"activations": 3 + 2 * 10 + 3 * 100, "a layer's backward pass": 70}
+    assert at_peak([small, large], checkpointing=True, loss=0) == with_inputs
+    assert at_peak([small, large], checkpointing=False, loss=0) == {
+        "activations": 6003,
+        "a layer's backward pass": 50,
+    }
 
 
 SIZES = {
@@ -91,7 +103,7 @@ def test_peak_of_forward_and_backward(
             return make_tuning(case.tuning_config).apply(model).train()
 
     loss = loss_bytes(made("meta"), shape.tokens, 2, device="cpu")
-    planned = sum(measure(made("meta"), shape, 2, "ddp").at_peak(checkpointing, loss).values())
+    planned = sum(at_peak([measure(made("meta"), shape, 2, "ddp")], checkpointing, loss).values())
     model = made("cpu")
     if checkpointing:
         base = base_of(model)
