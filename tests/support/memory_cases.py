@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -31,21 +31,16 @@ from train.engine.optimizer import build_optimizer
 from train.engine.runtime import Runtime, sharded_precision
 from train.tuning import make_tuning
 
-Storages = dict[int, torch.UntypedStorage]  # by address; who keeps it keeps later tensors from these addresses
 
-
-def storages(tensors: Iterable[Any]) -> Storages:
+def storages(tensors: Iterable[Any]) -> dict[int, int]:
+    """Address -> bytes of the storages behind tensors."""
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors if isinstance(t, Tensor)]
-    found = [t.untyped_storage() for t in local if t.device.type == "cpu"]
-    return {storage.data_ptr(): storage for storage in found if storage.nbytes()}
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local if t.device.type == "cpu"}
+    return {address: size for address, size in found.items() if size}
 
 
-def alive() -> Storages:
+def alive() -> dict[int, int]:
     return storages(x for x in gc.get_objects() if issubclass(type(x), Tensor))
-
-
-def bytes_outside(found: Storages, seen: Collection[int]) -> int:
-    return sum(storage.nbytes() for address, storage in found.items() if address not in seen)
 
 
 def flatten(value: Any) -> Iterator[Any]:
@@ -81,32 +76,32 @@ def parts(runtime: Runtime, model: nn.Module, optimizer: Any) -> dict[str, Itera
     }
 
 
-def count(runtime: Runtime, model: nn.Module, optimizer: Any, before: Storages) -> dict[str, int]:
+def count(runtime: Runtime, model: nn.Module, optimizer: Any, before: dict[int, int]) -> dict[str, int]:
     gc.collect()
     seen, bytes_of = set(before), {}
     for name, tensors in parts(runtime, model, optimizer).items():
-        found = storages(tensors)
-        bytes_of[name] = bytes_outside(found, seen)
+        found = {address: size for address, size in storages(tensors).items() if address not in seen}
         seen |= set(found)
+        bytes_of[name] = sum(found.values())
     if hasattr(model, "_get_ddp_logging_data"):  # made in C++, where the garbage collector does not look
         sizes = model._get_ddp_logging_data()
         text = sizes.get("rebuilt_bucket_sizes") or sizes["bucket_sizes"]
         bytes_of["buckets"] += sum(int(size) for size in text.split(","))
-    return {**bytes_of, "others": bytes_outside(alive(), seen)}
+    others = {address: size for address, size in alive().items() if address not in seen}
+    return {**bytes_of, "others": sum(others.values())}
 
 
 def build(case: Case) -> tuple[Runtime, nn.Module, Any]:
     AcceleratorState._reset_state(reset_partial_state=True)
     for name in [n for n in os.environ if n.startswith("ACCELERATE_")]:
         del os.environ[name]
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        if case.stage:
+    if case.stage:
+        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
             json.dump(deepspeed_config(case), file)
-            file.flush()
-            os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": file.name}
-        else:
-            os.environ["ACCELERATE_USE_CPU"] = "true"
-        runtime = Runtime(case.precision, 1.0)
+        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": file.name}
+    else:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    runtime = Runtime(case.precision, 1.0)
     tuning = make_tuning(case.tuning_config)
     model = tuning.apply(AutoModelForCausalLM.from_config(CONFIGS[case.family], dtype=case.load_dtype))
     config = OptimConfig(name=case.optimizer, weight_decay=0.1)
