@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import Config, parse
-from zerotune.common.byte_sizes import bytes_of, gigabytes
+from zerotune.common.byte_sizes import CUDA_CONTEXT, bytes_of, gigabytes
 from zerotune.common.errors import UserError
 from zerotune.common.mask_secrets import printable
 from zerotune.models.find_folder import require_model
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from zerotune.inference.requests import Head
 
 PLAN, MEMORY = "--plan", "--gpu-memory"
-CONTEXT = 800_000_000  # bytes; an estimate, not measured
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,8 +49,8 @@ def _planned(config: Config, folder: str, memory: int) -> str:
     found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     weights = max(_weights(config, found, head, dtype) for head in {task.head for task in config.chosen_tasks})
     activation, cache = bytes_of_token(found.get_text_config(), dtype)
-    free = memory - weights - CONTEXT
-    rows = [("weights", gigabytes(weights)), ("CUDA context (estimate)", gigabytes(CONTEXT))]
+    free = memory - weights - CUDA_CONTEXT
+    rows = [("weights", gigabytes(weights)), ("CUDA context (estimate)", gigabytes(CUDA_CONTEXT))]
     longest = getattr(found.get_text_config(), "max_position_embeddings", None)
     if free > 0:
         budget = budget_of(free, found, dtype, MOST_ON_GPU)

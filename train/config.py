@@ -98,7 +98,8 @@ class ModelConfig:
         tokenizer: Folder or hub name of the tokenizer; by default the model's own.
         weights: Data type of the weights. auto is float32 for trained weights, and the run's precision for frozen ones.
         attention: auto uses FlashAttention 3 or 2 if installed, else PyTorch's scaled-dot-product attention.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, and up to a third
+            more time, or a half with adapters.
         trust_remote_code: Run Python code that comes with the model. Accepted on the command line only.
     """
 

@@ -24,11 +24,11 @@ from train.plan.states import StateBytes, States, at_peak
 from train.plan.weights import Weight, precision_of, tuned_model, weights_of
 from train.protocols import Objective
 from train.tuning.describe import base_of
+from zerotune.common.byte_sizes import CUDA_CONTEXT
 from zerotune.models import attention
 from zerotune.models.precision import DTYPES
 from zerotune.models.token_statistics import VALUE_HEAD
 
-CONTEXT = 800_000_000  # bytes: CUDA context, cuBLAS and NCCL buffers; an estimate, not measured
 FRAGMENTED = 0.04  # of the GPU: what the caching allocator cannot use; an estimate, not measured
 FAILED_INSIDE = (RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError)
 
@@ -219,7 +219,7 @@ def plan(
 
 def least(model: Model, layout: Layout) -> int:
     """Bytes that a run needs in any case."""
-    return at_peak(model.weights, layout, _state_bytes(model.config)).in_update + CONTEXT
+    return at_peak(model.weights, layout, _state_bytes(model.config)).in_update + CUDA_CONTEXT
 
 
 def _parts(
@@ -234,7 +234,7 @@ def _parts(
         "master weights": states.master,
         "optimizer": states.optimizer,
         **model.further.always(model.weights, layout),
-        "CUDA context, NCCL (estimate)": CONTEXT,
+        "CUDA context, NCCL (estimate)": CUDA_CONTEXT,
         "fragmentation (estimate)": round(FRAGMENTED * machine.memory),
     }
     quantized = max((w.size for w in model.weights if w.is_quantized), default=0)

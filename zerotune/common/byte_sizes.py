@@ -7,6 +7,7 @@ import re
 from zerotune.common.errors import UserError
 
 GB = 10**9
+CUDA_CONTEXT = 800_000_000  # with cuBLAS and NCCL buffers; an estimate, not measured
 UNITS = {"": GB, "g": GB, "gb": GB, "gib": 2**30, "mb": 10**6, "mib": 2**20, "tb": 10**12}
 
 

@@ -259,7 +259,8 @@ def numeric_class(kind: Any) -> Any:
         **kwargs: Any,
     ) -> Any:
         if values is not None:
-            values = values.view(torch.float64)  # may be bits, see `_run`
+            if values.dtype == torch.int64:  # bits, see `_run`
+                values = values.view(torch.float64)
             embeddings_btd = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             input_ids, inputs_embeds = None, self.numeric.direction(embeddings_btd, values)
         loss_head.install(self)

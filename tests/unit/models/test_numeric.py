@@ -447,6 +447,13 @@ def test_a_saved_model_opens_with_its_numbers(family: str, tmp_path: Any) -> Non
     assert numeric.losses(again, inputs, targets_bt, 0.5) == numeric.losses(model, inputs, targets_bt, 0.5)
 
 
+def test_values_may_have_any_type() -> None:
+    model, (inputs, _) = trained(build()), batch()
+    inputs["values"] = inputs["values"].float()
+    exact = model(**{**inputs, "values": inputs["values"].double()}).logits
+    torch.testing.assert_close(model(**inputs).logits, exact)
+
+
 def test_a_folder_of_an_older_version_is_refused(tmp_path: Any) -> None:
     build().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
